@@ -1,0 +1,137 @@
+"""One settings model per stage, in the order data flows."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from corpus_asr.config.base import Auto, Settings
+
+# What usually lies beside recordings and is no recording.
+SIDECAR_PATTERNS = tuple(
+    f"*.{suffix}"
+    for suffix in (
+        "json", "jsonl", "csv", "tsv", "parquet", "txt", "md", "xml", "yaml", "yml", "srt", "vtt",
+        "lab", "textgrid", "rttm", "log", "py", "html", "pdf", "jpg", "jpeg", "png", "gif",
+    )
+)  # fmt: skip
+
+
+class SourceSettings(Settings):
+    """Which recordings: addresses to list, or a manifest that names them."""
+
+    uri: tuple[str, ...] = Field(
+        default=(),
+        description="Files, folders or globs (`**` crosses folders); any fsspec scheme. "
+        "A folder means every object below it.",
+    )
+    manifest: str | None = Field(
+        default=None,
+        description="A .jsonl, .csv or .parquet with a `uri` column; relative addresses are "
+        "resolved against the manifest; other columns are kept as `metadata`.",
+    )
+    endpoint_url: str | None = Field(
+        default=None, description="S3 endpoint for the source, where it is not Amazon's."
+    )
+    exclude: tuple[str, ...] = Field(
+        default=SIDECAR_PATTERNS,
+        description="Name patterns (any case) left out of listings; addresses named in full and "
+        "manifests are never filtered.",
+    )
+
+    @field_validator("uri", "exclude", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "SourceSettings":
+        if bool(self.uri) == (self.manifest is not None):
+            raise ValueError("set either source.uri or source.manifest, not both and not neither")
+        return self
+
+
+class ExtractSettings(Settings):
+    """From bytes to features, on CPUs."""
+
+    part_s: float = Field(
+        default=600.0, ge=30.0, le=3600.0,
+        description="Longest stretch handed to the model at once; longer recordings are cut in "
+        "silence. Bounds memory and is the unit of retry.",
+    )  # fmt: skip
+    channels: Literal["mix", "each"] | Annotated[int, Field(ge=0)] = Field(
+        default="mix",
+        description="`mix` to mono, `each` channel apart, or the number of one channel from 0.",
+    )
+    speech_detection: Literal["silero", "none"] = Field(
+        default="silero",
+        description="Finds speech: parts are cut in silence, long silence is skipped. `none` "
+        "transcribes everything.",
+    )
+    speech_pad_s: float = Field(
+        default=0.4, ge=0.0, le=5.0, description="Audio kept on both sides of detected speech."
+    )
+    pack_mb: float = Field(
+        default=64.0, gt=0, description="Short files are grouped up to this many MiB per task."
+    )
+    workers: PositiveInt | Auto = Field(
+        default="auto", description="Extract processes; `auto` uses the CPUs transcription leaves."
+    )
+    item_timeout_s: float = Field(
+        default=600.0, gt=0,
+        description="A recording whose decoder gives no part for this long becomes a failure.",
+    )  # fmt: skip
+
+
+class ModelSettings(Settings):
+    """Which weights."""
+
+    checkpoint: str = Field(
+        description="A folder, an fsspec address, or a hub name such as openai/whisper-small."
+    )
+    revision: str | None = Field(default=None, description="Hub branch, tag or commit.")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        default="auto", description="`auto`: float16 on CUDA, float32 on CPU."
+    )
+    device: str = Field(
+        default="auto", description="`auto` takes a GPU if there is one; or cpu, cuda, cuda:1."
+    )
+
+
+class TranscribeSettings(Settings):
+    """How much hardware the model gets; never changes results."""
+
+    slots: PositiveInt | Auto = Field(
+        default="auto", description="Windows decoded side by side in one worker."
+    )
+    workers: PositiveInt | Auto = Field(
+        default="auto", description="Model processes; `auto`: one per GPU, or one on CPU."
+    )
+    gpus_per_worker: Annotated[float, Field(ge=0, le=8)] | Auto = Field(
+        default="auto", description="GPUs per model process; `auto`: 1 where there are GPUs, else 0."
+    )
+    cpus_per_worker: Annotated[float, Field(gt=0)] | Auto = Field(
+        default="auto", description="CPUs per model process; `auto`: half of them without a GPU."
+    )
+
+
+class OutputSettings(Settings):
+    """Where the tables go."""
+
+    uri: str = Field(description="Folder of the tables; any fsspec scheme. One folder, one run.")
+    endpoint_url: str | None = Field(
+        default=None, description="S3 endpoint for the output, where it is not Amazon's."
+    )
+    max_failed_fraction: float = Field(
+        default=0.01, ge=0, le=1,
+        description="Share of failed recordings above which the command exits with 1.",
+    )  # fmt: skip
+
+
+class ClusterSettings(Settings):
+    """Which Ray."""
+
+    address: str = Field(
+        default="local",
+        pattern=r"^(local|auto|ray://.+|[^:/\s]+:\d+)$",
+        description="`local` starts one here, `auto` joins the running one, or ray://host:port.",
+    )

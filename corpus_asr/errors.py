@@ -1,0 +1,74 @@
+"""The exception tree. Every class says when a caller would catch it.
+
+    CorpusAsrError
+    ├─ ConfigError       the YAML or command line is wrong; exit code 2
+    ├─ CheckpointError   the model folder is unusable: missing, unexpected or wrongly shaped keys
+    ├─ ItemError         one recording failed: it becomes a failure row, the run goes on
+    │  ├─ DecodeError    bad or empty audio; trying again would not help
+    │  └─ FetchError     the store failed; trying again may help
+    └─ EngineError       the worker is unusable; propagates, so that Ray replaces it
+
+A message says what was being done, to which thing, what was found against what was expected, and
+what to do. Attributes are keyword-only with defaults: Ray rebuilds exceptions from `args` alone,
+and a class that cannot be rebuilt so arrives without its type.
+"""
+
+
+class CorpusAsrError(Exception):
+    """Anything this package raises on purpose."""
+
+
+class ConfigError(CorpusAsrError):
+    """The configuration or command line cannot be used; nothing has been done yet."""
+
+
+class CheckpointError(CorpusAsrError):
+    """A model folder cannot be loaded; the message names the file and the keys."""
+
+
+class ItemError(CorpusAsrError):
+    """One recording failed; becomes that recording's outcome row.
+
+    Args:
+        message: the four parts described in the module docstring.
+        uri: the recording's address, where known.
+        kind: a short stable name counted in reports (`no_audio_stream`, `timeout`, ...).
+        retryable: whether running again may succeed.
+    """
+
+    default_kind = "item"
+    default_retryable = False
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        uri: str | None = None,
+        kind: str | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.uri = uri
+        self.kind = kind or self.default_kind
+        self.retryable = self.default_retryable if retryable is None else retryable
+
+    def __reduce__(self) -> tuple[object, ...]:
+        state = {"uri": self.uri, "kind": self.kind, "retryable": self.retryable}
+        return (type(self), self.args, state)
+
+
+class DecodeError(ItemError):
+    """The bytes were read but hold no usable audio."""
+
+    default_kind = "decode"
+
+
+class FetchError(ItemError):
+    """The store did not give the bytes; retried inside storage before it gets here."""
+
+    default_kind = "fetch"
+    default_retryable = True
+
+
+class EngineError(CorpusAsrError):
+    """The model worker cannot go on: device lost, out of memory at one slot, unusable weights."""

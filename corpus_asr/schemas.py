@@ -1,0 +1,152 @@
+"""The Arrow schema of every table: the contract between stages, and with readers of the output.
+
+Each field carries `doc` and, where it has one, `unit` in its metadata. Within one
+`SCHEMA_VERSION` columns are only added. FILES, PACKS, PARTS and RESULTS travel between stages;
+SEGMENTS, OUTCOMES and RECORDINGS are what a run leaves behind.
+"""
+
+import pyarrow as pa
+
+SCHEMA_VERSION = "1"
+
+
+def _field(name: str, kind: pa.DataType, doc: str, *, unit: str | None = None) -> pa.Field:
+    metadata = {"doc": doc} | ({"unit": unit} if unit else {})
+    return pa.field(name, kind, metadata=metadata)
+
+
+def _schema(table: str, *fields: pa.Field) -> pa.Schema:
+    metadata = {"corpus_asr.table": table, "corpus_asr.schema_version": SCHEMA_VERSION}
+    return pa.schema(list(fields), metadata=metadata)
+
+
+_RECORDING_ID = _field("recording_id", pa.string(), "stable 16-digit hash of the uri")
+_URI = _field("uri", pa.string(), "address of the recording, with its scheme")
+_SIZE = _field("size_bytes", pa.int64(), "object size when listed; null where unknown", unit="byte")
+_ETAG = _field("etag", pa.string(), "content version when listed: ETag, or size and mtime")
+_METADATA = _field("metadata", pa.string(), "extra manifest columns as a JSON object, or null")
+_PART = _field("part", pa.int32(), "index of the part within its recording, from 0")
+_LAST = _field("last_part", pa.bool_(), "whether this is the recording's last part")
+_CHANNEL = _field("channel", pa.int32(), "channel transcribed apart; null when mixed to mono")
+_PART_START = _field("part_start_s", pa.float64(), "start of the part", unit="second")
+_PART_END = _field("part_end_s", pa.float64(), "end of the part", unit="second")
+_STATUS = _field("status", pa.string(), "ok, no_speech or failed")
+_ERRORS = (
+    _field("error_stage", pa.string(), "stage that failed: extract or transcribe"),
+    _field("error_kind", pa.string(), "short stable name of the failure"),
+    _field("error_message", pa.string(), "what happened and what to do"),
+    _field("retryable", pa.bool_(), "whether running again may succeed; null unless failed"),
+)
+_AUDIO = (
+    _field("codec", pa.string(), "audio codec as ffmpeg names it"),
+    _field("sample_rate_hz", pa.int32(), "rate of the source audio", unit="hertz"),
+    _field("channels", pa.int32(), "channels of the source audio"),
+    _field("header_duration_s", pa.float64(), "what the container claims", unit="second"),
+    _field("decode_errors", pa.int32(), "packets skipped so far because they were broken"),
+)
+_SPANS = pa.list_(pa.struct([pa.field("start_s", pa.float64()), pa.field("end_s", pa.float64())]))
+
+FILES = _schema("files", _RECORDING_ID, _URI, _SIZE, _ETAG, _METADATA)
+
+PACK_FILE = pa.struct(
+    [*FILES, pa.field("done_parts", pa.list_(pa.int32()), metadata={"doc": "parts to leave out"})]
+)
+PACKS = _schema(
+    "packs",
+    _field("pack_id", pa.int64(), "position in the plan, largest first"),
+    _field("pack_bytes", pa.int64(), "sum of the files' sizes", unit="byte"),
+    _field("files", pa.list_(PACK_FILE), "the recordings of this pack"),
+)
+
+PARTS = _schema(
+    "parts",
+    _RECORDING_ID, _URI, _SIZE, _ETAG, _METADATA,
+    _PART, _LAST, _CHANNEL, _PART_START, _PART_END,
+    _STATUS, *_ERRORS, *_AUDIO,
+    _field("speech_s", pa.float64(), "detected speech within the part; null if not looked for",
+           unit="second"),
+    _field("speech_spans", _SPANS, "detected speech, padded, in recording time; null: no detection"),
+    _field("num_samples", pa.int64(), "16 kHz samples of audio in the part"),
+    _field("num_mel_bins", pa.int32(), "rows of the features"),
+    _field("features", pa.list_(pa.float16()),
+           "log-mel, frame-major (frame, mel) flattened; null unless status is ok"),
+    _field("pad_value", pa.float32(), "log-mel value of digital silence in this part"),
+    _field("language_features", pa.list_(pa.float16()),
+           "one window (frame, mel) from the recording's first speech, for language detection; "
+           "null when that window lies in this part's own features"),
+    _field("language_window_start_s", pa.float64(), "start of the language window", unit="second"),
+    _field("decode_s", pa.float64(), "time spent extracting this part", unit="second"),
+)  # fmt: skip
+
+SEGMENT_FIELDS = (
+    _field("segment", pa.int32(), "index of the segment within its part, from 0"),
+    _field("start_s", pa.float64(), "start, from the start of the recording", unit="second"),
+    _field("end_s", pa.float64(), "end, from the start of the recording", unit="second"),
+    _field("text", pa.string(), "what was said"),
+    _field("tokens", pa.list_(pa.int32()), "token ids of the text"),
+    _field("language", pa.string(), "language code the segment was decoded in"),
+    _field("language_probability", pa.float32(), "its probability; null when it was given"),
+    _field("task", pa.string(), "transcribe or translate"),
+    _field("confidence", pa.float32(), "exp(mean token log-probability of the segment), 0-1"),
+    _field("avg_logprob", pa.float32(), "mean log-probability of the window, end token included"),
+    _field("no_speech_prob", pa.float32(), "probability that the window holds no speech"),
+    _field("compression_ratio", pa.float32(), "text bytes over zlib bytes; high means repetition"),
+    _field("temperature", pa.float32(), "sampling temperature that was accepted; 0 is greedy"),
+    _field("speech_fraction", pa.float32(), "share of the segment in detected speech; null: none"),
+)
+
+_PART_RESULT = (
+    _field("duration_s", pa.float64(), "audio decoded in this part", unit="second"),
+    _field("speech_s", pa.float64(), "detected speech within the part; null if not looked for",
+           unit="second"),
+    _STATUS, *_ERRORS,
+    _field("attempts", pa.int32(), "times the part was tried in this run"),
+    _field("segments_written", pa.int32(), "rows in the segments table"),
+    *_AUDIO,
+    _field("language", pa.string(), "language the part was decoded in; null without speech"),
+    _field("language_probability", pa.float32(), "its probability; null when it was given"),
+    _field("device", pa.string(), "device that transcribed; null where none did"),
+    _field("decode_s", pa.float64(), "time spent extracting", unit="second"),
+    _field("transcribe_s", pa.float64(), "time from submission to result", unit="second"),
+)  # fmt: skip
+
+RESULTS = _schema(
+    "results",
+    _RECORDING_ID, _URI, _SIZE, _ETAG, _METADATA, _PART, _LAST, _CHANNEL, _PART_START, _PART_END,
+    *_PART_RESULT,
+    _field("segments", pa.list_(pa.struct(list(SEGMENT_FIELDS))), "the part's segments, in order"),
+)  # fmt: skip
+
+_RUN_ID = _field("run_id", pa.string(), "the run that wrote the row")
+
+SEGMENTS = _schema(
+    "segments",
+    _RUN_ID, _RECORDING_ID, _URI, _PART, _CHANNEL, *SEGMENT_FIELDS, _METADATA,
+    _field("model", pa.string(), "checkpoint as configured"),
+    _field("model_revision", pa.string(), "hash that names the exact weights"),
+)  # fmt: skip
+
+OUTCOMES = _schema(
+    "outcomes",
+    _RUN_ID, _RECORDING_ID, _URI, _SIZE, _ETAG, _METADATA,
+    _PART, _LAST, _CHANNEL, _PART_START, _PART_END, *_PART_RESULT,
+    _field("segments_object", pa.string(),
+           "name of the segments object this commit covers; null when it has no segments"),
+)  # fmt: skip
+
+RECORDINGS = _schema(
+    "recordings",
+    _RUN_ID, _RECORDING_ID, _URI, _SIZE, _ETAG, _METADATA,
+    _field("status", pa.string(), "failed if any part failed, else ok if any part has segments"),
+    *_ERRORS, *_AUDIO,
+    _field("duration_s", pa.float64(), "audio decoded", unit="second"),
+    _field("speech_s", pa.float64(), "detected speech", unit="second"),
+    _field("parts", pa.int32(), "parts committed"),
+    _field("segments", pa.int32(), "segments written"),
+    _field("languages", pa.list_(pa.string()), "languages decoded, most frequent first"),
+)  # fmt: skip
+
+
+def empty(schema: pa.Schema) -> pa.Table:
+    """Return a table of `schema` without rows."""
+    return schema.empty_table()

@@ -1,0 +1,56 @@
+"""Result values: frozen, plain, free of torch, Arrow and Ray.
+
+All times are seconds from the start of the recording.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeechSpan:
+    """A stretch in which speech was detected, padding included."""
+
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A stretch of text with its times and scores."""
+
+    start_s: float
+    end_s: float
+    text: str
+    tokens: tuple[int, ...]
+    """Token ids of the segment's text, timestamps and special tokens left out."""
+    language: str | None
+    language_probability: float | None
+    """Probability of `language` among the languages considered; None where it was given."""
+    task: str
+    confidence: float
+    """exp(mean log-probability of this segment's text tokens), in 0-1."""
+    avg_logprob: float
+    """Mean log-probability over the whole window, end token included (Whisper's definition)."""
+    no_speech_prob: float
+    compression_ratio: float
+    temperature: float
+    speech_fraction: float | None
+    """Share of the segment that overlaps detected speech; None without speech detection."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transcript:
+    """What one recording (or one part of it) says."""
+
+    segments: tuple[Segment, ...]
+    language: str | None
+    language_probability: float | None
+    duration_s: float
+    speech_s: float | None = None
+    uri: str | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The segments' texts joined, outer blanks removed."""
+        return "".join(segment.text for segment in self.segments).strip()

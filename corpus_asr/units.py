@@ -1,0 +1,27 @@
+"""Every constant of time and size, derived once.
+
+Knows nothing of files, models or tables; imports nothing.
+"""
+
+SAMPLE_RATE_HZ = 16_000
+
+# Whisper's log-mel front end (Radford et al. 2022, section 2.2).
+FFT_SAMPLES = 400  # 25 ms analysis window
+HOP_SAMPLES = 160  # 10 ms between frames
+FRAMES_PER_SECOND = SAMPLE_RATE_HZ // HOP_SAMPLES  # 100
+
+# One Whisper window.
+WINDOW_S = 30
+WINDOW_SAMPLES = WINDOW_S * SAMPLE_RATE_HZ  # 480,000
+WINDOW_FRAMES = WINDOW_SAMPLES // HOP_SAMPLES  # 3,000
+
+# The encoder's second convolution halves the frame rate; one timestamp token is one position.
+FRAMES_PER_POSITION = 2
+WINDOW_POSITIONS = WINDOW_FRAMES // FRAMES_PER_POSITION  # 1,500
+TIMESTAMP_STEP_S = FRAMES_PER_POSITION / FRAMES_PER_SECOND  # 0.02
+
+# A frame still touches content while its 400-sample window reaches past the last sample:
+# that is at most this many frames after the last whole hop.
+TAIL_FRAMES = -(-(FFT_SAMPLES // 2) // HOP_SAMPLES)  # 2
+
+MEBIBYTE = 1 << 20
