@@ -1,0 +1,67 @@
+"""Which model families there are, and which one a checkpoint folder belongs to.
+
+In: a checkpoint folder. Out: its `Family`; its parts are imported only when resolved. A new family
+is a folder under `models/` and one entry here. Knows nothing of what a family's parts do.
+"""
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.models.family import Family
+
+_WHISPER = Family(
+    model_type="whisper",
+    config="corpus_asr.models.whisper.config:WhisperConfig",
+    tokenizer="corpus_asr.models.whisper.tokenizer:WhisperTokenizer",
+    part_features="corpus_asr.models.whisper.features:WhisperPartFeatures",
+    slot_model="corpus_asr.models.whisper.model:WhisperForConditionalGeneration",
+)
+
+FAMILIES: Mapping[str, Family] = MappingProxyType({_WHISPER.model_type: _WHISPER})
+"""Every family by the `model_type` of its checkpoints."""
+
+
+def family_of(folder: Path) -> Family:
+    """Find the family of a checkpoint by the `model_type` in its config.json.
+
+    Raises:
+        CheckpointError: config.json is missing or unreadable, or names no known family.
+    """
+    path = folder / "config.json"
+    known = ", ".join(sorted(FAMILIES))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"loading a checkpoint from {folder}: found no config.json; give a folder in Hugging "
+            f"Face layout whose model_type is one of: {known}"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"reading {path}: found no readable JSON ({error}); fetch the checkpoint again"
+        ) from error
+    model_type = content.get("model_type") if isinstance(content, dict) else None
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        raise CheckpointError(
+            f"reading {path}: found model_type {model_type!r}, expected one of: {known}; "
+            f"choose a checkpoint of a supported family"
+        )
+    return family
+
+
+def resolve(reference: str) -> Any:
+    """Import what a `Family` reference names.
+
+    Raises:
+        ValueError: `reference` does not read `"module:Name"`.
+    """
+    module_name, separator, name = reference.partition(":")
+    if not (module_name and separator and name.isidentifier()):
+        raise ValueError(f'resolving {reference!r}: expected the form "module:Name"')
+    return getattr(importlib.import_module(module_name), name)
