@@ -1,0 +1,43 @@
+"""What holds for every test: checked shapes, bounded threads, a quiet local Ray, real data if any.
+
+The environment and the import hook are set before anything of the package is imported.
+"""
+
+import os
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+_ENVIRONMENT = {
+    # Threads beyond the cores make torch and numpy many times slower, not faster.
+    "OMP_NUM_THREADS": str(_CORES),
+    "OPENBLAS_NUM_THREADS": str(_CORES),
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    # Workers write to their log files only; what fails reaches the driver as an exception.
+    "RAY_LOG_TO_DRIVER": "0",
+    # A dead S3 metadata address costs seconds per client when credentials are looked for.
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+for _name, _value in _ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+
+from jaxtyping import install_import_hook  # noqa: E402  (the environment comes first)
+
+import tests.support.shapes  # noqa: E402, F401  (the hook names it in a string)
+
+install_import_hook("corpus_asr", "tests.support.shapes.check")
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real speech and a small checkpoint beside the repository, where a machine has them."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real speech at {folder}: tests of it run only where it is provided")
+    return folder
