@@ -25,3 +25,7 @@ TIMESTAMP_STEP_S = FRAMES_PER_POSITION / FRAMES_PER_SECOND  # 0.02
 TAIL_FRAMES = -(-(FFT_SAMPLES // 2) // HOP_SAMPLES)  # 2
 
 MEBIBYTE = 1 << 20
+
+# Silence longer than this is skipped by the seek loop; shorter silence is decoded with what follows,
+# since a window that starts a little before the speech is what the models were trained on.
+LONG_SILENCE_S = 5.0

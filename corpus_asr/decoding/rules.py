@@ -1,0 +1,133 @@
+"""What each slot may say next: suppression and Whisper's timestamp grammar, vectorised over slots.
+
+In: raw logits of the active slots and the rules they were admitted with. Out: the same tensor,
+forbidden tokens at minus infinity. Knows token ids only; keeps its state on the logits' device and
+never reads it back.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from corpus_asr.decoding.protocols import TokenRules
+
+FORBIDDEN = float("-inf")
+
+
+class SlotRules:
+    """The rules and grammar state of every slot.
+
+    The grammar: timestamps come in pairs, except directly before the end; they never decrease, and
+    a segment is never empty; the first token is a timestamp; and when the timestamps together are
+    likelier than any single text token, a timestamp it is.
+
+    Source: Radford et al. 2022, section 2.3; openai-whisper `ApplyTimestampRules`. Equal to it token
+    for token (tests/decoding/test_rules.py).
+    """
+
+    def __init__(self, slots: int, vocab_size: int, device: torch.device) -> None:
+        self._vocab_size = vocab_size
+        self._device = device
+        self._timestamp_begin = vocab_size  # no grammar seen yet: an empty range of timestamps
+        self._end = 0
+        self._masks: dict[TokenRules, tuple[Tensor, Tensor]] = {}
+        self._bias = torch.zeros(slots, vocab_size, device=device)
+        self._grammar = torch.zeros(slots, dtype=torch.bool, device=device)
+        self._last_is_timestamp = torch.zeros(slots, dtype=torch.bool, device=device)
+        self._one_before_is_timestamp = torch.zeros(slots, dtype=torch.bool, device=device)
+        self._last_timestamp = torch.zeros(slots, dtype=torch.long, device=device)
+
+    def admit(self, slot: int, rules: TokenRules) -> None:
+        """Give `slot` new rules and forget what it said before.
+
+        Raises:
+            ValueError: `rules` place the timestamps elsewhere than earlier rules did.
+        """
+        if rules.timestamp_begin is not None:
+            if self._timestamp_begin not in (self._vocab_size, rules.timestamp_begin):
+                raise ValueError(
+                    f"admitting rules with timestamps from {rules.timestamp_begin}: other slots "
+                    f"have them from {self._timestamp_begin}; use one decoder per vocabulary"
+                )
+            self._timestamp_begin = rules.timestamp_begin
+        self._end = rules.end
+        self._bias[slot] = self._mask(rules)[0]
+        self._grammar[slot] = rules.timestamp_begin is not None
+        # With nothing said yet the grammar treats both tokens before as timestamps.
+        self._last_is_timestamp[slot] = True
+        self._one_before_is_timestamp[slot] = True
+        self._last_timestamp[slot] = -1
+
+    def apply_first(
+        self, logits: Float[Tensor, "slot vocab"], rules: Sequence[TokenRules]
+    ) -> Float[Tensor, "slot vocab"]:
+        """Forbid, in place, what may not come directly after the prompt."""
+        for row, rule in zip(logits, rules, strict=True):
+            row += self._mask(rule)[1]
+        grammar = [rule.timestamp_begin is not None for rule in rules]
+        return self._prefer_timestamps(logits, torch.tensor(grammar, device=self._device))
+
+    def apply(self, logits: Float[Tensor, "slot vocab"]) -> Float[Tensor, "slot vocab"]:
+        """Forbid, in place, what the first `len(logits)` slots may not say next."""
+        count, begin = len(logits), self._timestamp_begin
+        logits += self._bias[:count]
+        last, before = self._last_is_timestamp[:count], self._one_before_is_timestamp[:count]
+        grammar = self._grammar[:count]
+        pair_complete = (grammar & last & before).unsqueeze(1)
+        pair_open = grammar & last & ~before
+        steps = torch.arange(self._vocab_size - begin, device=self._device)
+        lowest = self._last_timestamp[:count] + (~pair_open).long()
+        too_early = grammar.unsqueeze(1) & (steps < lowest.unsqueeze(1))  # (slot, timestamp)
+        logits[:, begin:].masked_fill_(pair_complete | too_early, FORBIDDEN)
+        logits[:, : self._end].masked_fill_(pair_open.unsqueeze(1), FORBIDDEN)
+        return self._prefer_timestamps(logits, grammar)
+
+    def update(self, tokens: Int[Tensor, " batch"], slots: Int[Tensor, " batch"]) -> None:
+        """Note what `slots` said."""
+        step = tokens - self._timestamp_begin
+        is_timestamp = step >= 0
+        self._one_before_is_timestamp[slots] = self._last_is_timestamp[slots]
+        self._last_is_timestamp[slots] = is_timestamp
+        self._last_timestamp[slots] = torch.where(is_timestamp, step, self._last_timestamp[slots])
+
+    def move(self, source: int, target: int) -> None:
+        """Make slot `target` what slot `source` is."""
+        for tensor in (
+            self._bias,
+            self._grammar,
+            self._last_is_timestamp,
+            self._one_before_is_timestamp,
+            self._last_timestamp,
+        ):
+            tensor[target] = tensor[source]
+
+    def _prefer_timestamps(
+        self, logits: Float[Tensor, "slot vocab"], grammar: Bool[Tensor, " slot"]
+    ) -> Float[Tensor, "slot vocab"]:
+        begin = self._timestamp_begin
+        if begin < self._vocab_size:
+            # The softmax's denominator is the same on both sides, so raw logits compare alike.
+            together = logits[:, begin:].logsumexp(dim=1)
+            likelier = together > logits[:, :begin].amax(dim=1)
+            logits[:, :begin].masked_fill_((grammar & likelier).unsqueeze(1), FORBIDDEN)
+        return logits
+
+    def _mask(self, rules: TokenRules) -> tuple[Tensor, Tensor]:
+        """The additive masks of `rules`: for any position, and for the first."""
+        if rules not in self._masks:
+            always = torch.zeros(self._vocab_size, device=self._device)
+            if rules.only:
+                always.fill_(FORBIDDEN)[list(rules.only)] = 0.0
+            always[list(rules.suppress)] = FORBIDDEN
+            if rules.timestamp_begin is not None and rules.no_timestamps is not None:
+                always[rules.no_timestamps] = FORBIDDEN
+            first = always.clone()
+            first[list(rules.suppress_first)] = FORBIDDEN
+            if rules.timestamp_begin is not None:
+                first[: rules.timestamp_begin] = FORBIDDEN
+                if rules.max_initial_timestamp is not None:
+                    first[rules.timestamp_begin + rules.max_initial_timestamp + 1 :] = FORBIDDEN
+            self._masks[rules] = (always, first)
+        return self._masks[rules]
