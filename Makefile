@@ -1,0 +1,44 @@
+# Everything runs inside .venv, which `make setup` fills from pyproject.toml and constraints.txt.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-soak lint format clean
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## Make .venv and install the package with its development tools
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else f"corpus-asr needs Python 3.11 or later, {sys.executable} is {sys.version.split()[0]}; set PYTHON=")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## Transcribe the clips in tests/data/demo and report on them
+	$(BIN)/corpus-asr run configs/demo.yaml
+	$(BIN)/corpus-asr report output/demo
+
+test: $(INSTALLED) ## Run the tests, linters included; no network, no GPU
+	@$(BIN)/python -m pytest
+
+test-soak: $(INSTALLED) ## Run the tests that take minutes to hours
+	@$(BIN)/python -m pytest -m slow --timeout=7200
+
+lint: $(INSTALLED) ## Run all linters
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/codespell
+
+format: $(INSTALLED) ## Format the code and mend what can be mended
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean: ## Remove .venv, caches and the demo's output
+	@rm -rf $(VENV) build dist output .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
