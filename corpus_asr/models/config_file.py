@@ -72,7 +72,7 @@ def typed_values(
         except TypeError as error:
             raise CheckpointError(
                 f"reading {path}: {name} is {_describe(content[name])}, "
-                f"expected {_type_name(hints[name])}; correct the file or fetch the checkpoint again"
+                f"expected {_type_name(hints[name])}; fetch the checkpoint again or correct the key"
             ) from error
     unknown = {key: value for key, value in content.items() if key not in names}
     return known, unknown
