@@ -1,0 +1,290 @@
+"""A YAML file as plain values, before anything is known about which keys exist.
+
+In: the path of a file and the `--set` overrides. Out: nested dicts and lists, the place each key
+came from, and the problems found so far, so that they can be told together with those of the
+settings. Knows nothing of the settings models.
+
+YAML is read with the plain scalars of its version 1.2: only `true` and `false` are booleans and
+dates are text. Version 1.1, PyYAML's own choice, reads the language code `no` as false.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from corpus_asr.config.secrets import hide_secrets
+from corpus_asr.errors import ConfigError
+
+KeyPath = tuple[str, ...]
+
+_INTERPOLATION = re.compile(
+    r"(?P<escaped>\$\$(?=\{))"
+    r"|\$\{env:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<has_default>:-(?P<default>[^}]*))?\}"
+    r"|(?P<unknown>\$\{[^}]*\}?)"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One thing that is wrong with the configuration."""
+
+    key: KeyPath
+    message: str
+
+    @property
+    def dotted(self) -> str:
+        """The key as it is written in messages and in `--set`."""
+        return ".".join(self.key)
+
+
+@dataclass(slots=True, kw_only=True)
+class Document:
+    """What was written, by the user's own hand."""
+
+    name: str
+    values: dict[str, Any]
+    origins: dict[KeyPath, str] = field(default_factory=dict)
+    """Where a key was set: `line 4`, or the `--set` that did."""
+    problems: list[Problem] = field(default_factory=list)
+
+    def error(self, problems: Sequence[Problem]) -> ConfigError:
+        """Put every problem into one message, each with its place."""
+        lines = []
+        for problem in sorted(problems, key=lambda problem: self._line_number(problem.key)):
+            origin = self.origins.get(problem.key)
+            place = f"{origin}: " if origin else ""
+            key = f"{problem.dotted}: " if problem.key else ""
+            lines.append(f"  {place}{key}{problem.message}")
+        count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+        return ConfigError(f"reading {self.name}: {count}\n" + "\n".join(lines))
+
+    def _line_number(self, key: KeyPath) -> tuple[int, KeyPath]:
+        digits = re.fullmatch(r"line (\d+)", self.origins.get(key, ""))
+        return (int(digits[1]) if digits else 1_000_000, key)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the plain scalars of YAML 1.2's core schema."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own declaration
+
+
+_SCALARS: tuple[tuple[str, str, str], ...] = (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", "~nN\0"),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+"
+        r"|\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    ("merge", r"<<", "<"),
+)
+for _tag, _pattern, _first in _SCALARS:
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}",
+        re.compile(f"^(?:{_pattern})$"),
+        ["" if letter == "\0" else letter for letter in _first],
+    )
+
+
+def read_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
+    """Read a YAML file, apply overrides, fill in environment variables.
+
+    Args:
+        path: the file; a relative one is relative to the current directory.
+        overrides: `a.b=c` each; the value is YAML, an unquoted text is taken as it stands.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, empty, not YAML, or not a mapping; an
+            override has no `=`. Everything else is left in `Document.problems`.
+    """
+    name = os.fspath(path)
+    document = _parse(_read_text(Path(path), name), name)
+    for override in overrides:
+        _apply_override(document, override)
+    document.values = {
+        key: _interpolate(value, (key,), document.problems)
+        for key, value in document.values.items()
+    }
+    return document
+
+
+def _read_text(path: Path, name: str) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError(f"reading {name}: no such file{_nearest_file(path)}") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"reading {name}: found a folder, expected a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"reading {name}: byte {error.start} is not UTF-8; save the file as UTF-8 text"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"reading {name}: {error.strerror}") from error
+
+
+def _nearest_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f", nor a folder {path.parent}"
+    names = sorted(
+        child.name for child in path.parent.iterdir() if child.suffix in {".yaml", ".yml"}
+    )
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else "; give the path of a YAML file"
+
+
+def _parse(text: str, name: str) -> Document:
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            raise ConfigError(f"reading {name}: the file is empty, expected keys such as source:")
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError(
+                f"reading {name}: line {node.start_mark.line + 1}: found {_node_kind(node)}, "
+                "expected keys such as source: and model: at the top level"
+            )
+        document = Document(name=name, values={})
+        _survey(node, (), document, name)
+        document.values = _text_keys(loader.construct_document(node))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"reading {name}: {_yaml_words(error, text)}") from error
+    return document
+
+
+def _node_kind(node: yaml.Node) -> str:
+    return "a list" if isinstance(node, yaml.SequenceNode) else f"the single value {node.value!r}"
+
+
+def _survey(
+    node: yaml.Node, key: KeyPath, document: Document, name: str, above: tuple[int, ...] = ()
+) -> None:
+    """Note the line of every key, and keys written twice, which YAML would let pass."""
+    if id(node) in above:
+        raise ConfigError(
+            f"reading {name}: {'.'.join(key)}: an alias contains itself; write it out"
+        )
+    above = (*above, id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            _survey(child, key, document, name, above)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: dict[str, int] = {}
+    for key_node, value_node in node.value:
+        own = str(key_node.value)
+        line = key_node.start_mark.line + 1
+        path = (*key, own)
+        if own in seen:
+            message = f"written twice, on lines {seen[own]} and {line}; keep one"
+            document.problems.append(Problem(key=path, message=message))
+        seen.setdefault(own, line)
+        document.origins[path] = f"line {line}"
+        _survey(value_node, path, document, name, above)
+
+
+def _text_keys(value: Any) -> Any:
+    """Spell every key as text, as a settings name is: `1:` and `true:` are unknown keys too."""
+    if isinstance(value, dict):
+        return {str(key): _text_keys(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_text_keys(child) for child in value]
+    return value
+
+
+def _yaml_words(error: yaml.YAMLError, text: str) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
+        return f"not YAML: {error}"
+    source = text.splitlines()[mark.line].strip() if mark.line < len(text.splitlines()) else ""
+    hint = "; indent with blanks, not tabs" if "\\t" in (error.problem or "") else ""
+    shown = f"\n  {hide_secrets(source)}" if source else ""
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}{hint}{shown}"
+
+
+def _apply_override(document: Document, override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    key = tuple(part.strip() for part in dotted.split("."))
+    if not equals or not all(key):
+        raise ConfigError(
+            f"reading --set {override}: expected key=value, such as --set decoding.language=en"
+        )
+    value = override_value(text, f"--set {dotted}")
+    section = document.values
+    for depth, part in enumerate(key[:-1], start=1):
+        child = section.get(part)
+        if child is not None and not isinstance(child, dict):
+            message = f"{'.'.join(key[:depth])} is a single value and has no keys below it"
+            document.problems.append(Problem(key=key, message=message))
+            return
+        section[part] = child = dict(child or {})
+        section = child
+    section[key[-1]] = value
+    for path in [path for path in document.origins if path[: len(key)] == key]:
+        del document.origins[path]
+    document.origins[key] = f"--set {hide_secrets(override)}"
+
+
+def override_value(text: str, where: str) -> Any:
+    """Read the right side of `key=value`.
+
+    Lists, mappings, numbers, booleans and quoted text are YAML. Other text is taken as it stands,
+    so that an address may hold `#`, or begin with `*`, which mean something else in YAML.
+
+    Raises:
+        ConfigError: `text` opens a list, mapping or quotation that it does not close.
+    """
+    stripped = text.strip()
+    quoted = stripped.startswith(('"', "'", "[", "{"))
+    try:
+        value = yaml.load(stripped, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        if not quoted:
+            return stripped
+        raise ConfigError(f"reading {where}: {_yaml_words(error, stripped)}") from error
+    is_plain = not quoted and not isinstance(value, int | float | None)
+    return stripped if is_plain else _text_keys(value)
+
+
+def _interpolate(value: Any, key: KeyPath, problems: list[Problem]) -> Any:
+    """Replace `${env:NAME}` in every text; a value that is nothing else and empty becomes null."""
+    if isinstance(value, dict):
+        return {name: _interpolate(child, (*key, name), problems) for name, child in value.items()}
+    if isinstance(value, list):
+        return [_interpolate(child, key, problems) for child in value]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    text = _INTERPOLATION.sub(lambda match: _variable(match, key, problems), value)
+    # An optional key such as endpoint_url can so be left to the environment: ${env:NAME:-}.
+    return text or None
+
+
+def _variable(match: re.Match[str], key: KeyPath, problems: list[Problem]) -> str:
+    if match["escaped"]:
+        return "$"
+    if match["unknown"]:
+        forms = "${env:NAME} or ${env:NAME:-default}"
+        message = f"{match['unknown']} is not understood, expected {forms}"
+        problems.append(Problem(key=key, message=message))
+        return match["unknown"]
+    name = match["name"]
+    value = os.environ.get(name)
+    if match["has_default"]:
+        return value or match["default"]  # as in a shell, :- also covers the empty value
+    if value is None:
+        message = (
+            f"the environment variable {name} is not set; export it, or give a default with "
+            f"${{env:{name}:-default}}"
+        )
+        problems.append(Problem(key=key, message=message))
+        return ""
+    return value

@@ -1,0 +1,153 @@
+"""From a YAML file, overrides and the environment to settings, or to one message with all problems.
+
+In: a path and `--set a.b=c` overrides; for a transcriber in a script, the options it was called
+with. Out: frozen settings. Every problem is told at once, with its line, the nearest known key
+and what was expected. Knows nothing of what the settings mean: whether a store can be reached or
+a language exists is found out by those who use them.
+
+Addresses without a scheme are local paths. Relative ones (`source.uri`, `source.manifest`,
+`model.checkpoint`, `output.uri`) are relative to the current directory, not to the YAML file.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from corpus_asr.config.base import Settings
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.document import KeyPath, override_value, read_document
+from corpus_asr.config.problems import booleans_in_the_wrong_place, problems_in
+from corpus_asr.config.run import RunConfig
+from corpus_asr.config.secrets import hide_secrets
+from corpus_asr.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One resolved value, as `corpus-asr plan` shows it."""
+
+    key: str
+    value: Any
+    """Plain data with secrets hidden."""
+    is_default: bool
+    description: str
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read and check a job.
+
+    Args:
+        path: a YAML file.
+        overrides: `a.b=c` each, applied in order; the value is read as YAML.
+
+    Raises:
+        ConfigError: the file cannot be read, or anything in it is unknown, missing or mistyped.
+    """
+    document = read_document(path, overrides)
+    values = _without_empty_sections(document.values)
+    problems = list(document.problems)
+    problems += booleans_in_the_wrong_place(values, model=RunConfig)
+    config: RunConfig | None = None
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        known = {problem.key for problem in problems}
+        found = problems_in(error, model=RunConfig, values=values)
+        problems += [problem for problem in found if problem.key not in known]
+    if problems or config is None:
+        raise document.error(problems)
+    return config
+
+
+def decoding_from(options: Mapping[str, Any]) -> DecodingSettings:
+    """Turn keyword options of a transcriber into settings.
+
+    Args:
+        options: keys of the `decoding` section. `language=None` is the way libraries ask for
+            detection, so it is taken as `auto`.
+
+    Raises:
+        ConfigError: an option is unknown or its value is not admitted; all such are named.
+    """
+    values = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in options.items()
+    }
+    if values.get("language", "") is None:
+        values["language"] = "auto"
+    problems = list(booleans_in_the_wrong_place(values, model=DecodingSettings))
+    settings: DecodingSettings | None = None
+    try:
+        settings = DecodingSettings.model_validate(values)
+    except ValidationError as error:
+        known = {problem.key for problem in problems}
+        found = problems_in(error, model=DecodingSettings, values=values)
+        problems += [problem for problem in found if problem.key not in known]
+    if problems or settings is None:
+        told = "; ".join(f"{problem.dotted}: {problem.message}" for problem in problems)
+        raise ConfigError(f"reading the decoding options: {told}")
+    return settings
+
+
+def decoding_options(overrides: Sequence[str]) -> dict[str, Any]:
+    """Read `key=value` decoding options of a command line, `decoding.` before the key or not.
+
+    Raises:
+        ConfigError: an option has no `=`, or a value that is not YAML.
+    """
+    options: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"reading --set {override}: expected key=value, such as language=en")
+        options[key.strip().removeprefix("decoding.")] = override_value(text, f"--set {key}")
+    return options
+
+
+def resolved(config: Settings) -> dict[str, Any]:
+    """Return every value, defaults included, as plain data with secrets hidden."""
+    plain = _hidden(config.model_dump(mode="json"))
+    assert isinstance(plain, dict)
+    return plain
+
+
+def settings_of(config: RunConfig) -> Iterator[Setting]:
+    """Yield every value in the order of the file, saying which the user left out."""
+    yield from _settings(config, ())
+
+
+def _settings(settings: Settings, above: KeyPath) -> Iterator[Setting]:
+    plain = resolved(settings)
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if isinstance(value, Settings):
+            yield from _settings(value, (*above, name))
+            continue
+        yield Setting(
+            key=".".join((*above, name)),
+            value=plain[name],
+            is_default=name not in settings.model_fields_set,
+            description=field.description or "",
+        )
+
+
+def _without_empty_sections(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a section whose keys are all commented out, which YAML makes null, as a section."""
+    sections = {
+        name
+        for name, field in RunConfig.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
+    }
+    return {
+        name: {} if value is None and name in sections else value for name, value in values.items()
+    }
+
+
+def _hidden(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _hidden(child) for name, child in value.items()}
+    if isinstance(value, list):
+        return [_hidden(child) for child in value]
+    return hide_secrets(value) if isinstance(value, str) else value

@@ -1,0 +1,25 @@
+"""Takes credentials out of addresses before they are printed or saved.
+
+A text comes in, the same text with its secrets masked goes out. Knows nothing of settings: any
+text that may hold an address can be passed through, an address inside a sentence included.
+"""
+
+import re
+
+MASK = "***"
+
+# user:password@ (or token@) between a scheme and a host. The last @ before the first slash ends
+# it, because a password may hold an @ of its own; an @ in an object's key is left alone.
+_USER_INFO = re.compile(r"(?<=://)[^/\s?#]*@")
+
+# Signed links carry their credentials in the query: X-Amz-Signature, sig, AWSAccessKeyId, token...
+_QUERY_SECRET = re.compile(
+    r"(?P<name>[?&][^=&\s]*(?:sig|token|key|secret|credential|passw|auth|policy)[^=&\s]*=)[^&#\s]+",
+    re.IGNORECASE,
+)
+
+
+def hide_secrets(text: str) -> str:
+    """Mask user names, passwords and signatures in the addresses that `text` holds."""
+    without_user = _USER_INFO.sub(f"{MASK}@", text)
+    return _QUERY_SECRET.sub(rf"\g<name>{MASK}", without_user)

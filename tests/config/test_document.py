@@ -1,0 +1,144 @@
+"""YAML is read strictly: one value per key, no surprises of YAML 1.1, the environment filled in."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corpus_asr.config.document import Document, override_value, read_document
+from corpus_asr.errors import ConfigError
+
+
+def read(tmp_path: Path, text: str, *overrides: str) -> Document:
+    path = tmp_path / "job.yaml"
+    path.write_text(text, encoding="utf-8")
+    return read_document(path, overrides)
+
+
+def refusal(tmp_path: Path, content: bytes) -> str:
+    path = tmp_path / "job.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_document(path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "the file is empty"),
+        (b"# nothing\n", "the file is empty"),
+        (b"- a\n", "line 1: found a list, expected keys"),
+        (b"hello", "found the single value 'hello'"),
+        (b"a: 1\nb: [1\nc: 2\n", "line 3, column 2"),
+        (b"a:\n\tb: 1\n", "indent with blanks, not tabs"),
+        (b"a: \xff\n", "byte 3 is not UTF-8"),
+        (b"a: 1\n---\nb: 2\n", "line 2"),
+        (b"a: !!python/object:os.system x\n", "could not determine a constructor"),
+        (b"a: &x [*x]\n", "a: an alias contains itself"),
+        (b"a: \x00\n", "not YAML"),
+    ],
+)
+def test_what_is_not_a_mapping_is_refused_with_its_line(
+    content: bytes, told: str, tmp_path: Path
+) -> None:
+    assert told in refusal(tmp_path, content)
+
+
+def test_a_missing_file_is_told_with_the_nearest_name(tmp_path: Path) -> None:
+    (tmp_path / "podcasts.yaml").touch()
+    with pytest.raises(ConfigError, match=r"no such file; did you mean .*podcasts\.yaml\?"):
+        read_document(tmp_path / "podcast.yaml")
+    with pytest.raises(ConfigError, match="nor a folder"):
+        read_document(tmp_path / "nowhere" / "podcast.yaml")
+    with pytest.raises(ConfigError, match="found a folder"):
+        read_document(tmp_path)
+
+
+def test_a_key_written_twice_is_a_problem_with_both_lines(tmp_path: Path) -> None:
+    document = read(tmp_path, "a:\n  b: 1\n  b: 2\n")
+    assert [problem.dotted for problem in document.problems] == ["a.b"]
+    assert "lines 2 and 3" in document.problems[0].message
+
+
+def test_anchors_and_merged_keys_are_not_duplicates(tmp_path: Path) -> None:
+    document = read(tmp_path, "a: &base {x: 1, y: 2}\nb:\n  <<: *base\n  x: 3\n")
+    assert document.values["b"] == {"x": 3, "y": 2}
+    assert not document.problems
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("no", "no"),
+        ("yes", "yes"),
+        ("off", "off"),
+        ("true", True),
+        ("2026-01-31", "2026-01-31"),
+        ("1:30", "1:30"),
+        ("1e-3", 0.001),
+        ("-1.5", -1.5),
+        (".5", 0.5),
+        ("007", "007"),
+        ("~", None),
+        ("", None),
+        ("'1'", "1"),
+        ("1_000", "1_000"),
+    ],
+)
+def test_scalars_mean_what_yaml_1_2_says(written: str, meant: Any, tmp_path: Path) -> None:
+    assert read(tmp_path, f"a: {written}\n").values == {"a": meant}
+
+
+def test_keys_are_text(tmp_path: Path) -> None:
+    assert read(tmp_path, "1: {2: a}\n").values == {"1": {"2": "a"}}
+
+
+def test_variables_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUCKET", "pod")
+    monkeypatch.setenv("EMPTY", "")
+    monkeypatch.delenv("UNSET", raising=False)
+    document = read(
+        tmp_path,
+        "a: s3://${env:BUCKET}/x\n"
+        "b: ['${env:BUCKET}', 1]\n"
+        "c: ${env:UNSET:-fallback}\n"
+        "d: ${env:EMPTY:-fallback}\n"
+        "e: ${env:UNSET:-}\n"
+        "f: $${env:BUCKET} costs $5\n",
+    )
+    assert document.values == {
+        "a": "s3://pod/x",
+        "b": ["pod", 1],
+        "c": "fallback",
+        "d": "fallback",
+        "e": None,
+        "f": "${env:BUCKET} costs $5",
+    }
+    assert not document.problems
+
+
+def test_an_unset_variable_is_told_with_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("UNSET", raising=False)
+    document = read(tmp_path, "a: {b: '${env:UNSET}'}\nc: ${HOME}\n")
+    told = str(document.error(document.problems))
+    assert "line 1: a.b: the environment variable UNSET is not set" in told
+    assert "line 2: c: ${HOME} is not understood, expected ${env:NAME}" in told
+
+
+def test_overrides_make_the_sections_they_need(tmp_path: Path) -> None:
+    document = read(tmp_path, "a: 1\nb:\n", "b.c=2", "d.e.f=[x]")
+    assert document.values == {"a": 1, "b": {"c": 2}, "d": {"e": {"f": ["x"]}}}
+    assert document.origins[("b", "c")] == "--set b.c=2"
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cc"])))
+def test_any_unquoted_text_is_an_override_value(text: str) -> None:
+    if text.strip().startswith(("'", '"', "[", "{")):
+        return
+    value = override_value(text, "--set key")
+    assert value == text.strip() or isinstance(value, int | float | None)

@@ -1,0 +1,181 @@
+"""A job is read whole, or refused in one message that names every key that is wrong."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.load import (
+    decoding_from,
+    decoding_options,
+    load_config,
+    resolved,
+    settings_of,
+)
+from corpus_asr.errors import ConfigError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+MINIMAL = """
+source: {uri: recordings}
+model: {checkpoint: openai/whisper-tiny}
+output: {uri: out}
+"""
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write_yaml(text: str) -> Path:
+        path = tmp_path / "job.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_yaml
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_configuration_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in re.findall(r"\$\{env:(\w+)\}", path.read_text(encoding="utf-8")):
+        monkeypatch.setenv(name, "value")
+    assert load_config(path).pipeline == "transcribe_corpus"
+
+
+def test_what_is_left_out_carries_its_default(write: Write) -> None:
+    config = load_config(write(MINIMAL))
+    assert config.source.uri == ("recordings",)
+    assert config.decoding == DecodingSettings()
+    assert config.cluster.address == "local"
+
+
+def test_a_section_without_keys_is_all_defaults(write: Write) -> None:
+    config = load_config(write(MINIMAL + "decoding:\n  # language: en\n"))
+    assert config.decoding == DecodingSettings()
+
+
+def test_overrides_are_read_as_yaml_and_win_over_the_file(write: Write) -> None:
+    path = write(MINIMAL + "decoding: {language: de}\n")
+    config = load_config(
+        path,
+        [
+            "decoding.language=[en, no]",
+            "extract.part_s=60",
+            "decoding.logprob_threshold=null",
+            "source.uri=s3://bucket/talks #1/*.wav",
+        ],
+    )
+    assert config.decoding.language == ("en", "no")
+    assert config.extract.part_s == 60
+    assert config.decoding.logprob_threshold is None
+    assert config.source.uri == ("s3://bucket/talks #1/*.wav",)
+
+
+def test_a_manifest_can_take_the_place_of_addresses_by_overrides(write: Write) -> None:
+    config = load_config(write(MINIMAL), ["source={manifest: files.jsonl}"])
+    assert (config.source.uri, config.source.manifest) == ((), "files.jsonl")
+
+
+def test_all_problems_are_told_at_once_with_line_and_nearest_key(write: Write) -> None:
+    message = refusal(
+        write("source: {uri: a, mainfest: b}\nextract:\n  part_s: ten\nmodel: {}\nout: {uri: x}\n")
+    )
+    lines = message.splitlines()
+    assert lines[0].endswith("job.yaml: 5 problems")
+    assert "line 1: source.mainfest: unknown key; did you mean source.manifest?" in lines[1]
+    assert 'line 3: extract.part_s: found the text "ten", expected a number at least 30' in message
+    assert "model.checkpoint: missing; A folder" in message
+    assert "line 5: out: unknown key; did you mean output?" in message
+    assert "output: missing; a section with uri" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("decoding.languge=en", "decoding.languge: unknown key; did you mean decoding.language?"),
+        ("language=en", "language: unknown key; did you mean decoding.language?"),
+        ("extract.part-s=60", "did you mean extract.part_s?"),
+        ("extract.part_s.x=60", "extract.part_s"),
+        ("nothing.like.it=1", "known here: pipeline, source, extract"),
+        ("decoding.temperature=[0, 9]", "item 2: found 9, expected a number at least 0 and at"),
+        ("transcribe.slots=true", "transcribe.slots: found true, expected a whole number"),
+        ("decoding.language=7", "put it in quotes"),
+        ("extract.part_s=null", "leave the key out for its default, 600.0"),
+        ("extract.part_s=.inf", "found inf, expected a number"),
+        ("decoding.strategy=seq", "expected sequential or chunked"),
+        ("cluster.address=not an address", "`local` starts one here"),
+        ("source.manifest=m.csv", "set either source.uri or source.manifest"),
+        ("model=7", "model: found 7, expected keys below it: checkpoint"),
+        ("source.uri=[a", "reading --set source.uri: line 1"),
+        ("decoding.language", "expected key=value"),
+    ],
+)
+def test_a_wrong_override_is_refused_in_plain_words(override: str, told: str, write: Write) -> None:
+    assert told in refusal(write(MINIMAL), override)
+
+
+def test_decoding_options_take_none_as_automatic_language() -> None:
+    settings = decoding_from({"language": None, "temperature": 0.0, "strategy": "chunked"})
+    assert settings == DecodingSettings(temperature=(0.0,), strategy="chunked")
+
+
+def test_an_unknown_decoding_option_is_told_with_its_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"languge: unknown key; did you mean language\?"):
+        decoding_from({"languge": "en"})
+    with pytest.raises(ConfigError, match=r"temperature: found true.*task: found the text"):
+        decoding_from({"temperature": True, "task": "sing"})
+
+
+def test_decoding_options_of_a_command_line_may_carry_their_section() -> None:
+    options = decoding_options(["decoding.temperature=[0, 0.5]", "logprob_threshold=null"])
+    assert options == {"temperature": [0, 0.5], "logprob_threshold": None}
+    with pytest.raises(ConfigError, match="expected key=value"):
+        decoding_options(["temperature"])
+
+
+def test_resolved_settings_are_plain_and_hide_secrets(write: Write) -> None:
+    config = load_config(
+        write(MINIMAL),
+        [
+            "source.uri=https://host/a.mp3?X-Amz-Signature=abc&part=1",
+            "output.endpoint_url=http://user:secret@store:9000",
+        ],
+    )
+    plain = resolved(config)
+    assert plain["source"]["uri"] == ["https://host/a.mp3?X-Amz-Signature=***&part=1"]
+    assert plain["output"]["endpoint_url"] == "http://***@store:9000"
+    assert plain["decoding"]["temperature"] == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+
+
+def test_settings_say_which_of_them_are_defaults(write: Write) -> None:
+    settings = {setting.key: setting for setting in settings_of(load_config(write(MINIMAL)))}
+    assert not settings["source.uri"].is_default
+    assert settings["source.manifest"].is_default
+    assert settings["decoding.language"].is_default
+    assert settings["decoding.language"].value == "auto"
+    assert all(setting.description for key, setting in settings.items() if key != "pipeline")
+
+
+def test_the_podcast_example_shows_every_key() -> None:
+    text = (CONFIGS / "podcasts.yaml").read_text(encoding="utf-8")
+    for setting in settings_of(load_config(CONFIGS / "podcasts.yaml")):
+        assert re.search(rf"^ *(# )?{setting.key.rpartition('.')[2]}:", text, re.MULTILINE)
+        shown_section = setting.key.partition(".")[0]
+        assert re.search(rf"^{shown_section}:", text, re.MULTILINE)
+
+
+def test_the_podcast_example_says_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("S3_ENDPOINT", raising=False)
+    shown = load_config(CONFIGS / "podcasts.yaml")
+    assert shown.extract == type(shown.extract)()
+    assert shown.decoding == type(shown.decoding)()
+    assert shown.transcribe == type(shown.transcribe)()
+    assert shown.output.max_failed_fraction == 0.01
