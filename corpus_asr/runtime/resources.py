@@ -1,0 +1,246 @@
+"""How many workers of which size: every `auto` of a configuration and a machine, resolved once.
+
+In: the settings and the machines' shape. Out: numbers with their reasons in plain sight, which
+`describe` prints. Knows no Ray; nothing here changes a result.
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import ConfigError
+from corpus_asr.units import FRAMES_PER_SECOND, MEBIBYTE, SAMPLE_RATE_HZ
+
+# Slots assumed for bookkeeping where the engine chooses them itself.
+ASSUMED_SLOTS_GPU = 64
+ASSUMED_SLOTS_CPU = 8
+# Parts waiting or being decoded per slot: one in the slot, one ready to take its place.
+PARTS_PER_SLOT = 2
+# Features of one call stay below this, so that few long parts or many short ones travel together.
+CALL_BYTES = 64 * MEBIBYTE
+MAX_MEL_BINS = 128
+FEATURE_BYTES_PER_S = FRAMES_PER_SECOND * MAX_MEL_BINS * 2  # float16: 25,600
+# Ray Data works with half of the object store, and other blocks than those in flight live there.
+STORE_SHARE_IN_FLIGHT = 4
+MIN_STORE_BYTES = 512 * MEBIBYTE
+MAX_STORE_SHARE_OF_MEMORY = 0.3
+# An extract worker: interpreter, decoder and detector; then samples and features of two parts.
+EXTRACT_BASE_BYTES = 450 * MEBIBYTE
+EXTRACT_COPIES_OF_PART = 4
+# One core extracts about 300 times faster than real time, far ahead of a model on the other three.
+CORES_PER_EXTRACT_WORKER_ON_CPU = 4
+# Reading the plan and writing results must find a CPU when the actors hold all others.
+SPARE_CPUS = 1
+# Without any result for this long the run is given up (Ray's own default is 1,800 s).
+MIN_NO_PROGRESS_S = 3600.0
+SLOWEST_SPEED: dict[Literal["gpu", "cpu"], float] = {"gpu": 10.0, "cpu": 0.5}  # times real time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeShape:
+    """One machine as the scheduler sees it."""
+
+    cpus: float
+    """CPUs to reserve; may be more than there are."""
+    cores: int
+    gpus: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What each stage gets. Bytes and seconds are limits, not expectations."""
+
+    extract_workers: int
+    extract_cpus: float
+    extract_memory_bytes: int | None
+    transcribe_workers: int
+    transcribe_cpus: float
+    transcribe_gpus: float
+    transcribe_threads: int | None
+    """Threads of the model; None where a GPU does the work."""
+    rows_per_call: int
+    calls_in_flight: int
+    no_progress_timeout_s: float
+
+    @property
+    def parts_in_flight(self) -> int:
+        """Parts one transcribe worker holds at once."""
+        return self.rows_per_call * self.calls_in_flight
+
+    def describe(self) -> str:
+        """Return the resources as one line per stage."""
+        threads = "" if self.transcribe_threads is None else f", {self.transcribe_threads} threads"
+        memory = (
+            ""
+            if self.extract_memory_bytes is None
+            else f", {self.extract_memory_bytes / MEBIBYTE:.0f} MiB"
+        )
+        return (
+            f"extract: up to {self.extract_workers} workers of {self.extract_cpus:g} CPU{memory}\n"
+            f"transcribe: {self.transcribe_workers} workers of {self.transcribe_gpus:g} GPU, "
+            f"{self.transcribe_cpus:g} CPU{threads}; {self.parts_in_flight} parts in flight each "
+            f"({self.calls_in_flight} calls of {self.rows_per_call})\n"
+            f"given up after {self.no_progress_timeout_s:.0f} s without progress"
+        )
+
+
+def this_machine(*, gpus: float = 0.0) -> NodeShape:
+    """Return the shape of this machine, with the cores this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    cores = cores or os.cpu_count() or 1
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return NodeShape(cpus=cores, cores=cores, gpus=gpus, memory_bytes=pages)
+
+
+def resolve_resources(
+    config: RunConfig,
+    nodes: tuple[NodeShape, ...],
+    *,
+    num_packs: int,
+    store_bytes: int | None = None,
+) -> Resources:
+    """Resolve every `auto` for these machines.
+
+    Args:
+        config: the job; explicit numbers are taken as they are.
+        nodes: the machines there are now.
+        num_packs: units of extract work; more workers than that would idle.
+        store_bytes: memory for tables between the stages; None: sized to what is in flight.
+
+    Raises:
+        ConfigError: GPUs are asked for without a number of workers, and there are none.
+    """
+    gpus_each = _gpus_per_worker(config, nodes)
+    workers = _transcribe_workers(config, nodes, gpus_each=gpus_each)
+    workers_per_node = math.ceil(workers / max(1, len(nodes)))
+    largest = max(nodes, key=lambda node: node.cpus)
+    cpus_each = _cpus_per_worker(config, largest, gpus_each, workers_per_node=workers_per_node)
+    extract_workers, extract_cpus = _extract_workers(
+        config, nodes, on_gpu=gpus_each > 0, taken_cpus=workers * cpus_each, num_packs=num_packs
+    )
+    memory = _extract_bytes(config)
+    fits = sum(node.memory_bytes // memory for node in nodes) >= extract_workers
+    rows, calls = _in_flight(config, on_gpu=gpus_each > 0, workers=workers, store_bytes=store_bytes)
+    speed = SLOWEST_SPEED["gpu" if gpus_each > 0 else "cpu"]
+    return Resources(
+        extract_workers=extract_workers,
+        extract_cpus=extract_cpus,
+        # A reservation nobody can meet would wait for ever.
+        extract_memory_bytes=memory if fits else None,
+        transcribe_workers=workers,
+        transcribe_cpus=cpus_each,
+        transcribe_gpus=gpus_each,
+        transcribe_threads=_threads(config, largest, gpus_each, workers_per_node=workers_per_node),
+        rows_per_call=rows,
+        calls_in_flight=calls,
+        no_progress_timeout_s=max(MIN_NO_PROGRESS_S, rows * calls * config.extract.part_s / speed),
+    )
+
+
+def store_bytes_for(config: RunConfig, node: NodeShape) -> int:
+    """Return how much object store a Ray started on this machine gets."""
+    on_gpu = _gpus_per_worker(config, (node,)) > 0
+    workers = _transcribe_workers(config, (node,), gpus_each=_gpus_per_worker(config, (node,)))
+    rows, calls = _in_flight(config, on_gpu=on_gpu, workers=workers, store_bytes=None)
+    needed = STORE_SHARE_IN_FLIGHT * workers * rows * calls * _part_bytes(config)
+    return max(MIN_STORE_BYTES, min(needed, int(node.memory_bytes * MAX_STORE_SHARE_OF_MEMORY)))
+
+
+def _gpus_per_worker(config: RunConfig, nodes: tuple[NodeShape, ...]) -> float:
+    asked = config.transcribe.gpus_per_worker
+    if asked != "auto":
+        return asked
+    if config.model.device == "cpu":
+        return 0.0
+    return 1.0 if any(node.gpus >= 1 for node in nodes) else 0.0
+
+
+def _transcribe_workers(
+    config: RunConfig, nodes: tuple[NodeShape, ...], *, gpus_each: float
+) -> int:
+    if config.transcribe.workers != "auto":
+        return config.transcribe.workers
+    if gpus_each == 0:
+        return max(1, sum(node.cpus > 0 for node in nodes))
+    workers = sum(int(node.gpus / gpus_each) for node in nodes)
+    if workers == 0:
+        raise ConfigError(
+            f"planning workers: transcribe.gpus_per_worker is {gpus_each:g}, but no machine of "
+            f"{len(nodes)} has as many GPUs; set it to 0 to use CPUs, or set transcribe.workers "
+            "if the cluster adds machines when asked"
+        )
+    return workers
+
+
+def _cpus_per_worker(
+    config: RunConfig, node: NodeShape, gpus_each: float, *, workers_per_node: int
+) -> float:
+    if config.transcribe.cpus_per_worker != "auto":
+        return config.transcribe.cpus_per_worker
+    if gpus_each > 0:
+        return 0.0
+    return max(0.5, node.cpus // 2 / workers_per_node)
+
+
+def _threads(
+    config: RunConfig, node: NodeShape, gpus_each: float, *, workers_per_node: int
+) -> int | None:
+    """Return the model's threads on a CPU.
+
+    All cores, though only half are reserved: extraction is many times faster than the model, so
+    its processes wait for room most of the time.
+    """
+    if gpus_each > 0:
+        return None
+    if config.transcribe.cpus_per_worker != "auto":
+        return max(1, round(config.transcribe.cpus_per_worker))
+    return max(1, node.cores // workers_per_node)
+
+
+def _extract_workers(
+    config: RunConfig,
+    nodes: tuple[NodeShape, ...],
+    *,
+    on_gpu: bool,
+    taken_cpus: float,
+    num_packs: int,
+) -> tuple[int, float]:
+    """Return how many extract workers and the CPUs each reserves."""
+    free = sum(node.cpus for node in nodes) - taken_cpus - SPARE_CPUS
+    if config.extract.workers != "auto":
+        wanted = config.extract.workers
+    elif on_gpu:
+        wanted = int(free)
+    else:
+        wanted = sum(node.cores for node in nodes) // CORES_PER_EXTRACT_WORKER_ON_CPU
+    workers = max(1, min(wanted, num_packs))
+    # More workers than free CPUs were asked for, or the machine is tiny: share, never starve.
+    share = 1.0 if workers <= free else max(0.01, math.floor(max(free, 0.5) / workers * 100) / 100)
+    return workers, share
+
+
+def _in_flight(
+    config: RunConfig, *, on_gpu: bool, workers: int, store_bytes: int | None
+) -> tuple[int, int]:
+    """Return rows per call and calls in flight of one transcribe worker."""
+    slots = config.transcribe.slots
+    if slots == "auto":
+        slots = ASSUMED_SLOTS_GPU if on_gpu else ASSUMED_SLOTS_CPU
+    parts = PARTS_PER_SLOT * slots
+    if store_bytes is not None:
+        room = store_bytes // STORE_SHARE_IN_FLIGHT // workers // _part_bytes(config)
+        parts = max(2, min(parts, room))
+    rows = max(1, min(parts // 4, CALL_BYTES // _part_bytes(config)))
+    return rows, math.ceil(parts / rows)
+
+
+def _part_bytes(config: RunConfig) -> int:
+    return int(config.extract.part_s * FEATURE_BYTES_PER_S)
+
+
+def _extract_bytes(config: RunConfig) -> int:
+    samples = config.extract.part_s * SAMPLE_RATE_HZ * 4  # float32
+    return EXTRACT_BASE_BYTES + int(EXTRACT_COPIES_OF_PART * samples)

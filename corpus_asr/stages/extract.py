@@ -1,0 +1,140 @@
+"""PACKS in, PARTS out: each recording of a pack becomes one row per part, one table at a time.
+
+The work is done by `corpus_asr.stages.extraction` in a child process; this side turns what comes
+back into rows and failures into failure rows, so a crashing, hanging or memory-eating decoder
+costs one recording. Knows no decoder, no feature and no model.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from corpus_asr.config.stages import ExtractSettings
+from corpus_asr.errors import CheckpointError, ConfigError, EngineError
+from corpus_asr.schemas import FILES, PARTS
+from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
+from corpus_asr.stages.stage import NO_SPEECH, OK, failure_fields, one_row
+from corpus_asr.storage.model_files import fetch_checkpoint
+from corpus_asr.units import SAMPLE_RATE_HZ
+
+EXTRACTOR = "corpus_asr.stages.extraction:PartExtractor"
+
+
+class ExtractStage:
+    """Extract the recordings of packs, one after another.
+
+    Args:
+        checkpoint: folder, address or hub name of the model; only its small files are fetched.
+        revision: of a hub checkpoint.
+        settings: the `extract` section.
+        endpoint_url: the store of the recordings, where it is not the default one.
+        extractor: `module:callable` run in the child; another one in tests.
+
+    Raises:
+        CheckpointError: the model's configuration cannot be had.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        *,
+        revision: str | None = None,
+        settings: ExtractSettings,
+        endpoint_url: str | None = None,
+        extractor: str = EXTRACTOR,
+    ) -> None:
+        folder = fetch_checkpoint(checkpoint, revision=revision, weights=False)
+        self._child = IsolatedGenerator(
+            extractor,
+            init_kwargs={
+                "folder": str(folder),
+                "endpoint_url": endpoint_url,
+                "part_s": settings.part_s,
+                "channels": settings.channels,
+                "speech_detection": settings.speech_detection,
+                "speech_pad_s": settings.speech_pad_s,
+            },
+            timeout_s=settings.item_timeout_s,
+        )
+
+    def __call__(self, packs: pa.Table) -> Iterator[pa.Table]:
+        """Yield one PARTS table per part, as soon as the part after it is known or there is none.
+
+        Raises:
+            CheckpointError: the model's feature settings are unusable.
+            EngineError: extraction cannot go on for any recording.
+        """
+        for files in packs.column("files").to_pylist():
+            for file in files:
+                yield from self._extract(file)
+
+    def close(self) -> None:
+        """End the child process."""
+        self._child.close()
+
+    def _extract(self, file: dict[str, Any]) -> Iterator[pa.Table]:
+        """Yield the parts of one file, held back by one so that the last is known as such."""
+        identity = {name: file[name] for name in FILES.names}
+        done = frozenset(file["done_parts"] or ())
+        request = ExtractRequest(uri=file["uri"], done_parts=done)
+        next_part = 0
+        held: ExtractedPart | None = None
+        failure: dict[str, Any] | None = None
+        messages = self._child.run(request)
+        while True:
+            try:
+                extracted = next(messages, None)
+            except (CheckpointError, ConfigError, EngineError):
+                raise
+            except Exception as error:  # whatever one recording did, it is that recording's row
+                failure = failure_fields(error, stage="extract")
+                extracted = None
+            if held is not None and held.wanted:
+                last = extracted is None and failure is None
+                yield _part_row(held, identity=identity, last=last)
+            if extracted is None:
+                break
+            held = extracted
+            next_part = extracted.part + 1
+        if failure is not None:
+            # A done part keeps its outcome: the failure takes the first index still open.
+            while next_part in done:
+                next_part += 1
+            yield one_row(PARTS, identity | failure | {"part": next_part, "last_part": True})
+
+
+def _part_row(part: ExtractedPart, *, identity: dict[str, Any], last: bool) -> pa.Table:
+    spans = part.speech
+    start_s = part.start_sample / SAMPLE_RATE_HZ
+    return one_row(
+        PARTS,
+        identity
+        | {
+            "part": part.part,
+            "last_part": last,
+            "channel": part.channel,
+            "part_start_s": start_s,
+            "part_end_s": (part.start_sample + part.num_samples) / SAMPLE_RATE_HZ,
+            "status": NO_SPEECH if part.features is None else OK,
+            "codec": part.codec,
+            "sample_rate_hz": part.sample_rate_hz,
+            "channels": part.channels,
+            "header_duration_s": part.header_duration_s,
+            "decode_errors": part.decode_errors,
+            "speech_s": None if spans is None else sum(end - start for start, end in spans),
+            "speech_spans": None if spans is None else _as_structs(spans),
+            "num_samples": part.num_samples,
+            "num_mel_bins": part.num_mel_bins,
+            "features": part.features,
+            "pad_value": part.pad_value,
+            "language_features": part.language_features,
+            "language_window_start_s": part.language_window_start_s,
+            "decode_s": part.decode_s,
+        },
+    )
+
+
+def _as_structs(spans: tuple[tuple[float, float], ...]) -> list[dict[str, float]]:
+    return [{"start_s": start, "end_s": end} for start, end in spans]

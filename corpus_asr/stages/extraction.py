@@ -1,0 +1,198 @@
+"""One recording in, its parts out: speech spans, features and times. Runs in a child process.
+
+Bytes are read in ranges, decoded as a stream, cut in silence and turned into log-mel features; at
+no time is more than about two parts' audio in memory. Native decoders may crash or hang here:
+`corpus_asr.stages.extract` runs this behind `IsolatedGenerator` and never imports what it imports.
+Knows nothing of tables, packs or of what is done with a failure.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float16
+
+from corpus_asr.audio.activity import SileroDetector
+from corpus_asr.audio.decode import AudioDecoder, open_audio
+from corpus_asr.audio.parts import AudioPart, PartCutter
+from corpus_asr.errors import DecodeError
+from corpus_asr.models.family import PartFeatures
+from corpus_asr.models.registry import family_of, resolve
+from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
+from corpus_asr.storage.filesystem import open_binary
+from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES
+
+# Every channel keeps a part's audio and a detector; beyond this memory is no longer bounded.
+MAX_CHANNELS_APART = 64
+# Audio buffered over all channels; with more channels parts get shorter, never below 30 s.
+MAX_BUFFERED_S = 3600.0
+MIN_PART_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LanguageWindow:
+    part: int
+    start_s: float
+    features: Float16[np.ndarray, "frame mel"]
+
+
+class PartExtractor:
+    """Extract parts of recordings with one model family's features.
+
+    Args:
+        folder: the checkpoint; only its configuration files are read.
+        endpoint_url: the store of the recordings, where it is not the default one.
+        part_s, channels, speech_detection, speech_pad_s: as in the `extract` settings.
+
+    Raises:
+        CheckpointError: `folder` names no known model family or lacks feature settings.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: str,
+        endpoint_url: str | None,
+        part_s: float,
+        channels: Literal["mix", "each"] | int,
+        speech_detection: Literal["silero", "none"],
+        speech_pad_s: float,
+    ) -> None:
+        family = family_of(Path(folder))
+        self._features = resolve(family.part_features).from_folder(Path(folder))
+        self._endpoint_url = endpoint_url
+        self._part_s = part_s
+        self._channels = channels
+        self._speech_detection = speech_detection
+        self._speech_pad_s = speech_pad_s
+
+    def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart]:
+        """Yield the recording's parts in order; done parts come without their features.
+
+        Raises:
+            FetchError: the store failed.
+            DecodeError: the bytes hold no usable audio, or no sample of it.
+        """
+        started = time.perf_counter()
+        window: _LanguageWindow | None = None
+        part = -1
+        with (
+            open_binary(request.uri, endpoint_url=self._endpoint_url) as file,
+            open_audio(file, uri=request.uri, channels=self._channels) as decoder,
+        ):
+            for part, (channel, audio) in enumerate(self._cut(decoder, uri=request.uri)):
+                wanted = part not in request.done_parts
+                spoken = audio.speech is None or bool(audio.speech)
+                # The first speech decides the language of all parts, so a done part that
+                # holds it needs its features again.
+                features = None
+                if spoken and (wanted or window is None):
+                    features = self._features(audio.samples)
+                    window = window or _language_window(part, audio, features)
+                yield self._describe(
+                    decoder,
+                    part=part,
+                    channel=channel,
+                    audio=audio,
+                    features=features if wanted else None,
+                    window=window if wanted and spoken else None,
+                    wanted=wanted,
+                    decode_s=time.perf_counter() - started,
+                )
+                started = time.perf_counter()
+        if part < 0:
+            raise DecodeError(
+                f"decoding {request.uri}: the stream ended without one sample of audio; the file "
+                "is empty or truncated: replace it or leave it out",
+                uri=request.uri,
+                kind="empty_audio",
+            )
+
+    def _cut(self, decoder: AudioDecoder, *, uri: str) -> Iterator[tuple[int | None, AudioPart]]:
+        """Yield (channel, part) in the order in which parts are complete, channel by channel."""
+        apart = self._channels == "each"
+        cutters = self._cutters(decoder.num_channels, uri=uri)
+        names = [number if apart else None for number in range(len(cutters))]
+        if isinstance(self._channels, int):
+            names = [self._channels]
+        for chunk in decoder:  # (channel, sample)
+            for name, cutter, samples in zip(names, cutters, chunk, strict=True):
+                for audio in cutter.feed(samples):
+                    yield name, audio
+        for name, cutter in zip(names, cutters, strict=True):
+            for audio in cutter.finish():
+                yield name, audio
+
+    def _cutters(self, count: int, *, uri: str) -> list[PartCutter]:
+        if count > MAX_CHANNELS_APART:
+            raise DecodeError(
+                f"decoding {uri}: {count} channels, but at most {MAX_CHANNELS_APART} can be "
+                "transcribed apart; set extract.channels to mix or to one channel's number",
+                uri=uri,
+                kind="too_many_channels",
+            )
+        part_s = max(MIN_PART_S, min(self._part_s, MAX_BUFFERED_S / count))
+        return [
+            PartCutter(
+                part_s=part_s,
+                speech_pad_s=self._speech_pad_s,
+                detector=SileroDetector() if self._speech_detection == "silero" else None,
+            )
+            for _ in range(count)
+        ]
+
+    def _describe(
+        self,
+        decoder: AudioDecoder,
+        *,
+        part: int,
+        channel: int | None,
+        audio: AudioPart,
+        features: PartFeatures | None,
+        window: _LanguageWindow | None,
+        wanted: bool,
+        decode_s: float,
+    ) -> ExtractedPart:
+        info = decoder.info
+        return ExtractedPart(
+            part=part,
+            wanted=wanted,
+            channel=channel,
+            start_sample=audio.start_sample,
+            num_samples=len(audio.samples),
+            speech=_in_seconds(audio.speech),
+            features=None if features is None else features.values,
+            num_mel_bins=self._features.num_mel_bins,
+            pad_value=None if features is None else float(features.pad_value),
+            language_features=None if window is None or window.part == part else window.features,
+            language_window_start_s=None if window is None else window.start_s,
+            codec=info.codec,
+            sample_rate_hz=info.sample_rate_hz,
+            channels=info.channels,
+            header_duration_s=info.header_duration_s,
+            decode_errors=decoder.decode_errors,
+            decode_s=decode_s,
+        )
+
+
+def _language_window(part: int, audio: AudioPart, features: PartFeatures) -> _LanguageWindow:
+    """Cut one window from the first speech of `audio`, on a frame boundary of the part."""
+    first_sample = audio.speech[0][0] if audio.speech else audio.start_sample
+    first_frame = (first_sample - audio.start_sample) // HOP_SAMPLES
+    values = features.values[first_frame : first_frame + WINDOW_FRAMES]
+    # Padded here, with this part's silence: the parts that carry it have another floor.
+    padded = np.full((WINDOW_FRAMES, values.shape[1]), features.pad_value, dtype=np.float16)
+    padded[: len(values)] = values
+    start_s = (audio.start_sample + first_frame * HOP_SAMPLES) / SAMPLE_RATE_HZ
+    return _LanguageWindow(part=part, start_s=start_s, features=padded)
+
+
+def _in_seconds(
+    spans: tuple[tuple[int, int], ...] | None,
+) -> tuple[tuple[float, float], ...] | None:
+    if spans is None:
+        return None
+    return tuple((start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ) for start, end in spans)

@@ -1,0 +1,98 @@
+"""What a stage is, and how rows and features become Arrow tables and come back.
+
+A stage is called with one table and gives one table or an iterator of tables; its schemas are
+named in `corpus_asr.schemas`. It knows neither Ray nor where its table came from, so the same
+object runs in an actor, in a thread, or in a test. Failure is data: an `ItemError` of one row
+becomes that row's status; anything that makes the worker useless propagates.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float16
+
+from corpus_asr.errors import ItemError
+
+OK = "ok"
+NO_SPEECH = "no_speech"
+FAILED = "failed"
+# A failure that is our own mistake or the machine's, not the recording's.
+INTERNAL = "internal"
+
+
+class Stage(Protocol):
+    """One step of a pipeline: Arrow table in, Arrow table or tables out."""
+
+    def __call__(self, table: pa.Table, /) -> pa.Table | Iterator[pa.Table]:
+        """Work on one batch."""
+
+    def close(self) -> None:
+        """Give back processes, threads and memory; the stage is not used afterwards."""
+
+
+def failure_fields(error: Exception, *, stage: Literal["extract", "transcribe"]) -> dict[str, Any]:
+    """Return the status columns that record `error` for one row."""
+    if isinstance(error, ItemError):
+        kind, message, retryable = error.kind, str(error), error.retryable
+    else:
+        # A bug repeats itself; running out of memory, files or processes need not.
+        kind, retryable = INTERNAL, isinstance(error, MemoryError | OSError)
+        message = f"{type(error).__name__}: {error}"
+    return {
+        "status": FAILED,
+        "error_stage": stage,
+        "error_kind": kind,
+        "error_message": message,
+        "retryable": retryable,
+    }
+
+
+def one_row(schema: pa.Schema, row: Mapping[str, Any]) -> pa.Table:
+    """Build a table of one row; arrays in list columns of halves are taken without a copy.
+
+    Columns that `row` does not name are null.
+
+    Raises:
+        ValueError: `row` names a column that `schema` does not have.
+    """
+    if unknown := set(row) - set(schema.names):
+        raise ValueError(f"columns {sorted(unknown)} are not in the schema {schema.names}")
+    columns = [_one_value(row.get(field.name), field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _one_value(value: Any, kind: pa.DataType) -> pa.Array:
+    if isinstance(value, np.ndarray):
+        return half_list([value])
+    return pa.array([value], type=kind)
+
+
+def half_list(arrays: Sequence[Float16[np.ndarray, "..."]]) -> pa.ListArray:
+    """Return one list per array, flattened in C order; a single contiguous array is not copied."""
+    flat = [np.ascontiguousarray(array, dtype=np.float16).reshape(-1) for array in arrays]
+    values = flat[0] if len(flat) == 1 else np.concatenate(flat)
+    offsets = np.concatenate([[0], np.cumsum([len(array) for array in flat])]).astype(np.int32)
+    halves = pa.Array.from_buffers(pa.float16(), len(values), [None, pa.py_buffer(values)])
+    return pa.ListArray.from_arrays(pa.array(offsets), halves)
+
+
+def half_views(column: pa.ChunkedArray) -> list[Float16[np.ndarray, " value"] | None]:
+    """Return each row's halves as a read-only view of the column's memory, null as None."""
+    views: list[np.ndarray | None] = []
+    for chunk in column.chunks:
+        values = chunk.values
+        buffer = values.buffers()[1]
+        flat = (
+            np.frombuffer(buffer, dtype=np.float16)[values.offset : values.offset + len(values)]
+            if buffer is not None
+            else np.empty(0, np.float16)
+        )
+        offsets = chunk.offsets.to_numpy()
+        valid = chunk.is_valid().to_numpy(zero_copy_only=False)
+        views.extend(
+            flat[start:end] if present else None
+            for start, end, present in zip(offsets[:-1], offsets[1:], valid, strict=True)
+        )
+    return views

@@ -1,0 +1,219 @@
+"""PARTS in, RESULTS out: every part with speech is handed to the engine, the rest passes through.
+
+The engine decodes many parts at once in a thread of its own, so this stage is called from several
+threads: while one call waits for its last part, others keep the engine's slots full. Knows no
+network and no audio; torch is only reached through the engine, which loads in the background so
+that extraction can begin meanwhile.
+"""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float16
+
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.errors import ItemError
+from corpus_asr.schemas import PARTS, RESULTS
+from corpus_asr.segments import SpeechSpan
+from corpus_asr.stages.stage import OK, failure_fields, half_views
+from corpus_asr.storage.model_files import fetch_checkpoint
+
+if TYPE_CHECKING:  # imports torch
+    from corpus_asr.transcription.engine import PartRequest, PartTranscript
+
+# Large columns never become Python objects.
+_FEATURES = ("features", "language_features")
+_CARRIED = [name for name in PARTS.names if name in set(RESULTS.names)]
+
+
+class TranscribingEngine(Protocol):
+    """The part of `transcription.engine.Engine` that this stage uses."""
+
+    @property
+    def device_name(self) -> str:
+        """What the outcome's `device` column says."""
+
+    def submit(self, request: "PartRequest") -> "Future[PartTranscript]":
+        """Queue one part; thread-safe."""
+
+    def close(self) -> None:
+        """Give the device back."""
+
+
+class EngineFactory(Protocol):
+    """Makes the engine of one worker; pickled by reference, so a function of a module."""
+
+    def __call__(
+        self,
+        checkpoint: str,
+        *,
+        revision: str | None,
+        decoding: DecodingSettings,
+        device: str,
+        dtype: str,
+        slots: int | str,
+        num_threads: int | None,
+    ) -> TranscribingEngine:
+        """Load the model."""
+
+
+def load_engine(
+    checkpoint: str,
+    *,
+    revision: str | None,
+    decoding: DecodingSettings,
+    device: str,
+    dtype: str,
+    slots: int | str,
+    num_threads: int | None,
+) -> TranscribingEngine:
+    """Fetch the weights to this machine, once, and load the engine."""
+    from corpus_asr.transcription.engine import Engine  # imports torch: in the worker only
+
+    folder = fetch_checkpoint(checkpoint, revision=revision)
+    engine: TranscribingEngine = Engine.from_folder(
+        folder,
+        decoding=decoding,
+        device=device,
+        dtype=dtype,
+        slots=slots,
+        num_threads=num_threads,
+    )
+    return engine
+
+
+class TranscribeStage:
+    """Transcribe batches of parts on one engine.
+
+    Args:
+        checkpoint: folder, address or hub name of the model.
+        revision: of a hub checkpoint.
+        decoding: everything that changes the text.
+        device, dtype, slots, num_threads: as in the `model` and `transcribe` settings.
+        engine_factory: what loads the engine; another one in tests.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        *,
+        revision: str | None = None,
+        decoding: DecodingSettings,
+        device: str = "auto",
+        dtype: str = "auto",
+        slots: int | str = "auto",
+        num_threads: int | None = None,
+        engine_factory: EngineFactory = load_engine,
+    ) -> None:
+        # Loaded in the background: a failure to load surfaces in the first call with its own
+        # type, which an exception raised here would lose on its way out of a Ray actor.
+        loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load-engine")
+        self._engine = loader.submit(
+            engine_factory,
+            checkpoint,
+            revision=revision,
+            decoding=decoding,
+            device=device,
+            dtype=dtype,
+            slots=slots,
+            num_threads=num_threads,
+        )
+        loader.shutdown(wait=False)
+
+    def __call__(self, parts: pa.Table) -> pa.Table:
+        """Return one RESULTS row per row of `parts`, in the same order.
+
+        Safe to call from several threads at once.
+
+        Raises:
+            CheckpointError: the weights cannot be loaded.
+            EngineError: the engine cannot go on.
+        """
+        rows = parts.drop_columns(list(_FEATURES)).to_pylist()
+        if not any(row["status"] == OK for row in rows):
+            return _results([_carry(row) for row in rows])
+        engine = self._engine.result()
+        submitted = self._submit_all(engine, parts, rows)
+        results = [
+            _carry(row) if future is None else _finish(row, future, engine.device_name)
+            for row, future in zip(rows, submitted, strict=True)
+        ]
+        return _results(results)
+
+    def close(self) -> None:
+        """Close the engine, if it was ever loaded."""
+        if self._engine.cancel() or self._engine.exception() is not None:
+            return
+        self._engine.result().close()
+
+    @staticmethod
+    def _submit_all(
+        engine: TranscribingEngine, parts: pa.Table, rows: list[dict[str, Any]]
+    ) -> list["Future[PartTranscript] | None"]:
+        features, languages = (half_views(parts.column(name)) for name in _FEATURES)
+        return [
+            engine.submit(_request(row, own, language)) if row["status"] == OK else None
+            for row, own, language in zip(rows, features, languages, strict=True)
+        ]
+
+
+def _request(
+    row: dict[str, Any],
+    features: Float16[np.ndarray, " value"] | None,
+    language_features: Float16[np.ndarray, " value"] | None,
+) -> "PartRequest":
+    from corpus_asr.transcription.engine import PartRequest  # imports torch: in the worker only
+
+    assert features is not None, "a part with status ok has features"
+    spans = row["speech_spans"]
+    mel = row["num_mel_bins"]
+    return PartRequest(
+        recording_id=row["recording_id"],
+        part=row["part"],
+        features=features.reshape(-1, mel),  # (frame, mel)
+        num_samples=row["num_samples"],
+        pad_value=row["pad_value"],
+        start_s=row["part_start_s"],
+        speech=None if spans is None else tuple(SpeechSpan(**span) for span in spans),
+        language_features=None if language_features is None else language_features.reshape(-1, mel),
+        language_window_start_s=row["language_window_start_s"],
+    )
+
+
+def _finish(
+    row: dict[str, Any], future: "Future[PartTranscript]", device_name: str
+) -> dict[str, Any]:
+    carried = _carry(row) | {"device": device_name}
+    try:
+        transcript = future.result()
+    except ItemError as error:
+        return carried | failure_fields(error, stage="transcribe")
+    segments = [
+        asdict(segment) | {"segment": index, "tokens": list(segment.tokens)}
+        for index, segment in enumerate(transcript.segments)
+    ]
+    return carried | {
+        "segments": segments,
+        "segments_written": len(segments),
+        "language": transcript.language,
+        "language_probability": transcript.language_probability,
+        "transcribe_s": transcript.transcribe_s,
+    }
+
+
+def _carry(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what a part's result says whether or not it was transcribed."""
+    start_s, end_s = row["part_start_s"], row["part_end_s"]
+    return {name: row[name] for name in _CARRIED} | {
+        "duration_s": None if start_s is None or end_s is None else end_s - start_s,
+        "attempts": 1,
+        "segments_written": 0,
+        "segments": [],
+    }
+
+
+def _results(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=RESULTS)
