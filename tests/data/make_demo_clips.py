@@ -40,8 +40,10 @@ def speak(text: str, voice: str, rate_hz: int) -> np.ndarray:
     command = ["espeak-ng", "-v", voice, "-s", "150", "--stdout", text]
     wav = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
     resampler = AudioResampler(format="s16", layout="mono", rate=rate_hz)
-    with av.open(io.BytesIO(wav), format="wav") as container:
-        frames = [piece for frame in container.decode(audio=0) for piece in resampler.resample(frame)]
+    with av.open(io.BytesIO(wav), "r", format="wav") as container:
+        frames = [
+            piece for frame in container.decode(audio=0) for piece in resampler.resample(frame)
+        ]
         frames += resampler.resample(None)
     return np.concatenate([frame.to_ndarray()[0] for frame in frames])
 
@@ -55,6 +57,7 @@ def write(path: Path, samples: np.ndarray, codec: str, rate_hz: int, bit_rate: i
     # Without the bitexact flags the encoder's version is written into the file.
     with av.open(path, "w", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(codec, rate=rate_hz, layout="mono")
+        assert isinstance(stream, av.AudioStream)
         if bit_rate is not None:
             stream.bit_rate = bit_rate
         frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")

@@ -8,10 +8,8 @@ from corpus_asr import errors
 
 
 def exception_classes(base: type = errors.CorpusAsrError) -> list[type]:
-    found = [base]
-    for child in base.__subclasses__():
-        found += exception_classes(child)
-    return found
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    return [value for value in classes if issubclass(value, base)]
 
 
 @pytest.mark.parametrize("kind", exception_classes())

@@ -1,0 +1,145 @@
+"""The layers, the library doors, and what a process must not pay for when it starts."""
+
+import ast
+import json
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BINARIES = Path(sys.executable).parent
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+CONTRACTS = PROJECT["tool"]["importlinter"]["contracts"]
+
+# Typing a command should feel immediate; torch alone takes more than a second to import.
+HELP_LIMIT_S = 0.5
+
+
+def python(code: str) -> str:
+    """Run `code` in a fresh interpreter, free of the import hook, and return what it prints."""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Return the names of the top-level modules that `statement` loads."""
+    code = f"import sys, json\n{statement}\nprint(json.dumps([m for m in sys.modules]))"
+    return {name.partition(".")[0] for name in json.loads(python(code).splitlines()[-1])}
+
+
+def modules_below(name: str) -> list[str]:
+    folder = REPOSITORY.joinpath(*name.split("."))
+    below = (path for path in sorted(folder.rglob("*.py")) if path.name != "__init__.py")
+    dotted = (path.relative_to(REPOSITORY).with_suffix("").parts for path in below)
+    return [name, *(".".join(parts) for parts in dotted)]
+
+
+def test_the_import_contracts_hold():
+    command = [str(BINARIES / "lint-imports"), "--no-cache"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_modules_of_the_torch_free_half_load_neither_torch_nor_ray():
+    contract = next(c for c in CONTRACTS if c["name"].startswith("CPU workers"))
+    names = [name for source in contract["source_modules"] for name in modules_below(source)]
+    assert len(names) > len(contract["source_modules"])
+    loaded = loaded_by("import " + ", ".join(names))
+    assert not loaded & {"torch", "ray"}
+
+
+def test_the_local_runtime_does_not_load_ray():
+    assert "ray" not in loaded_by("import corpus_asr.runtime.local")
+
+
+def test_importing_the_package_costs_nothing():
+    bare = loaded_by("pass")
+    assert loaded_by("import corpus_asr") - bare == {"corpus_asr"}
+
+
+def test_importing_the_whisper_package_does_not_load_torch():
+    assert "torch" not in loaded_by("from corpus_asr.models.whisper import WhisperTokenizer")
+
+
+def test_help_loads_neither_torch_nor_ray_nor_numpy():
+    loaded = loaded_by(
+        "from corpus_asr.cli import main\n"
+        "sys.argv = ['corpus-asr', '--help']\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code"
+    )
+    assert not loaded & {"torch", "ray", "numpy", "pyarrow"}
+
+
+def test_help_answers_at_once():
+    command = [str(BINARIES / "corpus-asr"), "--help"]
+    best_s = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, check=True)
+        best_s = min(best_s, time.perf_counter() - start)
+    assert best_s < HELP_LIMIT_S
+
+
+def test_parquet_is_read_and_written_in_one_module_only():
+    # import-linter does not look inside external packages.
+    users = {
+        path.relative_to(REPOSITORY).as_posix()
+        for folder in ("corpus_asr", "pipelines")
+        for path in (REPOSITORY / folder).rglob("*.py")
+        if "pyarrow.parquet" in imported_names(path)
+    }
+    assert users == {"corpus_asr/storage/tables.py"}
+
+
+def imported_names(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("package", ["corpus_asr", "pipelines"])
+def test_package_inits_are_empty_so_that_classes_pickle_by_reference(package):
+    # The two that are not offer names lazily, and load nothing when imported (tested above).
+    lazy = {"corpus_asr/__init__.py", "corpus_asr/models/whisper/__init__.py"}
+    filled = {
+        path.relative_to(REPOSITORY).as_posix()
+        for path in (REPOSITORY / package).rglob("__init__.py")
+        if path.stat().st_size
+    }
+    assert filled <= lazy
+
+
+def test_every_library_imported_is_a_declared_dependency_and_the_other_way_round():
+    declared = {
+        name.partition("[")[0] for name in map(requirement, PROJECT["project"]["dependencies"])
+    }
+    imported = set()
+    for folder in ("corpus_asr", "pipelines"):
+        for path in (REPOSITORY / folder).rglob("*.py"):
+            imported |= {name.partition(".")[0] for name in imported_names(path)}
+    used = {DISTRIBUTIONS.get(name, name) for name in imported - sys.stdlib_module_names}
+    assert used - {"corpus_asr", "pipelines"} <= declared
+    assert declared - used == set(NEVER_IMPORTED)
+
+
+DISTRIBUTIONS = {"yaml": "pyyaml"}
+NEVER_IMPORTED = {
+    "aiohttp": "fsspec needs it for https addresses",
+    "silero-vad": "its ONNX file is used, its torch code is not",
+}
+
+
+def requirement(line: str) -> str:
+    for mark in "<>=!~;":
+        line = line.partition(mark)[0]
+    return line.strip()

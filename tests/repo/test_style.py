@@ -1,0 +1,131 @@
+"""The house rules that a machine can check; CONTRIBUTING.md gives the reasons."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BINARIES = Path(sys.executable).parent
+CODE_FOLDERS = ("corpus_asr", "pipelines", "tests")
+TEXT_FOLDERS = (*CODE_FOLDERS, "configs", "notebooks", ".ci")
+TEXT_SUFFIXES = {"", ".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".ipynb", ".json"}
+
+MAX_LINES = 450
+
+# Places that exist on somebody's machine only, put together so that this file passes too. Tests
+# may name a temporary file that need not exist.
+MACHINE_PATHS = re.compile("|".join(["/work/", "/home/", r"\.\./sha" "red"]))
+TEMPORARY_PATHS = re.compile("/tmp/[a-z]")
+
+
+def python_files(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (REPOSITORY / folder).rglob("*.py"))
+
+
+def text_files() -> Iterator[Path]:
+    for folder in TEXT_FOLDERS:
+        yield from (REPOSITORY / folder).rglob("*")
+    yield from REPOSITORY.iterdir()
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(REPOSITORY).as_posix()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["codespell"]],
+    ids=" ".join,
+)
+def test_the_linters_find_nothing(command):
+    program, *arguments = command
+    done = subprocess.run(
+        [BINARIES / program, *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_file_is_too_long_to_know():
+    lengths = {
+        relative(path): len(path.read_text().splitlines()) for path in python_files(*CODE_FOLDERS)
+    }
+    assert {name: lines for name, lines in lengths.items() if lines > MAX_LINES} == {}
+
+
+def test_every_module_opens_with_a_docstring():
+    bare = [
+        relative(path)
+        for path in python_files(*CODE_FOLDERS)
+        if path.stat().st_size and not ast.get_docstring(ast.parse(path.read_text()))
+    ]
+    assert bare == []
+
+
+def test_no_exception_is_swallowed():
+    silent = [
+        f"{relative(path)}:{getattr(node, 'lineno', 0)}"
+        for path in python_files("corpus_asr", "pipelines")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if swallows(node)
+    ]
+    assert silent == []
+
+
+def swallows(node: ast.AST) -> bool:
+    """Tell whether `node` catches everything and neither raises nor looks at what it caught."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress"):
+        return any(ast.unparse(argument) in BROAD for argument in node.args)
+    if not isinstance(node, ast.ExceptHandler):
+        return False
+    if node.type is not None and ast.unparse(node.type) not in BROAD:
+        return False
+    inside = [inner for statement in node.body for inner in ast.walk(statement)]
+    raises = any(isinstance(inner, ast.Raise) for inner in inside)
+    looks = any(isinstance(inner, ast.Name) and inner.id == node.name for inner in inside)
+    return not (raises or looks)
+
+
+BROAD = {"Exception", "BaseException"}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("try: f()\nexcept Exception: pass", True),
+        ("try: f()\nexcept: x = None", True),
+        ("with suppress(Exception): f()", True),
+        ("try: f()\nexcept Exception as error: rows.append(error)", False),
+        ("try: f()\nexcept BaseException:\n    clean()\n    raise", False),
+        ("try: f()\nexcept KeyError: pass", False),
+    ],
+)
+def test_the_check_for_swallowed_exceptions_sees_them(source, expected):
+    assert any(swallows(node) for node in ast.walk(ast.parse(source))) is expected
+
+
+def test_no_file_mentions_a_path_of_one_machine():
+    found = [
+        f"{relative(path)}:{number}: {line.strip()}"
+        for path in text_files()
+        if path.is_file() and path.suffix in TEXT_SUFFIXES and "__pycache__" not in path.parts
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1)
+        if MACHINE_PATHS.search(line)
+        or (TEMPORARY_PATHS.search(line) and not relative(path).startswith("tests/"))
+    ]
+    assert found == []
+
+
+def test_every_top_level_test_folder_mirrors_the_package():
+    packages = {path.name for path in (REPOSITORY / "corpus_asr").iterdir() if path.is_dir()}
+    others = {"repo", "data", "support", "pipelines", "parity", "notebooks", "__pycache__"}
+    folders = {path.name for path in (REPOSITORY / "tests").iterdir() if path.is_dir()}
+    assert folders <= packages | others
