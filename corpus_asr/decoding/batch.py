@@ -135,9 +135,7 @@ class SlotBatch:
             tensor[target] = tensor[source]
         self._scores[target] = self._scores[source]
 
-    def _take(
-        self, allowed: Float[Tensor, "batch vocab"], index: Tensor, *, sampled: bool
-    ) -> None:
+    def _take(self, allowed: Float[Tensor, "batch vocab"], index: Tensor, *, sampled: bool) -> None:
         """Choose a token for each slot of `index`, from logits the rules have been applied to."""
         position = self._position[index]
         if sampled:

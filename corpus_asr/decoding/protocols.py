@@ -40,7 +40,9 @@ class SlotModel(Protocol):
     def new_state(self, slots: int) -> Any:
         """Allocate caches for `slots` sequences."""
 
-    def encode(self, features: Float[Tensor, "batch mel frame"]) -> Float[Tensor, "batch pos width"]:
+    def encode(
+        self, features: Float[Tensor, "batch mel frame"]
+    ) -> Float[Tensor, "batch pos width"]:
         """Encode full windows (always the model's whole window length)."""
 
     def fill(

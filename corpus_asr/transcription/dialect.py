@@ -1,0 +1,123 @@
+"""How one checkpoint is spoken to: its special tokens, its limits, its prompts and rules.
+
+In: a checkpoint folder. Out: prompts and `TokenRules` for any window, and text for any tokens.
+Knows nothing of audio or of how windows follow one another.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from corpus_asr.decoding.protocols import TokenRules
+from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.models.registry import family_of, resolve
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """Token ids and what to do with them."""
+
+    text: Callable[[Sequence[int]], str]
+    """Token ids to text; timestamps and special tokens are left out."""
+    end: int
+    start: int
+    start_of_previous: int
+    no_speech: int | None
+    no_timestamps: int
+    timestamp_begin: int
+    tasks: Mapping[str, int]
+    languages: Mapping[str, int]
+    """Language code to token; empty for English-only checkpoints."""
+    suppress: tuple[int, ...]
+    suppress_first: tuple[int, ...]
+    max_initial_timestamp: int | None
+    max_target_positions: int
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Dialect":
+        """Read a checkpoint's tokenizer and generation settings.
+
+        Raises:
+            CheckpointError: a file is missing or unreadable, or the vocabulary has no timestamps.
+        """
+        family = family_of(folder)
+        config = resolve(family.config).from_pretrained(folder)
+        generation = resolve(family.generation).from_pretrained(folder)
+        tokenizer = resolve(family.tokenizer).from_pretrained(folder)
+        if tokenizer.timestamp_begin >= config.vocab_size:
+            raise CheckpointError(
+                f"reading {folder}: the vocabulary has {config.vocab_size} entries and timestamps "
+                f"would start at {tokenizer.timestamp_begin}; use the tokenizer that belongs to it"
+            )
+        return cls(
+            text=tokenizer.decode_text,
+            end=tokenizer.eot,
+            start=tokenizer.sot,
+            start_of_previous=tokenizer.start_of_prev,
+            no_speech=tokenizer.no_speech,
+            no_timestamps=tokenizer.no_timestamps,
+            timestamp_begin=tokenizer.timestamp_begin,
+            tasks={"transcribe": tokenizer.transcribe, "translate": tokenizer.translate},
+            languages=tokenizer.language_ids if tokenizer.is_multilingual else {},
+            suppress=tuple(generation.suppress_tokens or ()),
+            suppress_first=tuple(generation.begin_suppress_tokens or ()),
+            max_initial_timestamp=generation.max_initial_timestamp_index,
+            max_target_positions=config.max_target_positions,
+        )
+
+    def check(self, language: str | Sequence[str], task: str) -> None:
+        """Refuse what this checkpoint cannot do, before any audio is read.
+
+        Raises:
+            ConfigError: an unknown language, or an English-only checkpoint asked for another one
+                or for translation.
+        """
+        wanted = [language] if isinstance(language, str) else list(language)
+        known = set(self.languages) or {"en"}
+        unknown = [code for code in wanted if code != "auto" and code not in known]
+        if unknown:
+            raise ConfigError(
+                f"decoding.language: this checkpoint does not know {', '.join(unknown)}; it knows "
+                f"{', '.join(sorted(known))}"
+            )
+        if task == "translate" and not self.languages:
+            raise ConfigError(
+                "decoding.task: found translate, but this checkpoint is English-only; use "
+                "transcribe or a multilingual checkpoint"
+            )
+
+    def prompt(
+        self, language: str | None, task: str, previous: Sequence[int] = ()
+    ) -> tuple[tuple[int, ...], int]:
+        """Build a window's prompt; returns it and the position of the start token.
+
+        Args:
+            language: a code, or None for English-only checkpoints.
+            task: `transcribe` or `translate`.
+            previous: tokens said before, of which the latest fit (half the decoder's length).
+        """
+        start: tuple[int, ...] = (self.start,)
+        if self.languages:
+            if language is None:
+                raise ValueError("a multilingual checkpoint needs a language in its prompt")
+            start = (self.start, self.languages[language], self.tasks[task])
+        if not previous:
+            return start, 0
+        kept = tuple(previous)[-(self.max_target_positions // 2 - 1) :]
+        return (self.start_of_previous, *kept, *start), len(kept) + 1
+
+    @property
+    def text_rules(self) -> TokenRules:
+        """Rules for text with timestamps."""
+        return TokenRules(
+            end=self.end,
+            suppress=self.suppress,
+            suppress_first=self.suppress_first,
+            timestamp_begin=self.timestamp_begin,
+            no_timestamps=self.no_timestamps,
+            max_initial_timestamp=self.max_initial_timestamp,
+        )
+
+    def language_rules(self, among: Sequence[str]) -> TokenRules:
+        """Rules under which the first token is one of these languages."""
+        return TokenRules(end=self.end, only=tuple(self.languages[code] for code in among))

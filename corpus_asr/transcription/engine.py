@@ -1,0 +1,194 @@
+"""The engine: one model, its slots, and a thread that keeps them full.
+
+In: parts, from any thread, in any order. Out: a future per part. Everything that decodes in this
+package runs here. Knows nothing of files, tables or Ray.
+"""
+
+import logging
+import queue
+import threading
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.protocols import SlotModel
+from corpus_asr.decoding.slots import SlotScheduler
+from corpus_asr.errors import EngineError
+from corpus_asr.models.device import device_name, resolve_device, resolve_dtype
+from corpus_asr.models.registry import family_of, resolve
+from corpus_asr.segments import Segment
+from corpus_asr.transcription.dialect import Dialect
+from corpus_asr.transcription.language import Language
+from corpus_asr.transcription.part_job import PartJob, PartTranscript
+from corpus_asr.transcription.windows import PartRequest
+
+logger = logging.getLogger(__name__)
+
+_AUTO_SLOTS = {"cpu": 8, "cuda": 64}
+# Looking for finished slots makes the host wait for the device; on a GPU that is worth avoiding.
+_CHECK_EVERY = {"cpu": 1, "cuda": 8}
+
+
+class Engine:
+    """Transcribes parts; thread-safe. Use as a context manager, or call `close`."""
+
+    def __init__(
+        self,
+        model: SlotModel,
+        dialect: Dialect,
+        *,
+        decoding: DecodingSettings,
+        slots: int | Literal["auto"] = "auto",
+    ) -> None:
+        """Allocate the slots and start the thread.
+
+        Raises:
+            ConfigError: the checkpoint cannot do what `decoding` asks.
+        """
+        dialect.check(decoding.language, decoding.task)
+        self.device_name = device_name(model.device)
+        self._dialect = dialect
+        self._decoding = decoding
+        kind = model.device.type
+        self._scheduler = SlotScheduler(
+            model,
+            _AUTO_SLOTS.get(kind, 8) if slots == "auto" else slots,
+            check_every=_CHECK_EVERY.get(kind, 1),
+        )
+        self._inbox: queue.SimpleQueue[tuple[PartRequest, Future[PartTranscript]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._lock = threading.Lock()
+        self._stopped: EngineError | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: Path,
+        *,
+        decoding: DecodingSettings,
+        device: str = "auto",
+        dtype: str = "auto",
+        slots: int | Literal["auto"] = "auto",
+        num_threads: int | None = None,
+    ) -> "Engine":
+        """Load a checkpoint folder.
+
+        Args:
+            folder: a checkpoint in Hugging Face layout.
+            decoding: what to do with it.
+            device: `auto`, `cpu`, `cuda` or `cuda:N`.
+            dtype: `auto`, `float32`, `float16` or `bfloat16`.
+            slots: windows decoded side by side.
+            num_threads: CPU threads torch may use; None leaves torch's own choice.
+
+        Raises:
+            CheckpointError: the folder cannot be loaded.
+            ConfigError: no such device, or the checkpoint cannot do what `decoding` asks.
+        """
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
+        where = resolve_device(device)
+        dialect = Dialect.from_folder(folder)
+        dialect.check(decoding.language, decoding.task)
+        model_class = resolve(family_of(folder).slot_model)
+        model = model_class.from_pretrained(
+            folder, dtype=resolve_dtype(dtype, where), device=where
+        ).slot_model()
+        logger.info("model=%s device=%s dtype=%s", folder.name, where, model.dtype)
+        return cls(model, dialect, decoding=decoding, slots=slots)
+
+    def submit(self, part: PartRequest) -> Future[PartTranscript]:
+        """Queue a part; the future gives its transcript or the exception that ended it.
+
+        Raises:
+            EngineError: the engine is closed, or broke down earlier.
+        """
+        future: Future[PartTranscript] = Future()
+        with self._lock:
+            if self._stopped is not None:
+                raise EngineError(str(self._stopped)) from self._stopped
+            self._inbox.put((part, future))
+        return future
+
+    def close(self) -> None:
+        """Finish what was submitted and stop the thread."""
+        with self._lock:
+            if self._stopped is None:
+                self._stopped = EngineError("the engine is closed; make a new one")
+                self._inbox.put(None)
+        self._thread.join()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        try:
+            while self._take_in():
+                self._scheduler.advance()
+        except Exception as error:
+            self._break_down(error)
+
+    def _take_in(self) -> bool:
+        """Start what has been submitted; waits if there is nothing else to do; False to stop."""
+        while True:
+            try:
+                item = self._inbox.get(block=self._scheduler.pending == 0)
+            except queue.Empty:
+                return True
+            if item is None:
+                while self._scheduler.pending:
+                    self._scheduler.advance()
+                return False
+            self._start(*item)
+
+    def _start(self, part: PartRequest, future: Future[PartTranscript]) -> None:
+        started_s = time.monotonic()
+
+        def done(
+            segments: list[Segment], language: Language | None, error: Exception | None
+        ) -> None:
+            if error is not None:
+                future.set_exception(error)
+                return
+            future.set_result(
+                PartTranscript(
+                    segments=tuple(segments),
+                    language=language.code if language else None,
+                    language_probability=language.probability if language else None,
+                    transcribe_s=time.monotonic() - started_s,
+                )
+            )
+
+        PartJob(
+            part,
+            dialect=self._dialect,
+            settings=self._decoding,
+            add=self._scheduler.add,
+            done=done,
+        ).start()
+
+    def _break_down(self, error: Exception) -> None:
+        """Fail everything in flight: after an error of the model nothing can be trusted."""
+        broken = EngineError(
+            f"decoding on {self.device_name}: {type(error).__name__}: {error}; the worker must be "
+            "replaced"
+        )
+        broken.__cause__ = error
+        logger.error("engine failed", exc_info=error)
+        with self._lock:
+            self._stopped = broken
+        self._scheduler.fail(broken)
+        while not self._inbox.empty():
+            item = self._inbox.get()
+            if item is not None:
+                item[1].set_exception(broken)

@@ -1,0 +1,75 @@
+"""Decode one window, and again at a higher temperature while the result looks wrong.
+
+In: a way to make the window's job at a temperature. Out: the first result that passes the
+thresholds, or the last. Knows nothing of where the window lies.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.protocols import WindowJob, WindowResult
+from corpus_asr.transcription.scores import compression_ratio, mean_logprob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodedWindow:
+    """A window's tokens with the scores the thresholds look at."""
+
+    tokens: tuple[int, ...]
+    """Text and timestamps, end token left out."""
+    logprobs: tuple[float, ...]
+    avg_logprob: float
+    no_speech_prob: float
+    compression_ratio: float
+    temperature: float
+
+
+def decode_window(
+    job_at: Callable[[float], WindowJob],
+    settings: DecodingSettings,
+    text: Callable[[Sequence[int]], str],
+) -> Generator[WindowJob, WindowResult, DecodedWindow]:
+    """Climb the temperature ladder until a result is good enough.
+
+    Source: Radford et al. 2022, section 4.5; openai-whisper `decode_with_fallback`.
+    """
+    for temperature in settings.temperature:
+        result = yield job_at(temperature)
+        decoded = DecodedWindow(
+            tokens=result.tokens,
+            logprobs=result.logprobs,
+            avg_logprob=mean_logprob(result.logprobs, result.end_logprob),
+            no_speech_prob=result.score or 0.0,
+            compression_ratio=compression_ratio(text(result.tokens).strip()),
+            temperature=temperature,
+        )
+        if not _needs_fallback(decoded, settings):
+            break
+    return decoded
+
+
+def is_silence(decoded: DecodedWindow, settings: DecodingSettings) -> bool:
+    """Whether the window counts as silence: probably no speech, and an improbable text."""
+    if settings.no_speech_threshold is None:
+        return False
+    if decoded.no_speech_prob <= settings.no_speech_threshold:
+        return False
+    return settings.logprob_threshold is None or decoded.avg_logprob <= settings.logprob_threshold
+
+
+def _needs_fallback(decoded: DecodedWindow, settings: DecodingSettings) -> bool:
+    improbable = (
+        settings.logprob_threshold is not None and decoded.avg_logprob < settings.logprob_threshold
+    )
+    if (
+        improbable
+        and settings.no_speech_threshold is not None
+        and decoded.no_speech_prob > settings.no_speech_threshold
+    ):
+        return False  # silence: an improbable text is expected, and is dropped later
+    repetitive = (
+        settings.compression_ratio_threshold is not None
+        and decoded.compression_ratio > settings.compression_ratio_threshold
+    )
+    return improbable or repetitive

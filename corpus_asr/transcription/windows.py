@@ -1,0 +1,91 @@
+"""A part's features as the seek loop sees them: windows, content and speech.
+
+In: what the extract stage made of one part. Out: padded windows, and where speech comes next.
+Positions are frames of 10 ms from the start of the part; times in results are recording times.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float16
+
+from corpus_asr.segments import SpeechSpan
+from corpus_asr.units import (
+    FRAMES_PER_SECOND,
+    HOP_SAMPLES,
+    LONG_SILENCE_S,
+    TAIL_FRAMES,
+    WINDOW_FRAMES,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartRequest:
+    """One part of a recording, ready to be transcribed."""
+
+    recording_id: str
+    part: int
+    features: Float16[np.ndarray, "frame mel"]
+    num_samples: int
+    pad_value: float
+    """What the features hold where there is digital silence."""
+    start_s: float
+    speech: tuple[SpeechSpan, ...] | None
+    """Detected speech in recording time, in order; None without speech detection."""
+    language_features: Float16[np.ndarray, "frame mel"] | None = None
+    """The window to detect the language in, when it lies in an earlier part."""
+    language_window_start_s: float | None = None
+    """Where that window starts, in recording time."""
+
+    @property
+    def num_frames(self) -> int:
+        """Whole frames of content."""
+        return self.num_samples // HOP_SAMPLES
+
+    def seconds(self, frame: int) -> float:
+        """Recording time of a frame."""
+        return self.start_s + frame / FRAMES_PER_SECOND
+
+    def frame(self, time_s: float) -> int:
+        """The frame at a recording time, kept inside the part."""
+        frame = round((time_s - self.start_s) * FRAMES_PER_SECOND)
+        return min(max(frame, 0), self.num_frames)
+
+    def window(self, start: int, end: int) -> Float16[np.ndarray, "mel frame"]:
+        """Cut one whole window from frame `start`; from `end` on it holds silence.
+
+        The last frames before digital silence still touch the content, so those are kept.
+        """
+        stop = min(start + WINDOW_FRAMES, end + TAIL_FRAMES, len(self.features))
+        return pad_window(self.features[start:stop], self.pad_value)
+
+    def next_speech(self, frame: int, end: int) -> int | None:
+        """Where decoding goes on from `frame`: past long silence; None if no speech follows."""
+        if self.speech is None:
+            return frame if frame < end else None
+        now_s, end_s = self.seconds(frame), self.seconds(end)
+        for span in self.speech:
+            if span.end_s <= now_s:
+                continue
+            if span.start_s >= end_s:
+                break
+            return frame if span.start_s - now_s <= LONG_SILENCE_S else self.frame(span.start_s)
+        return None
+
+    def speech_fraction(self, start_s: float, end_s: float) -> float | None:
+        """Share of a stretch that lies in detected speech; None without detection."""
+        if self.speech is None:
+            return None
+        if end_s <= start_s:
+            return float(any(span.start_s <= start_s <= span.end_s for span in self.speech))
+        overlaps = (min(end_s, span.end_s) - max(start_s, span.start_s) for span in self.speech)
+        return min(1.0, sum(max(0.0, overlap) for overlap in overlaps) / (end_s - start_s))
+
+
+def pad_window(
+    features: Float16[np.ndarray, "frame mel"], pad_value: float
+) -> Float16[np.ndarray, "mel frame"]:
+    """Fill up to one window with `pad_value` and put the mel axis first."""
+    window = np.full((WINDOW_FRAMES, features.shape[1]), pad_value, dtype=np.float16)
+    window[: len(features)] = features
+    return window.T

@@ -1,0 +1,144 @@
+from collections.abc import Generator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from corpus_asr.decoding.protocols import TokenRules, WindowJob, WindowResult
+from corpus_asr.decoding.slots import SlotScheduler
+from tests.support.models import END, LENGTH, ScriptedModel, window
+
+RULES = TokenRules(end=END)
+Transcripts = list[tuple[int, ...]]
+
+
+def job(script: int, *, name: int | None = None, prompt: int = 1, limit: int = LENGTH) -> WindowJob:
+    return WindowJob(
+        features=window(script),
+        window=(script if name is None else name,),
+        prompt=(1,) * prompt,
+        rules=RULES,
+        max_new_tokens=limit,
+    )
+
+
+def reader(jobs: list[WindowJob]) -> Generator[WindowJob, WindowResult, Transcripts]:
+    said = []
+    for one in jobs:
+        result = yield one
+        said.append(result.tokens)
+    return said
+
+
+def run(
+    model: ScriptedModel, tasks: list[list[WindowJob]], *, slots: int, check_every: int = 1
+) -> list[Transcripts]:
+    scheduler = SlotScheduler(model, slots, check_every=check_every)
+    found: dict[int, Transcripts] = {}
+    for index, jobs in enumerate(tasks):
+
+        def done(value: Transcripts, error: Exception | None, index: int = index) -> None:
+            assert error is None
+            assert index not in found
+            found[index] = value
+
+        scheduler.add(reader(jobs), done)
+    rounds = 0
+    while scheduler.pending:
+        scheduler.advance()
+        rounds += 1
+        assert rounds < 10_000
+    return [found[index] for index in range(len(tasks))]
+
+
+scripts = st.lists(st.lists(st.integers(1, 49), max_size=LENGTH - 4), min_size=1, max_size=9)
+
+
+@settings(deadline=None, max_examples=60)
+@given(scripts=scripts, slots=st.integers(1, 5), check_every=st.integers(1, 4), data=st.data())
+def test_every_job_gets_its_own_words_whatever_the_slots(
+    scripts: list[list[int]], slots: int, check_every: int, data: st.DataObject
+) -> None:
+    numbers = st.integers(0, len(scripts) - 1)
+    prompts = st.integers(1, 3)
+    tasks = data.draw(
+        st.lists(st.lists(st.tuples(numbers, prompts), max_size=4), min_size=1, max_size=8)
+    )
+    jobs = [[job(number, prompt=prompt) for number, prompt in task] for task in tasks]
+    said = run(ScriptedModel(scripts), jobs, slots=slots, check_every=check_every)
+    assert said == [[tuple(scripts[number]) for number, _ in task] for task in tasks]
+
+
+def test_a_job_stops_at_its_limit_without_an_end_token() -> None:
+    model = ScriptedModel([[5, 6, 7, 8, 9]])
+    scheduler = SlotScheduler(model, 1, check_every=3)
+    results: list[WindowResult] = []
+
+    def task() -> Generator[WindowJob, WindowResult, None]:
+        results.append((yield job(0, limit=2)))
+        results.append((yield job(0)))
+
+    scheduler.add(task(), lambda value, error: None)
+    while scheduler.pending:
+        scheduler.advance()
+    assert [result.tokens for result in results] == [(5, 6), (5, 6, 7, 8, 9)]
+    assert results[0].end_logprob is None
+    assert results[1].end_logprob is not None
+    expected = torch.log_softmax(torch.tensor([10.0] + [0.0] * 49), 0)[0].item()
+    assert results[0].logprobs == pytest.approx([expected, expected], abs=1e-5)
+
+
+def test_the_same_window_again_is_not_encoded_again() -> None:
+    model = ScriptedModel([[5], [6]])
+    run(model, [[job(0), job(0), job(1), job(0)]], slots=2)
+    assert model.encoded == [0, 1, 0]
+
+
+def test_freed_slots_are_refilled_before_the_next_step() -> None:
+    model = ScriptedModel([[5] * 15, [6]])
+    run(model, [[job(0)], *[[job(1)] for _ in range(5)]], slots=2)
+    # While short jobs wait, no step runs with an empty slot.
+    assert model.steps[:5] == [2, 2, 2, 2, 2]
+    assert set(model.steps[5:]) == {1}
+
+
+def test_finished_slots_cost_nothing() -> None:
+    model = ScriptedModel([[5] * 10, [6], [7]])
+    run(model, [[job(1)], [job(2)], [job(0)]], slots=3)
+    assert sum(model.steps) < 10 + 2 * 3
+
+
+def test_a_task_that_fails_ends_alone() -> None:
+    model = ScriptedModel([[5], [6]])
+    scheduler = SlotScheduler(model, 2)
+    outcome: dict[str, object] = {}
+
+    def bad() -> Generator[WindowJob, WindowResult, None]:
+        yield job(0)
+        raise RuntimeError("bad recording")
+
+    scheduler.add(bad(), lambda value, error: outcome.update(bad=error))
+    scheduler.add(reader([job(1), job(1)]), lambda value, error: outcome.update(good=value))
+    while scheduler.pending:
+        scheduler.advance()
+    assert str(outcome["bad"]) == "bad recording"
+    assert outcome["good"] == [(6,), (6,)]
+
+
+def test_failing_the_scheduler_tells_every_task() -> None:
+    scheduler = SlotScheduler(ScriptedModel([[5] * 9]), 1)
+    errors: list[Exception | None] = []
+    for _ in range(3):
+        scheduler.add(reader([job(0)]), lambda value, error: errors.append(error))
+    scheduler.advance()
+    scheduler.fail(RuntimeError("device lost"))
+    assert [str(error) for error in errors] == ["device lost"] * 3
+    assert scheduler.pending == 0
+
+
+def test_a_prompt_without_room_is_refused() -> None:
+    scheduler = SlotScheduler(ScriptedModel([[5]]), 1)
+    scheduler.add(reader([job(0, prompt=LENGTH)]), lambda value, error: None)
+    with pytest.raises(ValueError, match="shorten the prompt"):
+        scheduler.advance()

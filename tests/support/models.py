@@ -1,0 +1,74 @@
+"""A network that says what it is told to, to test search and scheduling without weights."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+VOCAB = 50
+END = 0
+LENGTH = 24
+
+
+class ScriptedModel:
+    """Says the script its window names, token by token, whatever the slot.
+
+    A window's first value is the number of its script. Hidden states carry (script, position), so
+    that the token to say is found from them alone, as in a real decoder.
+    """
+
+    device = torch.device("cpu")
+    dtype = torch.float32
+    vocab_size = VOCAB
+    max_target_positions = LENGTH
+
+    def __init__(self, scripts: Sequence[Sequence[int]]) -> None:
+        self.scripts = [list(script) for script in scripts]
+        self.encoded: list[int] = []
+        self.steps: list[int] = []
+
+    def new_state(self, slots: int) -> dict[str, Tensor]:
+        return {"script": torch.full((slots,), -1), "prompt": torch.zeros(slots, dtype=torch.long)}
+
+    def encode(self, features: Tensor) -> Tensor:
+        numbers = features[:, 0, 0]
+        self.encoded.extend(int(number) for number in numbers)
+        return numbers.reshape(-1, 1, 1)
+
+    def fill(self, state: dict[str, Tensor], slots: Sequence[int], encoded: Tensor) -> None:
+        state["script"][list(slots)] = encoded[:, 0, 0].long()
+
+    def prefill(
+        self, state: dict[str, Tensor], slots: Sequence[int], tokens: Tensor, lengths: Sequence[int]
+    ) -> Tensor:
+        state["prompt"][list(slots)] = torch.tensor(lengths)
+        script = state["script"][list(slots)]
+        position = torch.arange(tokens.shape[1]).expand(len(lengths), -1)
+        said = position - torch.tensor(lengths).unsqueeze(1) + 1
+        return torch.stack([script.unsqueeze(1).expand_as(said), said], dim=2).float()
+
+    def step(self, state: dict[str, Tensor], tokens: Tensor, positions: Tensor) -> Tensor:
+        count = len(tokens)
+        assert int(positions.max()) < LENGTH, "a step past the cache"
+        self.steps.append(count)
+        said = positions - state["prompt"][:count] + 1
+        return self.logits(torch.stack([state["script"][:count], said], dim=1).float())
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        logits = torch.zeros(*hidden.shape[:-1], VOCAB)
+        for row, (script, said) in zip(
+            logits.reshape(-1, VOCAB), hidden.reshape(-1, 2).long().tolist(), strict=True
+        ):
+            words = self.scripts[script]
+            row[words[said] if 0 <= said < len(words) else END] = 10.0
+        return logits
+
+    def move(self, state: dict[str, Tensor], source: int, target: int) -> None:
+        for tensor in state.values():
+            tensor[target] = tensor[source]
+
+
+def window(script: int) -> np.ndarray:
+    """Features that make `ScriptedModel` say script number `script`."""
+    return np.full((2, 4), script, dtype=np.float32)
