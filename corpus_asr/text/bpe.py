@@ -90,8 +90,18 @@ class BytePairEncoding:
         return list(encoding.ids)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        """Join tokens to text; bytes that are no UTF-8 become U+FFFD, unknown ids nothing."""
-        return self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        """Join tokens to text; bytes that are no UTF-8 become U+FFFD, unknown ids nothing.
+
+        Raises:
+            ValueError: an id is negative, such as a label's padding.
+        """
+        ids = list(token_ids)
+        if min(ids, default=0) < 0:
+            raise ValueError(
+                f"decoding {len(ids)} token ids: found {min(ids)}, expected ids from 0; replace "
+                f"the padding of labels by the end token first"
+            )
+        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json into `folder`."""
