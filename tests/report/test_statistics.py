@@ -1,0 +1,194 @@
+"""Counts are exact in any order of batches, and what contradicts `exactly once` is said."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corpus_asr.report.statistics import Statistics, summarise
+from corpus_asr.schemas import FILES, OUTCOMES, SEGMENTS
+
+
+def outcome(recording: str, part: int = 0, **values: Any) -> dict[str, Any]:
+    status = values.get("status", "ok")
+    spoken = status == "ok"
+    row = {
+        "recording_id": recording,
+        "uri": f"s3://bucket/{recording}.mp3",
+        "part": part,
+        "last_part": True,
+        "status": status,
+        "duration_s": 0.0 if status == "failed" else 100.0,
+        "speech_s": 60.0 if spoken else 0.0,
+        "segments_written": 2 if spoken else 0,
+        "decode_errors": 0,
+        "language": "en" if spoken else None,
+        "device": "cpu" if spoken else None,
+        "decode_s": 0.5,
+        "transcribe_s": 2.0 if spoken else None,
+    }
+    if status == "failed":
+        row |= {
+            "error_stage": "extract",
+            "error_kind": "no_audio_stream",
+            "error_message": f"decoding {recording}: no audio stream",
+            "retryable": False,
+        }
+    return row | values
+
+
+def segments_of(rows: list[dict[str, Any]], confidence: float = 0.95) -> list[dict[str, Any]]:
+    return [
+        {"recording_id": row["recording_id"], "confidence": confidence}
+        for row in rows
+        for _ in range(row["segments_written"])
+    ]
+
+
+def batches(
+    rows: list[dict[str, Any]], schema: pa.Schema, size: int = 3
+) -> Iterator[pa.RecordBatch]:
+    table = pa.Table.from_pylist(rows, schema=schema)
+    yield from table.to_batches(max_chunksize=size)
+
+
+def count(
+    rows: list[dict[str, Any]],
+    *,
+    segments: list[dict[str, Any]] | None = None,
+    listed: list[str] | None = None,
+) -> Statistics:
+    segments = segments_of(rows) if segments is None else segments
+    listing = None
+    if listed is not None:
+        listing = batches([{"recording_id": name, "uri": name} for name in listed], FILES)
+    return summarise(batches(rows, OUTCOMES), batches(segments, SEGMENTS), listing)
+
+
+def test_a_folder_without_outcomes_counts_nothing() -> None:
+    found = count([], listed=["a", "b"])
+    assert (found.ok, found.parts, found.audio_s, found.speech_s) == (0, 0, 0.0, None)
+    assert (found.balance.listed, found.balance.waiting, found.balance.ended) == (2, 2, 0)
+    assert found.balance.problems == ()
+
+
+def test_recordings_end_by_their_worst_and_best_part() -> None:
+    found = count(
+        [
+            outcome("a", 0, last_part=False),
+            outcome("a", 1, status="no_speech"),
+            outcome("b", status="no_speech"),
+            outcome("c", 0, last_part=False),
+            outcome("c", 1, status="failed"),
+        ]
+    )
+    assert (found.ok, found.no_speech, found.failed, found.parts) == (1, 1, 1, 5)
+    assert found.audio_s == 400.0
+    assert found.speech_s == 120.0
+    assert found.segments == 4
+    assert found.extract_s == 2.5
+    assert found.transcribe_s == 4.0
+    assert found.devices == (("cpu", 2),)
+    assert found.balance.ended == 3
+    assert found.balance.listed is None
+
+
+def test_a_recording_without_its_last_part_or_with_a_gap_has_not_ended() -> None:
+    found = count(
+        [outcome("a", 0, last_part=False), outcome("b", 1), outcome("c")],
+        listed=["a", "b", "c", "d"],
+    )
+    assert (found.ok, found.balance.unfinished, found.balance.waiting) == (1, 2, 1)
+    assert found.balance.listed == 4
+
+
+def test_a_part_committed_twice_counts_once_and_is_told() -> None:
+    rows = [outcome("a"), outcome("b"), outcome("a", duration_s=999.0)]
+    found = count(rows, segments=segments_of(rows[:2]))
+    assert found.audio_s == 200.0
+    assert found.balance.problems == ("committed more than once: 1 part",)
+
+
+def test_segments_that_no_outcome_claims_are_told() -> None:
+    rows = [outcome("a"), outcome("b")]
+    (problem,) = count(rows, segments=segments_of(rows)[:-1]).balance.problems
+    assert problem == (
+        "other segments than their outcomes claim: 1 recording, such as b (3 rows in all, 4 claimed)"
+    )
+    (problem,) = count([], segments=segments_of(rows)).balance.problems
+    assert "such as a, b" in problem
+
+
+def test_a_file_listed_twice_is_told() -> None:
+    problems = count([outcome("a")], listed=["a", "a"]).balance.problems
+    assert problems == ("listed more than once: 1 file",)
+
+
+def test_failures_are_grouped_with_three_examples_in_order_of_address() -> None:
+    rows = [outcome(f"{number:03}", status="failed") for number in range(400, 0, -1)]
+    rows.append(
+        outcome("x", status="failed", error_stage="transcribe", error_kind="poison", retryable=True)
+    )
+    missing, poison = count(rows).failures
+    assert (missing.stage, missing.kind, missing.recordings) == ("extract", "no_audio_stream", 400)
+    assert [example.uri for example in missing.examples] == [
+        f"s3://bucket/{number:03}.mp3" for number in (1, 2, 3)
+    ]
+    assert not missing.retryable
+    assert (poison.kind, poison.recordings, poison.retryable) == ("poison", 1, True)
+
+
+def test_languages_come_by_audio_and_confidence_by_tenths() -> None:
+    rows = [outcome("a"), outcome("b", language="de", duration_s=500.0), outcome("c")]
+    segments = (
+        segments_of(rows[:1], 0.0) + segments_of(rows[1:2], 0.55) + segments_of(rows[2:], 1.0)
+    )
+    found = count(rows, segments=segments)
+    assert [(share.language, share.audio_s) for share in found.languages] == [
+        ("de", 500.0),
+        ("en", 200.0),
+    ]
+    assert [share.recordings for share in found.languages] == [1, 2]
+    assert found.confidence == (2, 0, 0, 0, 0, 2, 0, 0, 0, 2)
+
+
+def test_skipped_packets_are_counted_once_per_recording() -> None:
+    # The column counts from the start of the recording, so its maximum is the total.
+    found = count(
+        [
+            outcome("a", 0, last_part=False, decode_errors=2),
+            outcome("a", 1, decode_errors=5),
+            outcome("b"),
+        ]
+    )
+    assert (found.skipped_packets, found.recordings_with_skipped_packets) == (5, 1)
+
+
+def test_speech_is_unknown_where_it_was_not_looked_for() -> None:
+    assert count([outcome("a", speech_s=None)]).speech_s is None
+
+
+@given(order=st.permutations(range(6)), size=st.integers(1, 6))
+def test_the_order_and_size_of_batches_do_not_matter(order: list[int], size: int) -> None:
+    rows = [
+        outcome("a", 0, last_part=False),
+        outcome("a", 1),
+        outcome("b", status="no_speech"),
+        outcome("c", status="failed"),
+        outcome("d", language="de"),
+        outcome("e", status="failed", error_kind="timeout"),
+    ]
+    shuffled = [rows[index] for index in order]
+    found = summarise(
+        batches(shuffled, OUTCOMES, size), batches(segments_of(shuffled), SEGMENTS, size), None
+    )
+    assert found == count(rows)
+
+
+@pytest.mark.parametrize("column", ["error_stage", "error_kind", "error_message", "retryable"])
+def test_a_failure_without_words_is_still_counted(column: str) -> None:
+    (group,) = count([outcome("a", status="failed") | {column: None}]).failures
+    assert group.recordings == 1
