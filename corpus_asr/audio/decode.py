@@ -1,0 +1,245 @@
+"""Any recording FFmpeg reads, as a stream of 16 kHz samples.
+
+In: a seekable binary file object of any codec, container, sample rate and channel count, broken or
+whole. Out: float32 samples in chunks of bounded length, mixed or per channel; damaged packets are
+skipped and counted. Knows nothing of speech, models or tables. Native decoders can crash and hang:
+where that must not matter, run this in a child process.
+
+    packets -> frames -> runs of equal rate, format and channels -> blocks of one second
+            -> rows asked for -> 16 kHz (resample.py) -> chunks
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO, Self
+
+import av
+import av.container
+import av.error
+import numpy as np
+from av.audio.frame import AudioFrame
+from jaxtyping import Float32
+
+from corpus_asr.audio.channels import Channels
+from corpus_asr.audio.probe import (
+    MAX_SAMPLE_RATE_HZ,
+    MIN_SAMPLE_RATE_HZ,
+    AudioInfo,
+    GuardedFile,
+    header_duration_s,
+    open_container,
+    select_stream,
+)
+from corpus_asr.audio.resample import Run
+from corpus_asr.errors import DecodeError
+from corpus_asr.units import SAMPLE_RATE_HZ
+
+if TYPE_CHECKING:
+    _Packet = av.Packet[av.AudioStream]
+else:
+    _Packet = av.Packet  # generic in its stubs only
+
+_LOG = logging.getLogger(__name__)
+
+_CHUNK_SAMPLES = 10 * SAMPLE_RATE_HZ
+_MAX_CHUNK_VALUES = 1 << 22
+# libav's demuxers usually resume behind damage; one that fails this often in a row never will.
+_MAX_DEMUX_ERRORS = 100
+
+
+class AudioDecoder:
+    """One open recording: iterate once for its samples. Made by `open_audio`.
+
+    Attributes:
+        info: what the audio is, and what its header claims.
+        num_channels: rows of every chunk: 1, or with `channels="each"` the channel count.
+        decode_errors: damaged packets and unreadable stretches skipped so far.
+    """
+
+    info: AudioInfo
+    num_channels: int
+
+    def __init__(self, file: BinaryIO, *, uri: str, channels: Channels) -> None:
+        self.decode_errors = 0
+        self._uri = uri
+        self._channels = channels
+        self._last_error: Exception | None = None
+        self._started = False
+        self._file = GuardedFile(file, uri=uri)
+        self._container = open_container(self._file, uri=uri)
+        try:
+            self._stream = select_stream(self._container, uri=uri)
+            self._frames = self._decode_frames()
+            self._first = self._decode_first()
+        except BaseException:
+            self._container.close()
+            raise
+
+    def __iter__(self) -> Iterator[Float32[np.ndarray, "channel sample"]]:
+        """Yield the recording from its start, in chunks of about 10 s (shorter for many channels).
+
+        Raises:
+            DecodeError: kind `empty_audio`; what was decoded is less than one sample at 16 kHz.
+            FetchError: reading failed; what was yielded before is not the whole recording.
+            RuntimeError: iterated before.
+        """
+        if self._started:
+            raise RuntimeError(f"decoding {self._uri}: iterated twice; open it again instead")
+        self._started = True
+        return self._chunks()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the decoder. The file object stays open: whoever opened it closes it."""
+        self._container.close()
+
+    def _chunks(self) -> Iterator[Float32[np.ndarray, "channel sample"]]:
+        limit = min(_CHUNK_SAMPLES, _MAX_CHUNK_VALUES // self.num_channels)
+        pending: list[Float32[np.ndarray, "channel sample"]] = []
+        num_pending = num_samples = 0
+        for piece in self._pieces():
+            pending.append(piece)
+            num_pending += piece.shape[1]
+            if num_pending >= limit:
+                num_samples += num_pending
+                yield np.concatenate(pending, axis=1)
+                pending, num_pending = [], 0
+        if num_pending:
+            yield np.concatenate(pending, axis=1)
+        elif not num_samples:
+            raise self._empty()
+
+    def _pieces(self) -> Iterator[Float32[np.ndarray, "channel sample"]]:
+        run = self._start_run(self._first)
+        for frame in self._frames:
+            if not run.fits(frame):  # the rate or the channels changed in mid-stream
+                yield from run.finish()
+                run = self._start_run(frame)
+            else:
+                run.feed(frame)
+                yield from run.full_blocks()
+        yield from run.finish()
+
+    def _start_run(self, frame: AudioFrame) -> Run:
+        run = Run(frame, channels=self._channels, num_rows=self.num_channels)
+        run.feed(frame)
+        return run
+
+    def _decode_first(self) -> AudioFrame:
+        """Decode until samples come: only then is it known what the audio is."""
+        frame = next(self._frames, None)
+        if frame is None:
+            raise self._empty()
+        found = frame.layout.nb_channels
+        if isinstance(self._channels, int) and self._channels >= found:
+            raise DecodeError(
+                f"decoding {self._uri}: no channel {self._channels} (found {found} channels, "
+                f"numbered from 0); set extract.channels to mix, each or at most {found - 1}",
+                uri=self._uri,
+                kind="no_such_channel",
+            )
+        self.num_channels = found if self._channels == "each" else 1
+        self.info = AudioInfo(
+            codec=self._stream.codec_context.name,
+            sample_rate_hz=frame.sample_rate,
+            channels=found,
+            header_duration_s=header_duration_s(self._container, self._stream),
+        )
+        return frame
+
+    def _decode_frames(self) -> Iterator[AudioFrame]:
+        for packet in self._packets():
+            for frame in self._decode(packet):
+                if not frame.samples:
+                    continue
+                if MIN_SAMPLE_RATE_HZ <= frame.sample_rate <= MAX_SAMPLE_RATE_HZ:
+                    yield frame
+                else:
+                    self._count(ValueError(f"sample rate {frame.sample_rate} Hz"))
+        self._file.check()
+
+    def _packets(self) -> Iterator[_Packet | None]:
+        """Demux the stream, resuming behind damage; at the end None, which flushes the decoder."""
+        failures = 0
+        while failures < _MAX_DEMUX_ERRORS:
+            try:
+                for packet in self._container.demux(self._stream):
+                    # Empty packets would end the decoder's stream, wherever they stand.
+                    if packet.size:
+                        failures = 0
+                        yield packet
+                break
+            except av.error.FFmpegError as error:
+                self._file.check()
+                failures += 1
+                self._count(error)
+        else:
+            _LOG.warning(
+                "event=demux_gave_up uri=%s errors=%d last=%r",
+                self._uri,
+                self.decode_errors,
+                self._last_error,
+            )
+        self._file.check()
+        yield None
+
+    def _decode(self, packet: _Packet | None) -> Sequence[AudioFrame]:
+        context = self._stream.codec_context
+        try:
+            return context.decode(packet)
+        except (av.error.BlockingIOError, av.error.EOFError):
+            # After some errors the decoder waits to be emptied, or believes its stream ended.
+            context.flush_buffers()
+        except av.error.FFmpegError as error:
+            self._count(error)
+            return []
+        try:
+            return context.decode(packet)
+        except av.error.FFmpegError as error:
+            self._count(error)
+            return []
+
+    def _count(self, error: Exception) -> None:
+        self.decode_errors += 1
+        self._last_error = error
+
+    def _empty(self) -> DecodeError:
+        reason = f", the last because of: {self._last_error}" if self._last_error else ""
+        return DecodeError(
+            f"decoding {self._uri}: not one sample could be decoded (found "
+            f"{self._stream.codec_context.name} in {self._container.format.name}, "
+            f"{self.decode_errors} unusable packets{reason}), expected audio; upload it again or "
+            "exclude it from the source",
+            uri=self._uri,
+            kind="empty_audio",
+        )
+
+
+def open_audio(file: BinaryIO, *, uri: str, channels: Channels = "mix") -> AudioDecoder:
+    """Open a recording and decode until its first samples.
+
+    Args:
+        file: seekable; read in ranges, from the calling thread; stays open.
+        uri: names the recording in messages; its suffix helps with headerless formats.
+        channels: `mix` for one row, `each` for a row per channel, or one channel's number from 0.
+
+    Raises:
+        DecodeError: kinds `empty_file`, `not_audio`, `no_audio_stream`, `unsupported_codec`,
+            `bad_stream`, `no_such_channel`, `empty_audio`.
+        FetchError: reading failed.
+        ValueError: `channels` is none of these.
+    """
+    if channels not in ("mix", "each") and not (isinstance(channels, int) and channels >= 0):
+        raise ValueError(f"channels is {channels!r}; expected mix, each or a number from 0")
+    return AudioDecoder(file, uri=uri, channels=channels)

@@ -1,0 +1,258 @@
+"""Open a recording and find its audio: what kind of file it is and what its header claims.
+
+In: a seekable binary file object. Out: an open libav container, the audio stream to decode, and
+`AudioInfo`; or a `DecodeError` that says what was found. Knows nothing of samples, and of stores
+only that reading can fail: `GuardedFile` keeps such a failure from looking like the end of the
+file. Nothing the header claims is relied on elsewhere.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import av
+import av.container
+import av.error
+from av.stream import Discard
+
+from corpus_asr.errors import DecodeError, FetchError
+
+# Outside of these no recording of speech is meant: a header of 1 Hz or 4 GHz is damaged. Ultrasonic
+# and 1-bit recordings reach megahertz.
+MIN_SAMPLE_RATE_HZ = 1_000
+MAX_SAMPLE_RATE_HZ = 4_000_000
+
+_READ_BYTES = 1 << 16
+# Playlists (m3u8, dash, concat) name other files and hosts. An object of the corpus must never
+# make a worker open those, so no protocol is allowed: the name matches none.
+_NO_PROTOCOL = {"protocol_whitelist": "none"}
+# For the decoders libav opens while it looks at the streams; the machine's cores belong to others.
+_ONE_THREAD = {"threads": "1"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AudioInfo:
+    """What a recording's audio is, once its first samples were decoded.
+
+    Args:
+        codec: libav's name of the codec.
+        sample_rate_hz: of the first decoded samples, before resampling.
+        channels: of the first decoded samples.
+        header_duration_s: what the header claims; wrong in damaged and in streamed files.
+    """
+
+    codec: str
+    sample_rate_hz: int
+    channels: int
+    header_duration_s: float | None
+
+
+class GuardedFile:
+    """A file object for libav that remembers the failure libav would turn into an end of file.
+
+    libav calls `read` from C, where an exception has no way out: it would end the recording early,
+    and a broken store would look like a short recording. So a failure is kept, libav sees the end
+    of the file, and `check` raises the failure.
+
+    Args:
+        file: read from its start; must be seekable. Stays open.
+        uri: names the recording in messages and, by its suffix, the likely container.
+    """
+
+    def __init__(self, file: BinaryIO, *, uri: str) -> None:
+        self._file = file
+        self._uri = uri
+        self._position = 0
+        self._failure: BaseException | None = None
+        try:
+            self.num_bytes = file.seek(0, 2)
+            file.seek(0)
+        except OSError as error:
+            raise self._fetch_error(f"its size cannot be found ({error})") from error
+        # Headerless formats (g722, sbc, ...) are known by their suffix only. The rest of a name is
+        # of no use to libav, and hostile ones cannot hurt it this way.
+        suffix = re.search(r"\.[A-Za-z0-9]{1,8}$", uri)
+        self.name = f"recording{suffix.group() if suffix else ''}"
+
+    def check(self) -> None:
+        """Raise what reading raised.
+
+        Raises:
+            FetchError: the file object raised it, or an `OSError`, or ended before its size.
+        """
+        if self._failure is not None:
+            raise self._failure
+
+    def head(self, num_bytes: int) -> bytes:
+        """Read the first bytes, for messages."""
+        self.seek(0)
+        return self.read(num_bytes)
+
+    def read(self, num_bytes: int) -> bytes:
+        """Read up to `num_bytes`; nothing at the end and after a failure."""
+        if self._failure is not None or self._position >= self.num_bytes:
+            return b""
+        try:
+            data = self._file.read(num_bytes)
+            if not 0 < len(data) <= num_bytes:  # more than asked for would overrun libav's buffer
+                found = f"{len(data)} bytes came at {self._position} of {self.num_bytes}"
+                raise self._fetch_error(f"{found}, expected 1 to {num_bytes}")
+        except BaseException as error:  # kept, not swallowed: `check` raises it
+            self._keep(error)
+            return b""
+        self._position += len(data)
+        return bytes(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Move to `offset` from the start (0), here (1) or the end (2); negative on failure."""
+        start = (0, self._position, self.num_bytes)[whence]
+        if start + offset < 0 or self._failure is not None:
+            return -1
+        if start + offset != self._position:
+            try:
+                self._file.seek(start + offset)
+            except BaseException as error:  # kept, not swallowed: `check` raises it
+                self._keep(error)
+                return -1
+            self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._position
+
+    def seekable(self) -> bool:
+        """Return true: range reads are what makes hour-long files bearable."""
+        return True
+
+    def _keep(self, error: BaseException) -> None:
+        self._failure = error
+        if isinstance(error, OSError):
+            self._failure = self._fetch_error(f"{type(error).__name__}: {error}")
+            self._failure.__cause__ = error
+
+    def _fetch_error(self, found: str) -> FetchError:
+        return FetchError(
+            f"reading {self._uri}: {found}; run again once the store answers", uri=self._uri
+        )
+
+
+def open_container(file: GuardedFile, *, uri: str) -> av.container.InputContainer:
+    """Recognise the container and read its headers.
+
+    Raises:
+        DecodeError: kind `empty_file`, or `not_audio`: libav knows no such container, or its
+            header is damaged.
+        FetchError: reading failed.
+    """
+    if file.num_bytes == 0:
+        raise DecodeError(
+            f"decoding {uri}: the file is empty (0 bytes), expected a media file; upload it again "
+            "or exclude it from the source",
+            uri=uri,
+            kind="empty_file",
+        )
+    try:
+        container = av.open(
+            file,
+            mode="r",
+            options=_ONE_THREAD,
+            container_options=_NO_PROTOCOL,
+            metadata_errors="replace",  # a tag in another alphabet is no reason to lose the audio
+            buffer_size=_READ_BYTES,
+        )
+    except (av.error.FFmpegError, ValueError) as error:
+        file.check()
+        raise DecodeError(
+            f"decoding {uri}: not recognised as audio or video "
+            f"({_reason(error)}; {_describe(file)}), expected a media file that FFmpeg reads; "
+            "upload it again or exclude it from the source",
+            uri=uri,
+            kind="not_audio",
+        ) from error
+    try:
+        file.check()
+    except BaseException:
+        container.close()
+        raise
+    return container
+
+
+def select_stream(container: av.container.InputContainer, *, uri: str) -> av.AudioStream:
+    """Choose the audio stream FFmpeg would choose, and make the demuxer skip all others.
+
+    Raises:
+        DecodeError: kind `no_audio_stream`, `bad_stream` (the header's sample rate or channel
+            count is absurd) or `unsupported_codec`.
+    """
+    best = container.streams.best("audio")
+    # libav passes over streams without channels or rate; say so instead of "no stream".
+    audio = container.streams.audio
+    stream = next((s for s in audio if best is not None and s.index == best.index), None)
+    if stream is None and audio:
+        stream = audio[0]
+    if stream is None:
+        found = ", ".join(f"{stream.type} stream" for stream in container.streams) or "no stream"
+        raise DecodeError(
+            f"decoding {uri}: no audio stream (found {found} in {container.format.name}), "
+            "expected at least one; exclude it from the source",
+            uri=uri,
+            kind="no_audio_stream",
+        )
+    _open_decoder(stream, uri=uri)
+    for other in container.streams:
+        if other.index != stream.index:
+            other.discard = Discard.all
+    return stream
+
+
+def header_duration_s(
+    container: av.container.InputContainer, stream: av.AudioStream
+) -> float | None:
+    """Read the duration the header claims, of the stream or else of the container."""
+    if stream.duration is not None and stream.time_base is not None:
+        seconds = float(stream.duration * stream.time_base)
+    elif container.duration is not None:
+        seconds = container.duration / av.time_base
+    else:
+        return None
+    return seconds if seconds > 0 else None
+
+
+def _open_decoder(stream: av.AudioStream, *, uri: str) -> None:
+    context = stream.codec_context
+    if context is None:
+        raise DecodeError(
+            f"decoding {uri}: no decoder for its audio codec, expected one that this build of "
+            "FFmpeg knows; convert it or exclude it from the source",
+            uri=uri,
+            kind="unsupported_codec",
+        )
+    rate_hz, channels = context.sample_rate, context.layout.nb_channels
+    found = f"found {context.name}, {rate_hz} Hz, {channels} channels"
+    if rate_hz and not MIN_SAMPLE_RATE_HZ <= rate_hz <= MAX_SAMPLE_RATE_HZ:
+        raise _bad_stream(uri, found)
+    context.thread_count = 1
+    try:
+        context.open(strict=False)
+    except (av.error.FFmpegError, ValueError) as error:
+        raise _bad_stream(uri, f"{found}; {_reason(error)}") from error
+
+
+def _bad_stream(uri: str, found: str) -> DecodeError:
+    return DecodeError(
+        f"decoding {uri}: its header describes no audio that can be decoded ({found}), expected "
+        f"{MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ} Hz and a channel count that its codec "
+        "allows; upload it again or exclude it from the source",
+        uri=uri,
+        kind="bad_stream",
+    )
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
+
+
+def _describe(file: GuardedFile) -> str:
+    """Say how large the file is and how it begins: an HTML error page shows itself so."""
+    return f"{file.num_bytes} bytes, begins with {file.head(16)!r}"

@@ -1,0 +1,179 @@
+"""Decoded frames to rows at 16 kHz: one run of frames of equal rate, format and channels.
+
+In: libav audio frames of any sample format. Out: float32 rows at 16 kHz, in pieces that depend on
+the samples alone, not on the frames' sizes. Knows nothing of files, packets or codecs.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import av.error
+import numpy as np
+from av.audio.fifo import AudioFifo
+from av.audio.frame import AudioFrame
+from av.audio.plane import AudioPlane
+from av.filter.graph import Graph
+from jaxtyping import Float32
+
+from corpus_asr.audio.channels import Channels, row_maker
+from corpus_asr.units import SAMPLE_RATE_HZ
+
+# One block is mixed and resampled at a time: long enough that Python costs nothing beside the
+# codec, short enough that the channel chosen for cancelled channels follows the recording.
+_BLOCK_S = 1
+_MAX_BLOCK_VALUES = 1 << 22  # 16 MiB over all channels, whatever rate and channels a header claims
+
+# libav's packed sample formats; planar ones have a "p" behind. Integers are scaled to [-1, 1).
+_SAMPLE_TYPES: dict[str, tuple[type[np.generic], float]] = {
+    "u8": (np.uint8, 2.0**-7),
+    "s16": (np.int16, 2.0**-15),
+    "s32": (np.int32, 2.0**-31),
+    "s64": (np.int64, 2.0**-63),
+    "flt": (np.float32, 1.0),
+    "dbl": (np.float64, 1.0),
+}
+
+
+class Run:
+    """A stretch of frames with the same rate, sample format and channels, on its way to rows.
+
+    Args:
+        frame: the first frame; what later ones must agree with. Not fed yet.
+        channels: which rows to make.
+        num_rows: how many rows the whole recording has.
+    """
+
+    def __init__(self, frame: AudioFrame, *, channels: Channels, num_rows: int) -> None:
+        self._rate_hz = frame.sample_rate
+        self._format = frame.format.name
+        self._layout = frame.layout
+        names = [channel.name for channel in frame.layout.channels]
+        self._num_channels = len(names)
+        self._rows = row_maker(channels, names, num_rows=num_rows)
+        self._resamplers = [_Resampler(self._rate_hz) for _ in range(num_rows)]
+        self._block = max(1, min(_BLOCK_S * self._rate_hz, _MAX_BLOCK_VALUES // len(names)))
+        self._fifo = AudioFifo()
+
+    def fits(self, frame: AudioFrame) -> bool:
+        """Say whether the frame may be fed; if not, finish this run and start another."""
+        return (
+            frame.sample_rate == self._rate_hz
+            and frame.format.name == self._format
+            and frame.layout == self._layout
+        )
+
+    def feed(self, frame: AudioFrame) -> None:
+        """Queue a frame that fits; writing others would read wild memory."""
+        frame.pts = None  # the queue would insist on gapless timestamps
+        self._fifo.write(frame)
+
+    def full_blocks(self) -> Iterator[Float32[np.ndarray, "channel sample"]]:
+        """Convert what is queued, in whole blocks."""
+        while self._fifo.samples >= self._block:
+            yield from self._convert(self._fifo.read(self._block))
+
+    def finish(self) -> Iterator[Float32[np.ndarray, "channel sample"]]:
+        """Convert all the rest, with what the resamplers hold back."""
+        yield from self.full_blocks()
+        yield from self._convert(self._fifo.read())
+        tails = [resampler.finish() for resampler in self._resamplers]
+        if tails[0].size:
+            yield np.stack(tails)
+
+    def _convert(self, block: AudioFrame | None) -> Iterator[Float32[np.ndarray, "channel sample"]]:
+        if block is None:
+            return
+        rows = self._rows(_to_array(block, num_channels=self._num_channels))
+        pairs = zip(self._resamplers, rows, strict=True)
+        resampled = [resampler.feed(row) for resampler, row in pairs]
+        if resampled[0].size:
+            yield np.stack(resampled)
+
+
+class _Resampler:
+    """One row to 16 kHz with libswresample; what the filter holds back comes with `finish`."""
+
+    def __init__(self, rate_hz: int) -> None:
+        self._rate_hz = rate_hz
+        self._graph: Graph | None = None
+        if rate_hz != SAMPLE_RATE_HZ:
+            self._graph = _resampling_graph(rate_hz)
+
+    def feed(self, row: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " sample"]:
+        if self._graph is None:
+            return row
+        frame = AudioFrame.from_ndarray(row[np.newaxis], format="flt", layout="mono")
+        frame.sample_rate = self._rate_hz
+        self._graph.push(frame)
+        return self._pull(self._graph)
+
+    def finish(self) -> Float32[np.ndarray, " sample"]:
+        if self._graph is None:
+            return np.zeros(0, dtype=np.float32)
+        self._graph.push(None)
+        return self._pull(self._graph)
+
+    def _pull(self, graph: Graph) -> Float32[np.ndarray, " sample"]:
+        pieces = [np.zeros(0, dtype=np.float32)]
+        while True:
+            try:
+                frame = graph.pull()
+            except (av.error.BlockingIOError, av.error.EOFError):
+                return np.concatenate(pieces)
+            assert isinstance(frame, AudioFrame)
+            pieces.append(_plane(frame, 0, np.float32, frame.samples))
+
+
+def _resampling_graph(rate_hz: int) -> Graph:
+    # av.AudioResampler makes the same graph, but with a thread pool of the machine's size.
+    graph = Graph()
+    graph.threads = 1
+    graph.link_nodes(
+        graph.add("abuffer", sample_rate=str(rate_hz), sample_fmt="flt", channel_layout="mono"),
+        graph.add("aresample", str(SAMPLE_RATE_HZ)),
+        graph.add("aformat", sample_fmts="flt", channel_layouts="mono"),
+        graph.add("abuffersink"),
+    ).configure()
+    return graph
+
+
+def _to_array(frame: AudioFrame, *, num_channels: int) -> Float32[np.ndarray, "channel sample"]:
+    """Copy a frame's samples out, as finite float32.
+
+    `AudioFrame.to_ndarray` reads past the planes of 8-channel planar frames and kills the process
+    (PyAV 18.1), since it looks for their end by a null pointer that is not there; so each plane is
+    taken by its number.
+    """
+    packed = frame.format.name.removesuffix("p")
+    sample_type, scale = _SAMPLE_TYPES[packed]
+    if packed != frame.format.name:
+        count = frame.samples
+        planes = [_plane(frame, index, sample_type, count) for index in range(num_channels)]
+        raw = np.stack(planes)  # (channel, sample)
+    else:
+        values = _plane(frame, 0, sample_type, frame.samples * num_channels)
+        raw = values.reshape(frame.samples, num_channels).T  # (channel, sample)
+    with np.errstate(over="ignore", invalid="ignore"):
+        samples = np.ascontiguousarray(raw, dtype=np.float32)
+        if packed in ("flt", "dbl"):
+            return _finite(samples)
+    if packed == "u8":
+        samples -= 128.0  # silence in the middle of the unsigned range
+    samples *= np.float32(scale)
+    return samples
+
+
+def _plane(
+    frame: AudioFrame, index: int, sample_type: type[np.generic], count: int
+) -> np.ndarray[Any, Any]:
+    plane: Any = AudioPlane(frame, index)  # a buffer, which its type stubs do not say
+    return np.frombuffer(plane, sample_type, count)
+
+
+def _finite(
+    samples: Float32[np.ndarray, "channel sample"],
+) -> Float32[np.ndarray, "channel sample"]:
+    """Replace NaN and infinities by silence; one of them would spread over the whole recording."""
+    if np.isfinite(samples.sum()):  # false also when finite samples overflow: then it costs a copy
+        return samples
+    return np.where(np.isfinite(samples), samples, np.float32(0.0))
