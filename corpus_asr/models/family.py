@@ -19,6 +19,8 @@ class Family:
     """The `model_type` in a checkpoint's config.json."""
     config: str
     """Class with `from_pretrained(folder)`: the fields of config.json."""
+    generation: str
+    """Class with `from_pretrained(folder)`: what the checkpoint says of decoding."""
     tokenizer: str
     """Class with `from_pretrained(folder)`: text to ids and back."""
     part_features: str

@@ -5,18 +5,19 @@ is a folder under `models/` and one entry here. Knows nothing of what a family's
 """
 
 import importlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from corpus_asr.errors import CheckpointError
+from corpus_asr.models.config_file import read_json_object
 from corpus_asr.models.family import Family
 
 _WHISPER = Family(
     model_type="whisper",
     config="corpus_asr.models.whisper.config:WhisperConfig",
+    generation="corpus_asr.models.whisper.generation_config:GenerationConfig",
     tokenizer="corpus_asr.models.whisper.tokenizer:WhisperTokenizer",
     part_features="corpus_asr.models.whisper.features:WhisperPartFeatures",
     slot_model="corpus_asr.models.whisper.model:WhisperForConditionalGeneration",
@@ -33,21 +34,10 @@ def family_of(folder: Path) -> Family:
         CheckpointError: config.json is missing or unreadable, or names no known family.
     """
     path = folder / "config.json"
-    known = ", ".join(sorted(FAMILIES))
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"loading a checkpoint from {folder}: found no config.json; give a folder in Hugging "
-            f"Face layout whose model_type is one of: {known}"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"reading {path}: found no readable JSON ({error}); fetch the checkpoint again"
-        ) from error
-    model_type = content.get("model_type") if isinstance(content, dict) else None
+    model_type = read_json_object(path).get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
+        known = ", ".join(sorted(FAMILIES))
         raise CheckpointError(
             f"reading {path}: found model_type {model_type!r}, expected one of: {known}; "
             f"choose a checkpoint of a supported family"
