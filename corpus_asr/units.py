@@ -20,9 +20,9 @@ FRAMES_PER_POSITION = 2
 WINDOW_POSITIONS = WINDOW_FRAMES // FRAMES_PER_POSITION  # 1,500
 TIMESTAMP_STEP_S = FRAMES_PER_POSITION / FRAMES_PER_SECOND  # 0.02
 
-# A frame still touches content while its 400-sample window reaches past the last sample:
-# that is at most this many frames after the last whole hop.
-TAIL_FRAMES = -(-(FFT_SAMPLES // 2) // HOP_SAMPLES)  # 2
+# A frame still touches content while its 400-sample window reaches past the last sample. Frames
+# are centred on whole hops: with n samples, frame n // HOP_SAMPLES and two more may do so.
+TAIL_FRAMES = 1 + -(-(FFT_SAMPLES // 2) // HOP_SAMPLES)  # 3
 
 MEBIBYTE = 1 << 20
 

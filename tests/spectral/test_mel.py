@@ -1,0 +1,112 @@
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import whisper
+from transformers import WhisperFeatureExtractor
+from transformers.audio_utils import mel_filter_bank
+
+from corpus_asr.spectral.mel import log_mel, mel_filters, scale_floor
+from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ, WINDOW_SAMPLES
+from tests.support.signals import made_sounds, read_clip, read_manifest
+
+# transformers computes in float64 and openai-whisper in float32; near the 80 dB floor float32
+# has about four digits left.
+FEATURE_TOLERANCE = 1e-4
+FILTER_TOLERANCE = 1e-7
+
+BINS = pytest.mark.parametrize("num_mel_bins", [80, 128])
+
+
+def one_window(samples: np.ndarray) -> np.ndarray:
+    return np.pad(samples[:WINDOW_SAMPLES], (0, max(0, WINDOW_SAMPLES - samples.size)))
+
+
+def transformers_log_mel(samples: np.ndarray, num_mel_bins: int) -> np.ndarray:
+    extractor = WhisperFeatureExtractor(feature_size=num_mel_bins)
+    return extractor._np_extract_fbank_features(samples[None], "cpu")[0]
+
+
+def whisper_log_mel(samples: np.ndarray, num_mel_bins: int) -> np.ndarray:
+    return whisper.log_mel_spectrogram(torch.from_numpy(samples), num_mel_bins).numpy()
+
+
+@pytest.mark.parametrize("num_mel_bins", [1, 20, 40, 64, 80, 100, 128])
+def test_filters_equal_transformers(num_mel_bins: int) -> None:
+    expected = mel_filter_bank(
+        201, num_mel_bins, 0.0, 8000.0, SAMPLE_RATE_HZ, norm="slaney", mel_scale="slaney"
+    )
+    np.testing.assert_allclose(mel_filters(num_mel_bins), expected.T, atol=FILTER_TOLERANCE)
+
+
+@BINS
+def test_filters_equal_whispers(num_mel_bins: int) -> None:
+    expected = whisper.audio.mel_filters("cpu", num_mel_bins).numpy()
+    np.testing.assert_allclose(mel_filters(num_mel_bins), expected, atol=FILTER_TOLERANCE)
+
+
+def test_filters_cannot_be_written_to() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        mel_filters(80)[0, 0] = 1.0
+
+
+@pytest.mark.parametrize("num_mel_bins", [0, -1])
+def test_no_bins_are_refused(num_mel_bins: int) -> None:
+    with pytest.raises(ValueError, match=f"found {num_mel_bins} bins"):
+        mel_filters(num_mel_bins)
+
+
+@BINS
+@pytest.mark.parametrize("name", sorted(made_sounds(1)))
+def test_made_sounds_equal_both_references(name: str, num_mel_bins: int) -> None:
+    samples = made_sounds(WINDOW_SAMPLES)[name]
+    features = log_mel(samples, num_mel_bins=num_mel_bins)
+    for reference in (transformers_log_mel, whisper_log_mel):
+        expected = reference(samples, num_mel_bins)
+        np.testing.assert_allclose(features, expected, atol=FEATURE_TOLERANCE, rtol=0)
+
+
+@BINS
+def test_real_clips_equal_both_references(shared_data: Path, num_mel_bins: int) -> None:
+    folder = shared_data / "english_short"
+    for item in read_manifest(folder)[::5]:
+        samples = one_window(read_clip(folder / item["path"]))
+        features = log_mel(samples, num_mel_bins=num_mel_bins)
+        for reference in (transformers_log_mel, whisper_log_mel):
+            expected = reference(samples, num_mel_bins)
+            np.testing.assert_allclose(features, expected, atol=FEATURE_TOLERANCE, rtol=0)
+
+
+def test_arrays_of_other_lengths_equal_whispers() -> None:
+    for num_samples in (16_000, 123_457, 700_001):
+        samples = made_sounds(num_samples)["noise"]
+        features = log_mel(samples, num_mel_bins=80)
+        expected = whisper_log_mel(samples, 80)
+        np.testing.assert_allclose(features, expected, atol=FEATURE_TOLERANCE, rtol=0)
+
+
+def test_silence_holds_the_floor() -> None:
+    features = log_mel(np.zeros(16_000, dtype=np.float32), num_mel_bins=80)
+    assert scale_floor(-10.0) == -1.5
+    assert np.all(features == -1.5)
+
+
+def test_an_hour_needs_little_more_memory_than_its_features() -> None:
+    samples = np.zeros(3600 * SAMPLE_RATE_HZ, dtype=np.float32)
+    tracemalloc.start()
+    features = log_mel(samples, num_mel_bins=80)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes - features.nbytes < 8 * MEBIBYTE
+
+
+def test_it_is_far_faster_than_decoding() -> None:
+    samples = made_sounds(120 * SAMPLE_RATE_HZ)["noise"]
+    log_mel(samples[:16_000], num_mel_bins=80)
+    start_s = time.thread_time()
+    log_mel(samples, num_mel_bins=80)
+    # About 6,000 times real time on a free core; the bound only catches a lost factor of ten.
+    assert 120 / (time.thread_time() - start_s) > 500
