@@ -4,6 +4,7 @@ In: 16 kHz samples. Out: mel filter weights, and log-mel frames scaled as Whispe
 Knows nothing of files, checkpoints or the 30 s window: padding is the caller's.
 """
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -16,12 +17,12 @@ from corpus_asr.units import SAMPLE_RATE_HZ
 LINEAR_HZ_PER_MEL = 200 / 3
 LOG_START_HZ = 1000.0
 LOG_START_MEL = LOG_START_HZ / LINEAR_HZ_PER_MEL  # 15
-MELS_PER_LOG_HZ = 27 / np.log(6.4)
+MELS_PER_LOG_HZ = 27 / math.log(6.4)
 
 POWER_FLOOR = 1e-10
 LOG10_FLOOR = -10.0  # log10(POWER_FLOOR)
 DYNAMIC_RANGE = 8.0  # decades kept below the loudest value: 80 dB
-LOG10_2 = float(np.log10(2.0))
+LOG10_E = 1 / math.log(10)
 
 
 def mel_to_hz(mel: Float64[np.ndarray, " mel"]) -> Float64[np.ndarray, " mel"]:
@@ -50,14 +51,16 @@ def mel_filters(num_mel_bins: int) -> Float32[np.ndarray, "mel bin"]:
     if num_mel_bins < 1:
         raise ValueError(f"building mel filters: found {num_mel_bins} bins, expected 1 or more")
     nyquist_hz = SAMPLE_RATE_HZ / 2
-    nyquist_mel = LOG_START_MEL + MELS_PER_LOG_HZ * np.log(nyquist_hz / LOG_START_HZ)
+    nyquist_mel = LOG_START_MEL + MELS_PER_LOG_HZ * math.log(nyquist_hz / LOG_START_HZ)
     corners_hz = mel_to_hz(np.linspace(0.0, nyquist_mel, num_mel_bins + 2))
     bins_hz = np.linspace(0.0, nyquist_hz, FFT_BINS)
     left, centre, right = (corners_hz[k : k + num_mel_bins, None] for k in range(3))
     rising = (bins_hz - left) / (centre - left)
     falling = (right - bins_hz) / (right - centre)
     triangles = np.maximum(0.0, np.minimum(rising, falling))  # (mel, bin)
-    filters = (triangles * (2.0 / (right - left))).astype(np.float32)
+    filters: Float32[np.ndarray, "mel bin"] = (triangles * (2.0 / (right - left))).astype(
+        np.float32
+    )
     filters.setflags(write=False)
     return filters
 
@@ -79,9 +82,9 @@ def log10_mel(
         block = result[first : first + len(power)]
         np.matmul(power, weights, out=block)
         np.maximum(block, np.float32(POWER_FLOOR), out=block)
-        # numpy has vector code for log2 and not for log10: ten times faster, equal within 1e-6.
-        np.log2(block, out=block)
-        np.multiply(block, np.float32(LOG10_2), out=block)
+        # numpy's natural logarithm takes a third of log10's time and is equal within 1e-6.
+        np.log(block, out=block)
+        np.multiply(block, np.float32(LOG10_E), out=block)
         first += len(power)
     return result
 
