@@ -60,7 +60,7 @@ class SlotBatch:
         lengths = [len(job.prompt) for job in jobs]
         for job, length in zip(jobs, lengths, strict=True):
             room = self.model.max_target_positions - length
-            if not 0 < length or room < 1 or job.max_new_tokens < 1:
+            if length < 1 or room < 1 or job.max_new_tokens < 1:
                 raise ValueError(
                     f"admitting a prompt of {length} tokens for {job.max_new_tokens} new ones: the "
                     f"decoder holds {self.model.max_target_positions}; shorten the prompt"

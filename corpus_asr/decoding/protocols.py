@@ -105,7 +105,7 @@ class WindowJob:
     features: Float[np.ndarray, "mel frame"]
     """A whole window, padded; any float type."""
     window: tuple[int, ...]
-    """Names the window among its task's jobs: equal to the job before it, the encoding is reused."""
+    """Names the window among its task's jobs; a job like the one before reuses its encoding."""
     prompt: tuple[int, ...]
     rules: TokenRules
     max_new_tokens: int
@@ -113,7 +113,7 @@ class WindowJob:
     seed: int = 0
     """Seeds the noise when `temperature` > 0; must name recording, window and temperature."""
     score_token: int | None = None
-    """A token whose raw probability after prompt position `score_position` is wanted (no-speech)."""
+    """A token (no-speech) whose raw probability is wanted, as said after `score_position`."""
     score_position: int = 0
 
 

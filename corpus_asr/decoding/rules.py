@@ -23,8 +23,8 @@ class SlotRules:
     a segment is never empty; the first token is a timestamp; and when the timestamps together are
     likelier than any single text token, a timestamp it is.
 
-    Source: Radford et al. 2022, section 2.3; openai-whisper `ApplyTimestampRules`. Equal to it token
-    for token (tests/decoding/test_rules.py).
+    Source: Radford et al. 2022, section 2.3; openai-whisper `ApplyTimestampRules`. Equal to it
+    token for token (tests/decoding/test_rules.py).
     """
 
     def __init__(self, slots: int, vocab_size: int, device: torch.device) -> None:

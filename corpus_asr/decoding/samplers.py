@@ -1,8 +1,8 @@
 """Choosing the next token of each slot.
 
-In: logits with forbidden tokens at minus infinity. Out: one token per slot. Noise is a pure function
-of (seed, position, token), so a choice never depends on a slot's neighbours, the batch size or the
-device.
+In: logits with forbidden tokens at minus infinity. Out: one token per slot. Noise is a pure
+function of (seed, position, token), so a choice never depends on a slot's neighbours, the batch
+size or the device.
 """
 
 import torch

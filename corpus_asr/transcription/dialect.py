@@ -19,13 +19,14 @@ class Dialect:
 
     text: Callable[[Sequence[int]], str]
     """Token ids to text; timestamps and special tokens are left out."""
+    request: Callable[[str | None, str, bool], tuple[int, ...]]
+    """Language, task and whether timestamps are wanted, to the tokens that ask for it."""
     end: int
     start: int
     start_of_previous: int
     no_speech: int | None
     no_timestamps: int
     timestamp_begin: int
-    tasks: Mapping[str, int]
     languages: Mapping[str, int]
     """Language code to token; empty for English-only checkpoints."""
     suppress: tuple[int, ...]
@@ -51,14 +52,14 @@ class Dialect:
             )
         return cls(
             text=tokenizer.decode_text,
+            request=tokenizer.prompt,
             end=tokenizer.eot,
             start=tokenizer.sot,
             start_of_previous=tokenizer.start_of_prev,
             no_speech=tokenizer.no_speech,
             no_timestamps=tokenizer.no_timestamps,
             timestamp_begin=tokenizer.timestamp_begin,
-            tasks={"transcribe": tokenizer.transcribe, "translate": tokenizer.translate},
-            languages=tokenizer.language_ids if tokenizer.is_multilingual else {},
+            languages=tokenizer.language_ids,
             suppress=tuple(generation.suppress_tokens or ()),
             suppress_first=tuple(generation.begin_suppress_tokens or ()),
             max_initial_timestamp=generation.max_initial_timestamp_index,
@@ -96,11 +97,7 @@ class Dialect:
             task: `transcribe` or `translate`.
             previous: tokens said before, of which the latest fit (half the decoder's length).
         """
-        start: tuple[int, ...] = (self.start,)
-        if self.languages:
-            if language is None:
-                raise ValueError("a multilingual checkpoint needs a language in its prompt")
-            start = (self.start, self.languages[language], self.tasks[task])
+        start = self.request(language, task, True)
         if not previous:
             return start, 0
         kept = tuple(previous)[-(self.max_target_positions // 2 - 1) :]

@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -26,11 +27,20 @@ from corpus_asr.transcription.language import Language
 from corpus_asr.transcription.part_job import PartJob, PartTranscript
 from corpus_asr.transcription.windows import PartRequest
 
+__all__ = ["Engine", "PartRequest", "PartTranscript"]
+
 logger = logging.getLogger(__name__)
 
 _AUTO_SLOTS = {"cpu": 8, "cuda": 64}
 # Looking for finished slots makes the host wait for the device; on a GPU that is worth avoiding.
 _CHECK_EVERY = {"cpu": 1, "cuda": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    part: PartRequest
+    decoding: DecodingSettings
+    future: Future[PartTranscript]
 
 
 class Engine:
@@ -59,9 +69,7 @@ class Engine:
             _AUTO_SLOTS.get(kind, 8) if slots == "auto" else slots,
             check_every=_CHECK_EVERY.get(kind, 1),
         )
-        self._inbox: queue.SimpleQueue[tuple[PartRequest, Future[PartTranscript]] | None] = (
-            queue.SimpleQueue()
-        )
+        self._inbox: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._stopped: EngineError | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -104,18 +112,27 @@ class Engine:
         logger.info("model=%s device=%s dtype=%s", folder.name, where, model.dtype)
         return cls(model, dialect, decoding=decoding, slots=slots)
 
-    def submit(self, part: PartRequest) -> Future[PartTranscript]:
+    def submit(
+        self, part: PartRequest, *, decoding: DecodingSettings | None = None
+    ) -> Future[PartTranscript]:
         """Queue a part; the future gives its transcript or the exception that ended it.
 
+        Args:
+            part: what to transcribe.
+            decoding: how, where it differs from the engine's own settings.
+
         Raises:
+            ConfigError: the checkpoint cannot do what `decoding` asks.
             EngineError: the engine is closed, or broke down earlier.
         """
-        future: Future[PartTranscript] = Future()
+        if decoding is not None:
+            self._dialect.check(decoding.language, decoding.task)
+        order = _Order(part, decoding or self._decoding, Future())
         with self._lock:
             if self._stopped is not None:
                 raise EngineError(str(self._stopped)) from self._stopped
-            self._inbox.put((part, future))
-        return future
+            self._inbox.put(order)
+        return order.future
 
     def close(self) -> None:
         """Finish what was submitted and stop the thread."""
@@ -142,16 +159,17 @@ class Engine:
         """Start what has been submitted; waits if there is nothing else to do; False to stop."""
         while True:
             try:
-                item = self._inbox.get(block=self._scheduler.pending == 0)
+                order = self._inbox.get(block=self._scheduler.pending == 0)
             except queue.Empty:
                 return True
-            if item is None:
+            if order is None:
                 while self._scheduler.pending:
                     self._scheduler.advance()
                 return False
-            self._start(*item)
+            self._start(order)
 
-    def _start(self, part: PartRequest, future: Future[PartTranscript]) -> None:
+    def _start(self, order: "_Order") -> None:
+        future = order.future
         started_s = time.monotonic()
 
         def done(
@@ -170,9 +188,9 @@ class Engine:
             )
 
         PartJob(
-            part,
+            order.part,
             dialect=self._dialect,
-            settings=self._decoding,
+            settings=order.decoding,
             add=self._scheduler.add,
             done=done,
         ).start()
@@ -189,6 +207,6 @@ class Engine:
             self._stopped = broken
         self._scheduler.fail(broken)
         while not self._inbox.empty():
-            item = self._inbox.get()
-            if item is not None:
-                item[1].set_exception(broken)
+            order = self._inbox.get()
+            if order is not None:
+                order.future.set_exception(broken)

@@ -83,7 +83,7 @@ class PartRequest:
 
 
 def pad_window(
-    features: Float16[np.ndarray, "frame mel"], pad_value: float
+    features: Float16[np.ndarray, "content mel"], pad_value: float
 ) -> Float16[np.ndarray, "mel frame"]:
     """Fill up to one window with `pad_value` and put the mel axis first."""
     window = np.full((WINDOW_FRAMES, features.shape[1]), pad_value, dtype=np.float16)
