@@ -21,8 +21,6 @@ class Family:
     """Class with `from_pretrained(folder)`: the fields of config.json."""
     generation: str
     """Class with `from_pretrained(folder)`: what the checkpoint says of decoding."""
-    generation: str
-    """Class with `from_pretrained(folder)`: token ids and limits of decoding."""
     tokenizer: str
     """Class with `from_pretrained(folder)`: text to ids and back."""
     part_features: str

@@ -18,7 +18,6 @@ _WHISPER = Family(
     model_type="whisper",
     config="corpus_asr.models.whisper.config:WhisperConfig",
     generation="corpus_asr.models.whisper.generation_config:GenerationConfig",
-    generation="corpus_asr.models.whisper.generation_config:GenerationConfig",
     tokenizer="corpus_asr.models.whisper.tokenizer:WhisperTokenizer",
     part_features="corpus_asr.models.whisper.features:WhisperPartFeatures",
     slot_model="corpus_asr.models.whisper.model:WhisperForConditionalGeneration",
