@@ -1,0 +1,130 @@
+"""Whisper-layout tokenizers made on the spot, so that no test needs a download.
+
+A folder goes in; tokenizer.json, vocab.json, merges.txt, added_tokens.json, special_tokens_map.json
+and tokenizer_config.json are written there as the published checkpoints have them. The small ones
+are trained on a few lines; the real ones are openai-whisper's own vocabularies.
+"""
+
+import json
+from base64 import b64decode
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+
+from corpus_asr.text.languages import LANGUAGES
+
+END = "<|endoftext|>"
+CODES_V3 = tuple(LANGUAGES)
+CODES_V2 = CODES_V3[:-1]  # Cantonese came with large-v3
+TIMESTAMPS = tuple(f"<|{step * 0.02:.2f}|>" for step in range(1501))
+
+_LINES = (
+    "And so my fellow Americans, ask not what your country can do for you,",
+    "ask what you can do for your country.",
+    "The north wind and the sun were disputing which was the stronger.",
+    "Der Nordwind und die Sonne stritten sich, wer von ihnen beiden der Stärkere wäre.",
+    "北風と太陽が、どちらが強いかを言い争っていました。",
+    "Однажды северный ветер и солнце заспорили, кто из них сильнее.",
+)
+_TINY_MERGES = 200
+
+
+def tiny_tokenizer(folder: Path, multilingual: bool = True, *, cantonese: bool = False) -> int:
+    """Write a small tokenizer of about 450 text tokens; returns the size of the vocabulary.
+
+    English-only ones have no language tokens: the real ones are told apart by their sizes.
+    """
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = BpeTrainer(
+        vocab_size=len(alphabet) + _TINY_MERGES, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(_LINES, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    codes: Sequence[str] = (CODES_V3 if cantonese else CODES_V2) if multilingual else ()
+    return write_tokenizer(folder, model["vocab"], merges, codes)
+
+
+def real_tokenizer(folder: Path, *, multilingual: bool = True, cantonese: bool = False) -> int:
+    """Write openai-whisper's vocabulary in Hugging Face layout; returns its size.
+
+    51,864 English-only, 51,865 multilingual, 51,866 with Cantonese.
+    """
+    import whisper.tokenizer
+
+    assets = Path(whisper.tokenizer.__file__).parent / "assets"
+    path = assets / ("multilingual.tiktoken" if multilingual else "gpt2.tiktoken")
+    ranks = {
+        b64decode(line.split()[0]) if len(line.split()) == 2 else b"": int(line.split()[-1])
+        for line in path.read_text().splitlines()
+    }
+    letters = _byte_letters()
+    spelled = {token: "".join(letters[b] for b in token) for token in ranks}
+    merges = [
+        tuple(spelled[part] for part in _parts(token, ranks)) for token in ranks if len(token) > 1
+    ]
+    vocab = {spelled[token]: rank for token, rank in ranks.items()}
+    codes = CODES_V3 if cantonese else CODES_V2
+    return write_tokenizer(folder, vocab, merges, codes, no_speech="<|nocaptions|>")
+
+
+def write_tokenizer(
+    folder: Path,
+    vocab: Mapping[str, int],
+    merges: Sequence[tuple[str, ...]],
+    codes: Sequence[str],
+    *,
+    no_speech: str = "<|nospeech|>",
+) -> int:
+    """Write all files of a tokenizer with Whisper's control tokens after `vocab`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    special = [END, "<|startoftranscript|>", *(f"<|{code}|>" for code in codes)]
+    special += ["<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>"]
+    special += [no_speech, "<|notimestamps|>"]
+    vocab = {**vocab, END: len(vocab)}
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=[(left, right) for left, right in merges]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=True) for t in TIMESTAMPS])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    added = {t: tokenizer.token_to_id(t) for t in [*special[1:], *TIMESTAMPS]}
+    roles = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), END)
+    names = {**roles, "additional_special_tokens": special}
+    settings = {**names, "add_prefix_space": False, "errors": "replace"}
+    settings |= {"model_max_length": 1024, "tokenizer_class": "WhisperTokenizer"}
+    _write_json(folder / "vocab.json", vocab)
+    _write_json(folder / "added_tokens.json", added)
+    _write_json(folder / "special_tokens_map.json", names)
+    _write_json(folder / "tokenizer_config.json", settings)
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges), ""]
+    (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+    return tokenizer.get_vocab_size(with_added_tokens=True)
+
+
+def _parts(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
+    """Merge bytes by rank until two parts are left: the pair that makes `token`."""
+    parts = [bytes([b]) for b in token]
+    while len(parts) > 2:
+        pairs = [ranks.get(a + b, len(ranks)) for a, b in pairwise(parts)]
+        i = pairs.index(min(pairs))
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts
+
+
+def _byte_letters() -> dict[int, str]:
+    """The printable letter of each byte. Source: openai/gpt-2, encoder.py, bytes_to_unicode."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
+    plain += [*range(ord("®"), ord("ÿ") + 1)]
+    rest = [b for b in range(256) if b not in plain]
+    return {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(rest)}
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
