@@ -1,0 +1,141 @@
+"""Store failures: one inner form for all libraries, bounded retries, and the error people see.
+
+In: operations of a store that raise `StoreError`. Out: their result, or a `FetchError`. Knows no
+particular store: each translates its library's exceptions itself.
+"""
+
+import errno
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from corpus_asr.errors import FetchError
+from corpus_asr.storage.addresses import shown, without_secrets
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+NOT_FOUND, ACCESS_DENIED, TIMEOUT, CHANGED, FETCH = (
+    "not_found",
+    "access_denied",
+    "timeout",
+    "changed",
+    "fetch",
+)
+_ADVICE = {
+    NOT_FOUND: "check the address, or take it out of the source",
+    ACCESS_DENIED: "check the credentials and that they may read and list here",
+    TIMEOUT: "check the network, then run again",
+    CHANGED: "run again once nothing writes to it any more",
+    FETCH: "check the store, then run again",
+}
+_PERMANENT = {NOT_FOUND, ACCESS_DENIED}
+_TRANSIENT_ERRNO = {
+    errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET,
+    errno.EHOSTUNREACH, errno.EINTR, errno.EIO, errno.ENETUNREACH, errno.EPIPE, errno.ESTALE,
+    errno.ETIMEDOUT,
+}  # fmt: skip
+
+
+class StoreError(Exception):
+    """What a store found instead of doing its work; never leaves this package's storage part.
+
+    Args:
+        kind: a kind of `FetchError`.
+        found: what was found against what was expected, without secrets.
+        transient: whether trying again at once may help.
+        retry_after_s: how long the store asked us to wait.
+    """
+
+    def __init__(
+        self, kind: str, found: str, *, transient: bool = False, retry_after_s: float = 0.0
+    ) -> None:
+        super().__init__(found)
+        self.kind = kind
+        self.transient = transient
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often and how patiently a store is asked."""
+
+    attempts: int = 5
+    first_wait_s: float = 0.25
+    """Doubled after each attempt, then shortened at random so that workers do not march in step."""
+    longest_wait_s: float = 20.0
+    request_timeout_s: float = 60.0
+    """Limit of one request as a whole; stores that stall are given up and asked again."""
+
+    def wait_s(self, failures: int, *, at_least_s: float = 0.0) -> float:
+        """Return the pause after the `failures`-th failure (from 1)."""
+        longest = min(self.longest_wait_s, self.first_wait_s * 2 ** (failures - 1))
+        asked_for = min(at_least_s, self.longest_wait_s)
+        return max(asked_for, random.uniform(0.5, 1.0) * longest)
+
+
+DEFAULT_POLICY = RetryPolicy()
+
+
+def persist(
+    doing: str, uri: str, operation: Callable[[], T], *, policy: RetryPolicy = DEFAULT_POLICY
+) -> T:
+    """Run an operation, again while its failure is transient and attempts are left.
+
+    Raises:
+        FetchError: it failed for good, or once more than the policy allows.
+    """
+    for failures in range(1, policy.attempts + 1):
+        try:
+            return operation()
+        except StoreError as error:
+            if not error.transient or failures == policy.attempts:
+                raise fetch_error(doing, uri, error, attempts=failures) from error
+            wait_s = policy.wait_s(failures, at_least_s=error.retry_after_s)
+            logger.info(
+                "retry doing=%s uri=%s failures=%d wait_s=%.2f found=%s",
+                doing, shown(uri), failures, wait_s, error,
+            )  # fmt: skip
+            time.sleep(wait_s)
+    raise AssertionError("a policy allows at least one attempt")
+
+
+def fetch_error(doing: str, uri: str, error: StoreError, *, attempts: int = 1) -> FetchError:
+    """Return the public form of a store's failure."""
+    tries = f" ({attempts} attempts)" if attempts > 1 else ""
+    message = f"{doing} {shown(uri)}: {without_secrets(str(error))}{tries}; {_ADVICE[error.kind]}"
+    return FetchError(message, uri=uri, kind=error.kind, retryable=error.kind not in _PERMANENT)
+
+
+def from_os_error(error: OSError) -> StoreError:
+    """Translate what the operating system, or a library in its style, raised."""
+    reason = without_secrets(error.strerror or str(error) or type(error).__name__)
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return StoreError(NOT_FOUND, "not found, expected an object of this name")
+    if isinstance(error, IsADirectoryError):
+        return StoreError(NOT_FOUND, "found a folder, expected a file")
+    if isinstance(error, PermissionError):
+        return StoreError(ACCESS_DENIED, f"access denied ({reason})")
+    if isinstance(error, TimeoutError):
+        return StoreError(TIMEOUT, "no answer within the time limit", transient=True)
+    transient = isinstance(error, ConnectionError) or error.errno in _TRANSIENT_ERRNO
+    return StoreError(FETCH, f"the store failed ({reason})", transient=transient)
+
+
+def from_status(status: int, reason: str, *, retry_after: str | None = None) -> StoreError:
+    """Translate an HTTP status that is no success."""
+    found = f"the store answered {status} {reason}".rstrip()
+    if status in (404, 410):
+        return StoreError(NOT_FOUND, f"not found ({status} {reason})")
+    if status in (401, 403):
+        return StoreError(ACCESS_DENIED, f"access denied ({status} {reason})")
+    if status in (408, 504):
+        return StoreError(TIMEOUT, found, transient=True)
+    if status == 412:
+        return StoreError(CHANGED, f"{found}: the object changed while it was read")
+    wait_s = float(retry_after) if retry_after and retry_after.isdecimal() else 0.0
+    return StoreError(FETCH, found, transient=status in (425, 429) or status >= 500,
+                      retry_after_s=wait_s)  # fmt: skip

@@ -1,0 +1,220 @@
+"""The one door to every store: local paths, s3://, http(s):// and any fsspec scheme.
+
+In: addresses. Out: bytes and file objects. Timeouts, retries, credentials and the wording of
+failures are settled behind it; names are taken literally. Knows nothing of what is stored.
+"""
+
+import functools
+import io
+import os
+from collections.abc import Iterator
+from typing import BinaryIO, Protocol, cast
+
+import fsspec
+from fsspec import AbstractFileSystem
+
+from corpus_asr.errors import FetchError
+from corpus_asr.storage.addresses import LOCAL, normalise, scheme_of
+from corpus_asr.storage.failures import (
+    DEFAULT_POLICY,
+    NOT_FOUND,
+    RetryPolicy,
+    StoreError,
+    fetch_error,
+    persist,
+)
+from corpus_asr.storage.local import LocalStore, Page
+from corpus_asr.storage.ranges import ObjectInfo, RangeFile, RangeStore
+
+READ_BUFFER_BYTES = 128 * 1024  # what a demuxer's many small reads are served from
+
+
+class Store(RangeStore, Protocol):
+    """What each kind of store offers this module; failures are `StoreError`s."""
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Put the whole object, or leave things as they were."""
+
+    def remove(self, uri: str) -> None:
+        """Remove the object if it is there."""
+
+    def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
+        """List objects below a folder (`prefix` ends with a slash) or with a common prefix.
+
+        `depth` bounds the levels below the folder that are of interest; more may come.
+        """
+
+
+def store_for(
+    uri: str, *, endpoint_url: str | None = None, policy: RetryPolicy = DEFAULT_POLICY
+) -> Store:
+    """Return the store an address belongs to.
+
+    Raises:
+        ConfigError: no library for the scheme is installed.
+    """
+    scheme = scheme_of(uri)
+    if scheme == LOCAL:
+        return LocalStore()
+    # Connections of a parent process cannot be used after a fork, so the process is part of the key.
+    place = "" if scheme in ("s3", "http", "https") else uri
+    return _connected(os.getpid(), scheme, endpoint_url, policy, place)
+
+
+@functools.lru_cache(maxsize=64)
+def _connected(
+    process: int, scheme: str, endpoint_url: str | None, policy: RetryPolicy, uri: str
+) -> Store:
+    # Imported here: workers that read local files need none of these libraries.
+    if scheme == "s3":
+        from corpus_asr.storage.s3 import S3Store
+
+        return S3Store(endpoint_url, policy)
+    if scheme in ("http", "https"):
+        from corpus_asr.storage.web import WebStore
+
+        return WebStore(policy)
+    from corpus_asr.storage.other import FsspecStore
+
+    return FsspecStore(uri)
+
+
+def open_store(uri: str, *, endpoint_url: str | None = None) -> tuple[AbstractFileSystem, str]:
+    """Return an fsspec filesystem and the path in it, for libraries that ask for one.
+
+    Raises:
+        ConfigError: no library for the scheme is installed.
+    """
+    uri = normalise(uri)
+    if scheme_of(uri) == LOCAL:
+        return fsspec.filesystem("file"), uri
+    store = store_for(uri, endpoint_url=endpoint_url)
+    filesystem: AbstractFileSystem = store.filesystem  # type: ignore[attr-defined]
+    return filesystem, str(filesystem._strip_protocol(uri))
+
+
+def open_binary(
+    uri: str, *, endpoint_url: str | None = None, policy: RetryPolicy = DEFAULT_POLICY
+) -> BinaryIO:
+    """Open an object for reading by ranges; a few blocks of it are in memory at a time.
+
+    Raises:
+        FetchError: also from later reads. Kinds: not_found, access_denied, timeout, changed,
+            fetch.
+    """
+    uri = normalise(uri)
+    store = store_for(uri, endpoint_url=endpoint_url, policy=policy)
+    raw = RangeFile(store, uri, policy=policy)
+    return cast(BinaryIO, io.BufferedReader(raw, READ_BUFFER_BYTES))
+
+
+def read_bytes(
+    uri: str, *, endpoint_url: str | None = None, policy: RetryPolicy = DEFAULT_POLICY
+) -> bytes:
+    """Return a whole object.
+
+    Raises:
+        FetchError: it cannot be read.
+    """
+    with open_binary(uri, endpoint_url=endpoint_url, policy=policy) as file:
+        return file.read()
+
+
+def write_atomic(
+    uri: str,
+    data: bytes,
+    *,
+    endpoint_url: str | None = None,
+    policy: RetryPolicy = DEFAULT_POLICY,
+) -> None:
+    """Put an object so that readers see all of it or none, whatever happens meanwhile.
+
+    Raises:
+        FetchError: it cannot be written.
+    """
+    uri = normalise(uri)
+    store = store_for(uri, endpoint_url=endpoint_url, policy=policy)
+    persist("writing", uri, lambda: store.write(uri, data), policy=policy)
+
+
+def remove(
+    uri: str, *, endpoint_url: str | None = None, policy: RetryPolicy = DEFAULT_POLICY
+) -> None:
+    """Remove an object; one that is not there is as good.
+
+    Raises:
+        FetchError: it cannot be removed.
+    """
+    uri = normalise(uri)
+    store = store_for(uri, endpoint_url=endpoint_url, policy=policy)
+    persist("removing", uri, lambda: store.remove(uri), policy=policy)
+
+
+def describe(
+    uri: str, *, endpoint_url: str | None = None, policy: RetryPolicy = DEFAULT_POLICY
+) -> ObjectInfo:
+    """Return size and version of an object.
+
+    Raises:
+        FetchError: there is no such object, or the store does not answer.
+    """
+    uri = normalise(uri)
+    store = store_for(uri, endpoint_url=endpoint_url, policy=policy)
+    return persist("looking up", uri, lambda: store.info(uri), policy=policy)
+
+
+def exists(
+    uri: str, *, endpoint_url: str | None = None, policy: RetryPolicy = DEFAULT_POLICY
+) -> bool:
+    """Tell whether there is an object (not a folder) of this name.
+
+    Raises:
+        FetchError: the store does not say.
+    """
+    try:
+        describe(uri, endpoint_url=endpoint_url, policy=policy)
+    except FetchError as error:
+        if error.kind == NOT_FOUND:
+            return False
+        raise
+    return True
+
+
+def list_pages(
+    prefix: str,
+    *,
+    depth: int | None = None,
+    endpoint_url: str | None = None,
+    policy: RetryPolicy = DEFAULT_POLICY,
+) -> Iterator[Page]:
+    """List objects page by page in stable order; a folder that is not there has none.
+
+    Args:
+        prefix: a folder with a trailing slash, or that and the first letters of names.
+        depth: levels below the folder that are of interest; None for all.
+
+    Raises:
+        FetchError: the store does not list.
+    """
+    store = store_for(prefix, endpoint_url=endpoint_url, policy=policy)
+    try:
+        yield from store.pages(prefix, depth=depth)
+    except StoreError as error:
+        if error.kind != NOT_FOUND:
+            raise fetch_error("listing", prefix, error) from error
+    except FetchError as error:
+        if error.kind != NOT_FOUND:
+            raise
+
+
+def list_objects(
+    prefix: str, *, endpoint_url: str | None = None
+) -> Iterator[tuple[str, int | None, str | None]]:
+    """List address, size and version of every object below a folder, in stable order.
+
+    Raises:
+        FetchError: the store does not list.
+    """
+    folder = normalise(prefix).rstrip("/") + "/"
+    for page in list_pages(folder, endpoint_url=endpoint_url):
+        yield from zip(page.uris, page.sizes, page.etags, strict=True)

@@ -1,0 +1,195 @@
+"""Local files as a store.
+
+In: absolute paths, taken literally. Out: bytes, and pages of names in stable order. Failures are
+`StoreError`s. A version is named by size and modification time, as listings and reads see them.
+"""
+
+import contextlib
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import pyarrow as pa
+
+from corpus_asr.storage.failures import FETCH, StoreError, from_os_error
+from corpus_asr.storage.ranges import ObjectInfo
+
+TEMPORARY_PREFIX = ".tmp-"  # hidden from Parquet readers, swept at the end of a run
+PAGE_ROWS = 10_000
+
+
+class Page(NamedTuple):
+    """Some objects of a listing, column by column."""
+
+    uris: list[str]
+    sizes: list[int | None]
+    etags: list[str | None]
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(error) from error
+
+
+def _info(status: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(size_bytes=status.st_size, etag=f"{status.st_size}-{status.st_mtime_ns}")
+
+
+def _require_regular(status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise from_os_error(IsADirectoryError())
+    if not stat.S_ISREG(status.st_mode):
+        # Opening a pipe would wait for a writer that may never come.
+        raise StoreError(FETCH, "found a pipe, socket or device, expected a regular file")
+
+
+class LocalStore:
+    """Files of this machine, or of a folder mounted on it."""
+
+    def info(self, uri: str) -> ObjectInfo:
+        """Return size and version of a file."""
+        with _translated():
+            status = os.stat(uri)
+        _require_regular(status)
+        return _info(status)
+
+    def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
+        """Return bytes of the file as it is now."""
+        self.info(uri)
+        with _translated():
+            descriptor = os.open(uri, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                info = _info(os.fstat(descriptor))
+                pieces = list(_pieces(descriptor, start, end))
+            finally:
+                os.close(descriptor)
+        return b"".join(pieces), info
+
+    def download(self, uri: str, target: BinaryIO) -> None:
+        """Copy the whole file."""
+        with _translated(), open(uri, "rb") as source:
+            shutil.copyfileobj(source, target)
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Replace the file: whole and on disk, or as it was."""
+        path = Path(uri)
+        temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        with _translated():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with open(temporary, "xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    temporary.unlink()
+                raise
+            _sync_folder(path.parent)
+
+    def remove(self, uri: str) -> None:
+        """Remove a file; one that is gone already is as good."""
+        with _translated(), contextlib.suppress(FileNotFoundError):
+            os.unlink(uri)
+
+    def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
+        """List what lies below the folder part of `prefix`, folder by folder, sorted by name.
+
+        Links are followed; a folder that contains itself through a link is entered once. A
+        dangling link is listed without size: reading it then fails as that recording's failure.
+        """
+        with _translated():
+            yield from _walk(prefix.rpartition("/")[0] or "/", depth, frozenset())
+
+
+def _pieces(descriptor: int, start: int, end: int) -> Iterator[bytes]:
+    while start < end:
+        piece = os.pread(descriptor, end - start, start)
+        if not piece:
+            return
+        start += len(piece)
+        yield piece
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _walk(folder: str, depth: int | None, above: frozenset[tuple[int, int]]) -> Iterator[Page]:
+    status = os.stat(folder)
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        return
+    files, subfolders = _scan(folder)
+    yield from _sorted_pages(folder, files)
+    if depth is not None and depth <= 1:
+        return
+    for name in sorted(subfolders):
+        below = None if depth is None else depth - 1
+        yield from _walk(os.path.join(folder, name), below, above | {identity})
+
+
+def _scan(folder: str) -> tuple[pa.Table, list[str]]:
+    """Return a folder's files as Arrow columns, never a million names as Python objects."""
+    tables: list[pa.Table] = []
+    subfolders: list[str] = []
+    columns = _empty_columns()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                subfolders.append(entry.name)
+                continue
+            try:
+                status = entry.stat()
+            except (FileNotFoundError, OSError):
+                status = entry.stat(follow_symlinks=False) if entry.is_symlink() else None
+                if status is None:
+                    continue  # removed since it was seen
+                _append(columns, entry.name, None, None)
+            else:
+                if stat.S_ISREG(status.st_mode):
+                    info = _info(status)
+                    _append(columns, entry.name, info.size_bytes, info.etag)
+            if len(columns["size"]) == PAGE_ROWS:
+                tables.append(pa.table(columns, schema=_FOLDER))
+                columns = _empty_columns()
+    tables.append(pa.table(columns, schema=_FOLDER))
+    return pa.concat_tables(tables), subfolders
+
+
+# Names travel as bytes: those that are not UTF-8 are refused by the listing, with their name.
+_FOLDER = pa.schema([("name", pa.binary()), ("size", pa.int64()), ("etag", pa.string())])
+
+
+def _empty_columns() -> dict[str, list[object]]:
+    return {name: [] for name in _FOLDER.names}
+
+
+def _append(
+    columns: dict[str, list[object]], name: str, size: int | None, etag: str | None
+) -> None:
+    columns["name"].append(os.fsencode(name))
+    columns["size"].append(size)
+    columns["etag"].append(etag)
+
+
+def _sorted_pages(folder: str, files: pa.Table) -> Iterator[Page]:
+    base = folder.rstrip("/") + "/"
+    ordered = files.sort_by("name")
+    for start in range(0, len(ordered), PAGE_ROWS):
+        page = ordered.slice(start, PAGE_ROWS)
+        names = (os.fsdecode(name) for name in page["name"].to_pylist())
+        yield Page([base + name for name in names], page["size"].to_pylist(),
+                   page["etag"].to_pylist())  # fmt: skip

@@ -1,0 +1,132 @@
+"""Every other fsspec scheme as a store: gs://, az://, memory://, sftp:// and so on.
+
+In: addresses the scheme's own library understands. Out: bytes, and pages of names. Failures are
+`StoreError`s. Knows only fsspec's common interface.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import fsspec
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.storage.addresses import scheme_of, shown
+from corpus_asr.storage.failures import FETCH, StoreError, from_os_error, from_status
+from corpus_asr.storage.local import PAGE_ROWS, Page
+from corpus_asr.storage.ranges import ObjectInfo
+from corpus_asr.units import MEBIBYTE
+
+_VERSION_KEYS = ("etag", "ETag", "md5Hash", "content_md5", "checksum")
+_TIME_KEYS = ("mtime", "modified", "last_modified", "LastModified", "updated", "created")
+_COPY_BYTES = 16 * MEBIBYTE
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        raise from_os_error(error) from error
+    except Exception as error:
+        status = getattr(error, "status", None) or getattr(error, "code", None)
+        if isinstance(status, int) and status >= 400:
+            raise from_status(status, type(error).__name__) from error
+        # Each library has errors of its own; an unknown one may well be a passing one.
+        raise StoreError(FETCH, f"{type(error).__name__}: {error}", transient=True) from error
+
+
+def _info(details: dict[str, Any]) -> ObjectInfo:
+    if details.get("type") == "directory":
+        raise from_os_error(IsADirectoryError())
+    size = details.get("size")
+    for key in _VERSION_KEYS:
+        if details.get(key):
+            return ObjectInfo(size_bytes=size, etag=str(details[key]).strip('"'))
+    for key in _TIME_KEYS:
+        if details.get(key):
+            return ObjectInfo(size_bytes=size, etag=f"{size}-{details[key]}")
+    return ObjectInfo(size_bytes=size, etag=None)
+
+
+class FsspecStore:
+    """Objects of one scheme.
+
+    Raises:
+        ConfigError: no library for the scheme is installed.
+    """
+
+    def __init__(self, uri: str) -> None:
+        try:
+            self.filesystem = fsspec.filesystem(scheme_of(uri), use_listings_cache=False)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(
+                f"opening {shown(uri)}: no library handles {scheme_of(uri)}:// ({error}); "
+                "install it or correct the address"
+            ) from error
+
+    def _path(self, uri: str) -> str:
+        return str(self.filesystem._strip_protocol(uri))
+
+    def info(self, uri: str) -> ObjectInfo:
+        """Return size and version of an object."""
+        with _translated():
+            return _info(self.filesystem.info(self._path(uri)))
+
+    def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
+        """Return bytes of the object as it is now."""
+        info = self.info(uri)
+        with _translated():
+            stop = min(end, info.size_bytes) if info.size_bytes is not None else end
+            data = (
+                self.filesystem.cat_file(self._path(uri), start=start, end=stop)
+                if (stop > start)
+                else b""
+            )
+        return bytes(data), info
+
+    def download(self, uri: str, target: BinaryIO) -> None:
+        """Write the whole object to `target`."""
+        with _translated(), self.filesystem.open(self._path(uri), "rb") as source:
+            while piece := source.read(_COPY_BYTES):
+                target.write(piece)
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Put the object, in one call."""
+        with _translated():
+            self.filesystem.pipe_file(self._path(uri), data)
+
+    def remove(self, uri: str) -> None:
+        """Remove the object; one that is gone already is as good."""
+        with _translated(), contextlib.suppress(FileNotFoundError):
+            self.filesystem.rm_file(self._path(uri))
+
+    def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
+        """List what lies below the folder part of `prefix`, folder by folder, sorted by name."""
+        folder = prefix.rpartition("/")[0]
+        if folder.endswith(":/"):  # scheme:// itself
+            folder += "/"
+        root = self._path(folder)
+        with _translated():
+            walk = self.filesystem.walk(root, maxdepth=depth, detail=True, on_error="raise")
+            for _, subfolders, files in walk:
+                _sort_in_place(subfolders)
+                yield from _pages(folder.rstrip("/"), root.rstrip("/"), files)
+
+
+def _sort_in_place(subfolders: dict[str, Any]) -> None:
+    # The walk continues into what this dictionary holds, in its order.
+    ordered = sorted(subfolders.items())
+    subfolders.clear()
+    subfolders.update(ordered)
+
+
+def _pages(folder: str, root: str, files: dict[str, dict[str, Any]]) -> Iterator[Page]:
+    names = sorted(files)
+    for start in range(0, len(names), PAGE_ROWS):
+        some = [files[name] for name in names[start : start + PAGE_ROWS]]
+        infos = [_info(details) for details in some]
+        uris = [f"{folder}/{details['name'].removeprefix(root).lstrip('/')}" for details in some]
+        yield Page(uris, [info.size_bytes for info in infos], [info.etag for info in infos])

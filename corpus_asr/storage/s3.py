@@ -1,0 +1,198 @@
+"""S3 and its relatives as a store.
+
+In: s3://bucket/key, the key taken literally. Out: bytes, and pages of keys in the store's order.
+Failures are `StoreError`s; trying again is `failures.persist`'s business, so the client's own
+retries are off. Credentials, region and (without `endpoint_url`) endpoint come from the usual
+chain: environment, profile, instance role.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, BinaryIO, TypeVar
+
+import s3fs
+from botocore import exceptions
+from fsspec.asyn import sync
+
+from corpus_asr.storage.failures import (
+    ACCESS_DENIED,
+    FETCH,
+    NOT_FOUND,
+    TIMEOUT,
+    RetryPolicy,
+    StoreError,
+    from_os_error,
+    from_status,
+    persist,
+)
+from corpus_asr.storage.local import Page
+from corpus_asr.storage.ranges import ObjectInfo
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S = 10
+READ_TIMEOUT_S = 30  # silence on an open connection
+CLIENT_OPTIONS = {
+    "connect_timeout": CONNECT_TIMEOUT_S,
+    "read_timeout": READ_TIMEOUT_S,
+    "retries": {"total_max_attempts": 1, "mode": "standard"},
+    "max_pool_connections": 32,
+    # Stores other than Amazon's refuse the checksum trailers that newer clients send by default.
+    "request_checksum_calculation": "when_required",
+    "response_checksum_validation": "when_required",
+}
+_NO_SUCH = {"NoSuchKey", "NoSuchBucket", "NotFound", "404"}
+_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken",
+           "AllAccessDisabled", "InvalidToken", "InvalidObjectState", "403"}  # fmt: skip
+_BUSY = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException", "InternalError",
+         "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed"}  # fmt: skip
+
+
+def _from_client_error(error: exceptions.ClientError) -> StoreError:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if code in _NO_SUCH:
+        return StoreError(NOT_FOUND, f"not found ({code})")
+    if code in _DENIED:
+        return StoreError(ACCESS_DENIED, f"access denied ({code})")
+    if code in _BUSY:
+        return StoreError(FETCH, f"the store answered {status} {code}", transient=True)
+    return from_status(status, code)
+
+
+def _translate(error: Exception) -> StoreError:
+    if isinstance(error, exceptions.ClientError):
+        return _from_client_error(error)
+    if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
+        return StoreError(ACCESS_DENIED, "no credentials found in environment, profile or role")
+    if isinstance(
+        error,
+        TimeoutError
+        | asyncio.TimeoutError
+        | exceptions.ConnectTimeoutError
+        | exceptions.ReadTimeoutError,
+    ):
+        return StoreError(TIMEOUT, "no answer within the time limit", transient=True)
+    if isinstance(error, exceptions.HTTPClientError | exceptions.IncompleteReadError):
+        return StoreError(FETCH, f"the connection failed ({error})", transient=True)
+    if isinstance(error, exceptions.ParamValidationError):
+        return StoreError(NOT_FOUND, f"no possible name of an object ({error})")
+    if isinstance(error, OSError):
+        return from_os_error(error)
+    # Body reads fail with the HTTP library's own errors (payload cut short, disconnects).
+    transient = "aiohttp" in type(error).__module__ or "aiobotocore" in type(error).__module__
+    return StoreError(FETCH, f"{type(error).__name__}: {error}", transient=transient)
+
+
+def split(uri: str) -> tuple[str, str]:
+    """Return bucket and key."""
+    bucket, _, key = uri.partition("://")[2].partition("/")
+    return bucket, key
+
+
+class S3Store:
+    """Objects of one endpoint. Safe for threads; not shared across processes."""
+
+    def __init__(self, endpoint_url: str | None, policy: RetryPolicy) -> None:
+        self._policy = policy
+        self.filesystem = s3fs.S3FileSystem(
+            endpoint_url=endpoint_url, config_kwargs=dict(CLIENT_OPTIONS),
+            use_listings_cache=False, skip_instance_cache=True,
+        )  # fmt: skip
+
+    def _run(self, call: Callable[[Any], Awaitable[T]]) -> T:
+        async def bounded() -> T:
+            client = await self.filesystem.set_session()
+            return await call(client)
+
+        async def limited() -> T:
+            return await asyncio.wait_for(bounded(), self._policy.request_timeout_s)
+
+        try:
+            result: T = sync(self.filesystem.loop, limited)
+        except StoreError:
+            raise
+        except Exception as error:
+            raise _translate(error) from error
+        return result
+
+    def info(self, uri: str) -> ObjectInfo:
+        """Return size and ETag of an object."""
+        bucket, key = split(uri)
+        if not key:
+            raise StoreError(NOT_FOUND, "found a bucket, expected an object")
+        answer = self._run(lambda client: client.head_object(Bucket=bucket, Key=key))
+        return ObjectInfo(size_bytes=answer["ContentLength"], etag=_bare(answer.get("ETag")))
+
+    def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
+        """Return bytes of the object as it is now; one request."""
+        bucket, key = split(uri)
+        if not key:
+            raise StoreError(NOT_FOUND, "found a bucket, expected an object")
+
+        async def get(client: Any) -> tuple[bytes, ObjectInfo]:
+            answer = await client.get_object(
+                Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}"
+            )
+            async with answer["Body"] as body:
+                data: bytes = await body.read()
+            total = str(answer.get("ContentRange", "")).rpartition("/")[2]
+            size = int(total) if total.isdecimal() else int(answer["ContentLength"])
+            return data, ObjectInfo(size_bytes=size, etag=_bare(answer.get("ETag")))
+
+        try:
+            return self._run(get)
+        except StoreError as error:
+            cause = error.__cause__
+            if isinstance(cause, exceptions.ClientError) and "InvalidRange" in str(cause):
+                # An empty object has no range; a shorter one than expected shows in its size.
+                return b"", self.info(uri)
+            raise
+
+    def download(self, uri: str, target: BinaryIO) -> None:
+        """Write the whole object to `target`."""
+        _, info = self.read_range(uri, 0, 1)
+        data, _ = self.read_range(uri, 0, max(1, info.size_bytes or 0))
+        target.write(data)
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Put the object, in one request."""
+        bucket, key = split(uri)
+        self._run(lambda client: client.put_object(Bucket=bucket, Key=key, Body=data))
+
+    def remove(self, uri: str) -> None:
+        """Remove the object; one that is gone already is as good."""
+        bucket, key = split(uri)
+        self._run(lambda client: client.delete_object(Bucket=bucket, Key=key))
+
+    def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
+        """List the objects whose key starts with that of `prefix`, a thousand per request."""
+        bucket, key = split(prefix)
+        options: dict[str, Any] = {"Bucket": bucket, "Prefix": key, "MaxKeys": 1000}
+        if depth == 1:
+            options["Delimiter"] = "/"
+        while True:
+            answer = persist(
+                "listing",
+                prefix,
+                lambda: self._run(lambda client: client.list_objects_v2(**options)),
+                policy=self._policy,
+            )
+            # A key that ends in a slash and holds nothing stands for a folder.
+            found = [
+                entry
+                for entry in answer.get("Contents", ())
+                if entry["Size"] or not entry["Key"].endswith("/")
+            ]
+            yield Page(
+                [f"s3://{bucket}/{entry['Key']}" for entry in found],
+                [entry["Size"] for entry in found],
+                [_bare(entry.get("ETag")) for entry in found],
+            )
+            if not answer.get("IsTruncated"):
+                return
+            options["ContinuationToken"] = answer["NextContinuationToken"]
+
+
+def _bare(etag: str | None) -> str | None:
+    return etag.strip('"') if etag else None

@@ -1,0 +1,177 @@
+"""Objects behind http(s) addresses as a store: read only, one address at a time.
+
+In: addresses as given, presigned ones included. Out: bytes. Failures are `StoreError`s. Knows no
+folders: the web has no listing.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import BinaryIO, TypeVar
+
+import aiohttp
+import yarl
+from fsspec.asyn import sync
+from fsspec.implementations.http import HTTPFileSystem
+
+from corpus_asr.storage.failures import (
+    ACCESS_DENIED,
+    FETCH,
+    TIMEOUT,
+    RetryPolicy,
+    StoreError,
+    from_os_error,
+    from_status,
+)
+from corpus_asr.storage.local import Page
+from corpus_asr.storage.ranges import ObjectInfo, RangesUnsupported
+from corpus_asr.units import MEBIBYTE
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S = 10
+READ_TIMEOUT_S = 30  # silence on an open connection
+# A compressed answer would have other offsets than the object.
+_IDENTITY = {"Accept-Encoding": "identity"}
+_RANGES_MISSING = 200
+
+
+def _translate(error: Exception) -> StoreError:
+    if isinstance(error, TimeoutError | asyncio.TimeoutError):
+        return StoreError(TIMEOUT, "no answer within the time limit", transient=True)
+    if isinstance(error, aiohttp.InvalidURL):
+        return StoreError(FETCH, "no valid http address")
+    if isinstance(error, aiohttp.ClientSSLError):
+        return StoreError(FETCH, f"no trusted connection ({type(error).__name__})")
+    if isinstance(error, aiohttp.ClientError):
+        # Their texts hold the whole address, signature included.
+        return StoreError(FETCH, f"the connection failed ({type(error).__name__})", transient=True)
+    if isinstance(error, OSError):
+        return from_os_error(error)
+    return StoreError(FETCH, type(error).__name__)
+
+
+def _info(headers: Mapping[str, str], size_bytes: int | None) -> ObjectInfo:
+    etag = headers.get("ETag", "").removeprefix("W/").strip('"')
+    if not etag and "Last-Modified" in headers:
+        etag = f"{size_bytes}-{headers['Last-Modified']}"
+    return ObjectInfo(size_bytes=size_bytes, etag=etag or None)
+
+
+def _decimal(text: str | None) -> int | None:
+    return int(text) if text and text.isdecimal() else None
+
+
+class WebStore:
+    """Objects of any web server."""
+
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._policy = policy
+        limits = aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S
+        )
+        self.filesystem = HTTPFileSystem(
+            client_kwargs={"timeout": limits, "trust_env": True, "auto_decompress": False},
+            skip_instance_cache=True,
+        )
+
+    def _request(
+        self,
+        method: str,
+        uri: str,
+        headers: Mapping[str, str],
+        use: Callable[[aiohttp.ClientResponse], Awaitable[T]],
+        *,
+        limit_s: float | None,
+    ) -> T:
+        async def ask() -> T:
+            session = await self.filesystem.set_session()
+            async with session.request(
+                method, _address(uri), headers={**_IDENTITY, **headers}, allow_redirects=True
+            ) as response:
+                if response.status >= 400 and response.status != 416:
+                    retry_after = response.headers.get("Retry-After")
+                    reason = response.reason or ""
+                    raise from_status(response.status, reason, retry_after=retry_after)
+                return await use(response)
+
+        async def limited() -> T:
+            return await asyncio.wait_for(ask(), limit_s)
+
+        try:
+            result: T = sync(self.filesystem.loop, limited)
+        except (StoreError, RangesUnsupported):
+            raise
+        except Exception as error:
+            raise _translate(error) from error
+        return result
+
+    def info(self, uri: str) -> ObjectInfo:
+        """Return size and version; asks for the first byte where HEAD is not answered."""
+
+        async def use(response: aiohttp.ClientResponse) -> ObjectInfo:
+            return _info(response.headers, _decimal(response.headers.get("Content-Length")))
+
+        limit_s = self._policy.request_timeout_s
+        try:
+            return self._request("HEAD", uri, {}, use, limit_s=limit_s)
+        except StoreError as error:
+            # Addresses signed for GET answer 403 to HEAD; simple servers 405 or 501.
+            if (
+                error.kind not in (ACCESS_DENIED, FETCH)
+                or error.transient
+                and "501" not in str(error)
+            ):
+                raise
+        try:
+            return self.read_range(uri, 0, 1)[1]
+        except RangesUnsupported:
+            return ObjectInfo(size_bytes=None, etag=None)
+
+    def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
+        """Return bytes of the object as it is now.
+
+        Raises:
+            RangesUnsupported: the server sends the whole, or does not tell its size.
+        """
+
+        async def use(response: aiohttp.ClientResponse) -> tuple[bytes, ObjectInfo]:
+            content_range = response.headers.get("Content-Range", "")
+            total = _decimal(content_range.rpartition("/")[2])
+            if response.status == 416:
+                return b"", _info(response.headers, total or 0)
+            if response.status == _RANGES_MISSING or total is None:
+                raise RangesUnsupported
+            return await response.read(), _info(response.headers, total)
+
+        headers = {"Range": f"bytes={start}-{end - 1}"}
+        return self._request("GET", uri, headers, use, limit_s=self._policy.request_timeout_s)
+
+    def download(self, uri: str, target: BinaryIO) -> None:
+        """Write the whole object to `target`; silence is limited, the total time is not."""
+
+        async def use(response: aiohttp.ClientResponse) -> None:
+            expected = _decimal(response.headers.get("Content-Length"))
+            async for piece in response.content.iter_chunked(MEBIBYTE):
+                target.write(piece)
+            if expected is not None and target.tell() != expected:
+                found = f"short read: {target.tell()} bytes, expected {expected}"
+                raise StoreError(FETCH, found, transient=True)
+
+        self._request("GET", uri, {}, use, limit_s=None)
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Refuse: web addresses are read only."""
+        raise StoreError(FETCH, f"cannot write {len(data)} bytes: http addresses are read only")
+
+    def remove(self, uri: str) -> None:
+        """Refuse: web addresses are read only."""
+        raise StoreError(FETCH, "cannot remove: http addresses are read only")
+
+    def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
+        """Refuse: the web has no listing."""
+        raise StoreError(FETCH, "cannot list: http files must be named in full")
+
+
+def _address(uri: str) -> yarl.URL:
+    # Requoting would break signatures; what is ASCII already is sent as it stands.
+    return yarl.URL(uri, encoded=uri.isascii() and uri.isprintable() and " " not in uri)
