@@ -69,7 +69,7 @@ class AudioDecoder:
         self._file = GuardedFile(file, uri=uri)
         self._container = open_container(self._file, uri=uri)
         try:
-            self._stream = select_stream(self._container, uri=uri)
+            self._stream = select_stream(self._container, self._file, uri=uri)
             self._frames = self._decode_frames()
             self._first = self._decode_first()
         except BaseException:

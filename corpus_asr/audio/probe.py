@@ -7,6 +7,7 @@ file. Nothing the header claims is relied on elsewhere.
 """
 
 import re
+import struct
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -23,6 +24,7 @@ MIN_SAMPLE_RATE_HZ = 1_000
 MAX_SAMPLE_RATE_HZ = 4_000_000
 
 _READ_BYTES = 1 << 16
+_DESCRIBED_BYTES = 4096
 # Playlists (m3u8, dash, concat) name other files and hosts. An object of the corpus must never
 # make a worker open those, so no protocol is allowed: the name matches none.
 _NO_PROTOCOL = {"protocol_whitelist": "none"}
@@ -84,9 +86,12 @@ class GuardedFile:
             raise self._failure
 
     def head(self, num_bytes: int) -> bytes:
-        """Read the first bytes, for messages."""
+        """Read the first bytes, for messages, and return to the position."""
+        position = self._position
         self.seek(0)
-        return self.read(num_bytes)
+        data = self.read(num_bytes)
+        self.seek(position)
+        return data
 
     def read(self, num_bytes: int) -> bytes:
         """Read up to `num_bytes`; nothing at the end and after a failure."""
@@ -178,8 +183,15 @@ def open_container(file: GuardedFile, *, uri: str) -> av.container.InputContaine
     return container
 
 
-def select_stream(container: av.container.InputContainer, *, uri: str) -> av.AudioStream:
+def select_stream(
+    container: av.container.InputContainer, file: GuardedFile, *, uri: str
+) -> av.AudioStream:
     """Choose the audio stream FFmpeg would choose, and make the demuxer skip all others.
+
+    Args:
+        container: just opened.
+        file: what it reads from; left where it is.
+        uri: names the recording in messages.
 
     Raises:
         DecodeError: kind `no_audio_stream`, `bad_stream` (the header's sample rate or channel
@@ -199,7 +211,7 @@ def select_stream(container: av.container.InputContainer, *, uri: str) -> av.Aud
             uri=uri,
             kind="no_audio_stream",
         )
-    _open_decoder(stream, uri=uri)
+    _open_decoder(stream, file, uri=uri)
     for other in container.streams:
         if other.index != stream.index:
             other.discard = Discard.all
@@ -219,31 +231,29 @@ def header_duration_s(
     return seconds if seconds > 0 else None
 
 
-def _open_decoder(stream: av.AudioStream, *, uri: str) -> None:
+def _open_decoder(stream: av.AudioStream, file: GuardedFile, *, uri: str) -> None:
     context = stream.codec_context
     if context is None:
         raise DecodeError(
-            f"decoding {uri}: no decoder for its audio codec, expected one that this build of "
-            "FFmpeg knows; convert it or exclude it from the source",
+            f"decoding {uri}: no decoder for its audio codec ({_describe(file)}), expected one "
+            "that this build of FFmpeg knows; convert it or exclude it from the source",
             uri=uri,
             kind="unsupported_codec",
         )
-    rate_hz, channels = context.sample_rate, context.layout.nb_channels
-    found = f"found {context.name}, {rate_hz} Hz, {channels} channels"
-    if rate_hz and not MIN_SAMPLE_RATE_HZ <= rate_hz <= MAX_SAMPLE_RATE_HZ:
-        raise _bad_stream(uri, found)
-    context.thread_count = 1
-    try:
-        context.open(strict=False)
-    except (av.error.FFmpegError, ValueError) as error:
-        raise _bad_stream(uri, f"{found}; {_reason(error)}") from error
-
-
-def _bad_stream(uri: str, found: str) -> DecodeError:
-    return DecodeError(
-        f"decoding {uri}: its header describes no audio that can be decoded ({found}), expected "
-        f"{MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ} Hz and a channel count that its codec "
-        "allows; upload it again or exclude it from the source",
+    rate_hz = context.sample_rate
+    reason = ""
+    if not rate_hz or MIN_SAMPLE_RATE_HZ <= rate_hz <= MAX_SAMPLE_RATE_HZ:
+        context.thread_count = 1
+        try:
+            context.open(strict=False)
+            return
+        except (av.error.FFmpegError, ValueError) as error:
+            reason = f"; {_reason(error)}"
+    raise DecodeError(
+        f"decoding {uri}: its header describes no audio that can be decoded (found {context.name}, "
+        f"{rate_hz} Hz, {context.layout.nb_channels} channels{reason}; {_describe(file)}), "
+        f"expected {MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ} Hz and a channel count that the "
+        "codec allows; upload it again or exclude it from the source",
         uri=uri,
         kind="bad_stream",
     )
@@ -255,4 +265,15 @@ def _reason(error: Exception) -> str:
 
 def _describe(file: GuardedFile) -> str:
     """Say how large the file is and how it begins: an HTML error page shows itself so."""
-    return f"{file.num_bytes} bytes, begins with {file.head(16)!r}"
+    head = file.head(_DESCRIBED_BYTES)
+    file.check()  # a store that fails now is the news, not what was found before
+    return f"{file.num_bytes} bytes, begins with {head[:16]!r}{_wav_claims(head)}"
+
+
+def _wav_claims(head: bytes) -> str:
+    """Say what a WAV header claims: libav forgets absurd values before anyone can ask for them."""
+    chunk = head.find(b"fmt ")
+    if head[8:12] != b"WAVE" or not 0 < chunk <= len(head) - 24:
+        return ""
+    _, _, tag, channels, rate_hz, _, _, bits = struct.unpack_from("<4sIHHIIHH", head, chunk)
+    return f", a WAV header of {rate_hz} Hz, {channels} channels, {bits} bits, format {tag}"
