@@ -22,8 +22,11 @@ def check(function: F) -> F:
     Protocols in the annotations are made checkable on the way, so that the package need not
     decorate them with `runtime_checkable` for the tests' sake.
     """
-    for annotation in getattr(function, "__annotations__", {}).values():
+    annotations = getattr(function, "__annotations__", {})
+    for name, annotation in annotations.items():
         _make_protocols_checkable(annotation)
+        if annotation is typing.Self:  # the class is not known yet where the method is decorated
+            annotations[name] = Any
     return beartype(conf=_CONF)(function)
 
 
