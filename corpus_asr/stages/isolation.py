@@ -1,0 +1,350 @@
+"""A generator run in one warm child process, so that what crashes or hangs there costs one item.
+
+In: a function's name and picklable items. Out: the messages it yields for each item, as they come;
+its exceptions with their types kept; a `DecodeError` when the child dies or falls silent, after
+which the next item gets a fresh child. Knows nothing of audio, tables or Ray.
+
+    parent  -- item -->  requests pipe  -->  child: function(item)
+            <- message, message, ..., end or error --  replies pipe
+
+Both pipes carry pickles behind their length. The replies pipe holds 64 KiB, so a child that is
+ahead of its reader waits. Only the parent writes to the requests pipe: when the parent ends,
+however it ends, the child reads its end and exits.
+"""
+
+import enum
+import importlib
+import logging
+import os
+import pickle
+import queue
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+from corpus_asr.errors import DecodeError, EngineError
+
+_LOG = logging.getLogger(__name__)
+
+_HEADER = struct.Struct("<BQ")  # kind of reply, bytes of pickle that follow
+_PICKLE_PROTOCOL = 5
+_READ_BYTES = 1 << 20
+# Importing the libraries of a stage from a cold network disk takes its time; no item is at fault.
+_START_TIMEOUT_S = 300.0
+_EXIT_TIMEOUT_S = 5.0
+_POLL_S = 1.0  # how soon a death is noticed when a grandchild keeps the pipe open
+
+# Not `-m`: that would import this module twice. Not multiprocessing: its children import the
+# parent's `__main__` again, which in a Ray worker or an unguarded script starts everything anew.
+_CHILD_CODE = (
+    "import sys; sys.path[:] = sys.argv[3:]; "
+    "from corpus_asr.stages.isolation import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
+)
+
+
+class _Reply(enum.IntEnum):
+    READY = 0
+    MESSAGE = 1
+    END = 2
+    ERROR = 3
+
+
+class _DiedError(Exception):
+    """The child's end of the replies pipe is closed, or the child is gone."""
+
+
+class _SilentError(Exception):
+    """No reply came in time."""
+
+
+class IsolatedGenerator:
+    """A function that yields, kept in a child process. For use by one thread at a time.
+
+    Args:
+        target: `module:callable`; in the child, `callable(**init_kwargs)` makes the function that
+            takes an item and yields messages.
+        init_kwargs: picklable.
+        timeout_s: the longest silence while a message is awaited. Time in which the consumer works
+            on a message does not count.
+    """
+
+    def __init__(self, target: str, *, init_kwargs: dict[str, Any], timeout_s: float) -> None:
+        module, _, name = target.partition(":")
+        if not module or not name:
+            raise ValueError(f"target is {target!r}; expected module:callable")
+        if timeout_s <= 0:
+            raise ValueError(f"timeout_s is {timeout_s}; expected more than 0")
+        self._target = target
+        self._init_kwargs = init_kwargs
+        self._timeout_s = timeout_s
+        self._child: _Child | None = None
+        self._busy = False
+
+    def run(self, item: Any) -> Iterator[Any]:
+        """Yield the function's messages for one item, starting the child if there is none.
+
+        A generator closed before its end replaces the child: it may be in the middle of anything.
+
+        Raises:
+            DecodeError: kind `decoder_crashed`, the child died; kind `decoder_timeout`, no message
+                came for `timeout_s` and the child was killed.
+            EngineError: the child died or fell silent before it took its first item.
+            Exception: whatever the function raised, with the child's traceback as a note.
+            RuntimeError: the previous item's generator is neither finished nor closed.
+        """
+        if self._busy:
+            raise RuntimeError(
+                f"{self._target} is still at its last item; finish or close it first"
+            )
+        self._busy = True
+        finished = False
+        try:
+            if self._child is None:
+                self._child = self._start()
+            self._child.send(item)
+            while True:
+                kind, value = self._child.receive(self._timeout_s)
+                if kind is not _Reply.MESSAGE:
+                    break
+                yield value
+            finished = True  # in step again, whether the function ended or raised
+            if kind is _Reply.ERROR:
+                raise value
+        except _DiedError as death:
+            raise self._crashed(item, str(death)) from None
+        except _SilentError:
+            raise self._timed_out(item) from None
+        finally:
+            self._busy = False
+            if not finished:
+                self.close()
+
+    def close(self) -> None:
+        """End the child; the next `run` starts another."""
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+
+    def _start(self) -> "_Child":
+        child = _Child()
+        try:
+            child.send((self._target, self._init_kwargs))
+            kind, value = child.receive(_START_TIMEOUT_S)
+        except (_DiedError, _SilentError) as failure:
+            child.kill()
+            found = str(failure) or f"it was silent for {_START_TIMEOUT_S:.0f} s"
+            raise EngineError(
+                f"starting a child process for {self._target}: {found}, expected it to be ready; "
+                "its standard error, in this process's, says more"
+            ) from None
+        except BaseException:
+            child.kill()
+            raise
+        if kind is _Reply.ERROR:
+            child.kill()
+            raise value
+        return child
+
+    def _crashed(self, item: Any, death: str) -> DecodeError:
+        return DecodeError(
+            f"running {self._target} on {_name(item)}: its child process died ({death}), expected "
+            "messages; the item is given up, others go on in a new child",
+            kind="decoder_crashed",
+        )
+
+    def _timed_out(self, item: Any) -> DecodeError:
+        return DecodeError(
+            f"running {self._target} on {_name(item)}: no message for {self._timeout_s:g} s, so "
+            "its child process was killed; the item is given up, others go on in a new child",
+            kind="decoder_timeout",
+        )
+
+
+class _Child:
+    """The parent's view of one child process: two pipes and a process to reap."""
+
+    def __init__(self) -> None:
+        requests_read, requests_write = os.pipe()
+        replies_read, replies_write = os.pipe()
+        arguments = [str(requests_read), str(replies_write), *sys.path]
+        try:
+            self._process = subprocess.Popen(
+                # Unbuffered, and with a stack for a crash: what was said last is not lost.
+                [sys.executable, "-u", "-X", "faulthandler", "-c", _CHILD_CODE, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # what libraries print belongs to the log; the protocol has its own pipe
+                pass_fds=(requests_read, replies_write),
+            )
+        except BaseException:
+            os.close(requests_write)
+            os.close(replies_read)
+            raise
+        finally:
+            os.close(requests_read)
+            os.close(replies_write)
+        self._requests = os.fdopen(requests_write, "wb")
+        self._replies = replies_read
+        self._poll = select.poll()
+        self._poll.register(replies_read, select.POLLIN)
+        # Also when the owner is dropped without `close`, and at the interpreter's exit.
+        self.kill = weakref.finalize(
+            self, _end, self._process, self._requests, replies_read, os.getpid()
+        )
+
+    def send(self, value: Any) -> None:
+        """Send a request.
+
+        Raises:
+            _DiedError: the child is gone.
+        """
+        data = pickle.dumps(value, protocol=_PICKLE_PROTOCOL)
+        try:
+            self._requests.write(_HEADER.pack(0, len(data)) + data)
+            self._requests.flush()
+        except BrokenPipeError:
+            raise _DiedError(self._death()) from None
+
+    def receive(self, timeout_s: float) -> tuple[_Reply, Any]:
+        """Wait for the next reply; an exception comes as a value.
+
+        Raises:
+            _DiedError: the child is gone.
+            _SilentError: it was not complete within `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        kind, num_bytes = _HEADER.unpack(self._read(_HEADER.size, deadline))
+        data = self._read(num_bytes, deadline) if num_bytes else b""
+        if kind == _Reply.ERROR:
+            return _Reply.ERROR, _rebuild(pickle.loads(data))
+        return _Reply(kind), pickle.loads(data) if data else None
+
+    def _read(self, num_bytes: int, deadline: float) -> bytearray:
+        data = bytearray(num_bytes)
+        view, filled = memoryview(data), 0
+        while filled < num_bytes:
+            self._wait(deadline)
+            count = os.readv(self._replies, [view[filled : filled + _READ_BYTES]])
+            if not count:
+                raise _DiedError(self._death())
+            filled += count
+        return data
+
+    def _wait(self, deadline: float) -> None:
+        while True:
+            remaining_s = deadline - time.monotonic()
+            if self._poll.poll(max(0.0, min(_POLL_S, remaining_s)) * 1000):
+                return
+            if self._process.poll() is not None and not self._poll.poll(0):
+                raise _DiedError(self._death())
+            if remaining_s <= 0:
+                raise _SilentError
+
+    def _death(self) -> str:
+        """Say how the child ended; it has closed its pipe, so it is about to."""
+        try:
+            code = self._process.wait(_EXIT_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return "it closed its pipe without ending"
+        if code >= 0:
+            return f"exit code {code}"
+        name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
+        return f"{name}, perhaps for lack of memory" if -code == signal.SIGKILL else name
+
+
+def _end(
+    process: "subprocess.Popen[bytes]", requests: BinaryIO, replies: int, owner_pid: int
+) -> None:
+    """Kill and reap a child: it holds nothing that would need saving."""
+    if os.getpid() != owner_pid:  # a fork of the owner that ends must not take the child along
+        return
+    process.kill()
+    process.wait()
+    try:
+        requests.close()
+    except BrokenPipeError:  # a request that was never read
+        _LOG.debug("event=request_dropped pid=%d", process.pid)
+    os.close(replies)
+
+
+def _rebuild(sent: tuple[bytes | None, str, str]) -> BaseException:
+    pickled, summary, child_traceback = sent
+    error: BaseException
+    try:
+        error = pickle.loads(pickled) if pickled is not None else RuntimeError(summary)
+    except Exception as cause:  # its class cannot be built here; what it said still arrives
+        error = RuntimeError(summary)
+        error.__cause__ = cause
+    error.add_note(f"In the child process:\n{child_traceback}")
+    return error
+
+
+def _name(item: Any) -> str:
+    text = repr(item)
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+def serve(requests_fd: int, replies_fd: int) -> None:
+    """Be the child: make the function, then answer items until the parent ends."""
+    for fd in (requests_fd, replies_fd):
+        os.set_inheritable(fd, False)
+    # Ctrl-C reaches the whole process group; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    items: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    requests = os.fdopen(requests_fd, "rb")
+    # A thread of its own sees the parent's end also while the main thread is at work.
+    threading.Thread(target=_read_requests, args=(requests, items), daemon=True).start()
+    replies = os.fdopen(replies_fd, "wb")
+    try:
+        target, init_kwargs = pickle.loads(items.get())
+        module, _, name = target.partition(":")
+        function = getattr(importlib.import_module(module), name)(**init_kwargs)
+        _reply(replies, _Reply.READY)
+    except Exception as error:
+        _reply_error(replies, error)
+        os._exit(1)  # the thread still reads: an orderly end would wait for it
+    while True:
+        _answer(replies, function, items.get())
+
+
+def _answer(replies: BinaryIO, function: Callable[[Any], Iterator[Any]], request: bytes) -> None:
+    try:
+        for message in function(pickle.loads(request)):
+            _reply(replies, _Reply.MESSAGE, pickle.dumps(message, protocol=_PICKLE_PROTOCOL))
+        _reply(replies, _Reply.END)
+    except BrokenPipeError:
+        os._exit(0)  # the parent is gone
+    except Exception as error:
+        _reply_error(replies, error)
+
+
+def _read_requests(requests: BinaryIO, items: "queue.SimpleQueue[bytes]") -> None:
+    while True:
+        header = requests.read(_HEADER.size)
+        if len(header) < _HEADER.size:
+            os._exit(0)  # at once, whatever native code the main thread is in
+        items.put(requests.read(_HEADER.unpack(header)[1]))
+
+
+def _reply(replies: BinaryIO, kind: _Reply, data: bytes = b"") -> None:
+    replies.write(_HEADER.pack(kind, len(data)))
+    replies.write(data)
+    replies.flush()
+
+
+def _reply_error(replies: BinaryIO, error: Exception) -> None:
+    pickled: bytes | None
+    try:
+        pickled = pickle.dumps(error, protocol=_PICKLE_PROTOCOL)
+    except Exception:  # a class or an attribute that cannot travel; its text can
+        pickled = None
+    summary = f"{type(error).__module__}.{type(error).__qualname__}: {error}"
+    trace = "".join(traceback.format_exception(error))
+    _reply(replies, _Reply.ERROR, pickle.dumps((pickled, summary, trace)))
