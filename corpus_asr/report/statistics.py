@@ -101,6 +101,23 @@ class Statistics:
     balance: Balance
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A run's counts together with what the run itself recorded."""
+
+    uri: str
+    finished: bool
+    """False while it runs and after it was stopped."""
+    run_id: str | None
+    model: str | None
+    model_revision: str | None
+    wall_s: float | None
+    """Of the run that finished last; None before."""
+    speed: float | None
+    """Hours of audio per hour in that run."""
+    statistics: Statistics
+
+
 def summarise(
     outcomes: Iterable[pa.RecordBatch],
     segments: Iterable[pa.RecordBatch],

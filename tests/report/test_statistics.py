@@ -115,9 +115,8 @@ def test_a_part_committed_twice_counts_once_and_is_told() -> None:
 def test_segments_that_no_outcome_claims_are_told() -> None:
     rows = [outcome("a"), outcome("b")]
     (problem,) = count(rows, segments=segments_of(rows)[:-1]).balance.problems
-    assert problem == (
-        "other segments than their outcomes claim: 1 recording, such as b (3 rows in all, 4 claimed)"
-    )
+    assert problem.startswith("other segments than their outcomes claim: 1 recording, such as b")
+    assert problem.endswith("(3 rows in all, 4 claimed)")
     (problem,) = count([], segments=segments_of(rows)).balance.problems
     assert "such as a, b" in problem
 

@@ -1,0 +1,252 @@
+"""The command line: arguments in, one call below, text and an exit code out.
+
+Knows how things are shown and nothing of how they are done. Only what `--help` needs is imported
+at the top: a shell completes and a user reads without waiting for torch, Ray or Arrow.
+
+Exit codes: 0 done; 1 done, but more recordings failed than the configuration allows (for
+`transcribe`: a file failed); 2 the configuration, the command line or the model is unusable; 3 the
+work could not go on; 130 interrupted. `CORPUS_ASR_DEBUG=1` shows the traceback of an error.
+"""
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Protocol, TextIO
+
+import typer
+
+from corpus_asr.errors import CheckpointError, ConfigError, CorpusAsrError, ItemError
+
+if TYPE_CHECKING:
+    from corpus_asr.config.run import RunConfig
+    from corpus_asr.runtime.summary import RunSummary
+    from corpus_asr.segments import Segment, Transcript
+
+EXIT_SOME_FAILED = 1
+EXIT_UNUSABLE = 2
+EXIT_STOPPED_BY_FAILURE = 3
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+app = typer.Typer(
+    name="corpus-asr",
+    help="Transcribe audio corpora: object storage in, Parquet tables of segments out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Config = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/podcasts.yaml.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as extract.part_s=300."),
+]
+
+
+class Format(StrEnum):
+    """How `transcribe` prints."""
+
+    txt = "txt"
+    jsonl = "jsonl"
+
+
+class _Pipeline(Protocol):
+    def run(self, config: "RunConfig", *, local: bool, progress: TextIO | None) -> "RunSummary":
+        """Do the job and return what came of it."""
+
+
+def main() -> None:
+    """Entry point of the `corpus-asr` command."""
+    app()
+
+
+@app.command()
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="Run in this process, without Ray.")
+    ] = False,
+) -> None:
+    """Transcribe a corpus, or continue where an earlier run stopped."""
+    from corpus_asr.config.load import load_config
+
+    with _readable_errors(on_interrupt="run the same command again to continue"):
+        settings = load_config(config, overrides or ())
+        # Pipelines stand above the command line in the layers, so they are found by name.
+        pipeline: _Pipeline = importlib.import_module(f"pipelines.{settings.pipeline}")
+        summary = pipeline.run(settings, local=local, progress=sys.stderr)
+        typer.echo(_summary_words(summary))
+        allowed = settings.output.max_failed_fraction
+        if summary.failed_fraction > allowed:
+            _say(
+                f"{summary.failed} of {summary.files} recordings failed "
+                f"({summary.failed_fraction:.1%}), more than output.max_failed_fraction allows "
+                f"({allowed:.1%}); see corpus-asr report {summary.output_uri}"
+            )
+            raise typer.Exit(EXIT_SOME_FAILED)
+
+
+@app.command()
+def transcribe(
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Files or addresses.")],
+    model: Annotated[
+        str, typer.Option(metavar="CHECKPOINT", help="A folder, an address or a hub name.")
+    ],
+    language: Annotated[str | None, typer.Option(help="Code such as en; default: detect.")] = None,
+    task: Annotated[str | None, typer.Option(help="transcribe or translate.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="sequential or chunked.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any key of the decoding section."),
+    ] = None,
+    output_format: Annotated[
+        Format, typer.Option("--format", help="txt: lines of text; jsonl: one object per file.")
+    ] = Format.txt,
+) -> None:
+    """Transcribe a few files and print the text with its times."""
+    from corpus_asr.config.load import decoding_from, decoding_options
+
+    with _readable_errors():
+        options = decoding_options(overrides or ())
+        flags = {"language": language, "task": task, "strategy": strategy}
+        options |= {name: value for name, value in flags.items() if value is not None}
+        decoding_from(options)  # a wrong option is told before the model is loaded
+
+        from corpus_asr.runtime.transcriber import Transcriber
+
+        failed: list[str] = []
+
+        def tell(uri: str, error: ItemError) -> None:
+            failed.append(uri)
+            _say(str(error))
+
+        show = _printer(output_format, many=len(files) > 1)
+        with Transcriber.from_pretrained(model, device=device, dtype=dtype, **options) as loaded:
+            for transcript in loaded.transcribe_many(files, on_error=tell):
+                show(transcript)
+        if failed:
+            _say(f"{len(failed)} of {len(files)} files failed")
+            raise typer.Exit(EXIT_SOME_FAILED)
+
+
+@contextmanager
+def _readable_errors(*, on_interrupt: str = "") -> Iterator[None]:
+    """Turn what went wrong into one message on stderr and an exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _debug_traceback()
+        advice = f"; what was committed is kept: {on_interrupt}" if on_interrupt else ""
+        _say(f"interrupted{advice}")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except (ConfigError, CheckpointError) as error:
+        _debug_traceback()
+        _say(str(error))
+        raise typer.Exit(EXIT_UNUSABLE) from None
+    except CorpusAsrError as error:
+        _debug_traceback()
+        _say(str(error))
+        raise typer.Exit(EXIT_STOPPED_BY_FAILURE) from None
+    except (typer.Exit, typer.Abort, BrokenPipeError):
+        raise
+    except Exception as error:
+        # Not raised on purpose: nobody wrote words for it, so the type is told as well.
+        _debug_traceback()
+        hint = "" if _debugging() else "; CORPUS_ASR_DEBUG=1 shows where"
+        _say(f"unexpected {type(error).__name__}: {error}{hint}")
+        raise typer.Exit(EXIT_STOPPED_BY_FAILURE) from None
+
+
+def _debugging() -> bool:
+    return os.environ.get("CORPUS_ASR_DEBUG", "") not in ("", "0")
+
+
+def _debug_traceback() -> None:
+    if _debugging():
+        traceback.print_exc()
+
+
+def _say(message: str) -> None:
+    from corpus_asr.config.secrets import hide_secrets
+
+    typer.echo(f"corpus-asr: {hide_secrets(message)}", err=True)
+
+
+def _summary_words(summary: "RunSummary") -> str:
+    from corpus_asr.report.render import duration
+
+    return (
+        f"{summary.output_uri}: {summary.files:,} recordings, {summary.done:,} done "
+        f"({summary.no_speech:,} without speech), {summary.failed:,} failed; "
+        f"{summary.segments:,} segments from {duration(summary.audio_s)} of audio\n"
+        f"this run: {summary.processed_files:,} recordings, "
+        f"{duration(summary.processed_audio_s)} of audio in {duration(summary.wall_s)} "
+        f"({summary.speed:.1f} hours of audio per hour)"
+    )
+
+
+class _Printer(Protocol):
+    def __call__(self, transcript: "Transcript") -> None:
+        """Print one transcript."""
+
+
+def _printer(output_format: Format, *, many: bool) -> _Printer:
+    if output_format is Format.jsonl:
+        return _print_json
+    if not sys.stdout.isatty():
+        return lambda transcript: _print_plain(transcript, heading=many)
+    return _print_rich
+
+
+def _print_json(transcript: "Transcript") -> None:
+    typer.echo(json.dumps(asdict(transcript), ensure_ascii=False))
+
+
+def _print_plain(transcript: "Transcript", *, heading: bool) -> None:
+    if heading:
+        typer.echo(f"{transcript.uri}:")
+    for segment in transcript.segments:
+        typer.echo(f"{_times(segment)} {segment.text.strip()}")
+
+
+def _print_rich(transcript: "Transcript") -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    language = transcript.language or "no speech"
+    if transcript.language_probability is not None:
+        language += f" {transcript.language_probability:.0%}"
+    console.print(Text(f"{transcript.uri}  ", style="bold").append(language, style="not bold dim"))
+    for segment in transcript.segments:
+        line = Text(f"{_times(segment)} ", style="cyan")
+        # What the model was unsure of is worth a second look.
+        line.append(segment.text.strip(), style="yellow" if segment.confidence < 0.5 else "default")
+        console.print(line, soft_wrap=True)
+
+
+def _times(segment: "Segment") -> str:
+    return f"[{_clock(segment.start_s)} --> {_clock(segment.end_s)}]"
+
+
+def _clock(seconds: float) -> str:
+    """Write a time as MM:SS.mmm, with hours in front from the first hour on."""
+    total_ms = round(seconds * 1000)
+    minutes, rest_ms = divmod(total_ms, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    shown = f"{minutes:02d}:{rest_ms / 1000:06.3f}"
+    return f"{hours:02d}:{shown}" if hours else shown
+
+
+if __name__ == "__main__":
+    main()
