@@ -1,7 +1,7 @@
 """Committed results in, one line about the run out: files done, failed and left, speed, time left.
 
 On a terminal the line is redrawn in place; elsewhere it is printed every half minute, and the
-first and the last always are. Knows neither Ray nor storage: whoever commits results adds a `Tally`.
+first and the last always are. Knows neither Ray nor storage: who commits results adds a `Tally`.
 """
 
 import sys

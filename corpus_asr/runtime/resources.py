@@ -7,6 +7,7 @@ In: the settings and the machines' shape. Out: numbers with their reasons in pla
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from corpus_asr.config.run import RunConfig
@@ -59,6 +60,8 @@ class Resources:
     transcribe_workers: int
     transcribe_cpus: float
     transcribe_gpus: float
+    device: str
+    """`auto` only where a worker has a GPU of its own."""
     transcribe_threads: int | None
     """Threads of the model; None where a GPU does the work."""
     rows_per_call: int
@@ -87,12 +90,22 @@ class Resources:
         )
 
 
-def this_machine(*, gpus: float = 0.0) -> NodeShape:
-    """Return the shape of this machine, with the cores this process may use."""
+def this_machine() -> NodeShape:
+    """Return the shape of this machine: what this process may use of it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     cores = cores or os.cpu_count() or 1
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return NodeShape(cpus=cores, cores=cores, gpus=gpus, memory_bytes=pages)
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return NodeShape(cpus=cores, cores=cores, gpus=_visible_gpus(), memory_bytes=memory_bytes)
+
+
+def _visible_gpus() -> int:
+    """Count NVIDIA GPUs without loading anything of CUDA, which costs seconds and memory."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    there = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if visible is None:
+        return there
+    named = [name for name in visible.split(",") if name.strip() not in ("", "-1")]
+    return min(there, len(named))
 
 
 def resolve_resources(
@@ -133,6 +146,7 @@ def resolve_resources(
         transcribe_workers=workers,
         transcribe_cpus=cpus_each,
         transcribe_gpus=gpus_each,
+        device="cpu" if config.model.device == "auto" and gpus_each == 0 else config.model.device,
         transcribe_threads=_threads(config, largest, gpus_each, workers_per_node=workers_per_node),
         rows_per_call=rows,
         calls_in_flight=calls,

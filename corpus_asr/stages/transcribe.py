@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float16
 
+from corpus_asr.config.base import Auto
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import ItemError
 from corpus_asr.schemas import PARTS, RESULTS
@@ -22,7 +23,8 @@ from corpus_asr.stages.stage import OK, failure_fields, half_views
 from corpus_asr.storage.model_files import fetch_checkpoint
 
 if TYPE_CHECKING:  # imports torch
-    from corpus_asr.transcription.engine import PartRequest, PartTranscript
+    from corpus_asr.transcription.part_job import PartTranscript
+    from corpus_asr.transcription.windows import PartRequest
 
 # Large columns never become Python objects.
 _FEATURES = ("features", "language_features")
@@ -54,7 +56,7 @@ class EngineFactory(Protocol):
         decoding: DecodingSettings,
         device: str,
         dtype: str,
-        slots: int | str,
+        slots: int | Auto,
         num_threads: int | None,
     ) -> TranscribingEngine:
         """Load the model."""
@@ -67,14 +69,14 @@ def load_engine(
     decoding: DecodingSettings,
     device: str,
     dtype: str,
-    slots: int | str,
+    slots: int | Auto,
     num_threads: int | None,
 ) -> TranscribingEngine:
     """Fetch the weights to this machine, once, and load the engine."""
     from corpus_asr.transcription.engine import Engine  # imports torch: in the worker only
 
     folder = fetch_checkpoint(checkpoint, revision=revision)
-    engine: TranscribingEngine = Engine.from_folder(
+    return Engine.from_folder(
         folder,
         decoding=decoding,
         device=device,
@@ -82,7 +84,6 @@ def load_engine(
         slots=slots,
         num_threads=num_threads,
     )
-    return engine
 
 
 class TranscribeStage:
@@ -104,7 +105,7 @@ class TranscribeStage:
         decoding: DecodingSettings,
         device: str = "auto",
         dtype: str = "auto",
-        slots: int | str = "auto",
+        slots: int | Auto = "auto",
         num_threads: int | None = None,
         engine_factory: EngineFactory = load_engine,
     ) -> None:
@@ -165,7 +166,7 @@ def _request(
     features: Float16[np.ndarray, " value"] | None,
     language_features: Float16[np.ndarray, " value"] | None,
 ) -> "PartRequest":
-    from corpus_asr.transcription.engine import PartRequest  # imports torch: in the worker only
+    from corpus_asr.transcription.windows import PartRequest  # its package imports torch
 
     assert features is not None, "a part with status ok has features"
     spans = row["speech_spans"]
@@ -213,6 +214,13 @@ def _carry(row: dict[str, Any]) -> dict[str, Any]:
         "segments_written": 0,
         "segments": [],
     }
+
+
+def refuse(parts: pa.Table, error: ItemError, *, attempts: int) -> pa.Table:
+    """Return RESULTS rows in which every one of `parts` failed with `error`."""
+    rows = parts.drop_columns(list(_FEATURES)).to_pylist()
+    failure = failure_fields(error, stage="transcribe") | {"attempts": attempts}
+    return _results([_carry(row) | failure for row in rows])
 
 
 def _results(rows: list[dict[str, Any]]) -> pa.Table:

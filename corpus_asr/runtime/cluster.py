@@ -1,0 +1,143 @@
+"""A Ray to work on: one started here, or one that is already there; and what it consists of.
+
+Shuts down only what it started. Ships no code and no working directory: machines of a cluster
+have this package installed. Knows nothing of the pipeline that runs on it.
+"""
+
+import contextlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+# Read when ray is imported. Without it `uv run` makes Ray upload the working directory and build
+# an environment of its own on every machine.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Workers without GPUs keep CUDA_VISIBLE_DEVICES as it is: what Ray will do by default anyway.
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.runtime.progress import Tally
+from corpus_asr.runtime.resources import NodeShape, this_machine
+
+# With fewer logical CPUs the plan's read tasks and the actors can wait for each other for ever.
+MIN_LOGICAL_CPUS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """The machines of the Ray that is connected."""
+
+    nodes: tuple[NodeShape, ...]
+    store_bytes: int
+
+
+def local_machine() -> NodeShape:
+    """Return this machine's shape as a Ray started here sees it."""
+    machine = this_machine()
+    return replace(machine, cpus=max(MIN_LOGICAL_CPUS, machine.cpus))
+
+
+@contextlib.contextmanager
+def connected(address: str, *, store_bytes: int) -> Iterator[Cluster]:
+    """Connect to Ray for the length of the context; a connection that is there is used as it is.
+
+    Args:
+        address: `local`, `auto`, `ray://host:port` or `host:port`.
+        store_bytes: size of the object store of a Ray started here.
+
+    Raises:
+        ConfigError: there is no Ray at `address`.
+    """
+    if ray.is_initialized():
+        yield _describe()
+        return
+    _connect(address, store_bytes=store_bytes)
+    try:
+        yield _describe()
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str, *, store_bytes: int) -> None:
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    if address == "local":
+        options |= {
+            "num_cpus": int(local_machine().cpus),
+            "num_gpus": int(local_machine().gpus),
+            "object_store_memory": store_bytes,
+            "include_dashboard": False,
+        }
+    try:
+        ray.init(address=address, **options)
+    except ConnectionError as error:
+        raise ConfigError(
+            f"connecting to Ray at {address!r} (cluster.address): {error}; start the cluster, "
+            "correct the address, or use `local`"
+        ) from error
+
+
+def _describe() -> Cluster:
+    here = ray.util.get_node_ip_address()
+    nodes, store_bytes = [], 0
+    for node in ray.nodes():
+        resources = node["Resources"]
+        if not node["Alive"]:
+            continue
+        cpus = resources.get("CPU", 0.0)
+        cores = int(cpus)
+        if node["NodeManagerAddress"] == here:
+            # A Ray started here counts more CPUs than there may be.
+            cores = min(cores, this_machine().cores)
+        store_bytes += int(resources.get("object_store_memory", 0))
+        nodes.append(
+            NodeShape(
+                cpus=cpus,
+                cores=max(1, cores),
+                gpus=resources.get("GPU", 0.0),
+                memory_bytes=int(resources.get("memory", 0)),
+            )
+        )
+    return Cluster(nodes=tuple(nodes), store_bytes=store_bytes)
+
+
+class Board:
+    """What the workers of a run tell each other: results committed, and parts begun.
+
+    One actor per run. A part that was begun and never ended was in an actor that died.
+    """
+
+    def __init__(self) -> None:
+        self._tally = Tally()
+        self._begun: Counter[tuple[str, int]] = Counter()
+
+    def add(self, tally: Tally) -> None:
+        """Count committed results."""
+        self._tally += tally
+
+    def read(self) -> Tally:
+        """Return the count."""
+        return self._tally
+
+    def unfinished(self, parts: Iterable[tuple[str, int]]) -> list[int]:
+        """Return how often each part was begun without an end."""
+        return [self._begun[part] for part in parts]
+
+    def begin(self, parts: Iterable[tuple[str, int]]) -> None:
+        """Note that a worker starts on these parts."""
+        self._begun.update(parts)
+
+    def end(self, parts: Iterable[tuple[str, int]]) -> None:
+        """Note that a worker has these parts' results."""
+        for part in parts:
+            self._begun.pop(part, None)
+
+
+def start_board() -> Any:
+    """Start the run's board and return its handle; it ends with the last handle."""
+    return ray.remote(num_cpus=0)(Board).remote()

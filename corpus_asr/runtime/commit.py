@@ -1,0 +1,82 @@
+"""Results in, committed objects out; picklable, so that it works in any process of a run.
+
+Knows neither Ray nor the pipeline. Committing the same part twice is harmless: the finish keeps
+one.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from corpus_asr.storage.tables import OutputStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committer:
+    """Where a run's results go and what they are stamped with."""
+
+    uri: str
+    endpoint_url: str | None
+    run_id: str
+    model: str
+    model_revision: str
+
+    def __call__(self, results: pa.Table) -> None:
+        """Commit RESULTS rows as one segments object and one outcomes object.
+
+        Raises:
+            FetchError: the output store failed beyond its retries.
+        """
+        OutputStore(self.uri, endpoint_url=self.endpoint_url).commit(
+            results,
+            run_id=self.run_id,
+            model=self.model,
+            model_revision=self.model_revision,
+        )
+
+
+class CommitBuffer:
+    """Collects small results so that a commit is worth its two objects.
+
+    Args:
+        commit: what is called with the rows collected.
+        min_bytes: rows are committed once they are this large, ...
+        max_age_s: ... or the oldest has waited this long and `add` or `poll` is called.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        commit: Callable[[pa.Table], None],
+        *,
+        min_bytes: int,
+        max_age_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._commit = commit
+        self._min_bytes = min_bytes
+        self._max_age_s = max_age_s
+        self._clock = clock
+        self._waiting: list[pa.Table] = []
+        self._since = 0.0
+
+    def add(self, results: pa.Table) -> None:
+        """Take rows, and commit if that is due."""
+        if not self._waiting:
+            self._since = self._clock()
+        self._waiting.append(results)
+        self.poll()
+
+    def poll(self) -> None:
+        """Commit if that is due."""
+        size = sum(table.nbytes for table in self._waiting)
+        if size >= self._min_bytes or self._clock() - self._since >= self._max_age_s:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit everything that waits."""
+        if self._waiting:
+            self._commit(pa.concat_tables(self._waiting).combine_chunks())
+            self._waiting = []

@@ -1,0 +1,222 @@
+"""The pipeline as a Ray dataset: plan, extract, transcribe, commit.
+
+Everything Ray Data would otherwise choose in a way that loses, doubles or hangs is set here, with
+the reason beside it. The stages themselves know nothing of Ray.
+"""
+
+import logging
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import CorpusAsrError, EngineError
+from corpus_asr.runtime.cluster import start_board
+from corpus_asr.runtime.commit import Committer
+from corpus_asr.runtime.progress import Progress
+from corpus_asr.runtime.quarantine import PartKey, Quarantine
+from corpus_asr.runtime.resources import Resources
+from corpus_asr.runtime.sink import ResultsSink
+from corpus_asr.stages.extract import ExtractStage
+from corpus_asr.stages.transcribe import EngineFactory, TranscribeStage, load_engine
+from corpus_asr.storage.filesystem import open_store
+from corpus_asr.storage.plan import Plan
+from corpus_asr.units import MEBIBYTE
+
+# Blocks leave a stage at this size or at the end of a task. Ray's 128 MiB would hold a file's
+# parts back until it is decoded; one part of a minute fills this, shorter clips travel together.
+BLOCK_BYTES = MEBIBYTE
+# Committing waits for the store, not for a CPU.
+WRITE_CPUS = 0.25
+# Actors that may die in a row while starting before the run is given up; Ray's default is none.
+MAX_ACTOR_INIT_DEATHS = 3
+POLL_S = 1.0
+
+
+class TranscribeWorker:
+    """The transcribe stage of one actor, with the run's board as its memory of deaths."""
+
+    def __init__(self, *, board: Any, **stage: Any) -> None:
+        self._stage = Quarantine(TranscribeStage(**stage), _RemoteMemory(board))
+
+    def __call__(self, parts: pa.Table) -> pa.Table:
+        """Return one RESULTS row per part; several calls run at once."""
+        return self._stage(parts)
+
+
+class _RemoteMemory:
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def unfinished(self, parts: Sequence[PartKey]) -> list[int]:
+        counts: list[int] = ray.get(self._board.unfinished.remote(parts))
+        return counts
+
+    def begin(self, parts: Sequence[PartKey]) -> None:
+        ray.get(self._board.begin.remote(parts))
+
+    def end(self, parts: Sequence[PartKey]) -> None:
+        ray.get(self._board.end.remote(parts))
+
+
+def run_on_ray(
+    config: RunConfig,
+    plan: Plan,
+    committer: Committer,
+    *,
+    resources: Resources,
+    progress: Progress,
+    engine_factory: EngineFactory = load_engine,
+) -> None:
+    """Transcribe what `plan` names on the connected Ray and commit all of it.
+
+    Args:
+        config: the job.
+        plan: the packs to work through.
+        committer: where results go.
+        resources: from `resolve_resources` for this Ray's machines.
+        progress: told once a second what was committed; entered and left by the caller.
+        engine_factory: what loads the engine in each worker.
+
+    Raises:
+        EngineError: a worker became unusable, or nothing happened for too long.
+        CorpusAsrError: whatever else of this package ended the run, with its own type.
+    """
+    board = start_board()
+    context = DataContext.get_current().copy()
+    configure(context, resources)
+    with DataContext.current(context), _Poll(board, progress):
+        dataset = build(config, plan, resources=resources, board=board, engine=engine_factory)
+        try:
+            dataset.write_datasink(
+                ResultsSink(committer, board=board), ray_remote_args={"num_cpus": WRITE_CPUS}
+            )
+        except Exception as error:
+            raise own_error(error) from error
+
+
+def configure(context: DataContext, resources: Resources) -> None:
+    """Set what has to be set before a dataset is made."""
+    context.target_max_block_size = BLOCK_BYTES
+    context.target_min_block_size = 1
+    context.execution_no_progress_timeout_s = resources.no_progress_timeout_s
+    context.max_errored_blocks = 0  # drops whole blocks of good rows
+    context.actor_task_retry_on_errors = False
+    context.retried_map_errors = False  # loses and doubles rows of generators
+    context.max_consecutive_actor_init_deaths = MAX_ACTOR_INIT_DEATHS
+    context.raise_original_map_exception = True  # else the type of our errors is lost
+    context.execution_options.preserve_order = False
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def build(
+    config: RunConfig,
+    plan: Plan,
+    *,
+    resources: Resources,
+    board: Any,
+    engine: EngineFactory,
+) -> Dataset:
+    """Return the lazy dataset of RESULTS rows; the current `DataContext` is baked into it."""
+    filesystem, path = open_store(plan.uri, endpoint_url=config.output.endpoint_url)
+    packs = ray.data.read_parquet(path, filesystem=filesystem)
+    parts = packs.repartition(target_num_rows_per_block=1).map_batches(
+        ExtractStage,
+        fn_constructor_args=(config.model.checkpoint,),
+        fn_constructor_kwargs={
+            "revision": config.model.revision,
+            "settings": config.extract,
+            "endpoint_url": config.source.endpoint_url,
+        },
+        compute=ActorPoolStrategy(
+            min_size=1,
+            max_size=resources.extract_workers,
+            initial_size=resources.extract_workers,
+            # Packs waiting at a busy worker could be at work elsewhere; 2 keeps the pool growing.
+            max_tasks_in_flight_per_actor=2,
+        ),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=resources.extract_cpus,
+        memory=resources.extract_memory_bytes,
+    )
+    return parts.map_batches(
+        TranscribeWorker,
+        fn_constructor_kwargs={
+            "board": board,
+            "checkpoint": config.model.checkpoint,
+            "revision": config.model.revision,
+            "decoding": config.decoding,
+            "device": resources.device,
+            "dtype": config.model.dtype,
+            "slots": config.transcribe.slots,
+            "num_threads": resources.transcribe_threads,
+            "engine_factory": engine,
+        },
+        compute=ActorPoolStrategy(
+            size=resources.transcribe_workers,
+            # One more than can run, so that the next call's features are there when one ends.
+            max_tasks_in_flight_per_actor=resources.calls_in_flight + 1,
+            max_concurrent_calls_per_actor=resources.calls_in_flight,
+            enable_true_multi_threading=True,  # else the calls run one after another
+        ),
+        batch_size=resources.rows_per_call,
+        batch_format="pyarrow",
+        num_cpus=resources.transcribe_cpus,
+        num_gpus=resources.transcribe_gpus or None,
+    )
+
+
+def own_error(error: BaseException) -> CorpusAsrError:
+    """Find this package's error in what Ray raised, or wrap the rest as an `EngineError`."""
+    seen: list[BaseException] = []
+    queue: list[BaseException | None] = [error]
+    while queue:
+        found = queue.pop(0)
+        if found is None or found in seen:
+            continue
+        seen.append(found)
+        if type(found).__module__ == CorpusAsrError.__module__:
+            assert isinstance(found, CorpusAsrError)
+            return found
+        queue += [getattr(found, "cause", None), found.__cause__, found.__context__]
+    last_line = str(error).strip().splitlines()[-1] if str(error).strip() else ""
+    return EngineError(
+        f"running the pipeline on Ray: {type(error).__name__}: {last_line}; everything committed "
+        "so far is kept, and running again continues from there"
+    )
+
+
+class _Poll(threading.Thread):
+    """Copies the board's count into the progress line while the context is open."""
+
+    def __init__(self, board: Any, progress: Progress) -> None:
+        super().__init__(name="poll-board", daemon=True)
+        self._board = board
+        self._progress = progress
+        self._finished = threading.Event()
+
+    def __enter__(self) -> None:
+        self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._finished.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self._finished.wait(POLL_S):
+            self._copy()
+        self._copy()
+
+    def _copy(self) -> None:
+        try:
+            self._progress.set(ray.get(self._board.read.remote(), timeout=POLL_S))
+        except ray.exceptions.RayError:
+            # Only the line is late; if Ray is gone, the run itself says so.
+            logging.getLogger(__name__).debug("board not read", exc_info=True)

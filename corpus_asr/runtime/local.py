@@ -1,0 +1,200 @@
+"""The pipeline in this process, without Ray: the same stages, the same tables.
+
+Extraction runs in threads (each with a child process that does the work), so that it overlaps
+with transcription; between them waits a bounded number of parts. For scripts, notebooks, small
+corpora and tests; one engine, on one GPU at most.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing
+
+import pyarrow as pa
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.runtime.commit import CommitBuffer, Committer
+from corpus_asr.runtime.progress import Progress, tally_of
+from corpus_asr.runtime.resources import Resources
+from corpus_asr.stages.extract import ExtractStage
+from corpus_asr.stages.transcribe import EngineFactory, TranscribeStage, load_engine
+
+# A commit is two objects: worth it for one long part or a hundred short recordings ...
+MIN_BYTES_PER_COMMIT = 64 * 1024
+# ... but nobody should lose more than this to a crash.
+MAX_COMMIT_AGE_S = 10.0
+# Extracted parts that wait for the engine, beside those it holds.
+PARTS_WAITING = 4
+POLL_S = 1.0
+# How long extraction may go on after a run broke off; then its processes are ended.
+GRACE_S = 2.0
+
+# A part, what ended a thread, or None when a thread has nothing left.
+_Found = pa.Table | BaseException | None
+
+
+def run_local(
+    config: RunConfig,
+    packs: Iterable[pa.Table],
+    committer: Committer,
+    *,
+    resources: Resources,
+    progress: Progress,
+    engine_factory: EngineFactory = load_engine,
+) -> None:
+    """Transcribe `packs` in this process and commit all results.
+
+    Args:
+        config: the job.
+        packs: PACKS tables.
+        committer: where results go.
+        resources: from `resolve_resources` for this machine.
+        progress: told what was committed; entered and left by the caller.
+        engine_factory: what loads the engine.
+
+    Raises:
+        EngineError: the engine cannot go on.
+        CheckpointError: the model cannot be loaded.
+    """
+
+    def commit(results: pa.Table) -> None:
+        committer(results)
+        progress.add(tally_of(results))
+
+    buffer = CommitBuffer(commit, min_bytes=MIN_BYTES_PER_COMMIT, max_age_s=MAX_COMMIT_AGE_S)
+    with ExitStack() as stack:
+        stage = TranscribeStage(
+            config.model.checkpoint,
+            revision=config.model.revision,
+            decoding=config.decoding,
+            device=resources.device,
+            dtype=config.model.dtype,
+            slots=config.transcribe.slots,
+            num_threads=resources.transcribe_threads,
+            engine_factory=engine_factory,
+        )
+        stack.enter_context(closing(stage))
+        parts = stack.enter_context(closing(_extracted(config, packs, resources.extract_workers)))
+        results = _transcribed(stage, parts, in_flight=resources.parts_in_flight)
+        for result in stack.enter_context(closing(results)):
+            if result is None:
+                buffer.poll()
+            else:
+                buffer.add(result)
+        buffer.flush()
+
+
+def _transcribed(
+    stage: TranscribeStage, parts: Iterator[pa.Table | None], *, in_flight: int
+) -> Iterator[pa.Table | None]:
+    """Yield results as they are ready, and None when a while passed without one."""
+    running: set[Future[pa.Table]] = set()
+    pool = ThreadPoolExecutor(max_workers=in_flight, thread_name_prefix="transcribe")
+    try:
+        for table in parts:
+            if table is not None:
+                running.add(pool.submit(stage, table))
+            full = len(running) >= in_flight
+            yield from _ready(running, timeout_s=None if full else 0)
+            if table is None:
+                yield None
+        while running:
+            yield from _ready(running, timeout_s=POLL_S)
+            yield None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _ready(running: set[Future[pa.Table]], *, timeout_s: float | None) -> Iterator[pa.Table]:
+    done, _ = wait(running, timeout=timeout_s, return_when=FIRST_COMPLETED)
+    for future in done:
+        running.remove(future)
+        yield future.result()
+
+
+def _extracted(
+    config: RunConfig, packs: Iterable[pa.Table], workers: int
+) -> Iterator[pa.Table | None]:
+    """Yield parts from `workers` threads, and None when a while passed without one."""
+    found: queue.Queue[_Found] = queue.Queue(maxsize=PARTS_WAITING)
+    shared = _Shared(packs)
+    stages = [
+        ExtractStage(
+            config.model.checkpoint,
+            revision=config.model.revision,
+            settings=config.extract,
+            endpoint_url=config.source.endpoint_url,
+        )
+        for _ in range(workers)
+    ]
+    threads = [
+        threading.Thread(target=_extract, args=(stage, shared, found), name="extract", daemon=True)
+        for stage in stages
+    ]
+    for thread in threads:
+        thread.start()
+    left = len(threads)
+    try:
+        while left:
+            try:
+                table = found.get(timeout=POLL_S)
+            except queue.Empty:
+                yield None
+                continue
+            if isinstance(table, BaseException):
+                raise table
+            if table is None:
+                left -= 1
+            else:
+                yield table
+    finally:
+        shared.stop()
+        _drain(found, threads)
+        for stage in stages:
+            stage.close()
+
+
+def _extract(stage: ExtractStage, packs: "_Shared", found: "queue.Queue[_Found]") -> None:
+    try:
+        for pack in packs:
+            for table in stage(pack):
+                found.put(table)
+                if packs.stopped:
+                    return
+    except BaseException as error:  # raised again in the main thread
+        found.put(error)
+    else:
+        found.put(None)
+
+
+def _drain(found: "queue.Queue[_Found]", threads: list[threading.Thread]) -> None:
+    """Make room until the threads have noticed that they are to stop, for a while."""
+    deadline = time.monotonic() + GRACE_S
+    while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
+        try:
+            found.get(timeout=0.05)
+        except queue.Empty:
+            continue
+
+
+class _Shared:
+    """An iterator that several threads draw from, until it is stopped."""
+
+    def __init__(self, items: Iterable[pa.Table]) -> None:
+        self._items = iter(items)
+        self._lock = threading.Lock()
+        self.stopped = False
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        while True:
+            with self._lock:
+                item = None if self.stopped else next(self._items, None)
+            if item is None:
+                return
+            yield item
+
+    def stop(self) -> None:
+        """Give out nothing more."""
+        self.stopped = True
