@@ -64,6 +64,9 @@ class _Pipeline(Protocol):
 
 def main() -> None:
     """Entry point of the `corpus-asr` command."""
+    for stream in (sys.stdout, sys.stderr):
+        # File names need not be UTF-8, nor need the terminal be: show the byte, never fail on it.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     app()
 
 
@@ -231,7 +234,7 @@ def _print_rich(transcript: "Transcript") -> None:
     for segment in transcript.segments:
         line = Text(f"{_times(segment)} ", style="cyan")
         # What the model was unsure of is worth a second look.
-        line.append(segment.text.strip(), style="yellow" if segment.confidence < 0.5 else "default")
+        line.append(segment.text.strip(), style="yellow" if segment.confidence < 0.5 else "")
         console.print(line, soft_wrap=True)
 
 

@@ -1,10 +1,14 @@
 """A job is read whole, or refused in one message that names every key that is wrong."""
 
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.load import (
@@ -179,3 +183,29 @@ def test_the_podcast_example_says_the_defaults(monkeypatch: pytest.MonkeyPatch) 
     assert shown.decoding == type(shown.decoding)()
     assert shown.transcribe == type(shown.transcribe)()
     assert shown.output.max_failed_fraction == 0.01
+
+
+_SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+_VALUES = st.recursive(
+    _SCALARS,
+    lambda children: (
+        st.lists(children, max_size=3)
+        | st.dictionaries(st.text(max_size=3) | st.integers(), children, max_size=3)
+    ),
+    max_leaves=6,
+)
+_KEYS = st.sampled_from(
+    ["source", "uri", "extract", "part_s", "channels", "decoding", "language", "temperature",
+     "model", "output", "cluster", "address", "pipeline", "slots"]
+)  # fmt: skip
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(_KEYS, st.dictionaries(_KEYS, _VALUES, max_size=3) | _VALUES, max_size=5))
+def test_whatever_a_file_holds_it_loads_or_is_refused_as_a_whole(
+    tmp_path_factory: pytest.TempPathFactory, values: dict[str, object]
+) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "job.yaml"
+    path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+    with contextlib.suppress(ConfigError):
+        assert resolved(load_config(path, ["decoding.task=translate"]))
