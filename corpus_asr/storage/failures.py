@@ -72,7 +72,7 @@ class RetryPolicy:
 
     def wait_s(self, failures: int, *, at_least_s: float = 0.0) -> float:
         """Return the pause after the `failures`-th failure (from 1)."""
-        longest = min(self.longest_wait_s, self.first_wait_s * 2 ** (failures - 1))
+        longest = min(self.longest_wait_s, self.first_wait_s * 2.0 ** (failures - 1))
         asked_for = min(at_least_s, self.longest_wait_s)
         return max(asked_for, random.uniform(0.5, 1.0) * longest)
 

@@ -56,7 +56,7 @@ def store_for(
     scheme = scheme_of(uri)
     if scheme == LOCAL:
         return LocalStore()
-    # Connections of a parent process cannot be used after a fork, so the process is part of the key.
+    # Connections of a parent process cannot be used after a fork: the process is part of the key.
     place = "" if scheme in ("s3", "http", "https") else uri
     return _connected(os.getpid(), scheme, endpoint_url, policy, place)
 

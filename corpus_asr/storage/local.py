@@ -151,17 +151,7 @@ def _scan(folder: str) -> tuple[pa.Table, list[str]]:
             if entry.is_dir():
                 subfolders.append(entry.name)
                 continue
-            try:
-                status = entry.stat()
-            except (FileNotFoundError, OSError):
-                status = entry.stat(follow_symlinks=False) if entry.is_symlink() else None
-                if status is None:
-                    continue  # removed since it was seen
-                _append(columns, entry.name, None, None)
-            else:
-                if stat.S_ISREG(status.st_mode):
-                    info = _info(status)
-                    _append(columns, entry.name, info.size_bytes, info.etag)
+            _append_entry(columns, entry)
             if len(columns["size"]) == PAGE_ROWS:
                 tables.append(pa.table(columns, schema=_FOLDER))
                 columns = _empty_columns()
@@ -175,6 +165,19 @@ _FOLDER = pa.schema([("name", pa.binary()), ("size", pa.int64()), ("etag", pa.st
 
 def _empty_columns() -> dict[str, list[object]]:
     return {name: [] for name in _FOLDER.names}
+
+
+def _append_entry(columns: dict[str, list[object]], entry: os.DirEntry[str]) -> None:
+    try:
+        status = entry.stat()
+    except FileNotFoundError:
+        # A dangling link is listed and fails later, by name; a file removed meanwhile is gone.
+        if entry.is_symlink():
+            _append(columns, entry.name, None, None)
+        return
+    if stat.S_ISREG(status.st_mode):
+        info = _info(status)
+        _append(columns, entry.name, info.size_bytes, info.etag)
 
 
 def _append(

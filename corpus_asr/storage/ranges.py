@@ -35,7 +35,7 @@ class ObjectInfo:
     etag: str | None
 
 
-class RangesUnsupported(Exception):
+class RangesUnsupportedError(Exception):
     """The store can only give this object as a whole, from its start."""
 
 
@@ -79,14 +79,14 @@ class RangeFile(io.RawIOBase):
         def first() -> ObjectInfo:
             block, info = self._store.read_range(self._uri, 0, self._block_bytes)
             if info.size_bytes is None:
-                raise RangesUnsupported
+                raise RangesUnsupportedError
             self._check_length(0, block, info.size_bytes)
             self._blocks[0] = block
             return info
 
         try:
             return self._persist(first)
-        except RangesUnsupported:
+        except RangesUnsupportedError:
             return self._persist(self._download)
 
     def _download(self) -> ObjectInfo:

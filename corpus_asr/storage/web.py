@@ -23,7 +23,7 @@ from corpus_asr.storage.failures import (
     from_status,
 )
 from corpus_asr.storage.local import Page
-from corpus_asr.storage.ranges import ObjectInfo, RangesUnsupported
+from corpus_asr.storage.ranges import ObjectInfo, RangesUnsupportedError
 from corpus_asr.units import MEBIBYTE
 
 T = TypeVar("T")
@@ -99,7 +99,7 @@ class WebStore:
 
         try:
             result: T = sync(self.filesystem.loop, limited)
-        except (StoreError, RangesUnsupported):
+        except (StoreError, RangesUnsupportedError):
             raise
         except Exception as error:
             raise _translate(error) from error
@@ -116,22 +116,20 @@ class WebStore:
             return self._request("HEAD", uri, {}, use, limit_s=limit_s)
         except StoreError as error:
             # Addresses signed for GET answer 403 to HEAD; simple servers 405 or 501.
-            if (
-                error.kind not in (ACCESS_DENIED, FETCH)
-                or error.transient
-                and "501" not in str(error)
+            if error.kind not in (ACCESS_DENIED, FETCH) or (
+                error.transient and "501" not in str(error)
             ):
                 raise
         try:
             return self.read_range(uri, 0, 1)[1]
-        except RangesUnsupported:
+        except RangesUnsupportedError:
             return ObjectInfo(size_bytes=None, etag=None)
 
     def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
         """Return bytes of the object as it is now.
 
         Raises:
-            RangesUnsupported: the server sends the whole, or does not tell its size.
+            RangesUnsupportedError: the server sends the whole, or does not tell its size.
         """
 
         async def use(response: aiohttp.ClientResponse) -> tuple[bytes, ObjectInfo]:
@@ -140,7 +138,7 @@ class WebStore:
             if response.status == 416:
                 return b"", _info(response.headers, total or 0)
             if response.status == _RANGES_MISSING or total is None:
-                raise RangesUnsupported
+                raise RangesUnsupportedError
             return await response.read(), _info(response.headers, total)
 
         headers = {"Range": f"bytes={start}-{end - 1}"}

@@ -1,0 +1,152 @@
+"""A manifest in (.jsonl, .csv or .parquet with a `uri` column), addresses and metadata out.
+
+Relative addresses start at the manifest's folder; all other columns become one JSON object per
+row. Read as a stream. Whether the files exist is not asked here: a million requests would precede
+the first transcript, and a missing file is that recording's failure.
+"""
+
+import csv
+import datetime
+import difflib
+import io
+import json
+import math
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.storage.addresses import normalise, parent, resolve, shown
+from corpus_asr.storage.filesystem import open_binary
+from corpus_asr.storage.tables import parquet_batches, parquet_columns
+
+CHUNK_ROWS = 5_000
+URI_COLUMN = "uri"
+Chunk = tuple[list[str], list[str | None]]
+
+
+def manifest_rows(manifest: str, *, endpoint_url: str | None = None) -> Iterator[Chunk]:
+    """Yield addresses in normal form, and metadata (JSON text or None), chunk by chunk.
+
+    Raises:
+        ConfigError: unknown format, no `uri` column, a broken line, or no rows at all.
+        FetchError: the manifest cannot be read.
+    """
+    manifest = normalise(manifest)
+    readers = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+    reader = next((r for suffix, r in readers.items() if manifest.lower().endswith(suffix)), None)
+    if reader is None:
+        raise ConfigError(
+            f"reading the manifest {shown(manifest)}: unknown format, expected a name that ends "
+            f"in {', '.join(readers)}; rename or convert it"
+        )
+    folder = parent(manifest)
+    empty = True
+    with open_binary(manifest, endpoint_url=endpoint_url) as file:
+        chunk: Chunk = ([], [])
+        for place, row in reader(file, manifest):
+            uri, metadata = _entry(row, place, manifest, folder)
+            chunk[0].append(uri)
+            chunk[1].append(metadata)
+            if len(chunk[0]) == CHUNK_ROWS:
+                empty = False
+                yield chunk
+                chunk = ([], [])
+        if chunk[0]:
+            yield chunk
+        elif empty:
+            raise ConfigError(
+                f"reading the manifest {shown(manifest)}: found no rows, expected one per "
+                "recording; check that it was written completely"
+            )
+
+
+def _entry(row: dict[str, Any], place: str, manifest: str, folder: str) -> tuple[str, str | None]:
+    uri = row.get(URI_COLUMN)
+    if not isinstance(uri, str) or not uri.strip() or "\0" in uri:
+        found = f"columns {', '.join(row)}" if URI_COLUMN not in row else f"uri {uri!r}"
+        near = difflib.get_close_matches(URI_COLUMN, [str(name).lower() for name in row], n=1)
+        hint = f"did you mean {near[0]!r}? " if near and URI_COLUMN not in row else ""
+        raise ConfigError(
+            f"reading the manifest {shown(manifest)}, {place}: found {found}, expected a column "
+            f"uri with the address of a recording; {hint}correct the manifest"
+        )
+    rest = {str(name): _json_safe(row[name]) for name in sorted(row, key=str) if name != URI_COLUMN}
+    return resolve(uri, folder=folder), json.dumps(rest, ensure_ascii=False) if rest else None
+
+
+def _json_safe(value: Any) -> Any:
+    """Return a value JSON can hold; what it has no form for becomes text."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(name): _json_safe(value[name]) for name in sorted(value, key=str)}
+    if isinstance(value, list | tuple):
+        return [_json_safe(item) for item in value]
+    if isinstance(value, datetime.date | datetime.time):  # a datetime is a date, too
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return str(value)
+
+
+def _jsonl(file: BinaryIO, manifest: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except ValueError as error:
+            raise _broken(manifest, number, f"no valid JSON ({error})", "a JSON object") from error
+        if not isinstance(row, dict):
+            raise _broken(manifest, number, f"JSON of type {type(row).__name__}", "a JSON object")
+        yield f"line {number}", row
+
+
+def _csv(file: BinaryIO, manifest: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    lines = csv.reader(text, strict=True)
+    try:
+        header = next(lines, [])
+        if header and URI_COLUMN not in header:
+            _entry(dict.fromkeys(header), "header", manifest, "")  # raises, naming the columns
+        for row in lines:
+            if not row:
+                continue
+            if len(row) != len(header):
+                found, expected = f"{len(row)} fields", f"{len(header)} as in the header"
+                raise _broken(manifest, lines.line_num, found, expected)
+            # An empty field is how CSV writes "unknown".
+            named = zip(header, row, strict=True)
+            yield f"line {lines.line_num}", {name: value or None for name, value in named}
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise _broken(manifest, lines.line_num + 1, f"{error}", "UTF-8 CSV") from error
+    finally:
+        text.detach()
+
+
+def _parquet(file: BinaryIO, manifest: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        columns = parquet_columns(file)
+        if URI_COLUMN not in columns:
+            _entry(dict.fromkeys(columns), "schema", manifest, "")  # raises, naming the columns
+        number = 0
+        for batch in parquet_batches(file, batch_rows=CHUNK_ROWS):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"row {number}", row
+    except pa.ArrowException as error:
+        raise ConfigError(
+            f"reading the manifest {shown(manifest)}: no readable Parquet ({error}), expected a "
+            "Parquet file; write it again"
+        ) from error
+
+
+def _broken(manifest: str, number: int, found: str, expected: str) -> ConfigError:
+    return ConfigError(
+        f"reading the manifest {shown(manifest)}, line {number}: found {found}, expected "
+        f"{expected}; correct the line"
+    )

@@ -1,0 +1,363 @@
+"""The tables of a run and their commit protocol; the only place that touches Parquet.
+
+In: RESULTS rows. Out: segments and outcomes objects, and readers of them. Each commit puts a
+segments object under a unique name, then an outcomes object that names it: the second put is the
+commit. A segments object that no outcomes object names is an orphan, unseen by these readers.
+Knows nothing of runs, plans or which commit of two counts (`ledger.py`).
+"""
+
+import io
+import json
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from corpus_asr.errors import CorpusAsrError
+from corpus_asr.schemas import OUTCOMES, RECORDINGS, RESULTS, SEGMENT_FIELDS, SEGMENTS
+from corpus_asr.storage import filesystem
+from corpus_asr.storage.addresses import join, normalise, public, shown
+from corpus_asr.storage.local import TEMPORARY_PREFIX
+
+SEGMENTS_FOLDER, OUTCOMES_FOLDER, RECORDINGS_FOLDER = "segments", "outcomes", "recordings"
+SUFFIX = ".parquet"
+ROW_GROUP_ROWS = 50_000
+BATCH_ROWS = 65_536
+READERS = 8  # commits are many small objects: reading them is waiting for the store
+
+
+class Commit(NamedTuple):
+    """What a commit wrote: names of objects, relative to the output folder."""
+
+    outcomes_name: str
+    segments_name: str | None
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedBatch:
+    """Rows of one outcomes object."""
+
+    name: str
+    rows: pa.RecordBatch
+
+
+def unique_stem() -> str:
+    """Return a name no other commit has; names sort by the time they were made."""
+    return f"{time.time_ns():020d}-{uuid.uuid4().hex[:12]}"
+
+
+def encode_parquet(table: pa.Table) -> bytes:
+    """Return a table as one zstd Parquet object."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+    return sink.getvalue()
+
+
+class ParquetFile:
+    """A local Parquet file written table by table, for what is too large for memory."""
+
+    def __init__(self, path: str, schema: pa.Schema) -> None:
+        self._path = path
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+
+    def append(self, table: pa.Table) -> None:
+        """Add rows as a row group."""
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        """Complete the file."""
+        self._writer.close()
+
+
+def parquet_columns(file: BinaryIO | str) -> list[str]:
+    """Return the column names of a Parquet file.
+
+    Raises:
+        pyarrow.ArrowInvalid: it is no Parquet file.
+    """
+    return list(pq.read_schema(file).names)
+
+
+def parquet_batches(
+    file: BinaryIO | str, *, columns: Sequence[str] | None = None, batch_rows: int = BATCH_ROWS
+) -> Iterator[pa.RecordBatch]:
+    """Yield a Parquet file's rows, a bounded number at a time.
+
+    Raises:
+        pyarrow.ArrowInvalid: it is no Parquet file.
+    """
+    with pq.ParquetFile(file, pre_buffer=False) as parquet:
+        wanted = (
+            None if columns is None else [c for c in columns if c in parquet.schema_arrow.names]
+        )
+        yield from parquet.iter_batches(batch_size=batch_rows, columns=wanted)
+
+
+def conform(rows: pa.RecordBatch | pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return rows in exactly this schema; columns that are missing (older writers) become null.
+
+    Raises:
+        ValueError: a column is unknown or does not fit its type.
+    """
+    unknown = [name for name in rows.schema.names if name not in schema.names]
+    if unknown:
+        raise ValueError(f"conforming rows to {_title(schema)}: unknown columns {unknown}")
+    columns = []
+    for field in schema:
+        if field.name not in rows.schema.names:
+            columns.append(pa.nulls(rows.num_rows, field.type))
+            continue
+        column = rows.column(field.name)
+        try:
+            columns.append(column if column.type == field.type else column.cast(field.type))
+        except pa.ArrowException as error:
+            raise ValueError(
+                f"conforming rows to {_title(schema)}: column {field.name} is {column.type}, "
+                f"expected {field.type} ({error})"
+            ) from error
+    return pa.table(columns, schema=schema)
+
+
+def _title(schema: pa.Schema) -> str:
+    metadata: dict[bytes, bytes] = schema.metadata or {}
+    return metadata.get(b"corpus_asr.table", b"a table").decode()
+
+
+class OutputStore:
+    """The output folder of a run. Cheap to make; safe to use from any process."""
+
+    def __init__(self, uri: str, *, endpoint_url: str | None = None) -> None:
+        self.uri = normalise(uri).rstrip("/")
+        self.endpoint_url = endpoint_url
+
+    def commit(self, results: pa.Table, *, run_id: str, model: str, model_revision: str) -> Commit:
+        """Write results so that either all of them count or none.
+
+        Raises:
+            ValueError: the rows do not fit RESULTS, or say too little to be accounted for.
+            FetchError: the store failed beyond its retries; nothing counts.
+        """
+        results = conform(results, RESULTS).combine_chunks()
+        _check_accountable(results)
+        results = _without_credentials(results)
+        return self.write_commit(
+            outcomes_of(results, run_id=run_id),
+            segments_of(results, run_id=run_id, model=model, model_revision=model_revision),
+        )
+
+    def write_commit(self, outcomes: pa.Table, segments: pa.Table) -> Commit:
+        """Write outcomes rows and their segments rows, which stand in the same order."""
+        stem = unique_stem()
+        segments_name = None
+        if segments.num_rows:
+            segments_name = f"{SEGMENTS_FOLDER}/{stem}{SUFFIX}"
+            self.write_table(segments_name, segments)
+        named = pa.repeat(pa.scalar(segments_name, pa.string()), outcomes.num_rows)
+        position = OUTCOMES.get_field_index("segments_object")
+        outcomes = outcomes.set_column(position, OUTCOMES.field(position), named)
+        outcomes_name = f"{OUTCOMES_FOLDER}/{stem}{SUFFIX}"
+        self.write_table(outcomes_name, outcomes.cast(OUTCOMES))
+        return Commit(outcomes_name, segments_name, outcomes.num_rows)
+
+    def outcomes(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield committed outcomes rows in commit order."""
+        for batch in self.committed(columns):
+            yield batch.rows
+
+    def committed(
+        self, columns: Sequence[str] | None = None, names: Iterable[str] | None = None
+    ) -> Iterator[CommittedBatch]:
+        """Yield committed outcomes rows with the names of their objects, in commit order.
+
+        Raises:
+            FetchError: an object cannot be read.
+            CorpusAsrError: an object is no Parquet file.
+        """
+        names = self.names(OUTCOMES_FOLDER) if names is None else names
+        schema = _projected(OUTCOMES, columns)
+        for name, table in self._read_ahead(names, schema):
+            for rows in table.to_batches():
+                yield CommittedBatch(name, rows)
+
+    def segments(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield segments rows of committed objects; orphans are left out."""
+        schema = _projected(SEGMENTS, columns)
+        for _, table in self._read_ahead(self.named_segments(), schema):
+            yield from table.to_batches()
+
+    def recordings(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of the recordings table; none before the first finish."""
+        schema = _projected(RECORDINGS, columns)
+        for name in self.names(RECORDINGS_FOLDER):
+            for rows in self.batches(name, columns=schema.names):
+                yield from conform(rows, schema).to_batches()
+
+    def named_segments(self) -> list[str]:
+        """Return the names of the segments objects that outcomes name, in commit order."""
+        named: dict[str, None] = {}
+        for batch in self.committed(["segments_object"]):
+            named.update(dict.fromkeys(batch.rows.column(0).unique().drop_null().to_pylist()))
+        return list(named)
+
+    def _read_ahead(
+        self, names: Iterable[str], schema: pa.Schema
+    ) -> Iterator[tuple[str, pa.Table]]:
+        """Read objects whole, a few at a time, in the order given."""
+        waiting = iter(names)
+        with ThreadPoolExecutor(READERS, thread_name_prefix="read-tables") as pool:
+            reads = [(name, pool.submit(self.read_table, name, schema))
+                     for name in islice(waiting, READERS)]  # fmt: skip
+            try:
+                while reads:
+                    name, read = reads.pop(0)
+                    yield name, read.result()
+                    following = next(waiting, None)
+                    if following is not None:
+                        reads.append((following, pool.submit(self.read_table, following, schema)))
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def address(self, name: str) -> str:
+        """Return the address of an object of this folder."""
+        return join(self.uri, name)
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names of a folder's Parquet objects, sorted."""
+        return sorted(name for name in self.all_names(folder) if _is_table(name))
+
+    def all_names(self, folder: str) -> Iterator[str]:
+        """Yield the names of everything below a folder of the output."""
+        base = self.address("")
+        pages = filesystem.list_pages(self.address(folder) + "/", endpoint_url=self.endpoint_url)
+        for page in pages:
+            for uri in page.uris:
+                yield uri.removeprefix(base)
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Put a table as one object."""
+        self.write_bytes(name, encode_parquet(table))
+
+    def read_table(self, name: str, schema: pa.Schema) -> pa.Table:
+        """Return an object's columns of `schema`, in exactly that schema."""
+        batches = [conform(rows, schema) for rows in self.batches(name, columns=schema.names)]
+        return pa.concat_tables(batches) if batches else schema.empty_table()
+
+    def batches(
+        self, name: str, *, columns: Sequence[str] | None = None, batch_rows: int = BATCH_ROWS
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield an object's rows, a bounded number at a time.
+
+        Raises:
+            FetchError: it cannot be read.
+            CorpusAsrError: it is no Parquet file.
+        """
+        with filesystem.open_binary(self.address(name), endpoint_url=self.endpoint_url) as file:
+            try:
+                yield from parquet_batches(file, columns=columns, batch_rows=batch_rows)
+            except pa.ArrowException as error:
+                raise CorpusAsrError(
+                    f"reading {shown(self.address(name))}: no readable Parquet ({error}), expected "
+                    "a table this program wrote; restore it, or remove it to have its recordings "
+                    "transcribed again"
+                ) from error
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Put an object."""
+        filesystem.write_atomic(self.address(name), data, endpoint_url=self.endpoint_url)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Put a value as a JSON object, readable by people."""
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        self.write_bytes(name, (text + "\n").encode())
+
+    def read_json(self, name: str) -> Any:
+        """Return what a JSON object holds; None if there is no such object.
+
+        Raises:
+            CorpusAsrError: it holds no JSON.
+        """
+        if not self.exists(name):
+            return None
+        data = filesystem.read_bytes(self.address(name), endpoint_url=self.endpoint_url)
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise CorpusAsrError(
+                f"reading {shown(self.address(name))}: no valid JSON ({error}); restore the file "
+                "or choose another output.uri"
+            ) from error
+
+    def exists(self, name: str) -> bool:
+        """Tell whether there is such an object."""
+        return filesystem.exists(self.address(name), endpoint_url=self.endpoint_url)
+
+    def remove(self, name: str) -> None:
+        """Remove an object; one that is gone already is as good."""
+        filesystem.remove(self.address(name), endpoint_url=self.endpoint_url)
+
+
+def _is_table(name: str) -> bool:
+    base = name.rpartition("/")[2]
+    return base.endswith(SUFFIX) and not base.startswith(TEMPORARY_PREFIX)
+
+
+def _projected(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
+    if columns is None:
+        return schema
+    return pa.schema([schema.field(name) for name in columns], metadata=schema.metadata)
+
+
+def _check_accountable(results: pa.Table) -> None:
+    """Refuse rows that would break the balance of recordings."""
+    for name in ("recording_id", "uri", "part", "last_part", "status"):
+        if results[name].null_count:
+            raise ValueError(f"committing results: {results[name].null_count} rows without {name}")
+    unknown = set(results["status"].unique().to_pylist()) - {"ok", "no_speech", "failed"}
+    if unknown:
+        raise ValueError(f"committing results: unknown status {sorted(unknown)}")
+
+
+def _without_credentials(results: pa.Table) -> pa.Table:
+    """Store presigned addresses without their signature."""
+    uris = results["uri"]
+    if not pc.any(pc.match_substring_regex(uris, r"^https?://[^/]*@|^https?://.*\?")).as_py():
+        return results
+    position = results.schema.get_field_index("uri")
+    safe = pa.array([public(uri) for uri in uris.to_pylist()], pa.string())
+    return results.set_column(position, results.schema.field(position), safe)
+
+
+def outcomes_of(results: pa.Table, *, run_id: str) -> pa.Table:
+    """Return the outcomes rows of results, not yet naming a segments object."""
+    counts = pc.fill_null(pc.list_value_length(results["segments"]), 0).cast(pa.int32())
+    columns = {name: results[name] for name in results.schema.names if name in OUTCOMES.names}
+    columns["run_id"] = pa.repeat(pa.scalar(run_id, pa.string()), results.num_rows)
+    # Counted, not believed: segments rows are found by these counts when commits are rewritten.
+    columns["segments_written"] = counts
+    columns["segments_object"] = pa.nulls(results.num_rows, pa.string())
+    return pa.table([columns[name] for name in OUTCOMES.names], schema=OUTCOMES)
+
+
+def segments_of(results: pa.Table, *, run_id: str, model: str, model_revision: str) -> pa.Table:
+    """Return the segments rows of results, in the order of the results."""
+    lists = results["segments"].combine_chunks()
+    if isinstance(lists, pa.ChunkedArray):  # no chunk at all
+        return SEGMENTS.empty_table()
+    rows = pc.list_parent_indices(lists)
+    count = len(rows)
+    columns = {
+        name: results[name].take(rows) for name in results.schema.names if name in SEGMENTS.names
+    }
+    flat = pc.list_flatten(lists)
+    columns |= {field.name: pc.struct_field(flat, field.name) for field in SEGMENT_FIELDS}
+    for name, value in (("run_id", run_id), ("model", model), ("model_revision", model_revision)):
+        columns[name] = pa.repeat(pa.scalar(value, pa.string()), count)
+    return pa.table([columns[name] for name in SEGMENTS.names], schema=SEGMENTS)
