@@ -83,9 +83,9 @@ def _connect(address: str, *, store_bytes: int) -> None:
 
 
 def _describe() -> Cluster:
-    here = ray.util.get_node_ip_address()
+    here = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     nodes, store_bytes = [], 0
-    for node in ray.nodes():
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
         resources = node["Resources"]
         if not node["Alive"]:
             continue

@@ -8,9 +8,10 @@ corpora and tests; one engine, on one GPU at most.
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
+from typing import TypeAlias
 
 import pyarrow as pa
 
@@ -32,7 +33,7 @@ POLL_S = 1.0
 GRACE_S = 2.0
 
 # A part, what ended a thread, or None when a thread has nothing left.
-_Found = pa.Table | BaseException | None
+_Found: TypeAlias = pa.Table | BaseException | None
 
 
 def run_local(
@@ -88,7 +89,7 @@ def run_local(
 
 def _transcribed(
     stage: TranscribeStage, parts: Iterator[pa.Table | None], *, in_flight: int
-) -> Iterator[pa.Table | None]:
+) -> Generator[pa.Table | None, None, None]:
     """Yield results as they are ready, and None when a while passed without one."""
     running: set[Future[pa.Table]] = set()
     pool = ThreadPoolExecutor(max_workers=in_flight, thread_name_prefix="transcribe")
@@ -116,7 +117,7 @@ def _ready(running: set[Future[pa.Table]], *, timeout_s: float | None) -> Iterat
 
 def _extracted(
     config: RunConfig, packs: Iterable[pa.Table], workers: int
-) -> Iterator[pa.Table | None]:
+) -> Generator[pa.Table | None, None, None]:
     """Yield parts from `workers` threads, and None when a while passed without one."""
     found: queue.Queue[_Found] = queue.Queue(maxsize=PARTS_WAITING)
     shared = _Shared(packs)

@@ -4,13 +4,12 @@ On a terminal the line is redrawn in place; elsewhere it is printed every half m
 first and the last always are. Knows neither Ray nor storage: who commits results adds a `Tally`.
 """
 
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Protocol, Self, TextIO, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +18,20 @@ from rich.live import Live
 from rich.text import Text
 
 from corpus_asr.stages.stage import FAILED
+
+
+class Stream(Protocol):
+    """Where a line can be written: any text file, captured ones of tests included."""
+
+    def write(self, text: str, /) -> int:
+        """Write and return the number of characters."""
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+
+    def isatty(self) -> bool:
+        """Whether a person is looking."""
+
 
 PLAIN_EVERY_S = 30.0
 REDRAW_EVERY_S = 0.5
@@ -75,7 +88,7 @@ class Progress:
         *,
         total_files: int,
         total_bytes: int,
-        stream: TextIO | None = sys.stderr,
+        stream: Stream | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total_files = total_files
@@ -122,9 +135,8 @@ class Progress:
         if self._stream is None:
             return self
         if self._stream.isatty():
-            self._live = Live(
-                Text(self.line()), console=Console(file=self._stream), auto_refresh=False
-            )
+            console = Console(file=cast("TextIO", self._stream))  # uses no more than Stream has
+            self._live = Live(Text(self.line()), console=console, auto_refresh=False)
             self._live.start()
         else:
             self._print()

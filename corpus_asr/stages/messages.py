@@ -32,7 +32,7 @@ class ExtractedPart:
     """None for a part without speech."""
     num_mel_bins: int
     pad_value: float | None
-    language_features: Float16[np.ndarray, "frame mel"] | None
+    language_features: Float16[np.ndarray, "_ mel"] | None
     """None when the language window starts in this part."""
     language_window_start_s: float | None
     codec: str

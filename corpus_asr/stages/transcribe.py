@@ -163,8 +163,8 @@ class TranscribeStage:
 
 def _request(
     row: dict[str, Any],
-    features: Float16[np.ndarray, " value"] | None,
-    language_features: Float16[np.ndarray, " value"] | None,
+    features: Float16[np.ndarray, " _"] | None,
+    language_features: Float16[np.ndarray, " _"] | None,
 ) -> "PartRequest":
     from corpus_asr.transcription.windows import PartRequest  # its package imports torch
 

@@ -32,7 +32,7 @@ class PartRequest:
     start_s: float
     speech: tuple[SpeechSpan, ...] | None
     """Detected speech in recording time, in order; None without speech detection."""
-    language_features: Float16[np.ndarray, "frame mel"] | None = None
+    language_features: Float16[np.ndarray, "_ mel"] | None = None
     """The window to detect the language in, when it lies in an earlier part."""
     language_window_start_s: float | None = None
     """Where that window starts, in recording time."""

@@ -1,0 +1,53 @@
+import io
+
+from corpus_asr.runtime.progress import Progress, Tally, tally_of
+from tests.support.tables import results_of
+
+
+def test_a_recording_counts_when_its_last_part_is_committed():
+    tally = tally_of(
+        results_of(
+            {"part": 0, "last_part": False},
+            {"part": 1, "last_part": True},
+            {"part": 0, "status": "failed", "duration_s": None, "size_bytes": None},
+        )
+    )
+    assert tally == Tally(parts=3, files=2, failed=1, audio_s=20.0, size_bytes=1000)
+    assert tally + tally == Tally(parts=6, files=4, failed=2, audio_s=40.0, size_bytes=2000)
+
+
+def test_the_line_says_done_failed_left_speed_and_time_left():
+    now_s = iter([0.0, 0.0, 3600.0])
+    progress = Progress(total_files=4, total_bytes=4000, stream=None, clock=lambda: next(now_s))
+    with progress:
+        progress.add(Tally(parts=2, files=1, failed=1, audio_s=7200.0, size_bytes=1000))
+        assert progress.line() == (
+            "1/4 files, 1 failed, 3 left; 2.00 h of audio, 2.0 h per hour; "
+            "elapsed 1:00:00, left 3:00:00"
+        )
+
+
+def test_without_a_terminal_the_first_and_the_last_line_are_printed():
+    stream = io.StringIO()
+    with Progress(total_files=1, total_bytes=0, stream=stream) as progress:
+        progress.set(Tally(parts=1, files=1))
+    first, last = stream.getvalue().splitlines()
+    assert first.startswith("0/1 files")
+    assert last.startswith("1/1 files")
+
+
+def test_on_a_terminal_the_line_is_redrawn():
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    with Progress(total_files=2, total_bytes=0, stream=stream) as progress:
+        progress.add(Tally(parts=1, files=2))
+    assert "2/2 files" in stream.getvalue()
+
+
+def test_no_stream_means_silence():
+    with Progress(total_files=1, total_bytes=0, stream=None) as progress:
+        progress.add(Tally(parts=1))
+    assert progress.tally.parts == 1

@@ -1,0 +1,101 @@
+from typing import Any
+
+import pytest
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import ConfigError
+from corpus_asr.runtime.resources import NodeShape, resolve_resources, store_bytes_for
+from corpus_asr.units import MEBIBYTE
+
+GIBIBYTE = 1024 * MEBIBYTE
+LAPTOP = NodeShape(cpus=4, cores=2, gpus=0, memory_bytes=16 * GIBIBYTE)
+GPU_BOX = NodeShape(cpus=16, cores=16, gpus=1, memory_bytes=128 * GIBIBYTE)
+HEAD = NodeShape(cpus=0, cores=1, gpus=0, memory_bytes=4 * GIBIBYTE)
+
+
+def config(**sections: Any) -> RunConfig:
+    base = {
+        "source": {"uri": "/audio"},
+        "model": {"checkpoint": "/model"},
+        "output": {"uri": "/output"},
+    }
+    return RunConfig.model_validate(base | sections)
+
+
+def test_a_laptop_shares_its_cores_and_leaves_a_cpu_for_reading_and_writing():
+    found = resolve_resources(config(), (LAPTOP,), num_packs=100)
+    assert (found.extract_workers, found.transcribe_workers) == (1, 1)
+    assert found.transcribe_threads == 2
+    assert found.device == "cpu"
+    assert found.transcribe_gpus == 0
+    reserved = found.extract_workers * found.extract_cpus + found.transcribe_cpus
+    assert reserved <= LAPTOP.cpus - 1
+    assert found.parts_in_flight >= 8
+
+
+def test_a_gpu_box_gives_its_cpus_to_extraction():
+    found = resolve_resources(config(), (GPU_BOX,), num_packs=100)
+    assert (found.transcribe_workers, found.transcribe_gpus, found.transcribe_cpus) == (1, 1, 0)
+    assert found.extract_workers == 15
+    assert found.transcribe_threads is None
+    assert found.device == "auto"
+    assert found.parts_in_flight >= 64
+
+
+def test_a_cluster_has_a_worker_per_gpu_and_none_on_the_head():
+    nodes = (HEAD, GPU_BOX, GPU_BOX)
+    assert resolve_resources(config(), nodes, num_packs=9999).transcribe_workers == 2
+    halves = config(transcribe={"gpus_per_worker": 0.5})
+    assert resolve_resources(halves, nodes, num_packs=9999).transcribe_workers == 4
+    on_cpu = config(model={"checkpoint": "/model", "device": "cpu"})
+    assert resolve_resources(on_cpu, nodes, num_packs=9999).transcribe_workers == 2
+
+
+def test_no_more_extract_workers_than_packs():
+    assert resolve_resources(config(), (GPU_BOX,), num_packs=3).extract_workers == 3
+
+
+def test_what_is_set_is_taken():
+    asked = config(
+        extract={"workers": 8},
+        transcribe={"workers": 2, "cpus_per_worker": 1, "slots": 4},
+    )
+    found = resolve_resources(asked, (LAPTOP,), num_packs=100)
+    assert (found.extract_workers, found.transcribe_workers) == (8, 2)
+    assert found.transcribe_threads == 1
+    # Eight workers share what two models and a spare CPU leave of four.
+    assert 0 < found.extract_workers * found.extract_cpus <= 1
+    assert found.parts_in_flight == 8
+
+
+def test_gpus_that_are_not_there_are_refused_unless_workers_are_counted():
+    asked = config(transcribe={"gpus_per_worker": 1})
+    with pytest.raises(ConfigError, match="gpus_per_worker"):
+        resolve_resources(asked, (LAPTOP,), num_packs=1)
+    scaling = config(transcribe={"gpus_per_worker": 1, "workers": 4})
+    assert resolve_resources(scaling, (LAPTOP,), num_packs=1).transcribe_gpus == 1
+
+
+def test_long_parts_travel_in_smaller_calls_and_a_small_store_holds_fewer():
+    long = config(extract={"part_s": 3600})
+    assert resolve_resources(long, (LAPTOP,), num_packs=1).rows_per_call == 1
+    small = resolve_resources(config(), (LAPTOP,), num_packs=1, store_bytes=200 * MEBIBYTE)
+    assert small.parts_in_flight * 600 * 25_600 <= 100 * MEBIBYTE
+
+
+def test_a_reservation_that_no_machine_can_meet_is_not_made():
+    tiny = NodeShape(cpus=4, cores=4, gpus=0, memory_bytes=256 * MEBIBYTE)
+    assert resolve_resources(config(), (tiny,), num_packs=1).extract_memory_bytes is None
+    assert resolve_resources(config(), (LAPTOP,), num_packs=1).extract_memory_bytes
+
+
+def test_the_object_store_is_bounded_by_what_is_in_flight_and_by_memory():
+    assert 512 * MEBIBYTE <= store_bytes_for(config(), LAPTOP) <= 2 * GIBIBYTE
+    small = NodeShape(cpus=4, cores=4, gpus=1, memory_bytes=8 * GIBIBYTE)
+    assert store_bytes_for(config(), small) <= 8 * GIBIBYTE * 0.3
+
+
+def test_the_answer_can_be_read():
+    text = resolve_resources(config(), (GPU_BOX,), num_packs=100).describe()
+    assert "extract: up to 15 workers of 1 CPU" in text
+    assert "transcribe: 1 workers of 1 GPU" in text

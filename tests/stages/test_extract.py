@@ -1,0 +1,106 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from corpus_asr.config.stages import ExtractSettings
+from corpus_asr.errors import CheckpointError
+from corpus_asr.schemas import PARTS
+from corpus_asr.stages.extract import ExtractStage
+from tests.support.tables import packs_of
+
+SCRIPTED = "tests.support.extractors:make"
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[ExtractStage]:
+    stage = make_stage(tmp_path)
+    yield stage
+    stage.close()
+
+
+def make_stage(folder: Path, extractor: str = SCRIPTED) -> ExtractStage:
+    (folder / "config.json").write_text('{"model_type": "whisper"}')
+    return ExtractStage(str(folder), settings=ExtractSettings(), extractor=extractor)
+
+
+def rows_of(stage: ExtractStage, packs: pa.Table) -> list[dict[str, Any]]:
+    tables = list(stage(packs))
+    assert all(table.num_rows == 1 for table in tables)
+    assert all(table.schema.equals(PARTS, check_metadata=True) for table in tables)
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def brief(rows: list[dict[str, Any]]) -> list[tuple[int, str, bool]]:
+    return [(row["part"], row["status"], row["last_part"]) for row in rows]
+
+
+def test_every_part_is_one_table_and_the_last_is_marked(stage: ExtractStage):
+    rows = rows_of(stage, packs_of("x/parts=3/silent=1"))
+    assert brief(rows) == [(0, "ok", False), (1, "no_speech", False), (2, "ok", True)]
+    first, silent, last = rows
+    assert (first["part_start_s"], first["part_end_s"]) == (0.0, 1.0)
+    assert first["speech_spans"] == [{"start_s": 0.25, "end_s": 0.75}]
+    assert first["speech_s"] == 0.5
+    assert first["features"] == [0.0] * (102 * 4)
+    assert first["language_features"] is None
+    assert silent["features"] is None
+    assert silent["speech_spans"] == []
+    assert last["features"][:2] == [2.0, 2.0]
+    assert len(last["language_features"]) == 3000 * 4
+    assert last["etag"] == "etag"
+
+
+def test_parts_come_as_soon_as_the_next_is_known(stage: ExtractStage):
+    tables = stage(packs_of("x/parts=3/crash=2"))
+    assert next(tables).column("part").to_pylist() == [0]
+    tables.close()
+    # A caller that leaves early does not bring the next recording out of step.
+    assert brief(rows_of(stage, packs_of("y/parts=1"))) == [(0, "ok", True)]
+
+
+def test_done_parts_are_not_emitted_again(stage: ExtractStage):
+    uri = "x/parts=4"
+    rows = rows_of(stage, packs_of(uri, done={uri: [0, 2]}))
+    assert brief(rows) == [(1, "ok", False), (3, "ok", True)]
+
+
+def test_a_failure_is_one_row_after_the_good_parts(stage: ExtractStage):
+    rows = rows_of(stage, packs_of("x/parts=3/fail=2", "y/parts=1"))
+    assert brief(rows) == [
+        (0, "ok", False),
+        (1, "ok", False),
+        (2, "failed", True),
+        (0, "ok", True),
+    ]
+    failed = rows[2]
+    assert failed["error_stage"] == "extract"
+    assert failed["error_kind"] == "scripted"
+    assert failed["retryable"] is False
+    assert failed["features"] is None
+
+
+def test_a_failure_does_not_take_a_done_parts_place(stage: ExtractStage):
+    uri = "x/parts=3/fail=1"
+    rows = rows_of(stage, packs_of(uri, done={uri: [1, 2]}))
+    assert brief(rows) == [(0, "ok", False), (3, "failed", True)]
+
+
+@pytest.mark.parametrize(
+    ("what", "kind"), [("crash", "decoder_crashed"), ("bug", "internal"), ("memory", "internal")]
+)
+def test_whatever_one_recording_does_the_next_is_extracted(
+    stage: ExtractStage, what: str, kind: str
+):
+    rows = rows_of(stage, packs_of(f"x/parts=2/{what}=0", "y/parts=1"))
+    assert brief(rows) == [(0, "failed", True), (0, "ok", True)]
+    assert rows[0]["error_kind"] == kind
+
+
+def test_an_unusable_checkpoint_propagates(tmp_path: Path):
+    stage = make_stage(tmp_path, extractor="tests.support.extractors:make_unusable")
+    with pytest.raises(CheckpointError, match="scripted"):
+        list(stage(packs_of("x/parts=1")))
+    stage.close()

@@ -1,0 +1,105 @@
+"""A scripted engine: answers at once, from a rule in the part itself, and loads no torch.
+
+What happens to a part is written in its recording's address: `item-error`, `engine-error`,
+`bug` and `kill` do what they say; everything else is transcribed as one segment that names the
+part and what it was given, so that a test can see what reached the engine.
+"""
+
+import os
+import signal
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.errors import EngineError, ItemError
+from corpus_asr.segments import Segment
+
+
+@dataclass(frozen=True)
+class ScriptedTranscript:
+    """Has the fields of a `PartTranscript`."""
+
+    segments: tuple[Segment, ...]
+    language: str | None = "en"
+    language_probability: float | None = 0.75
+    transcribe_s: float = 0.5
+
+
+class ScriptedEngine:
+    """Meets `TranscribingEngine`; `release` lets a test hold answers back."""
+
+    device_name = "scripted"
+
+    def __init__(self, *, held: bool = False, options: dict[str, Any] | None = None) -> None:
+        self.requests: list[Any] = []
+        self.options = options or {}
+        self.closed = False
+        self.submitted = threading.Condition()
+        self._held: list[tuple[Any, Future[Any]]] | None = [] if held else None
+
+    def submit(self, request: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        with self.submitted:
+            self.requests.append(request)
+            self.submitted.notify_all()
+            if self._held is not None:
+                self._held.append((request, future))
+                return future
+        _answer(request, future)
+        return future
+
+    def release(self) -> None:
+        """Answer what was held back, last first, and hold nothing from now on."""
+        with self.submitted:
+            held, self._held = self._held or [], None
+        for request, future in reversed(held):
+            _answer(request, future)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _answer(request: Any, future: "Future[Any]") -> None:
+    where = request.recording_id
+    if "item-error" in where:
+        future.set_exception(ItemError(f"transcribing {where}: scripted", kind="scripted"))
+    elif "engine-error" in where:
+        future.set_exception(EngineError("the device is lost (scripted)"))
+    elif "bug" in where:
+        future.set_exception(RuntimeError("scripted bug"))
+    elif "kill" in where:
+        os.kill(os.getpid(), signal.SIGKILL)
+    else:
+        future.set_result(ScriptedTranscript(segments=(_segment(request),)))
+
+
+def _segment(request: Any) -> Segment:
+    return Segment(
+        start_s=request.start_s,
+        end_s=request.start_s + request.num_samples / 16_000,
+        text=f" part {request.part} of {len(request.features)} frames",
+        tokens=(1, 2, 3),
+        language="en",
+        language_probability=0.75,
+        task="transcribe",
+        confidence=0.5,
+        avg_logprob=-0.5,
+        no_speech_prob=0.0,
+        compression_ratio=1.0,
+        temperature=0.0,
+        speech_fraction=None if request.speech is None else 1.0,
+    )
+
+
+def scripted_engine(checkpoint: str, **options: Any) -> ScriptedEngine:
+    """Meet `EngineFactory`; pickled by reference into Ray's actors."""
+    assert isinstance(options["decoding"], DecodingSettings)
+    return ScriptedEngine(options=SimpleNamespace(checkpoint=checkpoint, **options).__dict__)
+
+
+def broken_engine(checkpoint: str, **options: Any) -> ScriptedEngine:
+    """Fail as an engine does whose device is gone."""
+    raise EngineError(f"loading {checkpoint}: no device (scripted)")

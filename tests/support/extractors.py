@@ -1,0 +1,70 @@
+"""A scripted extractor: parts without audio files, for tests of what happens around extraction.
+
+The address says what to do: `.../parts=3/silent=1/fail=2/crash=1/bug=1`, in parts from 0.
+"""
+
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from corpus_asr.errors import CheckpointError, DecodeError
+from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
+
+MEL = 4
+PART_SAMPLES = 16_000
+FRAMES = 102
+
+
+def make(**_: Any) -> Callable[[ExtractRequest], Iterator[ExtractedPart]]:
+    """Return the scripted extractor, whatever it is told."""
+    return _extract
+
+
+def make_unusable(**_: Any) -> Callable[[ExtractRequest], Iterator[ExtractedPart]]:
+    """Fail as an extractor does whose checkpoint is unusable."""
+    raise CheckpointError("loading the checkpoint: scripted")
+
+
+def _extract(request: ExtractRequest) -> Iterator[ExtractedPart]:
+    said = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", request.uri)}
+    for part in range(said.get("parts", 1)):
+        if part == said.get("fail"):
+            raise DecodeError(f"decoding {request.uri}: scripted", kind="scripted")
+        if part == said.get("crash"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if part == said.get("bug"):
+            raise ZeroDivisionError("scripted bug")
+        if part == said.get("memory"):
+            raise MemoryError("scripted")
+        yield scripted_part(
+            part, wanted=part not in request.done_parts, silent=part == said.get("silent")
+        )
+
+
+def scripted_part(part: int, *, wanted: bool = True, silent: bool = False) -> ExtractedPart:
+    """Return one part whose features are full of its number."""
+    start = part * PART_SAMPLES
+    spoken = wanted and not silent
+    return ExtractedPart(
+        part=part,
+        wanted=wanted,
+        channel=None,
+        start_sample=start,
+        num_samples=PART_SAMPLES,
+        speech=() if silent else ((part + 0.25, part + 0.75),),
+        features=np.full((FRAMES, MEL), part, np.float16) if spoken else None,
+        num_mel_bins=MEL,
+        pad_value=-1.5 if spoken else None,
+        language_features=np.full((3000, MEL), 0.5, np.float16) if spoken and part else None,
+        language_window_start_s=0.25 if spoken else None,
+        codec="scripted",
+        sample_rate_hz=16_000,
+        channels=1,
+        header_duration_s=None,
+        decode_errors=0,
+        decode_s=0.01,
+    )
