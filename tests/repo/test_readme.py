@@ -1,0 +1,123 @@
+"""The README shows what exists: commands, options, targets, files, links, Python that parses."""
+
+import ast
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+README = (REPOSITORY / "README.md").read_text()
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(document: str, *languages: str) -> list[str]:
+    text = (REPOSITORY / document).read_text()
+    return [body for language, body in BLOCK.findall(text) if language in languages]
+
+
+def commands(program: str) -> list[str]:
+    """Return the console lines of the documents that call `program`, comments left out."""
+    found = []
+    for document in DOCUMENTS:
+        for body in blocks(document, "console"):
+            lines = body.replace("\\\n", " ").splitlines()
+            shown = (line.removeprefix("$ ") for line in lines)
+            bare = (re.sub(r"\s+#.*", "", line) for line in shown)
+            found += [line for line in bare if re.match(rf"(\w+=\S+ )*{program} ", line)]
+    return found
+
+
+@cache
+def help_of(*arguments: str) -> str:
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("corpus-asr")), *arguments, "--help"],
+        capture_output=True,
+        text=True,
+        env={"COLUMNS": "200", "PATH": "", "TERM": "dumb", "NO_COLOR": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", commands("corpus-asr"))
+def test_every_command_and_option_shown_exists(command):
+    words = command.split()[command.split().index("corpus-asr") + 1 :]
+    if words == ["--help"]:
+        return
+    text = help_of(words[0])
+    for word in words[1:]:
+        if word.startswith("--"):
+            assert word.partition("=")[0] in text
+
+
+def test_every_subcommand_is_in_the_readme():
+    names = re.findall(r"^[│ ]*([a-z]+) {2,}\S", help_of(), re.MULTILINE)
+    assert names
+    assert [name for name in names if f"corpus-asr {name}" not in README] == []
+
+
+@pytest.mark.parametrize("command", commands("make"))
+def test_every_make_target_shown_exists(command):
+    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    assert set(command.split()[1:]) <= targets
+
+
+def test_configs_and_clips_named_in_commands_exist():
+    named = {word for command in commands("corpus-asr") for word in command.split() if "/" in word}
+    local = {word for word in named if word.startswith(("configs/", "tests/"))}
+    assert local
+    assert [word for word in local if not (REPOSITORY / word).exists()] == []
+
+
+@pytest.mark.parametrize("source", blocks("README.md", "python"))
+def test_python_shown_parses_and_imports_what_exists(source):
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("corpus_asr"):
+            check = f"from {node.module} import {', '.join(alias.name for alias in node.names)}"
+            subprocess.run([sys.executable, "-c", check], cwd=REPOSITORY, check=True)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_to_files_lead_somewhere(document):
+    text = (REPOSITORY / document).read_text()
+    targets = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert [link for link in targets if not (REPOSITORY / link).exists()] == []
+
+
+def tree() -> list[tuple[int, str]]:
+    """Return (depth, name) of each entry in the README's annotated tree."""
+    (body,) = (body for body in blocks("README.md", "text") if body.startswith("corpus_asr/"))
+    return [
+        ((len(line) - len(line.lstrip())) // 2, name)
+        for line in body.splitlines()
+        for name in line.split("  ")[(len(line) - len(line.lstrip())) // 2].split()
+    ]
+
+
+def test_every_entry_of_the_tree_exists():
+    missing, parents = [], ["."]
+    for depth, name in tree():
+        parents[depth + 1 :] = [name]
+        path = REPOSITORY.joinpath(*parents[: depth + 2])
+        if not path.exists() or name.endswith("/") != path.is_dir():
+            missing.append(str(path.relative_to(REPOSITORY)))
+    assert missing == []
+
+
+def test_the_tree_shows_every_folder_of_the_package_and_of_the_repository():
+    shown = [(depth, name.rstrip("/")) for depth, name in tree()]
+    top = {name for depth, name in shown if depth == 0}
+    below = {name for depth, name in shown if depth == 1}
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.split("\n")
+    folders = {name.split("/")[0] for name in tracked if "/" in name and name[0] != "."}
+    packages = {name.split("/")[1] for name in tracked if name.startswith("corpus_asr/")}
+    assert folders <= top
+    assert {name for name in packages if "." not in name} <= below
