@@ -16,7 +16,8 @@ Channels = Literal["mix", "each"] | int
 """`mix`: one row for all channels; `each`: one row per channel; a number: that channel, from 0."""
 
 Block = Float32[np.ndarray, "channel sample"]
-RowMaker = Callable[[Block], Block]
+Rows = Float32[np.ndarray, "row sample"]
+RowMaker = Callable[[Block], Rows]
 
 # Share of a loudspeaker in mono, as libswresample folds layouts down. Dialogue sits in the centre.
 _FRONT = 0.5**0.5
@@ -61,7 +62,7 @@ class MonoMixer:
         self._shares = mono_shares(names)
         self._chosen: int | None = None  # the channel standing in for a cancelled mix
 
-    def __call__(self, block: Block) -> Block:
+    def __call__(self, block: Block) -> Rows:
         """Mix one block, in order."""
         if len(block) == 1:
             return block
@@ -84,7 +85,7 @@ class OneChannel:
         if index < len(names):
             self._rows = lambda block: block[index : index + 1]
 
-    def __call__(self, block: Block) -> Block:
+    def __call__(self, block: Block) -> Rows:
         """Take the channel's row of one block."""
         return self._rows(block)
 
@@ -100,7 +101,7 @@ class EachChannel:
         self._num_rows = num_rows
         self._rest = MonoMixer(names[num_rows - 1 :]) if len(names) > num_rows else None
 
-    def __call__(self, block: Block) -> Block:
+    def __call__(self, block: Block) -> Rows:
         """Arrange one block's channels in rows."""
         if len(block) == self._num_rows:
             return block

@@ -12,7 +12,7 @@ where that must not matter, run this in a child process.
 import logging
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, Self
 
 import av
 import av.container
@@ -26,6 +26,7 @@ from corpus_asr.audio.probe import (
     MAX_SAMPLE_RATE_HZ,
     MIN_SAMPLE_RATE_HZ,
     AudioInfo,
+    BinarySource,
     GuardedFile,
     header_duration_s,
     open_container,
@@ -60,7 +61,7 @@ class AudioDecoder:
     info: AudioInfo
     num_channels: int
 
-    def __init__(self, file: BinaryIO, *, uri: str, channels: Channels) -> None:
+    def __init__(self, file: BinarySource, *, uri: str, channels: Channels) -> None:
         self.decode_errors = 0
         self._uri = uri
         self._channels = channels
@@ -76,7 +77,7 @@ class AudioDecoder:
             self._container.close()
             raise
 
-    def __iter__(self) -> Iterator[Float32[np.ndarray, "channel sample"]]:
+    def __iter__(self) -> Iterator[Float32[np.ndarray, "row sample"]]:
         """Yield the recording from its start, in chunks of about 10 s (shorter for many channels).
 
         Raises:
@@ -104,9 +105,9 @@ class AudioDecoder:
         """Free the decoder. The file object stays open: whoever opened it closes it."""
         self._container.close()
 
-    def _chunks(self) -> Iterator[Float32[np.ndarray, "channel sample"]]:
+    def _chunks(self) -> Iterator[Float32[np.ndarray, "row sample"]]:
         limit = min(_CHUNK_SAMPLES, _MAX_CHUNK_VALUES // self.num_channels)
-        pending: list[Float32[np.ndarray, "channel sample"]] = []
+        pending: list[Float32[np.ndarray, "row sample"]] = []
         num_pending = num_samples = 0
         for piece in self._pieces():
             pending.append(piece)
@@ -120,7 +121,7 @@ class AudioDecoder:
         elif not num_samples:
             raise self._empty()
 
-    def _pieces(self) -> Iterator[Float32[np.ndarray, "channel sample"]]:
+    def _pieces(self) -> Iterator[Float32[np.ndarray, "row sample"]]:
         run = self._start_run(self._first)
         for frame in self._frames:
             if not run.fits(frame):  # the rate or the channels changed in mid-stream
@@ -226,7 +227,7 @@ class AudioDecoder:
         )
 
 
-def open_audio(file: BinaryIO, *, uri: str, channels: Channels = "mix") -> AudioDecoder:
+def open_audio(file: BinarySource, *, uri: str, channels: Channels = "mix") -> AudioDecoder:
     """Open a recording and decode until its first samples.
 
     Args:

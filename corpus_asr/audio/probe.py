@@ -9,7 +9,7 @@ file. Nothing the header claims is relied on elsewhere.
 import re
 import struct
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Protocol
 
 import av
 import av.container
@@ -30,6 +30,16 @@ _DESCRIBED_BYTES = 4096
 _NO_PROTOCOL = {"protocol_whitelist": "none"}
 # For the decoders libav opens while it looks at the streams; the machine's cores belong to others.
 _ONE_THREAD = {"threads": "1"}
+
+
+class BinarySource(Protocol):
+    """What decoding needs of a binary file object."""
+
+    def read(self, size: int, /) -> bytes:
+        """Read up to `size` bytes; nothing at the end."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Move, and return the position from the start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +71,7 @@ class GuardedFile:
         uri: names the recording in messages and, by its suffix, the likely container.
     """
 
-    def __init__(self, file: BinaryIO, *, uri: str) -> None:
+    def __init__(self, file: BinarySource, *, uri: str) -> None:
         self._file = file
         self._uri = uri
         self._position = 0

@@ -67,12 +67,12 @@ class Run:
         frame.pts = None  # the queue would insist on gapless timestamps
         self._fifo.write(frame)
 
-    def full_blocks(self) -> Iterator[Float32[np.ndarray, "channel sample"]]:
+    def full_blocks(self) -> Iterator[Float32[np.ndarray, "row sample"]]:
         """Convert what is queued, in whole blocks."""
         while self._fifo.samples >= self._block:
             yield from self._convert(self._fifo.read(self._block))
 
-    def finish(self) -> Iterator[Float32[np.ndarray, "channel sample"]]:
+    def finish(self) -> Iterator[Float32[np.ndarray, "row sample"]]:
         """Convert all the rest, with what the resamplers hold back."""
         yield from self.full_blocks()
         yield from self._convert(self._fifo.read())
@@ -80,7 +80,7 @@ class Run:
         if tails[0].size:
             yield np.stack(tails)
 
-    def _convert(self, block: AudioFrame | None) -> Iterator[Float32[np.ndarray, "channel sample"]]:
+    def _convert(self, block: AudioFrame | None) -> Iterator[Float32[np.ndarray, "row sample"]]:
         if block is None:
             return
         rows = self._rows(_to_array(block, num_channels=self._num_channels))
@@ -99,7 +99,7 @@ class _Resampler:
         if rate_hz != SAMPLE_RATE_HZ:
             self._graph = _resampling_graph(rate_hz)
 
-    def feed(self, row: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " sample"]:
+    def feed(self, row: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " resampled"]:
         if self._graph is None:
             return row
         frame = AudioFrame.from_ndarray(row[np.newaxis], format="flt", layout="mono")
@@ -107,13 +107,13 @@ class _Resampler:
         self._graph.push(frame)
         return self._pull(self._graph)
 
-    def finish(self) -> Float32[np.ndarray, " sample"]:
+    def finish(self) -> Float32[np.ndarray, " resampled"]:
         if self._graph is None:
             return np.zeros(0, dtype=np.float32)
         self._graph.push(None)
         return self._pull(self._graph)
 
-    def _pull(self, graph: Graph) -> Float32[np.ndarray, " sample"]:
+    def _pull(self, graph: Graph) -> Float32[np.ndarray, " resampled"]:
         pieces = [np.zeros(0, dtype=np.float32)]
         while True:
             try:
@@ -163,9 +163,7 @@ def _to_array(frame: AudioFrame, *, num_channels: int) -> Float32[np.ndarray, "c
     return samples
 
 
-def _plane(
-    frame: AudioFrame, index: int, sample_type: type[np.generic], count: int
-) -> np.ndarray[Any, Any]:
+def _plane(frame: AudioFrame, index: int, sample_type: type[np.generic], count: int) -> np.ndarray:
     plane: Any = AudioPlane(frame, index)  # a buffer, which its type stubs do not say
     return np.frombuffer(plane, sample_type, count)
 

@@ -1,0 +1,189 @@
+"""What kind of file it is, what its header claims, and failures that stay failures."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+
+from corpus_asr.audio.decode import open_audio
+from corpus_asr.audio.probe import GuardedFile
+from corpus_asr.errors import DecodeError, FetchError
+from tests.support.audio import BreakingFile, decode, encode, tone, wav_bytes
+
+URI = "s3://bucket/talk.mp3"
+
+
+def refused(data: bytes, *, uri: str = URI) -> DecodeError:
+    with pytest.raises(DecodeError) as caught:
+        decode(data, uri=uri)
+    assert caught.value.uri == uri
+    assert str(caught.value).startswith(f"decoding {uri}: ")
+    assert "expected" in str(caught.value)
+    assert ";" in str(caught.value)  # and what to do
+    return caught.value
+
+
+def test_the_info_says_what_was_decoded():
+    data = encode(tone(1, rate_hz=44100, num_channels=2), rate_hz=44100, container="flac",
+                  codec="flac", sample_format="s16")  # fmt: skip
+    with open_audio(io.BytesIO(data), uri=URI) as decoder:
+        assert decoder.info.codec == "flac"
+        assert decoder.info.sample_rate_hz == 44100
+        assert decoder.info.channels == 2
+        assert decoder.num_channels == 1
+
+
+def test_the_header_duration_is_reported_and_not_believed():
+    data = wav_bytes(tone(1), rate_hz=16000)
+    cut = encode(tone(4), rate_hz=16000, container="mp3", codec="libmp3lame")
+    cut = cut[: len(cut) // 2]
+    with open_audio(io.BytesIO(cut), uri=URI) as decoder:
+        assert decoder.info.header_duration_s == pytest.approx(4, abs=0.2)
+        assert sum(chunk.shape[1] for chunk in decoder) == pytest.approx(2 * 16000, abs=2000)
+    with open_audio(io.BytesIO(data), uri=URI) as decoder:
+        assert decoder.info.header_duration_s == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "found"),
+    [
+        (b"", "empty_file", "0 bytes"),
+        (b"<!DOCTYPE html><p>Access denied</p>" * 20, "not_audio", "b'<!DOCTYPE html><'"),
+        (np.random.default_rng(0).bytes(20_000), "not_audio", "20000 bytes"),
+        (wav_bytes(tone(1), rate_hz=0), "not_audio", " 0 Hz"),
+        (wav_bytes(tone(1), rate_hz=4_000_000_000), "not_audio", "4000000000 Hz"),
+        (wav_bytes(tone(1), rate_hz=16000, rate_hz_claimed=1), "bad_stream", " 1 Hz"),
+        (wav_bytes(tone(1), rate_hz=16000, channels=65535), "bad_stream", "65535 channels"),
+        (wav_bytes(tone(1), rate_hz=16000, channels=0), "bad_stream", " 0 channels"),
+        (wav_bytes(tone(1), rate_hz=16000, tag=0x7777), "unsupported_codec", "format 30583"),
+        (wav_bytes(tone(1), rate_hz=16000, bits=0), "unsupported_codec", " 0 bits"),
+        (wav_bytes(tone(0), rate_hz=16000), "empty_audio", "pcm_s16le in wav"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_decoded_says_what_was_found(data, kind, found):
+    error = refused(data)
+    assert error.kind == kind
+    assert found in str(error)
+    assert not error.retryable
+
+
+def test_a_video_without_sound_says_so():
+    import av
+
+    out = io.BytesIO()
+    with av.open(out, mode="w", format="mp4") as file:
+        stream = file.add_stream("mpeg4", rate=10)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for frame in [av.VideoFrame(64, 64, "yuv420p") for _ in range(5)]:
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    error = refused(out.getvalue())
+    assert error.kind == "no_audio_stream"
+    assert "found video stream" in str(error)
+
+
+def test_a_playlist_opens_no_other_file(tmp_path):
+    secret = tmp_path / "secret.wav"
+    secret.write_bytes(wav_bytes(tone(1), rate_hz=16000))
+    lines = ["#EXTM3U", "#EXT-X-TARGETDURATION:10", "#EXTINF:1,", secret.as_uri()]
+    playlist = "\n".join([*lines, "#EXT-X-ENDLIST", ""])
+    refused(playlist.encode(), uri="s3://bucket/list.m3u8")
+    refused(f"ffconcat version 1.0\nfile {secret}\n".encode(), uri="s3://bucket/list.ffconcat")
+
+
+def test_tags_in_another_alphabet_do_not_matter():
+    data = wav_bytes(tone(1), rate_hz=16000)
+    title = "Grüße".encode("latin-1") + b"\x00"
+    info = b"INFOINAM" + len(title).to_bytes(4, "little") + title
+    listed = b"LIST" + len(info).to_bytes(4, "little") + info
+    assert decode(data[:12] + listed + data[12:]).shape == (1, 16000)
+
+
+@pytest.mark.parametrize("suffix", [".mp3", ".wav", "", ".m3u8", ".ünïcode", ".a\nb", ".%d.png"])
+def test_the_name_may_be_anything(suffix):
+    assert decode(wav_bytes(tone(1), rate_hz=16000), uri=f"s3://b/x{suffix}").shape == (1, 16000)
+
+
+def store_failure() -> FetchError:
+    return FetchError("reading s3://bucket/talk.mp3: 503 from the store", uri=URI, kind="timeout")
+
+
+@pytest.mark.parametrize("offset", [0, 100, 200_000])
+def test_a_failing_store_is_a_fetch_error_at_any_point(offset):
+    data = wav_bytes(tone(30), rate_hz=16000)
+    failure = store_failure()
+    with (
+        pytest.raises(FetchError, match="503") as caught,
+        open_audio(BreakingFile(data, error=failure, offset=offset), uri=URI) as decoder,
+    ):
+        list(decoder)
+    assert caught.value is failure
+
+
+@pytest.mark.parametrize("container", ["mp3", "ogg", "ipod", "matroska"])
+def test_a_failing_store_never_looks_like_a_short_recording(container):
+    codec = {"mp3": "libmp3lame", "ogg": "libopus", "ipod": "aac", "matroska": "libopus"}
+    rate_hz = 48000
+    data = encode(tone(60, rate_hz=rate_hz), rate_hz=rate_hz, container=container,
+                  codec=codec[container],
+                  sample_format="flt" if codec[container] == "libopus" else "fltp")  # fmt: skip
+    for share in (0.2, 0.5, 0.9, 0.999):
+        file = BreakingFile(data, error=store_failure(), offset=int(share * len(data)))
+        with pytest.raises(FetchError, match="503"), open_audio(file, uri=URI) as decoder:
+            list(decoder)
+
+
+def test_a_file_that_ends_before_its_size_is_a_fetch_error():
+    data = wav_bytes(tone(30), rate_hz=16000)
+    with (
+        pytest.raises(FetchError, match=r"0 bytes came at \d+ of 960044"),
+        open_audio(BreakingFile(data, error=None, offset=500_000), uri=URI) as decoder,
+    ):
+        list(decoder)
+
+
+def test_an_operating_system_error_becomes_a_fetch_error():
+    data = wav_bytes(tone(30), rate_hz=16000)
+    file = BreakingFile(data, error=OSError(5, "Input/output error"), offset=500_000)
+    with (
+        pytest.raises(FetchError, match=f"reading {re.escape(URI)}: OSError.*Input/output") as e,
+        open_audio(file, uri=URI) as decoder,
+    ):
+        list(decoder)
+    assert isinstance(e.value.__cause__, OSError)
+
+
+def test_an_interrupt_while_reading_is_not_swallowed():
+    class Interrupted(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_audio(Interrupted(b"RIFF" * 1000), uri=URI)
+
+
+def test_the_guard_never_gives_libav_more_than_it_asked_for():
+    class Generous(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read()
+
+    file = GuardedFile(Generous(b"x" * 100), uri=URI)
+    assert file.read(10) == b""
+    with pytest.raises(FetchError, match="100 bytes came at 0 of 100, expected 1 to 10"):
+        file.check()
+
+
+def test_the_guard_moves_like_a_file():
+    file = GuardedFile(io.BytesIO(bytes(range(100))), uri=URI)
+    assert file.seek(-10, 2) == 90
+    assert file.seek(5, 1) == 95
+    assert file.seek(-1) == -1
+    assert file.tell() == 95
+    assert file.read(10) == bytes(range(95, 100))
+    assert file.read(10) == b""
+    assert file.head(3) == bytes(range(3))
+    assert file.tell() == 100
+    file.check()

@@ -1,0 +1,107 @@
+"""Frames of every sample format to 16 kHz rows, equal to libav's own conversion."""
+
+import av
+import numpy as np
+import pytest
+
+from corpus_asr.audio.resample import Run
+from tests.support.audio import level, noise, share_of_tone, tone
+
+# libswresample works in float32 either way; the oracle converts and resamples in one call.
+SAME_MATHS = 2e-6
+# Reading n bits, the last bit is all that may differ.
+LAST_BIT = {"u8": 2**-7, "s16": 2**-15, "s32": 1e-7, "s64": 1e-7, "flt": 1e-7, "dbl": 1e-7}
+
+
+def frame_of(samples: np.ndarray, *, rate_hz: int, layout: str, sample_format: str = "fltp"):
+    frame = av.AudioFrame(format="flt", layout=layout, samples=samples.shape[1])
+    av.audio.plane.AudioPlane(frame, 0).update(np.ascontiguousarray(samples.T).tobytes())
+    frame.sample_rate = rate_hz
+    return av.AudioResampler(format=sample_format).resample(frame)[0]
+
+
+def converted(frames, *, channels="each", num_rows=None) -> np.ndarray:
+    run = Run(frames[0], channels=channels, num_rows=num_rows or frames[0].layout.nb_channels)
+    pieces = []
+    for frame in frames:
+        assert run.fits(frame)
+        run.feed(frame)
+        pieces += list(run.full_blocks())
+    return np.concatenate([*pieces, *run.finish()], axis=1)
+
+
+@pytest.mark.parametrize("planar", ["", "p"])
+@pytest.mark.parametrize("sample_format", ["u8", "s16", "s32", "s64", "flt", "dbl"])
+@pytest.mark.parametrize(("layout", "num_channels"), [("mono", 1), ("stereo", 2), ("7.1", 8)])
+def test_every_sample_format_keeps_its_values(sample_format, planar, layout, num_channels):
+    samples = noise(0.1, num_channels=num_channels)
+    frame = frame_of(samples, rate_hz=16000, layout=layout, sample_format=sample_format + planar)
+    np.testing.assert_allclose(converted([frame]), samples, atol=LAST_BIT[sample_format])
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 11025, 22050, 44100, 48000, 96000, 192000])
+def test_resampling_equals_libav(rate_hz):
+    samples = noise(2.5, rate_hz=rate_hz)
+    oracle = av.AudioResampler(format="flt", layout="mono", rate=16000)
+    whole = frame_of(samples, rate_hz=rate_hz, layout="mono")
+    expected = np.concatenate(
+        [f.to_ndarray()[0] for f in [*oracle.resample(whole), *oracle.resample(None)]]
+    )
+    found = converted([frame_of(samples, rate_hz=rate_hz, layout="mono")])
+    assert found.shape == (1, len(expected))
+    assert len(expected) == pytest.approx(2.5 * 16000, abs=2)
+    np.testing.assert_allclose(found[0], expected, atol=SAME_MATHS)
+
+
+@pytest.mark.parametrize("rate_hz", [1000, 7919, 44099, 352_800, 4_000_000])
+def test_any_rate_keeps_pitch_and_length(rate_hz):
+    samples = tone(1.5, hz=200, rate_hz=rate_hz)
+    found = converted([frame_of(samples, rate_hz=rate_hz, layout="mono")])
+    assert found.shape[1] == pytest.approx(1.5 * 16000, abs=16)
+    assert share_of_tone(found[0], 200) > 0.99
+    assert level(found) == pytest.approx(level(samples), rel=0.02)
+
+
+@pytest.mark.parametrize("size", [1, 160, 1152, 44101])
+def test_the_result_does_not_depend_on_the_frames_sizes(size):
+    # Cancelling for its second half: which blocks are mixed must not depend on the frames either.
+    speech = noise(2.2, rate_hz=44100)[0, : 20 * 4410 + 3]
+    speech = speech if size > 1 else speech[:2000]
+    other = np.where(np.arange(len(speech)) < len(speech) // 2, speech, -speech)
+    samples = np.stack([speech, other])
+    whole = frame_of(samples, rate_hz=44100, layout="stereo")
+    frames = [
+        frame_of(samples[:, start : start + size], rate_hz=44100, layout="stereo")
+        for start in range(0, len(speech), size)
+    ]
+    expected = converted([whole], channels="mix", num_rows=1)
+    np.testing.assert_array_equal(converted(frames, channels="mix", num_rows=1), expected)
+
+
+def test_other_rates_formats_and_channels_do_not_fit():
+    samples = noise(0.1, num_channels=2)
+    frame = frame_of(samples, rate_hz=16000, layout="stereo")
+    run = Run(frame, channels="mix", num_rows=1)
+    assert run.fits(frame_of(samples, rate_hz=16000, layout="stereo"))
+    assert not run.fits(frame_of(samples, rate_hz=8000, layout="stereo"))
+    assert not run.fits(frame_of(samples[:1], rate_hz=16000, layout="mono"))
+    assert not run.fits(frame_of(samples, rate_hz=16000, layout="stereo", sample_format="s16"))
+
+
+@pytest.mark.parametrize("sample_format", ["flt", "fltp", "dbl"])
+def test_samples_that_are_no_numbers_become_silence_and_spread_nowhere(sample_format):
+    samples = noise(0.1, num_channels=2).astype(np.float64)
+    bad = samples.copy()
+    bad[0, 7], bad[1, 9], bad[1, 11] = np.nan, np.inf, -np.inf
+    expected = np.where(np.isfinite(bad), samples, 0)
+    with np.errstate(all="ignore"):
+        frame = frame_of(bad.astype(np.float32), rate_hz=16000, layout="stereo",
+                         sample_format=sample_format)  # fmt: skip
+    np.testing.assert_allclose(converted([frame]), expected, atol=1e-7)
+
+
+def test_loud_samples_are_not_clipped():
+    samples = 40 * noise(0.1)
+    np.testing.assert_array_equal(
+        converted([frame_of(samples, rate_hz=16000, layout="mono")]), samples
+    )
