@@ -1,0 +1,126 @@
+"""What a checkpoint says of decoding, and where it comes from when it says nothing."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import transformers
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.models.whisper.generation_config import GenerationConfig
+from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
+from tests.support.tokenizers import tiny_tokenizer
+
+NAME = "generation_config.json"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    tiny_tokenizer(tmp_path)
+    return tmp_path
+
+
+def write(folder: Path, name: str = NAME, **content: object) -> None:
+    (folder / name).write_text(json.dumps(content))
+
+
+def test_a_real_file_is_read_key_by_key(shared_data):
+    folder = shared_data / "whisper-base-lab"
+    ours = GenerationConfig.from_pretrained(folder)
+    theirs = transformers.GenerationConfig.from_pretrained(folder)
+    for key, value in ours.to_dict().items():
+        if key not in ("forced_decoder_ids", "transformers_version"):
+            assert value == getattr(theirs, key), key
+
+
+def test_a_real_tokenizer_gives_the_ids_of_the_real_file(shared_data, tmp_path):
+    folder = shared_data / "whisper-base-lab"
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        (tmp_path / name).symlink_to(folder / name)
+    derived, given = (GenerationConfig.from_pretrained(f) for f in (tmp_path, folder))
+    kept = {
+        name: getattr(given, name)
+        for name in ("alignment_heads", "bos_token_id", "pad_token_id", "extra")
+    }
+    assert replace(derived, **kept) == given
+
+
+def test_without_the_file_ids_come_from_the_tokenizer_and_the_rest_from_config_json(folder):
+    write(folder, "config.json", suppress_tokens=[3, 4], max_length=100, d_model=8)
+    config = GenerationConfig.from_pretrained(folder)
+    tokenizer = WhisperTokenizer.from_pretrained(folder)
+    assert config.decoder_start_token_id == tokenizer.sot
+    assert config.eos_token_id == tokenizer.eot
+    assert config.no_timestamps_token_id == tokenizer.timestamp_begin - 1
+    assert config.prev_sot_token_id == tokenizer.start_of_prev
+    assert config.is_multilingual
+    assert config.lang_to_id is not None
+    assert config.lang_to_id["<|su|>"] == tokenizer.language_ids["su"]
+    tasks = {"transcribe": tokenizer.transcribe, "translate": tokenizer.translate}
+    assert config.task_to_id == tasks
+    assert (config.suppress_tokens, config.max_length) == ((3, 4), 100)
+    assert config.extra == {}
+
+
+def test_an_english_only_checkpoint_has_no_languages(tmp_path):
+    tiny_tokenizer(tmp_path, multilingual=False)
+    config = GenerationConfig.from_pretrained(tmp_path)
+    assert (config.is_multilingual, config.lang_to_id, config.task_to_id) == (False, None, None)
+
+
+def test_what_the_file_says_wins_over_the_tokenizer(folder):
+    write(folder, eos_token_id=7, lang_to_id=None, alignment_heads=[[1, 2]], new_key=1)
+    config = GenerationConfig.from_pretrained(folder)
+    assert config.eos_token_id == 7
+    assert config.lang_to_id is not None
+    assert config.alignment_heads == ((1, 2),)
+    assert config.extra == {"new_key": 1}
+
+
+def test_the_first_timestamp_is_bound_to_one_second_unless_the_file_says_otherwise(folder):
+    assert GenerationConfig.from_pretrained(folder).max_initial_timestamp_index == 50
+    write(folder, max_initial_timestamp_index=None)
+    assert GenerationConfig.from_pretrained(folder).max_initial_timestamp_index is None
+
+
+def test_a_complete_file_needs_no_tokenizer(tmp_path):
+    write(
+        tmp_path,
+        decoder_start_token_id=1,
+        eos_token_id=2,
+        no_timestamps_token_id=3,
+        prev_sot_token_id=4,
+        is_multilingual=False,
+    )
+    assert not GenerationConfig.from_pretrained(tmp_path).is_multilingual
+
+
+def test_a_folder_with_neither_is_a_checkpoint_error(tmp_path):
+    write(tmp_path, eos_token_id=2)
+    with pytest.raises(CheckpointError, match=r"neither tokenizer.json"):
+        GenerationConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"lang_to_id": {"<|en|>": "1"}}, "lang_to_id is .*expected an object of int or null"),
+        ({"alignment_heads": [[1, 2, 3]]}, r"alignment_heads .*a list of \[int, int\] or null"),
+        ({"is_multilingual": 1}, "is_multilingual is 1"),
+    ],
+)
+def test_a_value_of_another_type_is_a_checkpoint_error(folder, content, message):
+    write(folder, **content)
+    with pytest.raises(CheckpointError, match=message):
+        GenerationConfig.from_pretrained(folder)
+
+
+def test_saved_files_load_again_here_and_in_the_reference(folder, tmp_path):
+    write(folder, alignment_heads=[[0, 1]], suppress_tokens=[1], other="kept")
+    config = GenerationConfig.from_pretrained(folder)
+    config.save_pretrained(tmp_path / "saved")
+    assert GenerationConfig.from_pretrained(tmp_path / "saved") == config
+    theirs = transformers.GenerationConfig.from_pretrained(tmp_path / "saved").to_dict()
+    assert theirs["lang_to_id"] == config.lang_to_id
+    assert theirs["alignment_heads"] == [[0, 1]]

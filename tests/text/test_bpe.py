@@ -1,0 +1,166 @@
+"""Loading and building byte-level BPE; what the ids mean is tested with the model families."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.text.bpe import BytePairEncoding
+from tests.support.tokenizers import tiny_tokenizer
+
+TEXTS = ["", " ", "ask not what", "wäre stärker。北風", "\n\t\x00", "a<|en|> b<|0.02|>", "🙂‍↔️"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    tiny_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(whole, tmp_path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "copy"))
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def same(one: BytePairEncoding, other: BytePairEncoding) -> bool:
+    ids = range(len(one))
+    return (
+        len(one) == len(other)
+        and one.special_ids == other.special_ids
+        and all(one.id_to_token(i) == other.id_to_token(i) for i in ids)
+        and all(one.encode(text) == other.encode(text) for text in TEXTS)
+    )
+
+
+def test_the_older_files_give_the_same_tokenizer_as_tokenizer_json(whole, folder):
+    (folder / "tokenizer.json").unlink()
+    assert same(BytePairEncoding.from_folder(whole), BytePairEncoding.from_folder(folder))
+
+
+def test_added_tokens_described_in_tokenizer_config_do_as_well(whole, folder):
+    described = BytePairEncoding.from_folder(whole)
+    added = json.loads((folder / "added_tokens.json").read_text())
+    special = {described.id_to_token(i) for i in described.special_ids}
+    decoder = {str(i): {"content": t, "special": t in special} for t, i in added.items()}
+    edit(folder / "tokenizer_config.json", added_tokens_decoder=decoder)
+    for name in ("tokenizer.json", "added_tokens.json", "special_tokens_map.json"):
+        (folder / name).unlink()
+    assert same(described, BytePairEncoding.from_folder(folder))
+
+
+def test_special_tokens_without_ids_follow_the_vocabulary_in_order(whole, folder):
+    for name in ("tokenizer.json", "added_tokens.json"):
+        (folder / name).unlink()
+    found = BytePairEncoding.from_folder(folder)
+    assert found.special_ids == BytePairEncoding.from_folder(whole).special_ids
+    assert found.token_to_id("<|0.00|>") is None
+
+
+def test_texts_survive_the_round_trip(whole):
+    bpe = BytePairEncoding.from_folder(whole)
+    assert [bpe.decode(bpe.encode(text)) for text in TEXTS] == TEXTS
+
+
+def test_a_character_cut_short_becomes_the_replacement_character(whole):
+    bpe = BytePairEncoding.from_folder(whole)
+    first, *_ = ids = bpe.encode("é")
+    assert len(ids) == 2
+    assert bpe.decode([first]) == "\ufffd"
+
+
+def test_saved_tokenizers_load_again(whole, tmp_path):
+    bpe = BytePairEncoding.from_folder(whole)
+    bpe.save(tmp_path)
+    assert same(bpe, BytePairEncoding.from_folder(tmp_path))
+
+
+def test_truncation_and_padding_asked_for_by_a_file_are_not_done(folder):
+    edit(
+        folder / "tokenizer.json",
+        truncation={
+            "direction": "Right",
+            "max_length": 2,
+            "strategy": "LongestFirst",
+            "stride": 0,
+        },
+    )
+    bpe = BytePairEncoding.from_folder(folder)
+    assert bpe.decode(bpe.encode("a long text")) == "a long text"
+
+
+def test_unknown_ids_have_no_token_and_no_text(whole):
+    bpe = BytePairEncoding.from_folder(whole)
+    assert [bpe.id_to_token(i) for i in (-1, len(bpe))] == [None, None]
+    assert bpe.decode([len(bpe) + 5]) == ""
+
+
+def test_negative_ids_are_refused(whole):
+    with pytest.raises(ValueError, match="found -100, expected ids from 0"):
+        BytePairEncoding.from_folder(whole).decode([1, -100])
+
+
+def test_half_a_surrogate_pair_is_refused(whole):
+    with pytest.raises(ValueError, match="no valid Unicode"):
+        BytePairEncoding.from_folder(whole).encode("a\ud800")
+
+
+def test_a_folder_without_tokenizer_files_names_what_is_missing(tmp_path):
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"neither tokenizer.json nor both vocab.json and"):
+        BytePairEncoding.from_folder(tmp_path)
+
+
+BAD_MODELS = [
+    ({"type": "Unigram", "vocab": []}, "type 'Unigram', expected 'BPE'"),
+    ({"type": "BPE", "vocab": ["a"], "merges": []}, "found no vocabulary"),
+    ({"type": "BPE", "vocab": {"a": "0"}, "merges": []}, "found no vocabulary"),
+    ({"type": "BPE", "vocab": {"a": 0}}, "found no merges"),
+    ({"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": ["a b"]}, "merge 0 is"),
+    ({"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": [[0, 1]]}, "merge 0 is"),
+    ([], "type None, expected 'BPE'"),
+]
+
+
+@pytest.mark.parametrize(("model", "message"), BAD_MODELS)
+def test_a_broken_tokenizer_json_is_a_checkpoint_error(folder, model, message):
+    edit(folder / "tokenizer.json", model=model)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        BytePairEncoding.from_folder(folder)
+    assert "tokenizer.json" in str(caught.value)
+
+
+BAD_FILES = [
+    ("tokenizer.json", b"{", "found no JSON"),
+    ("tokenizer.json", b"[]", "found a list, expected an object"),
+    ("tokenizer.json", b"\xff\xfe", "found no readable text"),
+    ("vocab.json", b'["a"]', "found a list, expected an object"),
+    ("merges.txt", b"#version: 0.2\na b c\n", r"merge 0 is \['a', 'b', 'c'\]"),
+    ("merges.txt", b"#version: 0.2\n? nosuchtoken\n", "merge 0 is"),
+    ("added_tokens.json", b'{"<|x|>": "7"}', "has id '7', expected a whole number"),
+    ("added_tokens.json", b'{"<|x|>": 9999}', r"got id \d+, expected 9999"),
+    ("tokenizer_config.json", b'{"added_tokens_decoder": {"7": {}}}', "added_tokens_decoder"),
+    ("tokenizer_config.json", b'{"added_tokens_decoder": []}', "added_tokens_decoder"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BAD_FILES)
+def test_a_broken_file_is_a_checkpoint_error_that_says_how(folder, name, content, message):
+    if name != "tokenizer.json":
+        (folder / "tokenizer.json").unlink()
+    (folder / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        BytePairEncoding.from_folder(folder)
+
+
+def test_a_pickle_in_place_of_a_file_is_never_loaded(folder):
+    # Unpickled, this would raise ZeroDivisionError.
+    (folder / "tokenizer.json").write_bytes(b"c__builtin__\neval\n(S'1/0'\ntR.")
+    with pytest.raises(CheckpointError, match="found no JSON"):
+        BytePairEncoding.from_folder(folder)
