@@ -1,0 +1,404 @@
+"""What a run has done already: fingerprint, ledger of committed parts, begin and finish.
+
+In: committed outcomes and the present listing. Out: which recordings are left and, at the end, an
+output folder that is exact for any Parquet reader. Knows nothing of audio or of how work is
+spread. The ledger is Arrow and numpy throughout: about a hundred bytes per committed part.
+"""
+
+import datetime
+import hashlib
+import json
+import logging
+import uuid
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import ConfigError
+from corpus_asr.schemas import FILES, SCHEMA_VERSION
+from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.recordings import Totals, write_recordings
+from corpus_asr.storage.settlement import keep_only, remove_leftovers
+from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
+from corpus_asr.storage.versions import code_versions, safe_config
+
+logger = logging.getLogger(__name__)
+
+FINGERPRINT_NAME = "_run/fingerprint.json"
+CONFIG_NAME = "_run/config.json"
+RUN_NAME = "run.json"
+SUCCESS_NAME = "_SUCCESS"
+
+# How the work is spread and bounded; results do not depend on it.
+_RESOURCE_KEYS = {"extract.workers", "extract.pack_mb", "extract.item_timeout_s"}
+_LEDGER_COLUMNS = ("recording_id", "etag", "size_bytes", "part", "last_part")
+DONE_PARTS = pa.field("done_parts", pa.list_(pa.int32()))
+REMAINING = FILES.append(DONE_PARTS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run that has begun."""
+
+    run_id: str
+    fingerprint: str
+    started_at: str
+    continues: bool
+    """Whether earlier runs with the same fingerprint left results in this folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCounts:
+    """What a finished run leaves: `listed == ok + no_speech + failed + left`."""
+
+    listed: int
+    ok: int
+    no_speech: int
+    failed: int
+    left: int
+    """Listed recordings of which not all parts are committed: the run was cut short."""
+    recordings: int
+    """Rows of the recordings table; those of earlier listings are among them."""
+    segments: int
+    audio_s: float
+    speech_s: float
+
+
+def result_settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that change results, flat and by their names in the YAML."""
+    sections = {"extract": config.extract, "decoding": config.decoding}
+    flat = {
+        f"{section}.{key}": value
+        for section, settings in sections.items()
+        for key, value in settings.model_dump(mode="json").items()
+    }
+    flat["model.dtype"] = config.model.dtype
+    return {key: flat[key] for key in sorted(flat) if key not in _RESOURCE_KEYS}
+
+
+def fingerprint(config: RunConfig, model_revision: str) -> str:
+    """Name everything that changes results: settings, then weights; not source or resources."""
+    settings = json.dumps(result_settings(config), sort_keys=True)
+    return f"{hashlib.sha256(settings.encode()).hexdigest()[:16]}-{model_revision}"
+
+
+def check_fingerprint(store: OutputStore, config: RunConfig, fingerprint: str) -> bool:
+    """Tell whether the folder holds results of the same fingerprint; False if it holds none.
+
+    Raises:
+        ConfigError: it holds results of another; the message shows what differs.
+    """
+    stored = store.read_json(FINGERPRINT_NAME)
+    has_results = bool(store.names(OUTCOMES_FOLDER))
+    if stored is None:
+        if has_results:
+            raise ConfigError(
+                f"beginning a run in {shown(store.uri)}: found results without "
+                f"{FINGERPRINT_NAME}, expected an empty folder or one of this program; choose "
+                "another output.uri"
+            )
+        return False
+    if stored["fingerprint"] == fingerprint or not has_results:
+        return has_results
+    changes = _changes(stored, config, fingerprint)
+    raise ConfigError(
+        f"beginning a run in {shown(store.uri)}: found results made with other settings "
+        f"(fingerprint {stored['fingerprint']}, expected {fingerprint}); {changes}; use the old "
+        "settings, or choose another output.uri"
+    )
+
+
+def _changes(stored: dict[str, Any], config: RunConfig, fingerprint: str) -> str:
+    old, new = stored["settings"], result_settings(config)
+    changes = [
+        f"{key}: was {json.dumps(old.get(key))}, now {json.dumps(new.get(key))}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+    revisions = [name.partition("-")[2] for name in (stored["fingerprint"], fingerprint)]
+    if revisions[0] != revisions[1]:
+        changes.append(f"model weights: were {revisions[0]}, now {revisions[1]}")
+    return ", ".join(changes)
+
+
+def begin_run(store: OutputStore, config: RunConfig, fingerprint: str) -> Run:
+    """Begin a run in an output folder, or continue the ones before it.
+
+    Until the finish, the folder has no `_SUCCESS`.
+
+    Raises:
+        ConfigError: the folder holds results that must not be mixed with this run's.
+        FetchError: the store does not answer.
+    """
+    continues = check_fingerprint(store, config, fingerprint)
+    now = datetime.datetime.now(datetime.UTC)
+    run = Run(
+        run_id=f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}",
+        fingerprint=fingerprint,
+        started_at=now.isoformat(timespec="seconds"),
+        continues=continues,
+    )
+    store.remove(SUCCESS_NAME)
+    store.write_json(CONFIG_NAME, safe_config(config))
+    store.write_json(
+        FINGERPRINT_NAME, {"fingerprint": fingerprint, "settings": result_settings(config)}
+    )
+    return run
+
+
+class Ledger:
+    """The committed parts of an output folder, in memory.
+
+    Rows are sorted by recording, part, commit and position, so that of several commits of one
+    part the one that counts comes first.
+    """
+
+    def __init__(self, rows: pa.Table, names: list[str]) -> None:
+        ids = rows["recording_id"].combine_chunks().dictionary_encode()
+        codes = ids.indices.to_numpy()
+        keys = [rows[name].to_numpy() for name in ("row", "object", "part")]
+        order = np.lexsort((*keys, codes))
+        self._ids = ids.dictionary
+        self._code = codes[order]
+        self._row, self._object, self._part = (key[order] for key in keys)
+        self._last = rows["last_part"].to_numpy()[order]
+        versions = rows.select(["etag", "size_bytes"]).take(order)
+        self._etag = versions["etag"].combine_chunks().dictionary_encode()
+        self._size = versions["size_bytes"].combine_chunks()
+        self._starts = np.searchsorted(self._code, np.arange(len(self._ids) + 1))
+        self._names = names
+
+    @classmethod
+    def load(cls, store: OutputStore) -> "Ledger":
+        """Read the committed outcomes of a folder.
+
+        Raises:
+            FetchError: an outcomes object cannot be read.
+        """
+        names = store.names(OUTCOMES_FOLDER)
+        number = {name: index for index, name in enumerate(names)}
+        counts = np.zeros(len(names), dtype=np.int32)
+        tables = [_EMPTY_ROWS]
+        for batch in store.committed(_LEDGER_COLUMNS, names):
+            index, length = number[batch.name], batch.rows.num_rows
+            table = pa.Table.from_batches([batch.rows])
+            table = table.append_column("object", pa.array(np.full(length, index, np.int32)))
+            positions = np.arange(counts[index], counts[index] + length, dtype=np.int32)
+            tables.append(table.append_column("row", pa.array(positions)).cast(_EMPTY_ROWS.schema))
+            counts[index] += length
+        return cls(pa.concat_tables(tables).combine_chunks(), names)
+
+    def __len__(self) -> int:
+        return len(self._code)
+
+    def remaining(self, batch: pa.RecordBatch) -> pa.Table:
+        """Return the FILES rows that are not fully committed, with the parts that are.
+
+        A recording counts as committed when all parts up to its last are, failed ones included,
+        for the size and etag it has now (where both are known).
+        """
+        rows, files = self._rows_of(batch)
+        fresh = self._fresh(rows, files, batch)
+        rows, files = rows[fresh], files[fresh]
+        first = _first_of_runs(files, self._part[rows])
+        rows, files = rows[first], files[first]
+        left = np.flatnonzero(~self._covered(rows, files, batch.num_rows))
+        half = np.isin(files, left)
+        lengths = np.bincount(files[half], minlength=batch.num_rows)[left]
+        offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+        parts = pa.ListArray.from_arrays(pa.array(offsets), pa.array(self._part[rows[half]]))
+        kept = pa.Table.from_batches([batch]).take(pa.array(left))
+        return kept.append_column(DONE_PARTS, parts.cast(DONE_PARTS.type)).cast(REMAINING)
+
+    def _rows_of(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ledger's rows of a batch of files, and each one's position in the batch."""
+        if not len(self):
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        found = pc.index_in(self._ids, value_set=batch.column("recording_id"))
+        codes = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
+        positions = found.drop_null().to_numpy()
+        by_position = np.argsort(positions, kind="stable")
+        codes, positions = codes[by_position], positions[by_position]
+        counts = self._starts[codes + 1] - self._starts[codes]
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.repeat(self._starts[codes], counts) + within, np.repeat(positions, counts)
+
+    def _fresh(self, rows: np.ndarray, files: np.ndarray, batch: pa.RecordBatch) -> np.ndarray:
+        """Tell which rows are of the version listed; an unknown version fits any."""
+        etag, size = self._version(rows)
+        now = batch.take(pa.array(files))
+        fresh: np.ndarray = _same(etag, now["etag"]) & _same(size, now["size_bytes"])
+        return fresh
+
+    def _version(self, rows: np.ndarray) -> tuple[pa.Array, pa.Array]:
+        taken = pa.array(rows)
+        return self._etag.take(taken).cast(pa.string()), self._size.take(taken)
+
+    def _covered(self, rows: np.ndarray, groups: np.ndarray, num_groups: int) -> np.ndarray:
+        """Tell which groups have every part up to one that was the last.
+
+        `rows` holds each part of a group once. Parts after a last one are possible, where an
+        attempt failed before the end of the recording and another came further.
+        """
+        parts, last = self._part[rows], self._last[rows]
+        nowhere = np.iinfo(np.int32).max
+        end = np.full(num_groups, nowhere, dtype=np.int64)
+        np.minimum.at(end, groups[last], parts[last])
+        until_end = np.bincount(groups[parts <= end[groups]], minlength=num_groups)
+        covered: np.ndarray = (end < nowhere) & (until_end == end + 1)
+        return covered
+
+    def settle(self, listing: Iterable[pa.RecordBatch]) -> "Settlement":
+        """Decide which committed rows count, against the present listing."""
+        stale = np.zeros(len(self), dtype=bool)
+        listed = np.zeros(len(self), dtype=bool)
+        num_listed = 0
+        for batch in listing:
+            num_listed += batch.num_rows
+            rows, files = self._rows_of(batch)
+            listed[rows] = True
+            stale[rows] = ~self._fresh(rows, files, batch)
+        stale |= ~listed & self._superseded()
+        fresh = np.flatnonzero(~stale)
+        winners = fresh[_first_of_runs(self._code[fresh], self._part[fresh])]
+        keep = np.zeros(len(self), dtype=bool)
+        keep[winners] = True
+        complete = self._covered(winners, self._code[winners], len(self._ids))
+        now_listed = np.zeros(len(self._ids), dtype=bool)
+        now_listed[self._code[listed]] = True
+        return Settlement(
+            num_listed=num_listed,
+            keep={
+                self._names[index]: self._mask(index, keep)
+                for index in np.unique(self._object[~keep])
+            },
+            complete_ids=self._ids.filter(pa.array(complete)),
+            listed_ids=self._ids.filter(pa.array(complete & now_listed)),
+        )
+
+    def _superseded(self) -> np.ndarray:
+        """Tell which rows are of another version than their recording's newest commit."""
+        if not len(self):
+            return np.zeros(0, dtype=bool)
+        newest = np.lexsort((self._row, self._object, self._code))[self._starts[1:] - 1]
+        reference = newest[self._code]
+        etag, size = self._version(np.arange(len(self)))
+        newest_etag, newest_size = self._version(reference)
+        same: np.ndarray = _same(etag, newest_etag) & _same(size, newest_size)
+        return ~same
+
+    def _mask(self, index: int, keep: np.ndarray) -> np.ndarray:
+        """Return one object's part of `keep`, in the order of its rows."""
+        mine = np.flatnonzero(self._object == index)
+        mask = np.zeros(len(mine), dtype=bool)
+        mask[self._row[mine]] = keep[mine]
+        return mask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """Which committed rows count."""
+
+    num_listed: int
+    keep: dict[str, np.ndarray]
+    """Per outcomes object with rows that do not count: a mask over its rows."""
+    complete_ids: pa.Array
+    """Recordings all of whose parts are committed."""
+    listed_ids: pa.Array
+    """Those of them in the present listing."""
+
+
+_EMPTY_ROWS = pa.schema(
+    [
+        ("recording_id", pa.string()),
+        ("etag", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("part", pa.int32()),
+        ("last_part", pa.bool_()),
+        ("object", pa.int32()),
+        ("row", pa.int32()),
+    ]
+).empty_table()
+
+
+def _same(left: pa.Array, right: pa.Array) -> np.ndarray:
+    equal: np.ndarray = pc.fill_null(pc.equal(left, right), True).to_numpy(zero_copy_only=False)
+    return equal
+
+
+def _first_of_runs(groups: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """Mark the first of each stretch of equal (group, part); the input is sorted by both."""
+    first = np.ones(len(groups), dtype=bool)
+    first[1:] = (groups[1:] != groups[:-1]) | (parts[1:] != parts[:-1])
+    return first
+
+
+def finish(
+    store: OutputStore,
+    run: Run,
+    config: RunConfig,
+    *,
+    model_revision: str,
+    listing: Iterable[pa.RecordBatch] = (),
+    extra: dict[str, Any] | None = None,
+) -> RunCounts:
+    """Make the output folder exact and complete; may be repeated after being killed anywhere.
+
+    Removes what lost (second commits of a part, rows of replaced recordings, orphans), writes the
+    recordings table and `run.json`, and `_SUCCESS` last. No writer may be at work meanwhile.
+
+    Args:
+        store: the output folder.
+        run: what `begin_run` returned.
+        config: the job.
+        model_revision: names the weights.
+        listing: FILES batches of what the run was to cover (`plan.read_listing`).
+        extra: whatever else belongs in `run.json` (numbers of the plan, hardware).
+
+    Raises:
+        FetchError: the store failed beyond its retries; run again.
+    """
+    settlement = Ledger.load(store).settle(listing)
+    keep_only(store, settlement.keep)
+    totals = write_recordings(
+        store, complete_ids=settlement.complete_ids, listed_ids=settlement.listed_ids
+    )
+    remove_leftovers(store)
+    counts = _counts(settlement, totals)
+    store.write_json(
+        RUN_NAME,
+        {
+            **asdict(run),
+            "finished_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "schema_version": SCHEMA_VERSION,
+            "model": safe_config(config)["model"]["checkpoint"],
+            "model_revision": model_revision,
+            "counts": asdict(counts),
+            "versions": code_versions(),
+            "config": safe_config(config),
+            **(extra or {}),
+        },
+    )
+    store.write_bytes(SUCCESS_NAME, b"")
+    logger.info("finished run_id=%s listed=%d left=%d", run.run_id, counts.listed, counts.left)
+    return counts
+
+
+def _counts(settlement: Settlement, totals: Totals) -> RunCounts:
+    done = totals.listed_ok + totals.listed_no_speech + totals.listed_failed
+    return RunCounts(
+        listed=settlement.num_listed,
+        ok=totals.listed_ok,
+        no_speech=totals.listed_no_speech,
+        failed=totals.listed_failed,
+        left=settlement.num_listed - done,
+        recordings=totals.recordings,
+        segments=totals.segments,
+        audio_s=totals.audio_s,
+        speech_s=totals.speech_s,
+    )

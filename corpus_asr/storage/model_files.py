@@ -1,0 +1,254 @@
+"""A checkpoint's files on this machine: a folder, an address or a hub name in, a folder out.
+
+Copies are made once per node, under a lock, and appear whole or not at all. Knows which files
+belong to a checkpoint, nothing of what is in them.
+"""
+
+import contextlib
+import fcntl
+import fnmatch
+import hashlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from corpus_asr.errors import CheckpointError, FetchError
+from corpus_asr.storage.addresses import LOCAL, join, normalise, scheme_of, shown, without_secrets
+from corpus_asr.storage.filesystem import list_pages, open_binary
+from corpus_asr.units import MEBIBYTE
+
+CACHE_VARIABLE = "CORPUS_ASR_CACHE"
+SMALL_FILES = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "tokenizer_config.json", "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt",
+    "normalizer.json", "added_tokens.json", "special_tokens_map.json", "sentencepiece.bpe.model",
+)  # fmt: skip
+# In order of preference. Repositories also hold other precisions and other frameworks' files.
+WEIGHT_FILES = (
+    ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"),
+)
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?", re.ASCII)
+_COPY_BYTES = 8 * MEBIBYTE
+_NAMES_SHOWN = 10
+
+
+class _RemoteFile(NamedTuple):
+    name: str
+    size_bytes: int | None
+    etag: str | None
+
+
+def fetch_checkpoint(checkpoint: str, *, revision: str | None = None, weights: bool = True) -> Path:
+    """Return a local folder with a checkpoint's files.
+
+    Args:
+        checkpoint: a folder (used as it is), an fsspec address of one, or a hub name.
+        revision: branch, tag or commit; means something for hub names only.
+        weights: False fetches only the small files: configuration, tokenizer, features.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, it may not be read, or files are missing.
+    """
+    local = Path(normalise(checkpoint)) if scheme_of(checkpoint) == LOCAL else None
+    if local is not None and local.is_dir():
+        folder = local
+    elif scheme_of(checkpoint) != LOCAL:
+        folder = _fetch_address(normalise(checkpoint), weights=weights)
+    elif _HUB_NAME.fullmatch(checkpoint):
+        folder = _fetch_hub(checkpoint, revision=revision, weights=weights)
+    else:
+        raise CheckpointError(
+            f"fetching the checkpoint {shown(checkpoint)}: found no such folder, expected a "
+            "folder, an address such as s3://..., or a hub name such as openai/whisper-small; "
+            "correct model.checkpoint"
+        )
+    if not (folder / "config.json").is_file():
+        names = sorted(path.name for path in folder.iterdir())
+        raise _missing(checkpoint, "config.json", names)
+    return folder
+
+
+def model_revision(folder: Path) -> str:
+    """Return a short hash of everything in a checkpoint that decides its results.
+
+    Covers names and contents of configuration, tokenizer and weight files, so that the same
+    weights have one name wherever they come from.
+
+    Raises:
+        CheckpointError: the folder holds no weights, or a file cannot be read.
+    """
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    weights = _weight_names(names)
+    if not weights:
+        raise _missing(str(folder), "model.safetensors or pytorch_model.bin", names)
+    digest = hashlib.sha256()
+    for name in sorted({*_matching(names, SMALL_FILES), *weights}):
+        try:
+            with open(folder / name, "rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise CheckpointError(
+                f"hashing {folder / name}: {error.strerror}, expected a readable file; check its "
+                "permissions"
+            ) from error
+        digest.update(f"{name}\0{content}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def cache_folder() -> Path:
+    """Return where this node keeps copies: $CORPUS_ASR_CACHE, or the platform's place."""
+    if os.environ.get(CACHE_VARIABLE):
+        return Path(os.environ[CACHE_VARIABLE]).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "corpus-asr"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "corpus-asr"
+
+
+def _matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    return [name for name in names if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+
+
+def _weight_names(names: Sequence[str]) -> list[str]:
+    """Return the weight files to use, of the best format there is."""
+    for patterns in WEIGHT_FILES:
+        found = _matching(names, patterns)
+        if any(not name.endswith(".json") for name in found):
+            return found
+    return []
+
+
+def _missing(checkpoint: str, what: str, names: Sequence[str]) -> CheckpointError:
+    found = ", ".join(names[:_NAMES_SHOWN]) or "nothing"
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return CheckpointError(
+        f"fetching the checkpoint {shown(checkpoint)}: found {found}{more}, expected {what}; "
+        "point model.checkpoint at a folder with a Hugging Face checkpoint"
+    )
+
+
+def _fetch_address(uri: str, *, weights: bool) -> Path:
+    uri = uri.rstrip("/")
+    try:
+        files = _list_checkpoint(uri)
+        names = [file.name for file in files]
+        small = _matching(names, SMALL_FILES)
+        if "config.json" not in small:
+            raise _missing(uri, "config.json", names)
+        if weights and not _weight_names(names):
+            raise _missing(uri, "model.safetensors or pytorch_model.bin", names)
+        home = cache_folder() / "checkpoints" / hashlib.blake2b(uri.encode()).hexdigest()[:16]
+        whole = [file for file in files if file.name in {*small, *_weight_names(names)}]
+        complete = home / _version(whole)
+        if complete.is_dir():
+            return complete
+        wanted = whole if weights else [file for file in files if file.name in small]
+        return _copy_once(uri, wanted, home)
+    except FetchError as error:
+        raise CheckpointError(f"fetching the checkpoint {shown(uri)}: {error}") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"fetching the checkpoint {shown(uri)}: {error}, expected to keep a copy below "
+            f"{cache_folder()}; make room there, or set {CACHE_VARIABLE} to another folder"
+        ) from error
+
+
+def _list_checkpoint(uri: str) -> list[_RemoteFile]:
+    return [
+        _RemoteFile(name.rpartition("/")[2], size, etag)
+        for page in list_pages(uri + "/", depth=1)
+        for name, size, etag in zip(*page, strict=True)
+        if name.rpartition("/")[0] == uri
+    ]
+
+
+def _version(files: Sequence[_RemoteFile]) -> str:
+    """Name a set of files by what the store says of them; another etag is another copy."""
+    return hashlib.blake2b(repr(sorted(files, key=lambda file: file.name)).encode()).hexdigest()[
+        :16
+    ]
+
+
+def _copy_once(uri: str, files: Sequence[_RemoteFile], home: Path) -> Path:
+    target = home / _version(files)
+    home.mkdir(parents=True, exist_ok=True)
+    with _locked(home / "lock"):
+        if target.is_dir():  # another process of this node was first
+            return target
+        temporary = Path(tempfile.mkdtemp(prefix="incoming-", dir=home))
+        try:
+            for file in files:
+                _copy(join(uri, file.name), temporary / file.name)
+            os.replace(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _copy(uri: str, path: Path) -> None:
+    with open_binary(uri) as source, open(path, "wb") as target:
+        shutil.copyfileobj(source, target, _COPY_BYTES)
+        target.flush()
+        os.fsync(target.fileno())
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock among the processes of this node; it ends with its holder."""
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch_hub(name: str, *, revision: str | None, weights: bool) -> Path:
+    # Imported here: folders and addresses need none of it.
+    import huggingface_hub
+
+    def snapshot(patterns: Sequence[str]) -> Path:
+        try:
+            return Path(
+                huggingface_hub.snapshot_download(
+                    name, revision=revision, allow_patterns=list(patterns)
+                )
+            )
+        except Exception as error:
+            raise _hub_error(name, revision, error) from error
+
+    folder = snapshot(SMALL_FILES)
+    if not weights:
+        return folder
+    for patterns in WEIGHT_FILES:
+        folder = snapshot([*SMALL_FILES, *patterns])
+        if _weight_names([path.name for path in folder.iterdir()]):
+            return folder
+    raise _missing(name, "model.safetensors or pytorch_model.bin", sorted(os.listdir(folder)))
+
+
+def _hub_error(name: str, revision: str | None, error: Exception) -> CheckpointError:
+    from huggingface_hub import errors
+
+    at = f" at revision {revision}" if revision else ""
+    doing = f"fetching the checkpoint {name}{at} from the hub"
+    first_line = next(iter(without_secrets(str(error)).strip().splitlines()), "")
+    if isinstance(error, errors.GatedRepoError):
+        found = "it is gated; accept its terms on the hub and set HF_TOKEN"
+    elif isinstance(error, errors.RevisionNotFoundError):
+        found = "found no such revision, expected a branch, tag or commit; correct model.revision"
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        found = (
+            "found no such folder here and no such repository there; correct model.checkpoint, or "
+            "set HF_TOKEN if it is private"
+        )
+    elif isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        found = (
+            "the hub cannot be reached and there is no copy here, expected one or the other; check "
+            "the network and HF_HUB_OFFLINE, or give a folder as model.checkpoint"
+        )
+    else:
+        found = f"{type(error).__name__}: {first_line}; check the name, the network and HF_TOKEN"
+    return CheckpointError(f"{doing}: {found}")

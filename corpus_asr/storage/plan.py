@@ -1,0 +1,242 @@
+"""What a run has to do: a listing in, packs of work out, longest first.
+
+The listing is streamed into Parquet below `_run/plan/`, what the ledger covers is dropped, the
+rest is sorted and packed. Only sizes and identities are held for all files; rows pass through in
+bounded batches. Knows nothing of how packs are worked off.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.schemas import PACK_FILE, PACKS
+from corpus_asr.storage.ledger import (
+    REMAINING,
+    Ledger,
+    check_fingerprint,
+    fingerprint,
+)
+from corpus_asr.storage.listing import list_files
+from corpus_asr.storage.tables import (
+    SUFFIX,
+    OutputStore,
+    ParquetFile,
+    parquet_batches,
+    unique_stem,
+)
+from corpus_asr.units import MEBIBYTE
+
+PLANS_FOLDER = "_run/plan"
+MAX_FILES_PER_PACK = 64
+# A small corpus is spread over at least this many packs, so that every worker gets some.
+MIN_PACKS = 64
+MIN_PACK_BYTES = MEBIBYTE
+# A file of unknown size counts as this share of a pack.
+UNKNOWN_SHARE = 1 / 8
+SHARD_ROWS = 100_000  # rows sorted, packed and written at a time
+KEEP_OLD_PLANS_S = 7 * 24 * 3600.0  # a plan in use is younger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The numbers of a plan, and where its packs lie."""
+
+    uri: str
+    """Address of the folder of PACKS Parquet files; one without rows if there is nothing to do."""
+    name: str
+    """The plan's folder, relative to the output folder."""
+    num_files: int
+    """Listed recordings."""
+    num_bytes: int
+    """Their size, as far as known."""
+    num_unknown_sizes: int
+    num_done: int
+    """Listed recordings that are fully committed already."""
+    num_remaining: int
+    num_remaining_bytes: int
+    num_packs: int
+    num_excluded: int
+    """Left out by `source.exclude`, or lying in the output folder."""
+    num_duplicates: int
+    """Named more than once; listed once."""
+
+
+def make_plan(config: RunConfig, store: OutputStore, *, model_revision: str | None = None) -> Plan:
+    """List the source, drop what is done, pack the rest and write the packs.
+
+    Args:
+        config: the job.
+        store: its output folder.
+        model_revision: if given, the folder is checked to hold nothing made otherwise.
+
+    Raises:
+        ConfigError: the source names nothing, or the folder's results must not be mixed with.
+        FetchError: a store does not answer.
+    """
+    if model_revision is not None:
+        check_fingerprint(store, config, fingerprint(config, model_revision))
+    _remove_old_plans(store)
+    name = f"{PLANS_FOLDER}/{unique_stem()}"
+    with tempfile.TemporaryDirectory(prefix="corpus-asr-plan-") as folder:
+        drawer = _Drawer(config, store, name, str(Path(folder) / "remaining.parquet"))
+        drawer.list_source()
+        num_packs = drawer.write_packs(config.extract.pack_mb * MEBIBYTE)
+    return Plan(
+        uri=store.address(f"{name}/packs"),
+        name=name,
+        num_files=drawer.num_files,
+        num_bytes=drawer.num_bytes,
+        num_unknown_sizes=drawer.num_unknown_sizes,
+        num_done=drawer.num_files - len(drawer.sizes),
+        num_remaining=len(drawer.sizes),
+        num_remaining_bytes=int(drawer.sizes[drawer.sizes >= 0].sum()),
+        num_packs=num_packs,
+        num_excluded=drawer.num_excluded,
+        num_duplicates=drawer.num_duplicates,
+    )
+
+
+def read_packs(store: OutputStore, plan: Plan) -> Iterator[pa.Table]:
+    """Yield the plan's packs, one row a time, largest first."""
+    for name in store.names(f"{plan.name}/packs"):
+        for batch in store.batches(name, batch_rows=256):
+            table = pa.Table.from_batches([batch]).cast(PACKS)
+            for row in range(table.num_rows):
+                yield table.slice(row, 1)
+
+
+def read_listing(store: OutputStore, plan: Plan) -> Iterator[pa.RecordBatch]:
+    """Yield the FILES rows the plan was made from, in listing order."""
+    for name in store.names(f"{plan.name}/listing"):
+        yield from store.batches(name, batch_rows=SHARD_ROWS)
+
+
+def _remove_old_plans(store: OutputStore) -> None:
+    oldest_kept_ns = time.time_ns() - int(KEEP_OLD_PLANS_S * 1e9)
+    for name in list(store.all_names(PLANS_FOLDER)):
+        made_ns = name.removeprefix(f"{PLANS_FOLDER}/").partition("-")[0]
+        if made_ns.isdecimal() and int(made_ns) < oldest_kept_ns:
+            store.remove(name)
+
+
+class _Drawer:
+    """One plan in the making."""
+
+    def __init__(self, config: RunConfig, store: OutputStore, name: str, scratch: str) -> None:
+        self._config, self._store, self._name, self._scratch = config, store, name, scratch
+        self.num_files = self.num_bytes = self.num_unknown_sizes = 0
+        self.num_excluded = self.num_duplicates = 0
+        self.sizes = np.empty(0, np.int64)
+        """Of the remaining files, in listing order; -1 where unknown."""
+        self._ids = np.empty(0, "S16")
+
+    def list_source(self) -> None:
+        """Stream the listing into the plan's folder, and what is left of it into the scratch."""
+        ledger = Ledger.load(self._store)
+        sizes, ids = [self.sizes], [self._ids]
+        scratch = ParquetFile(self._scratch, REMAINING)
+        try:
+            for shard, files in enumerate(self._shards()):
+                self._store.write_table(f"{self._name}/listing/{shard:05d}{SUFFIX}", files)
+                self.num_files += files.num_rows
+                self.num_bytes += pc.sum(files["size_bytes"]).as_py() or 0
+                self.num_unknown_sizes += files["size_bytes"].null_count
+                remaining = ledger.remaining(files.combine_chunks().to_batches()[0])
+                scratch.append(remaining)
+                sizes.append(pc.fill_null(remaining["size_bytes"], -1).to_numpy())
+                ids.append(np.array(remaining["recording_id"].to_pylist(), "S16"))
+        finally:
+            scratch.close()
+        self.sizes, self._ids = np.concatenate(sizes), np.concatenate(ids)
+
+    def _shards(self) -> Iterator[pa.Table]:
+        listing = list_files(self._config.source)
+        waiting: list[pa.RecordBatch] = []
+        for batch in listing:
+            kept = self._outside_output(batch)
+            if kept.num_rows:
+                waiting.append(kept)
+            if sum(part.num_rows for part in waiting) >= SHARD_ROWS:
+                yield pa.Table.from_batches(waiting)
+                waiting = []
+        if waiting:
+            yield pa.Table.from_batches(waiting)
+        self.num_excluded += listing.num_excluded
+        self.num_duplicates = listing.num_duplicates
+
+    def _outside_output(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Leave out this run's own tables, where the output lies inside the source."""
+        inside = pc.starts_with(batch.column("uri"), self._store.uri + "/")
+        self.num_excluded += pc.sum(inside).as_py() or 0
+        return batch.filter(pc.invert(inside))
+
+    def write_packs(self, pack_bytes: float) -> int:
+        """Sort, pack and write shard by shard; return the number of packs."""
+        count = len(self.sizes)
+        unknown = self.sizes < 0
+        weights = np.where(unknown, int(pack_bytes * UNKNOWN_SHARE), self.sizes)
+        fair_share = max(MIN_PACK_BYTES, float(weights.sum()) / MIN_PACKS)
+        pack_bytes = min(pack_bytes, fair_share)
+        order = np.lexsort((self._ids, -self.sizes, ~unknown))
+        rank = np.empty(count, np.int64)
+        rank[order] = np.arange(count)
+        num_packs = 0
+        for shard, start in enumerate(range(0, max(1, count), SHARD_ROWS)):
+            chosen = order[start : start + SHARD_ROWS]
+            packs = pack(self._rows(rank, start), weights[chosen], pack_bytes, num_packs)
+            self._store.write_table(f"{self._name}/packs/{shard:05d}{SUFFIX}", packs)
+            num_packs += packs.num_rows
+        return num_packs
+
+    def _rows(self, rank: np.ndarray, start: int) -> pa.Table:
+        """Return the remaining rows of ranks from `start`, in order of rank."""
+        tables, ranks, seen = [REMAINING.empty_table()], [rank[:0]], 0
+        for batch in parquet_batches(self._scratch):
+            ours = rank[seen : seen + batch.num_rows]
+            seen += batch.num_rows
+            within = (ours >= start) & (ours < start + SHARD_ROWS)
+            if within.any():
+                tables.append(pa.Table.from_batches([batch]).filter(within).cast(REMAINING))
+                ranks.append(ours[within])
+        return pa.concat_tables(tables).take(np.argsort(np.concatenate(ranks)))
+
+
+def pack(files: pa.Table, weights: np.ndarray, pack_bytes: float, first_id: int) -> pa.Table:
+    """Group files, in order, into PACKS rows.
+
+    Args:
+        files: REMAINING rows, largest first.
+        weights: what each counts against `pack_bytes`; one that reaches it is packed alone.
+        pack_bytes: size of a pack.
+        first_id: identity of the first pack.
+    """
+    offsets = [0]
+    filled = 0.0
+    for index, weight in enumerate(weights.tolist()):
+        held = index - offsets[-1]
+        if held and (filled + weight > pack_bytes or held == MAX_FILES_PER_PACK):
+            offsets.append(index)
+            filled = 0.0
+        filled += weight
+    if len(weights):
+        offsets.append(len(weights))
+    columns = [files[field.name].combine_chunks() for field in PACK_FILE]
+    structs = pa.StructArray.from_arrays(columns, fields=list(PACK_FILE))
+    starts = np.array(offsets, np.int32)
+    sizes = pc.fill_null(files["size_bytes"], 0).to_numpy()
+    totals = np.concatenate(([0], np.cumsum(sizes)))
+    return pa.table(
+        [
+            pa.array(np.arange(first_id, first_id + len(starts) - 1)),
+            pa.array(np.diff(totals[starts])),
+            pa.ListArray.from_arrays(pa.array(starts), structs),
+        ],
+        schema=PACKS,
+    )
