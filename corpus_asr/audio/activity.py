@@ -1,0 +1,323 @@
+"""Where somebody speaks.
+
+In: 16 kHz mono samples, in chunks of any size. Out: one speech probability per step of 32 ms, and
+spans of speech in samples. Knows nothing of files, parts or models of text. Quiet speech must not
+be lost: what looks empty is listened to again with the level brought up.
+"""
+
+import math
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from jaxtyping import Bool, Float32
+
+from corpus_asr.errors import EngineError
+from corpus_asr.units import SAMPLE_RATE_HZ
+
+# Silero at 16 kHz (`silero_vad/sequence_vad.py`): a step is heard with the end of the one before.
+STEP_SAMPLES = 512  # 32 ms
+CONTEXT_SAMPLES = 64
+STATE_SHAPE = (1, 1, 128)
+
+# Steps per call of the network. Always the same stretches of the recording, so that probabilities
+# do not depend on how it was chunked; from 32 steps on the speed does not change.
+BLOCK_STEPS = 64  # 2 s
+BLOCK_SAMPLES = BLOCK_STEPS * STEP_SAMPLES
+
+THRESHOLD = 0.5  # speech begins
+NEGATIVE_THRESHOLD = 0.35  # speech may have ended
+# Runs of speech closer than this are one. Hesitant probabilities are the rule in quiet speech, and
+# with 0.4 s of padding on both sides such runs would become one span anyway.
+MIN_SILENCE_S = 0.5
+# Silero's own 250 ms would drop one spoken digit in ten; 99 ms of a clipped word holds no word.
+MIN_SPEECH_S = 0.1
+
+# The second hearing: of pauses at least this long, and of all that is quieter than this peak.
+PAUSE_S = 1.0
+QUIET_PEAK = 0.06
+LEVEL_REACH_S = 3.0  # a click brings the level down no further than this
+LEVEL_TARGET = 0.5  # peak
+# Nothing is heard below this peak: a third of the smallest step of 16 bits.
+QUIETEST_PEAK = 1e-5
+PIECE_STEPS = 15 * BLOCK_STEPS  # 30.72 s at a time; bounds memory
+# Silence before and after a piece: a word that fills its file is missed without it.
+LEAD_STEPS = 16  # 0.5 s
+
+StepRun = tuple[int, int]
+SampleSpan = tuple[int, int]
+
+
+def _silence() -> Float32[np.ndarray, "layer batch width"]:
+    return np.zeros(STATE_SHAPE, dtype=np.float32)
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What the network carries from one step to the next."""
+
+    hidden: Float32[np.ndarray, "layer batch width"] = field(default_factory=_silence)
+    cell: Float32[np.ndarray, "layer batch width"] = field(default_factory=_silence)
+    context: Float32[np.ndarray, " sample"] = field(
+        default_factory=lambda: np.zeros(CONTEXT_SAMPLES, dtype=np.float32)
+    )
+
+
+class SileroDetector:
+    """Speech probabilities of one recording at a time, as it streams by.
+
+    Samples must be finite. Feeding chunks of any size gives the same probabilities as `hear` gives
+    for the whole recording. About 550 times real time on one core.
+
+    Raises:
+        EngineError: the network's file is not installed.
+
+    Source: `silero_vad/sequence_vad.py` (silero-vad 6.2); equal to it bit for bit.
+    """
+
+    def __init__(self) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(
+            str(_network_path()), sess_options=options, providers=["CPUExecutionProvider"]
+        )
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the recording; the next samples begin another."""
+        self._memory = _Memory()
+        self._pending = np.zeros(0, dtype=np.float32)
+
+    def feed(self, samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " step"]:
+        """Return the probabilities of the steps completed since the last call.
+
+        They come in whole blocks of `BLOCK_STEPS`, so up to 2 s late.
+        """
+        pending = np.concatenate([self._pending, samples])
+        complete = pending.size // BLOCK_SAMPLES * BLOCK_SAMPLES
+        self._pending = pending[complete:].copy()
+        return self._hear(pending[:complete], self._memory)
+
+    def finish(self) -> Float32[np.ndarray, " step"]:
+        """Return the probabilities still owed, the last step filled up with zeros, and reset."""
+        probabilities = self._hear(self._pending, self._memory)
+        self.reset()
+        return probabilities
+
+    def hear(self, samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " step"]:
+        """Return all probabilities of one array; does not touch the recording being fed."""
+        return self._hear(samples, _Memory())
+
+    def _hear(
+        self, samples: Float32[np.ndarray, " sample"], memory: _Memory
+    ) -> Float32[np.ndarray, " step"]:
+        probabilities = [np.zeros(0, dtype=np.float32)]
+        for start in range(0, samples.size, BLOCK_SAMPLES):
+            steps = _in_steps(samples[start : start + BLOCK_SAMPLES])  # (step, sample)
+            contexts = np.concatenate([memory.context[None], steps[:-1, -CONTEXT_SAMPLES:]])
+            values, memory.hidden, memory.cell = self._session.run(
+                ["speech_probs", "hn", "cn"],
+                {
+                    "input": np.concatenate([contexts, steps], axis=1),
+                    "h": memory.hidden,
+                    "c": memory.cell,
+                },
+            )
+            memory.context = steps[-1, -CONTEXT_SAMPLES:].copy()
+            probabilities.append(values.reshape(-1))
+        return np.concatenate(probabilities)
+
+
+def _network_path() -> Path:
+    """Find the network without importing its package, which would load torch."""
+    spec = find_spec("silero_vad")
+    folders = (spec.submodule_search_locations or []) if spec else []
+    paths = [Path(folder) / "data" / "silero_vad_16k_sequence.onnx" for folder in folders]
+    for path in paths:
+        if path.is_file():
+            return path
+    looked = f"no file {paths[0]}" if paths else "no package silero_vad"
+    raise EngineError(
+        f"loading the speech detector: found {looked}, expected silero-vad 6.2 or later; install "
+        "it (pip install 'silero-vad>=6.2') or set extract.speech_detection: none"
+    )
+
+
+def _in_steps(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, "step sample"]:
+    """Cut into whole steps, the last one filled up with zeros."""
+    num_steps = -(-samples.size // STEP_SAMPLES)
+    steps = np.zeros((num_steps, STEP_SAMPLES), dtype=np.float32)
+    steps.reshape(-1)[: samples.size] = samples
+    return steps
+
+
+def speech_runs(
+    probabilities: Float32[np.ndarray, " step"],
+    *,
+    threshold: float = THRESHOLD,
+    negative_threshold: float = NEGATIVE_THRESHOLD,
+    min_silence_s: float = MIN_SILENCE_S,
+    running: bool = False,
+) -> tuple[list[StepRun], bool]:
+    """Find runs of speech, in steps, and whether speech is still running after the last step.
+
+    Args:
+        probabilities: one per step.
+        threshold: speech begins at a step that reaches it.
+        negative_threshold: speech ends with the last step before `min_silence_s` without reaching
+            `threshold`, counted from the first step below this.
+        min_silence_s: see there.
+        running: whether speech was running before the first step.
+
+    Source: the state machine of `silero_vad/utils_vad.py` get_speech_timestamps_from_probs.
+    """
+    min_silence_steps = min_silence_s * SAMPLE_RATE_HZ / STEP_SAMPLES
+    runs: list[StepRun] = []
+    start: int | None = 0 if running else None
+    silent_from: int | None = None
+    for step, probability in enumerate(probabilities.tolist()):
+        if probability >= threshold:
+            silent_from = None
+            if start is None:
+                start = step
+        elif probability < negative_threshold and start is not None:
+            silent_from = step if silent_from is None else silent_from
+            if step - silent_from >= min_silence_steps:
+                runs.append((start, silent_from))
+                start = silent_from = None
+    if start is None:
+        return runs, False
+    return [*runs, (start, len(probabilities))], True
+
+
+def speech_spans(
+    probabilities: Float32[np.ndarray, " step"],
+    *,
+    num_samples: int,
+    pad_s: float,
+    threshold: float = THRESHOLD,
+    negative_threshold: float = NEGATIVE_THRESHOLD,
+    min_speech_s: float = MIN_SPEECH_S,
+    min_silence_s: float = MIN_SILENCE_S,
+    running: bool = False,
+    goes_on: bool = False,
+) -> list[SampleSpan]:
+    """Turn probabilities into padded spans of speech, in samples, apart from each other.
+
+    Args:
+        probabilities: one per step.
+        num_samples: the length of what they were computed on.
+        pad_s: added on both sides of each run, up to the ends; spans that then meet are one.
+        threshold: see `speech_runs`.
+        negative_threshold: see `speech_runs`.
+        min_speech_s: runs no longer than this are dropped.
+        min_silence_s: see `speech_runs`.
+        running: whether speech was running before the first step.
+        goes_on: whether samples follow; speech that reaches the end is then kept however short.
+    """
+    runs, still_running = speech_runs(
+        probabilities,
+        threshold=threshold,
+        negative_threshold=negative_threshold,
+        min_silence_s=min_silence_s,
+        running=running,
+    )
+    pad_samples = round(pad_s * SAMPLE_RATE_HZ)
+    spans: list[SampleSpan] = []
+    for index, (first, last) in enumerate(runs):
+        start, end = first * STEP_SAMPLES, min(last * STEP_SAMPLES, num_samples)
+        is_cut = (running and first == 0) or (goes_on and still_running and index == len(runs) - 1)
+        if end - start <= (0 if is_cut else min_speech_s * SAMPLE_RATE_HZ):
+            continue
+        start, end = max(0, start - pad_samples), min(num_samples, end + pad_samples)
+        if spans and start <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], end)
+        else:
+            spans.append((start, end))
+    return spans
+
+
+def listen_again(
+    detector: SileroDetector,
+    samples: Float32[np.ndarray, " sample"],
+    probabilities: Float32[np.ndarray, " step"],
+    *,
+    pad_s: float,
+    running: bool = False,
+    goes_on: bool = False,
+) -> Float32[np.ndarray, " step"]:
+    """Raise the probabilities of quiet speech.
+
+    The network needs speech within about 20 dB of full scale. What is quieter, and pauses without
+    a span (everything, if there is no span), are heard again at an even level; the larger
+    probability counts. In recordings of ordinary level this is a few percent of the audio.
+    """
+    spans = speech_spans(
+        probabilities, num_samples=samples.size, pad_s=pad_s, running=running, goes_on=goes_on
+    )
+    pause_samples = PAUSE_S * SAMPLE_RATE_HZ if spans else 0
+    doubtful = _loudest_near(samples) < QUIET_PEAK  # (step,)
+    for start, end in _between(spans, samples.size):
+        if end - start >= pause_samples:
+            doubtful[math.ceil(start / STEP_SAMPLES) : math.ceil(end / STEP_SAMPLES)] = True
+    raised = probabilities.copy()
+    for first, last in true_runs(doubtful):
+        for start in range(first, last, PIECE_STEPS):
+            steps = slice(start, min(start + PIECE_STEPS, last))
+            piece = samples[steps.start * STEP_SAMPLES : steps.stop * STEP_SAMPLES]
+            raised[steps] = np.maximum(raised[steps], _hear_loud(detector, piece))
+    return raised
+
+
+def true_runs(mask: Bool[np.ndarray, " step"]) -> list[StepRun]:
+    """Return where the mask is true, as half-open runs."""
+    bounded = np.concatenate([[False], mask, [False]])
+    borders = np.flatnonzero(bounded[1:] != bounded[:-1]).tolist()  # start, end, next start...
+    return list(zip(borders[::2], borders[1::2], strict=True))
+
+
+def _between(spans: list[SampleSpan], num_samples: int) -> list[SampleSpan]:
+    """Return what lies outside the spans."""
+    starts = [0, *(end for _, end in spans)]
+    ends = [*(start for start, _ in spans), num_samples]
+    return [(start, end) for start, end in zip(starts, ends, strict=True) if end > start]
+
+
+def _hear_loud(
+    detector: SileroDetector, samples: Float32[np.ndarray, " sample"]
+) -> Float32[np.ndarray, " step"]:
+    """Return probabilities of a piece, heard at an even level and between silences."""
+    num_steps = -(-samples.size // STEP_SAMPLES)
+    centred = samples - samples.mean()
+    if np.abs(centred).max() < QUIETEST_PEAK:
+        return np.zeros(num_steps, dtype=np.float32)
+    lead = np.zeros(LEAD_STEPS * STEP_SAMPLES, dtype=np.float32)
+    heard = detector.hear(np.concatenate([lead, even_level(centred), lead]))
+    return heard[LEAD_STEPS : LEAD_STEPS + num_steps]
+
+
+def _loudest_near(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " step"]:
+    """Return the peak within `LEVEL_REACH_S` of each step."""
+    starts = np.arange(0, samples.size, STEP_SAMPLES)
+    peaks = np.maximum(np.maximum.reduceat(samples, starts), -np.minimum.reduceat(samples, starts))
+    reach = round(LEVEL_REACH_S * SAMPLE_RATE_HZ / STEP_SAMPLES)
+    near = np.lib.stride_tricks.sliding_window_view(np.pad(peaks, reach), 2 * reach + 1)
+    loudest: Float32[np.ndarray, " step"] = near.max(axis=1)
+    return loudest
+
+
+def even_level(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " sample"]:
+    """Scale so that the peak within `LEVEL_REACH_S` of any step is `LEVEL_TARGET`.
+
+    The gain is bounded by `QUIETEST_PEAK`, and never lifts a sample above `LEVEL_TARGET`.
+    """
+    gains = np.float32(LEVEL_TARGET) / np.maximum(_loudest_near(samples), np.float32(QUIETEST_PEAK))
+    # Gains change along straight lines between step borders, where the smaller neighbour holds.
+    borders = np.minimum(np.append(gains, gains[-1:]), np.append(gains[:1], gains))
+    ramp = np.linspace(0.0, 1.0, STEP_SAMPLES, endpoint=False, dtype=np.float32)
+    steps = _in_steps(samples)
+    steps *= borders[:-1, None] * (1 - ramp) + borders[1:, None] * ramp
+    return steps.reshape(-1)[: samples.size]

@@ -1,0 +1,199 @@
+"""Cut a recording that streams by into parts.
+
+In: 16 kHz mono samples, in chunks of any size. Out: `AudioPart`s that follow each other without
+gap or overlap, none longer than asked for, with the speech found in each. Cuts fall into silence
+where there is any. Knows nothing of files or features; holds about one part in memory.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32
+
+from corpus_asr.audio.activity import (
+    BLOCK_SAMPLES,
+    NEGATIVE_THRESHOLD,
+    STEP_SAMPLES,
+    SileroDetector,
+    listen_again,
+    speech_runs,
+    speech_spans,
+    true_runs,
+)
+from corpus_asr.units import SAMPLE_RATE_HZ
+
+# The cut is looked for in this much of a part's end.
+MAX_SEARCH_S = 60.0
+SEARCH_FRACTION = 0.25
+
+# Without a detector, silence is where the power is within 3 dB of the least, over about 0.3 s.
+POWER_STEPS = 9
+QUIET_POWER_RATIO = 2.0
+
+# Larger than any PCM sample, in whatever scale: beyond are broken floats, which would overflow.
+MAX_MAGNITUDE = np.float32(2**31)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AudioPart:
+    """A stretch of one recording."""
+
+    start_sample: int
+    """Where the part starts in the recording."""
+    samples: Float32[np.ndarray, " sample"]
+    speech: tuple[tuple[int, int], ...] | None
+    """Spans of speech, padding included, as sample positions in the recording; in order, apart,
+    inside the part. None without detection."""
+
+
+class PartCutter:
+    """Collect one recording's samples and cut parts as soon as they are complete.
+
+    Where the parts fall depends on the samples alone, not on how they were chunked. Samples that
+    are no numbers, infinite or absurdly large count as zeros.
+
+    Args:
+        part_s: the longest a part may be.
+        speech_pad_s: kept on both sides of speech; padding ends at a cut.
+        detector: finds speech; started afresh here, and not to be shared until `finish` is over.
+
+    Raises:
+        ValueError: `part_s` is below one block of the detector, about 2 s.
+    """
+
+    def __init__(
+        self, *, part_s: float, speech_pad_s: float, detector: SileroDetector | None
+    ) -> None:
+        self._part_samples = int(part_s * SAMPLE_RATE_HZ)
+        if self._part_samples < BLOCK_SAMPLES:
+            least_s = BLOCK_SAMPLES / SAMPLE_RATE_HZ
+            raise ValueError(f"cutting parts: found part_s {part_s}, expected at least {least_s}")
+        self._speech_pad_s = speech_pad_s
+        self._detector = detector
+        if detector is not None:
+            detector.reset()
+        self._start_sample = 0
+        self._chunks: list[Float32[np.ndarray, " sample"]] = []
+        self._num_buffered = 0
+        self._probabilities = np.zeros(0, dtype=np.float32)
+        self._running = False  # speech at the end of the last part
+
+    def feed(self, samples: Float32[np.ndarray, " sample"]) -> Iterator[AudioPart]:
+        """Take the next samples at once; the iterator yields the parts they complete."""
+        broken = ~(np.abs(samples) <= MAX_MAGNITUDE)  # true for NaN, too
+        self._chunks.append(np.where(broken, np.float32(0.0), samples))
+        self._num_buffered += samples.size
+        if self._detector is not None:
+            heard = self._detector.feed(self._chunks[-1])
+            self._probabilities = np.concatenate([self._probabilities, heard])
+        return self._complete_parts()
+
+    def finish(self) -> Iterator[AudioPart]:
+        """Declare the recording over; the iterator yields the rest, nothing if it was empty."""
+        if self._detector is not None:
+            heard = self._detector.finish()
+            self._probabilities = np.concatenate([self._probabilities, heard])
+        return self._last_parts()
+
+    def _last_parts(self) -> Iterator[AudioPart]:
+        yield from self._complete_parts()
+        if self._num_buffered:
+            yield self._take(self._num_buffered, self._heard_well(self._num_buffered), last=True)
+
+    def _complete_parts(self) -> Iterator[AudioPart]:
+        """Cut while there is more than one part and all of that one has been listened to."""
+        num_steps = self._part_samples // STEP_SAMPLES
+        while self._num_buffered > self._part_samples and (
+            self._detector is None or len(self._probabilities) >= num_steps
+        ):
+            probabilities = self._heard_well(num_steps * STEP_SAMPLES)
+            cut = self._find_cut(num_steps, probabilities)
+            heard = None if probabilities is None else probabilities[:cut]
+            yield self._take(cut * STEP_SAMPLES, heard, last=False)
+
+    def _buffer(self) -> Float32[np.ndarray, " sample"]:
+        """Return all samples that are waiting, in one piece."""
+        if len(self._chunks) != 1:
+            self._chunks = [np.concatenate(self._chunks)]
+        return self._chunks[0]
+
+    def _heard_well(self, num_samples: int) -> Float32[np.ndarray, " step"] | None:
+        """Return probabilities of the first samples waiting, quiet speech included."""
+        if self._detector is None:
+            return None
+        return listen_again(
+            self._detector,
+            self._buffer()[:num_samples],
+            self._probabilities[: -(-num_samples // STEP_SAMPLES)],
+            pad_s=self._speech_pad_s,
+            running=self._running,
+            goes_on=num_samples < self._num_buffered,
+        )
+
+    def _find_cut(self, num_steps: int, probabilities: Float32[np.ndarray, " step"] | None) -> int:
+        """Return how many steps the part gets."""
+        search_s = min(MAX_SEARCH_S, SEARCH_FRACTION * self._part_samples / SAMPLE_RATE_HZ)
+        first = num_steps - int(search_s * SAMPLE_RATE_HZ) // STEP_SAMPLES
+        if probabilities is not None:
+            return first + quietest_border(probabilities[first:], quiet_below=NEGATIVE_THRESHOLD)
+        power = _step_power(self._buffer()[first * STEP_SAMPLES : num_steps * STEP_SAMPLES])
+        quiet_below = QUIET_POWER_RATIO * float(power.min()) + float(np.finfo(np.float32).tiny)
+        return first + quietest_border(power, quiet_below=quiet_below)
+
+    def _take(
+        self, num_samples: int, probabilities: Float32[np.ndarray, " step"] | None, *, last: bool
+    ) -> AudioPart:
+        """Remove the first samples waiting and make a part of them."""
+        buffer = self._buffer()
+        part = AudioPart(
+            start_sample=self._start_sample,
+            samples=buffer[:num_samples].copy(),
+            speech=self._spans(probabilities, num_samples, goes_on=not last),
+        )
+        self._chunks = [buffer[num_samples:].copy()]
+        self._num_buffered -= num_samples
+        self._start_sample += num_samples
+        self._probabilities = self._probabilities[-(-num_samples // STEP_SAMPLES) :]
+        return part
+
+    def _spans(
+        self,
+        probabilities: Float32[np.ndarray, " step"] | None,
+        num_samples: int,
+        *,
+        goes_on: bool,
+    ) -> tuple[tuple[int, int], ...] | None:
+        """Return the part's spans in recording positions; note whether speech is cut."""
+        if probabilities is None:
+            return None
+        spans = speech_spans(
+            probabilities,
+            num_samples=num_samples,
+            pad_s=self._speech_pad_s,
+            running=self._running,
+            goes_on=goes_on,
+        )
+        _, self._running = speech_runs(probabilities, running=self._running)
+        return tuple((self._start_sample + a, self._start_sample + b) for a, b in spans)
+
+
+def quietest_border(scores: Float32[np.ndarray, " step"], *, quiet_below: float) -> int:
+    """Return the step border to cut at: 1 to `len(scores)`, where the former is after step 0.
+
+    It is the middle of the longest run of steps below `quiet_below`; if there is none, the border
+    before the lowest step. The later one wins a tie, so that parts are as long as they can be.
+    """
+    runs = true_runs(scores < quiet_below)
+    if not runs:
+        lowest = scores.size - 1 - int(scores[::-1].argmin())
+        return max(1, lowest)
+    start, end = max(runs, key=lambda run: (run[1] - run[0], run[0]))
+    return (start + end + 1) // 2
+
+
+def _step_power(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " step"]:
+    """Return the mean square around each step; the edges are continued."""
+    power = np.square(samples.reshape(-1, STEP_SAMPLES)).mean(axis=1)
+    padded = np.pad(power, POWER_STEPS // 2, mode="edge")
+    return np.convolve(padded, np.full(POWER_STEPS, 1 / POWER_STEPS, np.float32), mode="valid")
