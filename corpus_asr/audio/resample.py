@@ -4,6 +4,7 @@ In: libav audio frames of any sample format. Out: float32 rows at 16 kHz, in pie
 the samples alone, not on the frames' sizes. Knows nothing of files, packets or codecs.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,9 @@ from corpus_asr.units import SAMPLE_RATE_HZ
 # codec, short enough that the channel chosen for cancelled channels follows the recording.
 _BLOCK_S = 1
 _MAX_BLOCK_VALUES = 1 << 22  # 16 MiB over all channels, whatever rate and channels a header claims
+
+# Twice the taps of libswresample's filter, counted at the lower of the two rates.
+_SHORT_SAMPLES = 2 * 32
 
 # libav's packed sample formats; planar ones have a "p" behind. Integers are scaled to [-1, 1).
 _SAMPLE_TYPES: dict[str, tuple[type[np.generic], float]] = {
@@ -95,6 +99,8 @@ class _Resampler:
 
     def __init__(self, rate_hz: int) -> None:
         self._rate_hz = rate_hz
+        self._num_fed = 0
+        self._num_made = 0
         self._graph: Graph | None = None
         if rate_hz != SAMPLE_RATE_HZ:
             self._graph = _resampling_graph(rate_hz)
@@ -102,16 +108,29 @@ class _Resampler:
     def feed(self, row: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " resampled"]:
         if self._graph is None:
             return row
-        frame = AudioFrame.from_ndarray(row[np.newaxis], format="flt", layout="mono")
-        frame.sample_rate = self._rate_hz
-        self._graph.push(frame)
-        return self._pull(self._graph)
+        self._push(self._graph, row)
+        self._num_fed += len(row)
+        made = self._pull(self._graph)
+        self._num_made += len(made)
+        return made
 
     def finish(self) -> Float32[np.ndarray, " resampled"]:
         if self._graph is None:
             return np.zeros(0, dtype=np.float32)
+        short = math.ceil(_SHORT_SAMPLES * max(1.0, self._rate_hz / SAMPLE_RATE_HZ))
+        if self._num_fed >= short:
+            self._graph.push(None)
+            return self._pull(self._graph)
+        # The filter makes nothing of less than its length: lengthen with silence, then cut.
+        self._push(self._graph, np.zeros(short, dtype=np.float32))
         self._graph.push(None)
-        return self._pull(self._graph)
+        expected = math.ceil(self._num_fed * SAMPLE_RATE_HZ / self._rate_hz)
+        return self._pull(self._graph)[: expected - self._num_made]
+
+    def _push(self, graph: Graph, row: Float32[np.ndarray, " sample"]) -> None:
+        frame = AudioFrame.from_ndarray(row[np.newaxis], format="flt", layout="mono")
+        frame.sample_rate = self._rate_hz
+        graph.push(frame)
 
     def _pull(self, graph: Graph) -> Float32[np.ndarray, " resampled"]:
         pieces = [np.zeros(0, dtype=np.float32)]

@@ -5,19 +5,12 @@ import numpy as np
 import pytest
 
 from corpus_asr.audio.resample import Run
-from tests.support.audio import level, noise, share_of_tone, tone
+from tests.support.audio import frame_of, level, noise, share_of_tone, tone
 
 # libswresample works in float32 either way; the oracle converts and resamples in one call.
 SAME_MATHS = 2e-6
 # Reading n bits, the last bit is all that may differ.
 LAST_BIT = {"u8": 2**-7, "s16": 2**-15, "s32": 1e-7, "s64": 1e-7, "flt": 1e-7, "dbl": 1e-7}
-
-
-def frame_of(samples: np.ndarray, *, rate_hz: int, layout: str, sample_format: str = "fltp"):
-    frame = av.AudioFrame(format="flt", layout=layout, samples=samples.shape[1])
-    av.audio.plane.AudioPlane(frame, 0).update(np.ascontiguousarray(samples.T).tobytes())
-    frame.sample_rate = rate_hz
-    return av.AudioResampler(format=sample_format).resample(frame)[0]
 
 
 def converted(frames, *, channels="each", num_rows=None) -> np.ndarray:
@@ -60,6 +53,16 @@ def test_any_rate_keeps_pitch_and_length(rate_hz):
     assert found.shape[1] == pytest.approx(1.5 * 16000, abs=16)
     assert share_of_tone(found[0], 200) > 0.99
     assert level(found) == pytest.approx(level(samples), rel=0.02)
+
+
+@pytest.mark.parametrize("rate_hz", [1000, 8000, 44100, 48000, 192_000, 4_000_000])
+@pytest.mark.parametrize("num_samples", [1, 2, 17, 33, 63, 64, 65, 500])
+def test_the_shortest_stretches_are_resampled_too(num_samples, rate_hz):
+    samples = np.full((1, num_samples), 0.25, dtype=np.float32)
+    found = converted([frame_of(samples, rate_hz=rate_hz, layout="mono")])
+    exact = num_samples * 16000 / rate_hz
+    assert exact - 1 < found.shape[1] < exact + 1
+    assert found[0, 0] == pytest.approx(0.25, abs=0.25)
 
 
 @pytest.mark.parametrize("size", [1, 160, 1152, 44101])

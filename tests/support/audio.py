@@ -11,6 +11,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.audio.plane import AudioPlane
 from jaxtyping import Float32
 
 from corpus_asr.audio.channels import Channels
@@ -65,6 +66,16 @@ def wav_bytes(samples: Samples, *, rate_hz: int, sample_type: str = "s16", **cla
     return struct.pack("<4sI4s", b"RIFF", 4 + len(header) + len(data), b"WAVE") + header + data
 
 
+def frame_of(
+    samples: Samples, *, rate_hz: int, layout: str, sample_format: str = "flt"
+) -> av.AudioFrame:
+    """A libav frame; made by hand, since `from_ndarray` fails for 8 planar channels."""
+    frame = av.AudioFrame(format="flt", layout=layout, samples=samples.shape[1])
+    AudioPlane(frame, 0).update(np.ascontiguousarray(samples.T).tobytes())
+    frame.sample_rate = rate_hz
+    return av.AudioResampler(format=sample_format).resample(frame)[0]
+
+
 def encode(
     samples: Samples,
     *,
@@ -82,13 +93,14 @@ def encode(
         stream = file.add_stream(codec, rate=rate_hz, layout=layout, options=options)
         assert isinstance(stream, av.AudioStream)
         stream.format = sample_format
-        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
-        frame.sample_rate = rate_hz
+        frame = frame_of(samples, rate_hz=rate_hz, layout=layout)
         to_encoder = av.AudioResampler(
             format=sample_format, layout=layout, rate=rate_hz, frame_size=stream.frame_size or 1024
         )
         for piece in [*to_encoder.resample(frame), *to_encoder.resample(None), None]:
-            file.mux(stream.encode(piece))
+            packets = stream.encode(piece)
+            # FLAC's encoder ends with an empty packet, which the ogg muxer refuses.
+            file.mux([packet for packet in packets if packet.size or container != "ogg"])
     return out.getvalue()
 
 

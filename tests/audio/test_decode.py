@@ -1,0 +1,392 @@
+"""Whole recordings, whatever their format, channels and damage."""
+
+import io
+import wave
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from corpus_asr.audio.decode import open_audio
+from corpus_asr.errors import DecodeError
+from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.audio import (
+    EndlessNoise,
+    decode,
+    encode,
+    level,
+    noise,
+    share_of_tone,
+    tone,
+    wav_bytes,
+)
+from tests.support.signals import read_manifest
+
+# Lossy codecs pad to whole frames and may keep their delay: at most two frames of 1,152 at 16 kHz.
+CODEC_DELAY_S = 0.15
+# ... and ogg timestamps end with a page.
+REAL_FILE_S = 0.06
+AUDIBLE = 1e-5  # the quietest file was made 60 dB too quiet
+
+FORMATS = {  # container, codec, sample format, rate, options
+    "mp3": ("mp3", "libmp3lame", "fltp", 44100, {}),
+    "mp3 at 16 kHz": ("mp3", "libmp3lame", "fltp", 16000, {}),
+    "mp2": ("mp2", "mp2", "s16", 48000, {}),
+    "m4a": ("ipod", "aac", "fltp", 44100, {}),
+    "fragmented mp4": ("mp4", "aac", "fltp", 48000, {}),
+    "adts": ("adts", "aac", "fltp", 22050, {}),
+    "alac": ("ipod", "alac", "s16p", 44100, {}),
+    "ogg opus": ("ogg", "libopus", "flt", 48000, {}),
+    "webm opus": ("webm", "libopus", "flt", 48000, {}),
+    "ogg vorbis": ("ogg", "vorbis", "fltp", 44100, {"strict": "experimental"}),
+    "flac": ("flac", "flac", "s16", 44100, {}),
+    "flac of 24 bits": ("flac", "flac", "s32", 96000, {}),
+    "ogg flac": ("ogg", "flac", "s16", 16000, {}),
+    "ac3": ("ac3", "ac3", "fltp", 48000, {}),
+    "aiff": ("aiff", "pcm_s16be", "s16", 44100, {}),
+    "caf": ("caf", "pcm_s24le", "s32", 44100, {}),
+    "mu-law wav": ("wav", "pcm_mulaw", "s16", 8000, {}),
+    "mpeg ts": ("mpegts", "aac", "fltp", 48000, {}),
+    "g722": ("g722", "g722", "s16", 16000, {}),
+}
+
+
+def encoded(samples: np.ndarray, name: str) -> bytes:
+    container, codec, sample_format, rate_hz, options = FORMATS[name]
+    return encode(samples, rate_hz=rate_hz, container=container, codec=codec,
+                  sample_format=sample_format, **options)  # fmt: skip
+
+
+def mp3(seconds: float, *, hz: float = 440, rate_hz: int = 44100, num_channels: int = 2) -> bytes:
+    samples = tone(seconds, hz=hz, rate_hz=rate_hz, num_channels=num_channels)
+    return encode(samples, rate_hz=rate_hz, container="mp3", codec="libmp3lame")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_sound_it_holds(name):
+    channels = 1 if name in ("mu-law wav", "g722", "mp3 at 16 kHz") else 2
+    original = tone(2, rate_hz=FORMATS[name][3], num_channels=channels)
+    found = decode(encoded(original, name), uri=f"s3://bucket/talk.{name}")
+    assert found.dtype == np.float32
+    assert found.shape[0] == 1
+    assert found.shape[1] / SAMPLE_RATE_HZ == pytest.approx(2, abs=CODEC_DELAY_S)
+    middle = found[0, 8000:24000]
+    assert share_of_tone(middle, 440) > 0.99
+    assert level(middle) == pytest.approx(level(original), rel=0.1)
+
+
+@pytest.mark.parametrize("sample_type", ["u8", "s16", "s32", "flt", "dbl"])
+def test_a_wav_at_16_khz_comes_out_as_it_is(sample_type):
+    samples = noise(1)
+    step = {"u8": 2 / 127, "s16": 2 / 32767}.get(sample_type, 1e-6)
+    found = decode(wav_bytes(samples, rate_hz=16000, sample_type=sample_type))
+    np.testing.assert_allclose(found, samples, atol=step)
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 160, 16001])
+@pytest.mark.parametrize("rate_hz", [8000, 16000, 44100])
+def test_the_shortest_recordings_yield_what_they_have(num_samples, rate_hz):
+    samples = np.full((1, num_samples), 0.5, dtype=np.float32)
+    found = decode(wav_bytes(samples, rate_hz=rate_hz))
+    assert found.shape[1] == pytest.approx(num_samples * 16000 / rate_hz, abs=1)
+    assert found.shape[1] >= 1
+
+
+# Channels.
+
+
+def test_stereo_is_mixed_to_the_mean():
+    samples = noise(2, num_channels=2)
+    found = decode(wav_bytes(samples, rate_hz=16000))
+    np.testing.assert_allclose(found[0], samples.mean(axis=0), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mp3", "flac", "m4a"])
+def test_antiphase_stereo_is_audible(name):
+    speech = tone(3, rate_hz=FORMATS[name][3])[0]
+    found = decode(encoded(np.stack([speech, -speech]), name))
+    assert level(found[0, 8000:40000]) == pytest.approx(level(speech), rel=0.1)
+
+
+def test_speech_in_one_channel_only_is_audible():
+    left = tone(2)
+    silent = np.zeros_like(left)
+    for pair in ([left, silent], [silent, left]):
+        found = decode(wav_bytes(np.concatenate(pair), rate_hz=16000))
+        assert level(found) == pytest.approx(level(left) / 2, rel=0.01)
+
+
+def test_speech_in_the_centre_of_five_plus_one_is_audible():
+    samples = np.zeros((6, 32000), dtype=np.float32)
+    samples[2] = tone(2)
+    data = encode(samples, rate_hz=16000, container="flac", codec="flac", sample_format="s16")
+    assert level(decode(data)) == pytest.approx(0.29 * level(samples[2]), rel=0.02)
+
+
+@pytest.mark.parametrize("num_channels", [3, 8, 64, 255])
+def test_many_channels_are_averaged(num_channels):
+    samples = noise(0.5, num_channels=num_channels)
+    found = decode(wav_bytes(samples, rate_hz=16000))
+    assert found.shape == (1, 8000)
+    if num_channels != 8:  # which has a layout, and shares by loudspeaker
+        np.testing.assert_allclose(found[0], samples.mean(axis=0), atol=1e-4)
+
+
+def test_eight_planar_channels_do_not_kill_the_process():
+    rows = [tone(1, hz=200 + 100 * index, rate_hz=48000) for index in range(8)]
+    data = encode(np.concatenate(rows), rate_hz=48000, container="ipod", codec="aac", layout="7.1",
+                  b="512k")  # fmt: skip
+    found = decode(data, channels="each")
+    assert found.shape[0] == 8
+    assert level(decode(data)) > 0.01
+
+
+@pytest.mark.parametrize("num_channels", [2, 6, 20])
+def test_each_channel_comes_in_its_row(num_channels):
+    samples = np.concatenate(
+        [tone(12, hz=200 + 100 * i, rate_hz=8000) for i in range(num_channels)]
+    )
+    data = wav_bytes(samples, rate_hz=8000)
+    with open_audio(io.BytesIO(data), uri="memory", channels="each") as decoder:
+        assert decoder.num_channels == num_channels
+        chunks = list(decoder)
+    found = np.concatenate(chunks, axis=1)
+    assert found.shape == (num_channels, 12 * 16000)
+    for index, row in enumerate(found):
+        assert share_of_tone(row, 200 + 100 * index) > 0.999
+    one = decode(data, channels=num_channels - 1)
+    np.testing.assert_array_equal(one[0], found[-1])
+
+
+def test_a_channel_that_is_not_there_is_refused_with_what_is():
+    with pytest.raises(DecodeError, match=r"no channel 2 \(found 2 channels") as caught:
+        decode(wav_bytes(noise(1, num_channels=2), rate_hz=16000), channels=2)
+    assert caught.value.kind == "no_such_channel"
+
+
+@pytest.mark.parametrize("channels", [-1, "left"])
+def test_other_channel_choices_are_a_callers_mistake(channels):
+    with pytest.raises((ValueError, TypeError), match="channels"):
+        decode(wav_bytes(noise(1), rate_hz=16000), channels=channels)
+
+
+# Damage and changes in mid-stream.
+
+
+def test_a_damaged_stretch_in_the_middle_costs_only_itself():
+    data = bytearray(mp3(20))
+    middle = len(data) // 2
+    data[middle : middle + 3000] = np.random.default_rng(0).bytes(3000)
+    with open_audio(io.BytesIO(bytes(data)), uri="memory") as decoder:
+        found = np.concatenate(list(decoder), axis=1)
+        assert decoder.decode_errors >= 1
+    assert found.shape[1] / SAMPLE_RATE_HZ == pytest.approx(20, abs=0.5)
+
+
+def test_a_whole_recording_counts_no_errors():
+    with open_audio(io.BytesIO(mp3(3)), uri="memory") as decoder:
+        list(decoder)
+        assert decoder.decode_errors == 0
+
+
+@pytest.mark.parametrize("name", ["mp3", "adts", "ogg opus", "flac", "webm opus", "mpeg ts"])
+def test_no_damage_makes_decoding_fail_in_other_ways_than_said(name):
+    whole = encoded(noise(4, rate_hz=FORMATS[name][3], num_channels=2), name)
+    random = np.random.default_rng(1)
+    for _ in range(6):
+        data = bytearray(whole)
+        for place in random.integers(0, len(data), size=40):
+            data[place] = random.integers(256)
+        del data[random.integers(len(data) // 2, len(data)) :]
+        try:
+            found = decode(bytes(data))
+        except DecodeError:
+            continue  # that is the one way to fail
+        assert np.isfinite(found).all()
+
+
+def test_garbage_before_the_first_frame_is_skipped():
+    junk = np.random.default_rng(0).integers(0, 255, 5000, dtype=np.uint8).tobytes()
+    found = decode(junk + mp3(5), uri="s3://bucket/talk.mp3")
+    assert found.shape[1] / SAMPLE_RATE_HZ == pytest.approx(5, abs=CODEC_DELAY_S)
+
+
+def test_joined_mp3_files_decode_to_the_last():
+    found = decode(mp3(3) + mp3(3, hz=880))
+    assert found.shape[1] / SAMPLE_RATE_HZ == pytest.approx(6, abs=2 * CODEC_DELAY_S)
+    assert share_of_tone(found[0, :40000], 440) > 0.99
+    assert share_of_tone(found[0, -40000:], 880) > 0.99
+
+
+@pytest.mark.parametrize("channels", ["mix", "each", 1])
+def test_rate_and_channels_may_change_in_mid_stream(channels):
+    data = mp3(3) + mp3(3, hz=880, rate_hz=22050, num_channels=1) + mp3(3, rate_hz=48000)
+    found = decode(data, channels=channels)
+    assert found.shape[1] / SAMPLE_RATE_HZ == pytest.approx(9, abs=3 * CODEC_DELAY_S)
+    assert share_of_tone(found[0, 5000:40000], 440) > 0.99
+    assert share_of_tone(found[0, 60000:85000], 880) > 0.99
+    assert share_of_tone(found[0, -40000:-5000], 440) > 0.99
+
+
+@pytest.mark.parametrize("name", ["ogg opus", "ogg vorbis", "ogg flac"])
+def test_chained_ogg_streams_decode_to_the_last(name):
+    rate_hz = FORMATS[name][3]
+    links = [encoded(tone(3, hz=hz, rate_hz=rate_hz, num_channels=2), name) for hz in (440, 880)]
+    found = decode(b"".join(links))
+    assert found.shape[1] / SAMPLE_RATE_HZ == pytest.approx(6, abs=2 * CODEC_DELAY_S)
+    assert share_of_tone(found[0, 5000:40000], 440) > 0.99
+    assert share_of_tone(found[0, -40000:-5000], 880) > 0.99
+
+
+@pytest.mark.parametrize("data_size", [0, 4 * 64000, 0xFFFFFFFF])
+def test_a_wav_whose_data_size_lies_is_read_to_its_end(data_size):
+    samples = noise(2)
+    found = decode(wav_bytes(samples, rate_hz=16000, data_size=data_size))
+    np.testing.assert_allclose(found, samples, atol=1e-4)
+
+
+def test_the_end_of_a_truncated_wav_is_no_error():
+    data = wav_bytes(noise(2), rate_hz=16000)
+    assert decode(data[: 44 + 32001]).shape == (1, 16000)
+
+
+# Streams.
+
+
+def test_an_hour_is_read_as_it_is_decoded_and_never_held():
+    file = EndlessNoise(3600)
+    num_samples = 0
+    with open_audio(file, uri="s3://bucket/long.wav") as decoder:
+        for chunk in decoder:
+            assert chunk.shape[1] <= 30 * SAMPLE_RATE_HZ
+            num_samples += chunk.shape[1]
+            assert file.position <= 44 + 2 * num_samples + 40 * SAMPLE_RATE_HZ
+            if num_samples >= 600 * SAMPLE_RATE_HZ:
+                break
+    assert file.position < 650 * 2 * SAMPLE_RATE_HZ
+
+
+def test_many_channels_come_in_shorter_chunks():
+    data = wav_bytes(noise(3, num_channels=200, rate_hz=8000), rate_hz=8000)
+    with open_audio(io.BytesIO(data), uri="memory", channels="each") as decoder:
+        sizes = [chunk.nbytes for chunk in decoder]
+    assert sum(sizes) == 200 * 3 * 16000 * 4
+    assert max(sizes) <= 32 << 20
+
+
+def test_a_decoder_is_iterated_once():
+    with open_audio(io.BytesIO(wav_bytes(noise(1), rate_hz=16000)), uri="memory") as decoder:
+        list(decoder)
+        with pytest.raises(RuntimeError, match="iterated twice"):
+            iter(decoder)
+
+
+def test_the_file_stays_open(tmp_path):
+    path = tmp_path / "talk.wav"
+    with wave.open(str(path), "wb") as made:
+        made.setnchannels(1)
+        made.setsampwidth(2)
+        made.setframerate(16000)
+        made.writeframes(bytes(32000))
+    with path.open("rb") as file:
+        for _ in range(2):
+            with open_audio(file, uri=str(path)) as decoder:
+                assert sum(chunk.shape[1] for chunk in decoder) == 16000
+
+
+# Real files, many of them broken, each in the child process the product decodes in.
+
+# The manifest's durations are ffmpeg's; where ours differs, why.
+EXPLAINED: dict[str, tuple[str, float | None]] = {
+    "ch_64.wav": ("ffmpeg refuses to mix 64 channels; averaged here", 1.0),
+    "bad_bitflips.opus": ("no page passes its checksum, so ffmpeg finds no audio either", None),
+    "bad_bitflips.flac": ("ffmpeg's resampler drops 0.5 s of damaged frames", 2.763),
+}
+
+
+@pytest.fixture(scope="module")
+def child() -> Iterator[IsolatedGenerator]:
+    generator = IsolatedGenerator(
+        "tests.support.audio:make_measuring_decoder", init_kwargs={}, timeout_s=20
+    )
+    yield generator
+    generator.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of one real file; no duration if it failed."""
+
+    path: str
+    expect: str
+    expected_s: float | None
+    duration_s: float | None
+    level: float
+    error: Exception | None
+
+
+@pytest.fixture(scope="module")
+def outcomes(shared_data, child) -> list[Outcome]:
+    found = []
+    for row in read_manifest(shared_data / "awkward"):
+        chunks: list[tuple[int, float]] = []
+        error: Exception | None = None
+        try:
+            chunks = list(child.run(str(shared_data / "awkward" / row["path"])))
+        except (DecodeError, OSError) as caught:
+            error = caught
+        num_samples = sum(count for count, _ in chunks)
+        energy = sum(squares for _, squares in chunks) / max(1, num_samples)
+        found.append(
+            Outcome(
+                path=row["path"],
+                expect=row["expect"],
+                expected_s=EXPLAINED.get(row["path"], ("", row["duration_s"]))[1],
+                duration_s=num_samples / SAMPLE_RATE_HZ if error is None else None,
+                level=energy**0.5,
+                error=error,
+            )
+        )
+    return found
+
+
+def test_no_real_file_crashes_or_hangs_the_decoder(outcomes):
+    assert len(outcomes) > 100
+    errors = [outcome.error for outcome in outcomes if isinstance(outcome.error, DecodeError)]
+    assert not [error for error in errors if error.kind.startswith("decoder_")]
+
+
+def test_real_recordings_come_out_in_full(outcomes):
+    promised = ("speech", "no_speech", "silence")
+    wrong = [
+        outcome
+        for outcome in outcomes
+        if outcome.expect.startswith(promised)
+        and outcome.expected_s is not None
+        and (
+            outcome.duration_s is None
+            or abs(outcome.duration_s - outcome.expected_s) > REAL_FILE_S
+            or (outcome.expect.startswith("speech") and outcome.level < AUDIBLE)
+        )
+    ]
+    assert wrong == []
+
+
+def test_real_antiphase_stereo_is_audible(outcomes):
+    levels = {outcome.path: outcome.level for outcome in outcomes}
+    assert levels["ch_stereo_antiphase.wav"] == pytest.approx(levels["fmt_pcm16_16k.wav"], rel=0.01)
+
+
+def test_real_files_without_audio_say_what_is_wrong(outcomes):
+    for outcome in outcomes:
+        if outcome.expect != "error":
+            continue
+        if outcome.path == "directory.wav":
+            assert isinstance(outcome.error, IsADirectoryError)
+            continue
+        assert isinstance(outcome.error, DecodeError), outcome
+        assert str(outcome.error).startswith("decoding "), outcome
+        assert "expected" in str(outcome.error), outcome
+        assert ";" in str(outcome.error), outcome
