@@ -1,0 +1,304 @@
+"""What a child process may do to the one that started it: cost an item, and no more."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from corpus_asr.errors import DecodeError, EngineError, FetchError
+from corpus_asr.stages.isolation import IsolatedGenerator
+from tests.support import isolated
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TARGET = "tests.support.isolated:make"
+
+
+@pytest.fixture(scope="module")
+def shared_child() -> Iterator[IsolatedGenerator]:
+    generator = IsolatedGenerator(TARGET, init_kwargs={"answer": 42}, timeout_s=20)
+    yield generator
+    generator.close()
+
+
+@pytest.fixture
+def run(shared_child):
+    """Run an item to its end, in a child that the tests share: each must leave it usable."""
+    yield lambda name, argument=None: list(shared_child.run((name, argument)))
+    assert list(shared_child.run(("count", 3))) == [0, 1, 2]
+
+
+def pid_of(generator: IsolatedGenerator) -> int:
+    return next(iter(list(generator.run(("pid", None)))))
+
+
+def gone(pid: int, *, within_s: float = 10.0) -> bool:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            # A zombie counts as gone: its new parent has not come round to it yet.
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_messages_come_in_order(run):
+    assert run("count", 1000) == list(range(1000))
+    assert run("count", 0) == []
+
+
+def test_the_function_is_made_once_with_its_settings(run, shared_child):
+    assert run("settings") == [{"answer": 42}]
+    assert pid_of(shared_child) == pid_of(shared_child)
+
+
+@pytest.mark.parametrize("shape", [(0,), (1000,), (3, 1 << 20)])
+def test_arrays_arrive_whole(run, shape):
+    for index, array in enumerate(run("arrays", shape)):
+        np.testing.assert_array_equal(array, np.full(shape, index, dtype=np.float32))
+
+
+def test_messages_are_not_awaited_all_before_the_first(shared_child):
+    stream = shared_child.run(("hang", None))
+    assert next(stream) == 1
+    stream.close()
+
+
+@pytest.mark.parametrize(
+    "error", [isolated.decode_error(), isolated.fetch_error(), KeyError("a"), MemoryError()]
+)
+def test_exceptions_keep_their_types_and_attributes(run, shared_child, error):
+    child = pid_of(shared_child)
+    with pytest.raises(type(error)) as caught:
+        run("raise", error)
+    assert str(caught.value) == str(error)
+    if isinstance(error, DecodeError | FetchError):
+        assert (caught.value.uri, caught.value.kind) == (error.uri, error.kind)
+        assert caught.value.retryable == error.retryable
+    assert any("in _raise" in note for note in caught.value.__notes__)
+    assert pid_of(shared_child) == child
+
+
+def test_an_exception_that_cannot_travel_keeps_its_words(run):
+    with pytest.raises(RuntimeError, match="UnpicklableError: a file came along"):
+        run("raise_unpicklable")
+    with pytest.raises(RuntimeError, match="StubbornError: code 7"):
+        run("raise_stubborn")
+
+
+def test_a_message_that_cannot_travel_is_an_error(run):
+    with pytest.raises(Exception, match="lambda"):
+        run("yield_unpicklable")
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "found"),
+    [
+        ("kill", isolated.SEGFAULT, "SIGSEGV"),
+        ("read_null", None, "SIGSEGV"),
+        ("kill", int(signal.SIGKILL), "SIGKILL, perhaps for lack of memory"),
+        ("kill", int(signal.SIGABRT), "SIGABRT"),
+        ("exit", 0, "exit code 0"),
+        ("exit", 77, "exit code 77"),
+    ],
+)
+def test_a_dying_child_costs_its_item_only(run, shared_child, name, argument, found):
+    stream = shared_child.run((name, argument))
+    assert next(stream) == 1
+    with pytest.raises(DecodeError) as caught:
+        next(stream)
+    assert caught.value.kind == "decoder_crashed"
+    assert found in str(caught.value)
+    assert repr(name) in str(caught.value)  # names the item
+
+
+def test_a_death_is_noticed_although_a_grandchild_keeps_the_pipe_open(run, shared_child):
+    stream = shared_child.run(("leave_a_grandchild", None))
+    grandchild = next(stream)
+    try:
+        with pytest.raises(DecodeError, match="exit code 5"):
+            next(stream)
+    finally:
+        os.kill(grandchild, signal.SIGKILL)
+
+
+def test_a_silent_child_is_killed_after_its_time():
+    generator = IsolatedGenerator(TARGET, init_kwargs={}, timeout_s=1.0)
+    child = pid_of(generator)
+    started = time.monotonic()
+    with pytest.raises(DecodeError, match=r"no message for 1 s") as caught:
+        list(generator.run(("hang", None)))
+    assert caught.value.kind == "decoder_timeout"
+    assert 0.9 < time.monotonic() - started < 10
+    assert gone(child)
+    assert list(generator.run(("count", 2))) == [0, 1]
+    generator.close()
+
+
+def test_the_time_limit_is_for_each_message_and_not_for_the_consumer():
+    generator = IsolatedGenerator(TARGET, init_kwargs={}, timeout_s=1.0)
+    assert list(generator.run(("pause", 0.5))) == [0, 1, 2]
+    received = []
+    for message in generator.run(("count", 3)):
+        time.sleep(0.5 if message else 1.2)
+        received.append(message)
+    assert received == [0, 1, 2]
+    generator.close()
+
+
+@pytest.mark.parametrize("name", ["count", "hang", "megabytes"])
+def test_a_consumer_that_stops_early_leaves_nothing_out_of_step(run, shared_child, name):
+    stream = shared_child.run((name, 100))
+    next(stream)
+    stream.close()
+    assert run("count", 5) == [0, 1, 2, 3, 4]
+
+
+def test_a_consumer_that_fails_leaves_nothing_out_of_step(run, shared_child):
+    with pytest.raises(ZeroDivisionError):
+        [1 // message for message in shared_child.run(("count", 10))]
+    assert run("count", 2) == [0, 1]
+
+
+def test_two_items_at_once_are_refused(run, shared_child):
+    first = shared_child.run(("count", 3))
+    assert next(first) == 0
+    with pytest.raises(RuntimeError, match="still at its last item"):
+        next(shared_child.run(("count", 3)))
+    assert list(first) == [1, 2]
+
+
+def test_what_the_child_prints_goes_to_the_parents_standard_error(capfd):
+    generator = IsolatedGenerator(TARGET, init_kwargs={}, timeout_s=20)
+    assert list(generator.run(("print", None))) == [1, 2]
+    generator.close()
+    out, err = capfd.readouterr()
+    assert out == ""
+    for said in ("printed again", "written to descriptor 1", "an error message"):
+        assert said in err
+
+
+def test_the_child_waits_for_its_reader(shared_child):
+    times = []
+    for sent_at, _ in shared_child.run(("megabytes", 8)):
+        times.append(sent_at)
+        time.sleep(0.1)
+    # Unchecked it would be done at once; each megabyte but the one under way awaits its reader.
+    assert times[-1] - times[0] > 0.4
+
+
+def test_memory_does_not_grow_with_the_messages(run):
+    run("megabytes", 5)
+    (before,) = run("peak_memory")
+    run("megabytes", 300)
+    (after,) = run("peak_memory")
+    assert after - before < 50 * 1024
+
+
+def test_the_child_imports_no_torch(run):
+    (modules,) = run("modules")
+    assert "corpus_asr.stages.isolation" in modules
+    assert not {"torch", "ray", "transformers", "__mp_main__"} & set(modules)
+
+
+def test_decoding_in_the_child_imports_no_torch(tmp_path):
+    generator = IsolatedGenerator(
+        "tests.support.audio:make_measuring_decoder", init_kwargs={}, timeout_s=20
+    )
+    with pytest.raises(FileNotFoundError):
+        list(generator.run(str(tmp_path / "missing.wav")))
+    generator.close()
+    code = "import sys, tests.support.audio; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
+
+
+def test_a_function_that_cannot_be_made_says_why():
+    with pytest.raises(ValueError, match="no such model folder"):
+        list(IsolatedGenerator("tests.support.isolated:fail_to_start", init_kwargs={},
+                               timeout_s=9).run(1))  # fmt: skip
+    with pytest.raises(ModuleNotFoundError, match=r"tests\.support\.nowhere"):
+        list(IsolatedGenerator("tests.support.nowhere:make", init_kwargs={}, timeout_s=9).run(1))
+
+
+def test_a_child_that_dies_at_its_start_is_no_items_fault():
+    generator = IsolatedGenerator(
+        "tests.support.isolated:crash_at_start", init_kwargs={}, timeout_s=9
+    )
+    with pytest.raises(EngineError, match="exit code 3"):
+        list(generator.run(1))
+
+
+@pytest.mark.parametrize(
+    ("target", "timeout_s"), [("no_colon", 1.0), ("module:", 1.0), ("module:name", 0.0)]
+)
+def test_a_wrong_target_or_time_is_refused_at_once(target, timeout_s):
+    with pytest.raises(ValueError, match="expected"):
+        IsolatedGenerator(target, init_kwargs={}, timeout_s=timeout_s)
+
+
+def test_closing_ends_the_child_and_may_be_repeated():
+    generator = IsolatedGenerator(TARGET, init_kwargs={}, timeout_s=20)
+    generator.close()
+    child = pid_of(generator)
+    generator.close()
+    generator.close()
+    assert gone(child)
+    assert list(generator.run(("count", 1))) == [0]
+    generator.close()
+
+
+def test_a_dropped_generator_takes_its_child_along():
+    generator = IsolatedGenerator(TARGET, init_kwargs={}, timeout_s=20)
+    child = pid_of(generator)
+    del generator
+    assert gone(child)
+
+
+def test_no_descriptor_is_left_open():
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        generator = IsolatedGenerator(TARGET, init_kwargs={}, timeout_s=20)
+        with pytest.raises(DecodeError):
+            list(generator.run(("exit", 1)))
+        generator.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# A script without a guard around its main part, as users write them.
+SCRIPT = f"""
+import sys, time
+from corpus_asr.stages.isolation import IsolatedGenerator
+generator = IsolatedGenerator({TARGET!r}, init_kwargs={{}}, timeout_s=60)
+print(list(generator.run(("pid", None)))[0], flush=True)
+for _ in generator.run(("hang", None)):
+    print("hanging", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_the_child_dies_with_its_parent(tmp_path, number):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    parent = subprocess.Popen(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert parent.stdout is not None
+    with parent.stdout as said:
+        child = int(said.readline())
+        assert said.readline() == "hanging\n"
+        assert not gone(child, within_s=0.2)
+        parent.send_signal(number)
+        parent.wait(20)
+    assert gone(child)

@@ -1,0 +1,156 @@
+"""Generators that behave and misbehave, run in the child processes of tests."""
+
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from corpus_asr.errors import DecodeError, FetchError
+
+Function = Callable[[Any], Iterator[Any]]
+
+
+class UnpicklableError(Exception):
+    """Carries what cannot travel between processes."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.lock = open(os.devnull)  # noqa: SIM115 - a resource is the point
+
+
+class StubbornError(Exception):
+    """Travels, but cannot be built again on arrival."""
+
+    def __init__(self, *, code: int) -> None:
+        super().__init__(f"code {code}")
+
+
+def make(**settings: Any) -> Function:
+    """The function most tests run: an item is (what to do, its arguments)."""
+
+    def function(item: tuple[str, Any]) -> Iterator[Any]:
+        name, argument = item
+        yield from globals()[f"_{name}"](argument, settings)
+
+    return function
+
+
+def fail_to_start() -> Function:
+    raise ValueError("no such model folder")
+
+
+def crash_at_start() -> Function:
+    os._exit(3)
+
+
+def _count(limit: int, settings: dict[str, Any]) -> Iterator[int]:
+    yield from range(limit)
+
+
+def _settings(_: None, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield settings
+
+
+def _pid(_: None, settings: dict[str, Any]) -> Iterator[int]:
+    yield os.getpid()
+
+
+def _arrays(shape: tuple[int, ...], settings: dict[str, Any]) -> Iterator[Any]:
+    for index in range(3):
+        yield np.full(shape, index, dtype=np.float32)
+
+
+def _modules(_: None, settings: dict[str, Any]) -> Iterator[list[str]]:
+    yield sorted(sys.modules)
+
+
+def _raise(error: Exception, settings: dict[str, Any]) -> Iterator[int]:
+    yield 1
+    raise error
+
+
+def _raise_unpicklable(_: None, settings: dict[str, Any]) -> Iterator[int]:
+    yield 1
+    raise UnpicklableError("a file came along")
+
+
+def _raise_stubborn(_: None, settings: dict[str, Any]) -> Iterator[int]:
+    yield 1
+    raise StubbornError(code=7)
+
+
+def _yield_unpicklable(_: None, settings: dict[str, Any]) -> Iterator[Any]:
+    yield 1
+    yield lambda: None
+
+
+def _kill(number: int, settings: dict[str, Any]) -> Iterator[int]:
+    yield 1
+    os.kill(os.getpid(), number)
+    yield 2
+
+
+def _read_null(_: None, settings: dict[str, Any]) -> Iterator[int]:
+    yield 1
+    ctypes.string_at(0)
+
+
+def _exit(code: int, settings: dict[str, Any]) -> Iterator[int]:
+    yield 1
+    os._exit(code)
+
+
+def _hang(_: None, settings: dict[str, Any]) -> Iterator[int]:
+    yield 1
+    while True:
+        time.sleep(60)
+
+
+def _pause(pause_s: float, settings: dict[str, Any]) -> Iterator[int]:
+    for index in range(3):
+        time.sleep(pause_s)
+        yield index
+
+
+def _print(_: None, settings: dict[str, Any]) -> Iterator[int]:
+    print("printed " * 1000)  # noqa: T201 - what the test is about
+    os.write(1, b"written to descriptor 1\n")
+    sys.stderr.write("an error message\n")
+    yield 1
+    print("printed again")  # noqa: T201
+    yield 2
+
+
+def _megabytes(limit: int, settings: dict[str, Any]) -> Iterator[tuple[float, bytes]]:
+    for _index in range(limit):
+        yield time.monotonic(), bytes(1 << 20)
+
+
+def _peak_memory(_: None, settings: dict[str, Any]) -> Iterator[int]:
+    yield resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
+
+
+def _leave_a_grandchild(_: None, settings: dict[str, Any]) -> Iterator[int]:
+    """A process that keeps the child's descriptors open after it."""
+    grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"],
+                                  close_fds=False)  # fmt: skip
+    yield grandchild.pid
+    os._exit(5)
+
+
+def decode_error() -> DecodeError:
+    return DecodeError("decoding s3://b/a.mp3: no", uri="s3://b/a.mp3", kind="not_audio")
+
+
+def fetch_error() -> FetchError:
+    return FetchError("reading s3://b/a.mp3: 503", uri="s3://b/a.mp3", kind="timeout")
+
+
+SEGFAULT = int(signal.SIGSEGV)
