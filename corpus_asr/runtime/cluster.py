@@ -67,6 +67,9 @@ def connected(address: str, *, store_bytes: int) -> Iterator[Cluster]:
 def _connect(address: str, *, store_bytes: int) -> None:
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address == "local":
+        if "RAY_AUTH_MODE" not in os.environ:
+            # A Ray started here protects itself with a token: no news to anybody.
+            logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
         options |= {
             "num_cpus": int(local_machine().cpus),
             "num_gpus": int(local_machine().gpus),

@@ -6,6 +6,7 @@ the reason beside it. The stages themselves know nothing of Ray.
 
 import logging
 import threading
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,10 +22,9 @@ from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.quarantine import PartKey, Quarantine
 from corpus_asr.runtime.resources import Resources
 from corpus_asr.runtime.sink import ResultsSink
-from corpus_asr.stages.extract import ExtractStage
+from corpus_asr.stages.extract import EXTRACTOR, ExtractStage
 from corpus_asr.stages.transcribe import EngineFactory, TranscribeStage, load_engine
 from corpus_asr.storage.filesystem import open_store
-from corpus_asr.storage.plan import Plan
 from corpus_asr.units import MEBIBYTE
 
 # Blocks leave a stage at this size or at the end of a task. Ray's 128 MiB would hold a file's
@@ -35,6 +35,14 @@ WRITE_CPUS = 0.25
 # Actors that may die in a row while starting before the run is given up; Ray's default is none.
 MAX_ACTOR_INIT_DEATHS = 3
 POLL_S = 1.0
+_LOG_LEVELS = {
+    "ray.data": logging.WARNING,
+    # Says that progress bars are off, as was asked.
+    "ray.data._internal.progress": logging.ERROR,
+    # Prints the traceback of an error that is raised all the same.
+    "ray.data.exceptions": logging.CRITICAL,
+}
+_RAY_ADVICE = "\nFailed to apply UDF transform"
 
 
 class TranscribeWorker:
@@ -65,32 +73,39 @@ class _RemoteMemory:
 
 def run_on_ray(
     config: RunConfig,
-    plan: Plan,
+    plan_uri: str,
     committer: Committer,
     *,
     resources: Resources,
     progress: Progress,
     engine_factory: EngineFactory = load_engine,
+    extractor: str = EXTRACTOR,
 ) -> None:
-    """Transcribe what `plan` names on the connected Ray and commit all of it.
+    """Transcribe what a plan names on the connected Ray and commit all of it.
 
     Args:
         config: the job.
-        plan: the packs to work through.
+        plan_uri: folder of the packs' table.
         committer: where results go.
         resources: from `resolve_resources` for this Ray's machines.
         progress: told once a second what was committed; entered and left by the caller.
         engine_factory: what loads the engine in each worker.
+        extractor: what extracts, as `module:callable`.
 
     Raises:
         EngineError: a worker became unusable, or nothing happened for too long.
         CorpusAsrError: whatever else of this package ended the run, with its own type.
     """
     board = start_board()
-    context = DataContext.get_current().copy()
-    configure(context, resources)
-    with DataContext.current(context), _Poll(board, progress):
-        dataset = build(config, plan, resources=resources, board=board, engine=engine_factory)
+    with DataContext.current(_context(resources)), _Poll(board, progress):
+        dataset = build(
+            config,
+            plan_uri,
+            resources=resources,
+            board=board,
+            engine=engine_factory,
+            extractor=extractor,
+        )
         try:
             dataset.write_datasink(
                 ResultsSink(committer, board=board), ray_remote_args={"num_cpus": WRITE_CPUS}
@@ -99,8 +114,12 @@ def run_on_ray(
             raise own_error(error) from error
 
 
-def configure(context: DataContext, resources: Resources) -> None:
-    """Set what has to be set before a dataset is made."""
+def _context(resources: Resources) -> DataContext:
+    """Return the settings of a dataset, which have to be set before it is made."""
+    with warnings.catch_warnings():
+        # Ray 2.60 warns of its own deprecated fields whenever it fills them with their defaults.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context = DataContext.get_current().copy()
     context.target_max_block_size = BLOCK_BYTES
     context.target_min_block_size = 1
     context.execution_no_progress_timeout_s = resources.no_progress_timeout_s
@@ -112,19 +131,22 @@ def configure(context: DataContext, resources: Resources) -> None:
     context.execution_options.preserve_order = False
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for name, level in _LOG_LEVELS.items():
+        logging.getLogger(name).setLevel(level)
+    return context
 
 
 def build(
     config: RunConfig,
-    plan: Plan,
+    plan_uri: str,
     *,
     resources: Resources,
     board: Any,
     engine: EngineFactory,
+    extractor: str,
 ) -> Dataset:
     """Return the lazy dataset of RESULTS rows; the current `DataContext` is baked into it."""
-    filesystem, path = open_store(plan.uri, endpoint_url=config.output.endpoint_url)
+    filesystem, path = open_store(plan_uri, endpoint_url=config.output.endpoint_url)
     packs = ray.data.read_parquet(path, filesystem=filesystem)
     parts = packs.repartition(target_num_rows_per_block=1).map_batches(
         ExtractStage,
@@ -133,6 +155,7 @@ def build(
             "revision": config.model.revision,
             "settings": config.extract,
             "endpoint_url": config.source.endpoint_url,
+            "extractor": extractor,
         },
         compute=ActorPoolStrategy(
             min_size=1,
@@ -184,7 +207,8 @@ def own_error(error: BaseException) -> CorpusAsrError:
         seen.append(found)
         if type(found).__module__ == CorpusAsrError.__module__:
             assert isinstance(found, CorpusAsrError)
-            return found
+            # Ray 2.60 appends advice about its own retries to the message.
+            return type(found)(str(found).split(_RAY_ADVICE)[0])
         queue += [getattr(found, "cause", None), found.__cause__, found.__context__]
     last_line = str(error).strip().splitlines()[-1] if str(error).strip() else ""
     return EngineError(

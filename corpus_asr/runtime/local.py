@@ -19,7 +19,7 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.runtime.commit import CommitBuffer, Committer
 from corpus_asr.runtime.progress import Progress, tally_of
 from corpus_asr.runtime.resources import Resources
-from corpus_asr.stages.extract import ExtractStage
+from corpus_asr.stages.extract import EXTRACTOR, ExtractStage
 from corpus_asr.stages.transcribe import EngineFactory, TranscribeStage, load_engine
 
 # A commit is two objects: worth it for one long part or a hundred short recordings ...
@@ -44,6 +44,7 @@ def run_local(
     resources: Resources,
     progress: Progress,
     engine_factory: EngineFactory = load_engine,
+    extractor: str = EXTRACTOR,
 ) -> None:
     """Transcribe `packs` in this process and commit all results.
 
@@ -54,6 +55,7 @@ def run_local(
         resources: from `resolve_resources` for this machine.
         progress: told what was committed; entered and left by the caller.
         engine_factory: what loads the engine.
+        extractor: what extracts, as `module:callable`.
 
     Raises:
         EngineError: the engine cannot go on.
@@ -77,7 +79,9 @@ def run_local(
             engine_factory=engine_factory,
         )
         stack.enter_context(closing(stage))
-        parts = stack.enter_context(closing(_extracted(config, packs, resources.extract_workers)))
+        parts = stack.enter_context(
+            closing(_extracted(config, packs, resources.extract_workers, extractor))
+        )
         results = _transcribed(stage, parts, in_flight=resources.parts_in_flight)
         for result in stack.enter_context(closing(results)):
             if result is None:
@@ -116,7 +120,7 @@ def _ready(running: set[Future[pa.Table]], *, timeout_s: float | None) -> Iterat
 
 
 def _extracted(
-    config: RunConfig, packs: Iterable[pa.Table], workers: int
+    config: RunConfig, packs: Iterable[pa.Table], workers: int, extractor: str
 ) -> Generator[pa.Table | None, None, None]:
     """Yield parts from `workers` threads, and None when a while passed without one."""
     found: queue.Queue[_Found] = queue.Queue(maxsize=PARTS_WAITING)
@@ -127,6 +131,7 @@ def _extracted(
             revision=config.model.revision,
             settings=config.extract,
             endpoint_url=config.source.endpoint_url,
+            extractor=extractor,
         )
         for _ in range(workers)
     ]

@@ -1,0 +1,125 @@
+"""Transcribe a corpus: a job in, tables of segments and outcomes and a summary out.
+
+Only the order of things is decided here; each is done elsewhere. Safe to repeat: what is committed
+is not done again, and a run with nothing left to do starts neither Ray nor a model.
+"""
+
+import time
+from dataclasses import asdict
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import EngineError
+from corpus_asr.runtime.commit import Committer
+from corpus_asr.runtime.local import run_local
+from corpus_asr.runtime.progress import Progress, Stream, Tally
+from corpus_asr.runtime.resources import Resources, resolve_resources, store_bytes_for, this_machine
+from corpus_asr.runtime.summary import RunSummary
+from corpus_asr.storage.ledger import begin_run, fingerprint, finish
+from corpus_asr.storage.model_files import fetch_checkpoint, model_revision
+from corpus_asr.storage.plan import Plan, make_plan, read_listing, read_packs
+from corpus_asr.storage.tables import OutputStore
+
+
+def run(config: RunConfig, *, local: bool, progress: Stream | None) -> RunSummary:
+    """Do what is left of the job, and finish its output folder.
+
+    Args:
+        config: the job.
+        local: in this process, without Ray.
+        progress: where lines about the run go; None for none.
+
+    Raises:
+        ConfigError: the job cannot be done as configured; nothing was transcribed.
+        CheckpointError: the model cannot be had or loaded.
+        EngineError: the work could not go on; what was committed is kept.
+        FetchError: the output store or the listing failed.
+    """
+    started = time.monotonic()
+    folder = fetch_checkpoint(config.model.checkpoint, revision=config.model.revision)
+    revision = model_revision(folder)
+    store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
+    plan = make_plan(config, store, model_revision=revision)
+    begun = begin_run(store, config, fingerprint(config, revision))
+    committer = Committer(
+        uri=config.output.uri,
+        endpoint_url=config.output.endpoint_url,
+        run_id=begun.run_id,
+        model=config.model.checkpoint,
+        model_revision=revision,
+    )
+    committed = Tally()
+    if plan.num_remaining:
+        work = _work_here if local else _work_on_ray
+        committed = work(config, store, plan, committer, progress)
+    counts = finish(
+        store,
+        begun,
+        config,
+        model_revision=revision,
+        listing=read_listing(store, plan),
+        extra={"plan": asdict(plan), "committed": asdict(committed)},
+    )
+    if counts.left:
+        raise EngineError(
+            f"finishing {store.uri}: {counts.left} of {counts.listed} recordings are neither done "
+            "nor failed, expected none; run again to do them"
+        )
+    return RunSummary(
+        output_uri=store.uri,
+        run_id=begun.run_id,
+        files=counts.listed,
+        done=counts.ok + counts.no_speech,
+        failed=counts.failed,
+        no_speech=counts.no_speech,
+        segments=counts.segments,
+        audio_s=counts.audio_s,
+        processed_files=plan.num_remaining,
+        processed_audio_s=committed.audio_s,
+        wall_s=time.monotonic() - started,
+    )
+
+
+def _work_here(
+    config: RunConfig,
+    store: OutputStore,
+    plan: Plan,
+    committer: Committer,
+    stream: Stream | None,
+) -> Tally:
+    resources = resolve_resources(config, (this_machine(),), num_packs=plan.num_packs)
+    with _told(resources, plan, stream) as progress:
+        run_local(
+            config, read_packs(store, plan), committer, resources=resources, progress=progress
+        )
+    return progress.tally
+
+
+def _work_on_ray(
+    config: RunConfig,
+    store: OutputStore,
+    plan: Plan,
+    committer: Committer,
+    stream: Stream | None,
+) -> Tally:
+    # Ray takes seconds to import, and local runs do without it.
+    from corpus_asr.runtime.cluster import connected, local_machine
+    from corpus_asr.runtime.dataset import run_on_ray
+
+    with connected(
+        config.cluster.address, store_bytes=store_bytes_for(config, local_machine())
+    ) as cluster:
+        resources = resolve_resources(
+            config, cluster.nodes, num_packs=plan.num_packs, store_bytes=cluster.store_bytes
+        )
+        with _told(resources, plan, stream) as progress:
+            run_on_ray(config, plan.uri, committer, resources=resources, progress=progress)
+    return progress.tally
+
+
+def _told(resources: Resources, plan: Plan, stream: Stream | None) -> Progress:
+    """Say what the run will use, and return the line that follows it."""
+    if stream is not None:
+        stream.write(resources.describe() + "\n")
+    return Progress(
+        total_files=plan.num_remaining, total_bytes=plan.num_remaining_bytes, stream=stream
+    )
