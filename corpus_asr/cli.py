@@ -11,6 +11,7 @@ work could not go on; 130 interrupted. `CORPUS_ASR_DEBUG=1` shows the traceback 
 import importlib
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -24,14 +25,19 @@ import typer
 from corpus_asr.errors import CheckpointError, ConfigError, CorpusAsrError, ItemError
 
 if TYPE_CHECKING:
+    from corpus_asr.config.load import Setting
     from corpus_asr.config.run import RunConfig
     from corpus_asr.runtime.summary import RunSummary
     from corpus_asr.segments import Segment, Transcript
+    from corpus_asr.storage.plan import Plan
 
 EXIT_SOME_FAILED = 1
 EXIT_UNUSABLE = 2
 EXIT_STOPPED_BY_FAILURE = 3
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+_PLAIN_WORD = re.compile(r"[A-Za-z/][\w/.@+-]*(?::[\w/.@+-]+)*", re.ASCII)
+_NOT_TEXT = {"true", "false", "null"}
 
 app = typer.Typer(
     name="corpus-asr",
@@ -95,6 +101,53 @@ def run(
                 f"({allowed:.1%}); see corpus-asr report {summary.output_uri}"
             )
             raise typer.Exit(EXIT_SOME_FAILED)
+
+
+@app.command()
+def plan(config: Config, overrides: Overrides = None) -> None:
+    """Show what a run would do: every setting, the listing, what is done already."""
+    from corpus_asr.config.load import load_config, settings_of
+    from corpus_asr.storage.model_files import fetch_checkpoint, model_revision
+    from corpus_asr.storage.plan import make_plan
+    from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
+
+    with _readable_errors():
+        settings = load_config(config, overrides or ())
+        _print_settings(list(settings_of(settings)))
+        store = OutputStore(settings.output.uri, endpoint_url=settings.output.endpoint_url)
+        # Weights are large; they matter here only where results of the same ones may lie.
+        begun = bool(store.names(OUTCOMES_FOLDER))
+        folder = fetch_checkpoint(
+            settings.model.checkpoint, revision=settings.model.revision, weights=begun
+        )
+        drawn = make_plan(settings, store, model_revision=model_revision(folder) if begun else None)
+        # Nobody will work it off, and a report takes the newest plan for that of the last run.
+        for name in list(store.all_names(drawn.name)):
+            store.remove(name)
+        _print_plan(drawn, store.uri)
+
+
+@app.command()
+def report(
+    output_uri: Annotated[
+        str, typer.Argument(metavar="OUTPUT_URI", help="The output.uri of a run, done or not.")
+    ],
+    endpoint_url: Annotated[
+        str | None, typer.Option(help="S3 endpoint, where it is not Amazon's.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Show what a run has done so far, what failed, and whether every file is accounted for."""
+    from corpus_asr.report.load import REPORT_NAME, load_report
+    from corpus_asr.report.render import as_data, render
+    from corpus_asr.storage.tables import OutputStore
+
+    with _readable_errors():
+        store = OutputStore(output_uri, endpoint_url=endpoint_url)
+        found = load_report(store)
+        data = as_data(found)
+        typer.echo(json.dumps(data, indent=2, ensure_ascii=False) if as_json else render(found))
+        store.write_json(REPORT_NAME, data)
 
 
 @app.command()
@@ -195,6 +248,42 @@ def _summary_words(summary: "RunSummary") -> str:
         f"this run: {summary.processed_files:,} recordings, "
         f"{duration(summary.processed_audio_s)} of audio in {duration(summary.wall_s)} "
         f"({summary.speed:.1f} hours of audio per hour)"
+    )
+
+
+def _print_settings(settings: "list[Setting]") -> None:
+    """Print every value as YAML that could be saved and run, defaults marked as such."""
+    section = ""
+    for setting in settings:
+        above, _, name = setting.key.rpartition(".")
+        if above != section:
+            typer.echo(f"{above}:")
+            section = above
+        line = f"{'  ' if above else ''}{name}: {_yaml(setting.value)}"
+        if setting.is_default:
+            line = typer.style(f"{line}  # default", dim=True)
+        typer.echo(line)
+
+
+def _yaml(value: object) -> str:
+    """Write a value in YAML: JSON, which YAML includes, but plain words without quotes."""
+    if isinstance(value, str) and _PLAIN_WORD.fullmatch(value) and value.lower() not in _NOT_TEXT:
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _print_plan(drawn: "Plan", output_uri: str) -> None:
+    def size(num_bytes: int) -> str:
+        return f"{num_bytes / 1e9:,.2f} GB"
+
+    unknown = f", {drawn.num_unknown_sizes:,} of unknown size" if drawn.num_unknown_sizes else ""
+    left_out = f"{drawn.num_excluded:,} excluded, {drawn.num_duplicates:,} named twice"
+    typer.echo(f"\n# listed     {drawn.num_files:,} files, {size(drawn.num_bytes)}{unknown}")
+    typer.echo(f"# left out   {left_out}")
+    typer.echo(f"# done       {drawn.num_done:,} files, in {output_uri}")
+    typer.echo(
+        f"# to do      {drawn.num_remaining:,} files, {size(drawn.num_remaining_bytes)}, "
+        f"in {drawn.num_packs:,} packs"
     )
 
 

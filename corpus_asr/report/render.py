@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from corpus_asr.report.balance import Balance
 from corpus_asr.report.statistics import (
     CONFIDENCE_BINS,
-    Balance,
     FailureGroup,
     Report,
     Statistics,

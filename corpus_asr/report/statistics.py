@@ -9,23 +9,25 @@ the memory of a laptop.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from corpus_asr.report.balance import EXAMPLES, Balance, balance_of, by_recording, contradictions
 from corpus_asr.schemas import OUTCOMES
 
 OUTCOME_COLUMNS = (
-    "recording_id", "uri", "part", "last_part", "status", "duration_s", "speech_s",
+    "run_id", "recording_id", "uri", "part", "last_part", "status", "duration_s", "speech_s",
     "segments_written", "decode_errors", "language", "device", "decode_s", "transcribe_s",
     "error_stage", "error_kind", "error_message", "retryable",
 )  # fmt: skip
 SEGMENT_COLUMNS = ("recording_id", "confidence")
+COUNTS = pa.field("counts", pa.bool_())
+"""Added to outcomes by whoever reads them: whether the row is the one that counts for its part."""
 CONFIDENCE_BINS = 10  # of equal width over 0-1
-EXAMPLES = 3
 
 _EXAMPLE_COLUMNS = ("uri", "error_message")
 
@@ -60,21 +62,6 @@ class FailureGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Balance:
-    """Whether every listed file ended exactly once."""
-
-    listed: int | None
-    """Files listed or decided earlier; None where the listing is not known."""
-    ended: int
-    unfinished: int
-    """Recordings with some parts committed and others not."""
-    waiting: int
-    """Listed files of which nothing is committed yet."""
-    problems: tuple[str, ...]
-    """What contradicts `exactly once`; empty for a sound output, a finished one or not."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
     """Everything the report shows, times in seconds."""
 
@@ -98,6 +85,8 @@ class Statistics:
     confidence: tuple[int, ...]
     """Segments per bin of confidence, from 0 to 1."""
     failures: tuple[FailureGroup, ...]
+    audio_by_run_s: tuple[tuple[str, float], ...]
+    """Audio committed by each run that worked on this output."""
     balance: Balance
 
 
@@ -109,12 +98,13 @@ class Report:
     finished: bool
     """False while it runs and after it was stopped."""
     run_id: str | None
+    """The run that worked here last."""
     model: str | None
     model_revision: str | None
     wall_s: float | None
-    """Of the run that finished last; None before."""
+    """Its time from its beginning to its end, or to its last commit so far; None before."""
     speed: float | None
-    """Hours of audio per hour in that run."""
+    """Hours of audio it committed per hour."""
     statistics: Statistics
 
 
@@ -122,23 +112,27 @@ def summarise(
     outcomes: Iterable[pa.RecordBatch],
     segments: Iterable[pa.RecordBatch],
     listing: Iterable[pa.RecordBatch] | None,
+    recordings: Iterable[pa.RecordBatch] | None = None,
 ) -> Statistics:
     """Count a run.
 
     Args:
-        outcomes: batches with at least `OUTCOME_COLUMNS`.
-        segments: batches with at least `SEGMENT_COLUMNS`.
-        listing: batches with `recording_id` of the files the run was to do; files decided in
-            earlier runs may be left out. None where it is not known.
+        outcomes: batches of `OUTCOME_COLUMNS` and `COUNTS`.
+        segments: batches with at least `SEGMENT_COLUMNS`, those of all outcomes rows.
+        listing: batches with `recording_id` of the files the run is to cover; None where that
+            is not known.
+        recordings: the recordings table of a finished run, to be compared with what
+            the outcomes say; None for any other.
     """
-    parts, failures = _collect_outcomes(outcomes)
-    committed = parts.num_rows
-    parts = _once_per_part(parts)
-    recordings = _by_recording(parts)
+    committed, failures = _collect_outcomes(outcomes)
+    parts = committed.filter(committed["counts"])
+    folded = by_recording(parts)
     confidence, written = _collect_segments(segments)
-    balance = _balance(recordings, listing, written=written, doubled=committed - parts.num_rows)
-    ended = recordings.filter(pc.field("ended"))
-    packets = recordings["decode_errors_max"]
+    balance = balance_of(folded, listing, superseded=committed.num_rows - parts.num_rows)
+    problems = contradictions(committed, parts, folded, written, recordings)
+    balance = replace(balance, problems=(*balance.problems, *problems))
+    ended = folded.filter(pc.field("ended"))
+    packets = folded["decode_errors"]
     return Statistics(
         ok=_count(ended, "status", "ok"),
         no_speech=_count(ended, "status", "no_speech"),
@@ -150,11 +144,12 @@ def summarise(
         extract_s=_sum(parts["decode_s"]),
         transcribe_s=_sum(parts["transcribe_s"]),
         skipped_packets=int(_sum(packets)),
-        recordings_with_skipped_packets=int(_sum(pc.cast(pc.greater(packets, 0), pa.int64()))),
+        recordings_with_skipped_packets=_true(pc.greater(packets, 0)),
         devices=_devices(parts),
         languages=_languages(parts),
         confidence=confidence,
         failures=failures,
+        audio_by_run_s=_audio_by_run(parts),
         balance=balance,
     )
 
@@ -162,21 +157,22 @@ def summarise(
 def _collect_outcomes(
     outcomes: Iterable[pa.RecordBatch],
 ) -> tuple[pa.Table, tuple[FailureGroup, ...]]:
-    """Keep the narrow columns of every part, and of the failures the first examples by address."""
+    """Keep the narrow columns of every row, and of the failures the first examples by address."""
     narrow = [name for name in OUTCOME_COLUMNS if name not in _EXAMPLE_COLUMNS]
-    schema = pa.schema([OUTCOMES.field(name) for name in narrow])
+    schema = pa.schema([*(OUTCOMES.field(name) for name in narrow), COUNTS])
     kept: list[pa.RecordBatch] = []
     examples: dict[tuple[str, str], list[FailureExample]] = {}
     for batch in outcomes:
-        kept.append(batch.select(narrow))
-        failed = batch.filter(pc.equal(batch["status"], "failed"))
+        kept.append(batch.select(schema.names).cast(schema))
+        failed = batch.filter(pc.and_(pc.equal(batch["status"], "failed"), batch["counts"]))
         for row in failed.select(["error_stage", "error_kind", *_EXAMPLE_COLUMNS]).to_pylist():
             group = examples.setdefault(_failure_key(row), [])
             group.append(FailureExample(uri=row["uri"], message=row["error_message"] or ""))
             if len(group) > 100 * EXAMPLES:  # sorted once in a while: failures can be many
                 group[:] = _first_examples(group)
-    parts = pa.Table.from_batches([batch.cast(schema) for batch in kept], schema)
-    return parts, _failure_groups(parts, examples)
+    committed = pa.Table.from_batches(kept, schema)
+    failed = committed.filter(pc.and_(pc.equal(committed["status"], "failed"), committed["counts"]))
+    return committed, _failure_groups(failed, examples)
 
 
 def _failure_key(row: dict[str, Any]) -> tuple[str, str]:
@@ -189,9 +185,8 @@ def _first_examples(examples: Iterable[FailureExample]) -> list[FailureExample]:
 
 
 def _failure_groups(
-    parts: pa.Table, examples: dict[tuple[str, str], list[FailureExample]]
+    failed: pa.Table, examples: dict[tuple[str, str], list[FailureExample]]
 ) -> tuple[FailureGroup, ...]:
-    failed = parts.filter(pc.field("status") == "failed")
     grouped = failed.group_by(["error_stage", "error_kind"]).aggregate(
         [("recording_id", "count_distinct"), ("retryable", "max")]
     )
@@ -206,42 +201,6 @@ def _failure_groups(
         for row in grouped.to_pylist()
     ]
     return tuple(sorted(groups, key=lambda group: (-group.recordings, group.stage, group.kind)))
-
-
-def _once_per_part(parts: pa.Table) -> pa.Table:
-    """Drop later commits of a part that is already there: the first wins, as in the tables."""
-    keys = parts.select(["recording_id", "part"]).append_column(
-        "row", pa.array(np.arange(parts.num_rows, dtype=np.int64))
-    )
-    first = keys.group_by(["recording_id", "part"]).aggregate([("row", "min")])["row_min"]
-    return parts if len(first) == parts.num_rows else parts.take(pc.sort_indices(first))
-
-
-def _by_recording(parts: pa.Table) -> pa.Table:
-    """Fold parts into recordings: ended when its last part and all parts before it are there."""
-    flags = parts.select(["recording_id", "part", "last_part", "segments_written", "decode_errors"])
-    for status in ("ok", "failed"):
-        flag = pc.cast(pc.equal(parts["status"], status), pa.int8())
-        flags = flags.append_column(f"is_{status}", flag)
-    folded = flags.group_by("recording_id").aggregate(
-        [
-            ("part", "count"),
-            ("part", "max"),
-            ("last_part", "max"),
-            ("is_ok", "max"),
-            ("is_failed", "max"),
-            ("segments_written", "sum"),
-            ("decode_errors", "max"),
-        ]
-    )
-    whole = pc.equal(pc.add(folded["part_max"], 1), folded["part_count"])
-    ended = pc.and_(pc.fill_null(folded["last_part_max"], False), whole)
-    status = pc.if_else(
-        pc.equal(folded["is_failed_max"], 1),
-        "failed",
-        pc.if_else(pc.equal(folded["is_ok_max"], 1), "ok", "no_speech"),
-    )
-    return folded.append_column("ended", ended).append_column("status", status)
 
 
 def _collect_segments(
@@ -262,59 +221,6 @@ def _collect_segments(
     return tuple(int(count) for count in bins), table
 
 
-def _balance(
-    recordings: pa.Table,
-    listing: Iterable[pa.RecordBatch] | None,
-    *,
-    written: pa.Table,
-    doubled: int,
-) -> Balance:
-    ended = int(_sum(pc.cast(recordings["ended"], pa.int64())))
-    problems = []
-    if doubled:
-        problems.append(f"committed more than once: {_counted(doubled, 'part')}")
-    problems += _segment_problems(recordings, written)
-    listed, waiting = None, 0
-    if listing is not None:
-        waiting, repeated = _waiting(recordings, listing)
-        listed = recordings.num_rows + waiting
-        if repeated:
-            problems.append(f"listed more than once: {_counted(repeated, 'file')}")
-    return Balance(
-        listed=listed,
-        ended=ended,
-        unfinished=recordings.num_rows - ended,
-        waiting=waiting,
-        problems=tuple(problems),
-    )
-
-
-def _waiting(recordings: pa.Table, listing: Iterable[pa.RecordBatch]) -> tuple[int, int]:
-    """Count the listed files without any outcome, and the listing's repetitions."""
-    listed = pa.chunked_array([batch["recording_id"] for batch in listing], pa.string())
-    unique = pc.unique(listed)
-    known = recordings["recording_id"].combine_chunks()
-    begun = pc.is_in(unique, value_set=known)
-    waiting = len(unique) - int(_sum(pc.cast(begun, pa.int64())))
-    return waiting, len(listed) - len(unique)
-
-
-def _segment_problems(recordings: pa.Table, written: pa.Table) -> list[str]:
-    """Compare the segments each recording's outcomes claim with those in the segments table."""
-    claimed = recordings.select(["recording_id", "segments_written_sum"])
-    both = claimed.join(written, keys="recording_id", join_type="full outer")
-    claim = pc.fill_null(both["segments_written_sum"], 0)
-    found = pc.fill_null(both["rows_sum"], 0)
-    off = both.filter(pc.not_equal(claim, found))
-    if not off.num_rows:
-        return []
-    names = ", ".join(sorted(off["recording_id"].to_pylist())[:EXAMPLES])
-    return [
-        f"other segments than their outcomes claim: {_counted(off.num_rows, 'recording')}, such as "
-        f"{names} ({int(_sum(found)):,} rows in all, {int(_sum(claim)):,} claimed)"
-    ]
-
-
 def _languages(parts: pa.Table) -> tuple[LanguageShare, ...]:
     spoken = parts.filter(pc.is_valid(parts["language"]))
     grouped = spoken.group_by("language").aggregate(
@@ -332,13 +238,22 @@ def _languages(parts: pa.Table) -> tuple[LanguageShare, ...]:
     return tuple(sorted(shares, key=lambda share: (-share.audio_s, share.language)))
 
 
+def _audio_by_run(parts: pa.Table) -> tuple[tuple[str, float], ...]:
+    rows = parts.group_by("run_id").aggregate([("duration_s", "sum")]).to_pylist()
+    return tuple(sorted((row["run_id"] or "", row["duration_s_sum"] or 0.0) for row in rows))
+
+
 def _devices(parts: pa.Table) -> tuple[tuple[str, int], ...]:
     counted = pc.value_counts(parts["device"].drop_null()).to_pylist()
     return tuple(sorted((row["values"], row["counts"]) for row in counted))
 
 
 def _count(table: pa.Table, column: str, value: str) -> int:
-    return int(_sum(pc.cast(pc.equal(table[column], value), pa.int64())))
+    return _true(pc.equal(table[column], value))
+
+
+def _true(flags: pa.ChunkedArray | pa.Array) -> int:
+    return int(_sum(flags))
 
 
 def _sum(column: pa.ChunkedArray | pa.Array) -> float:
@@ -347,7 +262,3 @@ def _sum(column: pa.ChunkedArray | pa.Array) -> float:
 
 def _all_null(column: pa.ChunkedArray) -> bool:
     return bool(column.null_count == len(column))
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

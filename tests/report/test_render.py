@@ -3,9 +3,9 @@
 import json
 from dataclasses import replace
 
+from corpus_asr.report.balance import Balance
 from corpus_asr.report.render import advice, as_data, duration, render
 from corpus_asr.report.statistics import (
-    Balance,
     FailureExample,
     FailureGroup,
     LanguageShare,
@@ -13,7 +13,9 @@ from corpus_asr.report.statistics import (
     Statistics,
 )
 
-SOUND = Balance(listed=100, ended=100, unfinished=0, waiting=0, problems=())
+SOUND = Balance(
+    listed=100, ended=100, unfinished=0, waiting=0, unlisted=0, superseded_parts=0, problems=()
+)
 MISSING = FailureGroup(
     stage="extract",
     kind="no_audio_stream",
@@ -51,6 +53,7 @@ FULL = Report(
         ),
         confidence=(1, 0, 0, 0, 0, 10, 20, 200, 2_000, 10_114),
         failures=(MISSING,),
+        audio_by_run_s=(("20260101", 867_600.0),),
         balance=SOUND,
     ),
 )
@@ -99,7 +102,16 @@ def test_an_empty_output_is_said_plainly() -> None:
         languages=(),
         confidence=(0,) * 10,
         failures=(),
-        balance=Balance(listed=None, ended=0, unfinished=0, waiting=0, problems=()),
+        audio_by_run_s=(),
+        balance=Balance(
+            listed=None,
+            ended=0,
+            unfinished=0,
+            waiting=0,
+            unlisted=0,
+            superseded_parts=0,
+            problems=(),
+        ),
     )
     report = Report(
         uri="out",
@@ -121,14 +133,18 @@ def test_an_empty_output_is_said_plainly() -> None:
 
 
 def test_the_balance_of_a_stopped_run_says_how_to_go_on() -> None:
-    stopped = Balance(listed=10, ended=6, unfinished=1, waiting=3, problems=())
+    stopped = Balance(
+        listed=10, ended=6, unfinished=1, waiting=3, unlisted=0, superseded_parts=0, problems=()
+    )
     told = with_balance(stopped, finished=False)
     assert "6 of 10 listed files ended" in told
     assert "run the same command again" in told
 
 
 def test_a_finished_run_with_files_left_is_off() -> None:
-    balance = Balance(listed=10, ended=8, unfinished=1, waiting=1, problems=())
+    balance = Balance(
+        listed=10, ended=8, unfinished=1, waiting=1, unlisted=0, superseded_parts=0, problems=()
+    )
     assert with_balance(balance).startswith("- the run finished, yet 1 recordings are only begun")
     broken = replace(SOUND, problems=("committed more than once: 1 part",))
     assert with_balance(broken) == "- committed more than once: 1 part"

@@ -8,14 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus_asr.report.statistics import Statistics, summarise
-from corpus_asr.schemas import FILES, OUTCOMES, SEGMENTS
+from corpus_asr.report.statistics import COUNTS, Statistics, summarise
+from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS, SEGMENTS
+
+SETTLED = OUTCOMES.append(COUNTS)
 
 
 def outcome(recording: str, part: int = 0, **values: Any) -> dict[str, Any]:
     status = values.get("status", "ok")
     spoken = status == "ok"
     row = {
+        "run_id": "run-1",
+        "counts": True,
         "recording_id": recording,
         "uri": f"s3://bucket/{recording}.mp3",
         "part": part,
@@ -60,12 +64,17 @@ def count(
     *,
     segments: list[dict[str, Any]] | None = None,
     listed: list[str] | None = None,
+    recordings: dict[str, str] | None = None,
 ) -> Statistics:
     segments = segments_of(rows) if segments is None else segments
     listing = None
     if listed is not None:
         listing = batches([{"recording_id": name, "uri": name} for name in listed], FILES)
-    return summarise(batches(rows, OUTCOMES), batches(segments, SEGMENTS), listing)
+    table = None
+    if recordings is not None:
+        pairs = [{"recording_id": name, "status": status} for name, status in recordings.items()]
+        table = batches(pairs, RECORDINGS)
+    return summarise(batches(rows, SETTLED), batches(segments, SEGMENTS), listing, table)
 
 
 def test_a_folder_without_outcomes_counts_nothing() -> None:
@@ -105,11 +114,48 @@ def test_a_recording_without_its_last_part_or_with_a_gap_has_not_ended() -> None
     assert found.balance.listed == 4
 
 
-def test_a_part_committed_twice_counts_once_and_is_told() -> None:
-    rows = [outcome("a"), outcome("b"), outcome("a", duration_s=999.0)]
-    found = count(rows, segments=segments_of(rows[:2]))
-    assert found.audio_s == 200.0
-    assert found.balance.problems == ("committed more than once: 1 part",)
+def test_a_row_that_does_not_count_is_left_out_of_all_numbers_but_its_own() -> None:
+    rows = [outcome("a"), outcome("b"), outcome("a", duration_s=999.0, counts=False)]
+    found = count(rows)
+    assert (found.audio_s, found.parts, found.segments) == (200.0, 2, 4)
+    assert found.balance.superseded_parts == 1
+    assert found.balance.problems == ()
+    failed = count([outcome("a"), outcome("a", status="failed", counts=False)])
+    assert failed.failures == ()
+
+
+def test_a_part_counted_twice_is_told() -> None:
+    found = count([outcome("a"), outcome("b"), outcome("a")])
+    assert found.balance.problems == ("counted more than once: 1 part",)
+
+
+def test_parts_after_a_last_one_do_not_keep_a_recording_open() -> None:
+    # One attempt failed at part 1 for good; another had committed part 3 before it was killed.
+    rows = [outcome("a", 0, last_part=False), outcome("a", 3, last_part=False)]
+    rows.append(outcome("a", 1, status="failed"))
+    found = count(rows)
+    assert (found.failed, found.balance.ended, found.balance.unfinished) == (1, 1, 0)
+
+
+def test_recordings_no_longer_listed_are_kept_apart() -> None:
+    found = count([outcome("old"), outcome("a")], listed=["a", "b"])
+    assert found.ok == 2
+    balance = found.balance
+    assert (balance.listed, balance.ended, balance.waiting, balance.unlisted) == (2, 1, 1, 1)
+
+
+def test_a_recordings_table_that_says_something_else_is_told() -> None:
+    rows = [outcome("a"), outcome("b", status="failed"), outcome("c", status="no_speech")]
+    truth = {"a": "ok", "b": "failed", "c": "no_speech"}
+    assert count(rows, recordings=truth).balance.problems == ()
+    for wrong in ({"a": "ok", "b": "ok", "c": "no_speech"}, {"a": "ok", "c": "no_speech"}):
+        (problem,) = count(rows, recordings=wrong).balance.problems
+        assert problem == "recordings table and outcomes differ on 1 recording, such as b"
+
+
+def test_audio_is_known_by_run() -> None:
+    rows = [outcome("a"), outcome("b", run_id="run-2"), outcome("c", run_id="run-2")]
+    assert count(rows).audio_by_run_s == (("run-1", 100.0), ("run-2", 200.0))
 
 
 def test_segments_that_no_outcome_claims_are_told() -> None:
@@ -182,7 +228,7 @@ def test_the_order_and_size_of_batches_do_not_matter(order: list[int], size: int
     ]
     shuffled = [rows[index] for index in order]
     found = summarise(
-        batches(shuffled, OUTCOMES, size), batches(segments_of(shuffled), SEGMENTS, size), None
+        batches(shuffled, SETTLED, size), batches(segments_of(shuffled), SEGMENTS, size), None
     )
     assert found == count(rows)
 

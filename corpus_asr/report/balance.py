@@ -1,0 +1,188 @@
+"""Whether every listed file ended exactly once, counted again from what is in the tables.
+
+In: the parts of a run, its listing and its segments, as narrow Arrow tables. Out: the balance of
+files, and in words what contradicts it. Shares no code with what writes the tables, on purpose:
+this is the check of it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+RECORDING_COLUMNS = ("recording_id", "status")
+EXAMPLES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balance:
+    """Whether every listed file ended exactly once."""
+
+    listed: int | None
+    """Files the run is to cover; None where the listing is not known."""
+    ended: int
+    """Of these (of all, where the listing is not known), those with a final outcome."""
+    unfinished: int
+    """Those with some parts committed and others not."""
+    waiting: int
+    """Those of which nothing is committed."""
+    unlisted: int
+    """Recordings with outcomes that are not listed any more; their rows are kept."""
+    superseded_parts: int
+    """Rows that do not count: a part committed twice, or an object replaced since."""
+    problems: tuple[str, ...]
+    """What contradicts `exactly once`; empty for a sound output, finished or not."""
+
+
+def by_recording(parts: pa.Table) -> pa.Table:
+    """Fold parts into recordings: recording_id, ended, status, decode_errors.
+
+    A recording has ended when a part that was its last is there, and all parts before it. Parts
+    after it are possible: one attempt failed where another, cut short elsewhere, came further.
+    """
+    ids = parts["recording_id"].combine_chunks().dictionary_encode()
+    code, part = ids.indices.to_numpy(), parts["part"].to_numpy()
+    last = parts["last_part"].to_numpy()
+    number = len(ids.dictionary)
+    nowhere = np.iinfo(np.int32).max
+    end = np.full(number, nowhere, dtype=np.int64)
+    np.minimum.at(end, code[last], part[last])
+    until_end = np.bincount(code[part <= end[code]], minlength=number)
+    errors = np.zeros(number, dtype=np.int64)
+    np.maximum.at(errors, code, pc.fill_null(parts["decode_errors"], 0).to_numpy())
+    some = {}
+    for status in ("ok", "failed"):
+        some[status] = np.zeros(number, dtype=bool)
+        some[status][code[pc.equal(parts["status"], status).to_numpy()]] = True
+    worst = np.where(some["failed"], "failed", np.where(some["ok"], "ok", "no_speech"))
+    return pa.table(
+        {
+            "recording_id": ids.dictionary,
+            "ended": pa.array((end < nowhere) & (until_end == end + 1)),
+            "status": pa.array(worst.astype(object), pa.string()),
+            "decode_errors": pa.array(errors),
+        }
+    )
+
+
+def balance_of(
+    folded: pa.Table,
+    listing: Iterable[pa.RecordBatch] | None,
+    *,
+    superseded: int,
+) -> Balance:
+    """Weigh what the outcomes say against the listing.
+
+    Args:
+        folded: what `by_recording` returned.
+        listing: batches with `recording_id`; None where the listing is not known.
+        superseded: rows that do not count.
+    """
+    ended, begun = _true(folded["ended"]), folded.num_rows
+    if listing is None:
+        return Balance(
+            listed=None,
+            ended=ended,
+            unfinished=begun - ended,
+            waiting=0,
+            unlisted=0,
+            superseded_parts=superseded,
+            problems=(),
+        )
+    rows = pa.chunked_array([batch["recording_id"] for batch in listing], pa.string())
+    listed = pc.unique(rows)
+    repeated = len(rows) - len(listed)
+    told = f"listed more than once: {_counted(repeated, 'file')}"
+    now = folded.filter(pc.is_in(folded["recording_id"], value_set=listed))
+    ended = _true(now["ended"])
+    return Balance(
+        listed=len(listed),
+        ended=ended,
+        unfinished=now.num_rows - ended,
+        waiting=len(listed) - now.num_rows,
+        unlisted=begun - now.num_rows,
+        superseded_parts=superseded,
+        problems=(told,) if repeated else (),
+    )
+
+
+def contradictions(
+    committed: pa.Table,
+    parts: pa.Table,
+    folded: pa.Table,
+    written: pa.Table,
+    recordings: Iterable[pa.RecordBatch] | None,
+) -> list[str]:
+    """Say what in the tables cannot be true together.
+
+    Args:
+        committed: all outcomes rows.
+        parts: those that count.
+        folded: what `by_recording` made of them.
+        written: `recording_id` and `rows_sum`, the rows in the segments table.
+        recordings: the recordings table of a finished run; None for any other.
+    """
+    problems = [*_doubled(parts), *_segment_problems(committed, written)]
+    if recordings is not None:
+        problems += _recordings_problems(folded, recordings)
+    return problems
+
+
+def _doubled(parts: pa.Table) -> list[str]:
+    distinct = parts.group_by(["recording_id", "part"]).aggregate([]).num_rows
+    doubled = parts.num_rows - distinct
+    return [f"counted more than once: {_counted(doubled, 'part')}"] if doubled else []
+
+
+def _recordings_problems(folded: pa.Table, recordings: Iterable[pa.RecordBatch]) -> list[str]:
+    """Compare the recordings table of a finished run with what its outcomes say."""
+    schema = pa.schema([(name, pa.string()) for name in RECORDING_COLUMNS])
+    batches = [batch.select(schema.names).cast(schema) for batch in recordings]
+    table = pa.Table.from_batches(batches, schema)
+    ended = folded.filter(pc.field("ended")).select(["recording_id", "status"])
+    problems = []
+    repeated = table.num_rows - len(pc.unique(table["recording_id"]))
+    if repeated:
+        problems.append(f"twice in the recordings table: {_counted(repeated, 'recording')}")
+    both = ended.rename_columns(["recording_id", "said"]).join(
+        table, keys="recording_id", join_type="full outer"
+    )
+    differs = pc.invert(pc.fill_null(pc.equal(both["said"], both["status"]), False))
+    if _true(differs):
+        names = _names(both.filter(differs))
+        count = _counted(_true(differs), "recording")
+        problems.append(f"recordings table and outcomes differ on {count}, such as {names}")
+    return problems
+
+
+def _segment_problems(committed: pa.Table, written: pa.Table) -> list[str]:
+    """Compare the segments each recording's outcomes claim with those in the segments table."""
+    claimed = committed.group_by("recording_id").aggregate([("segments_written", "sum")])
+    both = claimed.join(written, keys="recording_id", join_type="full outer")
+    claim = pc.fill_null(both["segments_written_sum"], 0)
+    found = pc.fill_null(both["rows_sum"], 0)
+    off = both.filter(pc.not_equal(claim, found))
+    if not off.num_rows:
+        return []
+    return [
+        f"other segments than their outcomes claim: {_counted(off.num_rows, 'recording')}, such as "
+        f"{_names(off)} ({int(_sum(found)):,} rows in all, {int(_sum(claim)):,} claimed)"
+    ]
+
+
+def _names(recordings: pa.Table) -> str:
+    return ", ".join(sorted(recordings["recording_id"].to_pylist())[:EXAMPLES])
+
+
+def _true(flags: pa.ChunkedArray | pa.Array) -> int:
+    return int(_sum(flags))
+
+
+def _sum(column: pa.ChunkedArray | pa.Array) -> float:
+    return float(pc.sum(column).as_py() or 0)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

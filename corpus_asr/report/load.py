@@ -1,0 +1,163 @@
+"""From an output folder to a report: reads the tables of a finished, running or stopped run.
+
+In: the address of an output folder. Out: a `Report`. Only the tables and what lies under `_run/`
+are read, in bounded batches; nothing is written and nothing of the run has to be alive. Knows how
+rows are found and which of them count, not what is counted (`statistics.py`).
+"""
+
+import datetime
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.report.balance import RECORDING_COLUMNS
+from corpus_asr.report.statistics import (
+    COUNTS,
+    OUTCOME_COLUMNS,
+    SEGMENT_COLUMNS,
+    Report,
+    Statistics,
+    summarise,
+)
+from corpus_asr.schemas import SEGMENTS
+from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.ledger import (
+    CONFIG_NAME,
+    FINGERPRINT_NAME,
+    RUN_NAME,
+    SUCCESS_NAME,
+    Ledger,
+)
+from corpus_asr.storage.plan import PLANS_FOLDER
+from corpus_asr.storage.tables import OUTCOMES_FOLDER, READERS, OutputStore
+
+REPORT_NAME = "report.json"
+_RUN_ID_TIME = "%Y%m%dT%H%M%SZ"  # what a run's identity begins with
+
+
+def load_report(store: OutputStore) -> Report:
+    """Read what a run has left so far.
+
+    Raises:
+        ConfigError: the folder is not the output of a run.
+        FetchError: the store does not answer, or a run is just finishing here; try again.
+    """
+    names = store.names(OUTCOMES_FOLDER)
+    config = store.read_json(CONFIG_NAME)
+    if not names and config is None:
+        raise ConfigError(
+            f"reading {shown(store.uri)}: found neither outcomes nor _run/, expected the output "
+            "folder of a run; check the address"
+        )
+    run = store.read_json(RUN_NAME)
+    finished = run is not None and store.exists(SUCCESS_NAME)
+    listing = _latest_listing(store)
+    counts = Ledger.load(store).settle(_files(store, listing or ())).keep
+    statistics = summarise(
+        _outcomes(store, names, counts),
+        _segments(store, names),
+        None if listing is None else _files(store, listing),
+        store.recordings(RECORDING_COLUMNS) if finished else None,
+    )
+    return _report(store, names, statistics, config=config or {}, run=run if finished else None)
+
+
+def _report(
+    store: OutputStore,
+    names: Sequence[str],
+    statistics: Statistics,
+    *,
+    config: dict[str, Any],
+    run: dict[str, Any] | None,
+) -> Report:
+    audio_by_run = dict(statistics.audio_by_run_s)
+    if run is not None:
+        run_id, model, revision = run["run_id"], run["model"], run["model_revision"]
+        started, ended = (
+            datetime.datetime.fromisoformat(run[key]) for key in ("started_at", "finished_at")
+        )
+        wall_s: float | None = (ended - started).total_seconds()
+    else:
+        run_id = max(audio_by_run, default=None)  # identities begin with their time
+        model = config.get("model", {}).get("checkpoint")
+        fingerprint = store.read_json(FINGERPRINT_NAME) or {}
+        revision = fingerprint.get("fingerprint", "").partition("-")[2] or None
+        wall_s = _time_so_far(run_id, names)
+    audio_s = audio_by_run.get(run_id, 0.0) if run_id is not None else 0.0
+    return Report(
+        uri=shown(store.uri),
+        finished=run is not None,
+        run_id=run_id,
+        model=model,
+        model_revision=revision,
+        wall_s=wall_s,
+        speed=audio_s / wall_s if wall_s and audio_s else None,
+        statistics=statistics,
+    )
+
+
+def _time_so_far(run_id: str | None, names: Sequence[str]) -> float | None:
+    """Return the time from a run's beginning to the last commit, both told by their names."""
+    if run_id is None or not names:
+        return None
+    made_ns = max(names).rpartition("/")[2].partition("-")[0]
+    try:
+        begun = datetime.datetime.strptime(run_id.partition("-")[0], _RUN_ID_TIME)
+        wall_s = int(made_ns) / 1e9 - begun.replace(tzinfo=datetime.UTC).timestamp()
+    except ValueError:
+        # Rows another program wrote, or an identity of another version: the time is not known.
+        return None
+    return wall_s if wall_s > 0 else None
+
+
+def _latest_listing(store: OutputStore) -> list[str] | None:
+    """Return the objects of the newest complete listing; packs are written after it."""
+    newest: str | None = None
+    listings: dict[str, list[str]] = {}
+    for name in store.names(PLANS_FOLDER):
+        plan, _, table = name.removeprefix(f"{PLANS_FOLDER}/").partition("/")
+        if table.startswith("listing/"):
+            listings.setdefault(plan, []).append(name)
+        elif table.startswith("packs/"):
+            newest = max(newest or plan, plan)
+    return None if newest is None else listings.get(newest, [])
+
+
+def _files(store: OutputStore, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    for name in names:
+        yield from store.batches(name)
+
+
+def _outcomes(
+    store: OutputStore, names: Sequence[str], keep: dict[str, np.ndarray]
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of these objects, each with whether it counts."""
+    position: dict[str, int] = {}
+    for batch in store.committed(OUTCOME_COLUMNS, names):
+        start = position.get(batch.name, 0)
+        stop = position[batch.name] = start + batch.rows.num_rows
+        mask = keep.get(batch.name)
+        counts = np.ones(stop - start, dtype=bool) if mask is None else mask[start:stop]
+        yield batch.rows.append_column(COUNTS, pa.array(counts))
+
+
+def _segments(store: OutputStore, outcomes_names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the segments these outcomes objects name.
+
+    Not `store.segments()`: on a running output that would find commits younger than the outcomes
+    that were counted.
+    """
+    schema = pa.schema([SEGMENTS.field(name) for name in SEGMENT_COLUMNS])
+    named: dict[str, None] = {}
+    for batch in store.committed(["segments_object"], outcomes_names):
+        named.update(dict.fromkeys(batch.rows.column(0).unique().drop_null().to_pylist()))
+    names = list(named)
+    with ThreadPoolExecutor(READERS, thread_name_prefix="read-segments") as pool:
+        for start in range(0, len(names), READERS):  # a few objects in memory at a time
+            some = names[start : start + READERS]
+            for table in pool.map(lambda name: store.read_table(name, schema), some):
+                yield from table.to_batches()

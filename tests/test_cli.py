@@ -1,0 +1,288 @@
+"""Commands say one readable thing, exit with the documented code, and start fast."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from corpus_asr import cli
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import (
+    CheckpointError,
+    ConfigError,
+    DecodeError,
+    EngineError,
+    FetchError,
+    ItemError,
+)
+from corpus_asr.runtime.summary import RunSummary
+from corpus_asr.segments import Segment, Transcript
+
+DEMO = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
+REPOSITORY = Path(__file__).parents[1]
+
+SUMMARY = RunSummary(
+    output_uri="out",
+    run_id="1",
+    files=100,
+    done=99,
+    failed=1,
+    no_speech=4,
+    segments=1234,
+    audio_s=7200.0,
+    processed_files=50,
+    processed_audio_s=3600.0,
+    wall_s=60.0,
+)
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+@dataclass
+class FakePipeline:
+    """Stands in for pipelines.transcribe_corpus: remembers its call, then does as told."""
+
+    outcome: RunSummary | BaseException = SUMMARY
+    calls: list[tuple[RunConfig, bool]] = field(default_factory=list)
+
+    def run(self, config: RunConfig, *, local: bool, progress: object) -> RunSummary:
+        self.calls.append((config, local))
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return self.outcome
+
+
+@pytest.fixture
+def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
+    fake = FakePipeline()
+    module = ModuleType("pipelines.transcribe_corpus")
+    module.__dict__["run"] = fake.run
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.delenv("CORPUS_ASR_DEBUG", raising=False)
+    return fake
+
+
+def segment(start_s: float, text: str, confidence: float = 0.9) -> Segment:
+    return Segment(
+        start_s=start_s,
+        end_s=start_s + 2.0,
+        text=text,
+        tokens=(1, 2),
+        language="en",
+        language_probability=0.9,
+        task="transcribe",
+        confidence=confidence,
+        avg_logprob=-0.1,
+        no_speech_prob=0.0,
+        compression_ratio=1.0,
+        temperature=0.0,
+        speech_fraction=1.0,
+    )
+
+
+class FakeTranscriber:
+    """A transcriber that finds the same words in every file whose name is not `bad`."""
+
+    loaded: SimpleNamespace | None = None
+
+    @classmethod
+    def from_pretrained(cls, checkpoint: str, **options: Any) -> "FakeTranscriber":
+        if checkpoint == "missing":
+            raise CheckpointError("opening missing: no such folder")
+        FakeTranscriber.loaded = SimpleNamespace(checkpoint=checkpoint, options=options)
+        return cls()
+
+    def __enter__(self) -> "FakeTranscriber":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def transcribe_many(
+        self, paths: Iterable[str], *, on_error: Callable[[str, ItemError], None]
+    ) -> Iterator[Transcript]:
+        for path in paths:
+            if path == "bad.wav":
+                on_error(path, DecodeError(f"decoding {path}: no audio stream", uri=path))
+                continue
+            yield Transcript(
+                segments=(segment(0.0, " Hällo."), segment(3661.5, " Unsure.", confidence=0.2)),
+                language="en",
+                language_probability=0.98,
+                duration_s=4000.0,
+                uri=path,
+            )
+
+
+@pytest.fixture
+def transcriber(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("corpus_asr.runtime.transcriber")
+    module.__dict__["Transcriber"] = FakeTranscriber
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\n"
+        "from corpus_asr import cli\n"
+        "try:\n    cli.app(['--help'])\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "heavy = {'ray', 'torch', 'pyarrow', 'numpy', 'pydantic', 'av', 'transformers'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "transcribe" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "transcribe", "report"])
+def test_every_command_has_help(command: str) -> None:
+    result = call(command, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.stdout
+
+
+def test_run_hands_the_job_over_and_tells_what_came_of_it(pipeline: FakePipeline) -> None:
+    result = call("run", DEMO, "--set", "decoding.language=de", "--local")
+    assert result.exit_code == 0
+    ((config, local),) = pipeline.calls
+    assert (config.decoding.language, local) == ("de", True)
+    assert "100 recordings, 99 done (4 without speech), 1 failed" in result.stdout
+    assert "60.0 hours of audio per hour" in result.stdout
+
+
+def test_run_fails_softly_above_the_allowed_share_of_failures(pipeline: FakePipeline) -> None:
+    result = call("run", DEMO, "--set", "output.max_failed_fraction=0.001")
+    assert result.exit_code == 1
+    assert (
+        "1 of 100 recordings failed (1.0%), more than output.max_failed_fraction" in result.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("reading the job: wrong"), 2),
+        (CheckpointError("opening the model: wrong"), 2),
+        (EngineError("transcribing: the device is lost"), 3),
+        (FetchError("listing s3://a:secret@b/: wrong"), 3),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_an_error_is_one_message_and_its_exit_code(
+    error: BaseException, code: int, pipeline: FakePipeline
+) -> None:
+    pipeline.outcome = error
+    result = call("run", DEMO)
+    assert result.exit_code == code
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("corpus-asr: ")
+    assert "secret" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_an_interrupted_run_says_how_to_go_on(pipeline: FakePipeline) -> None:
+    pipeline.outcome = KeyboardInterrupt()
+    assert "run the same command again to continue" in call("run", DEMO).stderr
+
+
+def test_an_unexpected_error_names_its_type_and_hides_its_traceback(
+    pipeline: FakePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline.outcome = RuntimeError("what?")
+    result = call("run", DEMO)
+    assert result.exit_code == 3
+    assert result.stderr == (
+        "corpus-asr: unexpected RuntimeError: what?; CORPUS_ASR_DEBUG=1 shows where\n"
+    )
+    monkeypatch.setenv("CORPUS_ASR_DEBUG", "1")
+    assert "Traceback (most recent call last)" in call("run", DEMO).stderr
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_wrong_configuration_is_told_before_anything_starts(
+    command: str, pipeline: FakePipeline
+) -> None:
+    result = call(command, DEMO, "--set", "decoding.languge=de")
+    assert result.exit_code == 2
+    assert "did you mean decoding.language?" in result.stderr
+    assert not pipeline.calls
+
+
+@pytest.mark.usefixtures("transcriber")
+def test_transcribe_prints_plain_lines_without_a_terminal() -> None:
+    result = call("transcribe", "a.wav", "--model", "tiny", "--language", "de")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "[00:00.000 --> 00:02.000] Hällo.",
+        "[01:01:01.500 --> 01:01:03.500] Unsure.",
+    ]
+    assert FakeTranscriber.loaded is not None
+    assert FakeTranscriber.loaded.checkpoint == "tiny"
+    assert FakeTranscriber.loaded.options == {"device": "auto", "dtype": "auto", "language": "de"}
+
+
+@pytest.mark.usefixtures("transcriber")
+def test_transcribe_goes_on_after_a_bad_file_and_exits_with_1() -> None:
+    result = call("transcribe", "a.wav", "bad.wav", "c.wav", "--model", "tiny")
+    assert result.exit_code == 1
+    assert [line for line in result.stdout.splitlines() if line.endswith(":")] == [
+        "a.wav:",
+        "c.wav:",
+    ]
+    assert "decoding bad.wav: no audio stream" in result.stderr
+    assert "1 of 3 files failed" in result.stderr
+
+
+@pytest.mark.usefixtures("transcriber")
+def test_transcribe_prints_one_json_object_per_file() -> None:
+    result = call("transcribe", "a.wav", "b.wav", "--model", "tiny", "--format", "jsonl")
+    first, second = map(json.loads, result.stdout.splitlines())
+    assert (first["uri"], second["uri"]) == ("a.wav", "b.wav")
+    assert first["segments"][0]["text"] == " Hällo."
+
+
+@pytest.mark.usefixtures("transcriber")
+def test_transcribe_refuses_a_wrong_option_before_loading_the_model() -> None:
+    result = call("transcribe", "a.wav", "--model", "missing", "--set", "temprature=0")
+    assert result.exit_code == 2
+    assert "did you mean temperature?" in result.stderr
+    result = call("transcribe", "a.wav", "--model", "missing")
+    assert result.exit_code == 2
+    assert "no such folder" in result.stderr
+
+
+@pytest.mark.usefixtures("transcriber")
+def test_transcribe_takes_any_decoding_key() -> None:
+    call("transcribe", "a.wav", "--model", "x", "--set", "temperature=0", "--strategy", "chunked")
+    assert FakeTranscriber.loaded is not None
+    assert FakeTranscriber.loaded.options["temperature"] == 0
+    assert FakeTranscriber.loaded.options["strategy"] == "chunked"
+
+
+@pytest.mark.usefixtures("transcriber")
+def test_transcribe_shows_language_and_file_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    main, terminal = pty.openpty()
+    with os.fdopen(terminal, "w", encoding="utf-8") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", "80")
+        with pytest.raises(SystemExit) as stop:
+            cli.app(["transcribe", "a.wav", "--model", "tiny"])
+    shown = os.read(main, 100_000).decode("utf-8")
+    os.close(main)
+    assert not stop.value.code
+    assert "en 98%" in shown
+    assert "\x1b[" in shown
