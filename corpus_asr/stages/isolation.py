@@ -340,11 +340,11 @@ def _reply(replies: BinaryIO, kind: _Reply, data: bytes = b"") -> None:
 
 
 def _reply_error(replies: BinaryIO, error: Exception) -> None:
-    pickled: bytes | None
+    pickled: bytes | None = None
+    summary = f"{type(error).__module__}.{type(error).__qualname__}: {error}"
     try:
         pickled = pickle.dumps(error, protocol=_PICKLE_PROTOCOL)
-    except Exception:  # a class or an attribute that cannot travel; its text can
-        pickled = None
-    summary = f"{type(error).__module__}.{type(error).__qualname__}: {error}"
+    except Exception as obstacle:  # a class or an attribute that cannot travel; its text can
+        summary += f" (sent as text: {obstacle})"
     trace = "".join(traceback.format_exception(error))
     _reply(replies, _Reply.ERROR, pickle.dumps((pickled, summary, trace)))

@@ -46,7 +46,7 @@ FORMATS = {  # container, codec, sample format, rate, options
     "ogg flac": ("ogg", "flac", "s16", 16000, {}),
     "ac3": ("ac3", "ac3", "fltp", 48000, {}),
     "aiff": ("aiff", "pcm_s16be", "s16", 44100, {}),
-    "caf": ("caf", "pcm_s24le", "s32", 44100, {}),
+    "wav of 24 bits": ("wav", "pcm_s24le", "s32", 44100, {}),
     "mu-law wav": ("wav", "pcm_mulaw", "s16", 8000, {}),
     "mpeg ts": ("mpegts", "aac", "fltp", 48000, {}),
     "g722": ("g722", "g722", "s16", 16000, {}),
