@@ -1,0 +1,235 @@
+"""Transcription for scripts and notebooks: files in, transcripts out, without Ray and tables.
+
+Uses what the pipeline uses: the extract stage's child process, so that a broken file cannot take
+the caller's process down, and the engine, whose slots all files share.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.load import decoding_from
+from corpus_asr.config.stages import ExtractSettings
+from corpus_asr.errors import ItemError
+from corpus_asr.segments import SpeechSpan, Transcript
+from corpus_asr.stages.extract import EXTRACTOR
+from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
+from corpus_asr.storage.model_files import fetch_checkpoint
+from corpus_asr.transcription.engine import Engine, PartRequest, PartTranscript
+from corpus_asr.units import SAMPLE_RATE_HZ
+
+# Parts extracted ahead of the engine: bounds memory to about 10 MiB each.
+_PARTS_IN_FLIGHT = 16
+
+
+@dataclass(slots=True)
+class _Recording:
+    """A file on its way."""
+
+    uri: str
+    parts: list["Future[PartTranscript] | None"] = field(default_factory=list)
+    duration_s: float = 0.0
+    speech_s: float | None = 0.0
+    extracted: bool = False
+
+    @property
+    def done(self) -> bool:
+        return self.extracted and all(part is None or part.done() for part in self.parts)
+
+
+class Transcriber:
+    """A loaded model that transcribes files. Use as a context manager, or call `close`."""
+
+    def __init__(
+        self, engine: Engine, folder: str, *, decoding: Mapping[str, Any], extract: ExtractSettings
+    ) -> None:
+        self._engine = engine
+        self._decoding = dict(decoding)
+        self._child = IsolatedGenerator(
+            EXTRACTOR,
+            init_kwargs={
+                "folder": folder,
+                "endpoint_url": None,
+                "part_s": extract.part_s,
+                "channels": extract.channels,
+                "speech_detection": extract.speech_detection,
+                "speech_pad_s": extract.speech_pad_s,
+            },
+            timeout_s=extract.item_timeout_s,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: str,
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        slots: int | Literal["auto"] = "auto",
+        num_threads: int | None = None,
+        extract: ExtractSettings | None = None,
+        **decoding: Any,
+    ) -> Self:
+        """Load a checkpoint.
+
+        Args:
+            checkpoint: a folder, an fsspec address or a hub name.
+            revision: hub branch, tag or commit.
+            device: `auto`, `cpu`, `cuda` or `cuda:N`.
+            dtype: `auto`, `float32`, `float16` or `bfloat16`.
+            slots: windows decoded side by side.
+            num_threads: CPU threads for the model; None leaves torch's own choice.
+            extract: how audio is cut; None means the defaults.
+            **decoding: any key of the `decoding` settings, as the default of every call.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be had or loaded.
+            ConfigError: a wrong option.
+        """
+        folder = fetch_checkpoint(checkpoint, revision=revision)
+        engine = Engine.from_folder(
+            folder,
+            decoding=decoding_from(decoding),
+            device=device,
+            dtype=dtype,
+            slots=slots,
+            num_threads=num_threads,
+        )
+        return cls(engine, str(folder), decoding=decoding, extract=extract or ExtractSettings())
+
+    def transcribe(self, path: str, **decoding: Any) -> Transcript:
+        """Transcribe one file or address.
+
+        Args:
+            path: a local path or any fsspec address.
+            **decoding: keys of the `decoding` settings, for this call alone.
+
+        Raises:
+            FetchError: it cannot be read.
+            DecodeError: it holds no usable audio.
+            ConfigError: a wrong option.
+        """
+        return next(self.transcribe_many([path], **decoding))
+
+    def transcribe_many(
+        self,
+        paths: Iterable[str],
+        *,
+        on_error: Callable[[str, ItemError], None] | None = None,
+        **decoding: Any,
+    ) -> Iterator[Transcript]:
+        """Transcribe files, sharing the model's slots; yields transcripts as they finish.
+
+        Args:
+            paths: local paths or fsspec addresses; taken as needed, so it may be endless.
+            on_error: told of a file that failed, while the others go on; None raises instead.
+            **decoding: keys of the `decoding` settings, for this call alone.
+
+        Raises:
+            ItemError: a file failed and `on_error` is None.
+            ConfigError: a wrong option.
+        """
+        settings = decoding_from(self._decoding | decoding)
+        flying: list[_Recording] = []
+        for path in paths:
+            recording = _Recording(uri=str(path))
+            flying.append(recording)
+            try:
+                for part in self._child.run(ExtractRequest(uri=recording.uri)):
+                    self._submit(recording, part, settings)
+                    yield from self._landed(flying, at_most=_PARTS_IN_FLIGHT, on_error=on_error)
+            except ItemError as error:
+                flying.remove(recording)
+                if on_error is None:
+                    raise
+                on_error(recording.uri, error)
+            recording.extracted = True
+        yield from self._landed(flying, at_most=0, on_error=on_error)
+
+    def close(self) -> None:
+        """Stop the engine and the decoding process."""
+        self._child.close()
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _submit(
+        self, recording: _Recording, part: ExtractedPart, settings: DecodingSettings
+    ) -> None:
+        recording.duration_s += part.num_samples / SAMPLE_RATE_HZ
+        if part.speech is None:
+            recording.speech_s = None
+        elif recording.speech_s is not None:
+            recording.speech_s += sum(end - start for start, end in part.speech)
+        if part.features is None:
+            recording.parts.append(None)
+            return
+        request = _request(recording.uri, part)
+        recording.parts.append(self._engine.submit(request, decoding=settings))
+
+    def _landed(
+        self,
+        flying: list[_Recording],
+        *,
+        at_most: int,
+        on_error: Callable[[str, ItemError], None] | None,
+    ) -> Iterator[Transcript]:
+        """Yield what is finished, and wait until at most so many parts are in flight."""
+        while True:
+            for recording in [one for one in flying if one.done]:
+                flying.remove(recording)
+                try:
+                    yield _transcript(recording)
+                except ItemError as error:
+                    if on_error is None:
+                        raise
+                    on_error(recording.uri, error)
+            running = {
+                part
+                for recording in flying
+                for part in recording.parts
+                if part is not None and not part.done()
+            }
+            if len(running) <= at_most:
+                return
+            wait(running, return_when=FIRST_COMPLETED)
+
+
+def _request(uri: str, part: ExtractedPart) -> PartRequest:
+    assert part.features is not None, "a part with speech has features"
+    assert part.pad_value is not None, "features come with their pad value"
+    speech = part.speech
+    return PartRequest(
+        recording_id=uri,
+        part=part.part,
+        features=part.features,
+        num_samples=part.num_samples,
+        pad_value=part.pad_value,
+        start_s=part.start_sample / SAMPLE_RATE_HZ,
+        speech=None
+        if speech is None
+        else tuple(SpeechSpan(start_s=start, end_s=end) for start, end in speech),
+        language_features=part.language_features,
+        language_window_start_s=part.language_window_start_s,
+    )
+
+
+def _transcript(recording: _Recording) -> Transcript:
+    found = [part.result() for part in recording.parts if part is not None]
+    spoken = [part for part in found if part.language is not None]
+    return Transcript(
+        segments=tuple(segment for part in found for segment in part.segments),
+        language=spoken[0].language if spoken else None,
+        language_probability=spoken[0].language_probability if spoken else None,
+        duration_s=recording.duration_s,
+        speech_s=recording.speech_s,
+        uri=recording.uri,
+    )

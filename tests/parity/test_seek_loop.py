@@ -1,0 +1,168 @@
+"""The seek loop says what openai-whisper's `transcribe` says, segment for segment.
+
+Both run in float32 on the very same features, so texts, tokens and times are compared exactly and
+scores within rounding. One difference is evened out: after the end of the audio openai-whisper pads
+features with 0.0, where this package goes on with the features of digital silence, which is what
+the models were trained on and what `transformers` gives for short clips.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import whisper
+
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.models.whisper.features import WhisperPartFeatures
+from corpus_asr.transcription.engine import Engine, PartRequest, PartTranscript
+from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES
+from tests.support.oracles import openai_whisper, read_audio
+
+GREEDY: dict[str, Any] = {
+    "temperature": (0.0,),
+    "compression_ratio_threshold": None,
+    "logprob_threshold": None,
+    "no_speech_threshold": None,
+}
+# One ulp of a float32 sum over a few hundred log-probabilities.
+SCORE_TOLERANCE = 2e-4
+
+
+@pytest.fixture(scope="module")
+def checkpoint(shared_data: Path) -> Path:
+    return shared_data / "whisper-base-lab"
+
+
+@pytest.fixture(scope="module")
+def oracle(checkpoint: Path) -> whisper.Whisper:
+    return openai_whisper(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Path) -> Iterator[Engine]:
+    with Engine.from_folder(
+        checkpoint, decoding=DecodingSettings(), device="cpu", dtype="float32", slots=4
+    ) as engine:
+        yield engine
+
+
+def request(checkpoint: Path, samples: np.ndarray, *, name: str = "r") -> PartRequest:
+    features = WhisperPartFeatures.from_folder(checkpoint)(samples)
+    features.values[len(samples) // HOP_SAMPLES :] = features.pad_value
+    return PartRequest(
+        recording_id=name,
+        part=0,
+        features=features.values,
+        num_samples=len(samples),
+        pad_value=features.pad_value,
+        start_s=0.0,
+        speech=None,
+    )
+
+
+def expected(
+    oracle: whisper.Whisper,
+    part: PartRequest,
+    samples: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    **options: Any,
+) -> dict[str, Any]:
+    frames = len(samples) // HOP_SAMPLES + WINDOW_FRAMES
+    mel = np.full((frames, part.features.shape[1]), part.pad_value, dtype=np.float32)
+    mel[: len(part.features)] = part.features
+    spectrogram = torch.from_numpy(mel.T.copy())
+    # The package's function of the same name hides the module from attribute access.
+    module = sys.modules["whisper.transcribe"]
+    monkeypatch.setattr(module, "log_mel_spectrogram", lambda *_, **__: spectrogram)
+
+    def pad_or_trim(window: torch.Tensor, length: int) -> torch.Tensor:
+        missing = max(0, length - window.shape[1])
+        return torch.nn.functional.pad(window[:, :length], (0, missing), value=part.pad_value)
+
+    monkeypatch.setattr(module, "pad_or_trim", pad_or_trim)
+    return whisper.transcribe(oracle, samples, fp16=False, verbose=None, sample_len=445, **options)
+
+
+def compare(found: PartTranscript, wanted: dict[str, Any]) -> None:
+    spoken = [segment for segment in wanted["segments"] if segment["text"].strip()]
+    assert [segment.text for segment in found.segments] == [one["text"] for one in spoken]
+    for segment, one in zip(found.segments, spoken, strict=True):
+        assert segment.start_s == pytest.approx(one["start"], abs=1e-6)
+        assert list(segment.tokens) == [token for token in one["tokens"] if token < 50257]
+        assert segment.avg_logprob == pytest.approx(one["avg_logprob"], abs=SCORE_TOLERANCE)
+        assert segment.no_speech_prob == pytest.approx(one["no_speech_prob"], abs=SCORE_TOLERANCE)
+        assert segment.temperature == one["temperature"]
+        assert segment.compression_ratio == pytest.approx(one["compression_ratio"], abs=1e-6)
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_long_recordings_match_segment_for_segment(
+    shared_data: Path,
+    checkpoint: Path,
+    engine: Engine,
+    oracle: whisper.Whisper,
+    monkeypatch: pytest.MonkeyPatch,
+    conditioned: bool,
+) -> None:
+    samples = read_audio(shared_data / "longform" / "ls_2078-142845.flac")[: 60 * SAMPLE_RATE_HZ]
+    part = request(checkpoint, samples)
+    settings = DecodingSettings(language="en", condition_on_prev_tokens=conditioned, **GREEDY)
+    found = engine.submit(part, decoding=settings).result()
+    wanted = expected(
+        oracle,
+        part,
+        samples,
+        monkeypatch,
+        language="en",
+        temperature=0.0,
+        compression_ratio_threshold=None,
+        logprob_threshold=None,
+        no_speech_threshold=None,
+        condition_on_previous_text=conditioned,
+    )
+    assert len(wanted["segments"]) > 5
+    compare(found, wanted)
+
+
+def test_short_clips_match_with_the_language_detected_and_thresholds_on(
+    shared_data: Path,
+    checkpoint: Path,
+    engine: Engine,
+    oracle: whisper.Whisper,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paths = sorted((shared_data / "english_short").glob("*.*"))[:3]
+    paths += sorted((shared_data / "multilingual").glob("*_de*"))[:1]
+    settings = DecodingSettings(language="auto", temperature=(0.0,))
+    audio = [read_audio(path) for path in paths if path.suffix != ".jsonl"]
+    parts = [request(checkpoint, samples, name=str(n)) for n, samples in enumerate(audio)]
+    futures = [engine.submit(part, decoding=settings) for part in parts]
+    for part, samples, future in zip(parts, audio, futures, strict=True):
+        wanted = expected(oracle, part, samples, monkeypatch, temperature=0.0,
+                          condition_on_previous_text=False)  # fmt: skip
+        found = future.result()
+        compare(found, wanted)
+        assert found.language == wanted["language"]
+
+
+def test_results_do_not_depend_on_slots_neighbours_or_order(
+    shared_data: Path, checkpoint: Path, engine: Engine
+) -> None:
+    paths = sorted((shared_data / "english_short").glob("*.wav"))[:3]
+    parts = [request(checkpoint, read_audio(path), name=path.name) for path in paths]
+    # Thresholds no text of this checkpoint passes, so that every window is sampled.
+    settings = DecodingSettings(
+        temperature=(0.0, 0.7), logprob_threshold=-0.01, no_speech_threshold=None
+    )
+    together = [engine.submit(part, decoding=settings) for part in parts]
+    backwards = [engine.submit(part, decoding=settings) for part in reversed(parts)]
+    alone = [engine.submit(part, decoding=settings).result() for part in parts]
+    assert any(segment.temperature == 0.7 for one in alone for segment in one.segments)
+    for first, second, third in zip(together, reversed(backwards), alone, strict=True):
+        texts = [[segment.text for segment in one.segments] for one in
+                 (first.result(), second.result(), third)]  # fmt: skip
+        assert texts[0] == texts[1] == texts[2]
