@@ -1,0 +1,178 @@
+"""Tiny random Whisper checkpoints in Hugging Face layout, so that no test needs a download.
+
+A folder goes in; config.json, weights, preprocessor_config.json and generation_config.json are
+written there by transformers, and with a tokenizer folder its files too. The text such a model
+gives is noise, but the same noise for the same seed.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+Weights = Literal["safetensors", "sharded safetensors", "bin", "sharded bin"]
+
+# Special tokens without a tokenizer: the end is the first, as in the real vocabularies.
+_DEFAULT_VOCAB_SIZE = 1000
+_DEFAULT_END = 900
+
+
+def tiny_whisper(
+    folder: Path,
+    *,
+    seed: int = 0,
+    d_model: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    num_mel_bins: int = 80,
+    vocab_size: int | None = None,
+    tokenizer: Path | None = None,
+    weights: Weights = "safetensors",
+    dtype: torch.dtype = torch.float32,
+    spread: float = 0.1,
+    **config: Any,
+) -> Path:
+    """Write a random checkpoint and return its folder.
+
+    Args:
+        folder: made if needed.
+        seed: of the weights.
+        d_model: width of both towers.
+        layers: of encoder and decoder each; `config` may set `encoder_layers` alone.
+        heads: likewise.
+        num_mel_bins: 80 or 128.
+        vocab_size: default 1,000, or the tokenizer's.
+        tokenizer: folder written by `tests.support.tokenizers`; its files are copied and its
+            special tokens used.
+        weights: how they are stored.
+        dtype: type they are stored in.
+        spread: standard deviation of the weights; at the usual 0.02 a tiny network hardly tells
+            inputs apart.
+        config: further keys of config.json.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = _token_ids(tokenizer)
+    size = vocab_size or (_vocab_size(tokenizer) if tokenizer else _DEFAULT_VOCAB_SIZE)
+    end = ids.get("<|endoftext|>", _DEFAULT_END)
+    start = ids.get("<|startoftranscript|>", _DEFAULT_END + 1)
+    settings: dict[str, Any] = {
+        "vocab_size": size,
+        "d_model": d_model,
+        "num_mel_bins": num_mel_bins,
+        **{f"{tower}_layers": layers for tower in ("encoder", "decoder")},
+        **{f"{tower}_attention_heads": heads for tower in ("encoder", "decoder")},
+        **{f"{tower}_ffn_dim": 4 * d_model for tower in ("encoder", "decoder")},
+        "init_std": spread,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "pad_token_id": end,
+        "decoder_start_token_id": start,
+        "begin_suppress_tokens": [end],
+        **config,
+    }
+    model = _random_model(settings, seed=seed).to(dtype)
+    model.config.dtype = dtype
+    model.config.save_pretrained(folder)
+    _write_weights(model.state_dict(), folder, weights)
+    extractor = transformers.WhisperFeatureExtractor(feature_size=num_mel_bins)
+    extractor.save_pretrained(folder)
+    _write_generation_config(folder, ids, end=end, start=start)
+    if tokenizer is not None:
+        for path in tokenizer.iterdir():
+            if path.resolve() != (folder / path.name).resolve():
+                shutil.copy(path, folder)
+    return folder
+
+
+def _random_model(
+    settings: dict[str, Any], *, seed: int
+) -> transformers.WhisperForConditionalGeneration:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**settings))
+        # Biases and norms too: zeros and ones would hide a mistake in their use.
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                noise = torch.randn_like(parameter) * settings["init_std"]
+                parameter.data += noise
+            elif name.endswith("decoder.embed_tokens.weight"):
+                # No zero row for padding, which transformers makes and training would not.
+                parameter.data.normal_(std=settings["init_std"])
+    return model.eval()
+
+
+def _write_weights(state: dict[str, torch.Tensor], folder: Path, weights: Weights) -> None:
+    if weights in ("safetensors", "sharded safetensors"):
+        # proj_out is left out as transformers does: it is the token embedding.
+        state = {name: t.contiguous() for name, t in state.items() if name != "proj_out.weight"}
+    if weights == "safetensors":
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    elif weights == "bin":
+        torch.save(state, folder / "pytorch_model.bin")
+    elif weights == "sharded safetensors":
+        for name, shard in _shards(state, folder, "model", "safetensors").items():
+            save_file(shard, folder / name, metadata={"format": "pt"})
+    else:
+        for name, shard in _shards(state, folder, "pytorch_model", "bin").items():
+            torch.save(shard, folder / name)
+
+
+def _shards(
+    state: dict[str, torch.Tensor], folder: Path, stem: str, suffix: str
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Deal the tensors out to three shards and write the index."""
+    names = [f"{stem}-{i:05}-of-00003.{suffix}" for i in (1, 2, 3)]
+    shards: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}
+    for i, (key, tensor) in enumerate(state.items()):
+        shards[names[i % 3]][key] = tensor
+    file_of = {key: name for name, shard in shards.items() for key in shard}
+    size = sum(tensor.nbytes for tensor in state.values())
+    index = {"metadata": {"total_size": size}, "weight_map": file_of}
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(index, indent=2))
+    return shards
+
+
+def _write_generation_config(folder: Path, ids: dict[str, int], *, end: int, start: int) -> None:
+    content: dict[str, Any] = {
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "pad_token_id": end,
+        "decoder_start_token_id": start,
+        "begin_suppress_tokens": [end],
+        "suppress_tokens": [],
+        "max_length": 448,
+        "max_initial_timestamp_index": 50,
+        "return_timestamps": False,
+    }
+    if ids:
+        tasks = ("transcribe", "translate")
+        first, last = ids["<|startoftranscript|>"], ids["<|translate|>"]
+        languages = {token: i for token, i in ids.items() if first < i < last}
+        content |= {
+            "is_multilingual": bool(languages),
+            "no_timestamps_token_id": ids["<|notimestamps|>"],
+            "prev_sot_token_id": ids["<|startofprev|>"],
+        }
+        if languages:
+            content |= {
+                "lang_to_id": languages,
+                "task_to_id": {task: ids[f"<|{task}|>"] for task in tasks},
+            }
+    (folder / "generation_config.json").write_text(json.dumps(content, indent=1))
+
+
+def _token_ids(tokenizer: Path | None) -> dict[str, int]:
+    """Ids of all tokens added after the text vocabulary, and of the end token."""
+    if tokenizer is None:
+        return {}
+    added: dict[str, int] = json.loads((tokenizer / "added_tokens.json").read_text())
+    vocab: dict[str, int] = json.loads((tokenizer / "vocab.json").read_text())
+    return {"<|endoftext|>": vocab["<|endoftext|>"], **added}
+
+
+def _vocab_size(tokenizer: Path) -> int:
+    return max(_token_ids(tokenizer).values()) + 1
