@@ -32,6 +32,11 @@ import tests.support.shapes  # noqa: E402, F401  (the hook names it in a string)
 install_import_hook("corpus_asr", "tests.support.shapes.check")
 
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+# How long one example takes says more about the machine than about the code.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")
