@@ -74,7 +74,8 @@ class GuardedFile:
     def __init__(self, file: BinarySource, *, uri: str) -> None:
         self._file = file
         self._uri = uri
-        self._position = 0
+        self._position = 0  # where libav believes to be
+        self._file_position = 0  # moves only to read: damaged headers point anywhere
         self._failure: BaseException | None = None
         try:
             self.num_bytes = file.seek(0, 2)
@@ -108,29 +109,29 @@ class GuardedFile:
         if self._failure is not None or self._position >= self.num_bytes:
             return b""
         try:
+            if self._file_position != self._position:
+                self._file.seek(self._position)
             data = self._file.read(num_bytes)
             if not 0 < len(data) <= num_bytes:  # more than asked for would overrun libav's buffer
                 found = f"{len(data)} bytes came at {self._position} of {self.num_bytes}"
                 raise self._fetch_error(f"{found}, expected 1 to {num_bytes}")
         except BaseException as error:  # kept, not swallowed: `check` raises it
-            self._keep(error)
+            self._failure = error
+            if isinstance(error, OSError):
+                self._failure = self._fetch_error(f"{type(error).__name__}: {error}")
+                self._failure.__cause__ = error
             return b""
         self._position += len(data)
+        self._file_position = self._position
         return bytes(data)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Move to `offset` from the start (0), here (1) or the end (2); negative on failure."""
-        start = (0, self._position, self.num_bytes)[whence]
-        if start + offset < 0 or self._failure is not None:
+        """Move to `offset` from the start (0), here (1) or the end (2); -1 before the start."""
+        target = (0, self._position, self.num_bytes)[whence] + offset
+        if target < 0:
             return -1
-        if start + offset != self._position:
-            try:
-                self._file.seek(start + offset)
-            except BaseException as error:  # kept, not swallowed: `check` raises it
-                self._keep(error)
-                return -1
-            self._position = start + offset
-        return self._position
+        self._position = target
+        return target
 
     def tell(self) -> int:
         """Return the position."""
@@ -139,12 +140,6 @@ class GuardedFile:
     def seekable(self) -> bool:
         """Return true: range reads are what makes hour-long files bearable."""
         return True
-
-    def _keep(self, error: BaseException) -> None:
-        self._failure = error
-        if isinstance(error, OSError):
-            self._failure = self._fetch_error(f"{type(error).__name__}: {error}")
-            self._failure.__cause__ = error
 
     def _fetch_error(self, found: str) -> FetchError:
         return FetchError(

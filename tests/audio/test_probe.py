@@ -187,3 +187,12 @@ def test_the_guard_moves_like_a_file():
     assert file.head(3) == bytes(range(3))
     assert file.tell() == 100
     file.check()
+
+
+def test_a_header_that_points_far_beyond_the_end_is_no_store_failure():
+    file = GuardedFile(io.BytesIO(bytes(100)), uri=URI)
+    assert file.seek(1 << 62) == 1 << 62
+    assert file.read(10) == b""
+    assert file.seek(-100, 2) == 0
+    assert file.read(10) == bytes(10)
+    file.check()
