@@ -16,9 +16,7 @@ from safetensors.torch import save_file
 
 Weights = Literal["safetensors", "sharded safetensors", "bin", "sharded bin"]
 
-# Special tokens without a tokenizer: the end is the first, as in the real vocabularies.
 _DEFAULT_VOCAB_SIZE = 1000
-_DEFAULT_END = 900
 
 
 def tiny_whisper(
@@ -47,7 +45,7 @@ def tiny_whisper(
         num_mel_bins: 80 or 128.
         vocab_size: default 1,000, or the tokenizer's.
         tokenizer: folder written by `tests.support.tokenizers`; its files are copied and its
-            special tokens used.
+            special tokens used. Without one the last two tokens are end and start.
         weights: how they are stored.
         dtype: type they are stored in.
         spread: standard deviation of the weights; at the usual 0.02 a tiny network hardly tells
@@ -57,8 +55,8 @@ def tiny_whisper(
     folder.mkdir(parents=True, exist_ok=True)
     ids = _token_ids(tokenizer)
     size = vocab_size or (_vocab_size(tokenizer) if tokenizer else _DEFAULT_VOCAB_SIZE)
-    end = ids.get("<|endoftext|>", _DEFAULT_END)
-    start = ids.get("<|startoftranscript|>", _DEFAULT_END + 1)
+    end = ids.get("<|endoftext|>", size - 2)
+    start = ids.get("<|startoftranscript|>", size - 1)
     settings: dict[str, Any] = {
         "vocab_size": size,
         "d_model": d_model,
@@ -88,9 +86,7 @@ def tiny_whisper(
     return folder
 
 
-def _random_model(
-    settings: dict[str, Any], *, seed: int
-) -> transformers.WhisperForConditionalGeneration:
+def _random_model(settings: dict[str, Any], *, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**settings))
