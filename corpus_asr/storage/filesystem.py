@@ -8,7 +8,7 @@ import functools
 import io
 import os
 from collections.abc import Iterator
-from typing import BinaryIO, Protocol, cast
+from typing import Protocol
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -95,7 +95,7 @@ def open_store(uri: str, *, endpoint_url: str | None = None) -> tuple[AbstractFi
 
 def open_binary(
     uri: str, *, endpoint_url: str | None = None, policy: RetryPolicy = DEFAULT_POLICY
-) -> BinaryIO:
+) -> io.BufferedReader:
     """Open an object for reading by ranges; a few blocks of it are in memory at a time.
 
     Raises:
@@ -105,7 +105,7 @@ def open_binary(
     uri = normalise(uri)
     store = store_for(uri, endpoint_url=endpoint_url, policy=policy)
     raw = RangeFile(store, uri, policy=policy)
-    return cast(BinaryIO, io.BufferedReader(raw, READ_BUFFER_BYTES))
+    return io.BufferedReader(raw, READ_BUFFER_BYTES)
 
 
 def read_bytes(

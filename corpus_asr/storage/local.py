@@ -11,7 +11,7 @@ import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 import pyarrow as pa
 
@@ -72,7 +72,7 @@ class LocalStore:
                 os.close(descriptor)
         return b"".join(pieces), info
 
-    def download(self, uri: str, target: BinaryIO) -> None:
+    def download(self, uri: str, target: IO[bytes]) -> None:
         """Copy the whole file."""
         with _translated(), open(uri, "rb") as source:
             shutil.copyfileobj(source, target)

@@ -12,7 +12,7 @@ import io
 import json
 import math
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import pyarrow as pa
 
@@ -93,7 +93,7 @@ def _json_safe(value: Any) -> Any:
     return str(value)
 
 
-def _jsonl(file: BinaryIO, manifest: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _jsonl(file: IO[bytes], manifest: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
@@ -106,7 +106,7 @@ def _jsonl(file: BinaryIO, manifest: str) -> Iterator[tuple[str, dict[str, Any]]
         yield f"line {number}", row
 
 
-def _csv(file: BinaryIO, manifest: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv(file: IO[bytes], manifest: str) -> Iterator[tuple[str, dict[str, Any]]]:
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     lines = csv.reader(text, strict=True)
     try:
@@ -128,7 +128,7 @@ def _csv(file: BinaryIO, manifest: str) -> Iterator[tuple[str, dict[str, Any]]]:
         text.detach()
 
 
-def _parquet(file: BinaryIO, manifest: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet(file: IO[bytes], manifest: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         columns = parquet_columns(file)
         if URI_COLUMN not in columns:

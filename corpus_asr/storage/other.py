@@ -6,7 +6,7 @@ In: addresses the scheme's own library understands. Out: bytes, and pages of nam
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import fsspec
 
@@ -87,7 +87,7 @@ class FsspecStore:
             )
         return bytes(data), info
 
-    def download(self, uri: str, target: BinaryIO) -> None:
+    def download(self, uri: str, target: IO[bytes]) -> None:
         """Write the whole object to `target`."""
         with _translated(), self.filesystem.open(self._path(uri), "rb") as source:
             while piece := source.read(_COPY_BYTES):

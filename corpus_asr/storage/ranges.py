@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 from corpus_asr.storage.failures import (
     CHANGED,
@@ -48,7 +48,7 @@ class RangeStore(Protocol):
     def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
         """Return bytes `start` to `end` (less at the object's end) and the version they are of."""
 
-    def download(self, uri: str, target: BinaryIO) -> None:
+    def download(self, uri: str, target: IO[bytes]) -> None:
         """Write the whole object to `target`."""
 
 
@@ -61,15 +61,16 @@ class RangeFile(io.RawIOBase):
     """
 
     def __init__(
-        self, store: RangeStore, uri: str, *, policy: RetryPolicy, block_bytes: int = BLOCK_BYTES
+        self, store: RangeStore, uri: str, *, policy: RetryPolicy, block_bytes: int | None = None
     ) -> None:
         super().__init__()
-        self._store, self._uri, self._policy, self._block_bytes = store, uri, policy, block_bytes
+        self._store, self._uri, self._policy = store, uri, policy
+        self._block_bytes = block_bytes or BLOCK_BYTES
         self._position = 0
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._ahead: tuple[int, Future[bytes]] | None = None
         self._executor: ThreadPoolExecutor | None = None
-        self._whole: BinaryIO | None = None
+        self._whole: IO[bytes] | None = None
         self.info = self._open()
         self.size_bytes = self.info.size_bytes or 0
 
@@ -152,7 +153,7 @@ class RangeFile(io.RawIOBase):
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         self._ahead = (index, self._executor.submit(self._fetch, index))
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: Any) -> int:
         """Fill `buffer` from the present position; 0 at the end."""
         wanted = min(len(buffer), self.size_bytes - self._position)
         if wanted <= 0:

@@ -8,7 +8,7 @@ chain: environment, profile, instance role.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, BinaryIO, TypeVar
+from typing import IO, Any, TypeVar
 
 import s3fs
 from botocore import exceptions
@@ -101,12 +101,10 @@ class S3Store:
         )  # fmt: skip
 
     def _run(self, call: Callable[[Any], Awaitable[T]]) -> T:
-        async def bounded() -> T:
-            client = await self.filesystem.set_session()
-            return await call(client)
-
         async def limited() -> T:
-            return await asyncio.wait_for(bounded(), self._policy.request_timeout_s)
+            # Making a client reads files and asks for credentials: not part of a request's time.
+            client = await self.filesystem.set_session()
+            return await asyncio.wait_for(call(client), self._policy.request_timeout_s)
 
         try:
             result: T = sync(self.filesystem.loop, limited)
@@ -149,7 +147,7 @@ class S3Store:
                 return b"", self.info(uri)
             raise
 
-    def download(self, uri: str, target: BinaryIO) -> None:
+    def download(self, uri: str, target: IO[bytes]) -> None:
         """Write the whole object to `target`."""
         _, info = self.read_range(uri, 0, 1)
         data, _ = self.read_range(uri, 0, max(1, info.size_bytes or 0))

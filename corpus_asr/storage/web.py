@@ -6,7 +6,7 @@ folders: the web has no listing.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import BinaryIO, TypeVar
+from typing import IO, TypeVar
 
 import aiohttp
 import yarl
@@ -144,7 +144,7 @@ class WebStore:
         headers = {"Range": f"bytes={start}-{end - 1}"}
         return self._request("GET", uri, headers, use, limit_s=self._policy.request_timeout_s)
 
-    def download(self, uri: str, target: BinaryIO) -> None:
+    def download(self, uri: str, target: IO[bytes]) -> None:
         """Write the whole object to `target`; silence is limited, the total time is not."""
 
         async def use(response: aiohttp.ClientResponse) -> None:

@@ -1,0 +1,284 @@
+"""Reading, writing and failing, on every kind of store."""
+
+import io
+import multiprocessing
+import os
+import pickle
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from corpus_asr.errors import ConfigError, FetchError
+from corpus_asr.storage import filesystem, ranges
+from corpus_asr.storage.failures import RetryPolicy
+from corpus_asr.storage.filesystem import (
+    exists,
+    list_objects,
+    open_binary,
+    open_store,
+    read_bytes,
+    remove,
+    write_atomic,
+)
+from tests.support.stores import S3Server, WebServer
+
+HOSTILE_NAMES = (
+    "two words.mp3", "a#b.mp3", "a?b.mp3", "a%20b.mp3", "line\nbreak.mp3", "\N{GRINNING FACE}.mp3",
+    "-dash.mp3", "[brackets].mp3", "star*.mp3", "plus+and&.mp3", "quote'\".mp3", "back\\slash.mp3",
+    "a::b.mp3", "caf\u00e9.mp3", "cafe\u0301.mp3", "~tilde.mp3", " lead.mp3", "x?versionId=1",
+)  # fmt: skip
+QUICK = RetryPolicy(attempts=3, first_wait_s=0.001, longest_wait_s=0.002, request_timeout_s=0.5)
+
+
+@pytest.fixture(params=["local", "s3", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str | None]:
+    """A folder's address in each writable store, and its endpoint."""
+    if request.param == "local":
+        return str(tmp_path), None
+    if request.param == "memory":
+        return request.getfixturevalue("memory"), None
+    bucket = request.getfixturevalue("bucket")
+    return f"s3://{bucket}/folder", request.getfixturevalue("s3").endpoint_url
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_hostile_names_are_taken_literally(folder: tuple[str, str | None], name: str) -> None:
+    uri, endpoint_url = f"{folder[0]}/{name}", folder[1]
+    if (uri.startswith("s3:") and "\n" in name) or (uri.startswith("memory:") and "::" in name):
+        pytest.skip("the test server, or fsspec's memory store, does not know such names")
+    write_atomic(uri, b"sound", endpoint_url=endpoint_url)
+    assert exists(uri, endpoint_url=endpoint_url)
+    assert read_bytes(uri, endpoint_url=endpoint_url) == b"sound"
+    assert [found[0] for found in list_objects(folder[0], endpoint_url=endpoint_url)] == [uri]
+    remove(uri, endpoint_url=endpoint_url)
+    assert not exists(uri, endpoint_url=endpoint_url)
+    remove(uri, endpoint_url=endpoint_url)
+
+
+def test_an_empty_object_is_empty(folder: tuple[str, str | None]) -> None:
+    write_atomic(f"{folder[0]}/empty", b"", endpoint_url=folder[1])
+    assert read_bytes(f"{folder[0]}/empty", endpoint_url=folder[1]) == b""
+
+
+def test_random_seeks_and_reads_equal_those_of_a_file(
+    folder: tuple[str, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(filesystem, "READ_BUFFER_BYTES", 64)
+    random.seed(1)
+    data = random.randbytes(10_500)
+    uri = f"{folder[0]}/data"
+    write_atomic(uri, data, endpoint_url=folder[1])
+    expected = io.BytesIO(data)
+    with open_binary(uri, endpoint_url=folder[1]) as file:
+        for _ in range(300):
+            offset, size = random.randrange(11_000), random.choice([1, 10, 700, 2500])
+            if random.random() < 0.5:
+                assert file.seek(offset) == expected.seek(offset)
+            assert file.read(size) == expected.read(size)
+            assert file.tell() == expected.tell()
+        assert file.seek(-5, io.SEEK_END) == len(data) - 5
+        assert file.read() == data[-5:]
+
+
+def test_memory_is_bounded_by_a_few_blocks(web: WebServer) -> None:
+    web.files["long"] = bytes(100_000)
+    store = filesystem.store_for(web.url("long"), policy=QUICK)
+    raw = ranges.RangeFile(store, web.url("long"), policy=QUICK, block_bytes=1000)
+    with io.BufferedReader(raw) as file:
+        while file.read(3000):
+            assert len(raw._blocks) <= ranges.KEPT_BLOCKS
+    asked = [asked for _, _, asked in web.requests]
+    assert len(asked) == len(set(asked)) == 100  # each block once, read ahead or not
+
+
+def test_a_missing_object_says_so(folder: tuple[str, str | None]) -> None:
+    with pytest.raises(FetchError, match=r"^reading .*missing: not found") as caught:
+        open_binary(f"{folder[0]}/missing", endpoint_url=folder[1])
+    assert caught.value.kind == "not_found"
+    assert not caught.value.retryable
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (copy.args, copy.kind, copy.uri) == (caught.value.args, "not_found", caught.value.uri)
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match="found a folder") as caught:
+        open_binary(str(tmp_path))
+    assert caught.value.kind == "not_found"
+
+
+def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FetchError, match="regular file"):
+        open_binary(str(tmp_path / "pipe"))
+
+
+def test_a_missing_bucket_is_not_found(s3: S3Server) -> None:
+    with pytest.raises(FetchError) as caught:
+        open_binary("s3://no-such-bucket-here/key", endpoint_url=s3.endpoint_url)
+    assert caught.value.kind == "not_found"
+    assert list(list_objects("s3://no-such-bucket-here", endpoint_url=s3.endpoint_url)) == []
+
+
+@pytest.mark.parametrize("fault", ["503", "500", "429", "reset", "short", "stall"])
+@pytest.mark.parametrize("scheme", ["http", "s3"])
+def test_passing_failures_are_retried(
+    web: WebServer, s3: S3Server, scheme: str, fault: str
+) -> None:
+    del s3  # its credentials are in the environment
+    data = bytes(range(256)) * 10
+    web.files["b/key"] = data
+    web.stall_s = 0.8
+    web.faults.append(fault)
+    uri = web.url("b/key") if scheme == "http" else "s3://b/key"
+    assert read_bytes(uri, endpoint_url=web.endpoint_url, policy=QUICK) == data
+    assert len(web.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [("503", "fetch"), ("403", "access_denied"), ("404", "not_found"), ("stall", "timeout")],
+)
+@pytest.mark.parametrize("scheme", ["http", "s3"])
+def test_lasting_failures_have_their_kind(
+    web: WebServer, s3: S3Server, scheme: str, fault: str, kind: str
+) -> None:
+    del s3
+    web.files["b/key"] = b"data"
+    web.stall_s = 0.8
+    web.faults.extend([fault] * QUICK.attempts)
+    uri = web.url("b/key") + "?X-Amz-Signature=s3cr3t" if scheme == "http" else "s3://b/key"
+    with pytest.raises(FetchError) as caught:
+        open_binary(uri, endpoint_url=web.endpoint_url, policy=QUICK)
+    assert caught.value.kind == kind
+    lasting = kind in ("access_denied", "not_found")
+    assert caught.value.retryable is not lasting
+    assert len(web.requests) == (1 if lasting else QUICK.attempts)
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_a_dead_server_is_a_failure_to_fetch() -> None:
+    with pytest.raises(FetchError, match="attempts") as caught:
+        open_binary("http://127.0.0.1:9/x.mp3?token=s3cr3t", policy=QUICK)
+    assert caught.value.kind == "fetch"
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_no_secret_is_logged(web: WebServer, caplog: pytest.LogCaptureFixture) -> None:
+    web.files["a"] = b"data"
+    web.faults.append("503")
+    with caplog.at_level("INFO", logger="corpus_asr"):
+        read_bytes(web.url("a") + "?X-Amz-Signature=s3cr3t", policy=QUICK)
+    assert "retry" in caplog.text
+    assert "s3cr3t" not in caplog.text
+
+
+@pytest.mark.parametrize("scheme", ["http", "s3"])
+def test_an_object_that_changes_while_read_fails(
+    web: WebServer, s3: S3Server, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del s3
+    monkeypatch.setattr(ranges, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(filesystem, "READ_BUFFER_BYTES", 10)
+    web.files["b/key"], web.etags["b/key"] = bytes(1000), "one"
+    uri = web.url("b/key") if scheme == "http" else "s3://b/key"
+    with open_binary(uri, endpoint_url=web.endpoint_url, policy=QUICK) as file:
+        assert file.read(50) == bytes(50)
+        web.etags["b/key"] = "two"
+        with pytest.raises(FetchError, match="changed") as caught:
+            file.read(900)
+    assert caught.value.kind == "changed"
+
+
+def test_a_local_file_that_grows_while_read_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(filesystem, "READ_BUFFER_BYTES", 10)
+    path = tmp_path / "growing"
+    path.write_bytes(bytes(1000))
+    with open_binary(str(path)) as file:
+        file.read(10)
+        with path.open("ab") as more:
+            more.write(b"more")
+        with pytest.raises(FetchError, match="changed"):
+            file.read()
+
+
+def test_a_server_without_ranges_is_read_whole(web: WebServer) -> None:
+    web.supports_ranges = False
+    web.files["a"] = bytes(range(256)) * 100
+    web.faults.extend(["503", "200"][:1])
+    with open_binary(web.url("a"), policy=QUICK) as file:
+        file.seek(25_000)
+        assert file.read() == web.files["a"][25_000:]
+
+
+def test_a_presigned_address_for_get_only_can_be_looked_up(web: WebServer) -> None:
+    web.files["a"] = b"12345"
+    web.refused_methods.add("HEAD")
+    assert filesystem.describe(web.url("a"), policy=QUICK).size_bytes == 5
+
+
+def test_a_missing_web_object_is_not_found_on_lookup(web: WebServer) -> None:
+    assert not exists(web.url("nothing"), policy=QUICK)
+
+
+def test_a_failed_local_write_leaves_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "file"
+    write_atomic(str(target), b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(FetchError, match="No space left"):
+        write_atomic(str(target), b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert target.read_bytes() == b"old"
+
+
+def test_an_unknown_scheme_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigError, match="quux"):
+        open_binary("quux://x/y")
+
+
+def test_many_threads_read_one_store(s3: S3Server, bucket: str) -> None:
+    uris = [s3.put(bucket, f"{i}", bytes([i]) * 100) for i in range(20)]
+
+    def read(uri: str) -> bytes:
+        return read_bytes(uri, endpoint_url=s3.endpoint_url)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(read, uris)) == [bytes([i]) * 100 for i in range(20)]
+
+
+def _read_in_child(uri: str, endpoint_url: str) -> bytes:
+    return read_bytes(uri, endpoint_url=endpoint_url)
+
+
+def test_a_spawned_process_opens_its_own_connections(s3: S3Server, bucket: str) -> None:
+    uri = s3.put(bucket, "key", b"data")
+    assert _read_in_child(uri, s3.endpoint_url) == b"data"
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(_read_in_child, (uri, s3.endpoint_url)) == b"data"
+
+
+@pytest.mark.parametrize("make", [str, lambda path: f"file://{path}"])
+def test_open_store_serves_libraries_that_want_fsspec(
+    tmp_path: Path, make: Callable[[Path], str]
+) -> None:
+    (tmp_path / "a b").write_bytes(b"x")
+    store, path = open_store(make(tmp_path / "a b"))
+    assert store.cat_file(path) == b"x"
+
+
+def test_open_store_of_s3_travels_to_other_processes(s3: S3Server, bucket: str) -> None:
+    uri = s3.put(bucket, "a", b"x")
+    store, path = pickle.loads(pickle.dumps(open_store(uri, endpoint_url=s3.endpoint_url)))
+    assert store.cat_file(path) == b"x"
