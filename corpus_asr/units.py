@@ -26,6 +26,6 @@ TAIL_FRAMES = 1 + -(-(FFT_SAMPLES // 2) // HOP_SAMPLES)  # 3
 
 MEBIBYTE = 1 << 20
 
-# Silence longer than this is skipped by the seek loop; shorter silence is decoded with what follows,
+# Silence longer than this is skipped by the seek loop; shorter is decoded with what follows,
 # since a window that starts a little before the speech is what the models were trained on.
 LONG_SILENCE_S = 5.0

@@ -32,8 +32,10 @@ NEGATIVE_THRESHOLD = 0.35  # speech may have ended
 # Runs of speech closer than this are one. Hesitant probabilities are the rule in quiet speech, and
 # with 0.4 s of padding on both sides such runs would become one span anyway.
 MIN_SILENCE_S = 0.5
-# Silero's own 250 ms would drop one spoken digit in ten; 99 ms of a clipped word holds no word.
-MIN_SPEECH_S = 0.1
+MIN_SPEECH_S = 0.25  # Silero's own; a tone's onset may look like speech for 160 ms
+# A run that the recording's end cuts off would have been longer: 250 ms here would lose one spoken
+# digit in ten that fills its file. What is below 100 ms holds no word.
+MIN_SPEECH_AT_END_S = 0.1
 
 # The second hearing: of pauses at least this long, and of all that is quieter than this peak.
 PAUSE_S = 1.0
@@ -116,7 +118,7 @@ class SileroDetector:
     ) -> Float32[np.ndarray, " step"]:
         probabilities = [np.zeros(0, dtype=np.float32)]
         for start in range(0, samples.size, BLOCK_SAMPLES):
-            steps = _in_steps(samples[start : start + BLOCK_SAMPLES])  # (step, sample)
+            steps = _in_steps(samples[start : start + BLOCK_SAMPLES])  # (step, offset)
             contexts = np.concatenate([memory.context[None], steps[:-1, -CONTEXT_SAMPLES:]])
             values, memory.hidden, memory.cell = self._session.run(
                 ["speech_probs", "hn", "cn"],
@@ -146,7 +148,7 @@ def _network_path() -> Path:
     )
 
 
-def _in_steps(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, "step sample"]:
+def _in_steps(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, "step offset"]:
     """Cut into whole steps, the last one filled up with zeros."""
     num_steps = -(-samples.size // STEP_SAMPLES)
     steps = np.zeros((num_steps, STEP_SAMPLES), dtype=np.float32)
@@ -201,6 +203,7 @@ def speech_spans(
     threshold: float = THRESHOLD,
     negative_threshold: float = NEGATIVE_THRESHOLD,
     min_speech_s: float = MIN_SPEECH_S,
+    min_speech_at_end_s: float = MIN_SPEECH_AT_END_S,
     min_silence_s: float = MIN_SILENCE_S,
     running: bool = False,
     goes_on: bool = False,
@@ -214,6 +217,7 @@ def speech_spans(
         threshold: see `speech_runs`.
         negative_threshold: see `speech_runs`.
         min_speech_s: runs no longer than this are dropped.
+        min_speech_at_end_s: the same for a run that reaches the end.
         min_silence_s: see `speech_runs`.
         running: whether speech was running before the first step.
         goes_on: whether samples follow; speech that reaches the end is then kept however short.
@@ -229,8 +233,12 @@ def speech_spans(
     spans: list[SampleSpan] = []
     for index, (first, last) in enumerate(runs):
         start, end = first * STEP_SAMPLES, min(last * STEP_SAMPLES, num_samples)
-        is_cut = (running and first == 0) or (goes_on and still_running and index == len(runs) - 1)
-        if end - start <= (0 if is_cut else min_speech_s * SAMPLE_RATE_HZ):
+        at_end = still_running and index == len(runs) - 1
+        if (running and first == 0) or (goes_on and at_end):
+            min_s = 0.0  # only a piece of a run
+        else:
+            min_s = min_speech_at_end_s if at_end else min_speech_s
+        if end - start <= min_s * SAMPLE_RATE_HZ:
             continue
         start, end = max(0, start - pad_samples), min(num_samples, end + pad_samples)
         if spans and start <= spans[-1][1]:

@@ -1,3 +1,5 @@
+"""Filters and log-mel features against transformers and openai-whisper."""
+
 import time
 import tracemalloc
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Blocks of power spectra against a plain float64 transform of the whole array."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings

@@ -1,3 +1,5 @@
+"""A part's features against openai-whisper's padded recording; what a checkpoint may ask for."""
+
 import json
 from pathlib import Path
 

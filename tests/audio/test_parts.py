@@ -1,0 +1,273 @@
+"""Parts lose and double nothing, whatever the chunks, and are cut where nobody speaks."""
+
+import tracemalloc
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from corpus_asr.audio.activity import (
+    BLOCK_SAMPLES,
+    MIN_SPEECH_S,
+    STEP_SAMPLES,
+    SileroDetector,
+    true_runs,
+)
+from corpus_asr.audio.parts import AudioPart, PartCutter, quietest_border
+from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
+from tests.support.signals import read_clip
+
+SPEECH_LEVEL = 0.1
+PART_S = 5.0
+
+
+class LoudIsSpeech(SileroDetector):
+    """Frames, blocks and streams as the real one; but speech is whatever has power."""
+
+    def _hear(self, samples: np.ndarray, memory: object) -> np.ndarray:
+        num_steps = -(-samples.size // STEP_SAMPLES)
+        steps = np.zeros(num_steps * STEP_SAMPLES, dtype=np.float32)
+        steps[: samples.size] = samples
+        power = np.square(steps.reshape(num_steps, STEP_SAMPLES)).mean(axis=1)
+        return (power / (power + np.float32(0.1 * SPEECH_LEVEL**2))).astype(np.float32)
+
+
+DETECTOR = LoudIsSpeech()
+
+
+def alternating(stretches_s: list[float], seed: int = 0) -> np.ndarray:
+    """Noise and silence in turns."""
+    rng = np.random.default_rng(seed)
+    pieces = [
+        SPEECH_LEVEL * (index % 2 == 0) * rng.standard_normal(int(seconds * SAMPLE_RATE_HZ))
+        for index, seconds in enumerate(stretches_s)
+    ]
+    return np.concatenate([np.zeros(0), *pieces]).astype(np.float32)
+
+
+def cut(
+    samples: np.ndarray,
+    *,
+    chunks: list[int] | None = None,
+    part_s: float = PART_S,
+    detector: SileroDetector | None = DETECTOR,
+) -> list[AudioPart]:
+    cutter = PartCutter(part_s=part_s, speech_pad_s=0.2, detector=detector)
+    parts: list[AudioPart] = []
+    for chunk in np.split(samples, np.cumsum(chunks or [])):
+        parts += cutter.feed(chunk)
+    return [*parts, *cutter.finish()]
+
+
+def recordings() -> st.SearchStrategy[np.ndarray]:
+    stretches = st.lists(st.floats(0.01, 8.0), min_size=1, max_size=8)
+    return st.builds(alternating, stretches, st.integers(0, 5))
+
+
+DETECTORS = st.sampled_from([DETECTOR, None])
+
+
+@given(samples=recordings(), detector=DETECTORS)
+@settings(max_examples=60, deadline=None)
+def test_parts_joined_are_the_recording(
+    samples: np.ndarray, detector: SileroDetector | None
+) -> None:
+    parts = cut(samples, detector=detector)
+    assert np.array_equal(np.concatenate([part.samples for part in parts]), samples)
+    starts = np.cumsum([0, *(part.samples.size for part in parts)])
+    assert [part.start_sample for part in parts] == starts[:-1].tolist()
+    assert all(0 < part.samples.size <= PART_S * SAMPLE_RATE_HZ for part in parts)
+
+
+@given(
+    samples=recordings(),
+    detector=DETECTORS,
+    chunks=st.lists(st.integers(0, 3 * BLOCK_SAMPLES), max_size=12),
+)
+@settings(max_examples=60, deadline=None)
+def test_parts_do_not_depend_on_chunks(
+    samples: np.ndarray, detector: SileroDetector | None, chunks: list[int]
+) -> None:
+    whole = cut(samples, detector=detector)
+    chunked = cut(samples, detector=detector, chunks=chunks)
+    assert [(part.start_sample, part.samples.size, part.speech) for part in whole] == [
+        (part.start_sample, part.samples.size, part.speech) for part in chunked
+    ]
+
+
+@given(samples=recordings())
+@settings(max_examples=60, deadline=None)
+def test_spans_lie_apart_inside_their_part(samples: np.ndarray) -> None:
+    for part in cut(samples):
+        assert part.speech is not None
+        bounds = [bound for span in part.speech for bound in span]
+        assert all(before < after for before, after in pairwise(bounds))
+        end = part.start_sample + part.samples.size
+        assert all(part.start_sample <= bound <= end for bound in bounds)
+
+
+@given(samples=recordings())
+@settings(max_examples=60, deadline=None)
+def test_no_speech_is_outside_the_spans(samples: np.ndarray) -> None:
+    covered = np.zeros(samples.size, dtype=bool)
+    for part in cut(samples):
+        for start, end in part.speech or ():
+            covered[start:end] = True
+    # Zeros inside of noise are as unlikely as can be, so this is exactly the noise.
+    for start, end in true_runs(samples != 0):
+        if end - start > MIN_SPEECH_S * SAMPLE_RATE_HZ + 2 * STEP_SAMPLES:
+            assert covered[start:end].all()
+
+
+@given(
+    speech_s=st.lists(st.floats(0.3, 2.0), min_size=6, max_size=12),
+    silence_s=st.floats(0.2, 1.0),
+    detector=DETECTORS,
+)
+@settings(max_examples=60, deadline=None)
+def test_cuts_fall_into_silence(
+    speech_s: list[float], silence_s: float, detector: SileroDetector | None
+) -> None:
+    # The last quarter of 10 s is searched: longer than any speech here with a pause around it.
+    samples = alternating([stretch for speech in speech_s for stretch in (speech, silence_s)])
+    for part in cut(samples, part_s=10.0, detector=detector)[1:]:
+        around = samples[part.start_sample - STEP_SAMPLES // 2 :][:STEP_SAMPLES]
+        assert not around.any()
+
+
+def test_the_cut_is_in_the_middle_of_the_longest_pause() -> None:
+    samples = alternating([16.0, 0.3, 0.5, 1.6, 0.5, 0.2, 5.0])
+    first, *_ = cut(samples, part_s=20.0)
+    middle_s = 16.0 + 0.3 + 0.5 + 0.8
+    assert abs(first.samples.size / SAMPLE_RATE_HZ - middle_s) <= 0.04
+
+
+def test_without_a_pause_the_cut_is_at_the_least_probable_step() -> None:
+    samples = alternating([30.0])
+    dip = int(8.7 * SAMPLE_RATE_HZ) // STEP_SAMPLES
+    samples[dip * STEP_SAMPLES : (dip + 1) * STEP_SAMPLES] *= np.float32(0.4)
+    first, second, *_ = cut(samples, part_s=10.0)
+    assert second.start_sample == dip * STEP_SAMPLES
+    assert first.speech == ((0, second.start_sample),)
+    assert second.speech == ((second.start_sample, second.start_sample + second.samples.size),)
+
+
+def test_a_word_cut_short_by_the_cut_is_kept() -> None:
+    # Speech begins 64 ms before the only place to cut: alone, too short to count.
+    samples = alternating([0.0, 7.552, 8.0])
+    dip = int(7.616 * SAMPLE_RATE_HZ)
+    samples[dip : dip + STEP_SAMPLES] *= np.float32(0.4)
+    cutter = PartCutter(part_s=10.0, speech_pad_s=0.0, detector=DETECTOR)
+    parts = [*cutter.feed(samples), *cutter.finish()]
+    assert (
+        sum(end - start for part in parts for start, end in part.speech or ())
+        >= (samples != 0).sum()
+    )
+
+
+@pytest.mark.parametrize("detector", [DETECTOR, None])
+def test_a_recording_of_exactly_one_part_is_not_cut(detector: SileroDetector | None) -> None:
+    samples = alternating([PART_S])
+    assert len(cut(samples, detector=detector)) == 1
+    assert len(cut(np.append(samples, np.float32(0.1)), detector=detector)) == 2
+
+
+@pytest.mark.parametrize("detector", [DETECTOR, None])
+def test_an_empty_recording_has_no_parts(detector: SileroDetector | None) -> None:
+    assert cut(np.zeros(0, dtype=np.float32), detector=detector) == []
+
+
+def test_silence_has_parts_but_no_speech() -> None:
+    parts = cut(np.zeros(12 * SAMPLE_RATE_HZ, dtype=np.float32))
+    assert [part.speech for part in parts] == [()] * len(parts)
+    assert len(parts) == 3
+
+
+def test_without_a_detector_speech_is_unknown() -> None:
+    assert [part.speech for part in cut(alternating([1.0]), detector=None)] == [None]
+
+
+def test_broken_samples_count_as_zeros() -> None:
+    samples = alternating([1.0])
+    samples[[5, 50, 500, 5000]] = [np.nan, np.inf, -np.inf, 1e30]
+    (part,) = cut(samples)
+    kept = samples.copy()
+    kept[[5, 50, 500, 5000]] = 0.0
+    assert np.array_equal(part.samples, kept)
+    assert part.speech == ((0, samples.size),)
+
+
+def test_samples_are_taken_even_if_nobody_asks_for_parts() -> None:
+    samples = alternating([8.0, 1.0, 8.0])
+    cutter = PartCutter(part_s=PART_S, speech_pad_s=0.2, detector=DETECTOR)
+    cutter.feed(samples[:100_000])
+    cutter.feed(samples[100_000:])
+    parts = list(cutter.finish())
+    assert np.array_equal(np.concatenate([part.samples for part in parts]), samples)
+
+
+def test_a_detector_left_in_the_middle_of_a_recording_starts_afresh() -> None:
+    samples = alternating([3.0, 1.0, 3.0])
+    expected = cut(samples)
+    DETECTOR.feed(samples[:12_345])
+    assert [part.speech for part in cut(samples)] == [part.speech for part in expected]
+
+
+def test_parts_shorter_than_a_block_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"found part_s 1\.0, expected at least 2\.048"):
+        PartCutter(part_s=1.0, speech_pad_s=0.4, detector=None)
+
+
+@pytest.mark.parametrize("detector", [DETECTOR, None])
+def test_memory_is_bounded_by_the_part(detector: SileroDetector | None) -> None:
+    def chunks() -> Iterator[np.ndarray]:
+        for seed in range(120):  # 10 minutes
+            yield alternating([2.0, 1.0, 2.0], seed)
+
+    cutter = PartCutter(part_s=30.0, speech_pad_s=0.4, detector=detector)
+    part_bytes = 30 * SAMPLE_RATE_HZ * 4
+    tracemalloc.start()
+    for chunk in chunks():
+        for _ in cutter.feed(chunk):
+            pass
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 5 * part_bytes + MEBIBYTE
+
+
+@given(
+    scores=st.lists(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]), min_size=1, max_size=60),
+    quiet_below=st.sampled_from([0.0, 0.35, 0.95]),
+)
+@settings(deadline=None)
+def test_the_border_is_inside_the_longest_quiet_run(
+    scores: list[float], quiet_below: float
+) -> None:
+    values = np.array(scores, dtype=np.float32)
+    border = quietest_border(values, quiet_below=quiet_below)
+    assert 1 <= border <= len(scores)
+    runs = true_runs(values < quiet_below)
+    if runs:
+        longest = max(end - start for start, end in runs)
+        assert any(
+            start < border <= end and abs(2 * border - start - end) <= 1
+            for start, end in runs
+            if end - start == longest
+        )
+    else:
+        assert border == 1 or values[border] == values.min()
+
+
+def test_real_recordings_are_cut_between_words(shared_data: Path) -> None:
+    samples = read_clip(shared_data / "longform" / "ls_777-126732.ogg")
+    parts = cut(samples, part_s=30.0, detector=SileroDetector())
+    assert len(parts) >= 5
+    assert np.array_equal(np.concatenate([part.samples for part in parts]), samples)
+    loud = np.sqrt(np.square(samples).mean())
+    for part in parts[1:]:
+        around = samples[part.start_sample - 800 : part.start_sample + 800]
+        assert np.sqrt(np.square(around).mean()) < 0.2 * loud
