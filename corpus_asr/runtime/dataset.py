@@ -39,8 +39,9 @@ _LOG_LEVELS = {
     "ray.data": logging.WARNING,
     # Says that progress bars are off, as was asked.
     "ray.data._internal.progress": logging.ERROR,
-    # Prints the traceback of an error that is raised all the same.
+    # Print the traceback of an error that is raised all the same.
     "ray.data.exceptions": logging.CRITICAL,
+    "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
 }
 _RAY_ADVICE = "\nFailed to apply UDF transform"
 

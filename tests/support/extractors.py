@@ -7,6 +7,8 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,17 @@ def _extract(request: ExtractRequest) -> Iterator[ExtractedPart]:
         yield scripted_part(
             part, wanted=part not in request.done_parts, silent=part == said.get("silent")
         )
+
+
+def make_telling(**_: Any) -> Callable[[ExtractRequest], Iterator[ExtractedPart]]:
+    """Return an extractor that tells, as the codec, which libraries its parent has loaded."""
+
+    def tell(_: ExtractRequest) -> Iterator[ExtractedPart]:
+        paths = Path(f"/proc/{os.getppid()}/maps").read_text()
+        known = ("arrow", "torch", "avcodec", "onnxruntime", "raylet")
+        yield replace(scripted_part(0), codec=" ".join(name for name in known if name in paths))
+
+    return tell
 
 
 def scripted_part(part: int, *, wanted: bool = True, silent: bool = False) -> ExtractedPart:

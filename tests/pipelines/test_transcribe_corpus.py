@@ -1,0 +1,153 @@
+import io
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import ConfigError
+from corpus_asr.schemas import OUTCOMES
+from corpus_asr.storage.tables import OutputStore
+from pipelines.transcribe_corpus import run
+from tests.support.corpora import demo_corpus, job, outcomes_in, segments_in, tiny_model
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return demo_corpus(tmp_path_factory.mktemp("corpus") / "audio")
+
+
+@pytest.fixture(scope="session")
+def finished(corpus: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A job that was run in this process; its output is not to be changed."""
+    config = job(corpus, model, tmp_path_factory.mktemp("local") / "output")
+    run(config, local=True, progress=None)
+    return config
+
+
+def copied(config: RunConfig, folder: Path) -> RunConfig:
+    """Return the same job over a copy of its output."""
+    shutil.copytree(config.output.uri, folder)
+    output = config.output.model_copy(update={"uri": str(folder)})
+    return config.model_copy(update={"output": output})
+
+
+def test_every_recording_is_accounted_for(finished: RunConfig):
+    output = Path(finished.output.uri)
+    outcomes = outcomes_in(output)
+    assert {name for name, _ in outcomes} == {
+        "broken.mp3", "english.wav", "german.opus", "longer.mp3", "silence.flac",
+    }  # fmt: skip
+    assert outcomes["silence.flac", 0]["status"] == "no_speech"
+    failed = outcomes["broken.mp3", 0]
+    assert failed["status"] == "failed"
+    assert failed["error_stage"] == "extract"
+    assert failed["error_kind"] == "not_audio"
+    assert failed["last_part"]
+    spoken = outcomes["english.wav", 0]
+    assert spoken["status"] == "ok"
+    assert spoken["device"]
+    assert spoken["segments_written"] > 0
+    assert (output / "_SUCCESS").exists()
+    counts = json.loads((output / "run.json").read_text())["counts"]
+    assert (counts["listed"], counts["left"], counts["failed"]) == (5, 0, 1)
+
+
+def test_parts_join_without_gaps_and_share_their_language(finished: RunConfig):
+    parts = [
+        row for (name, _), row in sorted(outcomes_in(Path(finished.output.uri)).items())
+        if name == "longer.mp3"
+    ]  # fmt: skip
+    assert len(parts) > 1
+    assert [row["last_part"] for row in parts] == [False] * (len(parts) - 1) + [True]
+    assert parts[0]["part_start_s"] == 0.0
+    for before, after in itertools.pairwise(parts):
+        assert before["part_end_s"] == after["part_start_s"]
+    assert len({row["language"] for row in parts if row["status"] == "ok"}) == 1
+
+
+def test_a_finished_job_does_nothing_again_and_loads_neither_ray_nor_torch(
+    finished: RunConfig, tmp_path: Path
+):
+    config = copied(finished, tmp_path / "output")
+    code = (
+        "import sys; from corpus_asr.config.run import RunConfig; "
+        "from pipelines.transcribe_corpus import run; "
+        "summary = run(RunConfig.model_validate_json(sys.argv[1]), local=False, progress=None); "
+        "assert not {'ray', 'torch'} & set(sys.modules); "
+        "print(summary.files, summary.done, summary.failed, summary.processed_files)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, config.model_dump_json()],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["5", "4", "1", "0"]
+    assert (tmp_path / "output" / "_SUCCESS").exists()
+    assert segments_in(tmp_path / "output") == segments_in(Path(finished.output.uri))
+
+
+def test_a_half_done_recording_redoes_only_its_missing_parts(
+    finished: RunConfig, corpus: Path, model: Path, tmp_path: Path
+):
+    config = job(corpus, model, tmp_path / "output")
+    run(config, local=True, progress=None)
+    before = outcomes_in(tmp_path / "output")
+    store = OutputStore(config.output.uri)
+    for name in store.names("outcomes"):
+        outcomes = store.read_table(name, OUTCOMES)
+        keep = [
+            not (row["uri"].endswith("longer.mp3") and row["part"] == 1)
+            for row in outcomes.to_pylist()
+        ]
+        store.write_table(name, outcomes.filter(keep))
+    summary = run(config, local=True, progress=None)
+    assert summary.processed_files == 1
+    after = outcomes_in(tmp_path / "output")
+    assert after.keys() == before.keys()
+    again = {key for key in after if after[key]["run_id"] == summary.run_id}
+    assert again == {("longer.mp3", 1)}
+
+
+def test_other_settings_in_the_same_folder_are_refused(finished: RunConfig):
+    changed = finished.model_copy(
+        update={"decoding": finished.decoding.model_copy(update={"language": "de"})}
+    )
+    with pytest.raises(ConfigError, match=r"decoding\.language"):
+        run(changed, local=True, progress=None)
+
+
+def test_progress_says_what_is_used_and_what_was_done(corpus: Path, model: Path, tmp_path: Path):
+    said = io.StringIO()
+    config = job(corpus / "silence.flac", model, tmp_path / "output")
+    summary = run(config, local=True, progress=said)
+    lines = said.getvalue().splitlines()
+    assert lines[0].startswith("extract: up to 1 workers")
+    assert lines[-1].startswith("1/1 files, 0 failed, 0 left")
+    assert (summary.files, summary.done, summary.no_speech) == (1, 1, 1)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_ray_and_this_process_give_the_same_rows(
+    finished: RunConfig, corpus: Path, model: Path, tmp_path: Path
+):
+    config = job(corpus, model, tmp_path / "output")
+    summary = run(config, local=False, progress=None)
+    assert (summary.files, summary.done, summary.failed) == (5, 4, 1)
+    assert segments_in(tmp_path / "output") == segments_in(Path(finished.output.uri))
+    here, there = outcomes_in(Path(finished.output.uri)), outcomes_in(tmp_path / "output")
+    varying = {"run_id", "decode_s", "transcribe_s", "segments_object"}
+    assert here.keys() == there.keys()
+    for key, row in here.items():
+        for name in row.keys() - varying:
+            assert there[key][name] == pytest.approx(row[name], abs=1e-6), (key, name)

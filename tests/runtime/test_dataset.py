@@ -1,0 +1,122 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import CheckpointError, EngineError, FetchError
+from corpus_asr.runtime.cluster import Cluster
+from corpus_asr.runtime.dataset import own_error, run_on_ray
+from corpus_asr.runtime.progress import Progress, Tally
+from corpus_asr.runtime.resources import resolve_resources
+from tests.support.engines import broken_engine, scripted_engine
+from tests.support.scripted import EXTRACTOR, committer_of, outcomes_by_part, scripted_job
+from tests.support.tables import packs_of
+
+
+def run(
+    cluster: Cluster,
+    config: RunConfig,
+    *packs: pa.Table,
+    engine=scripted_engine,
+    extractor: str = EXTRACTOR,
+) -> Tally:
+    """Write a plan of `packs` and work it off on the session's Ray."""
+    folder = Path(config.output.uri) / "_run" / "plan" / "packs"
+    folder.mkdir(parents=True)
+    pq.write_table(pa.concat_tables(packs), folder / "00000.parquet")
+    progress = Progress(total_files=1, total_bytes=0, stream=None)
+    run_on_ray(
+        config,
+        str(folder),
+        committer_of(config),
+        resources=resolve_resources(
+            config, cluster.nodes, num_packs=len(packs), store_bytes=cluster.store_bytes
+        ),
+        progress=progress,
+        engine_factory=engine,
+        extractor=extractor,
+    )
+    return progress.tally
+
+
+@pytest.mark.ray
+def test_crashes_on_either_side_cost_one_part_and_nothing_is_lost_or_doubled(
+    ray_session: Cluster, tmp_path: Path
+):
+    config = scripted_job(tmp_path)
+    tally = run(
+        ray_session,
+        config,
+        packs_of("a/parts=3/silent=1", "crashing/parts=3/crash=1"),
+        packs_of("kill/parts=1", "item-error/parts=1"),
+        *(packs_of(f"{number}/parts=2") for number in range(5)),
+    )
+    outcomes = outcomes_by_part(config)
+    found = {
+        key: (row["status"], row["error_kind"])
+        for key, row in outcomes.items()
+        if not key[0][0].isdigit()
+    }
+    assert found == {
+        ("a/parts=3/silent=1", 0): ("ok", None),
+        ("a/parts=3/silent=1", 1): ("no_speech", None),
+        ("a/parts=3/silent=1", 2): ("ok", None),
+        ("crashing/parts=3/crash=1", 0): ("ok", None),
+        ("crashing/parts=3/crash=1", 1): ("failed", "decoder_crashed"),
+        # The extract process died with its parts; the actor died twice before it was given up.
+        ("kill/parts=1", 0): ("failed", "poison"),
+        ("item-error/parts=1", 0): ("failed", "scripted"),
+    }
+    assert outcomes["kill/parts=1", 0]["attempts"] == 2
+    assert all(
+        outcomes[f"{n}/parts=2", part]["status"] == "ok" for n in range(5) for part in (0, 1)
+    )
+    assert (tally.parts, tally.files, tally.failed) == (17, 9, 3)
+
+
+@pytest.mark.ray
+def test_the_extract_actor_has_no_torch(ray_session: Cluster, tmp_path: Path):
+    config = scripted_job(tmp_path)
+    run(ray_session, config, packs_of("modules"), extractor="tests.support.extractors:make_telling")
+    (row,) = outcomes_by_part(config).values()
+    assert row["codec"] == "arrow raylet"
+
+
+@pytest.mark.ray
+def test_an_engine_that_gives_up_ends_the_run_with_its_own_words(
+    ray_session: Cluster, tmp_path: Path
+):
+    config = scripted_job(tmp_path)
+    with pytest.raises(EngineError) as caught:
+        run(ray_session, config, packs_of("a"), engine=broken_engine)
+    assert str(caught.value) == f"loading {config.model.checkpoint}: no device (scripted)"
+
+
+@pytest.mark.ray
+def test_an_unusable_checkpoint_ends_the_run(ray_session: Cluster, tmp_path: Path):
+    config = scripted_job(tmp_path)
+    with pytest.raises(CheckpointError, match="scripted"):
+        run(
+            ray_session,
+            config,
+            packs_of("a"),
+            extractor="tests.support.extractors:make_unusable",
+        )
+
+
+def test_own_errors_are_found_below_rays():
+    inner = FetchError("writing: no space", kind="fetch")
+    outer = ray.exceptions.RayTaskError("f", "traceback", inner)
+    found = own_error(outer)
+    assert type(found) is FetchError
+    assert str(found) == "writing: no space"
+
+
+def test_anything_else_becomes_an_engine_error_that_says_what_is_kept():
+    found = own_error(TimeoutError("nothing happened\nfor an hour"))
+    assert isinstance(found, EngineError)
+    assert "TimeoutError: for an hour" in str(found)
+    assert "committed" in str(found)

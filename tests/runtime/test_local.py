@@ -1,0 +1,118 @@
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import CheckpointError, EngineError
+from corpus_asr.runtime.commit import Committer
+from corpus_asr.runtime.local import run_local
+from corpus_asr.runtime.progress import Progress, Tally
+from corpus_asr.runtime.resources import resolve_resources, this_machine
+from tests.support.engines import ScriptedEngine, broken_engine, scripted_engine
+from tests.support.scripted import EXTRACTOR, committer_of, outcomes_by_part, scripted_job
+from tests.support.tables import packs_of
+
+
+def run(
+    config: RunConfig,
+    packs: list[pa.Table] | Iterator[pa.Table],
+    *,
+    engine=scripted_engine,
+    workers: int = 1,
+    extractor: str = EXTRACTOR,
+) -> Tally:
+    resources = resolve_resources(config, (this_machine(),), num_packs=8)
+    progress = Progress(total_files=1, total_bytes=0, stream=None)
+    run_local(
+        config,
+        packs,
+        committer_of(config),
+        resources=replace(resources, extract_workers=workers),
+        progress=progress,
+        engine_factory=engine,
+        extractor=extractor,
+    )
+    return progress.tally
+
+
+def test_every_part_is_committed_and_counted(tmp_path: Path):
+    config = scripted_job(tmp_path)
+    packs = [packs_of("a/parts=3/silent=1", "b/parts=2/fail=1"), packs_of("item-error/parts=1")]
+    tally = run(config, packs, workers=2)
+    found = {key: row["status"] for key, row in outcomes_by_part(config).items()}
+    assert found == {
+        ("a/parts=3/silent=1", 0): "ok",
+        ("a/parts=3/silent=1", 1): "no_speech",
+        ("a/parts=3/silent=1", 2): "ok",
+        ("b/parts=2/fail=1", 0): "ok",
+        ("b/parts=2/fail=1", 1): "failed",
+        ("item-error/parts=1", 0): "failed",
+    }
+    assert (tally.parts, tally.files, tally.failed) == (6, 3, 2)
+    assert tally.audio_s == pytest.approx(5.0)
+
+
+def test_extraction_goes_on_while_the_engine_is_busy_and_waits_when_it_is_full(tmp_path: Path):
+    config = scripted_job(tmp_path, transcribe={"slots": 2})
+    engine = ScriptedEngine(held=True)
+    given = []
+
+    def packs() -> Iterator[pa.Table]:
+        for number in range(100):
+            given.append(number)
+            yield packs_of(f"a{number}/parts=1")
+
+    runner = threading.Thread(
+        target=run, args=(config, packs()), kwargs={"engine": lambda _, **__: engine}
+    )
+    runner.start()
+    with engine.submitted:
+        # Two slots hold two parts each: all four are there before one is answered.
+        assert engine.submitted.wait_for(lambda: len(engine.requests) == 4, timeout=60)
+    runner.join(timeout=1)
+    assert len(engine.requests) == 4
+    assert len(given) < 20
+    engine.release()
+    runner.join(timeout=60)
+    assert len(outcomes_by_part(config)) == 100
+    assert engine.closed
+
+
+def test_an_engine_error_ends_the_run_and_keeps_what_was_committed(tmp_path: Path):
+    config = scripted_job(tmp_path)
+    with pytest.raises(EngineError, match="device is lost"):
+        run(config, [packs_of("engine-error/parts=1", *(f"{i}/parts=9" for i in range(20)))])
+    before = threading.active_count()
+    with pytest.raises(EngineError, match="no device"):
+        run(config, [packs_of("a/parts=1")], engine=broken_engine)
+    assert threading.active_count() <= before + 1
+
+
+def test_an_unusable_checkpoint_ends_the_run(tmp_path: Path):
+    config = scripted_job(tmp_path)
+    with pytest.raises(CheckpointError, match="scripted"):
+        run(config, [packs_of("a")], extractor="tests.support.extractors:make_unusable")
+
+
+def test_a_committer_that_fails_ends_the_run(tmp_path: Path):
+    config = scripted_job(tmp_path / "job")
+    (tmp_path / "in the way").write_text("a file where the output folder should be")
+    resources = resolve_resources(config, (this_machine(),), num_packs=1)
+    blocked = Committer(
+        uri=str(tmp_path / "in the way"), endpoint_url=None, run_id="r", model="m",
+        model_revision="v",
+    )  # fmt: skip
+    with pytest.raises(Exception, match="in the way"):
+        run_local(
+            config,
+            [packs_of("a/parts=1")],
+            blocked,
+            resources=resources,
+            progress=Progress(total_files=1, total_bytes=0, stream=None),
+            engine_factory=scripted_engine,
+            extractor=EXTRACTOR,
+        )

@@ -1,0 +1,197 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from corpus_asr.errors import DecodeError, FetchError
+from corpus_asr.models.whisper.features import WhisperPartFeatures
+from corpus_asr.stages import extraction
+from corpus_asr.stages.extraction import PartExtractor
+from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
+from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES
+from tests.support.audio import noise, tone, wav_bytes
+from tests.support.corpora import DEMO, tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def extractor(model: Path, **changes: Any) -> PartExtractor:
+    usual: dict[str, Any] = {
+        "endpoint_url": None,
+        "part_s": 30.0,
+        "channels": "mix",
+        "speech_detection": "silero",
+        "speech_pad_s": 0.4,
+    }
+    return PartExtractor(folder=str(model), **(usual | changes))
+
+
+def write_noise(path: Path, seconds: float, *, num_channels: int = 1) -> str:
+    samples = noise(seconds, num_channels=num_channels)
+    path.write_bytes(wav_bytes(samples, rate_hz=SAMPLE_RATE_HZ))
+    return str(path)
+
+
+def extract(model: Path, uri: str, *, done: tuple[int, ...] = (), **changes: Any):
+    request = ExtractRequest(uri=uri, done_parts=frozenset(done))
+    return list(extractor(model, **changes)(request))
+
+
+@pytest.fixture(scope="module")
+def speech(model: Path) -> list[ExtractedPart]:
+    return extract(model, str(DEMO / "longer.mp3"))
+
+
+def test_parts_cover_the_recording_and_hold_their_features(speech: list[ExtractedPart]):
+    assert len(speech) > 1
+    assert [part.part for part in speech] == list(range(len(speech)))
+    end = 0
+    for part in speech:
+        assert part.start_sample == end
+        end += part.num_samples
+        assert part.num_samples <= 30 * SAMPLE_RATE_HZ
+        assert part.codec.startswith("mp3")
+        if part.features is not None:
+            assert part.features.dtype == np.float16
+            frames, mel = part.features.shape
+            assert mel == 80
+            assert 2 <= frames - part.num_samples // HOP_SAMPLES <= 3
+
+
+def test_the_first_speech_decides_the_language_window_of_every_part(speech: list[ExtractedPart]):
+    spoken = [part for part in speech if part.features is not None]
+    first, others = spoken[0], spoken[1:]
+    assert first.speech
+    assert first.language_features is None
+    start_s = first.language_window_start_s
+    assert start_s == pytest.approx(first.speech[0][0], abs=HOP_SAMPLES / SAMPLE_RATE_HZ)
+    assert others
+    frame = round((start_s - first.start_sample / SAMPLE_RATE_HZ) * 100)
+    expected = first.features[frame : frame + WINDOW_FRAMES]
+    for part in others:
+        assert part.language_window_start_s == start_s
+        assert part.language_features is not None
+        assert part.language_features.shape == (WINDOW_FRAMES, 80)
+        np.testing.assert_array_equal(part.language_features[: len(expected)], expected)
+        np.testing.assert_array_equal(
+            part.language_features[len(expected) :], np.float16(first.pad_value)
+        )
+
+
+def test_done_parts_are_told_without_features_and_change_nothing_else(
+    model: Path, speech: list[ExtractedPart]
+):
+    again = extract(model, str(DEMO / "longer.mp3"), done=(0,))
+    assert [part.wanted for part in again] == [False] + [True] * (len(speech) - 1)
+    assert again[0].features is None
+    for before, after in zip(speech[1:], again[1:], strict=True):
+        for name in ("start_sample", "speech", "language_window_start_s", "pad_value"):
+            assert getattr(before, name) == getattr(after, name)
+        for name in ("features", "language_features"):
+            np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
+
+
+def test_silence_has_no_features_and_no_language(model: Path):
+    parts = extract(model, str(DEMO / "silence.flac"))
+    assert all(part.speech == () for part in parts)
+    assert all(part.features is None for part in parts)
+    assert all(part.language_window_start_s is None for part in parts)
+
+
+def test_without_detection_everything_is_transcribed_and_the_first_window_tells_the_language(
+    model: Path, tmp_path: Path
+):
+    uri = write_noise(tmp_path / "noise.wav", 45)
+    parts = extract(model, uri, speech_detection="none")
+    assert len(parts) == 2
+    assert all(part.speech is None and part.features is not None for part in parts)
+    assert parts[0].language_features is None
+    assert [part.language_window_start_s for part in parts] == [0.0, 0.0]
+    np.testing.assert_array_equal(
+        parts[1].language_features[: len(parts[0].features)],
+        parts[0].features[:WINDOW_FRAMES],
+    )
+
+
+def test_each_channel_has_parts_of_its_own_in_a_fixed_order(model: Path, tmp_path: Path):
+    uri = write_noise(tmp_path / "stereo.wav", 45, num_channels=2)
+    first = extract(model, uri, channels="each", speech_detection="none")
+    second = extract(model, uri, channels="each", speech_detection="none")
+    order = [(part.part, part.channel, part.start_sample) for part in first]
+    assert order == [(part.part, part.channel, part.start_sample) for part in second]
+    assert [part for part, _, _ in order] == [0, 1, 2, 3]
+    for channel in (0, 1):
+        mine = [part for part in first if part.channel == channel]
+        assert sum(part.num_samples for part in mine) == 45 * SAMPLE_RATE_HZ
+    # One language window for the recording, from the part that came first.
+    assert len({part.language_window_start_s for part in first}) == 1
+
+
+def test_one_channel_is_named(model: Path, tmp_path: Path):
+    uri = write_noise(tmp_path / "stereo.wav", 2, num_channels=2)
+    (part,) = extract(model, uri, channels=1, speech_detection="none")
+    assert part.channel == 1
+    assert part.channels == 2
+
+
+def test_many_channels_make_parts_shorter_and_too_many_are_refused(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    uri = write_noise(tmp_path / "four.wav", 61, num_channels=4)
+    monkeypatch.setattr(extraction, "MAX_BUFFERED_S", 120.0)
+    parts = extract(model, uri, channels="each", speech_detection="none", part_s=600.0)
+    assert max(part.num_samples for part in parts) <= 30 * SAMPLE_RATE_HZ
+    monkeypatch.setattr(extraction, "MAX_CHANNELS_APART", 3)
+    with pytest.raises(DecodeError, match="4 channels") as caught:
+        extract(model, uri, channels="each", speech_detection="none")
+    assert caught.value.kind == "too_many_channels"
+
+
+def test_what_cannot_be_read_or_decoded_raises_its_kind(model: Path, tmp_path: Path):
+    with pytest.raises(FetchError) as missing:
+        extract(model, str(tmp_path / "missing.wav"))
+    assert missing.value.kind == "not_found"
+    (tmp_path / "page.mp3").write_text("<html></html>")
+    with pytest.raises(DecodeError) as page:
+        extract(model, str(tmp_path / "page.mp3"))
+    assert page.value.kind == "not_audio"
+
+
+def test_a_stream_without_samples_is_an_error_and_not_a_recording_without_parts(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    uri = write_noise(tmp_path / "noise.wav", 1)
+
+    class Empty:
+        def __init__(self, file: Any, **_: Any) -> None:
+            self.num_channels = 1
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            return None
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter(())
+
+    monkeypatch.setattr(extraction, "open_audio", Empty)
+    monkeypatch.setattr(PartExtractor, "_cut", lambda *_, **__: iter(()))
+    with pytest.raises(DecodeError) as caught:
+        extract(model, uri)
+    assert caught.value.kind == "empty_audio"
+
+
+def test_features_are_those_of_the_whole_part(model: Path, tmp_path: Path):
+    samples = tone(3)
+    path = tmp_path / "tone.wav"
+    path.write_bytes(wav_bytes(samples, rate_hz=SAMPLE_RATE_HZ, sample_type="flt"))
+    (part,) = extract(model, str(path), speech_detection="none")
+    expected = WhisperPartFeatures.from_folder(model)(samples[0])
+    np.testing.assert_allclose(part.features, expected.values, atol=2e-3)
+    assert part.pad_value == pytest.approx(float(expected.pad_value), abs=1e-3)
