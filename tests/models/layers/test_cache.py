@@ -1,0 +1,93 @@
+"""Slots hold what was written, and nothing else."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from corpus_asr.models.layers.cache import SlotCache, StepView
+
+
+def new_cache(slots: int = 4) -> SlotCache:
+    return SlotCache(
+        layers=2,
+        slots=slots,
+        heads=3,
+        head_dim=5,
+        tokens=7,
+        positions=11,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+
+
+def pair(batch: int, length: int) -> tuple[Tensor, Tensor]:
+    keys, values = torch.randn(2, batch, 3, length, 5)
+    return keys, values
+
+
+@pytest.mark.parametrize("slots", [[0, 1], [2, 3], [3], [1, 0], [0, 2], [3, 1]])
+def test_windows_are_read_back_from_the_slots_they_were_written_to(slots: list[int]) -> None:
+    layer = new_cache().layers[1]
+    keys, values = pair(len(slots), 11)
+    layer.write_window(slots, keys, values)
+    found_keys, found_values = layer.read_window(slots)
+    assert torch.equal(found_keys, keys)
+    assert torch.equal(found_values, values)
+    untouched = sorted({0, 1, 2, 3} - set(slots))
+    assert not layer.cross_keys[untouched].any()
+    assert not layer.cross_values[untouched].any()
+
+
+def test_adjacent_slots_are_read_without_a_copy() -> None:
+    layer = new_cache().layers[0]
+    keys, _ = layer.read_window([1, 2])
+    assert keys.data_ptr() == layer.cross_keys[1].data_ptr()
+
+
+def test_a_prompt_clears_the_values_after_it() -> None:
+    layer = new_cache().layers[0]
+    layer.self_values.fill_(torch.nan)
+    keys, values = pair(2, 3)
+    layer.write_prompts([2, 0], keys, values)
+    assert torch.equal(layer.self_keys[[2, 0], :, :3], keys)
+    assert torch.equal(layer.self_values[[2, 0], :, :3], values)
+    assert not layer.self_values[[2, 0], :, 3:].any()
+    assert layer.self_values[[1, 3]].isnan().all()
+
+
+def test_a_step_writes_one_position_of_each_slot() -> None:
+    layer = new_cache().layers[0]
+    view = StepView.at(torch.tensor([2, 0, 6]), max_positions=7)
+    keys, values = torch.randn(2, 3, 3, 5)
+    layer.write_step(view, keys, values)
+    for slot, position in enumerate([2, 0, 6]):
+        assert torch.equal(layer.self_keys[slot, :, position], keys[slot])
+        assert torch.equal(layer.self_values[slot, :, position], values[slot])
+    assert layer.self_keys.count_nonzero() == keys.numel()
+
+
+def test_a_step_sees_up_to_its_own_position() -> None:
+    view = StepView.at(torch.tensor([2, 0, 4]), max_positions=7)
+    assert view.length == 5
+    seen = ~view.unseen[:, 0, 0]
+    assert seen.sum(1).tolist() == [3, 1, 5]
+    assert seen[:, 0].all()
+
+
+def test_positions_outside_the_cache_are_an_error() -> None:
+    with pytest.raises(ValueError, match="positions 1 to 7: the cache holds 0 to 6"):
+        StepView.at(torch.tensor([1, 7]), max_positions=7)
+
+
+def test_a_moved_slot_takes_everything_along() -> None:
+    cache = new_cache()
+    for layer in cache.layers:
+        for tensor in (layer.self_keys, layer.self_values, layer.cross_keys, layer.cross_values):
+            tensor.copy_(torch.randn_like(tensor))
+    before = [[t.clone() for t in (x.self_keys, x.cross_values)] for x in cache.layers]
+    cache.move(3, 1)
+    for layer, (self_keys, cross_values) in zip(cache.layers, before, strict=True):
+        assert torch.equal(layer.self_keys[1], self_keys[3])
+        assert torch.equal(layer.cross_values[1], cross_values[3])
+        assert torch.equal(layer.self_keys[[0, 2, 3]], self_keys[[0, 2, 3]])
+        assert torch.equal(layer.cross_values[[0, 2, 3]], cross_values[[0, 2, 3]])
