@@ -12,7 +12,7 @@ import io
 import json
 import math
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -67,7 +67,7 @@ def _entry(row: dict[str, Any], place: str, manifest: str, folder: str) -> tuple
     if not isinstance(uri, str) or not uri.strip() or "\0" in uri:
         found = f"columns {', '.join(row)}" if URI_COLUMN not in row else f"uri {uri!r}"
         near = difflib.get_close_matches(URI_COLUMN, [str(name).lower() for name in row], n=1)
-        hint = f"did you mean {near[0]!r}? " if near and URI_COLUMN not in row else ""
+        hint = f"rename {near[0]} to uri if that is it, or " if near and URI_COLUMN not in row else ""
         raise ConfigError(
             f"reading the manifest {shown(manifest)}, {place}: found {found}, expected a column "
             f"uri with the address of a recording; {hint}correct the manifest"
@@ -93,7 +93,7 @@ def _json_safe(value: Any) -> Any:
     return str(value)
 
 
-def _jsonl(file: IO[bytes], manifest: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _jsonl(file: io.BufferedReader, manifest: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
@@ -106,7 +106,7 @@ def _jsonl(file: IO[bytes], manifest: str) -> Iterator[tuple[str, dict[str, Any]
         yield f"line {number}", row
 
 
-def _csv(file: IO[bytes], manifest: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv(file: io.BufferedReader, manifest: str) -> Iterator[tuple[str, dict[str, Any]]]:
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     lines = csv.reader(text, strict=True)
     try:
@@ -128,7 +128,7 @@ def _csv(file: IO[bytes], manifest: str) -> Iterator[tuple[str, dict[str, Any]]]
         text.detach()
 
 
-def _parquet(file: IO[bytes], manifest: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet(file: io.BufferedReader, manifest: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         columns = parquet_columns(file)
         if URI_COLUMN not in columns:

@@ -5,6 +5,7 @@ In: addresses the scheme's own library understands. Out: bytes, and pages of nam
 """
 
 import contextlib
+import datetime
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -46,8 +47,11 @@ def _info(details: dict[str, Any]) -> ObjectInfo:
         if details.get(key):
             return ObjectInfo(size_bytes=size, etag=str(details[key]).strip('"'))
     for key in _TIME_KEYS:
-        if details.get(key):
-            return ObjectInfo(size_bytes=size, etag=f"{size}-{details[key]}")
+        time = details.get(key)
+        if time:
+            # Some libraries answer a lookup with a number and a listing with a date.
+            seconds = time.timestamp() if isinstance(time, datetime.datetime) else time
+            return ObjectInfo(size_bytes=size, etag=f"{size}-{seconds}")
     return ObjectInfo(size_bytes=size, etag=None)
 
 

@@ -31,6 +31,7 @@ from corpus_asr.storage.ranges import ObjectInfo
 T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 10
+PAGE_KEYS = 1000  # the protocol's limit
 READ_TIMEOUT_S = 30  # silence on an open connection
 CLIENT_OPTIONS = {
     "connect_timeout": CONNECT_TIMEOUT_S,
@@ -164,9 +165,9 @@ class S3Store:
         self._run(lambda client: client.delete_object(Bucket=bucket, Key=key))
 
     def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
-        """List the objects whose key starts with that of `prefix`, a thousand per request."""
+        """List the objects whose key starts with that of `prefix`, a page per request."""
         bucket, key = split(prefix)
-        options: dict[str, Any] = {"Bucket": bucket, "Prefix": key, "MaxKeys": 1000}
+        options: dict[str, Any] = {"Bucket": bucket, "Prefix": key, "MaxKeys": PAGE_KEYS}
         if depth == 1:
             options["Delimiter"] = "/"
         while True:

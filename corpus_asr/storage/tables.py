@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -77,7 +77,7 @@ class ParquetFile:
         self._writer.close()
 
 
-def parquet_columns(file: IO[bytes] | str) -> list[str]:
+def parquet_columns(file: io.BufferedReader | str) -> list[str]:
     """Return the column names of a Parquet file.
 
     Raises:
@@ -87,7 +87,10 @@ def parquet_columns(file: IO[bytes] | str) -> list[str]:
 
 
 def parquet_batches(
-    file: IO[bytes] | str, *, columns: Sequence[str] | None = None, batch_rows: int = BATCH_ROWS
+    file: io.BufferedReader | str,
+    *,
+    columns: Sequence[str] | None = None,
+    batch_rows: int = BATCH_ROWS,
 ) -> Iterator[pa.RecordBatch]:
     """Yield a Parquet file's rows, a bounded number at a time.
 

@@ -1,0 +1,222 @@
+"""Which files a source names, in which order, and what it says of them."""
+
+import fnmatch
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corpus_asr.config.stages import SourceSettings
+from corpus_asr.errors import ConfigError, FetchError
+from corpus_asr.schemas import FILES
+from corpus_asr.storage import listing, local
+from corpus_asr.storage import s3 as s3_module
+from corpus_asr.storage.addresses import recording_id
+from corpus_asr.storage.filesystem import write_atomic
+from corpus_asr.storage.listing import glob_regex, list_files
+from tests.support.stores import S3Server, WebServer
+
+TREE = (
+    "a.mp3",
+    "b.WAV",
+    ".hidden.mp3",
+    "notes.TXT",
+    "sub/c.mp3",
+    "sub/deep/d.mp3",
+    "sub/x [1].mp3",
+)
+
+
+def names(source: SourceSettings, base: str) -> list[str]:
+    return [row["uri"].removeprefix(base + "/") for row in rows(source)]
+
+
+def rows(source: SourceSettings) -> list[dict]:
+    batches = list(list_files(source))
+    assert all(batch.schema.equals(FILES, check_metadata=True) for batch in batches)
+    return [row for batch in batches for row in batch.to_pylist()]
+
+
+@pytest.fixture(params=["local", "s3", "memory"])
+def tree(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str | None]:
+    """`TREE` in each kind of store; its address and endpoint."""
+    endpoint_url = None
+    if request.param == "local":
+        base = str(tmp_path)
+    elif request.param == "memory":
+        base = request.getfixturevalue("memory")
+    else:
+        base = f"s3://{request.getfixturevalue('bucket')}/base"
+        endpoint_url = request.getfixturevalue("s3").endpoint_url
+    for name in TREE:
+        write_atomic(f"{base}/{name}", name.encode(), endpoint_url=endpoint_url)
+    return base, endpoint_url
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("", {"a.mp3", "b.WAV", ".hidden.mp3", "sub/c.mp3", "sub/deep/d.mp3", "sub/x [1].mp3"}),
+        ("/", {"a.mp3", "b.WAV", ".hidden.mp3", "sub/c.mp3", "sub/deep/d.mp3", "sub/x [1].mp3"}),
+        ("/sub", {"sub/c.mp3", "sub/deep/d.mp3", "sub/x [1].mp3"}),
+        ("/*.mp3", {"a.mp3", ".hidden.mp3"}),
+        ("/**/*.mp3", {"a.mp3", ".hidden.mp3", "sub/c.mp3", "sub/deep/d.mp3", "sub/x [1].mp3"}),
+        ("/sub/**", {"sub/c.mp3", "sub/deep/d.mp3", "sub/x [1].mp3"}),
+        ("/*/*.mp3", {"sub/c.mp3", "sub/x [1].mp3"}),
+        ("/s*/deep/?.mp3", {"sub/deep/d.mp3"}),
+        ("/[!a].WAV", {"b.WAV"}),
+        ("/sub/x [1].mp3", {"sub/x [1].mp3"}),  # exists: no glob
+        ("/sub/x [[]?].mp3", {"sub/x [1].mp3"}),
+        ("/notes.TXT", {"notes.TXT"}),  # named in full: not filtered
+    ],
+)
+def test_files_folders_and_globs(
+    tree: tuple[str, str | None], pattern: str, expected: set[str]
+) -> None:
+    base, endpoint_url = tree
+    source = SourceSettings(uri=(base + pattern,), endpoint_url=endpoint_url)
+    found = names(source, base)
+    assert set(found) == expected
+    assert len(found) == len(expected)
+    assert names(source, base) == found  # stable
+
+
+def test_rows_say_size_version_and_identity(tree: tuple[str, str | None]) -> None:
+    base, endpoint_url = tree
+    [row] = rows(SourceSettings(uri=(f"{base}/sub/*.mp3",), endpoint_url=endpoint_url))[:1]
+    assert row["uri"] == f"{base}/sub/c.mp3"
+    assert row["recording_id"] == recording_id(row["uri"])
+    assert row["size_bytes"] == len("sub/c.mp3")
+    assert row["etag"]
+    assert '"' not in row["etag"]
+    assert row["metadata"] is None
+    one = rows(SourceSettings(uri=(row["uri"],), endpoint_url=endpoint_url))
+    assert one == [row]  # found the other way, it is the same
+
+
+def test_local_versions_follow_size_and_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp3"
+    path.write_bytes(b"123")
+    status = path.stat()
+    [row] = rows(SourceSettings(uri=(f"file://{path}",)))
+    assert row["etag"] == f"3-{status.st_mtime_ns}"
+    assert row["uri"] == str(path)
+
+
+def test_exclusions_are_counted(tree: tuple[str, str | None]) -> None:
+    base, endpoint_url = tree
+    found = list_files(SourceSettings(uri=(base,), endpoint_url=endpoint_url, exclude=("*.MP3",)))
+    assert sum(batch.num_rows for batch in found) == found.num_files == 2
+    assert found.num_excluded == 5
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("/nothing", "found nothing, expected a file, or a folder with files"),
+        ("/*.flac", "files that match the glob"),
+        ("/*.TXT", "beside 1 left out by source.exclude"),
+    ],
+)
+def test_an_address_of_nothing_is_a_configuration_error(
+    tree: tuple[str, str | None], pattern: str, message: str
+) -> None:
+    base, endpoint_url = tree
+    source = SourceSettings(uri=(base, base + pattern), endpoint_url=endpoint_url)
+    with pytest.raises(ConfigError, match=message) as caught:
+        rows(source)
+    assert base + pattern in str(caught.value)
+
+
+def test_files_named_by_several_addresses_are_listed_once(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(b"x")
+    found = list_files(
+        SourceSettings(uri=(f"{tmp_path}/b", str(tmp_path), f"file://{tmp_path}/", f"{tmp_path}/?"))
+    )
+    uris = [uri for batch in found for uri in batch["uri"].to_pylist()]
+    assert [Path(uri).name for uri in uris] == ["b", "a", "c"]
+    assert found.num_duplicates == 7
+
+
+def test_batches_are_bounded_and_in_name_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "BATCH_ROWS", 7)
+    monkeypatch.setattr(local, "PAGE_ROWS", 5)
+    for index in range(30):
+        (tmp_path / f"{index:02d}.mp3").touch()
+    batches = list(list_files(SourceSettings(uri=(str(tmp_path),))))
+    assert [batch.num_rows for batch in batches] == [7, 7, 7, 7, 2]
+    uris = pa.Table.from_batches(batches)["uri"].to_pylist()
+    assert uris == sorted(uris)
+
+
+def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "real.mp3").write_bytes(b"x")
+    (folder / "loop").symlink_to(folder)
+    (folder / "gone.mp3").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(folder / "pipe")
+    linked = tmp_path / "linked"
+    linked.symlink_to(folder)
+    found = rows(SourceSettings(uri=(str(linked),)))
+    assert [(Path(row["uri"]).name, row["size_bytes"]) for row in found] == [
+        ("gone.mp3", None),
+        ("real.mp3", 1),
+    ]
+
+
+def test_a_name_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.mp3")).touch()
+    with pytest.raises(ConfigError, match="UTF-8"):
+        rows(SourceSettings(uri=(str(tmp_path),)))
+
+
+def test_web_files_are_named_in_full(web: WebServer) -> None:
+    web.files["a b.mp3"], web.etags["a b.mp3"] = b"123", "v1"
+    [row] = rows(SourceSettings(uri=(web.url("a b.mp3"),)))
+    assert (row["size_bytes"], row["etag"]) == (3, "v1")
+    with pytest.raises(ConfigError, match="no folders or globs"):
+        rows(SourceSettings(uri=(web.url("missing*"),)))
+
+
+def test_a_presigned_address_keeps_its_identity(web: WebServer) -> None:
+    web.files["a.mp3"] = b"123"
+    uris = [f"{web.url('a.mp3')}?X-Amz-Signature={signature}" for signature in ("one", "two")]
+    found = rows(SourceSettings(uri=tuple(uris)))
+    assert [row["uri"] for row in found] == uris[:1]
+    assert found[0]["recording_id"] == recording_id(web.url("a.mp3"))
+
+
+def test_refused_listings_are_no_empty_ones(web: WebServer, s3: S3Server) -> None:
+    del s3
+    web.refused_methods |= {"HEAD", "GET"}
+    source = SourceSettings(uri=("s3://bucket/prefix",), endpoint_url=web.endpoint_url)
+    with pytest.raises(FetchError) as caught:
+        rows(source)
+    assert caught.value.kind == "access_denied"
+
+
+def test_long_listings_come_in_pages(
+    s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_module, "PAGE_KEYS", 10)
+    expected = [s3.put(bucket, f"many/{index:04d}.mp3", b"") for index in range(35)]
+    s3.put(bucket, "many/", b"")  # a folder's placeholder
+    found = rows(SourceSettings(uri=(f"s3://{bucket}/many",), endpoint_url=s3.endpoint_url))
+    assert [row["uri"] for row in found] == expected
+
+
+@given(st.text(alphabet="ab*?[]!^-|&.\\", max_size=8), st.text(alphabet="ab-!^|&.\\]", max_size=6))
+def test_one_step_globs_agree_with_fnmatch(pattern: str, name: str) -> None:
+    import re
+
+    if "**" in pattern or "[^" in pattern:
+        return  # fnmatch knows neither
+    ours = re.fullmatch(glob_regex(pattern), name, re.DOTALL) is not None
+    assert ours == fnmatch.fnmatchcase(name, pattern)
