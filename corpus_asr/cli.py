@@ -273,18 +273,21 @@ def _yaml(value: object) -> str:
 
 
 def _print_plan(drawn: "Plan", output_uri: str) -> None:
-    def size(num_bytes: int) -> str:
-        return f"{num_bytes / 1e9:,.2f} GB"
-
     unknown = f", {drawn.num_unknown_sizes:,} of unknown size" if drawn.num_unknown_sizes else ""
     left_out = f"{drawn.num_excluded:,} excluded, {drawn.num_duplicates:,} named twice"
-    typer.echo(f"\n# listed     {drawn.num_files:,} files, {size(drawn.num_bytes)}{unknown}")
+    typer.echo(f"\n# listed     {drawn.num_files:,} files, {_size(drawn.num_bytes)}{unknown}")
     typer.echo(f"# left out   {left_out}")
     typer.echo(f"# done       {drawn.num_done:,} files, in {output_uri}")
     typer.echo(
-        f"# to do      {drawn.num_remaining:,} files, {size(drawn.num_remaining_bytes)}, "
-        f"in {drawn.num_packs:,} packs"
+        f"# to do      {drawn.num_remaining:,} files, {_size(drawn.num_remaining_bytes)}, "
+        f"in {drawn.num_packs:,} pack{'' if drawn.num_packs == 1 else 's'}"
     )
+
+
+def _size(num_bytes: int) -> str:
+    if num_bytes < 1_000_000:
+        return f"{num_bytes / 1e3:,.1f} kB"
+    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:,.1f} GB"
 
 
 class _Printer(Protocol):

@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from corpus_asr import cli
+from corpus_asr.config.load import load_config
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import (
     CheckpointError,
@@ -26,6 +27,9 @@ from corpus_asr.errors import (
 )
 from corpus_asr.runtime.summary import RunSummary
 from corpus_asr.segments import Segment, Transcript
+from corpus_asr.storage.ledger import begin_run, fingerprint
+from corpus_asr.storage.plan import make_plan
+from corpus_asr.storage.tables import OutputStore
 
 DEMO = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
 REPOSITORY = Path(__file__).parents[1]
@@ -286,3 +290,63 @@ def test_transcribe_shows_language_and_file_on_a_terminal(monkeypatch: pytest.Mo
     assert not stop.value.code
     assert "en 98%" in shown
     assert "\x1b[" in shown
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> list[str]:
+    """A source of two files, a checkpoint without weights, and the options that name them."""
+    source, model = tmp_path / "source", tmp_path / "model"
+    source.mkdir()
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "whisper"}', encoding="utf-8")
+    for name in ("a.wav", "b.wav"):
+        (source / name).write_bytes(b"x" * 1500)
+    return [
+        "--set", f"source.uri={source}",
+        "--set", f"model.checkpoint={model}",
+        "--set", f"output.uri={tmp_path / 'output'}",
+    ]  # fmt: skip
+
+
+def test_plan_prints_settings_that_could_be_saved_and_run(job: list[str], tmp_path: Path) -> None:
+    result = call("plan", DEMO, *job, "--set", "decoding.language=no")
+    assert result.exit_code == 0, result.stderr
+    (tmp_path / "again.yaml").write_text(result.stdout, encoding="utf-8")
+    again = load_config(tmp_path / "again.yaml")
+    assert again == load_config(DEMO, [*job[1::2], "decoding.language=no"])
+    assert "  strategy: sequential  # default" in result.stdout.splitlines()
+    assert "  language: no" in result.stdout.splitlines()
+
+
+def test_plan_counts_what_is_to_do_and_leaves_nothing_behind(
+    job: list[str], tmp_path: Path
+) -> None:
+    result = call("plan", DEMO, *job)
+    assert "# listed     2 files, 3.0 kB" in result.stdout
+    assert "# to do      2 files, 3.0 kB, in 1 pack" in result.stdout
+    assert not [path for path in (tmp_path / "output").rglob("*") if path.is_file()]
+
+
+def test_plan_tells_a_source_without_files(job: list[str]) -> None:
+    result = call("plan", DEMO, *job, "--set", "source.uri=/nowhere/at/all")
+    assert result.exit_code == 2
+    assert "/nowhere/at/all" in result.stderr
+
+
+def test_report_prints_and_keeps_what_it_found(job: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    config = load_config(DEMO, job[1::2])
+    store = OutputStore(str(output))
+    make_plan(config, store)
+    begin_run(store, config, fingerprint(config, "revision"))
+    result = call("report", str(output))
+    assert result.exit_code == 0, result.stderr
+    assert "2: 2 waiting" in result.stdout
+    printed = call("report", str(output), "--json")
+    assert json.loads(printed.stdout) == json.loads((output / "report.json").read_bytes())
+
+
+def test_report_of_no_output_is_refused(tmp_path: Path) -> None:
+    result = call("report", str(tmp_path))
+    assert result.exit_code == 2
+    assert "expected the output folder of a run" in result.stderr

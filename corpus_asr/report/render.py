@@ -31,7 +31,8 @@ _ADVICE = {
     "poison": "they brought a model worker down twice; try them one by one with `transcribe`",
     "too_many_channels": "set extract.channels to mix or to one channel's number",
 }
-_RETRY = "the same `corpus-asr run` may succeed with these later"
+# A run does not repeat what failed: the failure is an outcome like any other.
+_RETRY = "trying again may help: name them in a manifest, with another output.uri"
 _NO_RETRY = "running again will not help; replace them or leave them out of the source"
 
 
@@ -77,6 +78,10 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:,.1f} h"
 
 
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def _row(label: str, text: str) -> str:
     return f"  {label:<{_LABEL_WIDTH}}{text}"
 
@@ -105,7 +110,7 @@ def _recordings(found: Statistics) -> str:
 
 
 def _audio(found: Statistics) -> str:
-    parts = "1 part" if found.parts == 1 else f"{found.parts:,} parts"
+    parts = _counted(found.parts, "part")
     speech = "speech was not looked for"
     if found.speech_s is not None:
         speech = f"{duration(found.speech_s)} of it speech"
@@ -127,8 +132,7 @@ def _stages(found: Statistics) -> Iterator[str]:
         files = found.recordings_with_skipped_packets
         yield _row(
             "damage",
-            f"{found.skipped_packets:,} broken packets skipped in "
-            f"{'1 recording' if files == 1 else f'{files:,} recordings'}",
+            f"{found.skipped_packets:,} broken packets skipped in {_counted(files, 'recording')}",
         )
 
 
@@ -141,8 +145,8 @@ def _languages(found: Statistics) -> Iterator[str]:
             share.language,
             duration(share.audio_s),
             f"{share.audio_s / total:.0%}",
-            f"{share.recordings:,} recordings",
-            f"{share.segments:,} segments",
+            _counted(share.recordings, "recording"),
+            _counted(share.segments, "segment"),
         )
         for share in found.languages
     ]
@@ -164,7 +168,7 @@ def _confidence(found: Statistics) -> Iterator[str]:
 
 def _failures(groups: tuple[FailureGroup, ...]) -> Iterator[str]:
     for group in groups:
-        count = "1 recording" if group.recordings == 1 else f"{group.recordings:,} recordings"
+        count = _counted(group.recordings, "recording")
         yield _row("failed", f"{count}: {group.kind}, in {group.stage}")
         for example in group.examples:
             # A message names its recording; one that does not is given the address.

@@ -152,7 +152,7 @@ def test_a_finished_run_with_files_left_is_off() -> None:
 
 def test_advice_depends_on_the_kind_and_on_whether_a_retry_may_help() -> None:
     assert "replace them" in advice(MISSING)
-    assert "may succeed" in advice(replace(MISSING, kind="timeout", retryable=True))
+    assert "trying again may help" in advice(replace(MISSING, kind="timeout", retryable=True))
     assert "ffmpeg" in advice(replace(MISSING, kind="decoder_crashed"))
 
 

@@ -1,0 +1,203 @@
+"""The report of an output folder is right while it is written, after a crash and when finished."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import ConfigError
+from corpus_asr.report.load import load_report
+from corpus_asr.schemas import RESULTS
+from corpus_asr.storage.addresses import recording_id
+from corpus_asr.storage.ledger import Run, begin_run, fingerprint
+from corpus_asr.storage.ledger import finish as finish_run
+from corpus_asr.storage.listing import list_files
+from corpus_asr.storage.plan import Plan, make_plan, read_listing
+from corpus_asr.storage.tables import OUTCOMES_FOLDER, SEGMENTS_FOLDER, OutputStore
+
+REVISION = "0123456789abcdef"
+NAMES = ("a.wav", "b.wav", "c.wav")
+
+
+class Job:
+    """A run without a model: results are written by hand."""
+
+    def __init__(self, folder: Path) -> None:
+        self.source = folder / "source"
+        self.source.mkdir()
+        for name in NAMES:
+            (self.source / name).write_bytes(name.encode())
+        self.config = RunConfig.model_validate(
+            {
+                "source": {"uri": str(self.source)},
+                "model": {"checkpoint": "some/model"},
+                "output": {"uri": str(folder / "output")},
+            }
+        )
+        self.store = OutputStore(self.config.output.uri)
+        self.run: Run
+        self.plan: Plan
+
+    def begin(self) -> None:
+        name = fingerprint(self.config, REVISION)
+        self.plan = make_plan(self.config, self.store, model_revision=REVISION)
+        self.run = begin_run(self.store, self.config, name)
+
+    def commit(self, name: str, part: int = 0, **values: Any) -> None:
+        (batch,) = list_files(self.config.source)
+        identity = recording_id(str(self.source / name))
+        (file,) = [row for row in batch.to_pylist() if row["recording_id"] == identity]
+        segment = {"segment": 0, "start_s": 0.0, "end_s": 1.0, "text": " Hi.", "confidence": 0.95}
+        row = {
+            **file,
+            "part": part,
+            "last_part": True,
+            "part_start_s": 0.0,
+            "part_end_s": 60.0,
+            "duration_s": 60.0,
+            "speech_s": 30.0,
+            "status": "ok",
+            "language": "en",
+            "device": "cpu",
+            "decode_errors": 0,
+            "decode_s": 0.1,
+            "transcribe_s": 1.0,
+            "segments": [segment],
+        }
+        row |= values
+        self.store.commit(
+            pa.Table.from_pylist([row], schema=RESULTS),
+            run_id=self.run.run_id,
+            model="some/model",
+            model_revision=REVISION,
+        )
+
+    def fail(self, name: str) -> None:
+        self.commit(
+            name,
+            status="failed",
+            duration_s=0.0,
+            segments=None,
+            error_stage="extract",
+            error_kind="not_audio",
+            error_message=f"decoding {name}: not audio",
+            retryable=False,
+        )
+
+    def finish(self) -> None:
+        finish_run(
+            self.store,
+            self.run,
+            self.config,
+            model_revision=REVISION,
+            listing=read_listing(self.store, self.plan),
+        )
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(tmp_path)
+
+
+def test_a_folder_that_is_no_output_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="found neither outcomes nor _run/"):
+        load_report(OutputStore(str(tmp_path)))
+
+
+def test_a_run_that_has_only_begun(job: Job) -> None:
+    job.begin()
+    found = load_report(job.store)
+    assert (found.finished, found.model, found.model_revision) == (False, "some/model", REVISION)
+    assert (found.run_id, found.wall_s, found.speed) == (None, None, None)
+    assert (found.statistics.balance.listed, found.statistics.balance.waiting) == (3, 3)
+
+
+def test_a_run_under_way(job: Job) -> None:
+    job.begin()
+    job.commit("a.wav")
+    job.commit("b.wav", last_part=False)
+    found = load_report(job.store)
+    balance = found.statistics.balance
+    assert (balance.ended, balance.unfinished, balance.waiting) == (1, 1, 1)
+    assert balance.problems == ()
+    assert found.run_id == job.run.run_id
+    assert found.wall_s is not None
+    assert 0 < found.wall_s < 60
+    assert found.speed is not None
+    assert found.speed == pytest.approx(120.0 / found.wall_s)
+
+
+def test_a_finished_run_accounts_for_every_file(job: Job) -> None:
+    job.begin()
+    job.commit("a.wav")
+    job.commit("b.wav", status="no_speech", segments=None, language=None)
+    job.fail("c.wav")
+    job.finish()
+    found = load_report(job.store)
+    statistics = found.statistics
+    assert found.finished
+    assert (statistics.ok, statistics.no_speech, statistics.failed) == (1, 1, 1)
+    assert (statistics.segments, statistics.confidence[-1]) == (1, 1)
+    assert statistics.failures[0].examples[0].message == "decoding c.wav: not audio"
+    assert statistics.balance.ended == statistics.balance.listed == 3
+    assert statistics.balance.problems == ()
+
+
+def test_what_a_crash_left_twice_counts_once_and_is_no_contradiction(job: Job) -> None:
+    job.begin()
+    for _ in range(2):
+        job.commit("a.wav")
+    found = load_report(job.store).statistics
+    assert (found.audio_s, found.segments, found.balance.superseded_parts) == (60.0, 1, 1)
+    assert found.balance.problems == ()
+    job.commit("b.wav")
+    job.commit("c.wav")
+    job.finish()
+    balance = load_report(job.store).statistics.balance
+    assert (balance.ended, balance.superseded_parts, balance.problems) == (3, 0, ())
+
+
+def test_an_object_replaced_since_waits_again(job: Job) -> None:
+    job.begin()
+    for name in NAMES:
+        job.commit(name)
+    job.finish()
+    (job.source / "a.wav").write_bytes(b"something longer")
+    job.begin()
+    found = load_report(job.store)
+    assert not found.finished
+    balance = found.statistics.balance
+    assert (balance.ended, balance.waiting, balance.superseded_parts) == (2, 1, 1)
+    job.commit("a.wav", duration_s=90.0)
+    assert load_report(job.store).statistics.audio_s == 210.0
+
+
+def test_a_recording_taken_out_of_the_source_is_kept_apart(job: Job) -> None:
+    job.begin()
+    for name in NAMES:
+        job.commit(name)
+    (job.source / "a.wav").unlink()
+    job.begin()
+    job.finish()
+    found = load_report(job.store).statistics
+    assert (found.ok, found.balance.listed, found.balance.unlisted) == (3, 2, 1)
+    assert found.balance.problems == ()
+
+
+def test_segments_that_went_missing_are_told(job: Job) -> None:
+    job.begin()
+    for name in NAMES:
+        job.commit(name)
+    job.finish()
+    outcomes = job.store.names(OUTCOMES_FOLDER)
+    segments = job.store.names(SEGMENTS_FOLDER)
+    # As if somebody had copied one object over another.
+    data = Path(job.store.address(segments[0])).read_bytes()
+    Path(job.store.address(segments[1])).write_bytes(data)
+    (problem,) = load_report(job.store).statistics.balance.problems
+    assert problem.startswith("other segments than their outcomes claim: 2 recordings")
+    job.store.remove(outcomes[2])
+    problems = load_report(job.store).statistics.balance.problems
+    assert any("recordings table and outcomes differ on 1 recording" in told for told in problems)
