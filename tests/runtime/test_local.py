@@ -12,7 +12,7 @@ from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import Progress, Tally
 from corpus_asr.runtime.resources import resolve_resources, this_machine
-from tests.support.engines import ScriptedEngine, broken_engine, scripted_engine
+from tests.support.engines import ScriptedEngine, always, broken_engine, scripted_engine
 from tests.support.scripted import EXTRACTOR, committer_of, outcomes_by_part, scripted_job
 from tests.support.tables import packs_of
 
@@ -66,9 +66,7 @@ def test_extraction_goes_on_while_the_engine_is_busy_and_waits_when_it_is_full(t
             given.append(number)
             yield packs_of(f"a{number}/parts=1")
 
-    runner = threading.Thread(
-        target=run, args=(config, packs()), kwargs={"engine": lambda _, **__: engine}
-    )
+    runner = threading.Thread(target=run, args=(config, packs()), kwargs={"engine": always(engine)})
     runner.start()
     with engine.submitted:
         # Two slots hold two parts each: all four are there before one is answered.

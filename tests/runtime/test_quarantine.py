@@ -9,7 +9,7 @@ from corpus_asr.runtime.quarantine import PartKey, Quarantine
 from corpus_asr.schemas import PARTS
 from corpus_asr.stages.stage import one_row
 from corpus_asr.stages.transcribe import TranscribeStage
-from tests.support.engines import ScriptedEngine
+from tests.support.engines import ScriptedEngine, always
 
 
 class Notebook:
@@ -57,7 +57,7 @@ def parts_of(*names: str) -> pa.Table:
 
 
 def quarantine(engine: ScriptedEngine, memory: Notebook) -> Quarantine:
-    stage = TranscribeStage("c", decoding=DecodingSettings(), engine_factory=lambda _, **__: engine)
+    stage = TranscribeStage("c", decoding=DecodingSettings(), engine_factory=always(engine))
     return Quarantine(stage, memory)
 
 

@@ -1,6 +1,7 @@
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pytest
@@ -54,9 +55,10 @@ def test_every_part_is_one_table_and_the_last_is_marked(stage: ExtractStage):
 
 
 def test_parts_come_as_soon_as_the_next_is_known(stage: ExtractStage):
-    tables = stage(packs_of("x/parts=3/crash=2"))
-    assert next(tables).column("part").to_pylist() == [0]
-    tables.close()
+    with closing(
+        cast("Generator[pa.Table, None, None]", stage(packs_of("x/parts=3/crash=2")))
+    ) as tables:
+        assert next(tables).column("part").to_pylist() == [0]
     # A caller that leaves early does not bring the next recording out of step.
     assert brief(rows_of(stage, packs_of("y/parts=1"))) == [(0, "ok", True)]
 

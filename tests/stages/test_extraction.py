@@ -71,6 +71,8 @@ def test_the_first_speech_decides_the_language_window_of_every_part(speech: list
     start_s = first.language_window_start_s
     assert start_s == pytest.approx(first.speech[0][0], abs=HOP_SAMPLES / SAMPLE_RATE_HZ)
     assert others
+    assert start_s is not None
+    assert first.features is not None
     frame = round((start_s - first.start_sample / SAMPLE_RATE_HZ) * 100)
     expected = first.features[frame : frame + WINDOW_FRAMES]
     for part in others:

@@ -10,7 +10,7 @@ from corpus_asr.errors import EngineError, ItemError
 from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.stages.stage import one_row
 from corpus_asr.stages.transcribe import TranscribeStage, refuse
-from tests.support.engines import ScriptedEngine, broken_engine, scripted_engine
+from tests.support.engines import ScriptedEngine, always, broken_engine, scripted_engine
 
 MEL = 4
 
@@ -42,7 +42,7 @@ def silent_row(recording: str) -> pa.Table:
 
 
 def failed_row(recording: str) -> pa.Table:
-    failure = {
+    failure: dict[str, Any] = {
         "status": "failed",
         "error_stage": "extract",
         "error_kind": "no_audio_stream",
@@ -50,13 +50,11 @@ def failed_row(recording: str) -> pa.Table:
         "retryable": False,
     }
     nothing = dict.fromkeys(("features", "part_start_s", "part_end_s", "num_samples"))
-    return part_row(recording, **(failure | nothing))
+    return part_row(recording, 0, **(failure | nothing))
 
 
 def stage_with(engine: ScriptedEngine) -> TranscribeStage:
-    return TranscribeStage(
-        "checkpoint", decoding=DecodingSettings(), engine_factory=lambda _, **__: engine
-    )
+    return TranscribeStage("checkpoint", decoding=DecodingSettings(), engine_factory=always(engine))
 
 
 @pytest.fixture

@@ -11,11 +11,12 @@ import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import EngineError, ItemError
 from corpus_asr.segments import Segment
+from corpus_asr.stages.transcribe import EngineFactory
 
 
 @dataclass(frozen=True)
@@ -103,3 +104,12 @@ def scripted_engine(checkpoint: str, **options: Any) -> ScriptedEngine:
 def broken_engine(checkpoint: str, **options: Any) -> ScriptedEngine:
     """Fail as an engine does whose device is gone."""
     raise EngineError(f"loading {checkpoint}: no device (scripted)")
+
+
+def always(engine: ScriptedEngine) -> EngineFactory:
+    """Return an `EngineFactory` that gives this engine, for stages in the test's own process."""
+
+    def make(_: str, **__: Any) -> ScriptedEngine:
+        return engine
+
+    return cast("EngineFactory", make)
