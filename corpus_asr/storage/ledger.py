@@ -275,7 +275,7 @@ class Ledger:
             num_listed=num_listed,
             keep={
                 self._names[index]: self._mask(index, keep)
-                for index in np.unique(self._object[~keep])
+                for index in np.unique(self._object[~keep]).tolist()
             },
             complete_ids=self._ids.filter(pa.array(complete)),
             listed_ids=self._ids.filter(pa.array(complete & now_listed)),

@@ -67,7 +67,9 @@ def _entry(row: dict[str, Any], place: str, manifest: str, folder: str) -> tuple
     if not isinstance(uri, str) or not uri.strip() or "\0" in uri:
         found = f"columns {', '.join(row)}" if URI_COLUMN not in row else f"uri {uri!r}"
         near = difflib.get_close_matches(URI_COLUMN, [str(name).lower() for name in row], n=1)
-        hint = f"rename {near[0]} to uri if that is it, or " if near and URI_COLUMN not in row else ""
+        hint = (
+            f"rename {near[0]} to uri if that is it, or " if near and URI_COLUMN not in row else ""
+        )
         raise ConfigError(
             f"reading the manifest {shown(manifest)}, {place}: found {found}, expected a column "
             f"uri with the address of a recording; {hint}correct the manifest"

@@ -1,0 +1,390 @@
+"""What counts as done, and that a finished folder is exact however it came about."""
+
+import itertools
+import json
+import random
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import ConfigError, FetchError
+from corpus_asr.schemas import OUTCOMES, RECORDINGS, SEGMENTS
+from corpus_asr.storage import filesystem, recordings
+from corpus_asr.storage.ledger import Ledger, Run, RunCounts, begin_run, fingerprint, finish
+from corpus_asr.storage.tables import OutputStore, segments_of, unique_stem
+from tests.support.commits import commit, files, part, results, same_schema
+
+
+def config(**changes) -> RunConfig:
+    values: dict[str, Any] = {
+        "source": {"uri": ["/in"]},
+        "model": {"checkpoint": "tiny"},
+        "output": {"uri": "/out"},
+    }
+    for section, settings_ in changes.items():
+        values[section] = {**values.get(section, {}), **settings_}
+    return RunConfig.model_validate(values)
+
+
+RUN = Run(run_id="run", fingerprint="f-r", started_at="2026-01-01T00:00:00+00:00", continues=False)
+
+
+def done(store: OutputStore, *listing) -> RunCounts:
+    return finish(store, RUN, config(), model_revision="r", listing=listing)
+
+
+def left(store: OutputStore, batch) -> dict[str, list[int]]:
+    table = Ledger.load(store).remaining(batch)
+    return {
+        row["uri"].lstrip("/"): row["done_parts"]
+        for row in table.select(["uri", "done_parts"]).to_pylist()
+    }
+
+
+def plain_read(folder: Path, name: str) -> list[dict]:
+    """Read a table the way any Parquet reader would: every file in the folder."""
+    paths = sorted((folder / name).glob("*"))
+    return [row for path in paths for row in pq.read_table(path).to_pylist()]
+
+
+def test_an_empty_ledger_leaves_everything(memory: str) -> None:
+    assert left(OutputStore(memory), files("b", "a")) == {"b": [], "a": []}
+
+
+def test_covered_recordings_are_dropped_and_half_done_ones_keep_their_parts(memory: str) -> None:
+    store = OutputStore(memory)
+    commit(store, results(part("whole", 0, texts=["x"])))
+    commit(store, results(part("two", 1, texts=[], status="no_speech")))
+    commit(store, results(part("half", 2, texts=["x"], last=False), part("other", 0, texts=None)))
+    commit(store, results(part("two", 0, texts=["x"], last=False)))
+    commit(store, results(part("half", 0, texts=["x"], last=False)))
+    commit(store, results(part("gap", 0, texts=["x"], last=False), part("gap", 2, texts=["x"])))
+    commit(store, results(part("bad", 0, texts=None, status="failed")))
+    commit(store, results(part("half", 0, texts=["x"], last=False)))  # again
+    batch = files("half", "new", "whole", "gap", "two", "bad", "other")
+    assert left(store, batch) == {"half": [0, 2], "new": [], "gap": [0, 2]}
+
+
+def test_parts_beyond_a_failed_end_do_not_uncover_a_recording(memory: str) -> None:
+    store = OutputStore(memory)
+    commit(store, results(part("a", 0, texts=["x"], last=False)))
+    commit(store, results(part("a", 1, texts=None, status="failed"), part("a", 3, texts=["x"])))
+    assert left(store, files("a")) == {}
+
+
+@pytest.mark.parametrize(
+    ("listed", "covered"),
+    [
+        ({"etag": "v1"}, True),
+        ({"etag": "v2"}, False),
+        ({"size_bytes": 101}, False),
+        ({"etag": None}, True),
+        ({"etag": None, "size_bytes": None}, True),
+        ({"etag": None, "size_bytes": 1}, False),
+    ],
+)
+def test_only_the_present_version_is_covered(memory: str, listed: dict, covered: bool) -> None:
+    store = OutputStore(memory)
+    commit(store, results(part("a", 0, texts=["x"]), part("a", 1, texts=["x"], last=False)))
+    assert left(store, files("a", **listed)) == ({} if covered else {"a": []})
+
+
+def test_unknown_versions_of_old_rows_fit_any(memory: str) -> None:
+    store = OutputStore(memory)
+    commit(store, results(part("a", 0, texts=["x"], etag=None, size_bytes=None)))
+    assert left(store, files("a", etag="v9", size_bytes=7)) == {}
+
+
+def test_a_folder_that_is_continued_keeps_its_fingerprint(memory: str) -> None:
+    store = OutputStore(memory)
+    first = begin_run(store, config(), fingerprint(config(), "weights"))
+    assert not first.continues
+    commit(store, results(part("a", 0, texts=["x"])))
+    again = config(
+        extract={"workers": 3, "pack_mb": 1, "item_timeout_s": 9},
+        transcribe={"slots": 2},
+        source={"uri": ["/elsewhere"]},
+    )
+    second = begin_run(store, again, fingerprint(again, "weights"))
+    assert second.continues
+    assert second.run_id != first.run_id
+
+
+def test_other_settings_are_refused_by_name(memory: str) -> None:
+    store = OutputStore(memory)
+    begin_run(store, config(), fingerprint(config(), "weights-1"))
+    commit(store, results(part("a", 0, texts=["x"])))
+    other = config(decoding={"language": "de"}, extract={"part_s": 60})
+    with pytest.raises(ConfigError) as caught:
+        begin_run(store, other, fingerprint(other, "weights-2"))
+    message = str(caught.value)
+    assert 'decoding.language: was "auto", now "de"' in message
+    assert "extract.part_s: was 600.0, now 60.0" in message
+    assert "were weights-1, now weights-2" in message
+    assert "output.uri" in message
+    assert "decoding.task" not in message
+
+
+def test_a_folder_without_results_may_change_its_settings(memory: str) -> None:
+    store = OutputStore(memory)
+    begin_run(store, config(), fingerprint(config(), "w"))
+    other = config(decoding={"language": "de"})
+    assert not begin_run(store, other, fingerprint(other, "w")).continues
+
+
+def test_results_of_unknown_origin_are_refused(memory: str) -> None:
+    store = OutputStore(memory)
+    commit(store, results(part("a", 0, texts=["x"])))
+    with pytest.raises(ConfigError, match=r"without _run/fingerprint\.json"):
+        begin_run(store, config(), "f")
+
+
+def test_a_folder_at_work_is_not_marked_as_finished(memory: str) -> None:
+    store = OutputStore(memory)
+    begin_run(store, config(), "f-r")
+    commit(store, results(part("a", 0, texts=["x"])))
+    done(store, files("a"))
+    assert store.exists("_SUCCESS")
+    begin_run(store, config(), "f-r")
+    assert not store.exists("_SUCCESS")
+
+
+def test_finishing_says_what_there_is(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
+    begin_run(store, config(), "f-r")
+    failure: dict[str, Any] = {"error_stage": "extract", "error_kind": "timeout", "retryable": True}
+    audio: dict[str, Any] = {
+        "codec": "mp3",
+        "channels": 2,
+        "sample_rate_hz": 44100,
+        "header_duration_s": 20.0,
+    }
+    commit(
+        store,
+        results(
+            part("a", 0, texts=["x", "y"], last=False, language="de", speech_s=4.0, **audio),
+            part("a", 1, texts=["z"], language="en", speech_s=5.0, decode_errors=3, **audio),
+            part("c", 0, texts=[], status="no_speech"),
+        ),
+    )
+    commit(store, results(part("b", 0, texts=["x"], last=False, language="en")))
+    commit(store, results(part("b", 2, texts=["x"], last=False, language="en")))
+    commit(store, results(part("b", 1, texts=["x"], last=False, language="de")))
+    commit(store, results(part("b", 3, texts=None, status="failed", **failure)))
+    commit(store, results(part("half", 1, texts=["x"])))
+    commit(store, results(part("earlier", 0, texts=["x"])))
+    counts = done(store, files("a", "b"), files("c", "half", "never"))
+    assert counts == RunCounts(
+        listed=5, ok=1, no_speech=1, failed=1, left=2, recordings=4, segments=7,
+        audio_s=80.0, speech_s=9.0,
+    )  # fmt: skip
+    rows = {row["uri"]: row for row in plain_read(tmp_path, "recordings")}
+    assert set(rows) == {"/a", "/b", "/c", "/earlier"}
+    a, b, c = rows["/a"], rows["/b"], rows["/c"]
+    assert (a["status"], a["parts"], a["segments"], a["decode_errors"]) == ("ok", 2, 3, 3)
+    assert (a["languages"], a["speech_s"], a["codec"]) == (["de", "en"], 9.0, "mp3")
+    assert (b["status"], b["error_kind"], b["retryable"]) == ("failed", "timeout", True)
+    assert (b["languages"], b["segments"], b["duration_s"]) == (["en", "de"], 3, 40.0)
+    assert (c["status"], c["error_kind"], c["languages"], c["speech_s"]) == (
+        "no_speech", None, [], None,
+    )  # fmt: skip
+    [path] = (tmp_path / "recordings").iterdir()
+    assert same_schema(pq.read_schema(path), RECORDINGS)
+    report = json.loads((tmp_path / "run.json").read_text())
+    assert report["counts"]["failed"] == 1
+    assert report["model_revision"] == "r"
+    assert report["versions"]["pyarrow"]
+    assert (tmp_path / "_SUCCESS").read_bytes() == b""
+
+
+def test_channels_apart_cover_the_same_time(memory: str) -> None:
+    store = OutputStore(memory)
+    commit(
+        store,
+        results(
+            part("a", 0, texts=["x"], last=False, channel=0),
+            part("a", 1, texts=["y"], channel=1),
+        ),
+    )
+    done(store, files("a"))
+    [row] = [row for batch in store.recordings() for row in batch.to_pylist()]
+    assert (row["duration_s"], row["parts"], row["segments"]) == (10.0, 2, 2)
+
+
+def test_secrets_of_the_configuration_are_not_kept(memory: str) -> None:
+    store = OutputStore(memory)
+    secret = config(
+        source={"uri": ["https://h/a?X-Amz-Signature=s3cr3t"], "endpoint_url": "http://u:s3cr3t@h"}
+    )
+    run = begin_run(store, secret, "f-r")
+    finish(store, run, secret, model_revision="r")
+    for name in ("_run/config.json", "_run/fingerprint.json", "run.json"):
+        assert "s3cr3t" not in json.dumps(store.read_json(name))
+
+
+def test_an_empty_run_finishes_with_empty_tables(memory: str) -> None:
+    store = OutputStore(memory)
+    assert done(store).recordings == 0
+    assert list(store.recordings()) == []
+    assert len(store.names("recordings")) == 1
+
+
+def test_a_replaced_recording_keeps_only_its_new_rows(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
+    commit(store, results(part("a", 0, texts=["old"]), part("b", 0, texts=["b"])))
+    commit(store, results(part("a", 0, texts=["new"], etag="v2", last=False)))
+    commit(store, results(part("a", 1, texts=["new too"], etag="v2")))
+    assert left(store, files("a", etag="v2")) == {}
+    counts = done(store, files("a", etag="v2"), files("b"))
+    assert (counts.ok, counts.left, counts.segments) == (2, 0, 3)
+    texts = sorted(row["text"] for row in plain_read(tmp_path, "segments"))
+    assert texts == ["b", "new", "new too"]
+
+
+def test_without_a_listing_the_newest_version_counts(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
+    for etag in ("v1", "v2", "v3"):
+        commit(store, results(part("a", 0, texts=[etag], etag=etag)))
+    done(store)
+    assert [row["text"] for row in plain_read(tmp_path, "segments")] == ["v3"]
+
+
+def test_many_recordings_are_aggregated_slice_by_slice(
+    memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recordings, "RECORDINGS_PER_OBJECT", 4)
+    store = OutputStore(memory)
+    names = [f"r{index}" for index in range(11)]
+    for name in names:
+        commit(store, results(part(name, 0, texts=[name])))
+    assert done(store, files(*names)).ok == 11
+    assert len(store.names("recordings")) == 3
+    uris = [row["uri"] for batch in store.recordings() for row in batch.to_pylist()]
+    assert sorted(uris) == sorted(f"/{name}" for name in names)
+
+
+# What the property below draws: recordings of 1-3 parts, and for each commit some of the parts.
+NAMES = ("a", "b", "c")
+PARTS = [(name, index) for name, count in zip(NAMES, (1, 2, 3), strict=True)
+         for index in range(count)]  # fmt: skip
+LAST = {name: max(index for other, index in PARTS if other == name) for name in NAMES}
+
+
+def row_of(name: str, index: int, attempt: int) -> dict:
+    kinds = {0: ("ok", ["s", "t"]), 1: ("ok", ["s"]), 2: ("no_speech", []), 3: ("failed", None)}
+    status, texts = kinds[(attempt + index) % 4]
+    named = texts and [f"{name}{index} {attempt} {text}" for text in texts]
+    return part(name, index, texts=named, last=index == LAST[name], status=status)
+
+
+def check_exact(folder: Path, counts: RunCounts) -> None:
+    """Check the invariants with nothing but a plain Parquet reader."""
+    outcomes = plain_read(folder, "outcomes")
+    keys = [(row["uri"], row["part"]) for row in outcomes]
+    assert len(keys) == len(set(keys))
+    segments = plain_read(folder, "segments")
+    for row in outcomes:
+        mine = [s for s in segments if (s["uri"], s["part"]) == (row["uri"], row["part"])]
+        assert [s["segment"] for s in mine] == list(range(row["segments_written"]))
+        if mine:
+            # The segments are of the attempt whose outcome stands, not of another.
+            assert len({s["text"].split()[1] for s in mine}) == 1
+    assert len(segments) == sum(row["segments_written"] for row in outcomes)
+    table = plain_read(folder, "recordings")
+    assert len(table) == len({row["uri"] for row in table}) == counts.recordings
+    assert counts.listed == counts.ok + counts.no_speech + counts.failed + counts.left
+    for path in (folder / "outcomes").glob("*"):
+        assert same_schema(pq.read_schema(path), OUTCOMES)
+    for path in (folder / "segments").glob("*"):
+        assert same_schema(pq.read_schema(path), SEGMENTS)
+
+
+class Killed(BaseException):
+    """The process died."""
+
+
+def dying(function, after: int):
+    """Return `function` that works `after` times and then raises."""
+    calls = itertools.count()
+
+    def call(*args, **kwargs):
+        if next(calls) >= after:
+            raise Killed
+        return function(*args, **kwargs)
+
+    return call
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    commits=st.lists(st.sets(st.sampled_from(PARTS), min_size=1), max_size=6),
+    num_orphans=st.integers(0, 2),
+    deaths=st.lists(st.integers(0, 12), max_size=3),
+    seed=st.integers(0, 1000),
+)
+def test_any_history_ends_exact(
+    tmp_path_factory: pytest.TempPathFactory,
+    commits: list[set[tuple[str, int]]],
+    num_orphans: int,
+    deaths: list[int],
+    seed: int,
+) -> None:
+    """Commits that overlap, orphans, finishes killed anywhere, then a rerun of what is left."""
+    folder = tmp_path_factory.getbasetemp() / uuid.uuid4().hex
+    store = OutputStore(str(folder))
+    order = random.Random(seed)
+    for attempt, keys in enumerate(commits):
+        rows = [row_of(name, index, attempt) for name, index in sorted(keys)]
+        order.shuffle(rows)
+        commit(store, results(*rows))
+    for _ in range(num_orphans):
+        orphan = segments_of(results(row_of("a", 0, 0)), run_id="r", model="m", model_revision="r")
+        store.write_table(f"segments/{unique_stem()}.parquet", orphan)
+    for death in deaths:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("write_atomic", "remove"):
+                patch.setattr(filesystem, name, dying(getattr(filesystem, name), death))
+            try:
+                done(store, files(*NAMES))
+            except Killed:
+                assert not store.exists("_SUCCESS")
+    committed = {key for keys in commits for key in keys}
+    expected_left = {name for name in NAMES if not {k for k in PARTS if k[0] == name} <= committed}
+    counts = done(store, files(*NAMES))
+    check_exact(folder, counts)
+    assert counts.left == len(expected_left)
+    assert {(row["uri"][1:], row["part"]) for row in plain_read(folder, "outcomes")} == committed
+
+    remaining = left(store, files(*NAMES))
+    assert set(remaining) == expected_left
+    for name, done_parts in remaining.items():
+        todo = [index for other, index in PARTS if other == name and index not in done_parts]
+        commit(store, results(*(row_of(name, index, 99) for index in todo)))
+    counts = done(store, files(*NAMES))
+    check_exact(folder, counts)
+    assert (counts.left, counts.recordings) == (0, len(NAMES))
+    assert left(store, files(*NAMES)) == {}
+    before = {path.name for path in (folder / "outcomes").glob("*")}
+    done(store, files(*NAMES))
+    assert {path.name for path in (folder / "outcomes").glob("*")} == before  # nothing to settle
+
+
+def test_a_store_that_fails_at_finish_leaves_no_success(
+    memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = OutputStore(memory)
+    commit(store, results(part("a", 0, texts=["x"])))
+
+    def fail(*_: object, **__: object) -> None:
+        raise FetchError("down")
+
+    monkeypatch.setattr(filesystem, "write_atomic", fail)
+    with pytest.raises(FetchError):
+        done(store, files("a"))
+    assert not store.exists("_SUCCESS")

@@ -1,0 +1,186 @@
+"""Commits, and what readers see of them."""
+
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from corpus_asr.errors import CorpusAsrError, FetchError
+from corpus_asr.schemas import OUTCOMES, RESULTS, SEGMENTS
+from corpus_asr.storage import tables
+from corpus_asr.storage.tables import OutputStore, conform, unique_stem
+from tests.support.commits import commit, part, results, same_schema
+from tests.support.stores import S3Server
+
+
+@pytest.fixture(params=["local", "s3", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> OutputStore:
+    if request.param == "local":
+        return OutputStore(str(tmp_path / "out"))
+    if request.param == "memory":
+        return OutputStore(request.getfixturevalue("memory") + "/out/")
+    server: S3Server = request.getfixturevalue("s3")
+    bucket = request.getfixturevalue("bucket")
+    return OutputStore(f"s3://{bucket}/out", endpoint_url=server.endpoint_url)
+
+
+def read(batches) -> list[dict]:
+    return [row for batch in batches for row in batch.to_pylist()]
+
+
+def test_a_commit_is_read_back_exactly(store: OutputStore) -> None:
+    table = results(
+        part("a", 0, texts=["one", "two"], last=False, channel=1, metadata='{"k": 1}'),
+        part("a", 1, texts=[], status="no_speech"),
+        part("b", 0, texts=None, status="failed", error_kind="timeout", retryable=True),
+        part("c", 0, texts=["three"]),
+    )
+    done = commit(store, table)
+    assert done.rows == 4
+    outcomes = read(store.outcomes())
+    assert [(row["uri"], row["part"], row["segments_written"]) for row in outcomes] == [
+        ("/a", 0, 2),
+        ("/a", 1, 0),
+        ("/b", 0, 0),
+        ("/c", 0, 1),
+    ]
+    assert {row["segments_object"] for row in outcomes} == {done.segments_name}
+    assert outcomes[0]["run_id"] == "run"
+    assert outcomes[2]["error_kind"] == "timeout"
+    segments = read(store.segments())
+    assert [(row["uri"], row["part"], row["segment"], row["text"]) for row in segments] == [
+        ("/a", 0, 0, "one"),
+        ("/a", 0, 1, "two"),
+        ("/c", 0, 0, "three"),
+    ]
+    assert segments[0]["channel"] == 1
+    assert segments[0]["metadata"] == '{"k": 1}'
+    assert segments[0]["tokens"] == [1, 2]
+    assert (segments[0]["model"], segments[0]["model_revision"]) == ("model", "revision")
+
+
+def test_objects_hold_the_exact_schemas(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
+    done = commit(store, results(part("a", 0, texts=["one"])))
+    for name, schema in ((done.outcomes_name, OUTCOMES), (done.segments_name, SEGMENTS)):
+        assert same_schema(pq.read_schema(tmp_path / str(name)), schema)
+        metadata = pq.ParquetFile(tmp_path / str(name)).metadata
+        assert metadata.row_group(0).column(0).compression == "ZSTD"
+
+
+def test_results_without_segments_are_outcomes_only(store: OutputStore) -> None:
+    done = commit(store, results(part("a", 0, texts=[], status="no_speech")))
+    assert done.segments_name is None
+    assert store.names("segments") == []
+    assert read(store.outcomes(["segments_object"])) == [{"segments_object": None}]
+
+
+def test_a_slice_of_results_commits_only_its_rows(store: OutputStore) -> None:
+    table = results(*(part(name, 0, texts=[name]) for name in "abcd"))
+    commit(store, pa.concat_tables([table.slice(1, 1), table.slice(3, 1)]))
+    assert [row["text"] for row in read(store.segments())] == ["b", "d"]
+
+
+def test_orphans_are_not_read(store: OutputStore) -> None:
+    commit(store, results(part("a", 0, texts=["mine"])))
+    orphan = tables.segments_of(
+        results(part("b", 0, texts=["orphan"])), run_id="r", model="m", model_revision="r"
+    )
+    store.write_table(f"segments/{unique_stem()}.parquet", orphan)
+    assert [row["text"] for row in read(store.segments(["text"]))] == ["mine"]
+
+
+def test_a_commit_that_dies_between_its_puts_counts_for_nothing(
+    store: OutputStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = OutputStore.write_table
+
+    def fail_on_outcomes(self: OutputStore, name: str, table: pa.Table) -> None:
+        if name.startswith("outcomes/"):
+            raise FetchError("killed")
+        write(self, name, table)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OutputStore, "write_table", fail_on_outcomes)
+        with pytest.raises(FetchError):
+            commit(store, results(part("a", 0, texts=["one"])))
+    assert len(store.names("segments")) == 1
+    assert read(store.segments()) == read(store.outcomes()) == []
+
+
+def test_names_sort_by_time_and_never_repeat() -> None:
+    stems = [unique_stem() for _ in range(100)]
+    assert sorted(stems) == sorted(set(stems))
+    assert stems[0] < stems[-1]
+
+
+def test_many_commits_are_read_in_order(store: OutputStore) -> None:
+    names = [commit(store, results(part(f"{i}", 0, texts=["x"]))).outcomes_name for i in range(30)]
+    assert [batch.name for batch in store.committed(["part"])] == names
+
+
+def test_presigned_addresses_are_stored_without_signature(store: OutputStore) -> None:
+    table = results(part("a", 0, texts=["x"], uri="https://u:p@host/a.mp3?v=1&X-Amz-Signature=q"))
+    commit(store, table)
+    assert read(store.outcomes(["uri"])) == read(store.segments(["uri"]))
+    assert read(store.outcomes(["uri"])) == [{"uri": "https://host/a.mp3?v=1"}]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"status": "done"}, "unknown status"),
+        ({"part": None}, "without part"),
+        ({"recording_id": None}, "without recording_id"),
+    ],
+)
+def test_rows_that_cannot_be_accounted_for_are_refused(
+    memory: str, change: dict, message: str
+) -> None:
+    row = part("a", 0, texts=["x"]) | change
+    with pytest.raises(ValueError, match=message):
+        commit(OutputStore(memory), results(row))
+
+
+def test_conforming_fills_what_older_writers_lack() -> None:
+    old = pa.table({"part": pa.array([1], pa.int64())})
+    assert conform(old, OUTCOMES).schema.equals(OUTCOMES, check_metadata=True)
+    assert conform(old, OUTCOMES)["part"].to_pylist() == [1]
+    with pytest.raises(ValueError, match="unknown columns"):
+        conform(pa.table({"parts": [1]}), OUTCOMES)
+    with pytest.raises(ValueError, match="column part is string"):
+        conform(pa.table({"part": ["x"]}), OUTCOMES)
+
+
+def test_an_empty_table_commits_nothing_wrong(memory: str) -> None:
+    done = commit(OutputStore(memory), RESULTS.empty_table())
+    assert (done.rows, done.segments_name) == (0, None)
+
+
+def test_json_is_kept_and_missing_json_is_none(store: OutputStore) -> None:
+    assert store.read_json("_run/x.json") is None
+    store.write_json("_run/x.json", {"a": [1, "\u00fc"]})
+    assert store.read_json("_run/x.json") == {"a": [1, "\u00fc"]}
+    store.write_bytes("_run/x.json", b"{")
+    with pytest.raises(CorpusAsrError, match="no valid JSON"):
+        store.read_json("_run/x.json")
+
+
+def test_a_broken_object_is_named(store: OutputStore) -> None:
+    store.write_bytes("outcomes/broken.parquet", b"not parquet")
+    with pytest.raises(CorpusAsrError, match=r"outcomes/broken\.parquet: no readable Parquet"):
+        read(store.outcomes())
+
+
+def test_leftovers_of_killed_writes_are_no_tables(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
+    store.write_bytes("outcomes/.tmp-1.parquet", b"half")
+    store.write_bytes("outcomes/notes.txt", b"hello")
+    assert store.names("outcomes") == []
+
+
+def test_encoded_tables_round_trip() -> None:
+    table = results(part("a", 0, texts=["x"]))
+    assert pq.read_table(io.BytesIO(tables.encode_parquet(table))).equals(table)
