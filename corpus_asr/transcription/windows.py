@@ -61,15 +61,16 @@ class PartRequest:
 
     def next_speech(self, frame: int, end: int) -> int | None:
         """Where decoding goes on from `frame`: past long silence; None if no speech follows."""
+        if frame >= end:  # even if a span reaches into the last, incomplete frame
+            return None
         if self.speech is None:
-            return frame if frame < end else None
+            return frame
         now_s, end_s = self.seconds(frame), self.seconds(end)
         for span in self.speech:
-            if span.end_s <= now_s:
-                continue
-            if span.start_s >= end_s:
-                break
-            return frame if span.start_s - now_s <= LONG_SILENCE_S else self.frame(span.start_s)
+            if span.end_s > now_s and span.start_s < end_s:
+                near = span.start_s - now_s <= LONG_SILENCE_S
+                start = frame if near else self.frame(span.start_s)
+                return start if start < end else None
         return None
 
     def speech_fraction(self, start_s: float, end_s: float) -> float | None:

@@ -51,6 +51,13 @@ def test_decoding_goes_on_where_speech_is() -> None:
     assert own.next_speech(1500, 3000) is None
 
 
+def test_a_span_that_reaches_into_the_last_incomplete_frame_ends_the_loop() -> None:
+    own = part(5.85, [(0.0, 5.855)])
+    assert own.next_speech(own.num_frames, own.num_frames) is None
+    own = part(20.0, [(0.0, 1.0), (19.998, 20.005)])
+    assert own.next_speech(200, own.num_frames) is None
+
+
 def test_times_are_the_recording_s() -> None:
     own = part(20, [(605.0, 610.0)], start_s=600.0)
     assert own.next_speech(0, own.num_frames) == 0
