@@ -9,6 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+# Up to about here plain products beat the fused kernel, which keeps no score matrix: measured on
+# CPUs with 1,500 keys, even at 8 queries in float32 and at 128 in bfloat16.
+_FEW_QUERIES = 16
+
 
 class Attention(nn.Module):
     """Attention with Hugging Face's parameter names.
@@ -79,9 +83,9 @@ def attend_cached(
     *,
     unseen: Bool[Tensor, "batch 1 token pos"] | None = None,
 ) -> Float[Tensor, "batch head token head_dim"]:
-    """Attend with few scaled queries to many cached keys.
+    """Attend with scaled queries to many cached keys.
 
-    Two plain batched products: with one query over 1,500 keys they take 0.7 ms where
+    Few queries take two plain batched products: with one over 1,500 keys they take 0.7 ms where
     `scaled_dot_product_attention` takes 5.6 (8 slots of whisper-base, bfloat16, two cores).
 
     Args:
@@ -90,6 +94,8 @@ def attend_cached(
         value: cached values; finite at unseen keys too, since 0 * nan is nan.
         unseen: keys a query must not see; every query must see at least one.
     """
+    if unseen is None and query.shape[2] > _FEW_QUERIES:
+        return F.scaled_dot_product_attention(query, key, value, scale=1.0)
     scores = torch.matmul(query, key.transpose(-1, -2))  # (batch, head, token, pos)
     if unseen is not None:
         # Filled, not added: an unseen key may hold anything, and nan + -inf is nan.

@@ -17,8 +17,8 @@ def test_splitting_and_merging_heads_are_inverse() -> None:
     assert torch.equal(merge_heads(split), hidden)
 
 
-@pytest.mark.parametrize("tokens", [1, 4])
-def test_few_queries_attend_as_torch_does(tokens: int) -> None:
+@pytest.mark.parametrize("tokens", [1, 4, 40])
+def test_cached_keys_are_attended_as_torch_does(tokens: int) -> None:
     query = torch.randn(2, 3, tokens, 8)
     key, value = torch.randn(2, 2, 3, 50, 8)
     found = attend_cached(query * 8**-0.5, key, value)
