@@ -363,6 +363,7 @@ def finish(
     Raises:
         FetchError: the store failed beyond its retries; run again.
     """
+    store.remove(SUCCESS_NAME)
     settlement = Ledger.load(store).settle(listing)
     keep_only(store, settlement.keep)
     totals = write_recordings(

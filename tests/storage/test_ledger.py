@@ -321,7 +321,7 @@ def dying(function, after: int):
     return call
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     commits=st.lists(st.sets(st.sampled_from(PARTS), min_size=1), max_size=6),
     num_orphans=st.integers(0, 2),
@@ -353,7 +353,8 @@ def test_any_history_ends_exact(
             try:
                 done(store, files(*NAMES))
             except Killed:
-                assert not store.exists("_SUCCESS")
+                # The very first step takes the mark of an earlier finish away.
+                assert death == 0 or not store.exists("_SUCCESS")
     committed = {key for keys in commits for key in keys}
     expected_left = {name for name in NAMES if not {k for k in PARTS if k[0] == name} <= committed}
     counts = done(store, files(*NAMES))
