@@ -7,6 +7,7 @@ have this package installed. Knows nothing of the pipeline that runs on it.
 import contextlib
 import logging
 import os
+import socket
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from corpus_asr.runtime.resources import NodeShape, this_machine
 
 # With fewer logical CPUs the plan's read tasks and the actors can wait for each other for ever.
 MIN_LOGICAL_CPUS = 4
+REACH_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,7 @@ def connected(address: str, *, store_bytes: int) -> Iterator[Cluster]:
 
 
 def _connect(address: str, *, store_bytes: int) -> None:
+    _check_reachable(address)
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address == "local":
         if "RAY_AUTH_MODE" not in os.environ:
@@ -79,10 +82,25 @@ def _connect(address: str, *, store_bytes: int) -> None:
     try:
         ray.init(address=address, **options)
     except ConnectionError as error:
-        raise ConfigError(
-            f"connecting to Ray at {address!r} (cluster.address): {error}; start the cluster, "
-            "correct the address, or use `local`"
-        ) from error
+        raise _unreachable(address, error) from error
+
+
+def _check_reachable(address: str) -> None:
+    """Fail at once where nobody listens; Ray itself would try for minutes."""
+    if address in ("local", "auto"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"connecting to Ray at {address!r} (cluster.address): {error}; start the cluster, correct "
+        "the address, or use `local`"
+    )
 
 
 def _describe() -> Cluster:

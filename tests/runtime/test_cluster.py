@@ -1,0 +1,55 @@
+import pytest
+import ray
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.runtime.cluster import (
+    MIN_LOGICAL_CPUS,
+    Board,
+    Cluster,
+    connected,
+    local_machine,
+    start_board,
+)
+from corpus_asr.runtime.progress import Tally
+
+
+def test_a_board_adds_up_and_remembers_what_was_begun():
+    board = Board()
+    board.add(Tally(parts=1, audio_s=2.0))
+    board.add(Tally(parts=2, audio_s=3.0))
+    assert board.read() == Tally(parts=3, audio_s=5.0)
+    board.begin([("a", 0), ("b", 0)])
+    board.begin([("a", 0)])
+    board.end([("b", 0), ("never begun", 0)])
+    assert board.unfinished([("a", 0), ("b", 0), ("c", 0)]) == [2, 0, 0]
+
+
+def test_this_machine_gets_enough_logical_cpus_not_to_wait_for_itself():
+    assert local_machine().cpus >= MIN_LOGICAL_CPUS
+    assert local_machine().cores >= 1
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "ray://nonsense"])
+def test_an_address_where_nobody_listens_is_a_configuration_error(
+    address: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with (
+        pytest.raises(ConfigError, match=r"cluster\.address"),
+        connected(address, store_bytes=1),
+    ):
+        pass
+
+
+@pytest.mark.ray
+def test_a_ray_that_is_there_is_used_and_left_running(ray_session: Cluster):
+    (node,) = ray_session.nodes
+    assert node.cpus == 4
+    assert node.cores <= local_machine().cores
+    assert ray_session.store_bytes > 0
+    with connected("auto", store_bytes=1) as cluster:
+        assert cluster == ray_session
+        board = start_board()
+        ray.get(board.add.remote(Tally(parts=1)))
+        assert ray.get(board.read.remote()) == Tally(parts=1)
+    assert ray.is_initialized()
