@@ -1,0 +1,317 @@
+"""Checkpoints from folders, addresses and a hub."""
+
+import json
+import os
+import threading
+import urllib.parse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants, errors
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.storage import model_files
+from corpus_asr.storage.filesystem import write_atomic
+from corpus_asr.storage.model_files import cache_folder, fetch_checkpoint, model_revision
+
+FILES = {
+    "config.json": b'{"model_type": "whisper"}',
+    "tokenizer.json": b"{}",
+    "model.safetensors": b"weights",
+    "pytorch_model.bin": b"older weights",
+    "README.md": b"hello",
+    "flax_model.msgpack": b"another framework's",
+}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CORPUS_ASR_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def address(memory: str) -> str:
+    for name, data in FILES.items():
+        write_atomic(f"{memory}/tiny/{name}", data)
+    return f"{memory}/tiny"
+
+
+def local(folder: Path, files: dict[str, bytes]) -> Path:
+    folder.mkdir(parents=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_folder_is_used_as_it_is(tmp_path: Path) -> None:
+    folder = local(tmp_path / "whisper tiny", FILES)
+    assert fetch_checkpoint(str(folder)) == folder
+    assert fetch_checkpoint(f"file://{folder}", revision="main", weights=False) == folder
+
+
+def test_a_folder_without_config_says_what_it_holds(tmp_path: Path) -> None:
+    folder = local(tmp_path / "x", {"notes.md": b"", "model.bin": b""})
+    with pytest.raises(CheckpointError, match=r"found model\.bin, notes\.md, expected config"):
+        fetch_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere", "a/b/c", "bad name"])
+def test_a_folder_that_is_not_there_is_no_hub_name(name: str) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        fetch_checkpoint(name)
+
+
+def test_an_address_is_copied_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = fetch_checkpoint(address + "/")
+    assert names(folder) == {"config.json", "tokenizer.json", "model.safetensors"}
+    assert (folder / "model.safetensors").read_bytes() == b"weights"
+
+    def never(*_: object) -> None:
+        raise AssertionError("copied again")
+
+    monkeypatch.setattr(model_files, "_copy", never)
+    assert fetch_checkpoint(address) == folder
+    assert fetch_checkpoint(address, weights=False) == folder
+
+
+def test_small_files_come_without_weights(address: str) -> None:
+    assert names(fetch_checkpoint(address, weights=False)) == {"config.json", "tokenizer.json"}
+
+
+def test_changed_weights_are_copied_anew(address: str) -> None:
+    before = fetch_checkpoint(address)
+    write_atomic(f"{address}/model.safetensors", b"new weights")
+    after = fetch_checkpoint(address)
+    assert (after / "model.safetensors").read_bytes() == b"new weights"
+    assert (before / "model.safetensors").read_bytes() == b"weights"  # others may be reading it
+
+
+def test_a_copy_that_fails_leaves_nothing(
+    address: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model_files, "_copy", fail)
+        with pytest.raises(CheckpointError, match="CORPUS_ASR_CACHE"):
+            fetch_checkpoint(address)
+    [home] = (cache / "checkpoints").iterdir()
+    assert names(home) == {"lock"}
+    assert (fetch_checkpoint(address) / "config.json").exists()
+
+
+def test_processes_of_one_node_copy_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[str] = []
+    copy = model_files._copy
+
+    def slow(uri: str, path: Path) -> None:
+        copied.append(uri)
+        copy(uri, path)
+
+    monkeypatch.setattr(model_files, "_copy", slow)
+    found: list[Path] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(fetch_checkpoint(address))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 1
+    assert len(copied) == 3
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors or pytorch_model.bin"])
+def test_an_incomplete_address_says_what_is_missing(memory: str, missing: str) -> None:
+    name = "model.safetensors" if missing == "config.json" else "config.json"
+    write_atomic(f"{memory}/m/{name}", b"{}")
+    with pytest.raises(CheckpointError, match=f"found {name}, expected {missing}"):
+        fetch_checkpoint(f"{memory}/m")
+
+
+def test_an_address_of_nothing_is_a_checkpoint_error(memory: str) -> None:
+    with pytest.raises(CheckpointError, match="found nothing"):
+        fetch_checkpoint(f"{memory}/nothing")
+
+
+def test_sharded_and_older_weights_are_fetched_where_there_are_no_others(memory: str) -> None:
+    for name in ("config.json", "pytorch_model.bin.index.json", "pytorch_model-00001-of-00001.bin"):
+        write_atomic(f"{memory}/m/{name}", b"{}")
+    assert "pytorch_model-00001-of-00001.bin" in names(fetch_checkpoint(f"{memory}/m"))
+
+
+def test_the_cache_lies_where_the_platform_keeps_caches(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("CORPUS_ASR_CACHE")
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "corpus-asr"
+
+
+def test_a_revision_names_what_decides_results(tmp_path: Path) -> None:
+    one = model_revision(local(tmp_path / "one", FILES))
+    assert len(one) == 16
+    assert one == model_revision(local(tmp_path / "two", FILES | {"README.md": b"other"}))
+    assert one == model_revision(local(tmp_path / "three", FILES | {"pytorch_model.bin": b"x"}))
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        changed = local(tmp_path / name, FILES | {name: b"changed"})
+        assert model_revision(changed) != one
+    with pytest.raises(CheckpointError, match=r"expected model\.safetensors"):
+        model_revision(local(tmp_path / "empty", {"config.json": b"{}"}))
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """As much of the hub's interface as a download needs."""
+
+    protocol_version = "HTTP/1.1"
+    wbufsize = 65536
+    repositories: dict[str, dict[str, bytes]] = {}  # noqa: RUF012
+    gated: set[str] = set()  # noqa: RUF012
+    requested: list[str] = []  # noqa: RUF012
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep the test output clean."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        steps = urllib.parse.unquote(self.path.partition("?")[0]).strip("/").split("/")
+        if steps[:2] == ["api", "models"]:
+            self._describe("/".join(steps[2:4]), steps[4:])
+        elif steps[2:3] == ["resolve"]:
+            self._file("/".join(steps[:2]), "/".join(steps[4:]))
+        else:
+            self._refuse(404, "EntryNotFound")
+
+    def _describe(self, name: str, rest: list[str]) -> None:
+        if name in self.gated:
+            self._refuse(403, "GatedRepo")
+        elif name not in self.repositories:
+            self._refuse(404, "RepoNotFound")
+        elif rest[:1] == ["revision"] and rest[1] not in ("main", COMMIT):
+            self._refuse(404, "RevisionNotFound")
+        elif rest[:1] == ["tree"]:
+            files = self.repositories[name].items()
+            tree = [{"type": "file", "path": path, "size": len(data), "oid": "0" * 40}
+                    for path, data in files]  # fmt: skip
+            self._answer(json.dumps(tree).encode())
+        else:
+            siblings = [{"rfilename": path} for path in self.repositories[name]]
+            info = {"id": name, "sha": COMMIT, "siblings": siblings, "private": False}
+            self._answer(json.dumps(info).encode())
+
+    def _file(self, name: str, path: str) -> None:
+        data = self.repositories.get(name, {}).get(path)
+        if data is None:
+            self._refuse(404, "EntryNotFound")
+            return
+        if self.command == "GET":
+            self.requested.append(path)
+        self._answer(data, **{"ETag": f'"{path}-{len(data)}"', "X-Repo-Commit": COMMIT})
+
+    def _answer(self, data: bytes, **headers: str) -> None:
+        self.send_response(200)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    def _refuse(self, status: int, code: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("X-Error-Message", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A hub on this machine, with an empty local cache."""
+    _Hub.repositories, _Hub.gated, _Hub.requested = {"lab/tiny": dict(FILES)}, {"lab/gated"}, []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    download = huggingface_hub.snapshot_download
+
+    def from_here(name: str, **options: Any) -> str:
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        return str(download(name, endpoint=endpoint, cache_dir=tmp_path / "hub", **options))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", from_here)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    yield _Hub
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_hub_name_fetches_what_is_needed(hub: type[_Hub]) -> None:
+    small = fetch_checkpoint("lab/tiny", weights=False)
+    assert names(small) == {"config.json", "tokenizer.json"}
+    whole = fetch_checkpoint("lab/tiny", revision="main")
+    assert names(whole) == {"config.json", "tokenizer.json", "model.safetensors"}
+    assert sorted(hub.requested) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert len(model_revision(whole)) == 16
+
+
+def test_older_hub_weights_are_fetched_where_there_are_no_others(hub: type[_Hub]) -> None:
+    del hub.repositories["lab/tiny"]["model.safetensors"]
+    assert "pytorch_model.bin" in names(fetch_checkpoint("lab/tiny"))
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "message"),
+    [
+        ("lab/none", None, "no such repository.*HF_TOKEN"),
+        ("lab/gated", None, "gated"),
+        ("lab/tiny", "v9", "at revision v9.*no such revision"),
+    ],
+)
+def test_what_the_hub_refuses_is_explained(
+    hub: type[_Hub], name: str, revision: str | None, message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        fetch_checkpoint(name, revision=revision)
+
+
+def test_a_hub_repository_without_a_model_says_what_it_holds(hub: type[_Hub]) -> None:
+    hub.repositories["lab/text"] = {"README.md": b"x", "config.json": b"{}"}
+    with pytest.raises(CheckpointError, match=r"found config\.json, expected model\.safetensors"):
+        fetch_checkpoint("lab/text")
+
+
+def test_without_network_a_copy_serves_and_none_is_explained(
+    hub: type[_Hub], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fetch_checkpoint("lab/tiny")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert fetch_checkpoint("lab/tiny") == whole
+    with pytest.raises(CheckpointError, match="cannot be reached and there is no copy"):
+        fetch_checkpoint("lab/other")
+
+
+def test_an_error_of_the_hub_shows_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> str:
+        raise errors.OfflineModeIsEnabled("https://user:s3cr3t@hub/x?token=s3cr3t")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(CheckpointError) as caught:
+        fetch_checkpoint("lab/tiny")
+    assert "s3cr3t" not in str(caught.value)
+    assert os.environ["CORPUS_ASR_CACHE"] not in str(caught.value)

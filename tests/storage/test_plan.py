@@ -1,0 +1,246 @@
+"""What is planned, in which order, in packs of which size."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import ConfigError
+from corpus_asr.schemas import PACKS
+from corpus_asr.storage import plan as plan_module
+from corpus_asr.storage.ledger import REMAINING, begin_run, fingerprint
+from corpus_asr.storage.plan import MAX_FILES_PER_PACK, make_plan, pack, read_listing, read_packs
+from corpus_asr.storage.tables import OutputStore, ParquetFile
+from corpus_asr.units import MEBIBYTE
+from tests.support.commits import commit, part, results, same_schema
+from tests.support.stores import S3Server
+
+
+def config(source: Path | str, output: Path | str, **extract: float) -> RunConfig:
+    key = "manifest" if str(source).endswith((".jsonl", ".parquet")) else "uri"
+    values = {
+        "source": {key: str(source)},
+        "extract": extract,
+        "model": {"checkpoint": "tiny"},
+        "output": {"uri": str(output)},
+    }
+    return RunConfig.model_validate(values)
+
+
+def sparse(path: Path, size_bytes: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(size_bytes)
+
+
+def planned(store: OutputStore, plan) -> list[list[tuple[str, int | None]]]:
+    return [
+        [(Path(file["uri"]).name, file["size_bytes"]) for file in row["files"]]
+        for table in read_packs(store, plan)
+        for row in table.to_pylist()
+    ]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    for name, mebibytes in (("long", 90), ("whole", 64), ("b", 30), ("a", 30), ("tiny", 1)):
+        sparse(tmp_path / "in" / f"{name}.mp3", mebibytes * MEBIBYTE)
+    (tmp_path / "in" / "notes.txt").touch()
+    return tmp_path / "in"
+
+
+def test_long_files_come_first_and_alone(
+    source: Path, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "MIN_PACKS", 1)
+    store = OutputStore(memory)
+    plan = make_plan(config(source, memory, pack_mb=64), store)
+    packs = planned(store, plan)
+    assert [{name for name, _ in files} for files in packs] == [
+        {"long.mp3"}, {"whole.mp3"}, {"a.mp3", "b.mp3", "tiny.mp3"},
+    ]  # fmt: skip
+    assert (plan.num_files, plan.num_remaining, plan.num_done) == (5, 5, 0)
+    assert plan.num_bytes == plan.num_remaining_bytes == 215 * MEBIBYTE
+    assert (plan.num_packs, plan.num_excluded, plan.num_duplicates) == (3, 1, 0)
+    [first, *_] = read_packs(store, plan)
+    assert same_schema(first.schema, PACKS)
+    assert first["pack_bytes"].to_pylist() == [90 * MEBIBYTE]
+    assert [table["pack_id"][0].as_py() for table in read_packs(store, plan)] == [0, 1, 2]
+
+
+def test_small_corpora_are_spread_over_the_workers(source: Path, memory: str) -> None:
+    assert make_plan(config(source, memory), OutputStore(memory)).num_packs == 5
+
+
+def test_packs_are_plain_parquet_at_the_plans_address(source: Path, tmp_path: Path) -> None:
+    plan = make_plan(config(source, tmp_path / "out"), OutputStore(str(tmp_path / "out")))
+    table = pq.read_table(plan.uri)
+    assert table.num_rows == plan.num_packs
+    assert table.schema.field("files").type == PACKS.field("files").type
+
+
+def test_what_is_done_is_left_out_and_half_done_files_say_which_parts(
+    source: Path, memory: str
+) -> None:
+    store = OutputStore(memory)
+    versions = {
+        row["uri"]: row for batch in read_listing(store, make_plan(config(source, memory), store))
+        for row in batch.to_pylist()
+    }  # fmt: skip
+
+    def row(name: str, index: int, *, last: bool) -> dict:
+        uri = f"{source}/{name}.mp3"
+        known = {key: versions[uri][key] for key in ("etag", "size_bytes")}
+        return part(name, index, texts=["x"], last=last, uri=uri) | known
+
+    commit(store, results(row("a", 0, last=True), row("b", 1, last=False)))
+    plan = make_plan(config(source, memory), store)
+    assert (plan.num_done, plan.num_remaining) == (1, 4)
+    parts = {
+        Path(file["uri"]).name: file["done_parts"]
+        for table in read_packs(store, plan)
+        for file in table["files"].to_pylist()[0]
+    }
+    assert parts == {"long.mp3": [], "whole.mp3": [], "b.mp3": [1], "tiny.mp3": []}
+
+
+def test_nothing_to_do_is_an_empty_plan(source: Path, memory: str) -> None:
+    store = OutputStore(memory)
+    listing = read_listing(store, make_plan(config(source, memory), store))
+    for row in [row for batch in listing for row in batch.to_pylist()]:
+        done = part("x", 0, texts=["x"], uri=row["uri"])
+        commit(store, results(done | {key: row[key] for key in ("etag", "size_bytes")}))
+    plan = make_plan(config(source, memory), store)
+    assert (plan.num_done, plan.num_remaining, plan.num_packs) == (5, 0, 0)
+    assert list(read_packs(store, plan)) == []
+    assert len(store.names(f"{plan.name}/packs")) == 1
+
+
+def test_files_of_unknown_size_come_first_in_small_packs(tmp_path: Path, memory: str) -> None:
+    lines = "".join(f'{{"uri": "{index}.mp3"}}\n' for index in range(1000))
+    (tmp_path / "m.jsonl").write_text(lines)
+    store = OutputStore(memory)
+    plan = make_plan(config(tmp_path / "m.jsonl", memory), store)
+    assert (plan.num_unknown_sizes, plan.num_bytes) == (1000, 0)
+    assert max(len(files) for files in planned(store, plan)) <= 8
+
+
+def test_the_listing_is_kept_as_it_was(source: Path, memory: str) -> None:
+    store = OutputStore(memory)
+    plan = make_plan(config(source, memory), store)
+    listed = pa.Table.from_batches(read_listing(store, plan))
+    assert [Path(uri).stem for uri in listed["uri"].to_pylist()] == sorted(
+        ["long", "whole", "a", "b", "tiny"]
+    )
+
+
+def test_output_inside_the_source_is_not_transcribed(source: Path) -> None:
+    store = OutputStore(str(source / "out"))
+    store.write_bytes("_SUCCESS", b"")
+    plan = make_plan(config(source, source / "out"), store)
+    assert (plan.num_files, plan.num_excluded) == (5, 2)
+
+
+def test_shards_do_not_change_the_order(
+    source: Path, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(40):
+        sparse(source / f"{index}.mp3", random.Random(index).randrange(5) * MEBIBYTE)
+    store = OutputStore(memory)
+    whole = planned(store, make_plan(config(source, memory), store))
+    monkeypatch.setattr(plan_module, "SHARD_ROWS", 7)
+    sharded = planned(store, make_plan(config(source, memory), store))
+    assert [file for files in sharded for file in files] == [f for files in whole for f in files]
+
+
+def test_a_plan_for_a_folder_of_other_settings_is_refused(source: Path, memory: str) -> None:
+    store = OutputStore(memory)
+    begin_run(store, config(source, memory), fingerprint(config(source, memory), "weights"))
+    commit(store, results(part("a", 0, texts=["x"])))
+    with pytest.raises(ConfigError, match=r"extract\.part_s"):
+        make_plan(config(source, memory, part_s=60), store, model_revision="weights")
+
+
+def test_old_plans_are_removed_and_recent_ones_kept(source: Path, memory: str) -> None:
+    store = OutputStore(memory)
+    store.write_bytes("_run/plan/00000000000000000001-abc/packs/00000.parquet", b"old")
+    recent = make_plan(config(source, memory), store)
+    make_plan(config(source, memory), store)
+    plans = {name.split("/")[2] for name in store.all_names("_run/plan")}
+    assert len(plans) == 2
+    assert recent.name.split("/")[2] in plans
+
+
+def test_a_plan_in_s3(s3: S3Server, bucket: str, source: Path) -> None:
+    uri = f"s3://{bucket}/out"
+    store = OutputStore(uri, endpoint_url=s3.endpoint_url)
+    plan = make_plan(config(source, uri), store)
+    assert plan.uri.startswith(f"{uri}/_run/plan/")
+    assert len(planned(store, plan)) == plan.num_packs == 5
+
+
+@given(st.lists(st.integers(0, 200), max_size=300), st.integers(1, 300), st.integers(0, 9))
+def test_packs_hold_every_file_once_and_are_bounded(
+    sizes: list[int], pack_bytes: int, first_id: int
+) -> None:
+    sizes.sort(reverse=True)
+    rows = [
+        {"recording_id": f"{index}", "uri": f"/{index}", "size_bytes": size, "done_parts": []}
+        for index, size in enumerate(sizes)
+    ]
+    table = pack(
+        pa.Table.from_pylist(rows, schema=REMAINING), np.array(sizes), pack_bytes, first_id
+    )
+    packs = table.to_pylist()
+    packed = [file["uri"] for row in packs for file in row["files"]]
+    assert packed == [f"/{index}" for index in range(len(sizes))]
+    for number, row in enumerate(packs):
+        assert row["pack_id"] == first_id + number
+        assert row["pack_bytes"] == sum(file["size_bytes"] for file in row["files"])
+        assert 1 <= len(row["files"]) <= MAX_FILES_PER_PACK
+        assert row["pack_bytes"] <= pack_bytes or row["files"][0]["size_bytes"] > pack_bytes
+        if row["files"][0]["size_bytes"] > pack_bytes:
+            assert len([file for file in row["files"] if file["size_bytes"]]) == 1
+
+
+# Plans a manifest of as many files as the first argument says, and prints the growth in memory.
+PLANNER = """
+import resource, sys
+from pathlib import Path
+from corpus_asr.config.run import RunConfig
+from corpus_asr.storage.plan import make_plan
+from corpus_asr.storage.tables import OutputStore
+folder = Path(sys.argv[1])
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+before = peak()
+config = RunConfig.model_validate({
+    "source": {"manifest": str(folder / "m.parquet")},
+    "model": {"checkpoint": "tiny"}, "output": {"uri": str(folder / "out")},
+})
+plan = make_plan(config, OutputStore(config.output.uri))
+print(plan.num_remaining, peak() - before)
+"""
+
+
+@pytest.mark.slow
+def test_a_million_files_are_planned_in_bounded_memory(tmp_path: Path) -> None:
+    schema = pa.schema([("uri", pa.string()), ("speaker", pa.int64())])
+    manifest = ParquetFile(str(tmp_path / "m.parquet"), schema)
+    for start in range(0, 1_000_000, 50_000):
+        numbers = range(start, start + 50_000)
+        uris = [f"s3://corpus/{number % 100:03d}/episode {number:08d}.mp3" for number in numbers]
+        manifest.append(pa.table({"uri": uris, "speaker": list(numbers)}, schema=schema))
+    manifest.close()
+    command = [sys.executable, "-c", PLANNER, str(tmp_path)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    num_files, grown_mib = (int(word) for word in output.split())
+    assert num_files == 1_000_000
+    assert grown_mib < 512
