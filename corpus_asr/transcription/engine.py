@@ -135,7 +135,7 @@ class Engine:
         return order.future
 
     def close(self) -> None:
-        """Finish what was submitted and stop the thread."""
+        """Stop within a decoding step; what is not done yet fails with `EngineError`."""
         with self._lock:
             if self._stopped is None:
                 self._stopped = EngineError("the engine is closed; make a new one")
@@ -163,8 +163,7 @@ class Engine:
             except queue.Empty:
                 return True
             if order is None:
-                while self._scheduler.pending:
-                    self._scheduler.advance()
+                self._scheduler.fail(EngineError("the engine was closed before this was done"))
                 return False
             self._start(order)
 

@@ -1,0 +1,137 @@
+"""The engine around a scripted network: threads, failures, closing."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.errors import ConfigError, EngineError
+from corpus_asr.segments import SpeechSpan
+from corpus_asr.transcription.dialect import Dialect
+from corpus_asr.transcription.engine import Engine, PartRequest
+from corpus_asr.units import HOP_SAMPLES
+from tests.support.models import ScriptedModel
+
+# 1-9 are words, 10 ends; 30 starts, 31 begins the previous text, 32 and 33 are languages, 34 asks
+# for text without timestamps; timestamps follow.
+END, START, ENGLISH, GERMAN, BEGIN = 10, 30, 32, 33, 35
+GREEDY: dict[str, Any] = {
+    "temperature": 0.0,
+    "compression_ratio_threshold": None,
+    "logprob_threshold": None,
+    "no_speech_threshold": None,
+}
+
+
+def dialect() -> Dialect:
+    return Dialect(
+        text=lambda ids: "".join(f" w{token}" for token in ids if token < END),
+        request=lambda language, task, timestamps: (START, {"en": 32, "de": 33}[language or ""]),
+        end=END,
+        start=START,
+        start_of_previous=31,
+        no_speech=None,
+        no_timestamps=34,
+        timestamp_begin=BEGIN,
+        languages={"en": ENGLISH, "de": GERMAN},
+        suppress=(),
+        suppress_first=(),
+        max_initial_timestamp=None,
+        max_target_positions=24,
+    )
+
+
+class Network(ScriptedModel):
+    """Says the script of its window; asked with the start token alone, says a language."""
+
+    def __init__(self, scripts: Sequence[Sequence[int]], *, fails: bool = False) -> None:
+        super().__init__(scripts)
+        self.fails = fails
+
+    def encode(self, features: torch.Tensor) -> torch.Tensor:
+        if self.fails:
+            raise RuntimeError("CUDA error: device lost")
+        return super().encode(features)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = super().logits(hidden)
+        logits[..., GERMAN] += 1.0  # the likeliest language
+        return logits
+
+
+def part(script: int, *, seconds: float = 3.0, speech: bool = True) -> PartRequest:
+    frames = round(seconds * 100)
+    return PartRequest(
+        recording_id=f"r{script}",
+        part=0,
+        features=np.full((frames, 2), script, dtype=np.float16),
+        num_samples=frames * HOP_SAMPLES,
+        pad_value=-1.5,
+        start_s=100.0,
+        speech=(SpeechSpan(start_s=100.0, end_s=100.0 + seconds),) if speech else (),
+    )
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    scripts = [
+        [BEGIN, 1, 2, BEGIN + 10, END],
+        [BEGIN, 3, BEGIN + 5, BEGIN + 6, 4, BEGIN + 12, END],
+    ]
+    settings = DecodingSettings(**GREEDY)
+    with Engine(Network(scripts), dialect(), decoding=settings, slots=2) as engine:
+        yield engine
+
+
+def test_parts_become_segments_in_recording_time(engine: Engine) -> None:
+    futures = [engine.submit(part(number % 2)) for number in range(6)]
+    for number, future in enumerate(futures):
+        found = future.result(timeout=30)
+        texts = [segment.text for segment in found.segments]
+        assert texts == ([" w1 w2"] if number % 2 == 0 else [" w3", " w4"])
+        assert found.segments[0].start_s == 100.0
+        assert found.segments[-1].end_s == pytest.approx(100.2 if number % 2 == 0 else 100.24)
+        assert found.language == "de"
+        assert found.language_probability is not None
+        assert 0.5 < found.language_probability <= 1.0
+
+
+def test_settings_of_one_part_override_the_engine_s(engine: Engine) -> None:
+    given = DecodingSettings(language="en", **GREEDY)
+    found = engine.submit(part(0), decoding=given).result(timeout=30)
+    assert (found.language, found.language_probability) == ("en", None)
+    chosen = DecodingSettings(language=("en",), strategy="chunked", **GREEDY)
+    assert engine.submit(part(1), decoding=chosen).result(timeout=30).language == "en"
+
+
+def test_a_part_without_speech_says_nothing(engine: Engine) -> None:
+    assert engine.submit(part(0, speech=False)).result(timeout=30).segments == ()
+
+
+def test_what_the_checkpoint_cannot_do_is_refused_before_any_work(engine: Engine) -> None:
+    with pytest.raises(ConfigError, match=r"does not know xx; it knows de, en"):
+        engine.submit(part(0), decoding=DecodingSettings(language="xx"))
+
+
+def test_a_failing_device_fails_everything_and_later_submissions() -> None:
+    settings = DecodingSettings(**GREEDY)
+    with Engine(Network([[1]], fails=True), dialect(), decoding=settings, slots=1) as engine:
+        futures = [engine.submit(part(0)) for _ in range(3)]
+        for future in futures:
+            with pytest.raises(EngineError, match="device lost"):
+                future.result(timeout=30)
+        with pytest.raises(EngineError, match="device lost"):
+            engine.submit(part(0))
+
+
+def test_closing_does_not_wait_for_work() -> None:
+    model = Network([[BEGIN] + [1] * 20])
+    engine = Engine(model, dialect(), decoding=DecodingSettings(**GREEDY), slots=1)
+    futures = [engine.submit(part(0)) for _ in range(500)]
+    engine.close()
+    assert sum(future.exception() is not None for future in futures) > 0
+    with pytest.raises(EngineError, match="closed"):
+        engine.submit(part(0))
