@@ -3,6 +3,7 @@
 Importing this costs nothing: `Transcriber` and what it needs, torch among it, load on first use.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,9 +14,7 @@ __all__ = ["Transcriber"]
 
 def __getattr__(name: str) -> Any:
     if name == "Transcriber":
-        from corpus_asr.runtime.transcriber import Transcriber
-
-        return Transcriber
+        return importlib.import_module("corpus_asr.runtime.transcriber").Transcriber
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -94,7 +96,7 @@ def test_chunks_fit_windows_keep_all_speech_and_never_overlap(
     own = part(300, speech)
     chunks = chunk_ranges(own)
     assert all(0 < end - start <= WINDOW_FRAMES for start, end in chunks)
-    assert all(left[1] <= right[0] for left, right in zip(chunks, chunks[1:], strict=False))
+    assert all(left[1] <= right[0] for left, right in pairwise(chunks))
     covered = np.zeros(own.num_frames, dtype=bool)
     for start, end in chunks:
         covered[start:end] = True
@@ -108,7 +110,7 @@ def test_without_detection_chunks_cover_everything_and_cut_at_quiet_moments() ->
     chunks = chunk_ranges(own)
     assert chunks[0] == (0, 2700)
     assert chunks[-1][1] == own.num_frames
-    assert all(left[1] == right[0] for left, right in zip(chunks, chunks[1:], strict=False))
+    assert all(left[1] == right[0] for left, right in pairwise(chunks))
 
 
 def test_a_part_shorter_than_a_frame_has_no_chunks() -> None:
