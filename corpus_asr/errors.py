@@ -6,7 +6,7 @@
     ├─ ItemError         one recording failed: it becomes a failure row, the run goes on
     │  ├─ DecodeError    bad or empty audio; trying again would not help
     │  └─ FetchError     the store failed; trying again may help
-    └─ EngineError       the worker is unusable; propagates, so that Ray replaces it
+    └─ EngineError       a worker is unusable: the run ends with exit code 3, commits are kept
 
 A message says what was being done, to which thing, what was found against what was expected, and
 what to do. Attributes are keyword-only with defaults: Ray rebuilds exceptions from `args` alone,
@@ -71,4 +71,4 @@ class FetchError(ItemError):
 
 
 class EngineError(CorpusAsrError):
-    """The model worker cannot go on: device lost, out of memory at one slot, unusable weights."""
+    """The run cannot go on: device lost, out of memory, a worker that will not start."""

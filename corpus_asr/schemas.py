@@ -65,7 +65,7 @@ PARTS = _schema(
     _STATUS, *_ERRORS, *_AUDIO,
     _field("speech_s", pa.float64(), "detected speech within the part; null if not looked for",
            unit="second"),
-    _field("speech_spans", _SPANS, "detected speech, padded, in recording time; null: no detection"),
+    _field("speech_spans", _SPANS, "detected speech, padded, in recording time; null: not sought"),
     _field("num_samples", pa.int64(), "16 kHz samples of audio in the part"),
     _field("num_mel_bins", pa.int32(), "rows of the features"),
     _field("features", pa.list_(pa.float16()),

@@ -107,7 +107,7 @@ class TranscribeSettings(Settings):
         default="auto", description="Model processes; `auto`: one per GPU, or one on CPU."
     )
     gpus_per_worker: Annotated[float, Field(ge=0, le=8)] | Auto = Field(
-        default="auto", description="GPUs per model process; `auto`: 1 where there are GPUs, else 0."
+        default="auto", description="GPUs per model process; `auto`: 1 where there are any, else 0."
     )
     cpus_per_worker: Annotated[float, Field(gt=0)] | Auto = Field(
         default="auto", description="CPUs per model process; `auto`: half of them without a GPU."

@@ -23,7 +23,7 @@ _BAR_WIDTH = 40
 
 # What to do about a kind of failure, where its own message cannot say it for the whole corpus.
 _ADVICE = {
-    "access_denied": "check the credentials' rights on these addresses, then run again",
+    "access_denied": "check the credentials' rights on these addresses",
     "changed": "these were replaced while being read; run again when nothing writes there",
     "decoder_crashed": "their decoder crashed; convert them (ffmpeg -i IN OUT.flac) and run again",
     "decoder_timeout": "raise extract.item_timeout_s, or convert them (ffmpeg -i IN OUT.flac)",

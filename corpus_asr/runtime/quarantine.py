@@ -73,8 +73,8 @@ class Quarantine:
             uri = part.column("uri")[0].as_py()
             error = ItemError(
                 f"transcribing part {keys[0][1]} of {uri}: the worker died {deaths} times while "
-                "it was being decoded; look into the worker's log (out of memory?), then run "
-                "again with --retry-failed",
+                "it was being decoded, expected a result; look into the worker's log (out of "
+                "memory?) and try the recording by itself with another output.uri",
                 uri=uri,
                 kind="poison",
                 retryable=True,

@@ -23,7 +23,7 @@ from corpus_asr.models.family import PartFeatures
 from corpus_asr.models.registry import family_of, resolve
 from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
 from corpus_asr.storage.filesystem import open_binary
-from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES
+from corpus_asr.units import HOP_SAMPLES, LONG_SILENCE_S, SAMPLE_RATE_HZ, WINDOW_FRAMES
 
 # Every channel keeps a part's audio and a detector; beyond this memory is no longer bounded.
 MAX_CHANNELS_APART = 64
@@ -179,9 +179,9 @@ class PartExtractor:
 
 
 def _language_window(part: int, audio: AudioPart, features: PartFeatures) -> _LanguageWindow:
-    """Cut one window from the first speech of `audio`, on a frame boundary of the part."""
-    first_sample = audio.speech[0][0] if audio.speech else audio.start_sample
-    first_frame = (first_sample - audio.start_sample) // HOP_SAMPLES
+    """Cut the window the seek loop will start with, so that its encoding serves both."""
+    silence = audio.speech[0][0] - audio.start_sample if audio.speech else 0
+    first_frame = silence // HOP_SAMPLES if silence > LONG_SILENCE_S * SAMPLE_RATE_HZ else 0
     values = features.values[first_frame : first_frame + WINDOW_FRAMES]
     # Padded here, with this part's silence: the parts that carry it have another floor.
     padded = np.full((WINDOW_FRAMES, values.shape[1]), features.pad_value, dtype=np.float16)

@@ -350,7 +350,8 @@ def finish(
     """Make the output folder exact and complete; may be repeated after being killed anywhere.
 
     Removes what lost (second commits of a part, rows of replaced recordings, orphans), writes the
-    recordings table and `run.json`, and `_SUCCESS` last. No writer may be at work meanwhile.
+    recordings table and `run.json`, and `_SUCCESS` last, unless recordings are left. No writer may
+    be at work meanwhile.
 
     Args:
         store: the output folder.
@@ -385,7 +386,8 @@ def finish(
             **(extra or {}),
         },
     )
-    store.write_bytes(SUCCESS_NAME, b"")
+    if counts.left == 0:
+        store.write_bytes(SUCCESS_NAME, b"")
     logger.info("finished run_id=%s listed=%d left=%d", run.run_id, counts.listed, counts.left)
     return counts
 

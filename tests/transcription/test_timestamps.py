@@ -28,7 +28,8 @@ def test_text_left_open_is_decoded_again_from_the_last_timestamp() -> None:
 
 def test_a_window_without_pairs_is_one_segment_to_its_last_timestamp() -> None:
     pieces, advance = split([100, 1, 2, 3, 170], content_frames=900)
-    assert [(piece.start_s, piece.end_s) for piece in pieces] == [(0.0, pytest.approx(1.4))]
+    assert len(pieces) == 1
+    assert (pieces[0].start_s, pieces[0].end_s) == pytest.approx((0.0, 1.4))
     assert advance == 900
 
 
