@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-soak lint format clean
+.PHONY: help setup demo test test-soak bench lint format clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test: $(INSTALLED) ## Run the tests, linters included; no network, no GPU
 
 test-soak: $(INSTALLED) ## Run the tests that take minutes to hours
 	@$(BIN)/python -m pytest -m slow --timeout=7200
+
+bench: $(INSTALLED) ## Time the engine beside transformers: MODEL=folder AUDIO=files
+	@$(BIN)/python -m tests.bench.speed --model $(MODEL) $(AUDIO)
 
 lint: $(INSTALLED) ## Run all linters
 	@$(BIN)/ruff check .

@@ -35,17 +35,21 @@ class SlotScheduler:
     an exception of the model itself leaves `advance` and makes the scheduler unusable.
     """
 
-    def __init__(self, model: SlotModel, slots: int, *, check_every: int = 1) -> None:
+    def __init__(
+        self, model: SlotModel, slots: int, *, encode_batch: int = 8, check_every: int = 1
+    ) -> None:
         """Allocate the slots.
 
         Args:
             model: encoder and decoder.
             slots: windows decoded side by side.
+            encode_batch: windows encoded at once, which bounds the encoder's memory.
             check_every: steps between looks for finished slots; above 1 on devices where looking
                 means waiting.
         """
         self._batch = SlotBatch(model, slots)
         self._slots = slots
+        self._encode_batch = encode_batch
         self._check_every = check_every
         self._waiting: deque[_Running] = deque()
         self._active: list[_Running] = []  # the task in slot 0, 1, ...
@@ -92,9 +96,9 @@ class SlotScheduler:
     def _admit(self, slots: list[int]) -> None:
         """Encode what is not there yet and run the prompts of the jobs in `slots`."""
         empty = [slot for slot in slots if not self._active[slot].filled]
-        if empty:
-            encoded = self._batch.encode([self._active[slot].job for slot in empty])
-            self._batch.fill(empty, encoded)
+        for first in range(0, len(empty), self._encode_batch):
+            some = empty[first : first + self._encode_batch]
+            self._batch.fill(some, self._batch.encode([self._active[slot].job for slot in some]))
         self._batch.admit(slots, [self._active[slot].job for slot in slots])
 
     def _finish(self) -> None:

@@ -32,6 +32,8 @@ __all__ = ["Engine", "PartRequest", "PartTranscript"]
 logger = logging.getLogger(__name__)
 
 _AUTO_SLOTS = {"cpu": 8, "cuda": 64}
+# A CPU is busy with two windows; every further one only takes memory.
+_ENCODE_BATCH = {"cpu": 2, "cuda": 16}
 # Looking for finished slots makes the host wait for the device; on a GPU that is worth avoiding.
 _CHECK_EVERY = {"cpu": 1, "cuda": 8}
 
@@ -67,6 +69,7 @@ class Engine:
         self._scheduler = SlotScheduler(
             model,
             _AUTO_SLOTS.get(kind, 8) if slots == "auto" else slots,
+            encode_batch=_ENCODE_BATCH.get(kind, 8),
             check_every=_CHECK_EVERY.get(kind, 1),
         )
         self._inbox: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
