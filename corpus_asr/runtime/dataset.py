@@ -109,7 +109,8 @@ def run_on_ray(
         )
         try:
             dataset.write_datasink(
-                ResultsSink(committer, board=board), ray_remote_args={"num_cpus": WRITE_CPUS}
+                ResultsSink(committer, board=board, min_bytes=resources.commit_bytes),
+                ray_remote_args={"num_cpus": WRITE_CPUS},
             )
         except Exception as error:
             raise own_error(error) from error

@@ -23,6 +23,8 @@ PARTS_PER_SLOT = 2
 CALL_BYTES = 64 * MEBIBYTE
 MAX_MEL_BINS = 128
 FEATURE_BYTES_PER_S = FRAMES_PER_SECOND * MAX_MEL_BINS * 2  # float16: 25,600
+# About one long part, or a hundred short recordings: seconds of a GPU's work.
+COMMIT_BYTES_GPU = 64 * 1024
 # Ray Data works with half of the object store, and other blocks than those in flight live there.
 STORE_SHARE_IN_FLIGHT = 4
 MIN_STORE_BYTES = 512 * MEBIBYTE
@@ -68,6 +70,8 @@ class Resources:
     """Threads of the model; None where a GPU does the work."""
     rows_per_call: int
     calls_in_flight: int
+    commit_bytes: int
+    """Results collected before they are committed together; at least 1."""
     no_progress_timeout_s: float
 
     @property
@@ -152,6 +156,8 @@ def resolve_resources(
         transcribe_threads=_threads(config, largest, gpus_each, workers_per_node=workers_per_node),
         rows_per_call=rows,
         calls_in_flight=calls,
+        # Ray bundles by size alone: a slow worker's results would wait for minutes.
+        commit_bytes=COMMIT_BYTES_GPU if gpus_each > 0 else 1,
         no_progress_timeout_s=max(MIN_NO_PROGRESS_S, rows * calls * config.extract.part_s / speed),
     )
 

@@ -16,9 +16,6 @@ from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.progress import tally_of
 from corpus_asr.schemas import RESULTS
 
-# About one long part, or a hundred short recordings: a commit is two small objects.
-MIN_BYTES_PER_COMMIT = 64 * 1024
-
 
 class ResultsSink(Datasink[int]):
     """Commits each bundle of results it is given.
@@ -26,11 +23,13 @@ class ResultsSink(Datasink[int]):
     Args:
         committer: where to.
         board: the run's board, told what was committed.
+        min_bytes: results are held back until so many wait, since a commit is two small objects.
     """
 
-    def __init__(self, committer: Committer, *, board: Any) -> None:
+    def __init__(self, committer: Committer, *, board: Any, min_bytes: int) -> None:
         self._committer = committer
         self._board = board
+        self._min_bytes = min_bytes
 
     def write(self, blocks: Iterable[Block], ctx: Any) -> int:
         """Commit the rows of `blocks` together and return their number.
@@ -49,4 +48,4 @@ class ResultsSink(Datasink[int]):
     @property
     def min_bytes_per_write(self) -> int:
         """Bundle small results; also keeps the write from running inside the stage before it."""
-        return MIN_BYTES_PER_COMMIT
+        return self._min_bytes
