@@ -7,7 +7,7 @@ Knows nothing of tables, packs or of what is done with a failure.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,6 +49,7 @@ class PartExtractor:
 
     Raises:
         CheckpointError: `folder` names no known model family or lacks feature settings.
+        EngineError: the speech detector is not installed.
     """
 
     def __init__(
@@ -66,7 +67,10 @@ class PartExtractor:
         self._endpoint_url = endpoint_url
         self._part_s = part_s
         self._channels = channels
-        self._speech_detection = speech_detection
+        self._detects_speech = speech_detection == "silero"
+        # One per channel, kept from recording to recording. The first is made here, so that a
+        # machine without the network says so before it takes a recording.
+        self._detectors = [SileroDetector()] if self._detects_speech else []
         self._speech_pad_s = speech_pad_s
 
     def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart]:
@@ -136,13 +140,17 @@ class PartExtractor:
             )
         part_s = max(MIN_PART_S, min(self._part_s, MAX_BUFFERED_S / count))
         return [
-            PartCutter(
-                part_s=part_s,
-                speech_pad_s=self._speech_pad_s,
-                detector=SileroDetector() if self._speech_detection == "silero" else None,
-            )
-            for _ in range(count)
+            PartCutter(part_s=part_s, speech_pad_s=self._speech_pad_s, detector=detector)
+            for detector in self._fresh_detectors(count)
         ]
+
+    def _fresh_detectors(self, count: int) -> Sequence[SileroDetector | None]:
+        """Return a detector per channel; a cutter resets what it is given."""
+        if not self._detects_speech:
+            return [None] * count
+        while len(self._detectors) < count:
+            self._detectors.append(SileroDetector())
+        return self._detectors[:count]
 
     def _describe(
         self,
@@ -179,9 +187,9 @@ class PartExtractor:
 
 
 def _language_window(part: int, audio: AudioPart, features: PartFeatures) -> _LanguageWindow:
-    """Cut the window the seek loop will start with, so that its encoding serves both."""
+    """Cut the window the seek loop will start with, so that one encoding may serve both."""
     silence = audio.speech[0][0] - audio.start_sample if audio.speech else 0
-    first_frame = silence // HOP_SAMPLES if silence > LONG_SILENCE_S * SAMPLE_RATE_HZ else 0
+    first_frame = round(silence / HOP_SAMPLES) if silence > LONG_SILENCE_S * SAMPLE_RATE_HZ else 0
     values = features.values[first_frame : first_frame + WINDOW_FRAMES]
     # Padded here, with this part's silence: the parts that carry it have another floor.
     padded = np.full((WINDOW_FRAMES, values.shape[1]), features.pad_value, dtype=np.float16)

@@ -30,7 +30,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from corpus_asr.errors import DecodeError, EngineError
+from corpus_asr.errors import CorpusAsrError, DecodeError, EngineError, ItemError
+from corpus_asr.storage.addresses import without_secrets
 
 _LOG = logging.getLogger(__name__)
 
@@ -96,7 +97,8 @@ class IsolatedGenerator:
         Raises:
             DecodeError: kind `decoder_crashed`, the child died; kind `decoder_timeout`, no message
                 came for `timeout_s` and the child was killed.
-            EngineError: the child died or fell silent before it took its first item.
+            EngineError: the child could not be started: no item is at fault.
+            CheckpointError: the function's maker raised it; so for ConfigError.
             Exception: whatever the function raised, with the child's traceback as a note.
             RuntimeError: the previous item's generator is neither finished nor closed.
         """
@@ -134,24 +136,34 @@ class IsolatedGenerator:
             self._child = None
 
     def _start(self) -> "_Child":
-        child = _Child()
+        """Start a child; whatever goes wrong here is the machine's fault, never an item's."""
+        try:
+            child = _Child()
+        except OSError as error:
+            raise self._no_start(f"{type(error).__name__}: {error}") from error
         try:
             child.send((self._target, self._init_kwargs))
             kind, value = child.receive(_START_TIMEOUT_S)
         except (_DiedError, _SilentError) as failure:
             child.kill()
             found = str(failure) or f"it was silent for {_START_TIMEOUT_S:.0f} s"
-            raise EngineError(
-                f"starting a child process for {self._target}: {found}, expected it to be ready; "
-                "its standard error, in this process's, says more"
-            ) from None
+            raise self._no_start(found) from None
         except BaseException:
             child.kill()
             raise
         if kind is _Reply.ERROR:
             child.kill()
-            raise value
+            if isinstance(value, CorpusAsrError) and not isinstance(value, ItemError):
+                raise value
+            raise self._no_start(f"{type(value).__name__}: {value}") from value
         return child
+
+    def _no_start(self, found: str) -> EngineError:
+        return EngineError(
+            f"starting a child process for {self._target}: {found}, expected it to be ready; its "
+            "standard error, in this process's, says more; repair the machine or the installation "
+            "and run again"
+        )
 
     def _crashed(self, item: Any, death: str) -> DecodeError:
         return DecodeError(
@@ -287,7 +299,7 @@ def _rebuild(sent: tuple[bytes | None, str, str]) -> BaseException:
 
 
 def _name(item: Any) -> str:
-    text = repr(item)
+    text = without_secrets(repr(item))  # an item may hold an address
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from corpus_asr.errors import DecodeError, FetchError
+from corpus_asr.audio import activity
+from corpus_asr.errors import DecodeError, EngineError, FetchError
 from corpus_asr.models.whisper.features import WhisperPartFeatures
 from corpus_asr.stages import extraction
 from corpus_asr.stages.extraction import PartExtractor
@@ -152,6 +153,30 @@ def test_many_channels_make_parts_shorter_and_too_many_are_refused(
     with pytest.raises(DecodeError, match="4 channels") as caught:
         extract(model, uri, channels="each", speech_detection="none")
     assert caught.value.kind == "too_many_channels"
+
+
+def test_a_missing_speech_detector_is_found_at_the_start(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def missing() -> Path:
+        raise EngineError("loading the speech detector: scripted")
+
+    monkeypatch.setattr(activity, "_network_path", missing)
+    with pytest.raises(EngineError, match="speech detector"):
+        extractor(model)
+    extractor(model, speech_detection="none")
+
+
+def test_a_recording_leaves_nothing_behind_for_the_next(
+    model: Path, tmp_path: Path, speech: list[ExtractedPart]
+):
+    stereo = write_noise(tmp_path / "stereo.wav", 31, num_channels=2)
+    shared = extractor(model, channels="each")
+    list(shared(ExtractRequest(uri=stereo)))
+    abandoned = shared(ExtractRequest(uri=str(DEMO / "longer.mp3")))
+    next(abandoned)
+    again = list(shared(ExtractRequest(uri=str(DEMO / "longer.mp3"))))
+    assert [part.speech for part in again] == [part.speech for part in speech]
 
 
 def test_what_cannot_be_read_or_decoded_raises_its_kind(model: Path, tmp_path: Path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from corpus_asr.errors import DecodeError, EngineError, FetchError
+from corpus_asr.errors import CheckpointError, DecodeError, EngineError, FetchError
 from corpus_asr.stages.isolation import IsolatedGenerator
 from tests.support import isolated
 
@@ -220,12 +220,40 @@ def test_decoding_in_the_child_imports_no_torch(tmp_path):
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
 
 
-def test_a_function_that_cannot_be_made_says_why():
-    with pytest.raises(ValueError, match="no such model folder"):
-        list(IsolatedGenerator("tests.support.isolated:fail_to_start", init_kwargs={},
-                               timeout_s=9).run(1))  # fmt: skip
-    with pytest.raises(ModuleNotFoundError, match=r"tests\.support\.nowhere"):
-        list(IsolatedGenerator("tests.support.nowhere:make", init_kwargs={}, timeout_s=9).run(1))
+@pytest.mark.parametrize(
+    ("target", "found"),
+    [
+        ("tests.support.isolated:fail_to_start", "ValueError: no such model folder"),
+        ("tests.support.nowhere:make", r"ModuleNotFoundError: .*tests\.support\.nowhere"),
+        ("tests.support.isolated:blame_an_item", "FetchError: reading s3"),
+        ("tests.support.isolated:not_there", "AttributeError: .*not_there"),
+    ],
+)
+def test_a_function_that_cannot_be_made_is_no_items_fault_and_says_why(target, found):
+    with pytest.raises(EngineError, match=found) as caught:
+        list(IsolatedGenerator(target, init_kwargs={}, timeout_s=9).run(1))
+    assert any("In the child process" in note for note in caught.value.__cause__.__notes__)
+
+
+def test_what_the_functions_maker_says_on_purpose_keeps_its_type():
+    generator = IsolatedGenerator(
+        "tests.support.isolated:refuse_to_start", init_kwargs={}, timeout_s=9
+    )
+    with pytest.raises(CheckpointError, match="refused on purpose"):
+        list(generator.run(1))
+
+
+def test_a_machine_that_starts_no_process_is_no_items_fault(monkeypatch):
+    generator = IsolatedGenerator(TARGET, init_kwargs={}, timeout_s=9)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(EngineError, match="FileNotFoundError"):
+        list(generator.run(("count", 1)))
+
+
+def test_a_death_is_told_without_the_items_secrets(run):
+    with pytest.raises(DecodeError, match=r"https://host/a\.mp3\?\[hidden\]") as caught:
+        run("exit_at", "https://user:pass@host/a.mp3?sig=secret")
+    assert not any(word in str(caught.value) for word in ("user", "pass", "secret"))
 
 
 def test_a_child_that_dies_at_its_start_is_no_items_fault():

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from corpus_asr.errors import DecodeError, FetchError
+from corpus_asr.errors import CheckpointError, DecodeError, FetchError
 
 Function = Callable[[Any], Iterator[Any]]
 
@@ -44,6 +44,14 @@ def make(**settings: Any) -> Function:
 
 def fail_to_start() -> Function:
     raise ValueError("no such model folder")
+
+
+def refuse_to_start() -> Function:
+    raise CheckpointError("refused on purpose")
+
+
+def blame_an_item() -> Function:
+    raise fetch_error()
 
 
 def crash_at_start() -> Function:
@@ -105,6 +113,11 @@ def _read_null(_: None, settings: dict[str, Any]) -> Iterator[int]:
 def _exit(code: int, settings: dict[str, Any]) -> Iterator[int]:
     yield 1
     os._exit(code)
+
+
+def _exit_at(_: str, settings: dict[str, Any]) -> Iterator[int]:
+    yield 1
+    os._exit(1)
 
 
 def _hang(_: None, settings: dict[str, Any]) -> Iterator[int]:
