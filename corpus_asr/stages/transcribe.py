@@ -6,6 +6,7 @@ network and no audio; torch is only reached through the engine, which loads in t
 that extraction can begin meanwhile.
 """
 
+import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,15 +17,18 @@ from jaxtyping import Float16
 
 from corpus_asr.config.base import Auto
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.errors import ItemError
+from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
 from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.segments import SpeechSpan
 from corpus_asr.stages.stage import OK, failure_fields, half_views
+from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.model_files import fetch_checkpoint
 
 if TYPE_CHECKING:  # imports torch
     from corpus_asr.transcription.part_job import PartTranscript
     from corpus_asr.transcription.windows import PartRequest
+
+_LOG = logging.getLogger(__name__)
 
 # Large columns never become Python objects.
 _FEATURES = ("features", "language_features")
@@ -131,6 +135,7 @@ class TranscribeStage:
 
         Raises:
             CheckpointError: the weights cannot be loaded.
+            ConfigError: the checkpoint cannot do what is asked.
             EngineError: the engine cannot go on.
         """
         rows = parts.drop_columns(list(_FEATURES)).to_pylist()
@@ -190,7 +195,13 @@ def _finish(
     carried = _carry(row) | {"device": device_name}
     try:
         transcript = future.result()
-    except ItemError as error:
+    except (CheckpointError, ConfigError, EngineError):
+        raise
+    except Exception as error:  # whatever one part did, it is that part's row
+        if not isinstance(error, ItemError):
+            _LOG.error(
+                "event=part_failed uri=%s part=%d", shown(row["uri"]), row["part"], exc_info=error
+            )
         return carried | failure_fields(error, stage="transcribe")
     segments = [
         asdict(segment) | {"segment": index, "tokens": list(segment.tokens)}

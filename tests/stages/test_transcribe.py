@@ -144,6 +144,15 @@ def test_an_item_error_is_that_parts_failure_alone(stage: TranscribeStage):
     assert results[1]["segments"] == []
 
 
+def test_a_bug_in_one_part_is_that_parts_failure_alone(stage: TranscribeStage):
+    batch = pa.concat_tables([part_row("bug"), part_row("b")])
+    results = stage(batch).to_pylist()
+    assert [row["status"] for row in results] == ["failed", "ok"]
+    assert results[0]["error_kind"] == "internal"
+    assert results[0]["error_message"] == "RuntimeError: scripted bug"
+    assert results[0]["retryable"] is False
+
+
 def test_an_engine_error_propagates(stage: TranscribeStage):
     with pytest.raises(EngineError, match="device is lost"):
         stage(pa.concat_tables([part_row("a"), part_row("engine-error")]))
