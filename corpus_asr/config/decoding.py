@@ -12,7 +12,7 @@ Temperature = Annotated[float, Field(ge=0.0, le=2.0)]
 class DecodingSettings(Settings):
     """Everything that changes the text for given features and weights."""
 
-    language: str | tuple[str, ...] = Field(
+    language: str | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         default="auto",
         description="`auto`, a code such as `en`, or a list of codes to choose among.",
     )
@@ -43,6 +43,13 @@ class DecodingSettings(Settings):
     condition_on_prev_tokens: bool = Field(
         default=False, description="Prompt each window with the text before it (sequential only)."
     )
+
+    @field_validator("language")
+    @classmethod
+    def _auto_stands_alone(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if isinstance(value, tuple) and "auto" in value:
+            raise ValueError("auto means every language; leave it out of the list")
+        return value
 
     @field_validator("temperature", mode="before")
     @classmethod

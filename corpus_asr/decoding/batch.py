@@ -4,6 +4,7 @@ In: encoded windows and their jobs. Out: results per slot. The occupied slots ar
 ones, so a step computes nothing for empty ones; which job sits where is `slots.py`'s business.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult
 from corpus_asr.decoding.rules import SlotRules
 from corpus_asr.decoding.samplers import choose
+from corpus_asr.errors import EngineError
 
 
 class SlotBatch:
@@ -111,10 +113,19 @@ class SlotBatch:
         return [slot for slot, flag in enumerate(flags) if flag]
 
     def collect(self, slot: int) -> WindowResult:
-        """Read the result of a finished slot."""
+        """Read the result of a finished slot.
+
+        Raises:
+            EngineError: the model gave no finite number.
+        """
         count, end = int(self._count[slot]), int(self._end[slot])
         said: list[int] = self._said[slot, :count].tolist()
         logprobs: list[float] = self._logprob[slot, :count].tolist()
+        if any(math.isnan(logprob) for logprob in logprobs):
+            raise EngineError(
+                f"decoding in {self.model.dtype}: the model's output is not a number, expected "
+                "log-probabilities; set model.dtype to bfloat16 or float32"
+            )
         end_logprob = logprobs.pop() if said[-1] == end else None
         return WindowResult(
             tokens=tuple(said[: len(logprobs)]),

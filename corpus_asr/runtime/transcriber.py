@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.load import decoding_from
 from corpus_asr.config.stages import ExtractSettings
-from corpus_asr.errors import ItemError
+from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.segments import SpeechSpan, Transcript
 from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.isolation import IsolatedGenerator
@@ -21,8 +21,8 @@ from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.transcription.engine import Engine, PartRequest, PartTranscript
 from corpus_asr.units import SAMPLE_RATE_HZ
 
-# Parts extracted ahead of the engine: bounds memory to about 10 MiB each.
-_PARTS_IN_FLIGHT = 16
+# Parts extracted ahead per slot: one in it and one to follow; about 10 MiB each at most.
+_PARTS_PER_SLOT = 2
 
 
 @dataclass(slots=True)
@@ -90,6 +90,12 @@ class Transcriber:
             CheckpointError: the checkpoint cannot be had or loaded.
             ConfigError: a wrong option.
         """
+        extract = extract or ExtractSettings()
+        if extract.channels == "each":
+            raise ConfigError(
+                "transcribing channels apart: a Transcriber gives one transcript per file, and "
+                "found extract.channels: each; give one channel's number, or use `corpus-asr run`"
+            )
         folder = fetch_checkpoint(checkpoint, revision=revision)
         engine = Engine.from_folder(
             folder,
@@ -99,7 +105,7 @@ class Transcriber:
             slots=slots,
             num_threads=num_threads,
         )
-        return cls(engine, str(folder), decoding=decoding, extract=extract or ExtractSettings())
+        return cls(engine, str(folder), decoding=decoding, extract=extract)
 
     def transcribe(self, path: str, **decoding: Any) -> Transcript:
         """Transcribe one file or address.
@@ -134,6 +140,7 @@ class Transcriber:
             ConfigError: a wrong option.
         """
         settings = decoding_from(self._decoding | decoding)
+        self._engine.check(settings)
         flying: list[_Recording] = []
         for path in paths:
             recording = _Recording(uri=str(path))
@@ -141,7 +148,9 @@ class Transcriber:
             try:
                 for part in self._child.run(ExtractRequest(uri=recording.uri)):
                     self._submit(recording, part, settings)
-                    yield from self._landed(flying, at_most=_PARTS_IN_FLIGHT, on_error=on_error)
+                    yield from self._landed(
+                        flying, at_most=_PARTS_PER_SLOT * self._engine.slots, on_error=on_error
+                    )
             except ItemError as error:
                 flying.remove(recording)
                 if on_error is None:

@@ -31,7 +31,10 @@ __all__ = ["Engine", "PartRequest", "PartTranscript"]
 
 logger = logging.getLogger(__name__)
 
-_AUTO_SLOTS = {"cpu": 8, "cuda": 64}
+_CPU_SLOTS = 8
+_MAX_CUDA_SLOTS = 64
+# The rest is for the encoder's activations.
+_CACHE_SHARE_OF_FREE_MEMORY = 0.5
 # A CPU is busy with two windows; every further one only takes memory.
 _ENCODE_BATCH = {"cpu": 2, "cuda": 16}
 # Looking for finished slots makes the host wait for the device; on a GPU that is worth avoiding.
@@ -60,18 +63,26 @@ class Engine:
 
         Raises:
             ConfigError: the checkpoint cannot do what `decoding` asks.
+            EngineError: the slots do not fit into the device's memory.
         """
         dialect.check(decoding.language, decoding.task)
         self.device_name = device_name(model.device)
         self._dialect = dialect
         self._decoding = decoding
         kind = model.device.type
-        self._scheduler = SlotScheduler(
-            model,
-            _AUTO_SLOTS.get(kind, 8) if slots == "auto" else slots,
-            encode_batch=_ENCODE_BATCH.get(kind, 8),
-            check_every=_CHECK_EVERY.get(kind, 1),
-        )
+        self.slots = _auto_slots(model) if slots == "auto" else slots
+        try:
+            self._scheduler = SlotScheduler(
+                model,
+                self.slots,
+                encode_batch=_ENCODE_BATCH.get(kind, 8),
+                check_every=_CHECK_EVERY.get(kind, 1),
+            )
+        except torch.OutOfMemoryError as error:
+            raise EngineError(
+                f"allocating {self.slots} slots on {self.device_name}: {error}; set "
+                "transcribe.slots lower"
+            ) from error
         self._inbox: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._stopped: EngineError | None = None
@@ -115,6 +126,14 @@ class Engine:
         logger.info("model=%s device=%s dtype=%s", folder.name, where, model.dtype)
         return cls(model, dialect, decoding=decoding, slots=slots)
 
+    def check(self, decoding: DecodingSettings) -> None:
+        """Refuse what the checkpoint cannot do.
+
+        Raises:
+            ConfigError: an unknown language, or a task for another checkpoint.
+        """
+        self._dialect.check(decoding.language, decoding.task)
+
     def submit(
         self, part: PartRequest, *, decoding: DecodingSettings | None = None
     ) -> Future[PartTranscript]:
@@ -129,7 +148,7 @@ class Engine:
             EngineError: the engine is closed, or broke down earlier.
         """
         if decoding is not None:
-            self._dialect.check(decoding.language, decoding.task)
+            self.check(decoding)
         order = _Order(part, decoding or self._decoding, Future())
         with self._lock:
             if self._stopped is not None:
@@ -172,6 +191,8 @@ class Engine:
 
     def _start(self, order: "_Order") -> None:
         future = order.future
+        if not future.set_running_or_notify_cancel():
+            return
         started_s = time.monotonic()
 
         def done(
@@ -210,5 +231,28 @@ class Engine:
         self._scheduler.fail(broken)
         while not self._inbox.empty():
             order = self._inbox.get()
-            if order is not None:
+            if order is not None and order.future.set_running_or_notify_cancel():
                 order.future.set_exception(broken)
+
+
+def _auto_slots(model: SlotModel) -> int:
+    """As many slots as are useful on this device and fit into its memory.
+
+    Raises:
+        EngineError: not even one does.
+    """
+    if model.device.type != "cuda":
+        return _CPU_SLOTS
+    before = torch.cuda.memory_allocated(model.device)
+    try:
+        one = model.new_state(1)
+    except torch.OutOfMemoryError as error:
+        raise EngineError(
+            f"allocating a slot on {device_name(model.device)}: {error}; use a smaller checkpoint "
+            "or a GPU with more memory"
+        ) from error
+    slot_bytes = max(1, torch.cuda.memory_allocated(model.device) - before)
+    del one
+    free_bytes, _ = torch.cuda.mem_get_info(model.device)
+    fitting = int(free_bytes * _CACHE_SHARE_OF_FREE_MEMORY // slot_bytes)
+    return max(1, min(_MAX_CUDA_SLOTS, fitting))

@@ -33,7 +33,10 @@ def transcribe_range(
 ) -> Generator[WindowJob, WindowResult, list[Segment]]:
     """Transcribe the frames from `start` to `end` of a part.
 
-    Source: openai-whisper `transcribe`, but for the jumps over long silence.
+    Source: openai-whisper `transcribe`, with three differences: long silence is jumped over; a
+    window may say as many tokens as the decoder holds (as in `transformers`), not half of them;
+    and after the end of the audio the features are those of digital silence (as `transformers`
+    has it for short clips, and as the models were trained), not 0.0.
     """
     segments: list[Segment] = []
     previous: list[int] = []
@@ -86,18 +89,20 @@ def _segment(
     dialect: Dialect,
     task: str,
 ) -> Segment | None:
-    """Make a segment of a piece; None if it says nothing.
+    """Make a segment of a piece; None if it says nothing or takes no time.
 
-    Times never pass the end of the stretch: in the padding after it the model's clock runs free.
+    What lies in the padding after the end of the stretch was never said; an end time that passes
+    it is cut.
     """
     positions = [at for at in range(piece.first, piece.stop) if decoded.tokens[at] < dialect.end]
     tokens = [decoded.tokens[at] for at in positions]
     text = dialect.text(tokens)
     if not text.strip():
         return None
-    last_s = part.seconds(end)
-    start_s = min(part.seconds(window_start) + piece.start_s, last_s)
-    end_s = min(part.seconds(window_start) + piece.end_s, last_s)
+    start_s = part.seconds(window_start) + piece.start_s
+    end_s = min(part.seconds(window_start) + piece.end_s, part.seconds(end))
+    if start_s >= end_s:
+        return None
     return Segment(
         start_s=start_s,
         end_s=end_s,

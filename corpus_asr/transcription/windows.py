@@ -77,8 +77,6 @@ class PartRequest:
         """Share of a stretch that lies in detected speech; None without detection."""
         if self.speech is None:
             return None
-        if end_s <= start_s:
-            return float(any(span.start_s <= start_s <= span.end_s for span in self.speech))
         overlaps = (min(end_s, span.end_s) - max(start_s, span.start_s) for span in self.speech)
         return min(1.0, sum(max(0.0, overlap) for overlap in overlaps) / (end_s - start_s))
 

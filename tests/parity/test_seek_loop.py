@@ -1,9 +1,9 @@
 """The seek loop says what openai-whisper's `transcribe` says, segment for segment.
 
 Both run in float32 on the very same features, so texts, tokens and times are compared exactly and
-scores within rounding. One difference is evened out: after the end of the audio openai-whisper pads
-features with 0.0, where this package goes on with the features of digital silence, which is what
-the models were trained on and what `transformers` gives for short clips.
+scores within rounding. Two differences are evened out: after the end of the audio openai-whisper
+pads features with 0.0, where this package goes on with the features of digital silence, as
+`transformers` does for short clips; and it stops a window after 224 tokens instead of 445.
 """
 
 import sys

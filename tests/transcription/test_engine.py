@@ -10,38 +10,17 @@ import torch
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.segments import SpeechSpan
-from corpus_asr.transcription.dialect import Dialect
 from corpus_asr.transcription.engine import Engine, PartRequest
 from corpus_asr.units import HOP_SAMPLES
+from tests.support.dialects import BEGIN, END, GERMAN, dialect
 from tests.support.models import ScriptedModel
 
-# 1-9 are words, 10 ends; 30 starts, 31 begins the previous text, 32 and 33 are languages, 34 asks
-# for text without timestamps; timestamps follow.
-END, START, ENGLISH, GERMAN, BEGIN = 10, 30, 32, 33, 35
 GREEDY: dict[str, Any] = {
     "temperature": 0.0,
     "compression_ratio_threshold": None,
     "logprob_threshold": None,
     "no_speech_threshold": None,
 }
-
-
-def dialect() -> Dialect:
-    return Dialect(
-        text=lambda ids: "".join(f" w{token}" for token in ids if token < END),
-        request=lambda language, task, timestamps: (START, {"en": 32, "de": 33}[language or ""]),
-        end=END,
-        start=START,
-        start_of_previous=31,
-        no_speech=None,
-        no_timestamps=34,
-        timestamp_begin=BEGIN,
-        languages={"en": ENGLISH, "de": GERMAN},
-        suppress=(),
-        suppress_first=(),
-        max_initial_timestamp=None,
-        max_target_positions=24,
-    )
 
 
 class Network(ScriptedModel):
@@ -135,3 +114,26 @@ def test_closing_does_not_wait_for_work() -> None:
     assert sum(future.exception() is not None for future in futures) > 0
     with pytest.raises(EngineError, match="closed"):
         engine.submit(part(0))
+
+
+def test_a_cancelled_part_harms_nobody(engine: Engine) -> None:
+    futures = [engine.submit(part(0)) for _ in range(60)]
+    cancelled = [future for future in futures[20::7] if future.cancel()]
+    for future in futures:
+        if future not in cancelled:
+            assert future.result(timeout=30).segments
+    assert engine.submit(part(1)).result(timeout=30).segments
+
+
+def test_a_model_that_gives_no_numbers_breaks_the_engine_and_says_why() -> None:
+    class Broken(Network):
+        def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+            return super().logits(hidden) * float("nan")
+
+    settings = DecodingSettings(**GREEDY)
+    broken = Broken([[BEGIN, 1, END]])
+    engine = Engine(broken, dialect(), decoding=settings, slots=1)
+    future = engine.submit(part(0))
+    with pytest.raises(EngineError, match=r"set model\.dtype to bfloat16 or float32"):
+        future.result(timeout=30)
+    engine.close()
