@@ -83,9 +83,9 @@ class GuardedFile:
         except OSError as error:
             raise self._fetch_error(f"its size cannot be found ({error})") from error
         # Headerless formats (g722, sbc, ...) are known by their suffix only. The rest of a name is
-        # of no use to libav, and hostile ones cannot hurt it this way.
-        suffix = re.search(r"\.[A-Za-z0-9]{1,8}$", uri)
-        self.name = f"recording{suffix.group() if suffix else ''}"
+        # of no use to libav, and hostile ones cannot hurt it this way. A query may follow it.
+        suffix = re.search(r"(\.[A-Za-z0-9]{1,8})(\?\S*)?$", uri)
+        self.name = f"recording{suffix.group(1) if suffix else ''}"
 
     def check(self) -> None:
         """Raise what reading raised.

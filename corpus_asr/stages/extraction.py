@@ -22,6 +22,7 @@ from corpus_asr.errors import DecodeError
 from corpus_asr.models.family import PartFeatures
 from corpus_asr.models.registry import family_of, resolve
 from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
+from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.filesystem import open_binary
 from corpus_asr.units import HOP_SAMPLES, LONG_SILENCE_S, SAMPLE_RATE_HZ, WINDOW_FRAMES
 
@@ -81,13 +82,14 @@ class PartExtractor:
             DecodeError: the bytes hold no usable audio, or no sample of it.
         """
         started = time.perf_counter()
+        uri = shown(request.uri)  # from here on it is only said
         window: _LanguageWindow | None = None
         part = -1
         with (
             open_binary(request.uri, endpoint_url=self._endpoint_url) as file,
-            open_audio(file, uri=request.uri, channels=self._channels) as decoder,
+            open_audio(file, uri=uri, channels=self._channels) as decoder,
         ):
-            for part, (channel, audio) in enumerate(self._cut(decoder, uri=request.uri)):
+            for part, (channel, audio) in enumerate(self._cut(decoder, uri=uri)):
                 wanted = part not in request.done_parts
                 spoken = audio.speech is None or bool(audio.speech)
                 # The first speech decides the language of all parts, so a done part that
@@ -109,9 +111,9 @@ class PartExtractor:
                 started = time.perf_counter()
         if part < 0:
             raise DecodeError(
-                f"decoding {request.uri}: the stream ended without one sample of audio; the file "
+                f"decoding {uri}: the stream ended without one sample of audio; the file "
                 "is empty or truncated: replace it or leave it out",
-                uri=request.uri,
+                uri=uri,
                 kind="empty_audio",
             )
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 from jaxtyping import Float16
 
 from corpus_asr.errors import ItemError
+from corpus_asr.storage.addresses import without_secrets
 
 OK = "ok"
 NO_SPEECH = "no_speech"
@@ -39,7 +40,8 @@ def failure_fields(error: Exception, *, stage: Literal["extract", "transcribe"])
     else:
         # A bug repeats itself; running out of memory, files or processes need not.
         kind, retryable = INTERNAL, isinstance(error, MemoryError | OSError)
-        message = f"{type(error).__name__}: {error}"
+        # Words of a library: they may hold the address as it was given.
+        message = without_secrets(f"{type(error).__name__}: {error}")
     return {
         "status": FAILED,
         "error_stage": stage,

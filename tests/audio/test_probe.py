@@ -107,6 +107,19 @@ def test_the_name_may_be_anything(suffix):
     assert decode(wav_bytes(tone(1), rate_hz=16000), uri=f"s3://b/x{suffix}").shape == (1, 16000)
 
 
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("s3://b/x.g722", "recording.g722"),
+        ("https://host/x.g722?sig=a.b", "recording.g722"),
+        ("https://host.org/x", "recording"),
+        ("/a.d/what?.wav", "recording.wav"),
+    ],
+)
+def test_the_suffix_is_kept_as_a_hint_whether_or_not_a_query_follows(uri, name):
+    assert GuardedFile(io.BytesIO(b""), uri=uri).name == name
+
+
 def store_failure() -> FetchError:
     return FetchError("reading s3://bucket/talk.mp3: 503 from the store", uri=URI, kind="timeout")
 

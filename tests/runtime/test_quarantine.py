@@ -39,7 +39,7 @@ def parts_of(*names: str) -> pa.Table:
             PARTS,
             {
                 "recording_id": name,
-                "uri": f"memory://{name}",
+                "uri": f"https://host/{name}?sig=secret",
                 "part": 0,
                 "last_part": True,
                 "part_start_s": 0.0,
@@ -83,6 +83,7 @@ def test_a_part_that_saw_two_deaths_is_poison_and_the_others_are_not():
     assert [row["status"] for row in rows] == ["failed", "ok"]
     assert rows[0]["error_kind"] == "poison"
     assert rows[0]["attempts"] == 2
+    assert "part 0 of https://host/a?[hidden]: the worker died 2 times" in rows[0]["error_message"]
     assert [request.recording_id for request in engine.requests] == ["b"]
 
 

@@ -1,3 +1,4 @@
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,24 @@ def test_what_cannot_be_read_or_decoded_raises_its_kind(model: Path, tmp_path: P
     with pytest.raises(DecodeError) as page:
         extract(model, str(tmp_path / "page.mp3"))
     assert page.value.kind == "not_audio"
+
+
+@pytest.mark.parametrize(
+    ("data", "changes"),
+    [
+        (b"<html></html>", {}),
+        (wav_bytes(noise(1), rate_hz=SAMPLE_RATE_HZ), {"channels": 3}),
+        (wav_bytes(noise(1, num_channels=65), rate_hz=SAMPLE_RATE_HZ), {"channels": "each"}),
+    ],
+)
+def test_messages_hold_no_secrets(
+    model: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, changes: dict[str, Any]
+):
+    monkeypatch.setattr(extraction, "open_binary", lambda *_, **__: io.BytesIO(data))
+    with pytest.raises(DecodeError, match=r"https://host/a\.mp3\?\[hidden\]") as caught:
+        extract(model, "https://user:pass@host/a.mp3?sig=secret", **changes)
+    said = f"{caught.value} {caught.value.uri}"
+    assert not any(word in said for word in ("user", "pass", "secret"))
 
 
 def test_a_stream_without_samples_is_an_error_and_not_a_recording_without_parts(

@@ -52,6 +52,12 @@ def test_an_item_error_is_recorded_with_its_kind():
     }
 
 
+def test_a_row_holds_no_secrets():
+    error = OSError("connecting to https://user:pass@host/a.mp3?X-Amz-Signature=secret failed")
+    message = failure_fields(error, stage="extract")["error_message"]
+    assert message == "OSError: connecting to https://host/a.mp3?[hidden] failed"
+
+
 @pytest.mark.parametrize(("error", "retryable"), [(MemoryError("m"), True), (KeyError("k"), False)])
 def test_an_unexpected_error_is_internal(error: Exception, retryable: bool):
     fields = failure_fields(error, stage="transcribe")
