@@ -32,6 +32,7 @@ _ADVICE = {
     CHANGED: "run again once nothing writes to it any more",
     FETCH: "check the store, then run again",
 }
+_EXPIRED_ADVICE = "the credentials expired: renew the credentials, then run again"
 _PERMANENT = {NOT_FOUND, ACCESS_DENIED}
 _TRANSIENT_ERRNO = {
     errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET,
@@ -48,15 +49,23 @@ class StoreError(Exception):
         found: what was found against what was expected, without secrets.
         transient: whether trying again at once may help.
         retry_after_s: how long the store asked us to wait.
+        expired: whether access is denied only because credentials are too old.
     """
 
     def __init__(
-        self, kind: str, found: str, *, transient: bool = False, retry_after_s: float = 0.0
+        self,
+        kind: str,
+        found: str,
+        *,
+        transient: bool = False,
+        retry_after_s: float = 0.0,
+        expired: bool = False,
     ) -> None:
         super().__init__(found)
         self.kind = kind
         self.transient = transient
         self.retry_after_s = retry_after_s
+        self.expired = expired
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +115,10 @@ def persist(
 def fetch_error(doing: str, uri: str, error: StoreError, *, attempts: int = 1) -> FetchError:
     """Return the public form of a store's failure."""
     tries = f" ({attempts} attempts)" if attempts > 1 else ""
-    message = f"{doing} {shown(uri)}: {without_secrets(str(error))}{tries}; {_ADVICE[error.kind]}"
-    return FetchError(message, uri=uri, kind=error.kind, retryable=error.kind not in _PERMANENT)
+    advice = _EXPIRED_ADVICE if error.expired else _ADVICE[error.kind]
+    message = f"{doing} {shown(uri)}: {without_secrets(str(error))}{tries}; {advice}"
+    retryable = error.expired or error.kind not in _PERMANENT
+    return FetchError(message, uri=uri, kind=error.kind, retryable=retryable)
 
 
 def from_os_error(error: OSError) -> StoreError:

@@ -43,17 +43,22 @@ CLIENT_OPTIONS = {
     "response_checksum_validation": "when_required",
 }
 _NO_SUCH = {"NoSuchKey", "NoSuchBucket", "NotFound", "404"}
-_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken",
-           "AllAccessDisabled", "InvalidToken", "InvalidObjectState", "403"}  # fmt: skip
+_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch",
+           "AllAccessDisabled", "InvalidObjectState", "403"}  # fmt: skip
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "RequestExpired"}
 _BUSY = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException", "InternalError",
          "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed"}  # fmt: skip
 
 
 def _from_client_error(error: exceptions.ClientError) -> StoreError:
     code = str(error.response.get("Error", {}).get("Code", ""))
+    told = str(error.response.get("Error", {}).get("Message", ""))
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     if code in _NO_SUCH:
         return StoreError(NOT_FOUND, f"not found ({code})")
+    # Presigned requests and other stores say it in words only.
+    if code in _EXPIRED or (status in (401, 403) and "expired" in told.lower()):
+        return StoreError(ACCESS_DENIED, f"access denied ({status} {code})", expired=True)
     if code in _DENIED:
         return StoreError(ACCESS_DENIED, f"access denied ({code})")
     if code in _BUSY:
@@ -66,6 +71,8 @@ def _translate(error: Exception) -> StoreError:
         return _from_client_error(error)
     if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
         return StoreError(ACCESS_DENIED, "no credentials found in environment, profile or role")
+    if isinstance(error, exceptions.UnauthorizedSSOTokenError):
+        return StoreError(ACCESS_DENIED, "access denied (single sign-on)", expired=True)
     if isinstance(
         error,
         TimeoutError

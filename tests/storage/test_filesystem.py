@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from botocore import exceptions
 
 from corpus_asr.errors import ConfigError, FetchError
-from corpus_asr.storage import filesystem, ranges
-from corpus_asr.storage.failures import RetryPolicy
+from corpus_asr.storage import filesystem, ranges, s3
+from corpus_asr.storage.failures import RetryPolicy, persist
 from corpus_asr.storage.filesystem import (
     exists,
     list_objects,
@@ -158,6 +159,37 @@ def test_lasting_failures_have_their_kind(
     assert caught.value.retryable is not lasting
     assert len(web.requests) == (1 if lasting else QUICK.attempts)
     assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "message", "retryable"),
+    [
+        ("ExpiredToken", 400, "", True),
+        ("ExpiredTokenException", 400, "", True),
+        ("InvalidToken", 400, "", True),
+        ("RequestExpired", 400, "", True),
+        ("Unauthorized", 401, "The token has expired", True),
+        ("AccessDenied", 403, "Request has expired", True),
+        ("Unauthorized", 401, "Who are you?", False),
+        ("AccessDenied", 403, "Access Denied", False),
+    ],
+)
+def test_expired_credentials_may_be_renewed(
+    code: str, status: int, message: str, retryable: bool
+) -> None:
+    answer = {
+        "Error": {"Code": code, "Message": message},
+        "ResponseMetadata": {"HTTPStatusCode": status},
+    }
+
+    def operation() -> None:
+        raise s3._translate(exceptions.ClientError(answer, "GetObject"))
+
+    with pytest.raises(FetchError) as caught:
+        persist("reading", "s3://b/key", operation, policy=QUICK)
+    assert (caught.value.kind, caught.value.retryable) == ("access_denied", retryable)
+    assert ("renew the credentials" in str(caught.value)) is retryable
+    assert ("expired" in str(caught.value)) is retryable
 
 
 def test_a_dead_server_is_a_failure_to_fetch() -> None:
