@@ -5,6 +5,7 @@ In: absolute paths, taken literally. Out: bytes, and pages of names in stable or
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import stat
@@ -17,6 +18,8 @@ import pyarrow as pa
 
 from corpus_asr.storage.failures import FETCH, StoreError, from_os_error
 from corpus_asr.storage.ranges import ObjectInfo
+
+logger = logging.getLogger(__name__)
 
 TEMPORARY_PREFIX = ".tmp-"  # hidden from Parquet readers, swept at the end of a run
 PAGE_ROWS = 10_000
@@ -103,11 +106,14 @@ class LocalStore:
     def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
         """List what lies below the folder part of `prefix`, folder by folder, sorted by name.
 
-        Links are followed; a folder that contains itself through a link is entered once. A
-        dangling link is listed without size: reading it then fails as that recording's failure.
+        Links are followed; a folder that contains itself through a link is entered once. What
+        cannot be looked at (a dangling link, a loop of links, a folder without permission) is
+        listed without size: reading it then fails as that recording's failure.
         """
+        folder = prefix.rpartition("/")[0] or "/"
         with _translated():
-            yield from _walk(prefix.rpartition("/")[0] or "/", depth, frozenset())
+            identity = _identity(folder)
+            yield from _walk(folder, _scan(folder), depth, frozenset([identity]))
 
 
 def _pieces(descriptor: int, start: int, end: int) -> Iterator[bytes]:
@@ -127,18 +133,38 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _walk(folder: str, depth: int | None, above: frozenset[tuple[int, int]]) -> Iterator[Page]:
+def _identity(folder: str) -> tuple[int, int]:
     status = os.stat(folder)
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return
-    files, subfolders = _scan(folder)
+    return status.st_dev, status.st_ino
+
+
+def _walk(
+    folder: str,
+    content: tuple[pa.Table, list[str]],
+    depth: int | None,
+    above: frozenset[tuple[int, int]],
+) -> Iterator[Page]:
+    """Yield a folder's content, then its subfolders'; `above` holds it and those around it."""
+    files, subfolders = content
     yield from _sorted_pages(folder, files)
     if depth is not None and depth <= 1:
         return
+    below = None if depth is None else depth - 1
     for name in sorted(subfolders):
-        below = None if depth is None else depth - 1
-        yield from _walk(os.path.join(folder, name), below, above | {identity})
+        path = os.path.join(folder, name)
+        try:
+            identity = _identity(path)
+            found = None if identity in above else _scan(path)
+        except FileNotFoundError:  # removed meanwhile
+            continue
+        except OSError as error:
+            if from_os_error(error).transient:  # a whole folder would go missing
+                raise
+            logger.warning("listing: cannot enter folder=%s (%s)", path, error.strerror)
+            yield Page([path], [None], [None])
+            continue
+        if found is not None:
+            yield from _walk(path, found, below, above | {identity})
 
 
 def _scan(folder: str) -> tuple[pa.Table, list[str]]:
@@ -148,7 +174,7 @@ def _scan(folder: str) -> tuple[pa.Table, list[str]]:
     columns = _empty_columns()
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir():
+            if _is_folder(entry):
                 subfolders.append(entry.name)
                 continue
             _append_entry(columns, entry)
@@ -167,12 +193,19 @@ def _empty_columns() -> dict[str, list[object]]:
     return {name: [] for name in _FOLDER.names}
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a loop of links, say; it is listed as what fails when read
+
+
 def _append_entry(columns: dict[str, list[object]], entry: os.DirEntry[str]) -> None:
     try:
         status = entry.stat()
-    except FileNotFoundError:
-        # A dangling link is listed and fails later, by name; a file removed meanwhile is gone.
-        if entry.is_symlink():
+    except OSError as error:
+        # Listed, it fails later, by name; a file removed meanwhile is gone.
+        if entry.is_symlink() or not isinstance(error, FileNotFoundError):
             _append(columns, entry.name, None, None)
         return
     if stat.S_ISREG(status.st_mode):

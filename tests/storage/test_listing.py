@@ -1,8 +1,10 @@
 """Which files a source names, in which order, and what it says of them."""
 
+import errno
 import fnmatch
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -15,7 +17,7 @@ from corpus_asr.schemas import FILES
 from corpus_asr.storage import listing, local
 from corpus_asr.storage import s3 as s3_module
 from corpus_asr.storage.addresses import recording_id
-from corpus_asr.storage.filesystem import write_atomic
+from corpus_asr.storage.filesystem import open_binary, write_atomic
 from corpus_asr.storage.listing import glob_regex, list_files
 from tests.support.stores import S3Server, WebServer
 
@@ -169,6 +171,53 @@ def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
         ("gone.mp3", None),
         ("real.mp3", 1),
     ]
+
+
+def test_an_entry_that_cannot_be_looked_at_does_not_end_the_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.mp3").write_bytes(b"x")
+    (tmp_path / "self.mp3").symlink_to("self.mp3")
+    (tmp_path / "to").symlink_to("fro")
+    (tmp_path / "fro").symlink_to("to")
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "z").mkdir()
+    (tmp_path / "z" / "z.mp3").write_bytes(b"x")
+    scandir = os.scandir
+
+    def refusing(folder: str) -> Any:  # the superuser is refused nothing
+        if folder.endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    found = rows(SourceSettings(uri=(str(tmp_path),), exclude=()))
+    assert [(row["uri"].removeprefix(f"{tmp_path}/"), row["size_bytes"]) for row in found] == [
+        ("a.mp3", 1),
+        ("fro", None),
+        ("self.mp3", None),
+        ("to", None),
+        ("closed", None),
+        ("z/z.mp3", 1),
+    ]
+    with pytest.raises(FetchError):
+        open_binary(str(tmp_path / "self.mp3"))
+
+
+def test_a_folder_that_fails_for_the_moment_ends_the_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stale").mkdir()
+    scandir = os.scandir
+
+    def failing(folder: str) -> Any:
+        if folder.endswith("stale"):
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(FetchError, match="Stale file handle"):
+        rows(SourceSettings(uri=(str(tmp_path),)))
 
 
 def test_a_name_that_is_no_text_is_named(tmp_path: Path) -> None:
