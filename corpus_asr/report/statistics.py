@@ -20,8 +20,8 @@ from corpus_asr.report.balance import EXAMPLES, Balance, balance_of, by_recordin
 from corpus_asr.schemas import OUTCOMES
 
 OUTCOME_COLUMNS = (
-    "run_id", "recording_id", "uri", "part", "last_part", "status", "duration_s", "speech_s",
-    "segments_written", "decode_errors", "language", "device", "decode_s", "transcribe_s",
+    "run_id", "recording_id", "uri", "part", "last_part", "channel", "status", "duration_s",
+    "speech_s", "segments_written", "decode_errors", "language", "device", "decode_s", "transcribe_s",
     "error_stage", "error_kind", "error_message", "retryable",
 )  # fmt: skip
 SEGMENT_COLUMNS = ("recording_id", "confidence")
@@ -125,7 +125,7 @@ def summarise(
             the outcomes say; None for any other.
     """
     committed, failures = _collect_outcomes(outcomes)
-    parts = committed.filter(committed["counts"])
+    parts = _in_recording_time(committed.filter(committed["counts"]))
     folded = by_recording(parts)
     confidence, written = _collect_segments(segments)
     balance = balance_of(folded, listing, superseded=committed.num_rows - parts.num_rows)
@@ -173,6 +173,20 @@ def _collect_outcomes(
     committed = pa.Table.from_batches(kept, schema)
     failed = committed.filter(pc.and_(pc.equal(committed["status"], "failed"), committed["counts"]))
     return committed, _failure_groups(failed, examples)
+
+
+def _in_recording_time(parts: pa.Table) -> pa.Table:
+    """Share out times among channels transcribed apart: they hold the same stretch of time."""
+    counted = parts.group_by("recording_id").aggregate(
+        [("channel", "count_distinct", pc.CountOptions(mode="only_valid"))]
+    )
+    owners = pc.index_in(parts["recording_id"], value_set=counted["recording_id"].combine_chunks())
+    channels = pc.max_element_wise(counted["channel_count_distinct"].take(owners), 1)
+    for name in ("duration_s", "speech_s"):
+        position = parts.schema.get_field_index(name)
+        shared = pc.divide(parts[name], channels.cast(pa.float64()))
+        parts = parts.set_column(position, parts.schema.field(position), shared)
+    return parts
 
 
 def _failure_key(row: dict[str, Any]) -> tuple[str, str]:

@@ -105,14 +105,15 @@ def aggregate(outcomes: pa.Table) -> pa.Table:
             ("speech_s", "sum"),
             ("segments_written", "sum"),
             ("part", "count"),
-            ("channel", "count_distinct", pc.CountOptions(mode="all")),
+            ("channel", "count_distinct", pc.CountOptions(mode="only_valid")),
         ]
     )
     ids = grouped["recording_id"].combine_chunks()
     columns = {name: grouped[f"{name}_first"] for name in _FIRST_COLUMNS}
     columns |= _first_failures(parts, ids)
-    # Channels transcribed apart hold the same stretch of time.
-    num_channels = grouped["channel_count_distinct"].cast(pa.float64())
+    # Channels transcribed apart hold the same stretch of time; mixed ones, and a recording that
+    # failed before its channels were known, have no number.
+    num_channels = pc.max_element_wise(grouped["channel_count_distinct"], 1).cast(pa.float64())
     columns |= {
         "run_id": grouped["run_id_max"],
         "recording_id": ids,

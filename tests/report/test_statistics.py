@@ -237,3 +237,18 @@ def test_the_order_and_size_of_batches_do_not_matter(order: list[int], size: int
 def test_a_failure_without_words_is_still_counted(column: str) -> None:
     (group,) = count([outcome("a", status="failed") | {column: None}]).failures
     assert group.recordings == 1
+
+
+def test_channels_apart_hold_the_same_time() -> None:
+    rows = [
+        outcome("two", 0, last_part=False, channel=0),
+        outcome("two", 1, last_part=False, channel=1),
+        outcome("two", 2, status="failed"),
+        outcome("one", 0, channel=3),
+        outcome("mixed", 0, run_id="run-2"),
+    ]
+    found = count(rows, listed=["two", "one", "mixed"])
+    assert (found.audio_s, found.speech_s) == (300.0, 180.0)
+    assert found.audio_by_run_s == (("run-1", 200.0), ("run-2", 100.0))
+    assert [language.audio_s for language in found.languages] == [300.0]
+    assert found.segments == 8

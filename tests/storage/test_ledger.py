@@ -217,6 +217,17 @@ def test_channels_apart_cover_the_same_time(memory: str) -> None:
     assert (row["duration_s"], row["parts"], row["segments"]) == (10.0, 2, 2)
 
 
+@pytest.mark.parametrize("channels", [(0, 1), ()])
+def test_a_failure_is_no_channel(memory: str, channels: tuple[int, ...]) -> None:
+    store = OutputStore(memory)
+    for index, channel in enumerate(channels):
+        commit(store, results(part("a", index, texts=["x"], last=False, channel=channel)))
+    failed = part("a", len(channels), texts=None, status="failed", duration_s=0.0)
+    commit(store, results(failed))
+    counts = done(store, files("a"))
+    assert counts.audio_s == (10.0 if channels else 0.0)
+
+
 def test_secrets_of_the_configuration_are_not_kept(memory: str) -> None:
     store = OutputStore(memory)
     secret = config(
