@@ -11,11 +11,12 @@ from typing import Any
 import pyarrow as pa
 
 from corpus_asr.config.stages import ExtractSettings
-from corpus_asr.errors import CheckpointError, ConfigError, EngineError
+from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, EngineError
 from corpus_asr.schemas import FILES, PARTS
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
 from corpus_asr.stages.stage import NO_SPEECH, OK, failure_fields, one_row
+from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.units import SAMPLE_RATE_HZ
 
@@ -79,7 +80,7 @@ class ExtractStage:
         identity = {name: file[name] for name in FILES.names}
         done = frozenset(file["done_parts"] or ())
         request = ExtractRequest(uri=file["uri"], done_parts=done)
-        next_part = 0
+        next_part, emitted = 0, False
         held: ExtractedPart | None = None
         failure: dict[str, Any] | None = None
         messages = self._child.run(request)
@@ -96,13 +97,28 @@ class ExtractStage:
                 yield _part_row(held, identity=identity, last=last)
             if extracted is None:
                 break
+            emitted = emitted or extracted.wanted
             held = extracted
             next_part = extracted.part + 1
+        if failure is None and not emitted:
+            # All there is was done, yet did not complete it: without a row no run would end.
+            failure = failure_fields(_changed(file["uri"], next_part, done), stage="extract")
         if failure is not None:
             # A done part keeps its outcome: the failure takes the first index still open.
             while next_part in done:
                 next_part += 1
             yield one_row(PARTS, identity | failure | {"part": next_part, "last_part": True})
+
+
+def _changed(uri: str, parts: int, done: frozenset[int]) -> DecodeError:
+    return DecodeError(
+        f"extracting {shown(uri)}: it has {parts} parts now, expected more, since {len(done)} were "
+        "done before and did not complete it; its content was replaced by something shorter: "
+        "transcribe it with another output.uri to do all of it anew",
+        uri=shown(uri),
+        kind="changed",
+        retryable=True,
+    )
 
 
 def _part_row(part: ExtractedPart, *, identity: dict[str, Any], last: bool) -> pa.Table:

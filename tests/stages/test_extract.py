@@ -90,6 +90,15 @@ def test_a_failure_does_not_take_a_done_parts_place(stage: ExtractStage):
     assert brief(rows) == [(0, "ok", False), (3, "failed", True)]
 
 
+def test_a_recording_that_became_shorter_than_what_is_done_ends_all_the_same(stage: ExtractStage):
+    uri = "x/parts=2"
+    rows = rows_of(stage, packs_of(uri, "y/parts=1", done={uri: [0, 1, 2]}))
+    assert brief(rows) == [(3, "failed", True), (0, "ok", True)]
+    assert rows[0]["error_kind"] == "changed"
+    assert rows[0]["retryable"] is True
+    assert "it has 2 parts now" in rows[0]["error_message"]
+
+
 @pytest.mark.parametrize(
     ("what", "kind"), [("crash", "decoder_crashed"), ("bug", "internal"), ("memory", "internal")]
 )
