@@ -65,7 +65,7 @@ def test_every_subcommand_is_in_the_readme():
 @pytest.mark.parametrize("command", commands("make"))
 def test_every_make_target_shown_exists(command):
     targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
-    assert set(command.split()[1:]) <= targets
+    assert {word for word in command.split()[1:] if "=" not in word} <= targets
 
 
 def test_configs_and_clips_named_in_commands_exist():
