@@ -132,6 +132,18 @@ class ClusterSettings(Settings):
 
     address: str = Field(
         default="local",
-        pattern=r"^(local|auto|ray://.+|[^:/\s]+:\d+)$",
-        description="`local` starts one here, `auto` joins the running one, or ray://host:port.",
+        pattern=r"^(local|auto|[^:/\s]+:\d+)$",
+        description="`local` starts one here; `auto` joins the one that this machine is part of, "
+        "and so does its host:port.",
     )
+
+    @field_validator("address", mode="before")
+    @classmethod
+    def _no_ray_client(cls, value: object) -> object:
+        # Ray Data needs a driver that is part of the cluster (seen with Ray 2.60).
+        if isinstance(value, str) and value.startswith("ray://"):
+            raise ValueError(
+                "Ray Client (ray://) cannot run Ray Data; run the same command on a machine of the "
+                "cluster, for example by `ray job submit`, with cluster.address: auto"
+            )
+        return value

@@ -50,7 +50,7 @@ def connected(address: str, *, store_bytes: int) -> Iterator[Cluster]:
     """Connect to Ray for the length of the context; a connection that is there is used as it is.
 
     Args:
-        address: `local`, `auto`, `ray://host:port` or `host:port`.
+        address: `local`, `auto` or `host:port`.
         store_bytes: size of the object store of a Ray started here.
 
     Raises:
@@ -89,7 +89,7 @@ def _check_reachable(address: str) -> None:
     """Fail at once where nobody listens; Ray itself would try for minutes."""
     if address in ("local", "auto"):
         return
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_TIMEOUT_S).close()
     except (OSError, ValueError) as error:

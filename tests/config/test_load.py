@@ -116,6 +116,7 @@ def test_all_problems_are_told_at_once_with_line_and_nearest_key(write: Write) -
         ("extract.part_s=.inf", "found inf, expected a number"),
         ("decoding.strategy=seq", "expected sequential or chunked"),
         ("cluster.address=not an address", "`local` starts one here"),
+        ("cluster.address=ray://head:10001", "on a machine of the cluster"),
         ("source.manifest=m.csv", "set either source.uri or source.manifest"),
         ("model=7", "model: found 7, expected keys below it: checkpoint"),
         ("source.uri=[a", "reading --set source.uri: line 1"),

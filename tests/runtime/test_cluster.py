@@ -29,7 +29,7 @@ def test_this_machine_gets_enough_logical_cpus_not_to_wait_for_itself():
     assert local_machine().cores >= 1
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "ray://nonsense"])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense:1"])
 def test_an_address_where_nobody_listens_is_a_configuration_error(
     address: str, monkeypatch: pytest.MonkeyPatch
 ):
