@@ -21,8 +21,8 @@ from corpus_asr.schemas import OUTCOMES
 
 OUTCOME_COLUMNS = (
     "run_id", "recording_id", "uri", "part", "last_part", "channel", "status", "duration_s",
-    "speech_s", "segments_written", "decode_errors", "language", "device", "decode_s", "transcribe_s",
-    "error_stage", "error_kind", "error_message", "retryable",
+    "speech_s", "segments_written", "decode_errors", "language", "device", "decode_s",
+    "transcribe_s", "error_stage", "error_kind", "error_message", "retryable",
 )  # fmt: skip
 SEGMENT_COLUMNS = ("recording_id", "confidence")
 COUNTS = pa.field("counts", pa.bool_())

@@ -18,12 +18,13 @@ from corpus_asr.storage.addresses import shown, without_secrets
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-NOT_FOUND, ACCESS_DENIED, TIMEOUT, CHANGED, FETCH = (
+NOT_FOUND, ACCESS_DENIED, TIMEOUT, CHANGED, FETCH, UNSUPPORTED_SCHEME = (
     "not_found",
     "access_denied",
     "timeout",
     "changed",
     "fetch",
+    "unsupported_scheme",
 )
 _ADVICE = {
     NOT_FOUND: "check the address, or take it out of the source",

@@ -13,11 +13,12 @@ from typing import Protocol
 import fsspec
 from fsspec import AbstractFileSystem
 
-from corpus_asr.errors import FetchError
+from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.storage.addresses import LOCAL, normalise, scheme_of
 from corpus_asr.storage.failures import (
     DEFAULT_POLICY,
     NOT_FOUND,
+    UNSUPPORTED_SCHEME,
     RetryPolicy,
     StoreError,
     fetch_error,
@@ -51,7 +52,7 @@ def store_for(
     """Return the store an address belongs to.
 
     Raises:
-        ConfigError: no library for the scheme is installed.
+        ConfigError: no library for the scheme is installed, or the address is not usable with it.
     """
     scheme = scheme_of(uri)
     if scheme == LOCAL:
@@ -100,8 +101,16 @@ def open_binary(
 
     Raises:
         FetchError: also from later reads. Kinds: not_found, access_denied, timeout, changed,
-            fetch.
+            fetch, unsupported_scheme.
     """
+    try:
+        return _open(uri, endpoint_url=endpoint_url, policy=policy)
+    except ConfigError as error:
+        # One bad address among many is that recording's failure.
+        raise FetchError(str(error), uri=uri, kind=UNSUPPORTED_SCHEME, retryable=False) from error
+
+
+def _open(uri: str, *, endpoint_url: str | None, policy: RetryPolicy) -> io.BufferedReader:
     uri = normalise(uri)
     store = store_for(uri, endpoint_url=endpoint_url, policy=policy)
     raw = RangeFile(store, uri, policy=policy)
@@ -114,9 +123,10 @@ def read_bytes(
     """Return a whole object.
 
     Raises:
+        ConfigError: no library reads such an address.
         FetchError: it cannot be read.
     """
-    with open_binary(uri, endpoint_url=endpoint_url, policy=policy) as file:
+    with _open(uri, endpoint_url=endpoint_url, policy=policy) as file:
         return file.read()
 
 

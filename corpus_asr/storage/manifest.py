@@ -16,8 +16,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.storage.addresses import normalise, parent, resolve, shown
+from corpus_asr.storage.failures import UNSUPPORTED_SCHEME
 from corpus_asr.storage.filesystem import open_binary
 from corpus_asr.storage.tables import parquet_batches, parquet_columns
 
@@ -43,7 +44,7 @@ def manifest_rows(manifest: str, *, endpoint_url: str | None = None) -> Iterator
         )
     folder = parent(manifest)
     empty = True
-    with open_binary(manifest, endpoint_url=endpoint_url) as file:
+    with _open(manifest, endpoint_url) as file:
         chunk: Chunk = ([], [])
         for place, row in reader(file, manifest):
             uri, metadata = _entry(row, place, manifest, folder)
@@ -60,6 +61,15 @@ def manifest_rows(manifest: str, *, endpoint_url: str | None = None) -> Iterator
                 f"reading the manifest {shown(manifest)}: found no rows, expected one per "
                 "recording; check that it was written completely"
             )
+
+
+def _open(manifest: str, endpoint_url: str | None) -> io.BufferedReader:
+    try:
+        return open_binary(manifest, endpoint_url=endpoint_url)
+    except FetchError as error:
+        if error.kind == UNSUPPORTED_SCHEME:  # of the job as a whole, not of one recording
+            raise ConfigError(str(error)) from error
+        raise
 
 
 def _entry(row: dict[str, Any], place: str, manifest: str, folder: str) -> tuple[str, str | None]:

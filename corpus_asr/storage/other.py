@@ -1,18 +1,20 @@
 """Every other fsspec scheme as a store: gs://, az://, memory://, sftp:// and so on.
 
-In: addresses the scheme's own library understands. Out: bytes, and pages of names. Failures are
-`StoreError`s. Knows only fsspec's common interface.
+In: addresses the scheme's own library understands, hosts and users in them included. Out: bytes,
+and pages of names. Failures are `StoreError`s. Knows only fsspec's common interface.
 """
 
 import contextlib
 import datetime
+import functools
 from collections.abc import Iterator
 from typing import IO, Any
 
 import fsspec
+from fsspec import AbstractFileSystem
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.storage.addresses import scheme_of, shown
+from corpus_asr.storage.addresses import scheme_of, shown, without_secrets
 from corpus_asr.storage.failures import FETCH, StoreError, from_os_error, from_status
 from corpus_asr.storage.local import PAGE_ROWS, Page
 from corpus_asr.storage.ranges import ObjectInfo
@@ -27,7 +29,7 @@ _COPY_BYTES = 16 * MEBIBYTE
 def _translated() -> Iterator[None]:
     try:
         yield
-    except StoreError:
+    except (StoreError, ConfigError):
         raise
     except OSError as error:
         raise from_os_error(error) from error
@@ -56,23 +58,42 @@ def _info(details: dict[str, Any]) -> ObjectInfo:
 
 
 class FsspecStore:
-    """Objects of one scheme.
+    """Objects of the place an address names: a scheme, and where it has one, a host.
 
     Raises:
-        ConfigError: no library for the scheme is installed.
+        ConfigError: (also when first used) no library for the scheme is installed, or the address
+            does not say what that library needs.
     """
 
     def __init__(self, uri: str) -> None:
+        self._uri = uri
+        with self._usable():
+            self._class = fsspec.get_filesystem_class(scheme_of(uri))
+            # Not `url_to_fs`: it would take "::" within a name for a chain of stores.
+            self._options = self._class._get_kwargs_from_urls(uri)
+
+    @functools.cached_property
+    def filesystem(self) -> AbstractFileSystem:
+        """The library's own object; making it may connect, so this may fail like any request."""
+        with self._usable():
+            filesystem: AbstractFileSystem = self._class(**self._options)
+        # Not as an option: some libraries hand those they do not know to their server.
+        filesystem.dircache.use_listings_cache = False
+        return filesystem
+
+    @contextlib.contextmanager
+    def _usable(self) -> Iterator[None]:
         try:
-            self.filesystem = fsspec.filesystem(scheme_of(uri), use_listings_cache=False)
-        except (ValueError, ImportError) as error:
+            yield
+        except (ImportError, TypeError, ValueError) as error:
             raise ConfigError(
-                f"opening {shown(uri)}: no library handles {scheme_of(uri)}:// ({error}); "
-                "install it or correct the address"
+                f"opening {shown(self._uri)}: {scheme_of(self._uri)}:// cannot be used like this "
+                f"({without_secrets(str(error))}), expected an address of an installed fsspec "
+                "library; install what is missing or correct the address"
             ) from error
 
     def _path(self, uri: str) -> str:
-        return str(self.filesystem._strip_protocol(uri))
+        return str(self._class._strip_protocol(uri))
 
     def info(self, uri: str) -> ObjectInfo:
         """Return size and version of an object."""
@@ -112,8 +133,8 @@ class FsspecStore:
         folder = prefix.rpartition("/")[0]
         if folder.endswith(":/"):  # scheme:// itself
             folder += "/"
-        root = self._path(folder)
         with _translated():
+            root = self._path(folder)
             walk = self.filesystem.walk(root, maxdepth=depth, detail=True, on_error="raise")
             for _, subfolders, files in walk:
                 _sort_in_place(subfolders)

@@ -5,13 +5,18 @@ import multiprocessing
 import os
 import pickle
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
 from botocore import exceptions
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.utils import infer_storage_options
 
+from corpus_asr.config.stages import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.storage import filesystem, ranges, s3
 from corpus_asr.storage.failures import RetryPolicy, persist
@@ -24,6 +29,7 @@ from corpus_asr.storage.filesystem import (
     remove,
     write_atomic,
 )
+from corpus_asr.storage.listing import list_files
 from tests.support.stores import S3Server, WebServer
 
 HOSTILE_NAMES = (
@@ -275,9 +281,61 @@ def test_a_failed_local_write_leaves_the_old_content(
     assert target.read_bytes() == b"old"
 
 
-def test_an_unknown_scheme_is_a_configuration_error() -> None:
-    with pytest.raises(ConfigError, match="quux"):
-        open_binary("quux://x/y")
+class Hosts(MemoryFileSystem):
+    """A store of several hosts, each with files of its own, that keeps listings."""
+
+    protocol = "hosts"
+    stores: ClassVar[dict[str, dict]] = {}
+
+    def __init__(self, host: str, port: int = 21, **options: Any) -> None:
+        super().__init__(**options)
+        self.store = self.stores.setdefault(f"{host}:{port}", {})
+        self.pseudo_dirs = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + infer_storage_options(path)["path"].strip("/")
+
+    @staticmethod
+    def _get_kwargs_from_urls(urlpath: str) -> dict[str, Any]:
+        options = infer_storage_options(urlpath)
+        return {name: options[name] for name in ("host", "port") if options.get(name)}
+
+
+@pytest.fixture
+def hosts() -> Iterator[None]:
+    fsspec.register_implementation("hosts", Hosts, clobber=True)
+    yield
+    Hosts.stores.clear()
+    Hosts.clear_instance_cache()
+
+
+def test_the_host_of_an_address_is_honoured(hosts: None) -> None:
+    for host in ("one", "two:99"):
+        write_atomic(f"hosts://{host}/in/a.mp3", host.encode())
+    assert set(Hosts.stores) == {"one:21", "two:99"}
+    assert read_bytes("hosts://two:99/in/a.mp3") == b"two:99"
+    assert [found[0] for found in list_objects("hosts://one/in")] == ["hosts://one/in/a.mp3"]
+    assert not open_store("hosts://one/in")[0].dircache.use_listings_cache
+
+
+@pytest.mark.parametrize("uri", ["quux://x/y", "hosts:///no-host", "ftp://h:port/x"])
+def test_an_unusable_address_is_one_failed_recording(hosts: None, uri: str) -> None:
+    with pytest.raises(FetchError, match="correct the address") as caught:
+        open_binary(uri, policy=QUICK)
+    assert (caught.value.kind, caught.value.retryable) == ("unsupported_scheme", False)
+    assert caught.value.uri == uri
+
+
+@pytest.mark.parametrize("uri", ["quux://x/y", "hosts:///no-host", "ftp://h:port/x"])
+def test_an_unusable_address_cannot_be_listed(hosts: None, uri: str) -> None:
+    with pytest.raises(ConfigError, match=r"^opening .*correct the address"):
+        list(list_objects(uri))
+    with pytest.raises(ConfigError):
+        read_bytes(uri)
+    for source in ({"uri": (uri,)}, {"manifest": f"{uri}.jsonl"}):
+        with pytest.raises(ConfigError):
+            list(list_files(SourceSettings(**source)))
 
 
 def test_many_threads_read_one_store(s3: S3Server, bucket: str) -> None:
