@@ -109,7 +109,11 @@ def _work_on_ray(
         config.cluster.address, store_bytes=store_bytes_for(config, local_machine())
     ) as cluster:
         resources = resolve_resources(
-            config, cluster.nodes, num_packs=plan.num_packs, store_bytes=cluster.store_bytes
+            config,
+            cluster.nodes,
+            num_packs=plan.num_packs,
+            store_bytes=cluster.store_bytes,
+            fixed=config.cluster.address == "local",
         )
         with _told(resources, plan, stream) as progress:
             run_on_ray(config, plan.uri, committer, resources=resources, progress=progress)

@@ -38,6 +38,9 @@ EXTRACT_COPIES_OF_PART = 4
 CORES_PER_EXTRACT_WORKER_ON_CPU = 4
 # Reading the plan and writing results must find a CPU when the actors hold all others.
 SPARE_CPUS = 1
+# What `auto` leaves to extraction at least, and the smallest share of a CPU that is reserved.
+MIN_EXTRACT_CPUS = 0.5
+CPU_STEP = 0.01
 # Without any result for this long the run is given up (Ray's own default is 1,800 s).
 MIN_NO_PROGRESS_S = 3600.0
 SLOWEST_SPEED: dict[Literal["gpu", "cpu"], float] = {"gpu": 10.0, "cpu": 0.5}  # times real time
@@ -120,6 +123,7 @@ def resolve_resources(
     *,
     num_packs: int,
     store_bytes: int | None = None,
+    fixed: bool = False,
 ) -> Resources:
     """Resolve every `auto` for these machines.
 
@@ -128,9 +132,11 @@ def resolve_resources(
         nodes: the machines there are now.
         num_packs: units of extract work; more workers than that would idle.
         store_bytes: memory for tables between the stages; None: sized to what is in flight.
+        fixed: everything has to be placed on these machines, and no others will come.
 
     Raises:
-        ConfigError: GPUs are asked for without a number of workers, and there are none.
+        ConfigError: GPUs are asked for without a number of workers, and there are none; or with
+            `fixed`, what is asked for can never be placed.
     """
     gpus_each = _gpus_per_worker(config, nodes)
     workers = _transcribe_workers(config, nodes, gpus_each=gpus_each)
@@ -144,7 +150,7 @@ def resolve_resources(
     fits = sum(node.memory_bytes // memory for node in nodes) >= extract_workers
     rows, calls = _in_flight(config, on_gpu=gpus_each > 0, workers=workers, store_bytes=store_bytes)
     speed = SLOWEST_SPEED["gpu" if gpus_each > 0 else "cpu"]
-    return Resources(
+    found = Resources(
         extract_workers=extract_workers,
         extract_cpus=extract_cpus,
         # A reservation nobody can meet would wait for ever.
@@ -160,6 +166,9 @@ def resolve_resources(
         commit_bytes=COMMIT_BYTES_GPU if gpus_each > 0 else 1,
         no_progress_timeout_s=max(MIN_NO_PROGRESS_S, rows * calls * config.extract.part_s / speed),
     )
+    if fixed:
+        _check_fits(found, nodes)
+    return found
 
 
 def store_bytes_for(config: RunConfig, node: NodeShape) -> int:
@@ -171,9 +180,38 @@ def store_bytes_for(config: RunConfig, node: NodeShape) -> int:
     return max(MIN_STORE_BYTES, min(needed, int(node.memory_bytes * MAX_STORE_SHARE_OF_MEMORY)))
 
 
+def _check_fits(found: Resources, nodes: tuple[NodeShape, ...]) -> None:
+    """Refuse what Ray would wait for without end."""
+    gpus_each, workers = found.transcribe_gpus, found.transcribe_workers
+    if gpus_each > 0 and workers > (room := _room_on_gpus(nodes, gpus_each)):
+        raise ConfigError(
+            f"planning workers: transcribe.workers is {workers}, but there are GPUs for {room} "
+            f"with transcribe.gpus_per_worker {gpus_each:g}; lower either, or leave workers out"
+        )
+    transcribe = workers * found.transcribe_cpus
+    extract = found.extract_workers * found.extract_cpus
+    there = sum(node.cpus for node in nodes)
+    if transcribe + extract + SPARE_CPUS > there:
+        raise ConfigError(
+            f"planning workers: found {there:g} CPUs, but transcription reserves {transcribe:g}, "
+            f"extraction {extract:g} and reading and writing {SPARE_CPUS:g}, which could never "
+            "start; lower transcribe.workers, transcribe.cpus_per_worker or extract.workers, or "
+            "leave them out"
+        )
+
+
+def _room_on_gpus(nodes: tuple[NodeShape, ...], gpus_each: float) -> int:
+    return sum(int(node.gpus / gpus_each) for node in nodes)
+
+
 def _gpus_per_worker(config: RunConfig, nodes: tuple[NodeShape, ...]) -> float:
     asked = config.transcribe.gpus_per_worker
     if asked != "auto":
+        if asked > 1 and asked != int(asked):
+            raise ConfigError(
+                f"planning workers: transcribe.gpus_per_worker is {asked:g}, expected a whole "
+                "number or a fraction of one GPU; round it"
+            )
         return asked
     if config.model.device == "cpu":
         return 0.0
@@ -187,14 +225,17 @@ def _transcribe_workers(
         return config.transcribe.workers
     if gpus_each == 0:
         return max(1, sum(node.cpus > 0 for node in nodes))
-    workers = sum(int(node.gpus / gpus_each) for node in nodes)
+    workers = _room_on_gpus(nodes, gpus_each)
     if workers == 0:
         raise ConfigError(
             f"planning workers: transcribe.gpus_per_worker is {gpus_each:g}, but no machine of "
             f"{len(nodes)} has as many GPUs; set it to 0 to use CPUs, or set transcribe.workers "
             "if the cluster adds machines when asked"
         )
-    return workers
+    if config.transcribe.cpus_per_worker == "auto":
+        return workers
+    left = sum(node.cpus for node in nodes) - SPARE_CPUS - MIN_EXTRACT_CPUS
+    return max(1, min(workers, int(left / config.transcribe.cpus_per_worker)))
 
 
 def _cpus_per_worker(
@@ -204,7 +245,8 @@ def _cpus_per_worker(
         return config.transcribe.cpus_per_worker
     if gpus_each > 0:
         return 0.0
-    return max(0.5, node.cpus // 2 / workers_per_node)
+    half = node.cpus // 2 or node.cpus / 2
+    return _whole_steps(half / workers_per_node)
 
 
 def _threads(
@@ -240,8 +282,12 @@ def _extract_workers(
         wanted = sum(node.cores for node in nodes) // CORES_PER_EXTRACT_WORKER_ON_CPU
     workers = max(1, min(wanted, num_packs))
     # More workers than free CPUs were asked for, or the machine is tiny: share, never starve.
-    share = 1.0 if workers <= free else max(0.01, math.floor(max(free, 0.5) / workers * 100) / 100)
+    share = 1.0 if workers <= free else _whole_steps(max(free, 0.0) / workers)
     return workers, share
+
+
+def _whole_steps(cpus: float) -> float:
+    return max(CPU_STEP, math.floor(cpus / CPU_STEP + 1e-9) * CPU_STEP)
 
 
 def _in_flight(

@@ -76,6 +76,46 @@ def test_gpus_that_are_not_there_are_refused_unless_workers_are_counted():
     assert resolve_resources(scaling, (LAPTOP,), num_packs=1).transcribe_gpus == 1
 
 
+@pytest.mark.parametrize(
+    "transcribe",
+    [
+        {"cpus_per_worker": 4},
+        {"cpus_per_worker": 3},
+        {"workers": 2, "cpus_per_worker": 1.5},
+        {"workers": 4, "gpus_per_worker": 1},
+    ],
+)
+def test_what_could_never_start_is_refused_unless_machines_may_come(transcribe: dict[str, Any]):
+    asked = config(transcribe=transcribe)
+    with pytest.raises(ConfigError, match=r"planning workers: .*; lower"):
+        resolve_resources(asked, (LAPTOP,), num_packs=100, fixed=True)
+    assert resolve_resources(asked, (LAPTOP,), num_packs=100).transcribe_workers
+
+
+@pytest.mark.parametrize("node", [LAPTOP, GPU_BOX])
+@pytest.mark.parametrize("extract_workers", [1, 8, 99, "auto"])
+@pytest.mark.parametrize("workers", [1, 2, 16, "auto"])
+def test_what_is_automatic_always_fits(node: NodeShape, workers: Any, extract_workers: Any):
+    sections = {"transcribe": {"workers": workers}, "extract": {"workers": extract_workers}}
+    asked = config(model={"checkpoint": "/model", "device": "cpu"}, **sections)
+    found = resolve_resources(asked, (node,), num_packs=100, fixed=True)
+    transcribe = found.transcribe_workers * found.transcribe_cpus
+    assert transcribe + found.extract_workers * found.extract_cpus <= node.cpus - 1
+
+
+def test_there_are_no_more_workers_than_their_cpus_allow():
+    eight = NodeShape(cpus=16, cores=16, gpus=8, memory_bytes=128 * GIBIBYTE)
+    asked = config(transcribe={"cpus_per_worker": 4})
+    found = resolve_resources(asked, (eight,), num_packs=100, fixed=True)
+    assert (found.transcribe_workers, found.extract_workers) == (3, 3)
+
+
+def test_a_gpu_and_a_half_cannot_be_had():
+    asked = config(transcribe={"gpus_per_worker": 1.5})
+    with pytest.raises(ConfigError, match="whole number"):
+        resolve_resources(asked, (GPU_BOX,), num_packs=1)
+
+
 def test_long_parts_travel_in_smaller_calls_and_a_small_store_holds_fewer():
     long = config(extract={"part_s": 3600})
     assert resolve_resources(long, (LAPTOP,), num_packs=1).rows_per_call == 1
