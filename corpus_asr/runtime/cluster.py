@@ -21,6 +21,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.runtime.progress import Tally
@@ -160,5 +161,11 @@ class Board:
 
 
 def start_board() -> Any:
-    """Start the run's board and return its handle; it ends with the last handle."""
-    return ray.remote(num_cpus=0)(Board).remote()
+    """Start the run's board and return its handle; it ends with the last handle.
+
+    It lives on the driver's machine, whose end is the run's end anyway, and not on one that may be
+    taken away. Should it die all the same, an empty one takes its place.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board)
+    return board.options(scheduling_strategy=here).remote()

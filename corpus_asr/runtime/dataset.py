@@ -27,6 +27,8 @@ from corpus_asr.stages.transcribe import EngineFactory, TranscribeStage, load_en
 from corpus_asr.storage.filesystem import open_store
 from corpus_asr.units import MEBIBYTE
 
+_LOG = logging.getLogger(__name__)
+
 # Blocks leave a stage at this size or at the end of a task. Ray's 128 MiB would hold a file's
 # parts back until it is decoded; one part of a minute fills this, shorter clips travel together.
 BLOCK_BYTES = MEBIBYTE
@@ -50,26 +52,36 @@ class TranscribeWorker:
     """The transcribe stage of one actor, with the run's board as its memory of deaths."""
 
     def __init__(self, *, board: Any, **stage: Any) -> None:
-        self._stage = Quarantine(TranscribeStage(**stage), _RemoteMemory(board))
+        self._stage = Quarantine(TranscribeStage(**stage), BoardMemory(board))
 
     def __call__(self, parts: pa.Table) -> pa.Table:
         """Return one RESULTS row per part; several calls run at once."""
         return self._stage(parts)
 
 
-class _RemoteMemory:
+class BoardMemory:
+    """The board as a `Memory`; without an answer nothing is known, and work goes on."""
+
     def __init__(self, board: Any) -> None:
         self._board = board
 
     def unfinished(self, parts: Sequence[PartKey]) -> list[int]:
-        counts: list[int] = ray.get(self._board.unfinished.remote(parts))
-        return counts
+        counts: list[int] | None = self._ask("unfinished", parts)
+        return [0] * len(parts) if counts is None else counts
 
     def begin(self, parts: Sequence[PartKey]) -> None:
-        ray.get(self._board.begin.remote(parts))
+        self._ask("begin", parts)
 
     def end(self, parts: Sequence[PartKey]) -> None:
-        ray.get(self._board.end.remote(parts))
+        self._ask("end", parts)
+
+    def _ask(self, method: str, parts: Sequence[PartKey]) -> Any:
+        try:
+            return ray.get(getattr(self._board, method).remote(parts))
+        except ray.exceptions.RayError as error:
+            # Only a part that kills its worker is harder to find now.
+            _LOG.warning("event=board_lost method=%s error=%r", method, error)
+            return None
 
 
 def run_on_ray(
@@ -245,4 +257,4 @@ class _Poll(threading.Thread):
             self._progress.set(ray.get(self._board.read.remote(), timeout=POLL_S))
         except ray.exceptions.RayError:
             # Only the line is late; if Ray is gone, the run itself says so.
-            logging.getLogger(__name__).debug("board not read", exc_info=True)
+            _LOG.debug("event=board_not_read", exc_info=True)

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import ray
 
@@ -52,4 +54,10 @@ def test_a_ray_that_is_there_is_used_and_left_running(ray_session: Cluster):
         board = start_board()
         ray.get(board.add.remote(Tally(parts=1)))
         assert ray.get(board.read.remote()) == Tally(parts=1)
+        # One that died is replaced by an empty one: what is counted and remembered starts anew.
+        ray.kill(board, no_restart=False)
+        deadline = time.monotonic() + 60
+        while ray.get(board.read.remote(), timeout=60) != Tally():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
     assert ray.is_initialized()

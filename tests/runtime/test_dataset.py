@@ -7,8 +7,8 @@ import ray
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, EngineError, FetchError
-from corpus_asr.runtime.cluster import Cluster
-from corpus_asr.runtime.dataset import own_error, run_on_ray
+from corpus_asr.runtime.cluster import Cluster, start_board
+from corpus_asr.runtime.dataset import BoardMemory, own_error, run_on_ray
 from corpus_asr.runtime.progress import Progress, Tally
 from corpus_asr.runtime.resources import resolve_resources
 from tests.support.engines import broken_engine, scripted_engine
@@ -75,6 +75,18 @@ def test_crashes_on_either_side_cost_one_part_and_nothing_is_lost_or_doubled(
         outcomes[f"{n}/parts=2", part]["status"] == "ok" for n in range(5) for part in (0, 1)
     )
     assert (tally.parts, tally.files, tally.failed) == (17, 9, 3)
+
+
+@pytest.mark.ray
+def test_a_lost_board_is_a_memory_without_memories(ray_session: Cluster):
+    board = start_board()
+    memory = BoardMemory(board)
+    memory.begin([("a", 0)])
+    assert memory.unfinished([("a", 0), ("b", 0)]) == [1, 0]
+    ray.kill(board)
+    memory.begin([("a", 0)])
+    assert memory.unfinished([("a", 0), ("b", 0)]) == [0, 0]
+    memory.end([("a", 0)])
 
 
 @pytest.mark.ray
