@@ -66,13 +66,16 @@ class BoardMemory:
         self._board = board
 
     def unfinished(self, parts: Sequence[PartKey]) -> list[int]:
+        """Return how often each part was begun without an end; 0 where that is not known."""
         counts: list[int] | None = self._ask("unfinished", parts)
         return [0] * len(parts) if counts is None else counts
 
     def begin(self, parts: Sequence[PartKey]) -> None:
+        """Note that a worker starts on these parts."""
         self._ask("begin", parts)
 
     def end(self, parts: Sequence[PartKey]) -> None:
+        """Note that a worker has these parts' results."""
         self._ask("end", parts)
 
     def _ask(self, method: str, parts: Sequence[PartKey]) -> Any:
