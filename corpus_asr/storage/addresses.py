@@ -23,6 +23,9 @@ _SECRET_PARAMETER = re.compile(
     re.IGNORECASE,
 )
 _AZURE_SIGNED = re.compile(r"s[a-z]{1,4}", re.ASCII)  # sv, sp, se, ..., beside `sig`
+_PASSWORD = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*://)[^/@]*:[^/]*@", re.ASCII)
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>\\]+", re.ASCII)
+_AFTER_ADDRESS = ".,;:!)]}"
 _ADDRESS_IN_TEXT = re.compile(r"([a-z][a-z0-9+.\-]*://)([^\s/'\"@]*@)?([^\s'\"?]*)(\?[^\s'\")]*)?")
 
 
@@ -97,7 +100,8 @@ def public(uri: str) -> str:
     Presigned addresses change with every signature; without it they name the object.
     """
     if not uri.startswith(_HTTP):
-        return uri
+        # Elsewhere a question mark is part of the name, and a lone user can be one, too.
+        return _PASSWORD.sub(r"\1", uri)
     scheme, rest = uri.split("://", 1)
     authority, slash, path = rest.partition("/")
     authority = authority.rpartition("@")[2]
@@ -106,6 +110,16 @@ def public(uri: str) -> str:
         kept = "&".join(_public_parameters(query.split("&")))
         path = f"{path}?{kept}" if kept else path
     return f"{scheme}://{authority}{slash}{path}"
+
+
+def public_text(text: str) -> str:
+    """Return a text, JSON included, with every address in it as `public` has it."""
+
+    def replace(match: re.Match[str]) -> str:
+        uri = match.group().rstrip(_AFTER_ADDRESS)
+        return public(uri) + match.group()[len(uri) :]
+
+    return _ADDRESS.sub(replace, text)
 
 
 def _public_parameters(parameters: list[str]) -> list[str]:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, RESULTS, SEGMENT_FIELDS, SEGMENTS
 from corpus_asr.storage import filesystem
-from corpus_asr.storage.addresses import join, normalise, public, shown
+from corpus_asr.storage.addresses import join, normalise, public, public_text, shown
 from corpus_asr.storage.local import TEMPORARY_PREFIX
 
 SEGMENTS_FOLDER, OUTCOMES_FOLDER, RECORDINGS_FOLDER = "segments", "outcomes", "recordings"
@@ -329,13 +329,20 @@ def _check_accountable(results: pa.Table) -> None:
 
 
 def _without_credentials(results: pa.Table) -> pa.Table:
-    """Store presigned addresses without their signature."""
-    uris = results["uri"]
-    if not pc.any(pc.match_substring_regex(uris, r"^https?://[^/]*@|^https?://.*\?")).as_py():
-        return results
-    position = results.schema.get_field_index("uri")
-    safe = pa.array([public(uri) for uri in uris.to_pylist()], pa.string())
-    return results.set_column(position, results.schema.field(position), safe)
+    """Store addresses, and texts that may hold some, without what gives access."""
+    for name, remove in (
+        ("uri", public),
+        ("error_message", public_text),
+        ("metadata", public_text),
+    ):
+        texts = results[name]
+        # Few texts hold an address with a password or a query.
+        if pc.any(pc.match_substring_regex(texts, r"(?s)://.*[?@]")).as_py():
+            safe = [text and remove(text) for text in texts.to_pylist()]
+            position = results.schema.get_field_index(name)
+            field = results.schema.field(position)
+            results = results.set_column(position, field, pa.array(safe, pa.string()))
+    return results
 
 
 def outcomes_of(results: pa.Table, *, run_id: str) -> pa.Table:

@@ -281,7 +281,7 @@ def test_a_failed_local_write_leaves_the_old_content(
     assert target.read_bytes() == b"old"
 
 
-class Hosts(MemoryFileSystem):
+class Hosts(MemoryFileSystem):  # type: ignore[misc]
     """A store of several hosts, each with files of its own, that keeps listings."""
 
     protocol = "hosts"

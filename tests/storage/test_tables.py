@@ -1,6 +1,7 @@
 """Commits, and what readers see of them."""
 
 import io
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -126,6 +127,40 @@ def test_presigned_addresses_are_stored_without_signature(store: OutputStore) ->
     commit(store, table)
     assert read(store.outcomes(["uri"])) == read(store.segments(["uri"]))
     assert read(store.outcomes(["uri"])) == [{"uri": "https://host/a.mp3?v=1"}]
+
+
+def test_no_column_keeps_credentials(memory: str) -> None:
+    store = OutputStore(memory)
+    secret = "https://u:s3cr3t@host/a.mp3?v=1&X-Amz-Signature=s3cr3t"
+    message = f"reading {secret}: no; see '{secret}', (ftp://u:s3cr3t@h/b c) or s3://b/k?x=1."
+    metadata = json.dumps({"link": secret, "name": 'a "b" https://h/x?sig=s3cr3t"', "n": 1})
+    commit(
+        store,
+        results(
+            part("a", 0, texts=["x"], uri="sftp://u:s3cr3t@h/a.mp3", metadata=metadata),
+            part("b", 0, texts=None, status="failed", error_message=message, metadata=metadata),
+        ),
+    )
+    for row in read(store.outcomes()) + read(store.segments()):
+        assert "s3cr3t" not in str(row)
+        assert json.loads(row["metadata"]) == {
+            "link": "https://host/a.mp3?v=1", "name": 'a "b" https://h/x"', "n": 1
+        }  # fmt: skip
+    sound, failed = read(store.outcomes(["uri", "error_message"]))
+    assert sound["uri"] == "sftp://h/a.mp3"
+    assert failed["error_message"] == (
+        "reading https://host/a.mp3?v=1: no; see 'https://host/a.mp3?v=1', (ftp://h/b c) or "
+        "s3://b/k?x=1."
+    )
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://b/u:p@h?x=1", "abfs://container@account.host/a?b", "/u:p@h/a?sig=1", "gs://b/a#b"]
+)
+def test_names_that_only_look_like_credentials_are_kept(memory: str, uri: str) -> None:
+    store = OutputStore(memory)
+    commit(store, results(part("a", 0, texts=["x"], uri=uri)))
+    assert read(store.outcomes(["uri"])) == [{"uri": uri}]
 
 
 @pytest.mark.parametrize(
