@@ -2,14 +2,14 @@
 
 In: a seekable binary file object of any codec, container, sample rate and channel count, broken or
 whole. Out: float32 samples in chunks of bounded length, mixed or per channel; damaged packets are
-skipped and counted. Knows nothing of speech, models or tables. Native decoders can crash and hang:
-where that must not matter, run this in a child process.
+skipped and counted, and a file that cannot be read on ends with an error. Knows nothing of speech,
+models or tables. Native decoders can crash and hang: where that must not matter, run this in a
+child process.
 
     packets -> frames -> runs of equal rate, format and channels -> blocks of one second
             -> rows asked for -> 16 kHz (resample.py) -> chunks
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 else:
     _Packet = av.Packet  # generic in its stubs only
 
-_LOG = logging.getLogger(__name__)
+# The kind of a recording that could be decoded up to a point.
+DAMAGED = "damaged"
 
 _CHUNK_SAMPLES = 10 * SAMPLE_RATE_HZ
 _MAX_CHUNK_VALUES = 1 << 22
@@ -66,6 +67,7 @@ class AudioDecoder:
         self._uri = uri
         self._channels = channels
         self._last_error: Exception | None = None
+        self._gave_up = False
         self._started = False
         self._file = GuardedFile(file, uri=uri)
         self._container = open_container(self._file, uri=uri)
@@ -82,6 +84,7 @@ class AudioDecoder:
 
         Raises:
             DecodeError: kind `empty_audio`; what was decoded is less than one sample at 16 kHz.
+                Kind `damaged`; the rest cannot be decoded, all before it was yielded.
             FetchError: reading failed; what was yielded before is not the whole recording.
             RuntimeError: iterated before.
         """
@@ -117,9 +120,12 @@ class AudioDecoder:
                 yield np.concatenate(pending, axis=1)
                 pending, num_pending = [], 0
         if num_pending:
+            num_samples += num_pending
             yield np.concatenate(pending, axis=1)
-        elif not num_samples:
+        if not num_samples:
             raise self._empty()
+        if self._gave_up:
+            raise self._damaged(num_samples)
 
     def _pieces(self) -> Iterator[Float32[np.ndarray, "row sample"]]:
         run = self._start_run(self._first)
@@ -186,12 +192,7 @@ class AudioDecoder:
                 failures += 1
                 self._count(error)
         else:
-            _LOG.warning(
-                "event=demux_gave_up uri=%s errors=%d last=%r",
-                self._uri,
-                self.decode_errors,
-                self._last_error,
-            )
+            self._gave_up = True
         self._file.check()
         yield None
 
@@ -214,6 +215,17 @@ class AudioDecoder:
     def _count(self, error: Exception) -> None:
         self.decode_errors += 1
         self._last_error = error
+
+    def _damaged(self, num_samples: int) -> DecodeError:
+        claimed_s = self.info.header_duration_s
+        promised = "the whole recording" if claimed_s is None else f"the header's {claimed_s:.1f} s"
+        return DecodeError(
+            f"decoding {self._uri}: damaged after {num_samples / SAMPLE_RATE_HZ:.1f} s of audio, "
+            f"which are kept, expected {promised} ({_MAX_DEMUX_ERRORS} errors in a row, the last: "
+            f"{self._last_error}); upload it again",
+            uri=self._uri,
+            kind=DAMAGED,
+        )
 
     def _empty(self) -> DecodeError:
         reason = f", the last because of: {self._last_error}" if self._last_error else ""

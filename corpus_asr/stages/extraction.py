@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float16
 
 from corpus_asr.audio.activity import SileroDetector
-from corpus_asr.audio.decode import AudioDecoder, open_audio
+from corpus_asr.audio.decode import DAMAGED, AudioDecoder, open_audio
 from corpus_asr.audio.parts import AudioPart, PartCutter
 from corpus_asr.errors import DecodeError
 from corpus_asr.models.family import PartFeatures
@@ -118,19 +118,31 @@ class PartExtractor:
             )
 
     def _cut(self, decoder: AudioDecoder, *, uri: str) -> Iterator[tuple[int | None, AudioPart]]:
-        """Yield (channel, part) in the order in which parts are complete, channel by channel."""
+        """Yield (channel, part) in the order in which parts are complete, channel by channel.
+
+        Raises:
+            DecodeError: the recording is damaged; the parts before the damage were yielded.
+        """
         apart = self._channels == "each"
         cutters = self._cutters(decoder.num_channels, uri=uri)
         names = [number if apart else None for number in range(len(cutters))]
         if isinstance(self._channels, int):
             names = [self._channels]
-        for chunk in decoder:  # (channel, sample)
-            for name, cutter, samples in zip(names, cutters, chunk, strict=True):
-                for audio in cutter.feed(samples):
-                    yield name, audio
+        damage: DecodeError | None = None
+        try:
+            for chunk in decoder:  # (channel, sample)
+                for name, cutter, samples in zip(names, cutters, chunk, strict=True):
+                    for audio in cutter.feed(samples):
+                        yield name, audio
+        except DecodeError as error:
+            if error.kind != DAMAGED:
+                raise
+            damage = error  # raised after what is good of the recording
         for name, cutter in zip(names, cutters, strict=True):
             for audio in cutter.finish():
                 yield name, audio
+        if damage is not None:
+            raise damage
 
     def _cutters(self, count: int, *, uri: str) -> list[PartCutter]:
         if count > MAX_CHANNELS_APART:

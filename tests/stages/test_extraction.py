@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from corpus_asr.audio import activity
+from corpus_asr.audio import activity, decode
+from corpus_asr.audio.probe import open_container
 from corpus_asr.errors import DecodeError, EngineError, FetchError
 from corpus_asr.models.whisper.features import WhisperPartFeatures
 from corpus_asr.stages import extraction
 from corpus_asr.stages.extraction import PartExtractor
 from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES
-from tests.support.audio import noise, tone, wav_bytes
+from tests.support.audio import DamagedContainer, noise, tone, wav_bytes
 from tests.support.corpora import DEMO, tiny_model
 
 
@@ -206,6 +207,24 @@ def test_messages_hold_no_secrets(
         extract(model, "https://user:pass@host/a.mp3?sig=secret", **changes)
     said = f"{caught.value} {caught.value.uri}"
     assert not any(word in said for word in ("user", "pass", "secret"))
+
+
+def test_what_comes_before_damage_is_kept(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    uri = write_noise(tmp_path / "noise.wav", 100)
+    monkeypatch.setattr(
+        decode,
+        "open_container",
+        lambda *args, **names: DamagedContainer(open_container(*args, **names), packets=1000),
+    )
+    parts: list[ExtractedPart] = []
+    with pytest.raises(DecodeError, match="damaged after") as caught:
+        parts.extend(extractor(model, speech_detection="none")(ExtractRequest(uri=uri)))
+    assert len(parts) == 2
+    decoded_s = sum(part.num_samples for part in parts) / SAMPLE_RATE_HZ
+    assert 30 < decoded_s < 90
+    assert f"{decoded_s:.1f} s of audio" in str(caught.value)
 
 
 def test_a_stream_without_samples_is_an_error_and_not_a_recording_without_parts(

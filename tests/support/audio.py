@@ -145,6 +145,28 @@ class BreakingFile(io.BytesIO):
         return super().read(max(0, self._offset - self.tell()))
 
 
+class DamagedContainer:
+    """A container that opens and gives some packets, and from then on only errors."""
+
+    # PyAV's own can neither be made nor derived from; type checks at run time look here.
+    __class__ = av.container.InputContainer  # type: ignore[assignment]
+
+    def __init__(self, container: Any, *, packets: int) -> None:
+        self._container = container
+        self._left = packets
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._container, name)
+
+    def demux(self, stream: Any) -> Iterator[Any]:
+        for packet in self._container.demux(stream):
+            if not self._left:
+                break
+            self._left -= 1
+            yield packet
+        raise av.error.InvalidDataError(1, "scripted damage")
+
+
 class EndlessNoise(io.RawIOBase):
     """A WAV file of any length that exists only as it is read."""
 
