@@ -14,7 +14,8 @@ from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import Progress, Stream, Tally
 from corpus_asr.runtime.resources import Resources, resolve_resources, store_bytes_for, this_machine
 from corpus_asr.runtime.summary import RunSummary
-from corpus_asr.storage.ledger import begin_run, fingerprint, finish
+from corpus_asr.storage.finish import finish
+from corpus_asr.storage.ledger import begin_run, fingerprint
 from corpus_asr.storage.model_files import fetch_checkpoint, model_revision
 from corpus_asr.storage.plan import Plan, make_plan, read_listing, read_packs
 from corpus_asr.storage.tables import OutputStore
@@ -57,6 +58,8 @@ def run(config: RunConfig, *, local: bool, progress: Stream | None) -> RunSummar
         config,
         model_revision=revision,
         listing=read_listing(store, plan),
+        num_listed=plan.num_files,
+        plan_name=plan.name,
         extra={"plan": asdict(plan), "committed": asdict(committed)},
     )
     if counts.left:

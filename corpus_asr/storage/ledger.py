@@ -1,8 +1,8 @@
-"""What a run has done already: fingerprint, ledger of committed parts, begin and finish.
+"""What a run has done already: fingerprint, beginning, and the ledger of committed parts.
 
-In: committed outcomes and the present listing. Out: which recordings are left and, at the end, an
-output folder that is exact for any Parquet reader. Knows nothing of audio or of how work is
-spread. The ledger is Arrow and numpy throughout: about a hundred bytes per committed part.
+In: committed outcomes and the present listing. Out: which recordings are left, and which rows
+count. Knows nothing of audio or of how work is spread. The ledger is Arrow and numpy throughout:
+about a hundred bytes per committed part.
 """
 
 import datetime
@@ -10,8 +10,9 @@ import hashlib
 import json
 import logging
 import uuid
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,10 @@ import pyarrow.compute as pc
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
-from corpus_asr.schemas import FILES, SCHEMA_VERSION
+from corpus_asr.schemas import FILES
 from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.recordings import Totals, write_recordings
-from corpus_asr.storage.settlement import keep_only, remove_leftovers
-from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
-from corpus_asr.storage.versions import code_versions, safe_config
+from corpus_asr.storage.tables import OUTCOMES_FOLDER, SEGMENTS_FOLDER, OutputStore
+from corpus_asr.storage.versions import safe_config
 
 logger = logging.getLogger(__name__)
 
@@ -50,23 +49,6 @@ class Run:
     started_at: str
     continues: bool
     """Whether earlier runs with the same fingerprint left results in this folder."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunCounts:
-    """What a finished run leaves: `listed == ok + no_speech + failed + left`."""
-
-    listed: int
-    ok: int
-    no_speech: int
-    failed: int
-    left: int
-    """Listed recordings of which not all parts are committed: the run was cut short."""
-    recordings: int
-    """Rows of the recordings table; those of earlier listings are among them."""
-    segments: int
-    audio_s: float
-    speech_s: float
 
 
 def result_settings(config: RunConfig) -> dict[str, Any]:
@@ -155,10 +137,13 @@ class Ledger:
     """The committed parts of an output folder, in memory.
 
     Rows are sorted by recording, part, commit and position, so that of several commits of one
-    part the one that counts comes first.
+    part the one that counts comes first. Commits whose segments object is gone are left out: what
+    they transcribed is to be done again.
     """
 
-    def __init__(self, rows: pa.Table, names: list[str]) -> None:
+    def __init__(
+        self, rows: pa.Table, names: list[str], lost: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
         ids = rows["recording_id"].combine_chunks().dictionary_encode()
         codes = ids.indices.to_numpy()
         keys = [rows[name].to_numpy() for name in ("row", "object", "part")]
@@ -172,26 +157,42 @@ class Ledger:
         self._size = versions["size_bytes"].combine_chunks()
         self._starts = np.searchsorted(self._code, np.arange(len(self._ids) + 1))
         self._names = names
+        self._lost = lost
 
     @classmethod
     def load(cls, store: OutputStore) -> "Ledger":
         """Read the committed outcomes of a folder.
 
         Raises:
-            FetchError: an outcomes object cannot be read.
+            FetchError: an outcomes object cannot be read, or the segments cannot be listed.
         """
         names = store.names(OUTCOMES_FOLDER)
         number = {name: index for index, name in enumerate(names)}
         counts = np.zeros(len(names), dtype=np.int32)
         tables = [_EMPTY_ROWS]
-        for batch in store.committed(_LEDGER_COLUMNS, names):
+        promised: dict[str, set[str]] = {}
+        for batch in store.committed((*_LEDGER_COLUMNS, "segments_object"), names):
             index, length = number[batch.name], batch.rows.num_rows
-            table = pa.Table.from_batches([batch.rows])
+            segments = batch.rows.column("segments_object").unique().drop_null()
+            promised.setdefault(batch.name, set()).update(segments.to_pylist())
+            table = pa.Table.from_batches([batch.rows.select(_LEDGER_COLUMNS)])
             table = table.append_column("object", pa.array(np.full(length, index, np.int32)))
             positions = np.arange(counts[index], counts[index] + length, dtype=np.int32)
             tables.append(table.append_column("row", pa.array(positions)).cast(_EMPTY_ROWS.schema))
             counts[index] += length
-        return cls(pa.concat_tables(tables).combine_chunks(), names)
+        # Listed after the outcomes were: each commit puts its segments first.
+        present = set(store.names(SEGMENTS_FOLDER))
+        lost = {
+            name: int(counts[number[name]])
+            for name, segments_names in promised.items()
+            if not segments_names <= present
+        }
+        for name in lost:
+            logger.warning("segments are gone: outcomes=%s", name)
+        rows = pa.concat_tables(tables)
+        gone = pa.array([number[name] for name in lost], pa.int32())
+        rows = rows.filter(pc.invert(pc.is_in(rows["object"], value_set=gone)))
+        return cls(rows.combine_chunks(), names, lost)
 
     def __len__(self) -> int:
         return len(self._code)
@@ -276,7 +277,8 @@ class Ledger:
             keep={
                 self._names[index]: self._mask(index, keep)
                 for index in np.unique(self._object[~keep]).tolist()
-            },
+            }
+            | {name: np.zeros(count, dtype=bool) for name, count in self._lost.items()},
             complete_ids=self._ids.filter(pa.array(complete)),
             listed_ids=self._ids.filter(pa.array(complete & now_listed)),
         )
@@ -336,72 +338,3 @@ def _first_of_runs(groups: np.ndarray, parts: np.ndarray) -> np.ndarray:
     first = np.ones(len(groups), dtype=bool)
     first[1:] = (groups[1:] != groups[:-1]) | (parts[1:] != parts[:-1])
     return first
-
-
-def finish(
-    store: OutputStore,
-    run: Run,
-    config: RunConfig,
-    *,
-    model_revision: str,
-    listing: Iterable[pa.RecordBatch] = (),
-    extra: dict[str, Any] | None = None,
-) -> RunCounts:
-    """Make the output folder exact and complete; may be repeated after being killed anywhere.
-
-    Removes what lost (second commits of a part, rows of replaced recordings, orphans), writes the
-    recordings table and `run.json`, and `_SUCCESS` last, unless recordings are left. No writer may
-    be at work meanwhile.
-
-    Args:
-        store: the output folder.
-        run: what `begin_run` returned.
-        config: the job.
-        model_revision: names the weights.
-        listing: FILES batches of what the run was to cover (`plan.read_listing`).
-        extra: whatever else belongs in `run.json` (numbers of the plan, hardware).
-
-    Raises:
-        FetchError: the store failed beyond its retries; run again.
-    """
-    store.remove(SUCCESS_NAME)
-    settlement = Ledger.load(store).settle(listing)
-    keep_only(store, settlement.keep)
-    totals = write_recordings(
-        store, complete_ids=settlement.complete_ids, listed_ids=settlement.listed_ids
-    )
-    remove_leftovers(store)
-    counts = _counts(settlement, totals)
-    store.write_json(
-        RUN_NAME,
-        {
-            **asdict(run),
-            "finished_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "schema_version": SCHEMA_VERSION,
-            "model": safe_config(config)["model"]["checkpoint"],
-            "model_revision": model_revision,
-            "counts": asdict(counts),
-            "versions": code_versions(),
-            "config": safe_config(config),
-            **(extra or {}),
-        },
-    )
-    if counts.left == 0:
-        store.write_bytes(SUCCESS_NAME, b"")
-    logger.info("finished run_id=%s listed=%d left=%d", run.run_id, counts.listed, counts.left)
-    return counts
-
-
-def _counts(settlement: Settlement, totals: Totals) -> RunCounts:
-    done = totals.listed_ok + totals.listed_no_speech + totals.listed_failed
-    return RunCounts(
-        listed=settlement.num_listed,
-        ok=totals.listed_ok,
-        no_speech=totals.listed_no_speech,
-        failed=totals.listed_failed,
-        left=settlement.num_listed - done,
-        recordings=totals.recordings,
-        segments=totals.segments,
-        audio_s=totals.audio_s,
-        speech_s=totals.speech_s,
-    )

@@ -2,11 +2,11 @@
 
 The listing is streamed into Parquet below `_run/plan/`, what the ledger covers is dropped, the
 rest is sorted and packed. Only sizes and identities are held for all files; rows pass through in
-bounded batches. Knows nothing of how packs are worked off.
+bounded batches. Packs and listing hold addresses as they were given, signatures included, until
+the run is finished. Knows nothing of how packs are worked off.
 """
 
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.config.run import RunConfig
-from corpus_asr.schemas import PACK_FILE, PACKS
+from corpus_asr.schemas import FILES, PACK_FILE, PACKS
 from corpus_asr.storage.ledger import (
     REMAINING,
     Ledger,
@@ -30,6 +30,7 @@ from corpus_asr.storage.tables import (
     ParquetFile,
     parquet_batches,
     unique_stem,
+    without_credentials,
 )
 from corpus_asr.units import MEBIBYTE
 
@@ -41,7 +42,6 @@ MIN_PACK_BYTES = MEBIBYTE
 # A file of unknown size counts as this share of a pack.
 UNKNOWN_SHARE = 1 / 8
 SHARD_ROWS = 100_000  # rows sorted, packed and written at a time
-KEEP_OLD_PLANS_S = 7 * 24 * 3600.0  # a plan in use is younger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,6 @@ def make_plan(config: RunConfig, store: OutputStore, *, model_revision: str | No
     """
     if model_revision is not None:
         check_fingerprint(store, config, fingerprint(config, model_revision))
-    _remove_old_plans(store)
     name = f"{PLANS_FOLDER}/{unique_stem()}"
     with tempfile.TemporaryDirectory(prefix="corpus-asr-plan-") as folder:
         drawer = _Drawer(config, store, name, str(Path(folder) / "remaining.parquet"))
@@ -118,12 +117,33 @@ def read_listing(store: OutputStore, plan: Plan) -> Iterator[pa.RecordBatch]:
         yield from store.batches(name, batch_rows=SHARD_ROWS)
 
 
-def _remove_old_plans(store: OutputStore) -> None:
-    oldest_kept_ns = time.time_ns() - int(KEEP_OLD_PLANS_S * 1e9)
+def retire_plans(store: OutputStore, finished: str) -> None:
+    """Remove the plans before one that is worked off, and the raw addresses that one holds.
+
+    Its listing stays, since reports count against it, with public addresses only. Younger plans
+    are left alone: they may be in use.
+
+    Args:
+        store: the output folder.
+        finished: name of the plan.
+
+    Raises:
+        FetchError: the store failed beyond its retries.
+    """
     for name in list(store.all_names(PLANS_FOLDER)):
-        made_ns = name.removeprefix(f"{PLANS_FOLDER}/").partition("-")[0]
-        if made_ns.isdecimal() and int(made_ns) < oldest_kept_ns:
+        # Names begin with the time they were made.
+        if "/".join(name.split("/")[:3]) < finished:
             store.remove(name)
+    for index, name in enumerate(store.names(f"{finished}/packs")):
+        if index == 0:  # an empty one: that there are packs marks the listing as complete
+            store.write_table(name, PACKS.empty_table())
+        else:
+            store.remove(name)
+    for name in store.names(f"{finished}/listing"):
+        files = store.read_table(name, FILES)
+        safe = without_credentials(files)
+        if safe is not files:
+            store.write_table(name, safe)
 
 
 class _Drawer:

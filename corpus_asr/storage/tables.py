@@ -150,7 +150,7 @@ class OutputStore:
         """
         results = conform(results, RESULTS).combine_chunks()
         _check_accountable(results)
-        results = _without_credentials(results)
+        results = without_credentials(results)
         return self.write_commit(
             outcomes_of(results, run_id=run_id),
             segments_of(results, run_id=run_id, model=model, model_revision=model_revision),
@@ -328,21 +328,26 @@ def _check_accountable(results: pa.Table) -> None:
         raise ValueError(f"committing results: unknown status {sorted(unknown)}")
 
 
-def _without_credentials(results: pa.Table) -> pa.Table:
-    """Store addresses, and texts that may hold some, without what gives access."""
+def without_credentials(rows: pa.Table) -> pa.Table:
+    """Return rows whose addresses, and texts that may hold some, have nothing that gives access.
+
+    The very same table if they have nothing of it already.
+    """
     for name, remove in (
         ("uri", public),
         ("error_message", public_text),
         ("metadata", public_text),
     ):
-        texts = results[name]
+        position = rows.schema.get_field_index(name)
         # Few texts hold an address with a password or a query.
-        if pc.any(pc.match_substring_regex(texts, r"(?s)://.*[?@]")).as_py():
-            safe = [text and remove(text) for text in texts.to_pylist()]
-            position = results.schema.get_field_index(name)
-            field = results.schema.field(position)
-            results = results.set_column(position, field, pa.array(safe, pa.string()))
-    return results
+        if (
+            position < 0
+            or not pc.any(pc.match_substring_regex(rows[name], r"(?s)://.*[?@]")).as_py()
+        ):
+            continue
+        safe = pa.array([text and remove(text) for text in rows[name].to_pylist()], pa.string())
+        rows = rows.set_column(position, rows.schema.field(position), safe)
+    return rows
 
 
 def outcomes_of(results: pa.Table, *, run_id: str) -> pa.Table:

@@ -11,8 +11,8 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.report.load import load_report
 from corpus_asr.schemas import RESULTS
 from corpus_asr.storage.addresses import recording_id
+from corpus_asr.storage.finish import finish as finish_run
 from corpus_asr.storage.ledger import Run, begin_run, fingerprint
-from corpus_asr.storage.ledger import finish as finish_run
 from corpus_asr.storage.listing import list_files
 from corpus_asr.storage.plan import Plan, make_plan, read_listing
 from corpus_asr.storage.tables import OUTCOMES_FOLDER, SEGMENTS_FOLDER, OutputStore
@@ -93,6 +93,8 @@ class Job:
             self.config,
             model_revision=REVISION,
             listing=read_listing(self.store, self.plan),
+            num_listed=self.plan.num_files,
+            plan_name=self.plan.name,
         )
 
 

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import random
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SEGMENTS
 from corpus_asr.storage import filesystem, recordings
-from corpus_asr.storage.ledger import Ledger, Run, RunCounts, begin_run, fingerprint, finish
-from corpus_asr.storage.tables import OutputStore, segments_of, unique_stem
+from corpus_asr.storage.finish import RunCounts, finish
+from corpus_asr.storage.ledger import Ledger, Run, begin_run, fingerprint
+from corpus_asr.storage.tables import OutputStore, segments_of
 from tests.support.commits import commit, files, part, results, same_schema
 
 
@@ -36,7 +39,8 @@ RUN = Run(run_id="run", fingerprint="f-r", started_at="2026-01-01T00:00:00+00:00
 
 
 def done(store: OutputStore, *listing) -> RunCounts:
-    return finish(store, RUN, config(), model_revision="r", listing=listing)
+    num_listed = sum(batch.num_rows for batch in listing)
+    return finish(store, RUN, config(), model_revision="r", listing=listing, num_listed=num_listed)
 
 
 def left(store: OutputStore, batch) -> dict[str, list[int]]:
@@ -234,7 +238,7 @@ def test_secrets_of_the_configuration_are_not_kept(memory: str) -> None:
         source={"uri": ["https://h/a?X-Amz-Signature=s3cr3t"], "endpoint_url": "http://u:s3cr3t@h"}
     )
     run = begin_run(store, secret, "f-r")
-    finish(store, run, secret, model_revision="r")
+    finish(store, run, secret, model_revision="r", listing=(), num_listed=0)
     for name in ("_run/config.json", "_run/fingerprint.json", "run.json"):
         assert "s3cr3t" not in json.dumps(store.read_json(name))
 
@@ -278,6 +282,68 @@ def test_many_recordings_are_aggregated_slice_by_slice(
     assert len(store.names("recordings")) == 3
     uris = [row["uri"] for batch in store.recordings() for row in batch.to_pylist()]
     assert sorted(uris) == sorted(f"/{name}" for name in names)
+
+
+def stem_of_age(age_s: float) -> str:
+    return f"{time.time_ns() - int(age_s * 1e9):020d}-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.mark.parametrize(
+    ("age_s", "run_id", "stays"),
+    [(0, "other", True), (3500, "other", True), (3700, "other", False), (0, "run", False)],
+)
+def test_only_what_nobody_can_be_about_to_name_is_removed(
+    tmp_path: Path, age_s: float, run_id: str, stays: bool
+) -> None:
+    store = OutputStore(str(tmp_path))
+    row = results(part("a", 0, texts=["x"]))
+    commit(store, row)
+    orphan = f"segments/{stem_of_age(age_s)}.parquet"
+    rows = segments_of(row, run_id=run_id, model="m", model_revision="r")
+    store.write_table(orphan, rows)
+    temporary = f"outcomes/.tmp-{stem_of_age(age_s)}"
+    store.write_bytes(temporary, b"half")
+    assert done(store, files("a")).left == 0
+    assert store.exists(orphan) is stays
+    assert store.exists(temporary) is (age_s < 3600)
+
+
+def test_files_in_the_making_tell_their_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda _: made.extend(p.name for p in tmp_path.iterdir()))
+    before = time.time_ns()
+    OutputStore(str(tmp_path)).write_bytes("x", b"x")
+    made_ns = int(made[0].removeprefix(".tmp-").partition("-")[0])
+    assert before <= made_ns <= time.time_ns()
+
+
+def test_outcomes_whose_segments_are_gone_do_not_count(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
+    gone = commit(
+        store, results(part("a", 0, texts=["x"]), part("b", 0, texts=None, status="failed"))
+    )
+    commit(store, results(part("c", 0, texts=["y"])))
+    commit(store, results(part("b", 0, texts=["z"])))
+    store.remove(str(gone.segments_name))
+    assert left(store, files("a", "b", "c")) == {"a": []}
+    counts = done(store, files("a", "b", "c"))
+    assert (counts.ok, counts.failed, counts.left, counts.segments) == (2, 0, 1, 2)
+    assert not store.exists("_SUCCESS")
+    assert not store.exists(gone.outcomes_name)
+    commit(store, results(part("a", 0, texts=["again"])))
+    assert done(store, files("a", "b", "c")).left == 0
+    assert sorted(row["text"] for row in plain_read(tmp_path, "segments")) == ["again", "y", "z"]
+
+
+def test_a_listing_that_lost_rows_is_no_success(memory: str) -> None:
+    store = OutputStore(memory)
+    commit(store, results(part("a", 0, texts=["x"])))
+    for listing in ([], [files("a")]):
+        counts = finish(store, RUN, config(), model_revision="r", listing=listing, num_listed=3)
+        assert (counts.listed, counts.left) == (3, 3 - len(listing))
+        assert not store.exists("_SUCCESS")
 
 
 # What the property below draws: recordings of 1-3 parts, and for each commit some of the parts.
@@ -356,7 +422,7 @@ def test_any_history_ends_exact(
         commit(store, results(*rows))
     for _ in range(num_orphans):
         orphan = segments_of(results(row_of("a", 0, 0)), run_id="r", model="m", model_revision="r")
-        store.write_table(f"segments/{unique_stem()}.parquet", orphan)
+        store.write_table(f"segments/{stem_of_age(2 * 3600)}.parquet", orphan)
     for death in deaths:
         with pytest.MonkeyPatch.context() as patch:
             for name in ("write_atomic", "remove"):

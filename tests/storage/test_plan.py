@@ -1,5 +1,6 @@
 """What is planned, in which order, in packs of which size."""
 
+import json
 import random
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import PACKS
+from corpus_asr.storage import filesystem
 from corpus_asr.storage import plan as plan_module
+from corpus_asr.storage.finish import finish
 from corpus_asr.storage.ledger import REMAINING, begin_run, fingerprint
 from corpus_asr.storage.plan import MAX_FILES_PER_PACK, make_plan, pack, read_listing, read_packs
 from corpus_asr.storage.tables import OutputStore, ParquetFile
@@ -169,14 +172,57 @@ def test_a_plan_for_a_folder_of_other_settings_is_refused(source: Path, memory: 
         make_plan(config(source, memory, part_s=60), store, model_revision="weights")
 
 
-def test_old_plans_are_removed_and_recent_ones_kept(source: Path, memory: str) -> None:
+def plans_of(store: OutputStore) -> set[str]:
+    return {"/".join(name.split("/")[:3]) for name in store.all_names("_run/plan")}
+
+
+def test_making_a_plan_removes_none(source: Path, memory: str) -> None:
     store = OutputStore(memory)
-    store.write_bytes("_run/plan/00000000000000000001-abc/packs/00000.parquet", b"old")
-    recent = make_plan(config(source, memory), store)
-    make_plan(config(source, memory), store)
-    plans = {name.split("/")[2] for name in store.all_names("_run/plan")}
-    assert len(plans) == 2
-    assert recent.name.split("/")[2] in plans
+    old = "_run/plan/00000000000000000001-abc"
+    store.write_bytes(f"{old}/packs/00000.parquet", b"old")
+    plans = [make_plan(config(source, memory), store).name for _ in range(2)]
+    assert plans_of(store) == {old, *plans}
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_only_a_success_removes_plans_and_raw_addresses(
+    tmp_path: Path, memory: str, done: bool
+) -> None:
+    address = "https://u:s3cr3t@host/{}.mp3?X-Amz-Signature=s3cr3t"
+    lines = [json.dumps({"uri": address.format(index), "link": address}) for index in range(20)]
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    job, store = config(tmp_path / "m.jsonl", memory), OutputStore(memory)
+    old, mine = make_plan(job, store), make_plan(job, store)
+    run = begin_run(store, job, fingerprint(job, "weights"))
+    younger = make_plan(job, store)
+    identities = [row["recording_id"] for batch in read_listing(store, mine)
+                  for row in batch.to_pylist()]  # fmt: skip
+    for index in range(20 if done else 19):
+        commit(store, results(part("x", 0, texts=["x"], uri=address.format(index))))
+    for _ in range(2):  # may be repeated
+        counts = finish(
+            store,
+            run,
+            job,
+            model_revision="weights",
+            listing=read_listing(store, mine),
+            num_listed=mine.num_files,
+            plan_name=mine.name,
+        )
+        assert (counts.listed, counts.left) == (20, 0 if done else 1)
+    if not done:
+        assert plans_of(store) == {old.name, mine.name, younger.name}
+        assert len(list(read_packs(store, mine))) == mine.num_packs
+        return
+    assert plans_of(store) == {mine.name, younger.name}
+    assert list(read_packs(store, mine)) == []
+    listed = [row for batch in read_listing(store, mine) for row in batch.to_pylist()]
+    assert [row["recording_id"] for row in listed] == identities
+    assert listed[0]["uri"] == "https://host/0.mp3"
+    assert "s3cr3t" not in str(listed)
+    for name in store.all_names(""):
+        if younger.name not in name:
+            assert b"s3cr3t" not in filesystem.read_bytes(store.address(name))
 
 
 def test_a_plan_in_s3(s3: S3Server, bucket: str, source: Path) -> None:
