@@ -33,7 +33,7 @@ class ItemError(CorpusAsrError):
         message: the four parts described in the module docstring.
         uri: the recording's address, where known.
         kind: a short stable name counted in reports (`no_audio_stream`, `timeout`, ...).
-        retryable: whether running again may succeed.
+        retryable: whether another try may succeed.
     """
 
     default_kind = "item"

@@ -29,11 +29,11 @@ NOT_FOUND, ACCESS_DENIED, TIMEOUT, CHANGED, FETCH, UNSUPPORTED_SCHEME = (
 _ADVICE = {
     NOT_FOUND: "check the address, or take it out of the source",
     ACCESS_DENIED: "check the credentials and that they may read and list here",
-    TIMEOUT: "check the network, then run again",
-    CHANGED: "run again once nothing writes to it any more",
-    FETCH: "check the store, then run again",
+    TIMEOUT: "check the network, then try again",
+    CHANGED: "try again once nothing writes to it any more",
+    FETCH: "check the store, then try again",
 }
-_EXPIRED_ADVICE = "the credentials expired: renew the credentials, then run again"
+_EXPIRED_ADVICE = "the credentials expired: renew the credentials, then try again"
 _PERMANENT = {NOT_FOUND, ACCESS_DENIED}
 _TRANSIENT_ERRNO = {
     errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET,

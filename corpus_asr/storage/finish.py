@@ -1,7 +1,8 @@
 """The end of a run: from what was committed to an output folder that is exact and complete.
 
-In: commits, and the listing they were to cover. Out: tables in which every row counts, `run.json`,
-and `_SUCCESS` if nothing is left. Knows nothing of audio or of how work is spread.
+In: commits, and the listing they were to cover. Out: tables in which every row counts (see
+`settlement.py`), `run.json`, and `_SUCCESS` if nothing is left. Knows nothing of audio or of how
+work is spread.
 """
 
 import datetime

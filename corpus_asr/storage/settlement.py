@@ -1,9 +1,9 @@
 """Commits that lost are taken out of the tables; what no commit names is removed.
 
 In: an output folder, and which rows of which outcomes objects count. Out: a folder in which every
-row counts. Each rewrite puts the replacement first and removes the old objects after it: killed
-in between, the folder holds some rows twice, which the next finish resolves like any duplicate.
-Knows nothing of why a row lost.
+row counts, but for segments another writer may be about to name. Each rewrite puts the
+replacement first and removes the old objects after it: killed in between, the folder holds some
+rows twice, which the next finish resolves like any duplicate. Knows nothing of why a row lost.
 """
 
 import logging
