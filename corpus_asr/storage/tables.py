@@ -153,7 +153,7 @@ class OutputStore:
         results = without_credentials(results)
         return self.write_commit(
             outcomes_of(results, run_id=run_id),
-            segments_of(results, run_id=run_id, model=model, model_revision=model_revision),
+            segments_of(results, run_id=run_id, model=public(model), model_revision=model_revision),
         )
 
     def write_commit(self, outcomes: pa.Table, segments: pa.Table) -> Commit:

@@ -154,6 +154,13 @@ def test_no_column_keeps_credentials(memory: str) -> None:
     )
 
 
+def test_the_model_is_named_without_credentials(memory: str) -> None:
+    store = OutputStore(memory)
+    row = results(part("a", 0, texts=["x"]))
+    store.commit(row, run_id="r", model="sftp://u:s3cr3t@h/model", model_revision="r")
+    assert read(store.segments(["model"])) == [{"model": "sftp://h/model"}]
+
+
 @pytest.mark.parametrize(
     "uri", ["s3://b/u:p@h?x=1", "abfs://container@account.host/a?b", "/u:p@h/a?sig=1", "gs://b/a#b"]
 )
