@@ -40,7 +40,7 @@ CORES_PER_EXTRACT_WORKER_ON_CPU = 4
 SPARE_CPUS = 1
 # What `auto` leaves to extraction at least, and the smallest share of a CPU that is reserved.
 MIN_EXTRACT_CPUS = 0.5
-CPU_STEP = 0.01
+CPU_STEP = 0.001
 # Without any result for this long the run is given up (Ray's own default is 1,800 s).
 MIN_NO_PROGRESS_S = 3600.0
 SLOWEST_SPEED: dict[Literal["gpu", "cpu"], float] = {"gpu": 10.0, "cpu": 0.5}  # times real time
@@ -245,8 +245,8 @@ def _cpus_per_worker(
         return config.transcribe.cpus_per_worker
     if gpus_each > 0:
         return 0.0
-    half = node.cpus // 2 or node.cpus / 2
-    return _whole_steps(half / workers_per_node)
+    share = min(node.cpus // 2, node.cpus - SPARE_CPUS - MIN_EXTRACT_CPUS)
+    return _whole_steps(share / workers_per_node)
 
 
 def _threads(

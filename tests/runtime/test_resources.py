@@ -9,6 +9,7 @@ from corpus_asr.units import MEBIBYTE
 
 GIBIBYTE = 1024 * MEBIBYTE
 LAPTOP = NodeShape(cpus=4, cores=2, gpus=0, memory_bytes=16 * GIBIBYTE)
+TWO_CORES = NodeShape(cpus=2, cores=2, gpus=0, memory_bytes=8 * GIBIBYTE)
 GPU_BOX = NodeShape(cpus=16, cores=16, gpus=1, memory_bytes=128 * GIBIBYTE)
 HEAD = NodeShape(cpus=0, cores=1, gpus=0, memory_bytes=4 * GIBIBYTE)
 
@@ -92,7 +93,7 @@ def test_what_could_never_start_is_refused_unless_machines_may_come(transcribe: 
     assert resolve_resources(asked, (LAPTOP,), num_packs=100).transcribe_workers
 
 
-@pytest.mark.parametrize("node", [LAPTOP, GPU_BOX])
+@pytest.mark.parametrize("node", [TWO_CORES, LAPTOP, GPU_BOX])
 @pytest.mark.parametrize("extract_workers", [1, 8, 99, "auto"])
 @pytest.mark.parametrize("workers", [1, 2, 16, "auto"])
 def test_what_is_automatic_always_fits(node: NodeShape, workers: Any, extract_workers: Any):
