@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from typing import TypeAlias
 
 import pyarrow as pa
@@ -29,7 +29,8 @@ MAX_COMMIT_AGE_S = 10.0
 # Extracted parts that wait for the engine, beside those it holds.
 PARTS_WAITING = 4
 POLL_S = 1.0
-# How long extraction may go on after a run broke off; then its processes are ended.
+# How long extraction and the engine are waited for after a run broke off: extraction's processes
+# are then ended, the engine's thread ends after the windows that it is encoding.
 GRACE_S = 2.0
 
 # A part, what ended a thread, or None when a thread has nothing left.
@@ -78,7 +79,7 @@ def run_local(
             num_threads=resources.transcribe_threads,
             engine_factory=engine_factory,
         )
-        stack.enter_context(closing(stage))
+        stack.enter_context(_closed(stage))
         parts = stack.enter_context(
             closing(_extracted(config, packs, resources.extract_workers, extractor))
         )
@@ -89,6 +90,19 @@ def run_local(
             else:
                 buffer.add(result)
         buffer.flush()
+
+
+@contextmanager
+def _closed(stage: TranscribeStage) -> Iterator[None]:
+    """Close the stage at the end, without waiting long for it where a run broke off."""
+    try:
+        yield
+    except BaseException:
+        closer = threading.Thread(target=stage.close, name="close-engine", daemon=True)
+        closer.start()
+        closer.join(GRACE_S)
+        raise
+    stage.close()
 
 
 def _transcribed(

@@ -1,4 +1,5 @@
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,24 @@ def test_an_engine_error_ends_the_run_and_keeps_what_was_committed(tmp_path: Pat
     with pytest.raises(EngineError, match="no device"):
         run(config, [packs_of("a/parts=1")], engine=broken_engine)
     assert threading.active_count() <= before + 1
+
+
+def test_a_run_that_breaks_off_does_not_wait_for_the_engine(tmp_path: Path):
+    let_go = threading.Event()
+
+    class Busy(ScriptedEngine):
+        def close(self) -> None:
+            let_go.wait(60)
+
+    def interrupted() -> Iterator[pa.Table]:
+        yield packs_of("a/parts=1")
+        raise KeyboardInterrupt
+
+    started_s = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run(scripted_job(tmp_path), interrupted(), engine=always(Busy(held=True)))
+    assert time.monotonic() - started_s < 30
+    let_go.set()
 
 
 def test_an_unusable_checkpoint_ends_the_run(tmp_path: Path):
