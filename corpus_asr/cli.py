@@ -73,7 +73,15 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         # File names need not be UTF-8, nor need the terminal be: show the byte, never fail on it.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if end.code != EXIT_INTERRUPTED:
+            raise
+        # An orderly end would wait for the threads that are in the middle of the network.
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(EXIT_INTERRUPTED)
 
 
 @app.command()

@@ -350,3 +350,31 @@ def test_report_of_no_output_is_refused(tmp_path: Path) -> None:
     result = call("report", str(tmp_path))
     assert result.exit_code == 2
     assert "expected the output folder of a run" in result.stderr
+
+
+BUSY = """
+import sys, threading, time
+from types import ModuleType
+from corpus_asr.cli import main
+
+def run(*_, **__):
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    raise KeyboardInterrupt
+
+sys.modules["pipelines.transcribe_corpus"] = module = ModuleType("pipelines.transcribe_corpus")
+module.run = run
+main()
+"""
+
+
+def test_an_interrupted_run_ends_although_a_thread_is_busy():
+    done = subprocess.run(
+        [sys.executable, "-c", BUSY, "run", DEMO],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 130
+    assert "run the same command again to continue" in done.stderr
