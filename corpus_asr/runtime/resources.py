@@ -19,8 +19,10 @@ ASSUMED_SLOTS_GPU = 64
 ASSUMED_SLOTS_CPU = 8
 # Parts waiting or being decoded per slot: one in the slot, one ready to take its place.
 PARTS_PER_SLOT = 2
-# Features of one call stay below this, so that few long parts or many short ones travel together.
-CALL_BYTES = 64 * MEBIBYTE
+# ... but no more than this ready beyond one per slot: Ray copies a part's features several times.
+READY_BYTES = 128 * MEBIBYTE
+# Features of one call stay below this: Ray joins a call's parts into one more copy of them.
+CALL_BYTES = 16 * MEBIBYTE
 MAX_MEL_BINS = 128
 FEATURE_BYTES_PER_S = FRAMES_PER_SECOND * MAX_MEL_BINS * 2  # float16: 25,600
 # About one long part, or a hundred short recordings: seconds of a GPU's work.
@@ -297,7 +299,7 @@ def _in_flight(
     slots = config.transcribe.slots
     if slots == "auto":
         slots = ASSUMED_SLOTS_GPU if on_gpu else ASSUMED_SLOTS_CPU
-    parts = PARTS_PER_SLOT * slots
+    parts = min(PARTS_PER_SLOT * slots, max(slots, READY_BYTES // _part_bytes(config)))
     if store_bytes is not None:
         room = store_bytes // STORE_SHARE_IN_FLIGHT // workers // _part_bytes(config)
         parts = max(2, min(parts, room))
