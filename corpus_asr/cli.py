@@ -8,6 +8,7 @@ Exit codes: 0 done; 1 done, but more recordings failed than the configuration al
 work could not go on; 130 interrupted. `CORPUS_ASR_DEBUG=1` shows the traceback of an error.
 """
 
+import atexit
 import importlib
 import json
 import os
@@ -78,7 +79,9 @@ def main() -> None:
     except SystemExit as end:
         if end.code != EXIT_INTERRUPTED:
             raise
-        # An orderly end would wait for the threads that are in the middle of the network.
+        # An orderly end would wait for the threads that are in the middle of the network; what Ray
+        # and others have registered is done all the same.
+        atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(EXIT_INTERRUPTED)

@@ -353,12 +353,13 @@ def test_report_of_no_output_is_refused(tmp_path: Path) -> None:
 
 
 BUSY = """
-import sys, threading, time
+import atexit, sys, threading, time
 from types import ModuleType
 from corpus_asr.cli import main
 
 def run(*_, **__):
     threading.Thread(target=time.sleep, args=(60,)).start()
+    atexit.register(print, "tidied up")
     raise KeyboardInterrupt
 
 sys.modules["pipelines.transcribe_corpus"] = module = ModuleType("pipelines.transcribe_corpus")
@@ -378,3 +379,4 @@ def test_an_interrupted_run_ends_although_a_thread_is_busy():
     )
     assert done.returncode == 130
     assert "run the same command again to continue" in done.stderr
+    assert done.stdout == "tidied up\n"
