@@ -8,14 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from corpus_asr.audio import decode as decode_module
 from corpus_asr.audio.decode import open_audio
-from corpus_asr.audio.probe import open_container
 from corpus_asr.errors import DecodeError
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import (
-    DamagedContainer,
     EndlessNoise,
     decode,
     encode,
@@ -192,40 +189,6 @@ def test_a_whole_recording_counts_no_errors():
     with open_audio(io.BytesIO(mp3(3)), uri="memory") as decoder:
         list(decoder)
         assert decoder.decode_errors == 0
-
-
-@pytest.mark.parametrize("packets", [1, 100, 400])
-def test_a_file_that_cannot_be_read_on_ends_with_an_error_after_what_was_good(packets, monkeypatch):
-    data = mp3(20)
-    whole = decode(data)
-    monkeypatch.setattr(
-        decode_module,
-        "open_container",
-        lambda *args, **names: DamagedContainer(open_container(*args, **names), packets=packets),
-    )
-    chunks: list[np.ndarray] = []
-    with open_audio(io.BytesIO(data), uri="s3://b/a.mp3") as decoder:
-        with pytest.raises(DecodeError) as caught:
-            chunks.extend(decoder)
-        assert decoder.decode_errors == 100
-    found = np.concatenate(chunks, axis=1)
-    assert found.shape[1] / SAMPLE_RATE_HZ == pytest.approx(packets * 1152 / 44100, abs=0.1)
-    intact = max(0, found.shape[1] - 2000)
-    np.testing.assert_array_equal(found[:, :intact], whole[:, :intact])
-    assert caught.value.kind == "damaged"
-    assert f"after {found.shape[1] / SAMPLE_RATE_HZ:.1f} s" in str(caught.value)
-    assert "the header's 20.0 s" in str(caught.value)
-
-
-def test_a_file_without_one_good_packet_is_empty(monkeypatch):
-    monkeypatch.setattr(
-        decode_module,
-        "open_container",
-        lambda *args, **names: DamagedContainer(open_container(*args, **names), packets=0),
-    )
-    with pytest.raises(DecodeError) as caught:
-        decode(mp3(2))
-    assert caught.value.kind == "empty_audio"
 
 
 @pytest.mark.parametrize("name", ["mp3", "adts", "ogg opus", "flac", "webm opus", "mpeg ts"])
