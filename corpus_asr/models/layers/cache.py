@@ -13,6 +13,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
+# oneDNN compiles a bfloat16 product for every shape it meets and keeps a thousand of them: with a
+# length of its own for every step these came to a gigabyte.
+_LENGTH_STEP = 32
+
+
 @dataclass(frozen=True, slots=True)
 class StepView:
     """What one decoding step may see of the slots 0, 1, ...: the same for every layer."""
@@ -27,7 +32,7 @@ class StepView:
 
     @classmethod
     def at(cls, positions: Int[Tensor, " slot"], *, max_positions: int) -> "StepView":
-        """Look as far as the furthest slot on a CPU, and at the whole cache elsewhere.
+        """Look a little past the furthest slot on a CPU, and at the whole cache elsewhere.
 
         A GPU keeps one shape for every step: so the step can be captured in a CUDA graph, and the
         host never waits to learn a length. For the same reason positions are checked on CPUs only.
@@ -43,7 +48,7 @@ class StepView:
                     f"decoding at positions {first} to {last}: the cache holds 0 to "
                     f"{max_positions - 1}; end or cut the sequence before"
                 )
-            length = last + 1
+            length = min(max_positions, (last // _LENGTH_STEP + 1) * _LENGTH_STEP)
         cached = torch.arange(length, device=positions.device)
         unseen = cached > positions.unsqueeze(1)  # (slot, token)
         rows = torch.arange(len(positions), device=positions.device)

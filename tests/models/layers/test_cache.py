@@ -68,10 +68,15 @@ def test_a_step_writes_one_position_of_each_slot() -> None:
 
 def test_a_step_sees_up_to_its_own_position() -> None:
     view = StepView.at(torch.tensor([2, 0, 4]), max_positions=7)
-    assert view.length == 5
     seen = ~view.unseen[:, 0, 0]
     assert seen.sum(1).tolist() == [3, 1, 5]
     assert seen[:, 0].all()
+
+
+@pytest.mark.parametrize(("furthest", "length"), [(0, 32), (31, 32), (32, 64), (440, 448)])
+def test_steps_look_at_few_different_lengths(furthest: int, length: int) -> None:
+    assert StepView.at(torch.tensor([0, furthest]), max_positions=448).length == length
+    assert StepView.at(torch.tensor([furthest]), max_positions=441).length == min(length, 441)
 
 
 def test_positions_outside_the_cache_are_an_error() -> None:
