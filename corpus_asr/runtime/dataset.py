@@ -32,9 +32,6 @@ _LOG = logging.getLogger(__name__)
 # Blocks leave a stage at this size or at the end of a task. Ray's 128 MiB would hold a file's
 # parts back until it is decoded; one part of a minute fills this, shorter clips travel together.
 BLOCK_BYTES = MEBIBYTE
-# glibc gives every thread that allocates an arena of its own, and none gives memory back while
-# anything in it is used: copies of features in a worker's threads came to a gigabyte and a half.
-WORKER_ENVIRONMENT = {"env_vars": {"MALLOC_ARENA_MAX": "2"}}
 # Committing waits for the store, not for a CPU.
 WRITE_CPUS = 0.25
 # Actors that may die in a row while starting before the run is given up; Ray's default is none.
@@ -188,7 +185,6 @@ def build(
         batch_format="pyarrow",
         num_cpus=resources.extract_cpus,
         memory=resources.extract_memory_bytes,
-        runtime_env=WORKER_ENVIRONMENT,
     )
     return parts.map_batches(
         TranscribeWorker,
@@ -214,7 +210,6 @@ def build(
         batch_format="pyarrow",
         num_cpus=resources.transcribe_cpus,
         num_gpus=resources.transcribe_gpus or None,
-        runtime_env=WORKER_ENVIRONMENT,
     )
 
 

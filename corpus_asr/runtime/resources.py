@@ -19,10 +19,11 @@ ASSUMED_SLOTS_GPU = 64
 ASSUMED_SLOTS_CPU = 8
 # Parts waiting or being decoded per slot: one in the slot, one ready to take its place.
 PARTS_PER_SLOT = 2
-# ... but no more than this ready beyond one per slot: Ray copies a part's features several times.
-READY_BYTES = 128 * MEBIBYTE
-# Features of one call stay below this: Ray joins a call's parts into one more copy of them.
-CALL_BYTES = 16 * MEBIBYTE
+# ... but beyond one per slot a CPU, which is slow to use them up, holds no more than this ready.
+READY_BYTES_CPU = 128 * MEBIBYTE
+# Features of one call stay below this, so that few long parts or many short ones travel together:
+# a GPU is fed in few calls, a CPU in small ones, whose parts Ray joins into one more copy.
+CALL_BYTES: dict[Literal["gpu", "cpu"], int] = {"gpu": 64 * MEBIBYTE, "cpu": 16 * MEBIBYTE}
 MAX_MEL_BINS = 128
 FEATURE_BYTES_PER_S = FRAMES_PER_SECOND * MAX_MEL_BINS * 2  # float16: 25,600
 # About one long part, or a hundred short recordings: seconds of a GPU's work.
@@ -299,11 +300,14 @@ def _in_flight(
     slots = config.transcribe.slots
     if slots == "auto":
         slots = ASSUMED_SLOTS_GPU if on_gpu else ASSUMED_SLOTS_CPU
-    parts = min(PARTS_PER_SLOT * slots, max(slots, READY_BYTES // _part_bytes(config)))
+    parts = PARTS_PER_SLOT * slots
+    if not on_gpu:
+        parts = min(parts, max(slots, READY_BYTES_CPU // _part_bytes(config)))
     if store_bytes is not None:
         room = store_bytes // STORE_SHARE_IN_FLIGHT // workers // _part_bytes(config)
         parts = max(2, min(parts, room))
-    rows = max(1, min(parts // 4, CALL_BYTES // _part_bytes(config)))
+    call_bytes = CALL_BYTES["gpu" if on_gpu else "cpu"]
+    rows = max(1, min(parts // 4, call_bytes // _part_bytes(config)))
     return rows, math.ceil(parts / rows)
 
 
