@@ -57,7 +57,7 @@ def finish(
     """Make the output folder exact and complete; may be repeated after being killed anywhere.
 
     Removes what lost (second commits of a part, rows of replaced recordings, outcomes whose
-    segments object is gone, orphans that nobody can be about to name), writes the recordings
+    segments object is gone, orphans), writes the recordings
     table and `run.json`. If nothing is left, older plans and what this one held of raw addresses
     are removed, and `_SUCCESS` is written last. No writer of this run may be at work meanwhile.
 
@@ -80,7 +80,7 @@ def finish(
     totals = write_recordings(
         store, complete_ids=settlement.complete_ids, listed_ids=settlement.listed_ids
     )
-    remove_leftovers(store, run_id=run.run_id)
+    remove_leftovers(store)
     counts = _counts(settlement, totals, num_listed)
     store.write_json(
         RUN_NAME,

@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import stat
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from corpus_asr.storage.ranges import ObjectInfo
 
 logger = logging.getLogger(__name__)
 
-TEMPORARY_PREFIX = ".tmp-"  # hidden from Parquet readers; swept when old, so a time follows
+TEMPORARY_PREFIX = ".tmp-"  # hidden from Parquet readers
 PAGE_ROWS = 10_000
 
 
@@ -84,7 +83,7 @@ class LocalStore:
     def write(self, uri: str, data: bytes) -> None:
         """Replace the file: whole and on disk, or as it was."""
         path = Path(uri)
-        temporary = path.with_name(f"{TEMPORARY_PREFIX}{time.time_ns():020d}-{uuid.uuid4().hex}")
+        temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
         with _translated():
             path.parent.mkdir(parents=True, exist_ok=True)
             try:

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-
 # oneDNN compiles a bfloat16 product for every shape it meets and keeps a thousand of them: with a
 # length of its own for every step these came to a gigabyte.
 _LENGTH_STEP = 32
