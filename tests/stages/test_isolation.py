@@ -303,8 +303,10 @@ def test_no_descriptor_is_left_open():
 
 # A script without a guard around its main part, as users write them.
 SCRIPT = f"""
-import sys, time
+import signal
 from corpus_asr.stages.isolation import IsolatedGenerator
+# A shell starts what runs in the background with interrupts ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 generator = IsolatedGenerator({TARGET!r}, init_kwargs={{}}, timeout_s=60)
 print(list(generator.run(("pid", None)))[0], flush=True)
 for _ in generator.run(("hang", None)):
