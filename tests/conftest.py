@@ -3,7 +3,10 @@
 The environment and the import hook are set before anything of the package is imported.
 """
 
+import faulthandler
 import os
+import sys
+import threading
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -46,3 +49,25 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real speech at {folder}: tests of it run only where it is provided")
     return folder
+
+
+END_LIMIT_S = 60.0
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the process soon after the last test, and say what would have kept it."""
+    status = getattr(config, "exit_status", 1)
+
+    def end() -> None:
+        print(f"\nstill running {END_LIMIT_S:g} s after the last test:", file=sys.stderr)
+        faulthandler.dump_traceback(sys.__stderr__)
+        os._exit(status)
+
+    timer = threading.Timer(END_LIMIT_S, end)
+    timer.daemon = True
+    timer.start()
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Keep the verdict for `pytest_unconfigure`."""
+    session.config.exit_status = int(exitstatus)  # type: ignore[attr-defined]

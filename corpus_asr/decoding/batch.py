@@ -91,10 +91,10 @@ class SlotBatch:
         self._end[index] = torch.tensor([job.rules.end for job in jobs], device=device)
         self._seed[index] = torch.tensor([job.seed for job in jobs], device=device)
         self._temperature[index] = torch.tensor(
-            [job.temperature for job in jobs], dtype=torch.float32, device=device
+            [job.search.temperature for job in jobs], dtype=torch.float32, device=device
         )
         allowed = self._rules.apply_first(logits, [job.rules for job in jobs])
-        self._take(allowed, index, sampled=any(job.temperature > 0 for job in jobs))
+        self._take(allowed, index, sampled=any(job.search.temperature > 0 for job in jobs))
 
     @torch.inference_mode()
     def step(self, active: int, *, sampled: bool) -> None:

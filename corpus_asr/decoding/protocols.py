@@ -3,9 +3,9 @@
 Token ids and tensors only: nothing here knows text, audio or a particular model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -68,6 +68,38 @@ class SlotModel(Protocol):
     ) -> Float[Tensor, "slot vocab"]:
         """Advance the first `len(tokens)` slots by one token each, at its own position."""
 
+    def extend(
+        self,
+        state: Any,
+        slots: Sequence[int],
+        tokens: Int[Tensor, "batch token"],
+        positions: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch token vocab"]:
+        """Run several tokens of each of `slots`, the first at `positions`; all are cached.
+
+        A later call may start at an earlier position again: what lies after it is overwritten
+        before it can be seen.
+        """
+
+    def align(
+        self,
+        state: Any,
+        slot: int,
+        tokens: Int[Tensor, " token"],
+        heads: Sequence[tuple[int, int]],
+    ) -> tuple[Float[Tensor, "head token pos"], Float[Tensor, "token vocab"]]:
+        """Cross-attention, after the softmax, of these (layer, head) while `tokens` are read.
+
+        Also returns the raw logits after each token. Uses the window in `slot`; leaves the slot's
+        self-attention cache as it is.
+        """
+
+    def reorder(self, state: Any, slots: Sequence[int], sources: Int[Tensor, " slot"]) -> None:
+        """Give `slots` the self-attention caches of `sources`; windows stay (beam search)."""
+
+    def share(self, state: Any, source: int, targets: Sequence[int]) -> None:
+        """Give `targets` the window and the self-attention cache of `source`."""
+
     def logits(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocab"]:
         """Project hidden states to the vocabulary, in float32."""
 
@@ -98,6 +130,48 @@ class TokenRules:
     """Largest first timestamp, in steps after `timestamp_begin`."""
 
 
+LogitsProcessor = Callable[[Int[Tensor, "1 token"], Float[Tensor, "1 vocab"]], Tensor]
+"""Changes the scores of the next token, given prompt and text so far; as in `transformers`."""
+
+StoppingCriterion = Callable[..., Any]
+"""Tells, given prompt and text so far and the scores, whether to stop; as in `transformers`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """How one window is searched; the default is greedy."""
+
+    temperature: float = 0.0
+    """Above 0 tokens are sampled."""
+    top_k: int | None = None
+    """Sample among this many likeliest tokens."""
+    top_p: float | None = None
+    """Sample among the likeliest tokens that together reach this probability."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative scores of tokens that occurred, prompt included."""
+    no_repeat_ngram_size: int = 0
+    """No sequence of so many tokens occurs twice, prompt included; 0 for no such rule."""
+    stop_loops: bool = False
+    """End a window early once it repeats itself for good; `WindowResult.looped` tells."""
+    num_beams: int = 1
+    """Beams kept side by side; needs temperature 0."""
+    length_penalty: float = 1.0
+    """Finished beams are ranked by the sum of log-probabilities over length to this power."""
+    early_stopping: bool | Literal["never"] = False
+    """As in `transformers`: stop at `num_beams` finished beams, or when none can get better."""
+    num_return_sequences: int = 1
+    """Beams returned, best first; at most `num_beams`."""
+    assistant: SlotModel | None = None
+    """A smaller model that drafts tokens for the large one to check; the text stays the same."""
+    num_draft_tokens: int = 5
+    processors: tuple[LogitsProcessor, ...] = ()
+    """Applied in turn after every other rule."""
+    stopping: tuple[StoppingCriterion, ...] = ()
+    """The window ends when one of them says so."""
+    keep_scores: bool = False
+    """Keep the scores of every step in the result: (token, vocab) in float32."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowJob:
     """One window to decode."""
@@ -109,12 +183,28 @@ class WindowJob:
     prompt: tuple[int, ...]
     rules: TokenRules
     max_new_tokens: int
-    temperature: float = 0.0
+    search: Search = Search()
     seed: int = 0
-    """Seeds the noise when `temperature` > 0; must name recording, window and temperature."""
+    """Seeds the noise when sampling; must name recording, window and temperature."""
     score_token: int | None = None
     """A token (no-speech) whose raw probability is wanted, as said after `score_position`."""
     score_position: int = 0
+    encoded: Float[Tensor, "pos width"] | None = None
+    """The encoder's output, where the caller has it already; `features` are then not read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlignJob:
+    """Ask how the tokens of a window lie in time: cross-attention while they are read."""
+
+    features: Float[np.ndarray, "mel frame"]
+    window: tuple[int, ...]
+    """As in `WindowJob`; the same name as the job before spares encoding it again."""
+    tokens: tuple[int, ...]
+    """Prompt and text."""
+    heads: tuple[tuple[int, int], ...]
+    """(decoder layer, head) pairs."""
+    encoded: Float[Tensor, "pos width"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,3 +219,24 @@ class WindowResult:
     """That of the end token; None when the length limit came first."""
     score: float | None
     """Probability of `score_token`, where asked for."""
+    looped: bool = False
+    """Whether it was ended because it repeated itself."""
+    scores: Float[Tensor, "token vocab"] | None = None
+    """What each token was chosen from (end token included), where `keep_scores` asks for it."""
+    sequence_score: float | None = None
+    """The beam's log-probability with its length penalty."""
+    others: tuple["WindowResult", ...] = ()
+    """The next best beams, `num_return_sequences` - 1 of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlignResult:
+    """Cross-attention weights, after the softmax, in float32."""
+
+    weights: Float[np.ndarray, "head token pos"]
+    logprobs: tuple[float, ...]
+    """Log-probability of each token but the first, given those before it, over the raw logits."""
+
+
+Job = WindowJob | AlignJob
+Result = WindowResult | AlignResult

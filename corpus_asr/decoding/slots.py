@@ -70,7 +70,7 @@ class SlotScheduler:
         self._refill()
         if not self._active:
             return
-        sampled = any(running.job.temperature > 0 for running in self._active)
+        sampled = any(running.job.search.temperature > 0 for running in self._active)
         for _ in range(self._check_every):
             self._batch.step(len(self._active), sampled=sampled)
         self._finish()

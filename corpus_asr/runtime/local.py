@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, closing, contextmanager
 from typing import TypeAlias
 
@@ -110,20 +110,34 @@ def _transcribed(
 ) -> Generator[pa.Table | None, None, None]:
     """Yield results as they are ready, and None when a while passed without one."""
     running: set[Future[pa.Table]] = set()
-    pool = ThreadPoolExecutor(max_workers=in_flight, thread_name_prefix="transcribe")
-    try:
-        for table in parts:
-            if table is not None:
-                running.add(pool.submit(stage, table))
-            full = len(running) >= in_flight
-            yield from _ready(running, timeout_s=None if full else 0)
-            if table is None:
-                yield None
-        while running:
-            yield from _ready(running, timeout_s=POLL_S)
+    for table in parts:
+        if table is not None:
+            running.add(_transcribing(stage, table))
+        full = len(running) >= in_flight
+        yield from _ready(running, timeout_s=None if full else 0)
+        if table is None:
             yield None
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    while running:
+        yield from _ready(running, timeout_s=POLL_S)
+        yield None
+
+
+def _transcribing(stage: TranscribeStage, parts: pa.Table) -> Future[pa.Table]:
+    """Call the stage in a thread of its own.
+
+    Not in an executor's: Python waits for those when it ends, and a run that breaks off would hang
+    on an engine that never answers.
+    """
+    future: Future[pa.Table] = Future()
+
+    def call() -> None:
+        try:
+            future.set_result(stage(parts))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, name="transcribe", daemon=True).start()
+    return future
 
 
 def _ready(running: set[Future[pa.Table]], *, timeout_s: float | None) -> Iterator[pa.Table]:

@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 from hashlib import blake2b
 
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.protocols import WindowJob, WindowResult
+from corpus_asr.decoding.protocols import Search, WindowJob, WindowResult
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.dialect import Dialect
 from corpus_asr.transcription.fallback import DecodedWindow, decode_window, is_silence
@@ -54,7 +54,7 @@ def transcribe_range(
                 prompt=prompt,  # noqa: B023
                 rules=dialect.text_rules,
                 max_new_tokens=dialect.max_target_positions,
-                temperature=temperature,
+                search=Search(temperature=temperature),
                 seed=_seed(part, at, temperature),  # noqa: B023
                 score_token=dialect.no_speech,
                 score_position=start_position,  # noqa: B023

@@ -97,6 +97,7 @@ def test_a_run_that_breaks_off_does_not_wait_for_the_engine(tmp_path: Path):
     class Busy(ScriptedEngine):
         def close(self) -> None:
             let_go.wait(60)
+            super().close()
 
     def interrupted() -> Iterator[pa.Table]:
         yield packs_of("a/parts=1")
@@ -106,6 +107,12 @@ def test_a_run_that_breaks_off_does_not_wait_for_the_engine(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         run(scripted_job(tmp_path), interrupted(), engine=always(Busy(held=True)))
     assert time.monotonic() - started_s < 30
+    # Python waits for such threads when it ends.
+    assert not [
+        thread
+        for thread in threading.enumerate()
+        if thread.name.startswith("transcribe") and not thread.daemon
+    ]
     let_go.set()
 
 

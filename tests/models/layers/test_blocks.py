@@ -5,12 +5,12 @@ import torch
 from transformers.activations import ACT2FN
 
 from corpus_asr.models.layers.blocks import (
-    CachedDecoderBlock,
     DecoderBlock,
     EncoderBlock,
     activation,
 )
 from corpus_asr.models.layers.cache import SlotCache, StepView
+from corpus_asr.models.layers.cached_block import CachedDecoderBlock
 
 TOLERANCE = 1e-5
 NAMES = ["gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish"]

@@ -1,0 +1,91 @@
+"""A decoder block that keeps the keys and values of many sequences in slots.
+
+In: hidden states of a few tokens per slot. Out: the same, one layer on. Made from a `DecoderBlock`
+of a loaded model, with linear maps of its own; knows nothing of tokens or of the order of slots.
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from corpus_asr.models.layers.attention import attend_cached, merge_heads, split_heads
+from corpus_asr.models.layers.blocks import DecoderBlock
+from corpus_asr.models.layers.cache import LayerCache, StepView
+from corpus_asr.models.layers.projection import Projection
+
+
+class CachedDecoderBlock:
+    """A `DecoderBlock` that keeps the keys and values of many sequences in slots.
+
+    Equal to the block it is made from within rounding; shares its norms, and holds its linear
+    maps fused (queries, keys and values are one product, with the query's scale folded in).
+    """
+
+    def __init__(self, block: DecoderBlock) -> None:
+        own, cross = block.self_attn, block.encoder_attn
+        self._heads = own.heads
+        self._block = block
+        # A power of two for Whisper's head_dim of 64: folding it in rounds nothing.
+        scale = own.head_dim**-0.5
+        self._qkv = Projection([own.q_proj, own.k_proj, own.v_proj], scales=[scale])
+        self._out = Projection([own.out_proj])
+        self._cross_query = Projection([cross.q_proj], scales=[scale])
+        self._cross_kv = Projection([cross.k_proj, cross.v_proj])
+        self._cross_out = Projection([cross.out_proj])
+        self._fc1 = Projection([block.fc1])
+        self._fc2 = Projection([block.fc2])
+
+    def fill(
+        self, cache: LayerCache, slots: Sequence[int], encoded: Float[Tensor, "batch pos width"]
+    ) -> None:
+        """Write what cross-attention needs of the windows `encoded` into `slots`."""
+        keys, values = self._cross_kv(encoded).chunk(2, dim=-1)
+        cache.write_window(slots, split_heads(keys, self._heads), split_heads(values, self._heads))
+
+    def prefill(
+        self, cache: LayerCache, slots: Sequence[int], hidden: Float[Tensor, "batch token width"]
+    ) -> Float[Tensor, "batch token width"]:
+        """Run whole prompts from position 0 and leave their keys and values in `slots`."""
+        normed = self._block.self_attn_layer_norm(hidden)
+        query, key, value = (
+            split_heads(part, self._heads) for part in self._qkv(normed).chunk(3, dim=-1)
+        )
+        cache.write_prompts(slots, key, value)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
+        hidden = hidden + self._out(merge_heads(attended))
+        return self._cross_and_feed_forward(hidden, *cache.read_window(slots))
+
+    def step(
+        self, cache: LayerCache, view: StepView, hidden: Float[Tensor, "slot 1 width"]
+    ) -> Float[Tensor, "slot 1 width"]:
+        """Run one token of each of the slots 0, 1, ..."""
+        num_slots = len(hidden)
+        normed = self._block.self_attn_layer_norm(hidden)
+        query, key, value = (
+            split_heads(part, self._heads) for part in self._qkv(normed).chunk(3, dim=-1)
+        )  # (slot, head, 1, head_dim)
+        cache.write_step(view, key.squeeze(2), value.squeeze(2))
+        attended = attend_cached(
+            query,
+            cache.self_keys[:num_slots, :, : view.length],
+            cache.self_values[:num_slots, :, : view.length],
+            unseen=view.unseen,
+        )
+        hidden = hidden + self._out(merge_heads(attended))
+        return self._cross_and_feed_forward(
+            hidden, cache.cross_keys[:num_slots], cache.cross_values[:num_slots]
+        )
+
+    def _cross_and_feed_forward(
+        self,
+        hidden: Float[Tensor, "batch token width"],
+        keys: Float[Tensor, "batch head pos head_dim"],
+        values: Float[Tensor, "batch head pos head_dim"],
+    ) -> Float[Tensor, "batch token width"]:
+        normed = self._block.encoder_attn_layer_norm(hidden)
+        query = split_heads(self._cross_query(normed), self._heads)
+        hidden = hidden + self._cross_out(merge_heads(attend_cached(query, keys, values)))
+        normed = self._block.final_layer_norm(hidden)
+        return hidden + self._fc2(self._block.activate(self._fc1(normed)))

@@ -1,0 +1,127 @@
+"""Whisper in the form that search runs: caches in numbered slots.
+
+In: features, token ids and slots. Out: logits. Meets `decoding.protocols.SlotModel`; knows no
+text and no search.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from corpus_asr.models.layers.cache import SlotCache
+from corpus_asr.models.layers.projection import Projection
+from corpus_asr.models.whisper.cached_decoder import CachedWhisperDecoder
+
+if TYPE_CHECKING:
+    from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+
+
+class WhisperSlotModel:
+    """A `WhisperForConditionalGeneration` whose decoder keeps its caches in numbered slots.
+
+    Meets `decoding.protocols.SlotModel`. Shares the encoder, embeddings and norms of `model`; the
+    decoder's linear maps are fused copies made here, so training `model` further, or moving it,
+    needs a new slot model. What a slot gives does not depend on what the others hold.
+    """
+
+    def __init__(self, model: "WhisperForConditionalGeneration") -> None:
+        self._model = model
+        self._encoder = model.model.encoder
+        self._decoder = CachedWhisperDecoder(model.model.decoder)
+        self._vocabulary = Projection([model.proj_out])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights and caches."""
+        return self._model.dtype
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return self._model.config.vocab_size
+
+    @property
+    def max_target_positions(self) -> int:
+        """Longest token sequence a slot can hold."""
+        return self._model.config.max_target_positions
+
+    def new_state(self, slots: int) -> SlotCache:
+        """Allocate caches for `slots` sequences.
+
+        Raises:
+            ValueError: `slots` is not positive.
+        """
+        if slots < 1:
+            raise ValueError(f"allocating {slots} slots: expected at least 1")
+        with torch.inference_mode():
+            return self._decoder.new_cache(slots)
+
+    @torch.inference_mode()
+    def encode(
+        self, features: Float[Tensor, "batch mel frame"]
+    ) -> Float[Tensor, "batch pos width"]:
+        """Encode whole windows.
+
+        Raises:
+            ValueError: the features are no whole window.
+        """
+        encoded: Tensor = self._encoder(features.to(self.device, self.dtype))
+        return encoded
+
+    @torch.inference_mode()
+    def fill(
+        self, state: SlotCache, slots: Sequence[int], encoded: Float[Tensor, "batch pos width"]
+    ) -> None:
+        """Write the cross-attention keys and values of `encoded` into `slots`."""
+        self._decoder.fill(state, slots, encoded)
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        state: SlotCache,
+        slots: Sequence[int],
+        tokens: Int[Tensor, "batch token"],
+        lengths: Sequence[int],
+    ) -> Float[Tensor, "batch token width"]:
+        """Run prompts padded on the right from position 0, starting `slots` anew.
+
+        Raises:
+            ValueError: the prompts are longer than the model's positions, or a length is not
+                within its row.
+        """
+        if not all(1 <= length <= tokens.shape[1] for length in lengths):
+            raise ValueError(
+                f"running prompts padded to {tokens.shape[1]} tokens: found lengths "
+                f"{list(lengths)}, expected 1 to {tokens.shape[1]}"
+            )
+        return self._decoder.prefill(state, slots, tokens)
+
+    @torch.inference_mode()
+    def step(
+        self, state: SlotCache, tokens: Int[Tensor, " slot"], positions: Int[Tensor, " slot"]
+    ) -> Float[Tensor, "slot vocab"]:
+        """Advance the first `len(tokens)` slots by one token each, at its own position.
+
+        Raises:
+            ValueError: a position is outside the model's. On a GPU it is not checked: the host
+                would have to wait for it.
+        """
+        return self.logits(self._decoder.step(state, tokens, positions))
+
+    @torch.inference_mode()
+    def logits(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocab"]:
+        """Project hidden states to the vocabulary, in float32."""
+        return self._vocabulary(hidden).float()
+
+    @torch.inference_mode()
+    def move(self, state: SlotCache, source: int, target: int) -> None:
+        """Copy everything slot `source` holds into slot `target`."""
+        state.move(source, target)
