@@ -59,7 +59,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     status = getattr(config, "exit_status", 1)
 
     def end() -> None:
-        print(f"\nstill running {END_LIMIT_S:g} s after the last test:", file=sys.stderr)
+        sys.stderr.write(f"\nstill running {END_LIMIT_S:g} s after the last test:\n")
         faulthandler.dump_traceback(sys.__stderr__)
         os._exit(status)
 
