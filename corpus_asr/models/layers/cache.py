@@ -39,19 +39,48 @@ class StepView:
         Raises:
             ValueError: on a CPU, a position lies outside the cache.
         """
-        length = max_positions
-        if positions.device.type == "cpu":
-            first, last = int(positions.min()), int(positions.max())
-            if first < 0 or last >= max_positions:
-                raise ValueError(
-                    f"decoding at positions {first} to {last}: the cache holds 0 to "
-                    f"{max_positions - 1}; end or cut the sequence before"
-                )
-            length = min(max_positions, (last // _LENGTH_STEP + 1) * _LENGTH_STEP)
+        length = _looked_at(positions, max_positions=max_positions)
         cached = torch.arange(length, device=positions.device)
         unseen = cached > positions.unsqueeze(1)  # (slot, token)
         rows = torch.arange(len(positions), device=positions.device)
         return cls(rows, positions, length, unseen[:, None, None, :])
+
+
+@dataclass(frozen=True, slots=True)
+class SpanView:
+    """What several new tokens of each of some slots may see: the same for every layer."""
+
+    rows: slice | Tensor
+    """The slots; a slice, whose reading copies nothing, where they are adjacent."""
+    slot: Int[Tensor, "batch 1"]
+    positions: Int[Tensor, "batch token"]
+    """Where the new tokens go; each sees the tokens up to and including its own."""
+    length: int
+    """Cached positions looked at."""
+    unseen: Bool[Tensor, "batch 1 token pos"]
+    """The looked-at positions a new token must not see."""
+
+    @classmethod
+    def at(
+        cls,
+        slots: Sequence[int],
+        positions: Int[Tensor, " batch"],
+        *,
+        num_tokens: int,
+        max_positions: int,
+    ) -> "SpanView":
+        """Let `num_tokens` tokens of each slot follow one another from its position on.
+
+        Raises:
+            ValueError: on a CPU, a position lies outside the cache.
+        """
+        span = positions.unsqueeze(1) + torch.arange(num_tokens, device=positions.device)
+        length = _looked_at(span, max_positions=max_positions)
+        cached = torch.arange(length, device=positions.device)
+        unseen = cached > span.unsqueeze(2)  # (batch, token, pos)
+        slot = torch.tensor(slots, device=positions.device).unsqueeze(1)
+        rows = _rows(slots, device=positions.device)
+        return cls(rows, slot, span, length, unseen.unsqueeze(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +135,23 @@ class LayerCache:
         self.self_keys[view.rows, :, view.positions] = keys
         self.self_values[view.rows, :, view.positions] = values
 
+    def write_span(
+        self,
+        view: SpanView,
+        keys: Float[Tensor, "batch head token head_dim"],
+        values: Float[Tensor, "batch head token head_dim"],
+    ) -> None:
+        """Add several tokens to each of the view's slots."""
+        self.self_keys[view.slot, :, view.positions] = keys.transpose(1, 2)
+        self.self_values[view.slot, :, view.positions] = values.transpose(1, 2)
+
+    def read_span(
+        self, view: SpanView
+    ) -> tuple[Float[Tensor, "batch head pos head_dim"], Float[Tensor, "batch head pos head_dim"]]:
+        """Return the self-attention keys and values the view's slots look at."""
+        length = view.length
+        return self.self_keys[view.rows, :, :length], self.self_values[view.rows, :, :length]
+
 
 class SlotCache:
     """The caches of all layers.
@@ -139,6 +185,9 @@ class SlotCache:
             for length in (tokens, tokens, positions, positions)
         )
         self.slots = slots
+        # Of no use off the CPU: there a captured step advances without this being told.
+        self._lengths = [0 if device.type == "cpu" else tokens] * slots
+        self._on_cpu = device.type == "cpu"
         self.layers = tuple(
             LayerCache(*(tensor[layer] for tensor in self._whole)) for layer in range(layers)
         )
@@ -147,6 +196,49 @@ class SlotCache:
         """Copy everything slot `source` holds into slot `target`."""
         for tensor in self._whole:
             tensor[:, target].copy_(tensor[:, source])
+        self._lengths[target] = self._lengths[source]
+
+    def note_length(self, slots: Sequence[int], length: int) -> None:
+        """Note that `slots` hold at most `length` tokens from now on, so that less is copied."""
+        if self._on_cpu:
+            for slot in slots:
+                self._lengths[slot] = length
+
+    def reorder(self, slots: Sequence[int], sources: Int[Tensor, " slot"]) -> None:
+        """Give `slots` the self-attention keys and values of `sources`, all at once.
+
+        Raises:
+            ValueError: there are not as many sources as slots.
+        """
+        if len(slots) != len(sources):
+            raise ValueError(
+                f"reordering {len(slots)} slots: found {len(sources)} sources; give one per slot"
+            )
+        # The sources stay on the device; so the longest of all bounds what has to be copied.
+        length = max(self._lengths)
+        rows = _rows(slots, device=sources.device)
+        for tensor in self._whole[:2]:
+            tensor[:, rows, :, :length] = tensor[:, sources, :, :length]
+        self.note_length(slots, length)
+
+    def share(self, source: int, targets: Sequence[int]) -> None:
+        """Give `targets` everything slot `source` holds."""
+        for tensor in self._whole:
+            tensor[:, _rows(targets, device=tensor.device)] = tensor[:, source : source + 1]
+        self.note_length(targets, self._lengths[source])
+
+
+def _looked_at(positions: Int[Tensor, "*batch"], *, max_positions: int) -> int:
+    """Look a little past the furthest position on a CPU, and at the whole cache elsewhere."""
+    if positions.device.type != "cpu":
+        return max_positions
+    first, last = int(positions.min()), int(positions.max())
+    if first < 0 or last >= max_positions:
+        raise ValueError(
+            f"decoding at positions {first} to {last}: the cache holds 0 to "
+            f"{max_positions - 1}; end or cut the sequence before"
+        )
+    return min(max_positions, (last // _LENGTH_STEP + 1) * _LENGTH_STEP)
 
 
 def _rows(slots: Sequence[int], *, device: torch.device) -> slice | Tensor:

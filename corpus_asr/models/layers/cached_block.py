@@ -6,13 +6,14 @@ of a loaded model, with linear maps of its own; knows nothing of tokens or of th
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from corpus_asr.models.layers.attention import attend_cached, merge_heads, split_heads
 from corpus_asr.models.layers.blocks import DecoderBlock
-from corpus_asr.models.layers.cache import LayerCache, StepView
+from corpus_asr.models.layers.cache import LayerCache, SpanView, StepView
 from corpus_asr.models.layers.projection import Projection
 
 
@@ -78,14 +79,56 @@ class CachedDecoderBlock:
             hidden, cache.cross_keys[:num_slots], cache.cross_values[:num_slots]
         )
 
+    def extend(
+        self, cache: LayerCache, view: SpanView, hidden: Float[Tensor, "batch token width"]
+    ) -> Float[Tensor, "batch token width"]:
+        """Run several more tokens of each of the view's slots."""
+        normed = self._block.self_attn_layer_norm(hidden)
+        query, key, value = (
+            split_heads(part, self._heads) for part in self._qkv(normed).chunk(3, dim=-1)
+        )
+        cache.write_span(view, key, value)
+        attended = attend_cached(query, *cache.read_span(view), unseen=view.unseen)
+        hidden = hidden + self._out(merge_heads(attended))
+        window = cache.cross_keys[view.rows], cache.cross_values[view.rows]
+        return self._cross_and_feed_forward(hidden, *window)
+
+    def align(
+        self,
+        cache: LayerCache,
+        slot: int,
+        hidden: Float[Tensor, "1 token width"],
+        heads: Sequence[int],
+    ) -> tuple[Float[Tensor, "1 token width"], Float[Tensor, "head token pos"]]:
+        """Run a whole sequence over the window in `slot`, writing nothing to the cache.
+
+        Also returns how `heads` attend to the window, after the softmax, in float32.
+        """
+        normed = self._block.self_attn_layer_norm(hidden)
+        query, key, value = (
+            split_heads(part, self._heads) for part in self._qkv(normed).chunk(3, dim=-1)
+        )
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
+        hidden = hidden + self._out(merge_heads(attended))
+        keys, values = cache.read_window([slot])
+        query = self._ask_window(hidden)
+        scores = torch.matmul(query[0, list(heads)], keys[0, list(heads)].transpose(-1, -2))
+        weights = scores.float().softmax(dim=-1)  # (head, token, pos)
+        return self._cross_and_feed_forward(hidden, keys, values), weights
+
+    def _ask_window(
+        self, hidden: Float[Tensor, "batch token width"]
+    ) -> Float[Tensor, "batch head token head_dim"]:
+        normed = self._block.encoder_attn_layer_norm(hidden)
+        return split_heads(self._cross_query(normed), self._heads)
+
     def _cross_and_feed_forward(
         self,
         hidden: Float[Tensor, "batch token width"],
         keys: Float[Tensor, "batch head pos head_dim"],
         values: Float[Tensor, "batch head pos head_dim"],
     ) -> Float[Tensor, "batch token width"]:
-        normed = self._block.encoder_attn_layer_norm(hidden)
-        query = split_heads(self._cross_query(normed), self._heads)
-        hidden = hidden + self._cross_out(merge_heads(attend_cached(query, keys, values)))
+        attended = attend_cached(self._ask_window(hidden), keys, values)
+        hidden = hidden + self._cross_out(merge_heads(attended))
         normed = self._block.final_layer_norm(hidden)
         return hidden + self._fc2(self._block.activate(self._fc1(normed)))

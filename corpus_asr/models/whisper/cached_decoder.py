@@ -6,12 +6,13 @@ and not the projection to the vocabulary.
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from corpus_asr.models.layers.blocks import DecoderBlock
-from corpus_asr.models.layers.cache import SlotCache, StepView
+from corpus_asr.models.layers.cache import SlotCache, SpanView, StepView
 from corpus_asr.models.layers.cached_block import CachedDecoderBlock
 from corpus_asr.models.whisper.decoder import WhisperDecoder
 
@@ -60,6 +61,7 @@ class CachedWhisperDecoder:
         hidden = self._decoder.embed(tokens)
         for block, layer in zip(self._blocks, cache.layers, strict=True):
             hidden = block.prefill(layer, slots, hidden)
+        cache.note_length(slots, tokens.shape[1])
         normed: Tensor = self._decoder.layer_norm(hidden)
         return normed
 
@@ -77,5 +79,71 @@ class CachedWhisperDecoder:
         hidden = embedded.unsqueeze(1)  # (slot, 1, width)
         for block, layer in zip(self._blocks, cache.layers, strict=True):
             hidden = block.step(layer, view, hidden)
+        cache.note_length(range(len(tokens)), view.length)
         normed: Tensor = self._decoder.layer_norm(hidden.squeeze(1))
         return normed
+
+    def extend(
+        self,
+        cache: SlotCache,
+        slots: Sequence[int],
+        tokens: Int[Tensor, "batch token"],
+        positions: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch token width"]:
+        """Run several tokens of each of `slots`, the first at `positions`.
+
+        Raises:
+            ValueError: on a CPU, a position is outside the model's.
+        """
+        view = SpanView.at(
+            slots,
+            positions,
+            num_tokens=tokens.shape[1],
+            max_positions=self._decoder.max_target_positions,
+        )
+        hidden = F.embedding(tokens, self._decoder.embed_tokens.weight)
+        hidden = hidden + F.embedding(view.positions, self._decoder.embed_positions.weight)
+        for block, layer in zip(self._blocks, cache.layers, strict=True):
+            hidden = block.extend(layer, view, hidden)
+        cache.note_length(slots, view.length)
+        normed: Tensor = self._decoder.layer_norm(hidden)
+        return normed
+
+    def align(
+        self,
+        cache: SlotCache,
+        slot: int,
+        tokens: Int[Tensor, " token"],
+        heads: Sequence[tuple[int, int]],
+    ) -> tuple[Float[Tensor, "token width"], Float[Tensor, "head token pos"]]:
+        """Run a sequence over the window in `slot`, writing nothing to the cache.
+
+        Also returns how these (layer, head) attend to the window, after the softmax, in float32.
+
+        Raises:
+            ValueError: the model has no such head, or not as many positions.
+        """
+        asked = self._heads_by_layer(heads)
+        hidden = self._decoder.embed(tokens.unsqueeze(0))
+        weights = hidden.new_zeros(
+            len(heads), len(tokens), self._decoder.max_source_positions, dtype=torch.float32
+        )
+        for number, (block, layer) in enumerate(zip(self._blocks, cache.layers, strict=True)):
+            rows = [row for row, _ in asked[number]]
+            hidden, found = block.align(layer, slot, hidden, [head for _, head in asked[number]])
+            weights[rows] = found
+        normed: Tensor = self._decoder.layer_norm(hidden[0])
+        return normed, weights
+
+    def _heads_by_layer(self, heads: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+        """List, for every layer, the asked heads with their places among `heads`."""
+        asked: list[list[tuple[int, int]]] = [[] for _ in self._blocks]
+        for row, (layer, head) in enumerate(heads):
+            if not (0 <= layer < len(self._blocks) and 0 <= head < self._decoder.heads):
+                raise ValueError(
+                    f"aligning with head {head} of decoder layer {layer}: the model has "
+                    f"{len(self._blocks)} layers of {self._decoder.heads} heads; correct the "
+                    "alignment heads"
+                )
+            asked[layer].append((row, head))
+        return asked

@@ -125,3 +125,56 @@ class WhisperSlotModel:
     def move(self, state: SlotCache, source: int, target: int) -> None:
         """Copy everything slot `source` holds into slot `target`."""
         state.move(source, target)
+
+    @torch.inference_mode()
+    def extend(
+        self,
+        state: SlotCache,
+        slots: Sequence[int],
+        tokens: Int[Tensor, "batch token"],
+        positions: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch token vocab"]:
+        """Run several tokens of each of `slots`, the first at `positions`; all are cached.
+
+        A later call may start at an earlier position again: what lies after it is overwritten
+        before it can be seen.
+
+        Raises:
+            ValueError: a position is outside the model's. On a GPU it is not checked.
+        """
+        return self.logits(self._decoder.extend(state, slots, tokens, positions))
+
+    @torch.inference_mode()
+    def align(
+        self,
+        state: SlotCache,
+        slot: int,
+        tokens: Int[Tensor, " token"],
+        heads: Sequence[tuple[int, int]],
+    ) -> tuple[Float[Tensor, "head token pos"], Float[Tensor, "token vocab"]]:
+        """Cross-attention, after the softmax, of these (layer, head) while `tokens` are read.
+
+        Also returns the raw logits after each token. Uses the window in `slot`; leaves the slot's
+        self-attention cache as it is. Both are float32.
+
+        Raises:
+            ValueError: the model has no such head, or not as many positions as tokens.
+        """
+        hidden, weights = self._decoder.align(state, slot, tokens, heads)
+        return weights, self.logits(hidden)
+
+    @torch.inference_mode()
+    def reorder(
+        self, state: SlotCache, slots: Sequence[int], sources: Int[Tensor, " slot"]
+    ) -> None:
+        """Give `slots` the self-attention caches of `sources`; windows stay.
+
+        Raises:
+            ValueError: there are not as many sources as slots.
+        """
+        state.reorder(slots, sources)
+
+    @torch.inference_mode()
+    def share(self, state: SlotCache, source: int, targets: Sequence[int]) -> None:
+        """Give `targets` the window and the self-attention cache of `source`."""
+        state.share(source, targets)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from corpus_asr.models.layers.cache import SlotCache, StepView
+from corpus_asr.models.layers.cache import SlotCache, SpanView, StepView
 
 
 def new_cache(slots: int = 4) -> SlotCache:
@@ -96,3 +96,64 @@ def test_a_moved_slot_takes_everything_along() -> None:
         assert torch.equal(layer.cross_values[1], cross_values[3])
         assert torch.equal(layer.self_keys[[0, 2, 3]], self_keys[[0, 2, 3]])
         assert torch.equal(layer.cross_values[[0, 2, 3]], cross_values[[0, 2, 3]])
+
+
+def filled_cache() -> SlotCache:
+    cache = new_cache()
+    for layer in cache.layers:
+        for tensor in (layer.self_keys, layer.self_values, layer.cross_keys, layer.cross_values):
+            tensor.copy_(torch.randn_like(tensor))
+    return cache
+
+
+@pytest.mark.parametrize("slots", [[1, 2], [3, 0]])
+def test_a_span_is_written_to_and_read_from_its_slots(slots: list[int]) -> None:
+    layer = new_cache().layers[1]
+    view = SpanView.at(slots, torch.tensor([4, 1]), num_tokens=3, max_positions=7)
+    keys, values = pair(2, 3)
+    layer.write_span(view, keys, values)
+    found_keys, found_values = layer.read_span(view)
+    for row, first in enumerate([4, 1]):
+        assert torch.equal(found_keys[row, :, first : first + 3], keys[row])
+        assert torch.equal(found_values[row, :, first : first + 3], values[row])
+        assert torch.equal(found_keys[row], layer.self_keys[slots[row]])
+    assert layer.self_keys.count_nonzero() == keys.numel()
+
+
+def test_each_token_of_a_span_sees_up_to_its_own_position() -> None:
+    view = SpanView.at([2, 0], torch.tensor([3, 0]), num_tokens=2, max_positions=7)
+    seen = ~view.unseen[:, 0]
+    assert seen.sum(2).tolist() == [[4, 5], [1, 2]]
+
+
+def test_a_span_outside_the_cache_is_an_error() -> None:
+    with pytest.raises(ValueError, match="positions 1 to 7: the cache holds 0 to 6"):
+        SpanView.at([0, 1], torch.tensor([1, 5]), num_tokens=3, max_positions=7)
+
+
+@pytest.mark.parametrize(("slots", "sources"), [([0, 1, 2], [2, 0, 0]), ([3, 1], [1, 3])])
+def test_reordered_slots_take_texts_and_keep_windows(slots: list[int], sources: list[int]) -> None:
+    cache = filled_cache()
+    cache.note_length(range(4), 5)
+    before = [[t.clone() for t in (x.self_keys, x.self_values, x.cross_keys)] for x in cache.layers]
+    cache.reorder(slots, torch.tensor(sources))
+    for layer, (keys, values, windows) in zip(cache.layers, before, strict=True):
+        assert torch.equal(layer.self_keys[slots, :, :5], keys[sources, :, :5])
+        assert torch.equal(layer.self_values[slots, :, :5], values[sources, :, :5])
+        assert torch.equal(layer.cross_keys, windows)
+        others = sorted({0, 1, 2, 3} - set(slots))
+        assert torch.equal(layer.self_keys[others], keys[others])
+
+
+def test_reordering_needs_a_source_for_every_slot() -> None:
+    with pytest.raises(ValueError, match="reordering 2 slots: found 1 sources"):
+        new_cache().reorder([0, 1], torch.tensor([0]))
+
+
+def test_a_shared_slot_is_everywhere_it_was_given() -> None:
+    cache = filled_cache()
+    cache.share(1, [2, 0])
+    for layer in cache.layers:
+        for tensor in (layer.self_keys, layer.self_values, layer.cross_keys, layer.cross_values):
+            assert torch.equal(tensor[[2, 0]], tensor[[1, 1]])
+            assert not torch.equal(tensor[3], tensor[1])
