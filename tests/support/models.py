@@ -26,6 +26,7 @@ class ScriptedModel:
     def __init__(self, scripts: Sequence[Sequence[int]]) -> None:
         self.scripts = [list(script) for script in scripts]
         self.encoded: list[int] = []
+        self.aligned: list[tuple[int, tuple[tuple[int, int], ...]]] = []
         self.steps: list[int] = []
 
     def new_state(self, slots: int) -> dict[str, Tensor]:
@@ -54,6 +55,38 @@ class ScriptedModel:
         self.steps.append(count)
         said = positions - state["prompt"][:count] + 1
         return self.logits(torch.stack([state["script"][:count], said], dim=1).float())
+
+    def extend(
+        self, state: dict[str, Tensor], slots: Sequence[int], tokens: Tensor, positions: Tensor
+    ) -> Tensor:
+        rows = list(slots)
+        at = positions.unsqueeze(1) + torch.arange(tokens.shape[1])
+        assert int(at.max()) < LENGTH, "an extension past the cache"
+        said = at - state["prompt"][rows].unsqueeze(1) + 1
+        script = state["script"][rows].unsqueeze(1).expand_as(said)
+        return self.logits(torch.stack([script, said], dim=2).float())
+
+    def align(
+        self,
+        state: dict[str, Tensor],
+        slot: int,
+        tokens: Tensor,
+        heads: Sequence[tuple[int, int]],
+    ) -> tuple[Tensor, Tensor]:
+        """Token number n listens at position n alone; the script starts after the first token."""
+        self.aligned.append((int(state["script"][slot]), tuple(heads)))
+        weights = torch.eye(len(tokens), LENGTH).expand(len(heads), -1, -1).clone()
+        said = torch.arange(len(tokens))
+        return weights, self.logits(
+            torch.stack([state["script"][slot].expand_as(said), said], dim=1).float()
+        )
+
+    def reorder(self, state: dict[str, Tensor], slots: Sequence[int], sources: Tensor) -> None:
+        state["prompt"][list(slots)] = state["prompt"][sources]
+
+    def share(self, state: dict[str, Tensor], source: int, targets: Sequence[int]) -> None:
+        for tensor in state.values():
+            tensor[list(targets)] = tensor[source].clone()
 
     def logits(self, hidden: Tensor) -> Tensor:
         logits = torch.zeros(*hidden.shape[:-1], VOCAB)

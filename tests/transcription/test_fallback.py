@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.protocols import TokenRules, WindowJob, WindowResult
+from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.transcription.fallback import DecodedWindow, decode_window, is_silence
 from corpus_asr.transcription.scores import compression_ratio, confidence, mean_logprob
 
@@ -21,7 +21,7 @@ def job_at(temperature: float) -> WindowJob:
         prompt=(1,),
         rules=TokenRules(end=0),
         max_new_tokens=9,
-        temperature=temperature,
+        search=Search(temperature=temperature),
     )
 
 
@@ -41,10 +41,10 @@ def climb(
     steps = decode_window(
         job_at, DecodingSettings(temperature=LADDER, **settings), lambda tokens: text
     )
-    asked = [next(steps).temperature]
+    asked = [next(steps).search.temperature]
     for one in results:
         try:
-            asked.append(steps.send(one).temperature)
+            asked.append(steps.send(one).search.temperature)
         except StopIteration as stop:
             return stop.value, asked
     raise AssertionError("it asked for more results than there are")
