@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from corpus_asr.errors import CheckpointError, FetchError
 from corpus_asr.storage.addresses import LOCAL, join, normalise, scheme_of, shown, without_secrets
@@ -44,33 +44,62 @@ class _RemoteFile(NamedTuple):
     etag: str | None
 
 
-def fetch_checkpoint(checkpoint: str, *, revision: str | None = None, weights: bool = True) -> Path:
+def fetch_checkpoint(
+    checkpoint: str,
+    *,
+    revision: str | None = None,
+    weights: bool = True,
+    expect: str | None = "config.json",
+    subfolder: str = "",
+    cache_dir: str | os.PathLike[str] | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> Path:
     """Return a local folder with a checkpoint's files.
 
     Args:
         checkpoint: a folder (used as it is), an fsspec address of one, or a hub name.
-        revision: branch, tag or commit; means something for hub names only.
+        revision: branch, tag or commit; this and all that follow mean something for hub names only.
         weights: False fetches only the small files: configuration, tokenizer, features.
+        expect: a file that must be there; None for any.
+        subfolder: where below the checkpoint the files are; for folders and addresses too.
+        cache_dir: where the hub's copies are kept.
+        force_download: fetch again what there is a copy of.
+        local_files_only: use the copy there is, never the network.
+        token: of the hub; True for the one of this machine's login.
 
     Raises:
         CheckpointError: there is no such checkpoint, it may not be read, or files are missing.
     """
     local = Path(normalise(checkpoint)) if scheme_of(checkpoint) == LOCAL else None
     if local is not None and local.is_dir():
-        folder = local
+        folder = local / subfolder
     elif scheme_of(checkpoint) != LOCAL:
-        folder = _fetch_address(normalise(checkpoint), weights=weights)
+        address = normalise(checkpoint)
+        address = join(address, subfolder) if subfolder else address
+        folder = _fetch_address(address, weights=weights, expect=expect)
     elif _HUB_NAME.fullmatch(checkpoint):
-        folder = _fetch_hub(checkpoint, revision=revision, weights=weights)
+        access: dict[str, Any] = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "force_download": force_download,
+            "local_files_only": local_files_only,
+            "token": token,
+        }
+        access = {name: value for name, value in access.items() if value is not None}
+        folder = _fetch_hub(checkpoint, access, weights=weights, subfolder=subfolder)
     else:
         raise CheckpointError(
             f"fetching the checkpoint {shown(checkpoint)}: found no such folder, expected a "
             "folder, an address such as s3://..., or a hub name such as openai/whisper-small; "
             "correct model.checkpoint"
         )
-    if not (folder / "config.json").is_file():
-        names = sorted(path.name for path in folder.iterdir())
-        raise _missing(checkpoint, "config.json", names)
+    if not folder.is_dir() or (expect is not None and not (folder / expect).is_file()):
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        raise _missing(
+            f"{checkpoint}/{subfolder}".rstrip("/"), expect or "a folder with files", names
+        )
     return folder
 
 
@@ -132,14 +161,14 @@ def _missing(checkpoint: str, what: str, names: Sequence[str]) -> CheckpointErro
     )
 
 
-def _fetch_address(uri: str, *, weights: bool) -> Path:
+def _fetch_address(uri: str, *, weights: bool, expect: str | None) -> Path:
     uri = uri.rstrip("/")
     try:
         files = _list_checkpoint(uri)
         names = [file.name for file in files]
         small = _matching(names, SMALL_FILES)
-        if "config.json" not in small:
-            raise _missing(uri, "config.json", names)
+        if expect is not None and expect not in small:
+            raise _missing(uri, expect, names)
         if weights and not _weight_names(names):
             raise _missing(uri, "model.safetensors or pytorch_model.bin", names)
         home = cache_folder() / "checkpoints" / hashlib.blake2b(uri.encode()).hexdigest()[:16]
@@ -205,25 +234,23 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _fetch_hub(name: str, *, revision: str | None, weights: bool) -> Path:
+def _fetch_hub(name: str, access: dict[str, Any], *, weights: bool, subfolder: str) -> Path:
+    """Fetch from the hub; `access` holds arguments of `huggingface_hub.snapshot_download`."""
     # Imported here: folders and addresses need none of it.
     import huggingface_hub
 
     def snapshot(patterns: Sequence[str]) -> Path:
+        wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
         try:
-            return Path(
-                huggingface_hub.snapshot_download(
-                    name, revision=revision, allow_patterns=list(patterns)
-                )
-            )
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, **access))
         except Exception as error:
-            raise _hub_error(name, revision, error) from error
+            raise _hub_error(name, access.get("revision"), error) from error
 
-    folder = snapshot(SMALL_FILES)
-    if not weights:
+    folder = snapshot(SMALL_FILES) / subfolder
+    if not weights or not folder.is_dir():
         return folder
     for patterns in WEIGHT_FILES:
-        folder = snapshot([*SMALL_FILES, *patterns])
+        folder = snapshot([*SMALL_FILES, *patterns]) / subfolder
         if _weight_names([path.name for path in folder.iterdir()]):
             return folder
     raise _missing(name, "model.safetensors or pytorch_model.bin", sorted(os.listdir(folder)))

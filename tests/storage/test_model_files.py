@@ -63,6 +63,17 @@ def test_a_folder_without_config_says_what_it_holds(tmp_path: Path) -> None:
         fetch_checkpoint(str(folder))
 
 
+def test_what_must_be_there_and_where_can_be_said(tmp_path: Path, memory: str) -> None:
+    folder = local(tmp_path / "x", {"preprocessor_config.json": b"{}"})
+    assert fetch_checkpoint(str(folder), expect=None) == folder
+    assert fetch_checkpoint(str(tmp_path), subfolder="x", expect="preprocessor_config.json")
+    with pytest.raises(CheckpointError, match=r"y: found nothing, expected config"):
+        fetch_checkpoint(str(folder), subfolder="y")
+    write_atomic(f"{memory}/x/y/preprocessor_config.json", b"{}")
+    there = fetch_checkpoint(f"{memory}/x", subfolder="y", expect=None, weights=False)
+    assert names(there) == {"preprocessor_config.json"}
+
+
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere", "a/b/c", "bad name"])
 def test_a_folder_that_is_not_there_is_no_hub_name(name: str) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
@@ -251,7 +262,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def from_here(name: str, **options: Any) -> str:
         endpoint = f"http://127.0.0.1:{server.server_port}"
-        return str(download(name, endpoint=endpoint, cache_dir=tmp_path / "hub", **options))
+        return str(
+            download(name, **{"endpoint": endpoint, "cache_dir": tmp_path / "hub"} | options)
+        )
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", from_here)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
@@ -268,6 +281,31 @@ def test_a_hub_name_fetches_what_is_needed(hub: type[_Hub]) -> None:
     assert names(whole) == {"config.json", "tokenizer.json", "model.safetensors"}
     assert sorted(hub.requested) == ["config.json", "model.safetensors", "tokenizer.json"]
     assert len(model_revision(whole)) == 16
+
+
+def test_a_hub_folder_is_kept_where_asked_and_used_without_the_network(
+    hub: type[_Hub], tmp_path: Path
+) -> None:
+    hub.repositories["lab/tiny"] = {f"best/{name}": data for name, data in FILES.items()}
+    there = {"subfolder": "best", "cache_dir": tmp_path / "elsewhere", "token": False}
+    found = fetch_checkpoint("lab/tiny", **there)
+    assert names(found) == {"config.json", "tokenizer.json", "model.safetensors"}
+    assert found.is_relative_to(tmp_path / "elsewhere")
+    num_requests = len(hub.requested)
+    assert fetch_checkpoint("lab/tiny", local_files_only=True, **there) == found
+    assert len(hub.requested) == num_requests
+    fetch_checkpoint("lab/tiny", weights=False, force_download=True, **there)
+    assert len(hub.requested) == num_requests + 2
+    with pytest.raises(CheckpointError, match="found nothing, expected config"):
+        fetch_checkpoint("lab/tiny", subfolder="worst")
+
+
+def test_a_copy_that_is_not_there_is_not_fetched_when_only_local_files_are_asked_for(
+    hub: type[_Hub],
+) -> None:
+    with pytest.raises(CheckpointError, match="no copy here"):
+        fetch_checkpoint("lab/tiny", local_files_only=True)
+    assert not hub.requested
 
 
 def test_older_hub_weights_are_fetched_where_there_are_no_others(hub: type[_Hub]) -> None:
