@@ -43,6 +43,12 @@ class WhisperEncoder(nn.Module):
     def forward(
         self, input_features: Float[Tensor, "batch mel frame"]
     ) -> Float[Tensor, "batch pos width"]:
+        """Encode whole windows; see `encode`."""
+        return self.encode(input_features)
+
+    def encode(
+        self, input_features: Float[Tensor, "batch mel frame"]
+    ) -> Float[Tensor, "batch pos width"]:
         """Encode whole windows.
 
         Raises:

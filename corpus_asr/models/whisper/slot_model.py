@@ -73,8 +73,7 @@ class WhisperSlotModel:
         Raises:
             ValueError: the features are no whole window.
         """
-        encoded: Tensor = self._encoder(features.to(self.device, self.dtype))
-        return encoded
+        return self._encoder.encode(features.to(self.device, self.dtype))
 
     @torch.inference_mode()
     def fill(
