@@ -204,6 +204,8 @@ class AlignJob:
     """Prompt and text."""
     heads: tuple[tuple[int, int], ...]
     """(decoder layer, head) pairs."""
+    choices: int | None = None
+    """Log-probabilities are among the ids below this, the text; None for the whole vocabulary."""
     encoded: Float[Tensor, "pos width"] | None = None
 
 
@@ -235,7 +237,8 @@ class AlignResult:
 
     weights: Float[np.ndarray, "head token pos"]
     logprobs: tuple[float, ...]
-    """Log-probability of each token but the first, given those before it, over the raw logits."""
+    """Log-probability of each token but the first, given those before it, over the raw logits of
+    the job's `choices`; minus infinity for a token that is none of them."""
 
 
 Job = WindowJob | AlignJob
