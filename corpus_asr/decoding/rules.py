@@ -103,6 +103,24 @@ class SlotRules:
         ):
             tensor[target] = tensor[source]
 
+    def reorder(self, slots: Int[Tensor, " batch"], sources: Int[Tensor, " batch"]) -> None:
+        """Let `slots` have said what `sources` said, all at once; their rules stay."""
+        for tensor in self._said():
+            tensor[slots] = tensor[sources]
+
+    def snapshot(self) -> tuple[Tensor, ...]:
+        """Copy what every slot said, for `restore`."""
+        return tuple(tensor.clone() for tensor in self._said())
+
+    def restore(self, snapshot: tuple[Tensor, ...], slots: Bool[Tensor, " slot"]) -> None:
+        """Let the first slots, where `slots` is true, have said what they had at `snapshot`."""
+        count = len(slots)
+        for tensor, before in zip(self._said(), snapshot, strict=True):
+            tensor[:count] = torch.where(slots, before[:count], tensor[:count])
+
+    def _said(self) -> tuple[Tensor, ...]:
+        return self._last_is_timestamp, self._one_before_is_timestamp, self._last_timestamp
+
     def _prefer_timestamps(
         self, logits: Float[Tensor, "slot vocab"], grammar: Bool[Tensor, " slot"]
     ) -> Float[Tensor, "slot vocab"]:
