@@ -7,6 +7,7 @@ Knows nothing of audio or of how windows follow one another.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from corpus_asr.decoding.protocols import TokenRules
 from corpus_asr.errors import CheckpointError, ConfigError
@@ -33,6 +34,10 @@ class Dialect:
     suppress_first: tuple[int, ...]
     max_initial_timestamp: int | None
     max_target_positions: int
+    alignment_heads: tuple[tuple[int, int], ...] = ()
+    """Decoder layers and heads whose cross-attention follows the words in time."""
+    alignment_filter_width: int = 7
+    """Positions of the median filter over that cross-attention."""
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Dialect":
@@ -64,6 +69,8 @@ class Dialect:
             suppress_first=tuple(generation.begin_suppress_tokens or ()),
             max_initial_timestamp=generation.max_initial_timestamp_index,
             max_target_positions=config.max_target_positions,
+            alignment_heads=_alignment_heads(folder, config, generation.alignment_heads),
+            alignment_filter_width=config.median_filter_width,
         )
 
     def check(self, language: str | Sequence[str], task: str) -> None:
@@ -118,3 +125,27 @@ class Dialect:
     def language_rules(self, among: Sequence[str]) -> TokenRules:
         """Rules under which the first token is one of these languages."""
         return TokenRules(end=self.end, only=tuple(self.languages[code] for code in among))
+
+
+def _alignment_heads(
+    folder: Path, config: Any, given: Sequence[Sequence[int]] | None
+) -> tuple[tuple[int, int], ...]:
+    """Return the heads the checkpoint names, or all those of the upper half of the layers.
+
+    Raises:
+        CheckpointError: a head is named that the network does not have.
+
+    Source: the fallback is openai-whisper's `Whisper.alignment_heads`.
+    """
+    layers, heads = config.decoder_layers, config.decoder_attention_heads
+    if not given:
+        return tuple((at, head) for at in range(layers // 2, layers) for head in range(heads))
+    named = tuple((int(layer), int(head)) for layer, head in given)
+    missing = [pair for pair in named if not (0 <= pair[0] < layers and 0 <= pair[1] < heads)]
+    if missing:
+        raise CheckpointError(
+            f"reading the alignment heads of {folder}: found {list(missing[0])}, expected a layer "
+            f"below {layers} and a head below {heads}; correct alignment_heads in "
+            "generation_config.json, or remove it"
+        )
+    return named

@@ -11,6 +11,7 @@ from corpus_asr.decoding.protocols import WindowJob, WindowResult
 from corpus_asr.transcription.dialect import Dialect
 from corpus_asr.transcription.scores import confidence
 from corpus_asr.transcription.windows import PartRequest, pad_window
+from corpus_asr.units import WINDOW_FRAMES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +52,10 @@ def find_language(
         window, features = (-1, -1), pad_window(part.language_features, part.pad_value)
     else:
         start = part.frame(part.language_window_start_s or part.start_s)
-        window, features = (start, part.num_frames), part.window(start, part.num_frames)
+        end = part.num_frames
+        # The seek loop's first window is the same one unless it is filled up otherwise.
+        same = part.fits_one_window or start + WINDOW_FRAMES <= end
+        window, features = (start, end if same else -1), part.window_in_silence(start, end)
     result = yield WindowJob(
         features=features,
         window=window,

@@ -82,6 +82,8 @@ class PartJob:
             language=language,
             dialect=self._dialect,
             settings=self._settings,
+            # A chunk is a clip of its own, as in the references' chunked pipelines.
+            cut=self._part.window_in_silence if self._settings.strategy == "chunked" else None,
         )
 
     def _collector(self, index: int) -> Done:

@@ -4,8 +4,11 @@ In: a part and the stretch of it to transcribe. Out: segments in recording time.
 generator that yields windows to decode, so that many loops advance side by side in one batch.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from hashlib import blake2b
+
+import numpy as np
+from jaxtyping import Float16
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Search, WindowJob, WindowResult
@@ -21,6 +24,8 @@ from corpus_asr.units import WINDOW_FRAMES
 # Above this temperature the text is too uncertain to prompt the next window with.
 _PROMPT_MAX_TEMPERATURE = 0.5
 
+Cut = Callable[[int, int], Float16[np.ndarray, "mel frame"]]
+
 
 def transcribe_range(
     part: PartRequest,
@@ -30,14 +35,20 @@ def transcribe_range(
     language: Language,
     dialect: Dialect,
     settings: DecodingSettings,
+    cut: Cut | None = None,
 ) -> Generator[WindowJob, WindowResult, list[Segment]]:
     """Transcribe the frames from `start` to `end` of a part.
 
+    Args:
+        cut: makes the window from one frame with content up to another; None for the part's own
+            rule.
+
     Source: openai-whisper `transcribe`, with three differences: long silence is jumped over; a
     window may say as many tokens as the decoder holds (as in `transformers`), not half of them;
-    and after the end of the audio the features are those of digital silence (as `transformers`
-    has it for short clips, and as the models were trained), not 0.0.
+    and in a recording that fits one window the audio is followed by digital silence (as
+    `transformers` has it for short clips, and as the models were trained), not by 0.0.
     """
+    cut = cut or part.window
     segments: list[Segment] = []
     previous: list[int] = []
     seek = part.next_speech(start, end)
@@ -45,7 +56,7 @@ def transcribe_range(
         at = seek
         content_frames = min(WINDOW_FRAMES, end - at)
         prompt, start_position = dialect.prompt(language.code, settings.task, previous)
-        features = part.window(at, end)
+        features = cut(at, end)
 
         def job_at(temperature: float) -> WindowJob:
             return WindowJob(

@@ -2,6 +2,10 @@
 
 In: what the extract stage made of one part. Out: padded windows, and where speech comes next.
 Positions are frames of 10 ms from the start of the part; times in results are recording times.
+
+What fills a window after its content follows the references, since texts hang on it. A recording
+that fits one window is heard as a clip with digital silence after it. The last window of a longer
+one is cut at its last whole frame and filled with 0.0, which no silence looks like.
 """
 
 from dataclasses import dataclass
@@ -16,6 +20,7 @@ from corpus_asr.units import (
     LONG_SILENCE_S,
     TAIL_FRAMES,
     WINDOW_FRAMES,
+    WINDOW_SAMPLES,
 )
 
 
@@ -51,10 +56,31 @@ class PartRequest:
         frame = round((time_s - self.start_s) * FRAMES_PER_SECOND)
         return min(max(frame, 0), self.num_frames)
 
-    def window(self, start: int, end: int) -> Float16[np.ndarray, "mel frame"]:
-        """Cut one whole window from frame `start`; from `end` on it holds silence.
+    @property
+    def fits_one_window(self) -> bool:
+        """Whether this is all of a recording of at most one window.
 
-        The last frames before digital silence still touch the content, so those are kept.
+        A part that starts later belongs to a longer one. (Where parts are cut as short as windows,
+        a first part counts as all there is.)
+        """
+        return self.start_s == 0 and self.num_samples <= WINDOW_SAMPLES
+
+    def window(self, start: int, end: int) -> Float16[np.ndarray, "mel frame"]:
+        """Cut one whole window from frame `start`, with content up to frame `end` at most.
+
+        Source: `transformers` pads a short clip's samples and, in long form, the last window's
+        features; openai-whisper's `transcribe` does the latter whatever the length.
+        """
+        if self.fits_one_window:
+            return self.window_in_silence(start, end)
+        return pad_window(self.features[start : min(start + WINDOW_FRAMES, end)], 0.0)
+
+    def window_in_silence(self, start: int, end: int) -> Float16[np.ndarray, "mel frame"]:
+        """Cut one whole window from frame `start`; from `end` on it holds digital silence.
+
+        The first frames of that silence still touch the content, so those are kept.
+
+        Source: openai-whisper `detect_language`; `transformers`' chunked pipeline.
         """
         stop = min(start + WINDOW_FRAMES, end + TAIL_FRAMES, len(self.features))
         return pad_window(self.features[start:stop], self.pad_value)
