@@ -1,8 +1,10 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.transcription.dialect import Dialect
 from tests.support.checkpoints import tiny_whisper
 from tests.support.dialects import ENGLISH, GERMAN, PREVIOUS, START, dialect
@@ -50,3 +52,26 @@ def test_languages_that_are_not_known_are_refused_with_those_that_are() -> None:
     with pytest.raises(ConfigError, match="does not know fr, xx; it knows de, en"):
         own.check(("de", "fr", "xx"), "transcribe")
     assert own.language_rules(["de"]).only == (GERMAN,)
+
+
+def checkpoint_naming(folder: Path, heads: Any) -> Path:
+    tiny_tokenizer(folder / "tokenizer")
+    model = tiny_whisper(folder / "model", tokenizer=folder / "tokenizer", median_filter_width=5)
+    path = model / "generation_config.json"
+    content = json.loads(path.read_text()) | {"alignment_heads": heads}
+    path.write_text(json.dumps(content))
+    return model
+
+
+def test_alignment_heads_are_those_named_or_all_of_the_upper_half(tmp_path: Path) -> None:
+    named = Dialect.from_folder(checkpoint_naming(tmp_path / "named", [[0, 3], [1, 0]]))
+    assert named.alignment_heads == ((0, 3), (1, 0))
+    assert named.alignment_filter_width == 5
+    unnamed = Dialect.from_folder(checkpoint_naming(tmp_path / "unnamed", None))
+    assert unnamed.alignment_heads == ((1, 0), (1, 1), (1, 2), (1, 3))
+
+
+@pytest.mark.parametrize("pair", [[2, 0], [0, 4], [-1, 0]])
+def test_an_alignment_head_the_network_lacks_is_refused(tmp_path: Path, pair: list[int]) -> None:
+    with pytest.raises(CheckpointError, match="expected a layer below 2 and a head below 4"):
+        Dialect.from_folder(checkpoint_naming(tmp_path, [[0, 0], pair]))
