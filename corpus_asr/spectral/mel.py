@@ -1,6 +1,6 @@
 """Whisper's log-mel features.
 
-In: 16 kHz samples. Out: mel filter weights, and log-mel frames scaled as Whisper was trained on.
+In: samples. Out: mel filter weights, and log-mel frames scaled as Whisper was trained on.
 Knows nothing of files, checkpoints or the 30 s window: padding is the caller's.
 """
 
@@ -10,14 +10,15 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from corpus_asr.spectral.stft import FFT_BINS, num_frames, power_spectra
-from corpus_asr.units import SAMPLE_RATE_HZ
+from corpus_asr.spectral.stft import WHISPER, Analysis, power_spectra
+from corpus_asr.units import FFT_SAMPLES, SAMPLE_RATE_HZ
 
 # Slaney's mel scale: linear to 1 kHz, then 27 steps per factor of 6.4.
 LINEAR_HZ_PER_MEL = 200 / 3
 LOG_START_HZ = 1000.0
 LOG_START_MEL = LOG_START_HZ / LINEAR_HZ_PER_MEL  # 15
 MELS_PER_LOG_HZ = 27 / math.log(6.4)
+TOP_HZ = 8000.0  # of the highest filter, whatever the sample rate
 
 POWER_FLOOR = 1e-10
 LOG10_FLOOR = -10.0  # log10(POWER_FLOOR)
@@ -37,10 +38,12 @@ def mel_to_hz(mel: Float64[np.ndarray, " mel"]) -> Float64[np.ndarray, " mel"]:
 
 
 @lru_cache(maxsize=8)
-def mel_filters(num_mel_bins: int) -> Float32[np.ndarray, "mel bin"]:
+def mel_filters(
+    num_mel_bins: int, *, fft_samples: int = FFT_SAMPLES, sample_rate_hz: int = SAMPLE_RATE_HZ
+) -> Float32[np.ndarray, "mel bin"]:
     """Return the weights that sum power spectra into mel bins (shared; not to be written to).
 
-    Triangles evenly spaced in mels from 0 Hz to half the sample rate, each of unit area.
+    Triangles evenly spaced in mels from 0 Hz to `TOP_HZ`, each of unit area.
 
     Raises:
         ValueError: `num_mel_bins` is not positive.
@@ -50,10 +53,9 @@ def mel_filters(num_mel_bins: int) -> Float32[np.ndarray, "mel bin"]:
     """
     if num_mel_bins < 1:
         raise ValueError(f"building mel filters: found {num_mel_bins} bins, expected 1 or more")
-    nyquist_hz = SAMPLE_RATE_HZ / 2
-    nyquist_mel = LOG_START_MEL + MELS_PER_LOG_HZ * math.log(nyquist_hz / LOG_START_HZ)
-    corners_hz = mel_to_hz(np.linspace(0.0, nyquist_mel, num_mel_bins + 2))
-    bins_hz = np.linspace(0.0, nyquist_hz, FFT_BINS)
+    top_mel = LOG_START_MEL + MELS_PER_LOG_HZ * math.log(TOP_HZ / LOG_START_HZ)
+    corners_hz = mel_to_hz(np.linspace(0.0, top_mel, num_mel_bins + 2))
+    bins_hz = np.linspace(0.0, sample_rate_hz // 2, fft_samples // 2 + 1)
     left, centre, right = (corners_hz[k : k + num_mel_bins, None] for k in range(3))
     rising = (bins_hz - left) / (centre - left)
     falling = (right - bins_hz) / (right - centre)
@@ -66,7 +68,7 @@ def mel_filters(num_mel_bins: int) -> Float32[np.ndarray, "mel bin"]:
 
 
 def log10_mel(
-    samples: Float32[np.ndarray, " sample"], *, num_mel_bins: int
+    samples: Float32[np.ndarray, " sample"], *, num_mel_bins: int, analysis: Analysis = WHISPER
 ) -> Float32[np.ndarray, "frame mel"]:
     """Compute log10 mel power, not below `LOG10_FLOOR`, frame by frame.
 
@@ -75,18 +77,33 @@ def log10_mel(
     Raises:
         ValueError: `samples` is shorter than one hop, or `num_mel_bins` is not positive.
     """
-    weights = mel_filters(num_mel_bins).T  # (bin, mel)
-    result = np.empty((num_frames(samples.size), num_mel_bins), dtype=np.float32)
+    filters = mel_filters(
+        num_mel_bins, fft_samples=analysis.fft_samples, sample_rate_hz=analysis.sample_rate_hz
+    )
+    weights = filters.T.astype(analysis.dtype, copy=False)  # (bin, mel)
+    result = np.empty((analysis.num_frames(samples.size), num_mel_bins), dtype=np.float32)
     first = 0
-    for power in power_spectra(samples):
+    for power in power_spectra(samples, analysis):
         block = result[first : first + len(power)]
-        np.matmul(power, weights, out=block)
-        np.maximum(block, np.float32(POWER_FLOOR), out=block)
-        # numpy's natural logarithm takes a third of log10's time and is equal within 1e-6.
-        np.log(block, out=block)
-        np.multiply(block, np.float32(LOG10_E), out=block)
+        if analysis.dtype is np.float64:
+            block[:] = np.log10(np.maximum(power @ weights, POWER_FLOOR))
+        else:
+            _float32_log10(power, weights, out=block)
         first += len(power)
     return result
+
+
+def _float32_log10(
+    power: Float32[np.ndarray, "frame bin"],
+    weights: Float32[np.ndarray, "bin mel"],
+    *,
+    out: Float32[np.ndarray, "frame mel"],
+) -> None:
+    np.matmul(power, weights, out=out)
+    np.maximum(out, np.float32(POWER_FLOOR), out=out)
+    # numpy's natural logarithm takes a third of log10's time and is equal within 1e-6.
+    np.log(out, out=out)
+    np.multiply(out, np.float32(LOG10_E), out=out)
 
 
 def scale_floor(peak: float) -> float:
@@ -111,20 +128,21 @@ def scale_log10_mel(values: Float32[np.ndarray, "frame mel"]) -> float:
 
 
 def log_mel(
-    samples: Float32[np.ndarray, " sample"], *, num_mel_bins: int
+    samples: Float32[np.ndarray, " sample"], *, num_mel_bins: int, analysis: Analysis = WHISPER
 ) -> Float32[np.ndarray, "mel frame"]:
     """Compute Whisper's log-mel features of a whole array.
 
     Args:
-        samples: 16 kHz mono in [-1, 1]; mirrored at both ends, not padded.
+        samples: mono in [-1, 1]; mirrored at both ends, not padded.
         num_mel_bins: 80, or 128 for large-v3.
+        analysis: how it is computed; the default is fast and as Whisper was trained.
 
     Raises:
         ValueError: `samples` is shorter than one hop, or `num_mel_bins` is not positive.
 
-    Source: Radford et al. 2022, section 2.2. Equal to `transformers.WhisperFeatureExtractor` and
-    to openai-whisper's `log_mel_spectrogram` within 1e-4.
+    Source: Radford et al. 2022, section 2.2. Equal to openai-whisper's `log_mel_spectrogram` and to
+    `transformers.WhisperFeatureExtractor` within 1e-4; in float64 to the latter within 1e-5.
     """
-    values = log10_mel(samples, num_mel_bins=num_mel_bins)
+    values = log10_mel(samples, num_mel_bins=num_mel_bins, analysis=analysis)
     scale_log10_mel(values)
     return values.T

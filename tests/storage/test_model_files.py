@@ -66,7 +66,8 @@ def test_a_folder_without_config_says_what_it_holds(tmp_path: Path) -> None:
 def test_what_must_be_there_and_where_can_be_said(tmp_path: Path, memory: str) -> None:
     folder = local(tmp_path / "x", {"preprocessor_config.json": b"{}"})
     assert fetch_checkpoint(str(folder), expect=None) == folder
-    assert fetch_checkpoint(str(tmp_path), subfolder="x", expect="preprocessor_config.json")
+    name = "preprocessor_config.json"
+    assert fetch_checkpoint(str(tmp_path), subfolder="x", expect=name) == folder
     with pytest.raises(CheckpointError, match=r"y: found nothing, expected config"):
         fetch_checkpoint(str(folder), subfolder="y")
     write_atomic(f"{memory}/x/y/preprocessor_config.json", b"{}")
@@ -262,9 +263,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def from_here(name: str, **options: Any) -> str:
         endpoint = f"http://127.0.0.1:{server.server_port}"
-        return str(
-            download(name, **{"endpoint": endpoint, "cache_dir": tmp_path / "hub"} | options)
-        )
+        given: dict[str, Any] = {"endpoint": endpoint, "cache_dir": tmp_path / "hub"} | options
+        return str(download(name, **given))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", from_here)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
@@ -287,7 +287,11 @@ def test_a_hub_folder_is_kept_where_asked_and_used_without_the_network(
     hub: type[_Hub], tmp_path: Path
 ) -> None:
     hub.repositories["lab/tiny"] = {f"best/{name}": data for name, data in FILES.items()}
-    there = {"subfolder": "best", "cache_dir": tmp_path / "elsewhere", "token": False}
+    there: dict[str, Any] = {
+        "subfolder": "best",
+        "cache_dir": tmp_path / "elsewhere",
+        "token": False,
+    }
     found = fetch_checkpoint("lab/tiny", **there)
     assert names(found) == {"config.json", "tokenizer.json", "model.safetensors"}
     assert found.is_relative_to(tmp_path / "elsewhere")
