@@ -67,7 +67,7 @@ class Dialect:
             languages=tokenizer.language_ids,
             suppress=tuple(generation.suppress_tokens or ()),
             suppress_first=tuple(generation.begin_suppress_tokens or ()),
-            max_initial_timestamp=generation.max_initial_timestamp_index,
+            max_initial_timestamp=generation.initial_timestamp_bound,
             max_target_positions=config.max_target_positions,
             alignment_heads=_alignment_heads(folder, config, generation.alignment_heads),
             alignment_filter_width=config.median_filter_width,

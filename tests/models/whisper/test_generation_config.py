@@ -39,10 +39,8 @@ def test_a_real_tokenizer_gives_the_ids_of_the_real_file(shared_data, tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
         (tmp_path / name).symlink_to(folder / name)
     derived, given = (GenerationConfig.from_pretrained(f) for f in (tmp_path, folder))
-    kept = {
-        name: getattr(given, name)
-        for name in ("alignment_heads", "bos_token_id", "pad_token_id", "extra")
-    }
+    elsewhere = ("alignment_heads", "max_initial_timestamp_index", "return_timestamps")
+    kept = {name: getattr(given, name) for name in (*elsewhere, "transformers_version")}
     assert replace(derived, **kept) == given
 
 
@@ -79,9 +77,13 @@ def test_what_the_file_says_wins_over_the_tokenizer(folder):
 
 
 def test_the_first_timestamp_is_bound_to_one_second_unless_the_file_says_otherwise(folder):
-    assert GenerationConfig.from_pretrained(folder).max_initial_timestamp_index == 50
-    write(folder, max_initial_timestamp_index=None)
+    assert GenerationConfig.from_pretrained(folder).initial_timestamp_bound == 50
+    # The reference knows no bound where the file has none, and neither does `generate`.
     assert GenerationConfig.from_pretrained(folder).max_initial_timestamp_index is None
+    write(folder, max_initial_timestamp_index=None)
+    assert GenerationConfig.from_pretrained(folder).initial_timestamp_bound is None
+    write(folder, max_initial_timestamp_index=7)
+    assert GenerationConfig.from_pretrained(folder).initial_timestamp_bound == 7
 
 
 def test_a_complete_file_needs_no_tokenizer(tmp_path):
@@ -96,9 +98,14 @@ def test_a_complete_file_needs_no_tokenizer(tmp_path):
     assert not GenerationConfig.from_pretrained(tmp_path).is_multilingual
 
 
-def test_a_folder_with_neither_is_a_checkpoint_error(tmp_path):
+def test_without_a_tokenizer_missing_ids_stay_unknown(tmp_path):
     write(tmp_path, eos_token_id=2)
-    with pytest.raises(CheckpointError, match=r"neither tokenizer.json"):
+    config = GenerationConfig.from_pretrained(tmp_path)
+    assert (config.eos_token_id, config.no_timestamps_token_id) == (2, None)
+
+
+def test_an_empty_folder_is_a_checkpoint_error(tmp_path):
+    with pytest.raises(CheckpointError, match=r"neither generation_config.json nor config.json"):
         GenerationConfig.from_pretrained(tmp_path)
 
 
@@ -124,3 +131,51 @@ def test_saved_files_load_again_here_and_in_the_reference(folder, tmp_path):
     theirs = transformers.GenerationConfig.from_pretrained(tmp_path / "saved").to_dict()
     assert theirs["lang_to_id"] == config.lang_to_id
     assert theirs["alignment_heads"] == [[0, 1]]
+
+
+def test_settings_can_be_changed_added_and_read_back(folder, tmp_path):
+    config = GenerationConfig.from_pretrained(folder, num_beams=3, note="mine")
+    assert (config.num_beams, config.note) == (3, "mine")
+    config.max_new_tokens = 9
+    config.own = [1]
+    config.save_pretrained(tmp_path / "saved")
+    again = GenerationConfig.from_pretrained(tmp_path / "saved")
+    assert (again.max_new_tokens, again.own, again.num_beams) == (9, [1], 3)
+    assert "top_k" not in again.to_dict()
+    with pytest.raises(AttributeError, match="no setting 'nothing'"):
+        _ = config.nothing
+
+
+def test_update_returns_what_is_no_setting_and_can_leave_alone_what_is_set():
+    config = GenerationConfig(num_beams=2)
+    assert config.update(num_beams=4, nonsense=1) == {"nonsense": 1}
+    assert config.num_beams == 4
+    config.update(defaults_only=True, num_beams=7, top_k=3)
+    assert (config.num_beams, config.top_k) == (4, 3)
+    assert config.update(allow_custom_entries=True, mine=2) == {}
+    assert config.mine == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"early_stopping": "often"}, "early_stopping is 'often'"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"num_return_sequences": 2}, "greedy search finds one"),
+        ({"num_return_sequences": 3, "num_beams": 2}, "at most num_beams, which is 2"),
+        ({"forced_eos_token_id": 5, "suppress_tokens": [5]}, "forced_eos_token_id is 5"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused_here_and_in_the_reference(settings, message):
+    with pytest.raises(ValueError, match=message):
+        GenerationConfig().update(**settings)
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        transformers.GenerationConfig(**settings)
+
+
+def test_settings_without_effect_are_refused_on_demand():
+    config = GenerationConfig(top_k=3, length_penalty=2.0)
+    config.validate()
+    with pytest.raises(ValueError, match=r"top_k is set.*length_penalty is set"):
+        config.validate(strict=True)
+    GenerationConfig(do_sample=True, top_k=3, num_beams=2, length_penalty=2.0).validate(strict=True)
