@@ -86,7 +86,7 @@ class EncoderBlock(nn.Module):
         ffn_dim: int,
         activation_name: str,
         key_bias: bool,
-        dropouts: Dropouts = Dropouts(),  # noqa: B008  (frozen)
+        dropouts: Dropouts = Dropouts(),
         eager: bool = False,
     ) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class DecoderBlock(nn.Module):
         ffn_dim: int,
         activation_name: str,
         key_bias: bool,
-        dropouts: Dropouts = Dropouts(),  # noqa: B008  (frozen)
+        dropouts: Dropouts = Dropouts(),
         eager: bool = False,
     ) -> None:
         super().__init__()
