@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol, TextIO
 
 import typer
@@ -204,6 +205,34 @@ def transcribe(
         if failed:
             _say(f"{len(failed)} of {len(files)} files failed")
             raise typer.Exit(EXIT_SOME_FAILED)
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="An OpenAI .pt file, or a checkpoint folder.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="A new .pt file, or a new folder.")],
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16 or bfloat16; default: as stored.")
+    ] = None,
+    max_shard_size: Annotated[
+        str, typer.Option(help="Size of one file of weights in a folder.")
+    ] = "5GB",
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="For a .pt SRC: a Whisper folder, or openai-whisper's .tiktoken file."),
+    ] = None,
+) -> None:
+    """Convert a Whisper checkpoint between OpenAI's layout and Hugging Face's, both ways."""
+    with _readable_errors():
+        from corpus_asr.models.convert.folder import convert as convert_checkpoint
+
+        typer.echo(
+            convert_checkpoint(
+                source, target, dtype=dtype, max_shard_size=max_shard_size, tokenizer=tokenizer
+            )
+        )
 
 
 @contextmanager

@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from corpus_asr.errors import CheckpointError
+from corpus_asr.models.convert.flax_file import FLAX_NAME, read_flax
+from corpus_asr.models.convert.tensorflow_file import TENSORFLOW_NAME, read_tensorflow
 
 # Heads around the same networks store them under this prefix; the bare network stores none.
 _BASE_PREFIX = "model."
@@ -117,7 +119,8 @@ def share_parameter(module: nn.Module, target: str, source: str) -> None:
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """List the tensors of a checkpoint folder by name, reading none.
 
-    Looks for model.safetensors, its index, pytorch_model.bin and its index, in this order.
+    Looks for model.safetensors, its index, pytorch_model.bin and its index, then for what the Flax
+    and TensorFlow classes save, in this order.
 
     Raises:
         CheckpointError: there are no weights, a file is broken, would run code, or an index names
@@ -129,6 +132,9 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
             return read_file(folder / name)
         if index.is_file():
             return _sharded(index, read_file)
+    for name, read_all in ((FLAX_NAME, read_flax), (TENSORFLOW_NAME, read_tensorflow)):
+        if (folder / name).is_file():
+            return _stored(folder / name, read_all(folder / name))
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     raise CheckpointError(
         f"looking for weights in {folder}: found {_listed(present) or 'nothing'}, expected "
@@ -172,6 +178,10 @@ def _pickled(path: Path) -> dict[str, StoredTensor]:
             f"reading {path}: found a {type(content).__name__} that is no state dict, expected "
             f"tensors by name; save it with torch.save(model.state_dict(), ...)"
         )
+    return _stored(path, content)
+
+
+def _stored(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
     return {
         name: StoredTensor(
             path=path,
@@ -179,7 +189,7 @@ def _pickled(path: Path) -> dict[str, StoredTensor]:
             dtype=tensor.dtype if tensor.dtype in _STORED_DTYPES.values() else None,
             read=functools.partial(_itself, tensor),
         )
-        for name, tensor in content.items()
+        for name, tensor in tensors.items()
     }
 
 

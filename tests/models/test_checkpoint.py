@@ -188,9 +188,9 @@ def test_a_pickle_of_something_else_is_named(tmp_path: Path, content: object) ->
 
 def test_a_folder_without_weights_says_what_it_holds(tmp_path: Path) -> None:
     tiny_whisper(tmp_path)
-    (tmp_path / "model.safetensors").rename(tmp_path / "flax_model.msgpack")
+    (tmp_path / "model.safetensors").rename(tmp_path / "model.onnx")
     message = refused(tmp_path)
-    assert "flax_model.msgpack" in message
+    assert "model.onnx" in message
     assert "expected model.safetensors" in message
 
 

@@ -1,0 +1,225 @@
+"""Checkpoints from one layout into another: the work of `corpus-asr convert`.
+
+In: an OpenAI .pt file or a Hugging Face folder. Out: the other, or the same in another type or
+number of files. What is written appears complete or not at all, and loads in openai-whisper and in
+transformers. Knows no network: weights are named, typed and written, never run.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.models.checkpoint import stored_tensors
+from corpus_asr.models.convert.names import huggingface_name, openai_name
+from corpus_asr.models.convert.openai_file import Dimensions, read_openai, write_openai
+from corpus_asr.models.convert.settings import config_for, generation_for
+from corpus_asr.models.convert.tiktoken_ranks import write_tokenizer_files
+from corpus_asr.models.shards import save_weights
+from corpus_asr.models.whisper.config import WhisperConfig
+from corpus_asr.models.whisper.feature_extractor import WhisperFeatureExtractor
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
+
+OPENAI_SUFFIX = ".pt"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+# Everything else of a folder is copied as it is.
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".msgpack", ".h5", ".index.json")
+_OPENAI_VOCABULARIES = (51_864, 51_865, 51_866)
+_TIED = "proj_out.weight"
+_EMBEDDING = "model.decoder.embed_tokens.weight"
+
+
+def convert(
+    source: Path,
+    target: Path,
+    *,
+    dtype: str | None = None,
+    max_shard_size: str = "5GB",
+    tokenizer: Path | None = None,
+) -> str:
+    """Convert a checkpoint; the suffixes tell which way: `.pt` is OpenAI's, all else a folder.
+
+    Args:
+        source: a .pt file, or a folder with safetensors, PyTorch, Flax or TensorFlow weights.
+        target: a .pt file or a folder; must not exist yet.
+        dtype: `float32`, `float16` or `bfloat16`; None keeps the stored one.
+        max_shard_size: bytes of one file of weights in a folder, such as `2GB`.
+        tokenizer: for a .pt source: a folder with Whisper's tokenizer, or OpenAI's .tiktoken file.
+
+    Returns:
+        What was written, in words.
+
+    Raises:
+        CheckpointError: the source is broken, or cannot be written in the other layout.
+        ConfigError: the target exists, or an option does not fit.
+    """
+    if target.exists():
+        raise ConfigError(f"converting to {target}: it exists already; give another name")
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"converting to {dtype}: expected one of {', '.join(DTYPES)}")
+    wanted = DTYPES[dtype] if dtype else None
+    if source.suffix == OPENAI_SUFFIX:
+        if target.suffix == OPENAI_SUFFIX:
+            return _openai_to_openai(source, target, wanted)
+        return _openai_to_folder(source, target, wanted, max_shard_size, tokenizer)
+    if tokenizer is not None:
+        raise ConfigError("--tokenizer is for .pt files: a folder brings its own")
+    if target.suffix == OPENAI_SUFFIX:
+        return _folder_to_openai(source, target, wanted)
+    return _folder_to_folder(source, target, wanted, max_shard_size)
+
+
+def _openai_to_openai(source: Path, target: Path, dtype: torch.dtype | None) -> str:
+    dimensions, tensors = read_openai(source)
+    write_openai(target, dimensions, _typed(tensors, dtype))
+    return _words(tensors, target)
+
+
+def _openai_to_folder(
+    source: Path,
+    target: Path,
+    dtype: torch.dtype | None,
+    max_shard_size: str,
+    tokenizer: Path | None,
+) -> str:
+    if tokenizer is None:
+        raise ConfigError(
+            f"converting {source}: an OpenAI checkpoint holds no tokenizer; give --tokenizer, a "
+            "folder of a Whisper checkpoint with the same vocabulary, or the .tiktoken file of "
+            "openai-whisper (multilingual.tiktoken, gpt2.tiktoken for English-only models)"
+        )
+    dimensions, tensors = read_openai(source)
+    renamed = _renamed(tensors, source)
+    with _appearing(target) as folder:
+        loaded = _tokenizer(tokenizer, folder, dimensions)
+        config = config_for(dimensions, loaded)
+        _check_shapes(renamed, config, source)
+        config.save_pretrained(folder)
+        generation_for(dimensions, loaded, file_name=source.name).save_pretrained(folder)
+        WhisperFeatureExtractor(feature_size=dimensions.n_mels).save_pretrained(folder)
+        save_weights(folder, _typed(renamed, dtype), max_shard_size=max_shard_size)
+    return _words(tensors, target)
+
+
+def _folder_to_openai(source: Path, target: Path, dtype: torch.dtype | None) -> str:
+    config = WhisperConfig.from_pretrained(source)
+    dimensions = Dimensions.of(config, where=str(source))
+    if config.vocab_size not in _OPENAI_VOCABULARIES:
+        raise CheckpointError(
+            f"converting {source} for openai-whisper: found {config.vocab_size} tokens, expected "
+            f"{', '.join(map(str, _OPENAI_VOCABULARIES))}: its tokenizers are built in; keep this "
+            "model in Hugging Face layout"
+        )
+    stored = _prefixed(_read_folder(source))
+    if _TIED in stored:
+        if not torch.equal(stored[_TIED], stored[_EMBEDDING]):
+            raise CheckpointError(
+                f"converting {source} for openai-whisper: its output projection differs from its "
+                "token embedding, and OpenAI's networks share the two; keep this model in Hugging "
+                "Face layout"
+            )
+        del stored[_TIED]
+    named = {openai_name(name): tensor for name, tensor in stored.items()}
+    if None in named:
+        unknown = next(name for name in stored if openai_name(name) is None)
+        raise CheckpointError(
+            f"converting {source} for openai-whisper: it has no place for {unknown}; only models "
+            "for transcription can be converted"
+        )
+    tensors = {str(name): tensor for name, tensor in named.items()}
+    write_openai(target, dimensions, _typed(tensors, dtype))
+    return _words(tensors, target)
+
+
+def _folder_to_folder(
+    source: Path, target: Path, dtype: torch.dtype | None, max_shard_size: str
+) -> str:
+    tensors = _read_folder(source)
+    with _appearing(target) as folder:
+        for path in source.iterdir():
+            if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES):
+                shutil.copyfile(path, folder / path.name)
+        save_weights(folder, _typed(tensors, dtype), max_shard_size=max_shard_size)
+    return _words(tensors, target)
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """A folder that takes the target's name once it is whole, and is removed if it never is."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        folder.rename(target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _read_folder(source: Path) -> dict[str, Tensor]:
+    return {name: tensor.read() for name, tensor in stored_tensors(source).items()}
+
+
+def _prefixed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name a bare network's tensors as the transcribing one's."""
+    bare = ("encoder.", "decoder.")
+    return {f"model.{n}" if n.startswith(bare) else n: t for n, t in tensors.items()}
+
+
+def _renamed(tensors: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:
+    named = {huggingface_name(name): tensor for name, tensor in tensors.items()}
+    if None in named:
+        unknown = [name for name in tensors if huggingface_name(name) is None]
+        raise CheckpointError(
+            f"converting {source}: found tensors that are not Whisper's: "
+            f"{', '.join(unknown[:8])}; give an OpenAI Whisper checkpoint"
+        )
+    return {str(name): tensor for name, tensor in named.items()}
+
+
+def _check_shapes(tensors: Mapping[str, Tensor], config: WhisperConfig, source: Path) -> None:
+    """Build the network without memory and compare every name and shape."""
+    with torch.device("meta"):
+        expected = WhisperForConditionalGeneration(config).state_dict()
+    expected.pop(_TIED, None)
+    wrong = [
+        name
+        for name in sorted(expected.keys() | tensors.keys())
+        if name not in expected or name not in tensors
+        or expected[name].shape != tensors[name].shape
+    ]  # fmt: skip
+    if wrong:
+        raise CheckpointError(
+            f"converting {source}: {len(wrong)} tensors do not fit its dimensions: "
+            f"{', '.join(wrong[:8])}; the file is broken: download it again"
+        )
+
+
+def _tokenizer(given: Path, folder: Path, dimensions: Dimensions) -> WhisperTokenizer:
+    """Put a tokenizer into `folder` and load it."""
+    if given.is_dir():
+        loaded = WhisperTokenizer.from_pretrained(given)
+        loaded.save_pretrained(folder)
+    else:
+        write_tokenizer_files(given, folder, vocab_size=dimensions.n_vocab)
+    return WhisperTokenizer.from_pretrained(folder)
+
+
+def _typed(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    return {
+        name: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _words(tensors: Mapping[str, Tensor], target: Path) -> str:
+    count = sum(tensor.numel() for tensor in tensors.values())
+    return f"{target}: {len(tensors)} tensors, {count / 1e6:,.1f} million weights"

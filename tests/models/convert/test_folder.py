@@ -1,0 +1,212 @@
+"""Conversion both ways: openai-whisper and transformers load the result and compute the same."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+import whisper
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from corpus_asr.cli import app
+from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.models.convert.folder import convert
+from corpus_asr.models.convert.known_models import ALIGNMENT_HEADS
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from tests.support.checkpoints import tiny_whisper
+from tests.support.foreign import write_flax
+from tests.support.tokenizers import real_tokenizer
+
+ASSETS = Path(whisper.__file__).parent / "assets"
+RANKS = ASSETS / "multilingual.tiktoken"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint with the real vocabulary, which openai-whisper has built in."""
+    tokenizer = tmp_path_factory.mktemp("tokenizer")
+    real_tokenizer(tokenizer)
+    return tiny_whisper(
+        tmp_path_factory.mktemp("checkpoint"), tokenizer=tokenizer, d_model=32, heads=2
+    )
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return (
+        torch.randn(1, 80, 3000, generator=generator),
+        torch.randint(0, 51865, (1, 7), generator=generator),
+    )
+
+
+def test_openai_whisper_loads_our_file_and_computes_the_same(folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "model.pt"
+    assert "million weights" in convert(folder, target)
+    theirs = whisper.load_model(str(target), device="cpu")
+    ours = WhisperForConditionalGeneration.from_pretrained(folder)
+    features, tokens = inputs()
+    with torch.inference_mode():
+        expected = ours(features, decoder_input_ids=tokens).logits
+        torch.testing.assert_close(theirs(features, tokens), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_there_and_back_is_the_same_to_the_bit(folder: Path, tmp_path: Path) -> None:
+    convert(folder, tmp_path / "model.pt")
+    back = tmp_path / "back"
+    convert(tmp_path / "model.pt", back, tokenizer=folder)
+    before, after = load_file(folder / "model.safetensors"), load_file(back / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    # transformers finds everything it needs.
+    theirs = transformers.WhisperForConditionalGeneration.from_pretrained(back)
+    processor = transformers.WhisperProcessor.from_pretrained(back)
+    assert theirs.config.decoder_start_token_id == 50258
+    assert processor.tokenizer("hello").input_ids[:2] == [50258, 50363]
+    assert theirs.generation_config.no_timestamps_token_id == 50363
+
+
+def test_a_file_of_openai_becomes_a_folder_with_the_tiktoken_file_alone(tmp_path: Path) -> None:
+    dimensions = whisper.model.ModelDimensions(
+        n_mels=80, n_audio_ctx=1500, n_audio_state=16, n_audio_head=2, n_audio_layer=1,
+        n_vocab=51865, n_text_ctx=448, n_text_state=16, n_text_head=2, n_text_layer=1,
+    )  # fmt: skip
+    theirs = whisper.model.Whisper(dimensions).eval()
+    source = tmp_path / "theirs.pt"
+    torch.save({"dims": dimensions.__dict__, "model_state_dict": theirs.state_dict()}, source)
+    target = tmp_path / "folder"
+    convert(source, target, tokenizer=RANKS)
+    ours = WhisperForConditionalGeneration.from_pretrained(target)
+    features, tokens = inputs()
+    with torch.inference_mode():
+        found = ours(features, decoder_input_ids=tokens).logits
+        torch.testing.assert_close(found, theirs(features, tokens), atol=1e-5, rtol=1e-4)
+    settings = json.loads((target / "generation_config.json").read_text())
+    tokenizer = whisper.tokenizer.get_tokenizer(True)
+    for token in tokenizer.non_speech_tokens:
+        assert token in settings["suppress_tokens"]
+    assert settings["lang_to_id"]["<|ja|>"] == tokenizer.to_language_token("ja")
+
+
+def test_both_give_the_same_text_on_real_speech(shared_data: Path, tmp_path: Path) -> None:
+    convert(shared_data / "whisper-base-lab", tmp_path / "lab.pt", dtype="float32")
+    theirs = whisper.load_model(str(tmp_path / "lab.pt"), device="cpu")
+    clip = next(
+        json.loads(line) for line in (shared_data / "english_short" / "manifest.jsonl").open()
+    )
+    from tests.support.oracles import read_audio
+
+    audio = whisper.pad_or_trim(read_audio(shared_data / "english_short" / clip["path"]))
+    mel = whisper.log_mel_spectrogram(audio)
+    options = whisper.DecodingOptions(language="en", without_timestamps=True, fp16=False)
+    expected = whisper.decode(theirs, mel, options).text
+    ours = WhisperForConditionalGeneration.from_pretrained(
+        shared_data / "whisper-base-lab", dtype=torch.float32
+    )
+    from corpus_asr.models.whisper import WhisperTokenizer
+
+    ids = ours.generate(mel.unsqueeze(0), language="en", task="transcribe")
+    tokenizer = WhisperTokenizer.from_pretrained(shared_data / "whisper-base-lab")
+    assert tokenizer.decode(np.asarray(ids[0]), skip_special_tokens=True).strip() == expected
+
+
+def test_shards_types_and_other_frameworks(folder: Path, tmp_path: Path) -> None:
+    state = WhisperForConditionalGeneration.from_pretrained(folder).state_dict()
+    flax = tmp_path / "flax"
+    flax.mkdir()
+    for path in folder.iterdir():
+        if path.suffix == ".json":
+            (flax / path.name).write_bytes(path.read_bytes())
+    write_flax(flax / "flax_model.msgpack", state)
+    target = tmp_path / "sharded"
+    convert(flax, target, dtype="float16", max_shard_size="1MB")
+    shards = sorted(path.name for path in target.glob("*.safetensors"))
+    assert len(shards) > 1
+    assert shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
+    assert not (target / "flax_model.msgpack").exists()
+    loaded = transformers.WhisperForConditionalGeneration.from_pretrained(target).state_dict()
+    assert all(torch.equal(loaded[name], state[name].half()) for name in state)
+    whole = tmp_path / "whole"
+    convert(target, whole)
+    assert [path.name for path in whole.glob("*.safetensors*")] == ["model.safetensors"]
+
+
+def test_published_alignment_heads_are_found_by_size() -> None:
+    from whisper import _ALIGNMENT_HEADS
+
+    for name, encoded in _ALIGNMENT_HEADS.items():
+        known = {"large": "large-v3", "turbo": "large-v3-turbo"}.get(name, name)
+        model = whisper.model.Whisper.__new__(whisper.model.Whisper)
+        torch.nn.Module.__init__(model)
+        layers, heads = {
+            "tiny": (4, 6), "base": (6, 8), "small": (12, 12), "medium": (24, 16),
+            "large-v3-turbo": (4, 20),
+        }.get(known.removesuffix(".en"), (32, 20))  # fmt: skip
+        model.dims = type("D", (), {"n_text_layer": layers, "n_text_head": heads})()
+        model.set_alignment_heads(encoded)
+        expected = tuple(map(tuple, model.alignment_heads.indices().T.tolist()))
+        assert ALIGNMENT_HEADS[known] == expected, name
+
+
+def test_what_cannot_be_converted_says_why(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ConfigError, match="it exists already"):
+        convert(folder, tmp_path / "there")
+    with pytest.raises(ConfigError, match="expected one of float32, float16, bfloat16"):
+        convert(folder, tmp_path / "x", dtype="int8")
+    with pytest.raises(ConfigError, match="a folder brings its own"):
+        convert(folder, tmp_path / "x.pt", tokenizer=folder)
+    small = tiny_whisper(tmp_path / "small")
+    with pytest.raises(CheckpointError, match="found 1000 tokens, expected 51864, 51865, 51866"):
+        convert(small, tmp_path / "x.pt")
+    wide = tiny_whisper(tmp_path / "wide", encoder_ffn_dim=40)
+    with pytest.raises(CheckpointError, match="encoder_ffn_dim 40, expected 256"):
+        convert(wide, tmp_path / "x.pt")
+    convert(folder, tmp_path / "good.pt")
+    with pytest.raises(ConfigError, match="holds no tokenizer; give --tokenizer"):
+        convert(tmp_path / "good.pt", tmp_path / "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["good.pt", "small", "there", "wide"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"nothing", "found no readable PyTorch file"),
+        ({"weights": torch.zeros(1)}, "found weights, expected `dims`"),
+        ({"dims": {"n_mels": 80}, "model_state_dict": {}}, "found dimensions"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_told_by_name(
+    tmp_path: Path, content: object, message: str
+) -> None:
+    source = tmp_path / "odd.pt"
+    if isinstance(content, bytes):
+        source.write_bytes(content)
+    else:
+        torch.save(content, source)
+    with pytest.raises(CheckpointError, match=rf"odd\.pt: {message}"):
+        convert(source, tmp_path / "x", tokenizer=RANKS)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_truncated_file_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
+    convert(folder, tmp_path / "good.pt")
+    cut = tmp_path / "cut.pt"
+    cut.write_bytes((tmp_path / "good.pt").read_bytes()[:100_000])
+    with pytest.raises(CheckpointError, match=r"cut\.pt: found no readable PyTorch file"):
+        convert(cut, tmp_path / "x", tokenizer=RANKS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.pt", "good.pt"]
+
+
+def test_the_command_says_what_it_wrote_and_what_is_wrong(folder: Path, tmp_path: Path) -> None:
+    runner = CliRunner()
+    done = runner.invoke(
+        app, ["convert", str(folder), str(tmp_path / "a.pt"), "--dtype", "float16"]
+    )
+    assert done.exit_code == 0, done.output
+    assert f"{tmp_path / 'a.pt'}: " in done.stdout
+    again = runner.invoke(app, ["convert", str(folder), str(tmp_path / "a.pt")])
+    assert again.exit_code == 2
+    assert "it exists already" in again.stderr
