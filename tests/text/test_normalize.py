@@ -1,0 +1,206 @@
+"""Whisper's normalisers against those of transformers and openai-whisper."""
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.models.whisper import english_normalizer as theirs
+from whisper.normalizers import BasicTextNormalizer as OpenaiBasic
+from whisper.normalizers import EnglishTextNormalizer as OpenaiEnglish
+
+from corpus_asr.text.english_numbers import numbers_in_figures
+from corpus_asr.text.normalize import (
+    BasicTextNormalizer,
+    EnglishTextNormalizer,
+    american_spellings,
+)
+
+ENGLISH = EnglishTextNormalizer()
+with warnings.catch_warnings():
+    # openai-whisper leaves its list of spellings open.
+    warnings.simplefilter("ignore", ResourceWarning)
+    ENGLISH_ORACLES = (theirs.EnglishTextNormalizer(dict(american_spellings())), OpenaiEnglish())
+NUMBERS_ORACLE = theirs.EnglishNumberNormalizer()
+
+NUMBER_WORDS = sorted(NUMBERS_ORACLE.words)
+BESIDE_NUMBERS = (
+    "cat",
+    "it's",
+    "5",
+    "10",
+    "0",
+    "00",
+    "007",
+    "2.5",
+    "$20",
+    "¢7",
+    "$2",
+    "-3",
+    "£",
+    "1.2.3",
+    "1960",
+    "s",
+    "th",
+    "3rd",
+    "5x",
+    "x5",
+    "o'",
+    "$0.50",
+    "per",
+    "cent",
+    "half",
+    "a",
+)
+PHRASES = ["and a half", "point five", "five and", "per cent", "million dollars", "  "]
+SENTENCE_PARTS = [
+    *(
+        "won't",
+        "y'all",
+        "she's",
+        "been",
+        "'ve",
+        "n't",
+        "'d",
+        "gone",
+        "Mr.",
+        "St.",
+        "Dr",
+        "Mrs",
+        "uh",
+        "hmm",
+        "mm",
+        "colour",
+        "Colour's",
+    ),
+    *(
+        "1,000",
+        "10%",
+        "%",
+        "$5.50",
+        "$",
+        ".",
+        ",",
+        "...",
+        "3.14",
+        "12:30",
+        "[laughs]",
+        "(aside)",
+        "<b>",
+        "é",
+        "ß",
+        "Œuvre",
+        "½",
+        "²",
+        "\uff21",
+        "三",
+        "\u0661",
+        "\u0301",
+    ),
+    *(" ", "\n", "\u00a0", "'", " 's", "[", ")", "twenty-one", "5mm", "n't", "It's"),
+]
+
+
+def split_manifest_texts(shared_data: Path) -> list[str]:
+    rows = [
+        json.loads(line)
+        for path in sorted(shared_data.glob("*/manifest.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    return sorted({row["text"] for row in rows if row.get("text")})
+
+
+def test_every_text_of_the_data_is_normalised_as_in_both_references(shared_data):
+    texts = split_manifest_texts(shared_data)
+    assert len(texts) > 500
+    for text in texts:
+        assert [ENGLISH(text)] * 2 == [oracle(text) for oracle in ENGLISH_ORACLES]
+        for remove in (False, True):
+            expected = [cls(remove)(text) for cls in (theirs.BasicTextNormalizer, OpenaiBasic)]
+            assert [BasicTextNormalizer(remove)(text)] * 2 == expected
+
+
+@settings(max_examples=150)
+@given(
+    words=st.lists(
+        st.one_of(
+            st.sampled_from(NUMBER_WORDS),
+            st.sampled_from(NUMBER_WORDS),
+            st.sampled_from(BESIDE_NUMBERS),
+            st.sampled_from(PHRASES),
+            st.from_regex(r"[$£]?[0-9]{1,4}(\.[0-9]{1,2})?", fullmatch=True),
+        ),
+        max_size=10,
+    )
+)
+def test_any_numbers_are_written_as_in_transformers(words):
+    text = " ".join(words)
+    assert numbers_in_figures(text) == NUMBERS_ORACLE(text)
+
+
+@settings(max_examples=100)
+@given(
+    parts=st.lists(
+        st.one_of(
+            st.sampled_from(SENTENCE_PARTS),
+            st.sampled_from(NUMBER_WORDS),
+            st.sampled_from(sorted(american_spellings())),
+        ),
+        max_size=10,
+    ),
+    blank=st.sampled_from(["", " ", ", "]),
+)
+def test_any_english_is_normalised_as_in_both_references(parts, blank):
+    text = blank.join(parts)
+    assert [ENGLISH(text)] * 2 == [oracle(text) for oracle in ENGLISH_ORACLES]
+
+
+@settings(max_examples=100)
+@given(text=st.text(), remove=st.booleans())
+def test_any_text_is_normalised_as_in_both_references(text, remove):
+    assert ENGLISH(text) == ENGLISH_ORACLES[0](text) == ENGLISH_ORACLES[1](text)
+    expected = theirs.BasicTextNormalizer(remove)(text)
+    assert BasicTextNormalizer(remove)(text) == expected == OpenaiBasic(remove)(text)
+
+
+@pytest.mark.parametrize(
+    ("spoken", "written"),
+    [
+        ("two hundred and twenty one", "221"),
+        ("nineteen sixties", "1960s"),
+        ("one oh one", "101"),
+        ("twenty million dollars", "$20000000"),
+        ("two dollars and seven cents", "$2.07"),
+        ("double oh seven", "007"),
+        ("three point one four", "3.14"),
+        ("minus five percent", "-5%"),
+        ("two and a half million", "2500000"),
+        ("the twenty first", "the 21st"),
+        ("one by one", "one by one"),
+    ],
+)
+def test_numbers_are_written_as_people_write_them(spoken, written):
+    assert numbers_in_figures(spoken) == written
+
+
+def test_normal_text_stays_as_it_is():
+    text = "Mr. Colour's (sic) twenty-one aeroplanes won't fly at 10%, uh, will they?"
+    once = ENGLISH(text)
+    assert once == "mister color is 21 airplanes will not fly at 10% will they"
+    assert ENGLISH(once) == once
+
+
+def test_figures_beyond_what_python_reads_stay_as_they_are():
+    # transformers and openai-whisper raise ValueError here.
+    figures = "9" * 5000
+    assert numbers_in_figures(f"two {figures} cats") == f"2 {figures} cats"
+
+
+def test_a_list_of_spellings_replaces_the_own_one(shared_data):
+    spelled = json.loads((shared_data / "whisper-base-lab" / "normalizer.json").read_text())
+    assert {w: s for w, s in spelled.items() if american_spellings().get(w) != s} == {"mm": "hmm"}
+    assert american_spellings().items() <= spelled.items()
+    assert EnglishTextNormalizer({"cat": "dog"})("Colour cat") == "colour dog"
+    assert EnglishTextNormalizer({})("colour") == "colour"
