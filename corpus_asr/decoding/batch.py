@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from corpus_asr.decoding.lanes import encode_windows
 from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult
 from corpus_asr.decoding.rules import SlotRules
 from corpus_asr.decoding.samplers import choose
@@ -23,7 +24,7 @@ class SlotBatch:
 
     def __init__(self, model: SlotModel, slots: int) -> None:
         self.model = model
-        self.slots = slots
+        self.places = slots
         self._state: Any = model.new_state(slots)
         self._rules = SlotRules(slots, model.vocab_size, model.device)
         length, device = model.max_target_positions, model.device
@@ -42,9 +43,8 @@ class SlotBatch:
 
     @torch.inference_mode()
     def encode(self, jobs: Sequence[WindowJob]) -> Float[Tensor, "batch pos width"]:
-        """Encode the jobs' windows."""
-        windows = torch.stack([torch.from_numpy(job.features) for job in jobs])
-        return self.model.encode(windows.to(self.model.device, self.model.dtype))
+        """Encode the jobs' windows, or take the encodings they bring."""
+        return encode_windows(self.model, jobs)
 
     @torch.inference_mode()
     def fill(self, slots: Sequence[int], encoded: Float[Tensor, "batch pos width"]) -> None:

@@ -1,44 +1,38 @@
 """Continuous batching: many tasks share the decoder's slots, and a freed slot is refilled at once.
 
-In: tasks, which are generators that yield one `WindowJob` at a time and are sent its
-`WindowResult`. Out: whatever each task returns. Knows nothing of what the tasks are for, so
-recordings, fallback retries and language detection mix freely in one batch.
+In: tasks, which are generators that yield one job at a time and are sent its result. Out: whatever
+each task returns. Knows nothing of what the tasks are for, so recordings, fallback retries,
+language detection and alignment mix freely; each kind of search has a lane of its own.
 """
 
-from collections import deque
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from typing import Any
+import torch
 
 from corpus_asr.decoding.batch import SlotBatch
-from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult
+from corpus_asr.decoding.checks import check_job
+from corpus_asr.decoding.lanes import Done, Lane, LaneBatch, Running, Task
+from corpus_asr.decoding.protocols import Job, Search, SlotModel, WindowJob
+from corpus_asr.errors import EngineError
 
-Task = Generator[WindowJob, WindowResult, Any]
-Done = Callable[[Any, Exception | None], None]
+__all__ = ["Done", "SlotScheduler", "Task"]
 
-
-@dataclass(slots=True)
-class _Running:
-    """A task, the job it waits for, and whom to tell in the end."""
-
-    task: Task
-    done: Done
-    job: WindowJob
-    filled: bool = False
-    """Whether the slot it sits in already holds the job's window."""
+_Kind = tuple[str, int, int]
 
 
 class SlotScheduler:
-    """Keeps up to `slots` jobs decoding side by side.
+    """Keeps up to `slots` jobs of each kind of search decoding side by side.
 
-    A job's result does not depend on its neighbours. A task that raises ends with that exception;
-    an exception of the model itself leaves `advance` and makes the scheduler unusable.
+    A job's result does not depend on its neighbours. A task that raises, or asks for what no model
+    could do, ends with that exception; an exception of the model itself leaves `advance` and makes
+    the scheduler unusable.
+
+    The plain lane (greedy and sampled) is there from the start. The lanes of beams and of drafts
+    come into being with their first job, and hold about as many rows as `slots`.
     """
 
     def __init__(
         self, model: SlotModel, slots: int, *, encode_batch: int = 8, check_every: int = 1
     ) -> None:
-        """Allocate the slots.
+        """Allocate the slots of the plain lane.
 
         Args:
             model: encoder and decoder.
@@ -47,113 +41,78 @@ class SlotScheduler:
             check_every: steps between looks for finished slots; above 1 on devices where looking
                 means waiting.
         """
-        self._batch = SlotBatch(model, slots)
+        self._model = model
         self._slots = slots
         self._encode_batch = encode_batch
         self._check_every = check_every
-        self._waiting: deque[_Running] = deque()
-        self._active: list[_Running] = []  # the task in slot 0, 1, ...
+        self._plain = self._lane(SlotBatch(model, slots))
+        self._special: dict[_Kind, Lane] = {}
 
     @property
     def pending(self) -> int:
         """Tasks not finished yet."""
-        return len(self._waiting) + len(self._active)
+        return self._plain.pending + sum(lane.pending for lane in self._special.values())
 
     def add(self, task: Task, done: Done) -> None:
         """Start `task`; `done(result, error)` is called from within `add` or `advance`."""
-        running = _start(task, done)
-        if running is not None:
-            self._waiting.append(running)
+        try:
+            job = next(task)
+            self._check(job)
+        except StopIteration as stop:
+            done(stop.value, None)
+        except Exception as error:  # a task's failure is its owner's to handle
+            task.close()
+            done(None, error)
+        else:
+            self._lane_of(job).add(Running(task, done, job))
 
     def advance(self) -> None:
         """Refill free slots, then decode for `check_every` tokens and deal with what ended."""
-        self._refill()
-        if not self._active:
-            return
-        sampled = any(running.job.search.temperature > 0 for running in self._active)
-        for _ in range(self._check_every):
-            self._batch.step(len(self._active), sampled=sampled)
-        self._finish()
+        for lane in (self._plain, *self._special.values()):
+            lane.advance(self._check_every)
 
     def fail(self, error: Exception) -> None:
         """End every task with `error`."""
-        doomed = [*self._active, *self._waiting]
-        self._active.clear()
-        self._waiting.clear()
-        for running in doomed:
-            running.task.close()
-            running.done(None, error)
+        lanes = (self._plain, *self._special.values())
+        for running in [running for lane in lanes for running in lane.empty()]:
+            running.fail(error)
 
-    def _refill(self) -> None:
-        while self._waiting and len(self._active) < self._slots:
-            first = len(self._active)
-            count = min(self._slots - first, len(self._waiting))
-            admitted = [self._waiting.popleft() for _ in range(count)]
-            self._active.extend(admitted)
-            self._admit(list(range(first, first + count)))
-            self._finish()  # a job may end with its first token
+    def _lane_of(self, job: Job) -> Lane:
+        kind = _kind(job.search) if isinstance(job, WindowJob) else None
+        if kind is None:
+            return self._plain
+        if kind not in self._special:
+            assert isinstance(job, WindowJob)
+            self._special[kind] = self._lane(self._special_batch(job.search))
+        return self._special[kind]
 
-    def _admit(self, slots: list[int]) -> None:
-        """Encode what is not there yet and run the prompts of the jobs in `slots`."""
-        empty = [slot for slot in slots if not self._active[slot].filled]
-        for first in range(0, len(empty), self._encode_batch):
-            some = empty[first : first + self._encode_batch]
-            self._batch.fill(some, self._batch.encode([self._active[slot].job for slot in some]))
-        self._batch.admit(slots, [self._active[slot].job for slot in slots])
+    def _lane(self, batch: LaneBatch) -> Lane:
+        return Lane(
+            batch, encode_batch=self._encode_batch, check=self._check, lane_of=self._lane_of
+        )
 
-    def _finish(self) -> None:
-        """Send results to their tasks; a task that asks for the same window again stays put."""
-        while ended := self._batch.ended(len(self._active)):
-            again: list[int] = []
-            free: list[int] = []
-            for slot in ended:
-                running = self._active[slot]
-                window = running.job.window
-                if not _resume(running, self._batch.collect(slot)):
-                    free.append(slot)
-                elif running.job.window == window:
-                    running.filled = True
-                    again.append(slot)
-                else:
-                    running.filled = False
-                    self._waiting.appendleft(running)
-                    free.append(slot)
-            if again:
-                self._admit(again)
-            self._close_gaps(free)
+    def _special_batch(self, search: Search) -> LaneBatch:
+        # The rows of a lane, not its places, are what costs memory and time.
+        from corpus_asr.decoding.beam import BeamBatch
+        from corpus_asr.decoding.speculative import SpeculativeBatch
 
-    def _close_gaps(self, free: list[int]) -> None:
-        """Refill freed slots with waiting jobs, or move the last slots into them."""
-        refilled = free[: len(self._waiting)]
-        for slot in refilled:
-            self._active[slot] = self._waiting.popleft()
-        if refilled:
-            self._admit(refilled)
-        for slot in sorted(free[len(refilled) :], reverse=True):
-            last = self._active.pop()
-            if slot < len(self._active):
-                self._batch.move(len(self._active), slot)
-                self._active[slot] = last
+        places = max(1, self._slots // search.num_beams)
+        try:
+            if search.assistant is None:
+                return BeamBatch(self._model, places, search.num_beams)
+            return SpeculativeBatch(self._model, search.assistant, places, search.num_draft_tokens)
+        except torch.OutOfMemoryError as error:
+            raise EngineError(
+                f"allocating {places} places for {search.num_beams} beams beside {self._slots} "
+                f"slots on {self._model.device}: {error}; use fewer slots"
+            ) from error
+
+    def _check(self, job: Job) -> None:
+        check_job(job, self._model)
 
 
-def _start(task: Task, done: Done) -> _Running | None:
-    try:
-        return _Running(task, done, next(task))
-    except StopIteration as stop:
-        done(stop.value, None)
-    except Exception as error:  # a task's failure is its owner's to handle
-        done(None, error)
-    return None
-
-
-def _resume(running: _Running, result: WindowResult) -> bool:
-    """Send a result; returns whether the task wants another window."""
-    try:
-        running.job = running.task.send(result)
-    except StopIteration as stop:
-        running.done(stop.value, None)
-        return False
-    except Exception as error:  # a task's failure is its owner's to handle
-        running.done(None, error)
-        return False
-    return True
+def _kind(search: Search) -> _Kind | None:
+    """The lane a search belongs to; None for the plain one."""
+    if search.assistant is not None:
+        return ("draft", id(search.assistant), search.num_draft_tokens)
+    return ("beams", search.num_beams, 0) if search.num_beams > 1 else None

@@ -137,8 +137,15 @@ def test_failing_the_scheduler_tells_every_task() -> None:
     assert scheduler.pending == 0
 
 
-def test_a_prompt_without_room_is_refused() -> None:
+def test_a_job_nobody_could_do_ends_its_own_task_alone() -> None:
     scheduler = SlotScheduler(ScriptedModel([[5]]), 1)
-    scheduler.add(reader([job(0, prompt=LENGTH)]), lambda value, error: None)
-    with pytest.raises(ValueError, match="shorten the prompt"):
+    outcome: dict[str, object] = {}
+    late = [job(0), job(0, prompt=LENGTH)]
+    scheduler.add(reader(late), lambda value, error: outcome.update(late=error))
+    scheduler.add(reader([job(0, prompt=LENGTH)]), lambda value, error: outcome.update(early=error))
+    scheduler.add(reader([job(0)]), lambda value, error: outcome.update(good=value))
+    while scheduler.pending:
         scheduler.advance()
+    assert "shorten the prompt" in str(outcome["early"])
+    assert "shorten the prompt" in str(outcome["late"])
+    assert outcome["good"] == [(5,)]

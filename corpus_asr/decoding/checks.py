@@ -1,0 +1,58 @@
+"""Refuses jobs that no model could do, before they share a batch with others.
+
+In: a job and the model it is for. Out: nothing, or an error that names what is wrong with it. What
+`Search` itself rules out is refused where it is made.
+"""
+
+from collections.abc import Sequence
+
+from corpus_asr.decoding.protocols import AlignJob, Job, SlotModel, WindowJob
+
+
+def check_job(job: Job, model: SlotModel) -> None:
+    """Make sure that a job's tokens fit the model.
+
+    Raises:
+        ValueError: too many tokens, none, or some that the vocabulary lacks; no heads to align by.
+    """
+    if isinstance(job, WindowJob):
+        _check_window(job, model)
+    else:
+        _check_align(job, model)
+
+
+def _check_window(job: WindowJob, model: SlotModel) -> None:
+    length, room = len(job.prompt), model.max_target_positions
+    if length < 1 or length >= room or job.max_new_tokens < 1:
+        raise ValueError(
+            f"decoding {job.max_new_tokens} new tokens after a prompt of {length}: the decoder "
+            f"holds {room}, expected at least one of each; shorten the prompt"
+        )
+    if job.score_token is not None and not 0 <= job.score_position < length:
+        raise ValueError(
+            f"scoring token {job.score_token} after position {job.score_position}: the prompt has "
+            f"positions 0 to {length - 1}; correct score_position"
+        )
+    _check_ids(job.prompt, model, what="prompt")
+
+
+def _check_align(job: AlignJob, model: SlotModel) -> None:
+    if not 1 <= len(job.tokens) <= model.max_target_positions:
+        raise ValueError(
+            f"aligning {len(job.tokens)} tokens: expected 1 to {model.max_target_positions}, what "
+            "the decoder holds; align fewer at once"
+        )
+    if not job.heads:
+        raise ValueError(
+            "aligning tokens by no attention heads: expected (layer, head) pairs; name some"
+        )
+    _check_ids(job.tokens, model, what="text to align")
+
+
+def _check_ids(tokens: Sequence[int], model: SlotModel, *, what: str) -> None:
+    low, high = min(tokens), max(tokens)
+    if low < 0 or high >= model.vocab_size:
+        raise ValueError(
+            f"reading a {what}: found token {low if low < 0 else high}, expected 0 to "
+            f"{model.vocab_size - 1}; use the tokenizer of this checkpoint"
+        )
