@@ -15,6 +15,17 @@ class SpeechSpan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Word:
+    """A word with its blanks and punctuation; a segment's words joined are its text."""
+
+    word: str
+    start_s: float
+    end_s: float
+    probability: float
+    """Mean probability of its tokens among text tokens, in 0-1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
     """A stretch of text with its times and scores."""
 
@@ -36,6 +47,8 @@ class Segment:
     temperature: float
     speech_fraction: float | None
     """Share of the segment that overlaps detected speech; None without speech detection."""
+    words: tuple[Word, ...] | None = None
+    """The segment word by word; None where word times were not asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

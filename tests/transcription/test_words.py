@@ -1,0 +1,243 @@
+"""Word times beside openai-whisper's, on the same network and features; and what they keep to."""
+
+import random
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import whisper
+import whisper.timing
+from transformers.models.whisper.generation_whisper import _dynamic_time_warping
+from whisper.tokenizer import get_tokenizer
+
+from corpus_asr.decoding.protocols import AlignJob, AlignResult
+from corpus_asr.transcription.dialect import Dialect
+from corpus_asr.transcription.words import Stretch, last_word_end, time_words
+from tests.support.alignment import run
+from tests.support.checkpoints import tiny_whisper
+from tests.support.dialects import END, dialect
+from tests.support.oracles import openai_whisper
+from tests.support.tokenizers import real_tokenizer
+
+PARAGRAPH = {
+    "en": [" Once, there was", ' a king. "Listen!" he said:', " and so (at last) it ended."],
+    "de": [" Der Nordwind und die Sonne stritten sich.", " Wer wäre der Stärkere?"],
+    "ja": ["北風と太陽が、", "どちらが強いかを言い争っていました。"],
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("words")
+    real_tokenizer(folder / "tokenizer")
+    return tiny_whisper(folder / "model", tokenizer=folder / "tokenizer", seed=3, spread=0.2)
+
+
+@pytest.fixture(scope="module")
+def own(checkpoint: Path) -> Dialect:
+    return Dialect.from_folder(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def network(checkpoint: Path) -> whisper.Whisper:
+    return openai_whisper(checkpoint)
+
+
+@pytest.fixture(autouse=True)
+def without_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the oracle take transformers' path, which is the same, rather than compile its own."""
+    monkeypatch.setattr(
+        whisper.timing, "dtw_cpu", lambda cost: np.array(_dynamic_time_warping(cost))
+    )
+
+
+def mel(seed: int) -> np.ndarray:
+    """Loud and quiet stretches of noise."""
+    rng = np.random.default_rng(seed)
+    loudness = np.repeat(rng.normal(size=(1, 60)), 50, axis=1)
+    return (rng.normal(size=(80, 3000)) * 0.3 + loudness).astype(np.float32)
+
+
+def theirs(
+    network: whisper.Whisper,
+    stretches: Sequence[Stretch],
+    *,
+    features: np.ndarray,
+    start_s: float,
+    frames: int,
+    last_speech_s: float,
+    language: str,
+) -> list[dict[str, Any]]:
+    segments = [
+        {"seek": round(start_s * 100), "start": s.start_s, "end": s.end_s, "tokens": list(s.tokens)}
+        for s in stretches
+    ]
+    whisper.timing.add_word_timestamps(
+        segments=segments,
+        model=network,
+        tokenizer=get_tokenizer(True, num_languages=99, language=language, task="transcribe"),
+        mel=torch.tensor(features),
+        num_frames=frames,
+        last_speech_timestamp=last_speech_s,
+    )
+    return segments
+
+
+@pytest.mark.parametrize("language", [*PARAGRAPH])
+@pytest.mark.parametrize("seed", range(4))
+def test_words_times_and_probabilities_are_those_of_openai_whisper(
+    network: whisper.Whisper, own: Dialect, language: str, seed: int
+) -> None:
+    rng = random.Random(seed)
+    encode = get_tokenizer(True, num_languages=99).encode
+    start_s = rng.choice([0.0, 1.5, 612.34])
+    edges = sorted(rng.uniform(0, 20) for _ in range(2 * len(PARAGRAPH[language])))
+    stretches = [
+        Stretch(tokens=tuple(encode(text)), start_s=start_s + begin, end_s=start_s + end)
+        for text, begin, end in zip(PARAGRAPH[language], edges[::2], edges[1::2], strict=True)
+    ]
+    given: dict[str, Any] = {
+        "features": mel(seed),
+        "last_speech_s": max(0.0, start_s - rng.choice([0.0, 1.0, 30.0])),
+        "language": language,
+    }
+    frames = (620, 777, 900, 2000)[seed]
+    found = run(
+        time_words(
+            stretches,
+            window=(0, 3000),
+            window_start_s=start_s,
+            content_frames=frames,
+            task="transcribe",
+            dialect=own,
+            **given,
+        ),
+        network,
+    )
+    wanted = theirs(network, stretches, start_s=start_s, frames=frames, **given)
+    assert [stretch.tokens for stretch in found] == [stretch.tokens for stretch in stretches]
+    for stretch, segment in zip(found, wanted, strict=True):
+        assert (stretch.start_s, stretch.end_s) == (segment["start"], segment["end"])
+        assert [word.word for word in stretch.words] == [word["word"] for word in segment["words"]]
+        for word, one in zip(stretch.words, segment["words"], strict=True):
+            assert (word.start_s, word.end_s) == (one["start"], one["end"])
+            assert word.probability == pytest.approx(one["probability"], rel=1e-3, abs=1e-7)
+
+
+# By hand: a checkpoint that knows ten words, and attention laid out as wanted.
+
+
+def attention(places: Sequence[int], *, positions: int = 100) -> AlignResult:
+    """Each token after the two of the prompt looks at one place; so does the end token."""
+    weights = np.full((1, 2 + len(places), positions), 1e-3, dtype=np.float32)
+    for token, place in enumerate(places):
+        weights[0, 1 + token, max(0, place - 4) : place + 5] = 1.0
+    return AlignResult(weights=weights, logprobs=(-1.0,) + (-0.5,) * len(places))
+
+
+def timed(
+    stretches: Sequence[Stretch], answer: AlignResult, **changes: Any
+) -> tuple[list[Stretch], AlignJob]:
+    asked: dict[str, Any] = {
+        "features": np.zeros((2, 4), dtype=np.float32),
+        "window": (7,),
+        "window_start_s": 10.0,
+        "content_frames": 200,
+        "last_speech_s": 9.0,
+        "language": "en",
+        "task": "transcribe",
+        "dialect": dialect(alignment_heads=((0, 0),)),
+    }
+    steps = time_words(stretches, **asked | changes)
+    job = next(steps)
+    with pytest.raises(StopIteration) as stop:
+        steps.send(answer)
+    return stop.value.value, job
+
+
+def test_the_job_reads_prompt_text_and_end_in_the_window_that_was_decoded() -> None:
+    stretch = Stretch(tokens=(1, 2), start_s=10.0, end_s=12.0)
+    _, job = timed([stretch], attention([10, 30, 50]))
+    assert job.tokens == (30, 32, 1, 2, END)
+    assert (job.window, job.heads, job.choices) == ((7,), ((0, 0),), END)
+
+
+def test_words_begin_where_they_are_attended_to_and_segments_take_their_times() -> None:
+    stretches = [
+        Stretch(tokens=(1, 2), start_s=10.0, end_s=11.0),
+        Stretch(tokens=(3,), start_s=11.0, end_s=12.0),
+    ]
+    found, _ = timed(stretches, attention([10, 30, 50, 70]))
+    words = [word for stretch in found for word in stretch.words]
+    assert [word.word for word in words] == [" w1", " w2", " w3"]
+    # Each from somewhere between what is attended to before it and what is attended to for it.
+    for word, (after_s, before_s) in zip(words, pairwise((10.0, 10.2, 10.6, 11.0)), strict=True):
+        assert after_s <= word.start_s <= before_s
+        assert word.probability == pytest.approx(np.exp(-0.5))
+    assert [word.end_s for word in words[:2]] == [word.start_s for word in words[1:]]
+    assert (found[0].start_s, found[0].end_s) == (words[0].start_s, words[1].end_s)
+    assert (found[1].start_s, found[1].end_s) == (words[2].start_s, words[2].end_s)
+    assert last_word_end(found) == words[2].end_s
+
+
+def test_a_token_that_cannot_be_text_makes_its_word_improbable_and_no_more() -> None:
+    answer = attention([10, 30, 50])
+    answer = AlignResult(weights=answer.weights, logprobs=(-1.0, -np.inf, -0.5))
+    found, _ = timed([Stretch(tokens=(1, 2), start_s=10.0, end_s=12.0)], answer)
+    assert [word.probability for word in found[0].words] == [0.0, pytest.approx(np.exp(-0.5))]
+
+
+def test_segments_without_text_stay_as_they_are_between_those_with_words() -> None:
+    empty = Stretch(tokens=(), start_s=10.5, end_s=10.7)
+    said = Stretch(tokens=(1,), start_s=10.0, end_s=11.0)
+    found, _ = timed([empty, said, empty], attention([10, 30]))
+    assert found[0] == found[2] == empty
+    assert [len(stretch.words) for stretch in found] == [0, 1, 0]
+    assert last_word_end(found) == found[1].words[-1].end_s
+    assert last_word_end([empty]) is None
+
+
+def test_a_window_that_says_nothing_asks_for_nothing() -> None:
+    empty = [Stretch(tokens=(), start_s=0.0, end_s=1.0)]
+    steps = time_words(
+        empty,
+        features=np.zeros((2, 4), dtype=np.float32),
+        window=(0,),
+        window_start_s=0.0,
+        content_frames=3000,
+        last_speech_s=0.0,
+        language="en",
+        task="transcribe",
+        dialect=dialect(),
+    )
+    with pytest.raises(StopIteration) as stop:
+        next(steps)
+    assert stop.value.value == empty
+
+
+@pytest.mark.parametrize("frames", [0, 1, 2, 3])
+def test_a_window_of_hardly_any_audio_has_words_without_length(frames: int) -> None:
+    stretch = Stretch(tokens=(1, 2), start_s=10.0, end_s=12.0)
+    found, _ = timed([stretch], attention([10, 30, 50]), content_frames=frames)
+    assert [(word.start_s, word.end_s) for word in found[0].words] == [(10.0, 10.0)] * 2
+
+
+def test_attention_that_says_nothing_gives_times_all_the_same() -> None:
+    answer = AlignResult(
+        weights=np.zeros((1, 5, 100), dtype=np.float32), logprobs=(-1.0, -0.5, -0.5, -0.5)
+    )
+    found, _ = timed([Stretch(tokens=(1, 2), start_s=10.0, end_s=12.0)], answer)
+    for word in found[0].words:
+        assert 10.0 <= word.start_s <= word.end_s <= 12.0
+
+
+def test_text_that_fills_the_decoder_is_read_without_the_end_token() -> None:
+    tokens = (1,) * 22
+    _, job = timed(
+        [Stretch(tokens=tokens, start_s=10.0, end_s=12.0)], attention([*range(0, 92, 4)][:22])
+    )
+    assert job.tokens == (30, 32, *tokens)
