@@ -8,7 +8,7 @@ those of openai-whisper and `transformers` character for character. Knows no tok
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.resources import files
 
@@ -127,8 +127,11 @@ class BasicTextNormalizer:
     def __call__(self, text: str) -> str:
         """Return `text` in lower case, without remarks in brackets, punctuation and symbols."""
         text = _without_remarks(text.lower())
-        plain = _without_diacritics(text) if self._remove_diacritics else _without_symbols(text)
-        return _BLANKS.sub(" ", plain.lower())
+        if self._remove_diacritics:
+            text = unicodedata.normalize("NFKD", text).translate(_PLAIN)
+        else:
+            text = unicodedata.normalize("NFKC", text).translate(_SPACED)
+        return _BLANKS.sub(" ", text.lower())
 
 
 class EnglishTextNormalizer:
@@ -154,7 +157,8 @@ class EnglishTextNormalizer:
             text = pattern.sub(replacement, text)
         text = _COMMA_IN_NUMBER.sub(r"\1\2", text)
         text = _FULL_STOP.sub(r" \1", text)
-        text = numbers_in_figures(_without_diacritics(text, keep=_NUMBER_SYMBOLS))
+        text = unicodedata.normalize("NFKD", text).translate(_PLAIN_WITH_NUMBER_SYMBOLS)
+        text = numbers_in_figures(text)
         text = " ".join(self._spellings.get(word, word) for word in text.split())
         # What stood by no number was kept in vain.
         text = _LOOSE_PREFIX.sub(r" \1", text)
@@ -175,23 +179,31 @@ def _without_remarks(text: str) -> str:
     return _IN_PARENTHESES.sub("", _BRACKETED.sub("", text))
 
 
-def _without_symbols(text: str) -> str:
-    """Turn marks, symbols and punctuation into blanks; letters keep their diacritics."""
-    normal = unicodedata.normalize("NFKC", text)
-    return "".join(" " if unicodedata.category(c)[0] in "MSP" else c for c in normal)
+class _Letters(dict[int, str]):
+    """What each character becomes, found out when it is first met: a table for `str.translate`."""
+
+    def __init__(self, rule: Callable[[str], str]) -> None:
+        super().__init__()
+        self._rule = rule
+
+    def __missing__(self, code_point: int) -> str:
+        self[code_point] = self._rule(chr(code_point))
+        return self[code_point]
 
 
-def _without_diacritics(text: str, keep: str = "") -> str:
-    """Turn symbols and punctuation into blanks, except `keep`, and letters into plain ones."""
-    return "".join(_plain(c, keep) for c in unicodedata.normalize("NFKD", text))
+def _spaced(character: str) -> str:
+    """Turn marks, symbols and punctuation into blanks."""
+    return " " if unicodedata.category(character)[0] in "MSP" else character
 
 
-def _plain(character: str, keep: str) -> str:
-    if character in keep:
-        return character
+def _plain(character: str) -> str:
+    """Turn symbols and punctuation into blanks, and letters into plain ones."""
     if character in _PLAIN_LETTERS:
         return _PLAIN_LETTERS[character]
-    category = unicodedata.category(character)
-    if category == "Mn":  # a diacritic, decomposed from its letter
-        return ""
-    return " " if category[0] in "MSP" else character
+    # Decomposition has parted diacritics from their letters.
+    return "" if unicodedata.category(character) == "Mn" else _spaced(character)
+
+
+_SPACED = _Letters(_spaced)
+_PLAIN = _Letters(_plain)
+_PLAIN_WITH_NUMBER_SYMBOLS = _Letters(lambda c: c if c in _NUMBER_SYMBOLS else _plain(c))
