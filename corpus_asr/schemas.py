@@ -78,6 +78,19 @@ PARTS = _schema(
     _field("decode_s", pa.float64(), "time spent extracting this part", unit="second"),
 )  # fmt: skip
 
+_WORDS = pa.list_(
+    pa.struct(
+        [
+            _field("word", pa.string(), "the word with its blanks and punctuation"),
+            _field(
+                "start_s", pa.float64(), "start, from the start of the recording", unit="second"
+            ),
+            _field("end_s", pa.float64(), "end, from the start of the recording", unit="second"),
+            _field("probability", pa.float32(), "mean probability of the word's tokens, 0-1"),
+        ]
+    )
+)
+
 SEGMENT_FIELDS = (
     _field("segment", pa.int32(), "index of the segment within its part, from 0"),
     _field("start_s", pa.float64(), "start, from the start of the recording", unit="second"),
@@ -93,6 +106,7 @@ SEGMENT_FIELDS = (
     _field("compression_ratio", pa.float32(), "text bytes over zlib bytes; high means repetition"),
     _field("temperature", pa.float32(), "sampling temperature that was accepted; 0 is greedy"),
     _field("speech_fraction", pa.float32(), "share of the segment in detected speech; null: none"),
+    _field("words", _WORDS, "the text word by word with times; null unless asked for"),
 )
 
 _PART_RESULT = (

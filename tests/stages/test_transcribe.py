@@ -153,6 +153,15 @@ def test_a_bug_in_one_part_is_that_parts_failure_alone(stage: TranscribeStage):
     assert results[0]["retryable"] is False
 
 
+def test_words_become_rows_of_their_segment_where_there_are_any(stage: TranscribeStage):
+    results = stage(pa.concat_tables([part_row("words", 1), part_row("a")]))
+    (timed,), (plain,) = results.column("segments").to_pylist()
+    assert timed["words"] == [
+        {"word": " part", "start_s": 10.0, "end_s": 10.5, "probability": 0.25}
+    ]
+    assert plain["words"] is None
+
+
 def test_an_engine_error_propagates(stage: TranscribeStage):
     with pytest.raises(EngineError, match="device is lost"):
         stage(pa.concat_tables([part_row("a"), part_row("engine-error")]))

@@ -62,6 +62,24 @@ def test_a_commit_is_read_back_exactly(store: OutputStore) -> None:
     assert (segments[0]["model"], segments[0]["model_revision"]) == ("model", "revision")
 
 
+def test_words_are_read_back_exactly_and_null_where_older_objects_have_no_such_column(
+    store: OutputStore,
+) -> None:
+    words = [
+        {"word": " one", "start_s": 0.5, "end_s": 0.75, "probability": 0.5},
+        {"word": " two.", "start_s": 0.75, "end_s": 1.0, "probability": 0.25},
+    ]
+    row = part("a", 0, texts=["one two.", "", "three"])
+    row["segments"][0]["words"] = words
+    row["segments"][1]["words"] = []
+    done = commit(store, results(row))
+    assert [row["words"] for row in read(store.segments())] == [words, [], None]
+    (batch,) = store.segments()
+    older = pa.Table.from_batches([batch]).drop_columns(["words"])
+    store.write_table(str(done.segments_name), older)
+    assert [row["words"] for row in read(store.segments())] == [None] * 3
+
+
 def test_objects_hold_the_exact_schemas(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path))
     done = commit(store, results(part("a", 0, texts=["one"])))

@@ -2,7 +2,8 @@
 
 What happens to a part is written in its recording's address: `item-error`, `engine-error`,
 `bug` and `kill` do what they say; everything else is transcribed as one segment that names the
-part and what it was given, so that a test can see what reached the engine.
+part and what it was given, so that a test can see what reached the engine. With `words` in the
+address it comes word by word.
 """
 
 import os
@@ -15,7 +16,7 @@ from typing import Any, cast
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import EngineError, ItemError
-from corpus_asr.segments import Segment
+from corpus_asr.segments import Segment, Word
 from corpus_asr.stages.transcribe import EngineFactory
 
 
@@ -78,6 +79,9 @@ def _answer(request: Any, future: "Future[Any]") -> None:
 
 
 def _segment(request: Any) -> Segment:
+    word = Word(
+        word=" part", start_s=request.start_s, end_s=request.start_s + 0.5, probability=0.25
+    )
     return Segment(
         start_s=request.start_s,
         end_s=request.start_s + request.num_samples / 16_000,
@@ -92,6 +96,7 @@ def _segment(request: Any) -> Segment:
         compression_ratio=1.0,
         temperature=0.0,
         speech_fraction=None if request.speech is None else 1.0,
+        words=(word,) if "words" in request.recording_id else None,
     )
 
 
