@@ -1,12 +1,15 @@
 """How text is searched for: the `decoding` section, and the options of `Transcriber.transcribe`."""
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from corpus_asr.config.base import Settings
 
 Temperature = Annotated[float, Field(ge=0.0, le=2.0)]
+Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 class DecodingSettings(Settings):
@@ -16,6 +19,11 @@ class DecodingSettings(Settings):
         default="auto",
         description="`auto`, a code such as `en`, or a list of codes to choose among.",
     )
+    language_mode: Literal["recording", "part", "window"] = Field(
+        default="recording",
+        description="What has one language: the recording, each part of it, or each window (for "
+        "speakers who change between languages).",
+    )
     task: Literal["transcribe", "translate"] = Field(
         default="transcribe", description="`translate` writes English whatever is spoken."
     )
@@ -23,6 +31,11 @@ class DecodingSettings(Settings):
         default="sequential",
         description="`sequential` moves window by window along the predicted timestamps; "
         "`chunked` cuts speech-aligned windows and decodes them independently.",
+    )
+    clip_timestamps: tuple[Seconds, ...] = Field(
+        default=(),
+        description="Start, end, start, end ... in seconds of the recording: only these clips are "
+        "transcribed; without a last end, to the end. A list, or text such as `10,20`.",
     )
     temperature: tuple[Temperature, ...] = Field(
         default=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
@@ -40,8 +53,50 @@ class DecodingSettings(Settings):
         default=0.6, ge=0, le=1,
         description="No-speech probability above which an improbable window is dropped as silence.",
     )  # fmt: skip
+    num_beams: int = Field(
+        default=1, ge=1, le=64,
+        description="Hypotheses followed side by side at temperature 0; 1 is greedy.",
+    )  # fmt: skip
+    length_penalty: float = Field(
+        default=1.0, allow_inf_nan=False,
+        description="Beams are ranked by log-probability over length to this power.",
+    )  # fmt: skip
+    repetition_penalty: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False,
+        description="Above 1 makes tokens that were said already less likely.",
+    )  # fmt: skip
+    no_repeat_ngram_size: int = Field(
+        default=0, ge=0, description="No sequence of so many tokens occurs twice; 0 for no rule."
+    )
+    stop_loops: bool = Field(
+        default=True,
+        description="End a window early once it repeats itself for good; it is then retried.",
+    )
     condition_on_prev_tokens: bool = Field(
         default=False, description="Prompt each window with the text before it (sequential only)."
+    )
+    initial_prompt: str | None = Field(
+        default=None,
+        description="Text to be taken as said before each part (before each chunk, when chunked).",
+    )
+    hotwords: str | None = Field(
+        default=None,
+        description="Names and terms to expect, shown to the model before each window.",
+    )
+    prefix: str | None = Field(
+        default=None,
+        description="How the first window begins; what follows is transcribed.",
+    )
+    word_timestamps: bool = Field(
+        default=False, description="Find start, end and probability of every word."
+    )
+    hallucination_silence_threshold: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False,
+        description="Silence of so many seconds is skipped around words that look invented; needs "
+        "word_timestamps.",
+    )  # fmt: skip
+    drop_nonspeech: bool = Field(
+        default=False, description="Drop segments that lie outside detected speech."
     )
 
     @field_validator("language")
@@ -55,3 +110,63 @@ class DecodingSettings(Settings):
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, int | float) else value
+
+    @field_validator("clip_timestamps", mode="before")
+    @classmethod
+    def _numbers_in_text(cls, value: object) -> object:
+        if isinstance(value, int | float):
+            return (value,)
+        if not isinstance(value, str):
+            return value
+        try:
+            return tuple(float(number) for number in value.split(",")) if value.strip() else ()
+        except ValueError as error:
+            raise ValueError(
+                f'found the text "{value[:80]}", expected seconds with commas between, as in 10,20'
+            ) from error
+
+    @field_validator("clip_timestamps")
+    @classmethod
+    def _one_after_the_other(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        for number, (before, after) in enumerate(pairwise(value)):
+            starts = number % 2 == 1  # a clip may start where the one before ended
+            if after < before or (after == before and not starts):
+                raise ValueError(
+                    f"found {after:g} after {before:g}, expected start, end, start, end ... of "
+                    "clips that follow one another"
+                )
+        return value
+
+    @field_validator("initial_prompt", "hotwords", "prefix")
+    @classmethod
+    def _blank_is_nothing(cls, value: str | None) -> str | None:
+        return value if value is None or value.strip() else None
+
+    @model_validator(mode="after")
+    def _keys_fit_together(self) -> "DecodingSettings":
+        problems = "; ".join(self._misfits())
+        if problems:
+            raise ValueError(problems)
+        return self
+
+    def _misfits(self) -> Iterator[str]:
+        given = self.language != "auto" and (
+            isinstance(self.language, str) or len(self.language) == 1
+        )
+        if given and self.language_mode != "recording":
+            yield (
+                f"language_mode: {self.language_mode} detects languages, but language names a "
+                "single one; set language to auto or to a list"
+            )
+        if self.num_beams > 1 and 0.0 not in self.temperature:
+            yield (
+                f"num_beams: {self.num_beams} is for temperature 0 alone, which is not among "
+                "temperature; add it, or leave num_beams out"
+            )
+        if self.num_beams == 1 and self.length_penalty != 1.0:
+            yield (
+                f"length_penalty: {self.length_penalty:g} ranks beams, and num_beams is 1; set "
+                "num_beams, or leave length_penalty out"
+            )
+        if self.hallucination_silence_threshold is not None and not self.word_timestamps:
+            yield "hallucination_silence_threshold needs the times of words; set word_timestamps"

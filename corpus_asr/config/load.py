@@ -86,7 +86,10 @@ def decoding_from(options: Mapping[str, Any]) -> DecodingSettings:
         found = problems_in(error, model=DecodingSettings, values=values)
         problems += [problem for problem in found if problem.key not in known]
     if problems or settings is None:
-        told = "; ".join(f"{problem.dotted}: {problem.message}" for problem in problems)
+        told = "; ".join(
+            f"{problem.dotted}: {problem.message}" if problem.key else problem.message
+            for problem in problems
+        )
         raise ConfigError(f"reading the decoding options: {told}")
     return settings
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from corpus_asr.config.base import Settings
 from corpus_asr.config.decoding import DecodingSettings
@@ -27,3 +27,12 @@ class RunConfig(Settings):
     transcribe: TranscribeSettings = Field(default_factory=TranscribeSettings)
     output: OutputSettings
     cluster: ClusterSettings = Field(default_factory=ClusterSettings)
+
+    @model_validator(mode="after")
+    def _speech_is_looked_for(self) -> "RunConfig":
+        if self.decoding.drop_nonspeech and self.extract.speech_detection == "none":
+            raise ValueError(
+                "decoding.drop_nonspeech needs detected speech, but extract.speech_detection is "
+                "none; set it to silero, or leave drop_nonspeech out"
+            )
+        return self

@@ -1,0 +1,118 @@
+"""Decoding options that exclude or need one another, and clips in every way of writing them."""
+
+from typing import Any
+
+import pytest
+
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.load import decoding_from, decoding_options
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("", ()),
+        ("0", (0.0,)),
+        ("10,20.5, 30", (10.0, 20.5, 30.0)),
+        (7, (7.0,)),
+        ([1, 2], (1.0, 2.0)),
+        ((0.0, 5.0, 5.0, 9.0), (0.0, 5.0, 5.0, 9.0)),
+    ],
+)
+def test_clips_are_numbers_or_text(written: Any, meant: tuple[float, ...]) -> None:
+    assert decoding_from({"clip_timestamps": written}).clip_timestamps == meant
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("ten", 'the text "ten", expected seconds with commas'),
+        ("1,,2", "expected seconds with commas"),
+        ([5.0, 5.0], "found 5 after 5, expected start, end"),
+        ([5.0, 9.0, 8.0], "found 8 after 9"),
+        ([-1.0], "at least 0"),
+        ("nan", "expected a number"),
+        ("1,inf", "expected a number"),
+        ([True, 2], "found"),
+    ],
+)
+def test_clips_that_cannot_be_are_refused(written: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match="clip_timestamps") as caught:
+        decoding_from({"clip_timestamps": written})
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"language": "en", "language_mode": "window"}, "names a single one"),
+        ({"language": ["en"], "language_mode": "part"}, "names a single one"),
+        ({"num_beams": 5, "temperature": 0.4}, "not among temperature"),
+        ({"length_penalty": 0.5}, "num_beams is 1"),
+        ({"hallucination_silence_threshold": 2.0}, "set word_timestamps"),
+        ({"num_beams": 0}, "num_beams: found 0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"repetition_penalty": float("nan")}, "repetition_penalty"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size"),
+        ({"hotwords": 5}, "put it in quotes"),
+        ({"drop_nonspeech": "perhaps"}, "expected true or false"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_by_name(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        decoding_from(options)
+    assert words in str(caught.value)
+    assert ": :" not in str(caught.value)
+
+
+def test_all_misfits_are_told_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"length_penalty.*hallucination_silence_threshold"):
+        decoding_from({"length_penalty": 2.0, "hallucination_silence_threshold": 1.0})
+
+
+def test_options_that_fit() -> None:
+    settings = decoding_from(
+        {
+            "language": ["en", "de"],
+            "language_mode": "window",
+            "num_beams": 5,
+            "length_penalty": 0.5,
+            "word_timestamps": True,
+            "hallucination_silence_threshold": 2,
+        }
+    )
+    assert (settings.num_beams, settings.hallucination_silence_threshold) == (5, 2.0)
+
+
+def test_blank_prompts_are_none() -> None:
+    settings = decoding_from({"initial_prompt": " ", "hotwords": "", "prefix": "So"})
+    assert (settings.initial_prompt, settings.hotwords, settings.prefix) == (None, None, "So")
+
+
+def test_command_line_values_arrive() -> None:
+    settings = decoding_from(
+        decoding_options(
+            ["hotwords=Kubernetes, Ray: names", "clip_timestamps=10,20", "word_timestamps=true"]
+        )
+    )
+    assert settings.hotwords == "Kubernetes, Ray: names"
+    assert settings.clip_timestamps == (10.0, 20.0)
+    assert settings.word_timestamps
+
+
+def test_dropping_non_speech_needs_its_detection() -> None:
+    job: dict[str, Any] = {
+        "source": {"uri": "/a"},
+        "model": {"checkpoint": "/m"},
+        "output": {"uri": "/o"},
+        "decoding": {"drop_nonspeech": True},
+    }
+    assert RunConfig.model_validate(job).decoding.drop_nonspeech
+    with pytest.raises(ValueError, match="drop_nonspeech needs detected speech"):
+        RunConfig.model_validate(job | {"extract": {"speech_detection": "none"}})
+
+
+def test_the_defaults_fit_together() -> None:
+    assert decoding_from({}) == DecodingSettings()
