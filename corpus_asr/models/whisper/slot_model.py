@@ -9,49 +9,73 @@ from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from corpus_asr.models.layers.cache import SlotCache
 from corpus_asr.models.layers.projection import Projection
 from corpus_asr.models.whisper.cached_decoder import CachedWhisperDecoder
 
 if TYPE_CHECKING:
+    from corpus_asr.models.whisper.causal_lm import WhisperForCausalLM
+    from corpus_asr.models.whisper.config import WhisperConfig
+    from corpus_asr.models.whisper.decoder import WhisperDecoder
     from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 
 
-class WhisperSlotModel:
-    """A `WhisperForConditionalGeneration` whose decoder keeps its caches in numbered slots.
+class WhisperDecoderSlots:
+    """A Whisper decoder alone, with its caches in numbered slots.
 
-    Meets `decoding.protocols.SlotModel`. Shares the encoder, embeddings and norms of `model`; the
-    decoder's linear maps are fused copies made here, so training `model` further, or moving it,
-    needs a new slot model. What a slot gives does not depend on what the others hold.
+    Meets `decoding.protocols.SlotModel` but for the encoder: windows are filled in as another
+    model has encoded them. Shares the embeddings and norms of `decoder`; its linear maps are fused
+    copies made here, so training it further, or moving it, needs new slots. What a slot gives does
+    not depend on what the others hold.
     """
 
-    def __init__(self, model: "WhisperForConditionalGeneration") -> None:
-        self._model = model
-        self._encoder = model.model.encoder
-        self._decoder = CachedWhisperDecoder(model.model.decoder)
-        self._vocabulary = Projection([model.proj_out])
+    def __init__(
+        self, config: "WhisperConfig", decoder: "WhisperDecoder", projection: nn.Linear
+    ) -> None:
+        self._config = config
+        self._embedding = decoder.embed_tokens
+        self._decoder = CachedWhisperDecoder(decoder)
+        self._vocabulary = Projection([projection])
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self._model.device
+        return self._embedding.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights and caches."""
-        return self._model.dtype
+        return self._embedding.weight.dtype
 
     @property
     def vocab_size(self) -> int:
         """Width of the logits."""
-        return self._model.config.vocab_size
+        return self._config.vocab_size
 
     @property
     def max_target_positions(self) -> int:
         """Longest token sequence a slot can hold."""
-        return self._model.config.max_target_positions
+        return self._config.max_target_positions
+
+    @property
+    def window_shape(self) -> tuple[int, int]:
+        """Positions and width of an encoded window."""
+        return self._config.max_source_positions, self._config.d_model
+
+    def encode(
+        self, features: Float[Tensor, "batch mel frame"]
+    ) -> Float[Tensor, "batch pos width"]:
+        """Refuse: there is no encoder.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"encoding {len(features)} windows with a decoder alone: expected encoded windows; "
+            "encode them with the model it assists"
+        )
 
     def new_state(self, slots: int) -> SlotCache:
         """Allocate caches for `slots` sequences.
@@ -65,21 +89,20 @@ class WhisperSlotModel:
             return self._decoder.new_cache(slots)
 
     @torch.inference_mode()
-    def encode(
-        self, features: Float[Tensor, "batch mel frame"]
-    ) -> Float[Tensor, "batch pos width"]:
-        """Encode whole windows.
-
-        Raises:
-            ValueError: the features are no whole window.
-        """
-        return self._encoder.encode(features.to(self.device, self.dtype))
-
-    @torch.inference_mode()
     def fill(
         self, state: SlotCache, slots: Sequence[int], encoded: Float[Tensor, "batch pos width"]
     ) -> None:
-        """Write the cross-attention keys and values of `encoded` into `slots`."""
+        """Write the cross-attention keys and values of `encoded` into `slots`.
+
+        Raises:
+            ValueError: the windows are not of this model's shape.
+        """
+        if tuple(encoded.shape[1:]) != self.window_shape:
+            raise ValueError(
+                f"filling {len(slots)} slots: found windows of {tuple(encoded.shape[1:])} "
+                f"(positions, width), expected {self.window_shape}; encode them with this model, "
+                "or with one of the same shape"
+            )
         self._decoder.fill(state, slots, encoded)
 
     @torch.inference_mode()
@@ -177,3 +200,31 @@ class WhisperSlotModel:
     def share(self, state: SlotCache, source: int, targets: Sequence[int]) -> None:
         """Give `targets` the window and the self-attention cache of `source`."""
         state.share(source, targets)
+
+
+class WhisperSlotModel(WhisperDecoderSlots):
+    """A `WhisperForConditionalGeneration` whose decoder keeps its caches in numbered slots.
+
+    Meets `decoding.protocols.SlotModel`. Shares the encoder of `model`, and of its decoder what
+    `WhisperDecoderSlots` shares.
+    """
+
+    def __init__(self, model: "WhisperForConditionalGeneration") -> None:
+        super().__init__(model.config, model.model.decoder, model.proj_out)
+        self._encoder = model.model.encoder
+
+    @torch.inference_mode()
+    def encode(
+        self, features: Float[Tensor, "batch mel frame"]
+    ) -> Float[Tensor, "batch pos width"]:
+        """Encode whole windows.
+
+        Raises:
+            ValueError: the features are no whole window.
+        """
+        return self._encoder.encode(features.to(self.device, self.dtype))
+
+
+def causal_slot_model(model: "WhisperForCausalLM") -> WhisperDecoderSlots:
+    """Make an assistant of a decoder that reads the windows its main model encodes."""
+    return WhisperDecoderSlots(model.config, model.model.decoder, model.proj_out)
