@@ -1,0 +1,400 @@
+"""Whisper's feature extractor: samples to the log-mel windows that the model takes.
+
+In: mono samples of the checkpoint's rate, one recording or several. Out: `input_features` and, when
+asked for, `attention_mask`. Parameter names, defaults and results are those of
+`transformers.WhisperFeatureExtractor`, version 5.23, within 1e-5 of its numpy route. Works without
+torch unless tensors or a GPU are asked for. Knows nothing of files of audio, resampling or text.
+"""
+
+import copy
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.models.batch import BatchFeature
+from corpus_asr.models.config_file import typed_values, write_json_object
+from corpus_asr.models.padding import Fit, joined, pad_features, padding_word
+from corpus_asr.models.registry import resolve
+from corpus_asr.models.saved_files import find_saved, made_folder, push_saved, take_source
+from corpus_asr.models.whisper.raw_speech import speech_rows
+from corpus_asr.spectral.mel import log_mel, mel_filters
+from corpus_asr.spectral.stft import Analysis
+
+FILE_NAME = "preprocessor_config.json"
+# transformers 5 keeps the same settings in the processor's file.
+_FILES = {"processor_config.json": "feature_extractor", FILE_NAME: None}
+
+# Told by the other settings, or by the class: read from files, never set.
+_DERIVED = ("mel_filters", "n_samples", "nb_max_frames", "feature_extractor_type")
+
+_ON_DEVICE = "corpus_asr.models.whisper.torch_features:log_mel_on_device"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Settings:
+    """The keys of a settings file and their types; other keys are kept as they are."""
+
+    feature_size: int = 80
+    sampling_rate: int = 16000
+    hop_length: int = 160
+    chunk_length: int = 30
+    n_fft: int = 400
+    padding_value: float = 0.0
+    dither: float = 0.0
+    return_attention_mask: bool = False
+    padding_side: str = "right"
+
+
+class WhisperFeatureExtractor:
+    """Turns samples into padded log-mel features.
+
+    Args:
+        feature_size: mel bins: 80, or 128 for large-v3.
+        sampling_rate: of the samples, in Hz.
+        hop_length: samples between frames.
+        chunk_length: seconds of the window that shorter recordings are padded to.
+        n_fft: samples of a frame.
+        padding_value: sample value to pad with.
+        dither: standard deviation of noise added to every frame, from numpy's global generator;
+            0 adds none.
+        return_attention_mask: what calls that do not say get.
+        padding_side: `right` or `left`.
+        kwargs: kept as attributes and saved with the others.
+
+    Raises:
+        ValueError: a size is less than one.
+    """
+
+    model_input_names: ClassVar[list[str]] = ["input_features"]
+
+    def __init__(
+        self,
+        feature_size: int = 80,
+        sampling_rate: int = 16000,
+        hop_length: int = 160,
+        chunk_length: int = 30,
+        n_fft: int = 400,
+        padding_value: float = 0.0,
+        dither: float = 0.0,
+        return_attention_mask: bool = False,
+        *,
+        padding_side: str = "right",
+        **kwargs: Any,
+    ) -> None:
+        self.feature_size = feature_size
+        self.sampling_rate = sampling_rate
+        self.padding_value = padding_value
+        self.padding_side = padding_side
+        self.return_attention_mask = return_attention_mask
+        self.n_fft = n_fft
+        self.hop_length = hop_length
+        self.chunk_length = chunk_length
+        self.dither = dither
+        self._analysis()  # refuses sizes that cannot be
+        self.n_samples = chunk_length * sampling_rate
+        self.nb_max_frames = self.n_samples // hop_length
+        for name, value in kwargs.items():
+            if name not in (*_DERIVED, "processor_class"):
+                setattr(self, name, value)
+        if feature_size < 1 or self.n_samples < 1:
+            raise ValueError(
+                f"making a feature extractor: found feature_size {feature_size} and chunk_length "
+                f"{chunk_length}, expected 1 or more of both; correct {FILE_NAME}"
+            )
+
+    @property
+    def mel_filters(self) -> Float32[np.ndarray, "bin mel"]:
+        """Weights that sum power spectra into mel bins."""
+        filters = mel_filters(
+            self.feature_size, fft_samples=self.n_fft, sample_rate_hz=self.sampling_rate
+        )
+        return filters.T
+
+    def __call__(
+        self,
+        raw_speech: Any,
+        truncation: bool = True,
+        pad_to_multiple_of: int | None = None,
+        return_tensors: str | None = None,
+        return_attention_mask: bool | None = None,
+        padding: str | bool | None = "max_length",
+        max_length: int | None = None,
+        sampling_rate: int | None = None,
+        do_normalize: bool | None = None,
+        device: Any = "cpu",
+        return_token_timestamps: bool | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Compute the features of one recording, or of several.
+
+        Args:
+            raw_speech: samples in [-1, 1]: a list or array of one dimension, or several of them.
+            truncation: cut recordings longer than `max_length`.
+            pad_to_multiple_of: round lengths in samples up to a multiple of this.
+            return_tensors: `pt` for torch tensors, `np` (and None) for numpy arrays.
+            return_attention_mask: also return 1 for every frame with content, 0 for padding; None
+                means the extractor's own setting.
+            padding: `max_length`, `longest` or True, `do_not_pad` or False.
+            max_length: in samples; None means the window.
+            sampling_rate: of `raw_speech`, to be checked against the extractor's.
+            do_normalize: bring every recording to zero mean and unit variance first.
+            device: `cpu`, or the GPU to compute on.
+            return_token_timestamps: older name for asking for `num_frames`, each recording's
+                frames before it is cut.
+            kwargs: ignored, so that a processor may pass what is meant for its tokenizer.
+
+        Returns:
+            `input_features` of shape (batch, mel, frame), in float32. Where recordings keep
+            different lengths, a list of arrays.
+
+        Raises:
+            ValueError: another sampling rate, more than one channel, no samples, values that are
+                not finite, or lengths that do not fit the tensors asked for.
+            TypeError: `raw_speech` is no sequence of numbers.
+        """
+        self._check_rate(sampling_rate)
+        rows = speech_rows(raw_speech)
+        fit = self._fit(
+            padding or False, max_length or self.n_samples, truncation, pad_to_multiple_of
+        )
+        padded, masks = fit.apply(rows)
+        if do_normalize:
+            padded = self.zero_mean_unit_var_norm(padded, masks, self.padding_value)
+        batch = BatchFeature({"input_features": self._features(padded, device)})
+        if self._wants_mask(return_attention_mask):
+            batch["attention_mask"] = joined([self._frame_mask(mask) for mask in masks])
+        if return_token_timestamps:
+            batch["num_frames"] = [row.size // self.hop_length for row in rows]
+        return batch.convert_to_tensors(return_tensors)
+
+    def pad(
+        self,
+        processed_features: Any,
+        padding: str | bool = True,
+        max_length: int | None = None,
+        truncation: bool = False,
+        pad_to_multiple_of: int | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """Bring features that are there already to one length, along their first axis.
+
+        Args:
+            processed_features: values of several examples by name, or a list of examples, as a
+                data loader collects them; `input_features` must be among them.
+            padding: as in a call.
+            max_length: in steps of the first axis.
+            truncation: cut what is longer than `max_length`.
+            pad_to_multiple_of: round lengths up to a multiple of this.
+            return_attention_mask: as in a call.
+            return_tensors: `pt` or `np`; None keeps the kind that was passed.
+
+        Raises:
+            ValueError: there are no `input_features`, the names hold different numbers of examples,
+                or a length is missing.
+        """
+        return pad_features(
+            processed_features,
+            self._fit(padding, max_length, truncation, pad_to_multiple_of),
+            name=self.model_input_names[0],
+            wants_mask=self._wants_mask(return_attention_mask),
+            return_tensors=return_tensors,
+        )
+
+    @staticmethod
+    def zero_mean_unit_var_norm(
+        input_values: Sequence[np.ndarray],
+        attention_mask: Sequence[np.ndarray] | None,
+        padding_value: float = 0.0,
+    ) -> list[np.ndarray]:
+        """Bring every row to zero mean and unit variance, measured where its mask is 1.
+
+        Source: `transformers.WhisperFeatureExtractor.zero_mean_unit_var_norm`; the content is
+        taken to stand at the start of the row.
+        """
+        if attention_mask is None:
+            return [(row - row.mean()) / np.sqrt(row.var() + 1e-7) for row in input_values]
+        normed = []
+        for row, mask in zip(input_values, attention_mask, strict=True):
+            content = row[: int(np.sum(mask))]
+            scaled = (row - content.mean()) / np.sqrt(content.var() + 1e-7)
+            scaled[len(content) :] = padding_value
+            normed.append(scaled)
+        return normed
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        cache_dir: str | PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        revision: str = "main",
+        **kwargs: Any,
+    ) -> Any:
+        """Read the settings of a checkpoint.
+
+        Args:
+            pretrained_model_name_or_path: a folder, an address of one, a hub name, or a JSON file.
+            cache_dir: where the hub's copies are kept.
+            force_download: fetch from the hub even what there is a copy of.
+            local_files_only: use the copy there is, never the network.
+            token: of the hub.
+            revision: branch, tag or commit on the hub.
+            kwargs: settings to override; `subfolder`; and with `return_unused_kwargs=True`, what
+                is no setting is returned beside the extractor.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or its settings cannot be used.
+        """
+        source = take_source(kwargs) | {
+            "cache_dir": cache_dir,
+            "force_download": force_download,
+            "local_files_only": local_files_only,
+            "token": token,
+            "revision": revision,
+        }
+        path, content = find_saved(pretrained_model_name_or_path, _FILES, **source)
+        typed_values(_Settings, content, path=path)
+        try:
+            return cls.from_dict(content, **kwargs)
+        except ValueError as error:
+            raise CheckpointError(f"reading {path}: {error}") from error
+
+    @classmethod
+    def from_dict(
+        cls,
+        feature_extractor_dict: Mapping[str, Any],
+        *,
+        return_unused_kwargs: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Make an extractor of saved settings; `kwargs` as in `from_pretrained`.
+
+        Raises:
+            ValueError: the settings cannot be used.
+        """
+        settable = {field.name for field in fields(_Settings)} | feature_extractor_dict.keys()
+        used = {name: value for name, value in kwargs.items() if name in settable}
+        unused = {name: value for name, value in kwargs.items() if name not in settable}
+        extractor = cls(**{**feature_extractor_dict, **used})
+        if return_unused_kwargs:
+            return extractor, unused
+        if unused:
+            logger.warning("ignored=%s reason='no setting of this extractor'", sorted(unused))
+        return extractor
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings, as they are saved."""
+        return {**copy.deepcopy(vars(self)), "feature_extractor_type": type(self).__name__}
+
+    def to_json_string(self) -> str:
+        """Return all settings as JSON text."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | PathLike[str]) -> None:
+        """Write all settings to one JSON file."""
+        write_json_object(Path(json_file_path), self.to_dict())
+
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """Write the settings where `from_pretrained` finds them; returns the file's path.
+
+        Args:
+            save_directory: a folder; made if needed.
+            push_to_hub: also upload the folder's file to the hub.
+            kwargs: of the upload: `repo_id`, `token`, `private`, `commit_message`, `revision`,
+                `create_pr`.
+
+        Raises:
+            CheckpointError: `save_directory` is a file, or the hub does not take the upload.
+            TypeError: an option of the upload is not known.
+        """
+        folder = made_folder(save_directory)
+        self.to_json_file(folder / FILE_NAME)
+        if push_to_hub:
+            push_saved(folder, [FILE_NAME], **kwargs)
+        return [str(folder / FILE_NAME)]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string()}"
+
+    def _analysis(self) -> Analysis:
+        return Analysis(
+            fft_samples=self.n_fft,
+            hop_samples=self.hop_length,
+            sample_rate_hz=self.sampling_rate,
+            dither=self.dither,
+            dtype=np.float64,
+        )
+
+    def _check_rate(self, sampling_rate: int | None) -> None:
+        if sampling_rate is None:
+            logger.warning(
+                "sampling_rate=unknown expected=%d reason='pass sampling_rate, or audio of another "
+                "rate goes unnoticed'",
+                self.sampling_rate,
+            )
+        elif sampling_rate != self.sampling_rate:
+            raise ValueError(
+                f"extracting features: found sampling_rate {sampling_rate}, expected "
+                f"{self.sampling_rate}, which the checkpoint was trained on; resample the audio"
+            )
+
+    def _wants_mask(self, asked: bool | None) -> bool:
+        return self.return_attention_mask if asked is None else asked
+
+    def _fit(
+        self,
+        padding: object,
+        max_length: int | None,
+        truncation: bool,
+        pad_to_multiple_of: int | None,
+    ) -> Fit:
+        return Fit(
+            padding=padding_word(padding),
+            max_length=max_length,
+            truncation=truncation,
+            multiple_of=pad_to_multiple_of,
+            side=self.padding_side,
+            value=self.padding_value,
+        )
+
+    def _features(self, rows: Sequence[np.ndarray], device: Any) -> Any:
+        """Compute the features of padded rows; an array, or a list where lengths differ."""
+        analysis = self._analysis()
+        if str(device) == "cpu":
+            computed = [
+                np.ascontiguousarray(
+                    log_mel(row, num_mel_bins=self.feature_size, analysis=analysis)
+                )
+                for row in rows
+            ]
+            return joined(computed)
+        on_device = resolve(_ON_DEVICE)
+        lots = [np.stack(rows)] if _same_length(rows) else [row[np.newaxis] for row in rows]
+        found = [
+            on_device(lot, num_mel_bins=self.feature_size, analysis=analysis, device=device)
+            for lot in lots
+        ]
+        return found[0] if len(lots) == 1 else [features[0] for features in found]
+
+    def _frame_mask(self, mask: Int32[np.ndarray, " sample"]) -> Int32[np.ndarray, " frame"]:
+        """Say which frames are content: those that start in it."""
+        return mask[:: self.hop_length][: self._analysis().num_frames(mask.size)]
+
+
+def _same_length(rows: Sequence[np.ndarray]) -> bool:
+    return len({len(row) for row in rows}) == 1

@@ -1,0 +1,485 @@
+"""WhisperFeatureExtractor against transformers' own, on its numpy route."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.models.whisper.feature_extractor import WhisperFeatureExtractor
+from corpus_asr.models.whisper.torch_features import log_mel_on_device
+from corpus_asr.spectral.stft import Analysis
+from tests.support.signals import made_sounds, read_clip, read_manifest
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+# Both compute in float64; transformers rounds its spectrum to complex64 on the way.
+TOLERANCE = 1e-5
+# float32 on both sides, by different libraries.
+FLOAT32_TOLERANCE = 1e-4
+
+SMALL: dict[str, Any] = {"chunk_length": 1}  # windows of a second keep the tests quick
+
+
+@pytest.fixture(autouse=True)
+def numpy_route(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take transformers' numpy route, which it leaves where it finds torch."""
+    module = "transformers.models.whisper.feature_extraction_whisper.is_torch_available"
+    monkeypatch.setattr(module, lambda: False)
+
+
+def noise(num_samples: int, seed: int = 0) -> np.ndarray:
+    return (0.1 * np.random.default_rng(seed).standard_normal(num_samples)).astype(np.float32)
+
+
+def both(speech: Any, init: dict[str, Any] | None = None, **options: Any) -> Any:
+    init = {**SMALL, **(init or {})}
+    options = {"sampling_rate": init.get("sampling_rate", 16_000), **options}
+    ours = WhisperFeatureExtractor(**init)(speech, **options)
+    theirs = transformers.WhisperFeatureExtractor(**init)(speech, **options)
+    return ours, theirs
+
+
+def assert_equal(ours: Any, theirs: Any) -> None:
+    assert set(ours) == set(theirs)
+    for name in theirs:
+        assert type(ours[name]) is type(theirs[name])
+        assert ours[name].dtype == theirs[name].dtype
+        np.testing.assert_allclose(ours[name], theirs[name], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("feature_size", [80, 128])
+@pytest.mark.parametrize("name", sorted(made_sounds(1)))
+def test_made_sounds_equal_transformers(name: str, feature_size: int) -> None:
+    speech = made_sounds(20_000)[name]
+    assert_equal(*both(speech, {"feature_size": feature_size, "chunk_length": 2}))
+
+
+def test_a_whole_window_of_speech_equals_transformers(shared_data: Path) -> None:
+    folder = shared_data / "english_short"
+    item = read_manifest(folder)[0]
+    speech = read_clip(folder / item["path"])
+    assert_equal(*both(speech, {"chunk_length": 30}, return_attention_mask=True))
+
+
+@given(
+    lengths=st.lists(st.integers(200, 40_000), min_size=1, max_size=3),
+    truncation=st.booleans(),
+    padding=st.sampled_from(["max_length", "longest", True]),
+    max_length=st.sampled_from([None, 7_000, 16_000, 30_001]),
+    pad_to_multiple_of=st.sampled_from([None, 128, 160, 1_600]),
+    return_attention_mask=st.sampled_from([True, False]),
+    do_normalize=st.sampled_from([None, True]),
+    return_tensors=st.sampled_from(["np", "pt"]),
+    left=st.booleans(),
+)
+@settings(max_examples=40)
+def test_any_call_equals_transformers(
+    lengths: list[int], left: bool, padding: Any, truncation: bool, **options: object
+) -> None:
+    if not truncation:
+        padding = "longest"  # shorter targets leave rows of several lengths, which it cannot stack
+    speech = [noise(length, seed) for seed, length in enumerate(lengths)]
+    init = {"padding_side": "left" if left else "right", "padding_value": 0.01}
+    with pytest.MonkeyPatch.context() as patch:
+        module = "transformers.models.whisper.feature_extraction_whisper.is_torch_available"
+        patch.setattr(module, lambda: False)
+        ours, theirs = both(speech, init, padding=padding, truncation=truncation, **options)
+    if not options["return_attention_mask"]:
+        # It leaves the mask of samples behind that it normalised by: no mask of these features.
+        theirs.pop("attention_mask", None)
+    assert_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "init",
+    [
+        {"n_fft": 512},
+        {"n_fft": 401, "hop_length": 100},
+        {"hop_length": 80, "feature_size": 40},
+        {"sampling_rate": 8_000, "n_fft": 200, "hop_length": 80, "feature_size": 20},
+        {"sampling_rate": 22_050, "n_fft": 551, "hop_length": 220},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:At least one mel filter has all zero values")
+def test_other_sizes_equal_transformers(init: dict) -> None:
+    ours, theirs = both([noise(9_000), noise(30_000)], init, return_attention_mask=True)
+    if init.get("n_fft", 400) % 2:
+        # It counts a frame more in the mask than there are where the transform is odd.
+        frames = theirs["input_features"].shape[2]
+        theirs["attention_mask"] = theirs["attention_mask"][:, :frames]
+    assert_equal(ours, theirs)
+    theirs_filters = transformers.WhisperFeatureExtractor(**init).mel_filters
+    np.testing.assert_allclose(
+        WhisperFeatureExtractor(**init).mel_filters, theirs_filters, atol=1e-7
+    )
+
+
+def test_dither_is_transformers_under_the_same_seed() -> None:
+    speech = [noise(5_000), np.zeros(16_000, dtype=np.float32)]
+    found: list[Any] = []
+    for extractor in (WhisperFeatureExtractor, transformers.WhisperFeatureExtractor):
+        np.random.seed(7)
+        found.append(extractor(dither=1e-3, **SMALL)(speech, sampling_rate=16_000))
+    assert_equal(*found)
+    plain = WhisperFeatureExtractor(**SMALL)(speech, sampling_rate=16_000)
+    assert np.abs(plain["input_features"] - found[0]["input_features"]).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "speech",
+    [
+        noise(3_000),
+        noise(3_000).astype(np.float64),
+        noise(3_000).tolist(),
+        [noise(3_000), noise(200)],
+        (noise(3_000), noise(200)),
+        [noise(3_000).tolist(), noise(200).tolist()],
+        np.stack([noise(3_000), noise(3_000, 1)]),
+        [0] * 2_000,
+        [noise(3_000).astype(np.float64)],
+    ],
+    ids=["float32", "float64", "list", "rows", "tuple", "lists", "batch", "whole numbers", "one"],
+)
+def test_every_form_of_speech_equals_transformers(speech: Any) -> None:
+    assert_equal(*both(speech, return_attention_mask=True))
+
+
+def test_tensors_are_taken_as_arrays_are() -> None:
+    extractor, rows = WhisperFeatureExtractor(**SMALL), np.stack([noise(900), noise(900, 1)])
+    expected = extractor(rows, sampling_rate=16_000)["input_features"]
+    for speech in (torch.from_numpy(rows), list(torch.from_numpy(rows))):
+        found = extractor(speech, sampling_rate=16_000, return_tensors="pt").input_features
+        np.testing.assert_array_equal(found.numpy(), expected)
+
+
+def test_the_extractors_own_mask_setting_holds_where_a_call_says_nothing() -> None:
+    extractor = WhisperFeatureExtractor(return_attention_mask=True, **SMALL)
+    batch = extractor(noise(8_000), sampling_rate=16_000)
+    assert batch.attention_mask.tolist() == [[1] * 50 + [0] * 50]
+    assert "attention_mask" not in extractor(
+        noise(8_000), sampling_rate=16_000, return_attention_mask=False
+    )
+
+
+@pytest.mark.parametrize("padding", ["do_not_pad", False, None])
+def test_without_padding_recordings_keep_their_lengths(padding: Any) -> None:
+    extractor = WhisperFeatureExtractor(**SMALL)
+    speech = [noise(3_200), noise(4_900)]
+    options: dict[str, Any] = {"padding": padding, "sampling_rate": 16_000}
+    batch = extractor(speech, return_attention_mask=True, **options)
+    assert [row.shape for row in batch.input_features] == [(80, 20), (80, 30)]
+    assert [mask.tolist() for mask in batch.attention_mask] == [[1] * 20, [1] * 30]
+    alone = extractor(speech[1], **options)
+    np.testing.assert_array_equal(alone.input_features[0], batch.input_features[1])
+    assert_equal(*both(speech[1], padding="do_not_pad"))
+    with pytest.raises(ValueError, match=r"converting 'input_features'.*padding=True"):
+        extractor(speech, return_tensors="pt", **options)
+
+
+def test_the_older_name_for_frames_still_counts_them() -> None:
+    extractor = WhisperFeatureExtractor(**SMALL)
+    options: dict[str, Any] = {"sampling_rate": 16_000, "return_token_timestamps": True}
+    batch = extractor([noise(8_000), noise(40_000)], return_tensors="pt", **options)
+    assert batch.num_frames.tolist() == [50, 250]
+
+
+def test_what_is_meant_for_a_tokenizer_is_let_by() -> None:
+    batch = WhisperFeatureExtractor(**SMALL)(
+        noise(800), sampling_rate=16_000, add_special_tokens=False
+    )
+    assert batch.input_features.shape == (1, 80, 100)
+
+
+@pytest.mark.parametrize(
+    ("speech", "error", "message"),
+    [
+        ([], ValueError, "found an empty list"),
+        (np.zeros(0, dtype=np.float32), ValueError, "the recording: found no samples"),
+        ([noise(9), []], ValueError, "recording 1: found no samples"),
+        ([noise(9), np.array([0.0, np.nan])], ValueError, "recording 1: found nan at sample 1"),
+        (np.array([np.inf, 0.0, np.nan]), ValueError, r"found inf at sample 0 \(2 of 3"),
+        (np.zeros((480, 2)), ValueError, "looks like 2 channels.*mono-channel"),
+        (np.zeros((1, 480, 2)), ValueError, r"shape \(1, 480, 2\).*mono-channel"),
+        ([np.zeros((480, 2))], ValueError, r"recording 0: found an array of shape \(480, 2\)"),
+        (np.float32(0.5), ValueError, r"shape \(\)"),
+        (
+            np.array([0, -32_768], dtype=np.int16),
+            ValueError,
+            "int16 samples from -32768 to 0.*32768",
+        ),
+        ("speech.wav", TypeError, "found a str.*decode the file first"),
+        (b"RIFF", TypeError, "found a bytes"),
+        ({"array": noise(9), "sampling_rate": 16_000}, TypeError, 'pass its "array"'),
+        (None, TypeError, "found a NoneType"),
+        ([noise(9), None], TypeError, "recording 1: found a NoneType"),
+        ([[0.0, [1.0]]], TypeError, "found a list with"),
+        (["a", "b"], TypeError, "recording 0: found a str"),
+        (np.zeros(9, dtype=complex), TypeError, "complex128"),
+    ],
+)
+def test_what_is_no_speech_is_refused(speech: Any, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        WhisperFeatureExtractor(**SMALL)(speech, sampling_rate=16_000)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampling_rate": 8_000}, "found sampling_rate 8000, expected 16000.*resample"),
+        ({"padding": "shortest"}, "found padding='shortest'"),
+        ({"return_tensors": "tf"}, "found return_tensors='tf'"),
+        ({"max_length": -1}, "found max_length -1"),
+        ({"pad_to_multiple_of": 0}, "found multiple_of 0"),
+        ({"padding": "longest", "max_length": 100}, "expected at least one hop"),
+    ],
+)
+def test_calls_that_cannot_be_meant_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WhisperFeatureExtractor(**SMALL)(noise(900), **{"sampling_rate": 16_000, **options})
+
+
+def test_an_unknown_rate_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    WhisperFeatureExtractor(**SMALL)(noise(900))
+    assert "sampling_rate=unknown expected=16000" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("init", "message"),
+    [
+        ({"feature_size": 0}, "feature_size 0"),
+        ({"chunk_length": 0}, "chunk_length 0"),
+        ({"hop_length": 0}, "hop_samples 0"),
+        ({"n_fft": -4}, "fft_samples -4"),
+        ({"dither": -1.0}, "dither"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(init: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WhisperFeatureExtractor(**init)
+
+
+# Settings in files.
+
+CHANGED: dict[str, Any] = {
+    "feature_size": 128,
+    "dither": 0.5,
+    "chunk_length": 12,
+    "return_attention_mask": True,
+}
+
+
+def test_settings_are_transformers_to_the_key() -> None:
+    inits: list[dict[str, Any]] = [{}, CHANGED, {"padding_side": "left", "note": "mine"}]
+    for init in inits:
+        ours, theirs = WhisperFeatureExtractor(**init), transformers.WhisperFeatureExtractor(**init)
+        assert ours.to_dict() == theirs.to_dict()
+        assert ours.to_json_string() == theirs.to_json_string()
+    assert repr(ours).startswith("WhisperFeatureExtractor {\n")
+
+
+def test_each_reads_what_the_other_saved(tmp_path: Path) -> None:
+    ours, theirs = WhisperFeatureExtractor, transformers.WhisperFeatureExtractor
+    assert ours(**CHANGED).save_pretrained(tmp_path / "a") == [
+        str(tmp_path / "a" / "preprocessor_config.json")
+    ]
+    theirs(**CHANGED).save_pretrained(tmp_path / "b")
+    for folder in (tmp_path / "a", tmp_path / "b", tmp_path / "a" / "preprocessor_config.json"):
+        expected = theirs.from_pretrained(folder).to_dict()
+        assert ours.from_pretrained(folder).to_dict() == expected
+        assert ours.from_pretrained(str(folder)).n_samples == 12 * 16_000
+
+
+def test_published_files_are_read(tmp_path: Path) -> None:
+    published = {
+        "chunk_length": 30,
+        "feature_extractor_type": "WhisperFeatureExtractor",
+        "feature_size": 80,
+        "mel_filters": [[0.0, 0.1]],
+        "n_samples": 1,
+        "nb_max_frames": 1,
+        "processor_class": "WhisperProcessor",
+        "return_attention_mask": False,
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(published))
+    extractor = WhisperFeatureExtractor.from_pretrained(tmp_path)
+    assert (extractor.n_samples, extractor.nb_max_frames) == (480_000, 3_000)
+    assert extractor.to_dict() == WhisperFeatureExtractor().to_dict()
+
+
+def test_settings_inside_the_processors_file_come_first(tmp_path: Path) -> None:
+    WhisperFeatureExtractor().save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    path.write_text(json.dumps({"processor_class": "WhisperProcessor"}))
+    assert WhisperFeatureExtractor.from_pretrained(tmp_path).feature_size == 80
+    path.write_text(json.dumps({"feature_extractor": WhisperFeatureExtractor(**CHANGED).to_dict()}))
+    for place in (tmp_path, path):
+        assert WhisperFeatureExtractor.from_pretrained(place).feature_size == 128
+
+
+def test_keywords_override_settings_and_unused_ones_come_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    WhisperFeatureExtractor(note="mine").save_pretrained(tmp_path / "sub")
+    load = WhisperFeatureExtractor.from_pretrained
+    options: dict[str, Any] = {
+        "subfolder": "sub",
+        "feature_size": 128,
+        "note": "yours",
+        "featuresize": 3,
+    }
+    extractor, unused = load(tmp_path, return_unused_kwargs=True, **options)
+    assert (extractor.feature_size, extractor.note, unused) == (128, "yours", {"featuresize": 3})
+    assert not caplog.text
+    assert load(tmp_path, **options).feature_size == 128
+    assert "ignored=['featuresize']" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "found nothing, expected processor_config.json or preprocessor_config.json"),
+        ("{", "no readable JSON"),
+        ("[]", "expected an object"),
+        ('{"feature_size": "80"}', "feature_size is '80'"),
+        ('{"hop_length": 0}', "preprocessor_config.json: .*hop_samples 0"),
+    ],
+)
+def test_unusable_files_are_checkpoint_errors(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        WhisperFeatureExtractor.from_pretrained(tmp_path)
+
+
+def test_a_folder_cannot_be_made_over_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="expected a folder or nothing"):
+        WhisperFeatureExtractor().save_pretrained(tmp_path / "file")
+
+
+# Padding what is there already.
+
+
+def examples(lengths: list[int]) -> list[dict]:
+    return [
+        {"input_features": np.random.default_rng(n).random((n, 80)), "labels": n} for n in lengths
+    ]
+
+
+@pytest.mark.parametrize("return_tensors", ["np", "pt", None])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"padding": "longest", "pad_to_multiple_of": 8},
+        {"padding": "max_length", "max_length": 12},
+        {"padding": "max_length", "max_length": 6, "truncation": True, "pad_to_multiple_of": 4},
+        {"return_attention_mask": True},
+    ],
+)
+def test_padding_equals_transformers(options: dict, return_tensors: str | None) -> None:
+    ours, theirs = WhisperFeatureExtractor(), transformers.WhisperFeatureExtractor()
+    options["return_tensors"] = return_tensors
+    assert_equal(*(it.pad(examples([5, 9, 3]), **options) for it in (ours, theirs)))
+
+
+def test_masks_that_are_there_are_padded_too_and_tensors_stay_tensors() -> None:
+    features = {
+        "input_features": [torch.ones(3, 80), torch.ones(2, 80)],
+        "attention_mask": [torch.tensor([1, 1, 0]), torch.tensor([0, 1])],
+    }
+    batch = WhisperFeatureExtractor().pad(features)
+    assert batch.attention_mask.tolist() == [[1, 1, 0], [0, 1, 0]]
+    assert isinstance(batch.input_features, torch.Tensor)
+    assert batch.input_features[1, 2].tolist() == [0.0] * 80
+
+
+def test_padding_nothing_gives_nothing() -> None:
+    batch = WhisperFeatureExtractor().pad({"input_features": []}, return_attention_mask=True)
+    assert batch == {"input_features": [], "attention_mask": []}
+
+
+@pytest.mark.parametrize(
+    ("features", "options", "message"),
+    [
+        ({"labels": [1]}, {}, "found labels, expected input_features"),
+        ({"input_features": [np.ones((2, 80))], "labels": [1, 2]}, {}, "as many of each name"),
+        ({"input_features": [np.ones((2, 80))]}, {"padding": "max_length"}, "without max_length"),
+        ({"input_features": [np.ones((2, 80))]}, {"truncation": True}, "without max_length"),
+    ],
+)
+def test_padding_that_cannot_be_is_refused(features: dict, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WhisperFeatureExtractor().pad(features, **options)
+
+
+def test_an_unknown_side_is_refused() -> None:
+    with pytest.raises(ValueError, match="padding_side 'top'"):
+        WhisperFeatureExtractor(padding_side="top", **SMALL)(noise(900), sampling_rate=16_000)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_normalising_equals_transformers(masked: bool) -> None:
+    rows = [noise(50) + 3, noise(50, 1)]
+    masks: Any = [np.arange(50) < 30, np.ones(50)] if masked else None
+    ours = WhisperFeatureExtractor.zero_mean_unit_var_norm(rows, masks, 0.5)
+    theirs = transformers.WhisperFeatureExtractor.zero_mean_unit_var_norm(rows, masks, 0.5)
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+# With torch, and without.
+
+
+@pytest.mark.parametrize("num_mel_bins", [80, 128])
+def test_the_gpu_route_equals_transformers_torch_route(num_mel_bins: int) -> None:
+    rows = np.stack([made_sounds(16_000)["noise"], made_sounds(16_000)["hum"]])
+    ours = log_mel_on_device(rows, num_mel_bins=num_mel_bins, analysis=Analysis(), device="cpu")
+    extractor = transformers.WhisperFeatureExtractor(feature_size=num_mel_bins)
+    theirs = extractor._torch_extract_fbank_features(rows, "cpu")
+    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
+    plain = WhisperFeatureExtractor(feature_size=num_mel_bins, **SMALL)(rows, sampling_rate=16_000)
+    np.testing.assert_allclose(ours, plain["input_features"], atol=FLOAT32_TOLERANCE)
+
+
+def test_a_device_is_used_where_one_is_named() -> None:
+    extractor = WhisperFeatureExtractor(dither=1e-3, **SMALL)
+    speech = [noise(3_200), noise(4_900)]
+    with torch.random.fork_rng(devices=[]):
+        # torch's own "cpu:0" stands in for a GPU: it is not the plain "cpu" of the numpy route.
+        batch = extractor(speech, sampling_rate=16_000, device="cpu:0", return_tensors="pt")
+        ragged = extractor(speech, sampling_rate=16_000, device="cpu:0", padding=False)
+    assert batch.input_features.shape == (2, 80, 100)
+    assert [row.shape for row in ragged.input_features] == [(80, 20), (80, 30)]
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_what_the_cpu_gives() -> None:
+    extractor, speech = WhisperFeatureExtractor(), noise(100_000)
+    found = extractor(speech, sampling_rate=16_000, device="cuda")["input_features"]
+    expected = extractor(speech, sampling_rate=16_000)["input_features"]
+    np.testing.assert_allclose(found, expected, atol=FLOAT32_TOLERANCE)
+
+
+def test_no_torch_is_loaded_without_tensors() -> None:
+    code = """
+import sys
+import numpy as np
+from corpus_asr.models.whisper import WhisperFeatureExtractor
+batch = WhisperFeatureExtractor()(np.zeros(16_000), sampling_rate=16_000, return_tensors="np")
+print(batch.input_features.shape, "torch" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "(1, 80, 3000) False", done.stderr
