@@ -1,6 +1,6 @@
 """Answers to alignment jobs from openai-whisper's network, without caches and slots."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,14 @@ def align(model: whisper.Whisper, job: AlignJob) -> AlignResult:
     found = logprobs.gather(1, known[:, None])[:, 0]
     found[known != tokens[1:]] = -torch.inf
     return AlignResult(weights=weights.numpy(), logprobs=tuple(found.tolist()))
+
+
+def align_with(model: whisper.Whisper, heads: Iterable[Sequence[int]]) -> None:
+    """Let openai-whisper time words by these (layer, head) pairs."""
+    mask = torch.zeros(model.dims.n_text_layer, model.dims.n_text_head, dtype=torch.bool)
+    for layer, head in heads:
+        mask[layer, head] = True
+    model.register_buffer("alignment_heads", mask.to_sparse(), persistent=False)
 
 
 def run(task: Generator[AlignJob, AlignResult, Any], model: whisper.Whisper) -> Any:
