@@ -60,6 +60,11 @@ class WhisperDecoderSlots:
         return self._config.max_target_positions
 
     @property
+    def has_encoder(self) -> bool:
+        """Whether this model encodes windows itself."""
+        return False
+
+    @property
     def window_shape(self) -> tuple[int, int]:
         """Positions and width of an encoded window."""
         return self._config.max_source_positions, self._config.d_model
@@ -212,6 +217,11 @@ class WhisperSlotModel(WhisperDecoderSlots):
     def __init__(self, model: "WhisperForConditionalGeneration") -> None:
         super().__init__(model.config, model.model.decoder, model.proj_out)
         self._encoder = model.model.encoder
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether this model encodes windows itself."""
+        return True
 
     @torch.inference_mode()
     def encode(

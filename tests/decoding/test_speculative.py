@@ -1,0 +1,259 @@
+"""Drafts save runs of the large model and change nothing else."""
+
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from corpus_asr.decoding.protocols import Search, SlotModel, TokenRules, WindowJob, WindowResult
+from corpus_asr.decoding.slots import SlotScheduler
+from corpus_asr.decoding.speculative import SpeculativeBatch, check_assistant
+from corpus_asr.errors import EngineError
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper.slot_model import WhisperDecoderSlots, WhisperSlotModel
+from tests.support.checkpoints import tiny_whisper
+
+VOCAB, END, NO_TIMESTAMPS, BEGIN, POSITIONS, SOURCE = 60, 30, 39, 40, 48, 20
+PLAIN = TokenRules(end=END)
+GRAMMAR = TokenRules(
+    end=END,
+    suppress=(1, 2),
+    suppress_first=(END,),
+    timestamp_begin=BEGIN,
+    no_timestamps=NO_TIMESTAMPS,
+    max_initial_timestamp=6,
+)
+
+
+def load(folder: Path, **settings: Any) -> WhisperForConditionalGeneration:
+    usual = {
+        "d_model": 16,
+        "layers": 2,
+        "heads": 2,
+        "vocab_size": VOCAB,
+        "max_target_positions": POSITIONS,
+        "max_source_positions": SOURCE,
+        "spread": 0.3,
+    }
+    tiny_whisper(folder, **(usual | settings))
+    return WhisperForConditionalGeneration.from_pretrained(folder)
+
+
+def decoder_of(network: WhisperForConditionalGeneration) -> WhisperDecoderSlots:
+    return WhisperDecoderSlots(network.config, network.model.decoder, network.proj_out)
+
+
+def nearly(network: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:
+    """The same network, slightly wrong: it guesses often but not always right."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in network.model.decoder.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    return network
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checkpoint")
+
+
+@pytest.fixture(scope="module")
+def network(folder: Path) -> WhisperForConditionalGeneration:
+    return load(folder, seed=3)
+
+
+@pytest.fixture(scope="module")
+def model(network: WhisperForConditionalGeneration) -> WhisperSlotModel:
+    return network.slot_model()
+
+
+Assistants = dict[str, SlotModel]
+
+
+@pytest.fixture(scope="module")
+def assistants(
+    network: WhisperForConditionalGeneration,
+    folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Assistants:
+    """Drafts of every quality, with an encoder and without."""
+    small = load(tmp_path_factory.mktemp("small"), seed=2, d_model=8, layers=1)
+    wrong = nearly(WhisperForConditionalGeneration.from_pretrained(folder))
+    return {
+        "the same": network.slot_model(),
+        "the same decoder": decoder_of(network),
+        "nearly the same": wrong.slot_model(),
+        "nearly the same decoder": decoder_of(wrong),
+        "another": small.slot_model(),
+    }
+
+
+def job(
+    seed: int,
+    rules: TokenRules = PLAIN,
+    *,
+    prompt: tuple[int, ...] = (31, 32),
+    limit: int = 30,
+    **search: Any,
+) -> WindowJob:
+    features = np.random.default_rng(seed).standard_normal((80, 2 * SOURCE), dtype=np.float32)
+    return WindowJob(
+        features=features,
+        window=(seed,),
+        prompt=prompt,
+        rules=rules,
+        max_new_tokens=limit,
+        search=Search(**search),
+        seed=seed,
+        score_token=33,
+    )
+
+
+def run(model: SlotModel, jobs: list[WindowJob], *, slots: int = 3, every: int = 1) -> list[Any]:
+    scheduler = SlotScheduler(model, slots, check_every=every)
+    found: dict[int, WindowResult] = {}
+
+    def reader(one: WindowJob) -> Generator[WindowJob, WindowResult, WindowResult]:
+        return (yield one)
+
+    for number, one in enumerate(jobs):
+
+        def done(value: Any, error: Exception | None, number: int = number) -> None:
+            assert error is None, error
+            found[number] = value
+
+        scheduler.add(reader(one), done)
+    while scheduler.pending:
+        scheduler.advance()
+    return [found[number] for number in range(len(jobs))]
+
+
+def assisted(jobs: list[WindowJob], assistant: SlotModel, drafts: int) -> list[WindowJob]:
+    return [
+        replace(each, search=replace(each.search, assistant=assistant, num_draft_tokens=drafts))
+        for each in jobs
+    ]
+
+
+def check(found: list[WindowResult], expected: list[WindowResult]) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.tokens == theirs.tokens
+        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+        assert ours.end_logprob == pytest.approx(theirs.end_logprob, abs=1e-4)
+        assert ours.score == pytest.approx(theirs.score, abs=1e-5)
+
+
+NAMES = ["the same", "the same decoder", "nearly the same", "nearly the same decoder", "another"]
+
+
+def mixed_jobs() -> list[WindowJob]:
+    endless = replace(GRAMMAR, suppress=(1, 2, END))
+    return [
+        job(0),
+        job(1, GRAMMAR),
+        job(2, GRAMMAR, temperature=0.7),
+        job(3, prompt=(31,), limit=3),
+        job(4, temperature=1.0),
+        job(5, endless, prompt=(31, 5, 6, 7, 8, 32), limit=99, temperature=0.3),
+        job(6, limit=1),
+        job(7, prompt=(31,) * (POSITIONS - 1), limit=99),
+        job(8, replace(PLAIN, suppress=(END,)), limit=99),
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("drafts", "every"), [(1, 1), (5, 1), (4, 3)])
+def test_the_text_is_the_one_without_an_assistant(
+    model: WhisperSlotModel, assistants: Assistants, name: str, drafts: int, every: int
+) -> None:
+    jobs = mixed_jobs()
+    expected = run(model, jobs)
+    found = run(model, assisted(jobs, assistants[name], drafts), every=every)
+    check(found, expected)
+
+
+class Counting(WhisperSlotModel):
+    """Counts its runs."""
+
+    runs = 0
+
+    def extend(self, *args: Any) -> torch.Tensor:
+        self.runs += 1
+        return super().extend(*args)
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"), [("the same", (5, 5)), ("nearly the same", (6, 20)), ("another", (10, 29))]
+)
+def test_good_drafts_save_runs_of_the_model(
+    network: WhisperForConditionalGeneration,
+    assistants: Assistants,
+    name: str,
+    runs: tuple[int, int],
+) -> None:
+    # 29 tokens after the first; the same model guesses six at a time.
+    counting = Counting(network)
+    jobs = assisted([job(0, temperature=0.5)], assistants[name], 5)
+    found = run(counting, jobs)
+    assert len(found[0].tokens) == 30
+    assert runs[0] <= counting.runs <= runs[1]
+
+
+def test_a_window_again_is_not_heard_again(model: WhisperSlotModel, assistants: Assistants) -> None:
+    batch = SpeculativeBatch(model, assistants["another"], 2, 4)
+    alone = run(model, [job(0), job(1), job(0, GRAMMAR)])
+    jobs = [job(0), job(1)]
+    batch.fill([0, 1], batch.encode(jobs))
+    results: dict[int, WindowResult] = {}
+    for admitted in (jobs, [job(0, GRAMMAR)]):
+        batch.admit(range(len(admitted)), admitted)
+        while len(batch.ended(len(admitted))) < len(admitted):
+            batch.step(len(admitted), sampled=False)
+        for place in range(len(admitted)):
+            results[len(results)] = batch.collect(place)
+    check(list(results.values()), alone)
+
+
+def test_a_spoilt_window_spoils_no_other(model: WhisperSlotModel, assistants: Assistants) -> None:
+    jobs = assisted([job(0), job(1, GRAMMAR)], assistants["nearly the same decoder"], 3)
+    batch = SpeculativeBatch(model, assistants["nearly the same decoder"], 2, 3)
+    spoilt = replace(jobs[0], features=np.full_like(jobs[0].features, np.nan))
+    batch.fill([0, 1], batch.encode([spoilt, jobs[1]]))
+    batch.admit([0, 1], [spoilt, jobs[1]])
+    while len(batch.ended(2)) < 2:
+        batch.step(2, sampled=False)
+    with pytest.raises(EngineError, match="not a number"):
+        batch.collect(0)
+    check([batch.collect(1)], run(model, [job(1, GRAMMAR)]))
+
+
+def test_an_assistant_of_another_vocabulary_is_an_error(
+    model: WhisperSlotModel, tmp_path: Path
+) -> None:
+    other = load(tmp_path, vocab_size=VOCAB + 1).slot_model()
+    with pytest.raises(ValueError, match="an assistant of 61 tokens for a model of 60"):
+        check_assistant(model, other)
+
+
+def test_an_assistant_with_fewer_positions_is_an_error(
+    model: WhisperSlotModel, tmp_path: Path
+) -> None:
+    other = load(tmp_path, max_target_positions=POSITIONS - 1).slot_model()
+    with pytest.raises(ValueError, match="47 positions for a model of 48"):
+        SpeculativeBatch(model, other, 1, 5)
+
+
+def test_a_decoder_for_other_windows_is_an_error(model: WhisperSlotModel, tmp_path: Path) -> None:
+    other = load(tmp_path, d_model=8)
+    with pytest.raises(ValueError, match=r"windows of \(20, 8\).*encodes \(20, 16\)"):
+        check_assistant(model, decoder_of(other))
+    check_assistant(model, other.slot_model())  # listens for itself
+
+
+def test_drafting_nothing_is_an_error(model: WhisperSlotModel, assistants: Assistants) -> None:
+    with pytest.raises(ValueError, match="drafting 0 tokens at a time"):
+        SpeculativeBatch(model, assistants["another"], 1, 0)
