@@ -4,19 +4,29 @@ In: encoded windows and their jobs. Out: results per slot. The occupied slots ar
 ones, so a step computes nothing for empty ones; which job sits where is `slots.py`'s business.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from corpus_asr.decoding.alignment import align_window
+from corpus_asr.decoding.checks import check_numbers
 from corpus_asr.decoding.lanes import encode_windows
-from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult
+from corpus_asr.decoding.loops import LoopWatch
+from corpus_asr.decoding.options import SlotOptions, Texts
+from corpus_asr.decoding.protocols import (
+    AlignJob,
+    AlignResult,
+    Job,
+    Result,
+    SlotModel,
+    WindowJob,
+    WindowResult,
+)
 from corpus_asr.decoding.rules import SlotRules
 from corpus_asr.decoding.samplers import choose
-from corpus_asr.errors import EngineError
 
 
 class SlotBatch:
@@ -26,23 +36,27 @@ class SlotBatch:
         self.model = model
         self.places = slots
         self._state: Any = model.new_state(slots)
-        self._rules = SlotRules(slots, model.vocab_size, model.device)
         length, device = model.max_target_positions, model.device
+        self._rules = SlotRules(slots, model.vocab_size, device)
+        self._loops = LoopWatch(slots, model.vocab_size, device)
+        # Prompt and text; a column to spare, for what finished slots say until they are collected.
+        self._text = torch.zeros(slots, length + 1, dtype=torch.long, device=device)
+        self._logprob = torch.zeros(slots, length + 1, device=device)
         self._token = torch.zeros(slots, dtype=torch.long, device=device)
-        self._position = torch.zeros(slots, dtype=torch.long, device=device)
-        self._count = torch.zeros(slots, dtype=torch.long, device=device)
-        self._limit = torch.zeros(slots, dtype=torch.long, device=device)
+        # Not 0, so that a slot that has only been aligned in has a last token as others do.
+        self._length = torch.ones(slots, dtype=torch.long, device=device)
+        self._limit = torch.ones(slots, dtype=torch.long, device=device)
         self._end = torch.zeros(slots, dtype=torch.long, device=device)
         self._seed = torch.zeros(slots, dtype=torch.long, device=device)
         self._temperature = torch.zeros(slots, device=device)
         self._ended = torch.zeros(slots, dtype=torch.bool, device=device)
-        # One column to spare, for what finished slots say until they are collected.
-        self._said = torch.zeros(slots, length + 1, dtype=torch.long, device=device)
-        self._logprob = torch.zeros(slots, length + 1, device=device)
+        self._looped = torch.zeros(slots, dtype=torch.bool, device=device)
+        self._options = SlotOptions(Texts(self._text, self._length, self._ended))
+        self._starts = [1] * slots
         self._scores: list[float | None] = [None] * slots
+        self._aligned: dict[int, AlignResult] = {}
 
-    @torch.inference_mode()
-    def encode(self, jobs: Sequence[WindowJob]) -> Float[Tensor, "batch pos width"]:
+    def encode(self, jobs: Sequence[Job]) -> Float[Tensor, "batch pos width"]:
         """Encode the jobs' windows, or take the encodings they bring."""
         return encode_windows(self.model, jobs)
 
@@ -52,49 +66,19 @@ class SlotBatch:
         self.model.fill(self._state, slots, encoded)
 
     @torch.inference_mode()
-    def admit(self, slots: Sequence[int], jobs: Sequence[WindowJob]) -> None:
-        """Run the jobs' prompts in `slots`, whose windows are filled, and choose first tokens.
+    def admit(self, slots: Sequence[int], jobs: Sequence[Job]) -> None:
+        """Start the jobs in `slots`, whose windows are filled.
 
-        Raises:
-            ValueError: a prompt is empty or leaves no room for a token.
+        Prompts are run and first tokens chosen; alignments are done at once. The jobs must have
+        passed `checks.check_job`.
         """
-        device = self.model.device
-        lengths = [len(job.prompt) for job in jobs]
-        for job, length in zip(jobs, lengths, strict=True):
-            room = self.model.max_target_positions - length
-            if length < 1 or room < 1 or job.max_new_tokens < 1:
-                raise ValueError(
-                    f"admitting a prompt of {length} tokens for {job.max_new_tokens} new ones: the "
-                    f"decoder holds {self.model.max_target_positions}; shorten the prompt"
-                )
-        index = torch.tensor(slots, device=device)
-        prompts = torch.zeros(len(jobs), max(lengths), dtype=torch.long, device=device)
-        for row, job in enumerate(jobs):
-            prompts[row, : lengths[row]] = torch.tensor(job.prompt, device=device)
-            self._rules.admit(slots[row], job.rules)
-        hidden = self.model.prefill(self._state, slots, prompts, lengths)  # (batch, token, width)
-        rows = torch.arange(len(jobs), device=device)
-        last = torch.tensor(lengths, device=device) - 1
-        logits = self.model.logits(hidden[rows, last])  # (batch, vocab)
-        self._score(slots, jobs, hidden)
-
-        self._position[index] = last
-        self._count[index] = 0
-        self._ended[index] = False
-        self._limit[index] = torch.tensor(
-            [
-                min(job.max_new_tokens, self.model.max_target_positions - length)
-                for job, length in zip(jobs, lengths, strict=True)
-            ],
-            device=device,
-        )
-        self._end[index] = torch.tensor([job.rules.end for job in jobs], device=device)
-        self._seed[index] = torch.tensor([job.seed for job in jobs], device=device)
-        self._temperature[index] = torch.tensor(
-            [job.search.temperature for job in jobs], dtype=torch.float32, device=device
-        )
-        allowed = self._rules.apply_first(logits, [job.rules for job in jobs])
-        self._take(allowed, index, sampled=any(job.search.temperature > 0 for job in jobs))
+        windows = {s: job for s, job in zip(slots, jobs, strict=True) if isinstance(job, WindowJob)}
+        for slot, job in zip(slots, jobs, strict=True):
+            if isinstance(job, AlignJob):
+                self._aligned[slot] = align_window(self.model, self._state, slot, job)
+                self._ended[slot] = True
+        if windows:
+            self._start(list(windows), list(windows.values()))
 
     @torch.inference_mode()
     def step(self, active: int, *, sampled: bool) -> None:
@@ -103,8 +87,9 @@ class SlotBatch:
         Slots that ended since the last `collect` go round on their last position; what they say is
         dropped.
         """
-        index = torch.arange(active, device=self.model.device)
         logits = self.model.step(self._state, self._token[:active], self._position[:active])
+        self._options.before_rules(logits, range(active))
+        index = torch.arange(active, device=self.model.device)
         self._take(self._rules.apply(logits), index, sampled=sampled)
 
     def ended(self, active: int) -> list[int]:
@@ -112,26 +97,28 @@ class SlotBatch:
         flags: list[bool] = self._ended[:active].tolist()
         return [slot for slot, flag in enumerate(flags) if flag]
 
-    def collect(self, slot: int) -> WindowResult:
+    def collect(self, slot: int) -> Result:
         """Read the result of a finished slot.
 
         Raises:
             EngineError: the model gave no finite number.
         """
-        count, end = int(self._count[slot]), int(self._end[slot])
-        said: list[int] = self._said[slot, :count].tolist()
-        logprobs: list[float] = self._logprob[slot, :count].tolist()
-        if any(math.isnan(logprob) for logprob in logprobs):
-            raise EngineError(
-                f"decoding in {self.model.dtype}: the model's output is not a number, expected "
-                "log-probabilities; set model.dtype to bfloat16 or float32"
-            )
+        if slot in self._aligned:
+            return self._aligned.pop(slot)
+        start, length, end = self._starts[slot], int(self._length[slot]), int(self._end[slot])
+        said: list[int] = self._text[slot, start:length].tolist()
+        logprobs: list[float] = self._logprob[slot, start:length].tolist()
+        check_numbers(logprobs, self.model)
         end_logprob = logprobs.pop() if said[-1] == end else None
+        scores, logits = self._options.kept(slot)
         return WindowResult(
             tokens=tuple(said[: len(logprobs)]),
             logprobs=tuple(logprobs),
             end_logprob=end_logprob,
             score=self._scores[slot],
+            looped=bool(self._looped[slot]),
+            scores=scores,
+            logits=logits,
         )
 
     @torch.inference_mode()
@@ -139,41 +126,123 @@ class SlotBatch:
         """Make slot `target` what slot `source` is; `source` is free afterwards."""
         self.model.move(self._state, source, target)
         self._rules.move(source, target)
+        self._loops.move(source, target)
+        self._options.move(source, target)
         for tensor in (
-            self._token, self._position, self._count, self._limit, self._end, self._seed,
-            self._temperature, self._ended, self._said, self._logprob,
+            self._text, self._logprob, self._token, self._length, self._limit, self._end,
+            self._seed, self._temperature, self._ended, self._looped,
         ):  # fmt: skip
             tensor[target] = tensor[source]
+        self._starts[target] = self._starts[source]
         self._scores[target] = self._scores[source]
+        if source in self._aligned:
+            self._aligned[target] = self._aligned.pop(source)
 
-    def _take(self, allowed: Float[Tensor, "batch vocab"], index: Tensor, *, sampled: bool) -> None:
-        """Choose a token for each slot of `index`, from logits the rules have been applied to."""
-        position = self._position[index]
-        if sampled:
-            token = choose(
-                allowed,
-                temperatures=self._temperature[index],
-                seeds=self._seed[index],
-                positions=position,
-            )
-        else:
-            token = allowed.argmax(dim=1)
+    @property
+    def _position(self) -> Int[Tensor, " slot"]:
+        """Where the newest token of each slot, not read by the model yet, goes."""
+        return self._length - 1
+
+    def _start(self, slots: list[int], jobs: list[WindowJob]) -> None:
+        """Run prompts and choose first tokens."""
+        device = self.model.device
+        lengths = [len(job.prompt) for job in jobs]
+        index = torch.tensor(slots, device=device)
+        prompts = torch.zeros(len(jobs), max(lengths), dtype=torch.long, device=device)
+        for row, job in enumerate(jobs):
+            prompts[row, : lengths[row]] = torch.tensor(job.prompt, device=device)
+            self._rules.admit(slots[row], job.rules)
+        hidden = self.model.prefill(self._state, slots, prompts, lengths)  # (batch, token, width)
+        rows = torch.arange(len(jobs), device=device)
+        length = torch.tensor(lengths, device=device)
+        logits = self.model.logits(hidden[rows, length - 1])  # (batch, vocab)
+        self._score(slots, jobs, hidden)
+
+        room = self.model.max_target_positions
+        limits = [
+            min(job.max_new_tokens + length, room)
+            for job, length in zip(jobs, lengths, strict=True)
+        ]
+        self._text[index, : prompts.shape[1]] = prompts
+        self._length[index] = length
+        self._limit[index] = torch.tensor(limits, device=device)
+        self._end[index] = torch.tensor([job.rules.end for job in jobs], device=device)
+        self._seed[index] = torch.tensor([job.seed for job in jobs], device=device)
+        self._temperature[index] = torch.tensor(
+            [job.search.temperature for job in jobs], dtype=torch.float32, device=device
+        )
+        self._ended[index] = False
+        self._looped[index] = False
+        for slot, start in zip(slots, lengths, strict=True):
+            self._starts[slot] = start
+        self._loops.admit(slots, jobs)
+        self._options.admit(slots, [job.search for job in jobs])
+
+        self._options.before_rules(logits, slots)
+        allowed = self._rules.apply_first(logits, [job.rules for job in jobs])
+        sampled = any(job.search.temperature > 0 for job in jobs)
+        self._take(allowed, index, sampled=sampled, slots=slots)
+
+    def _take(
+        self,
+        allowed: Float[Tensor, "batch vocab"],
+        index: Int[Tensor, " batch"],
+        *,
+        sampled: bool,
+        slots: Sequence[int] | None = None,
+    ) -> None:
+        """Choose the next tokens from logits the rules have been applied to.
+
+        What slots say that have ended is not kept.
+
+        Args:
+            allowed: one row per slot.
+            index: the slots.
+            sampled: whether any of their jobs has a temperature above 0.
+            slots: the same as `index` for the host; left out, the first ones.
+        """
+        slots = range(len(allowed)) if slots is None else slots
+        self._options.after_rules(allowed, slots)
+        length = self._length[index]
+        token = self._choose(allowed, slots, index, length) if sampled else allowed.argmax(dim=1)
         chosen = allowed.gather(1, token.unsqueeze(1)).squeeze(1)
         logprob = chosen - allowed.logsumexp(dim=1)
+        if not sampled:
+            self._options.keep(allowed, slots)
 
         going = ~self._ended[index]
-        count = self._count[index]
-        column = torch.where(going, count, self._said.shape[1] - 1)
-        self._said[index, column] = token
+        column = torch.where(going, length, self._text.shape[1] - 1)
+        self._text[index, column] = token
         self._logprob[index, column] = logprob
-        count = count + going.long()
-        self._count[index] = count
         self._rules.update(token, index)
         self._token[index] = token
-        ended = (token == self._end[index]) | (count >= self._limit[index])
+        self._length[index] = length + going
+        ended = (token == self._end[index]) | (length + 1 >= self._limit[index])
+        if self._loops.watches(slots):
+            looped = self._loops.update(token, index, self._text, length, going) & ~ended
+            self._looped[index] |= looped
+            ended |= looped
+        # In place, as the options look at the very same tensor.
         self._ended[index] |= ended
-        # The new token goes to the next position; one that ended stays inside the cache.
-        self._position[index] = torch.where(self._ended[index], position, position + 1)
+        for slot in self._options.stopped(slots):
+            self._ended[slot] = True
+
+    def _choose(
+        self,
+        allowed: Float[Tensor, "batch vocab"],
+        slots: Sequence[int],
+        index: Int[Tensor, " batch"],
+        length: Int[Tensor, " batch"],
+    ) -> Int[Tensor, " batch"]:
+        temperatures = self._temperature[index]
+        narrowed = self._options.narrow(allowed, slots, temperatures)
+        self._options.keep(narrowed, slots)
+        return choose(
+            narrowed,
+            temperatures=temperatures,
+            seeds=self._seed[index],
+            positions=length - 1,
+        )
 
     def _score(
         self,

@@ -1,12 +1,14 @@
-"""Refuses jobs that no model could do, before they share a batch with others.
+"""Refuses jobs that no model could do before they share a batch with others, and broken output.
 
-In: a job and the model it is for. Out: nothing, or an error that names what is wrong with it. What
-`Search` itself rules out is refused where it is made.
+In: a job and the model it is for, or what the model gave. Out: nothing, or an error that names what
+is wrong with it. What `Search` itself rules out is refused where it is made.
 """
 
+import math
 from collections.abc import Sequence
 
 from corpus_asr.decoding.protocols import AlignJob, Job, SlotModel, WindowJob
+from corpus_asr.errors import EngineError
 
 
 def check_job(job: Job, model: SlotModel) -> None:
@@ -19,6 +21,19 @@ def check_job(job: Job, model: SlotModel) -> None:
         _check_window(job, model)
     else:
         _check_align(job, model)
+
+
+def check_numbers(logprobs: Sequence[float], model: SlotModel) -> None:
+    """Make sure that a model's output are numbers.
+
+    Raises:
+        EngineError: one is not.
+    """
+    if any(math.isnan(logprob) for logprob in logprobs):
+        raise EngineError(
+            f"decoding in {model.dtype}: the model's output is not a number, expected "
+            "log-probabilities; set model.dtype to bfloat16 or float32"
+        )
 
 
 def _check_window(job: WindowJob, model: SlotModel) -> None:

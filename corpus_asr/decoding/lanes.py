@@ -7,7 +7,7 @@ belongs to another lane. Knows nothing of how a `LaneBatch` searches, nor what t
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -15,8 +15,10 @@ from torch import Tensor
 
 from corpus_asr.decoding.protocols import Job, Result, SlotModel, WindowJob
 
-Task = Generator[Job, Any, Any]
-"""Yields jobs and is sent the result of each."""
+T = TypeVar("T")
+Steps = Generator[Job, Any, T]
+"""Yields jobs, is sent the result of each, and returns something in the end."""
+Task = Steps[Any]
 Done = Callable[[Any, Exception | None], None]
 
 

@@ -3,6 +3,7 @@
 Token ids and tensors only: nothing here knows text, audio or a particular model.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -164,12 +165,50 @@ class Search:
     assistant: SlotModel | None = None
     """A smaller model that drafts tokens for the large one to check; the text stays the same."""
     num_draft_tokens: int = 5
+    """Tokens the assistant drafts before each check."""
+    early_processors: tuple[LogitsProcessor, ...] = ()
+    """Applied in turn after the two rules against repetition, before the `TokenRules`."""
     processors: tuple[LogitsProcessor, ...] = ()
     """Applied in turn after every other rule."""
     stopping: tuple[StoppingCriterion, ...] = ()
     """The window ends when one of them says so."""
     keep_scores: bool = False
     """Keep the scores of every step in the result: (token, vocab) in float32."""
+    keep_logits: bool = False
+    """Keep the raw logits of every step likewise."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be searched for.
+
+        Raises:
+            ValueError: a number out of its range, or options that exclude each other.
+        """
+        for name, holds, expected in (
+            ("temperature", 0 <= self.temperature < math.inf, "a number of 0 or more"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1, or None"),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1, or None"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0"),
+            ("no_repeat_ngram_size", self.no_repeat_ngram_size >= 0, "0 or more"),
+            ("num_beams", self.num_beams >= 1, "at least 1"),
+            ("num_draft_tokens", self.num_draft_tokens >= 1, "at least 1"),
+            (
+                "num_return_sequences",
+                1 <= self.num_return_sequences <= self.num_beams,
+                f"1 to num_beams, which is {self.num_beams}",
+            ),
+            ("early_stopping", self.early_stopping in (True, False, "never"), "a bool or 'never'"),
+        ):
+            if not holds:
+                raise ValueError(
+                    f"setting up a search: found {name} {getattr(self, name)!r}, expected "
+                    f"{expected}; correct it"
+                )
+        if self.num_beams > 1 and (self.temperature > 0 or self.assistant is not None):
+            other = "sampled" if self.temperature > 0 else "drafted by an assistant"
+            raise ValueError(
+                f"setting up a search: {self.num_beams} beams cannot be {other}; set num_beams to "
+                "1, or leave the other out"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +229,8 @@ class WindowJob:
     """A token (no-speech) whose raw probability is wanted, as said after `score_position`."""
     score_position: int = 0
     encoded: Float[Tensor, "pos width"] | None = None
-    """The encoder's output, where the caller has it already; `features` are then not read."""
+    """The encoder's output, where the caller has it already; `features` are then read only by an
+    assistant that listens for itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,7 +264,13 @@ class WindowResult:
     looped: bool = False
     """Whether it was ended because it repeated itself."""
     scores: Float[Tensor, "token vocab"] | None = None
-    """What each token was chosen from (end token included), where `keep_scores` asks for it."""
+    """What each token was chosen from (end token included), where `keep_scores` asks for it.
+
+    Under the rules and, where it was sampled, divided by the temperature and narrowed by `top_k`
+    and `top_p`.
+    """
+    logits: Float[Tensor, "token vocab"] | None = None
+    """What the model gave for each token (end token included), where `keep_logits` asks for it."""
     sequence_score: float | None = None
     """The beam's log-probability with its length penalty."""
     others: tuple["WindowResult", ...] = ()

@@ -30,6 +30,37 @@ def choose(
     return (logits + temperatures.unsqueeze(1) * noise).argmax(dim=1)
 
 
+def keep_likeliest(
+    logits: Float[Tensor, "slot vocab"],
+    *,
+    temperatures: Float[Tensor, " slot"],
+    top_k: int | None,
+    top_p: Float[Tensor, " slot"],
+) -> Float[Tensor, "slot vocab"]:
+    """Forbid all but the likeliest tokens; those as likely as the last one kept are kept too.
+
+    Args:
+        logits: under the rules.
+        temperatures: above 0; probabilities are those of softmax(logits / temperature).
+        top_k: keep so many.
+        top_p: of those keep the likeliest that together reach this probability; 1 for all.
+
+    Source: Fan et al. 2018, section 5.1; Holtzman et al. 2020, section 3.1. Equal to
+    `transformers`' TopKLogitsWarper, then TopPLogitsWarper (tests/decoding/test_samplers.py).
+    """
+    scaled = logits / temperatures.unsqueeze(1)
+    if top_k is None or top_k >= scaled.shape[1]:
+        rising = scaled.sort(dim=1).values
+    else:
+        rising = scaled.topk(top_k, dim=1).values.flip(1)
+    # What lies at or below a token, with it, is what would be lost by leaving it out.
+    lost = rising.softmax(dim=1).cumsum(dim=1)
+    kept = (lost > 1 - top_p.unsqueeze(1)) | (top_p == 1).unsqueeze(1)
+    kept[:, -1] = True
+    lowest = rising.masked_fill(~kept, float("inf")).amin(dim=1, keepdim=True)
+    return logits.masked_fill(scaled < lowest, float("-inf"))
+
+
 def gumbel_noise(
     seeds: Int[Tensor, " slot"], positions: Int[Tensor, " slot"], vocab_size: int
 ) -> Float[Tensor, "slot vocab"]:

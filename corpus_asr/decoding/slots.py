@@ -9,11 +9,11 @@ import torch
 
 from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.checks import check_job
-from corpus_asr.decoding.lanes import Done, Lane, LaneBatch, Running, Task
+from corpus_asr.decoding.lanes import Done, Lane, LaneBatch, Running, Steps, Task
 from corpus_asr.decoding.protocols import Job, Search, SlotModel, WindowJob
 from corpus_asr.errors import EngineError
 
-__all__ = ["Done", "SlotScheduler", "Task"]
+__all__ = ["Done", "SlotScheduler", "Steps", "Task"]
 
 _Kind = tuple[str, int, int]
 
