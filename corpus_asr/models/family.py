@@ -27,6 +27,13 @@ class Family:
     """Class with `from_folder(folder)`: samples of one part to `PartFeatures`; torch-free."""
     slot_model: str
     """Class with `from_pretrained(folder, dtype=, device=)` and `slot_model()`; imports torch."""
+    feature_extractor: str | None = None
+    """Class with `from_pretrained(name)`: samples to the model's input; None where there is none.
+    """
+    processor: str | None = None
+    """Class with `from_pretrained(name)`: feature extractor and tokenizer as one, or None."""
+    speech_seq2seq: str | None = None
+    """Class with `from_pretrained(name)`: audio to text by `generate`, or None; imports torch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

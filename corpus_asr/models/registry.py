@@ -21,6 +21,9 @@ _WHISPER = Family(
     tokenizer="corpus_asr.models.whisper.tokenizer:WhisperTokenizer",
     part_features="corpus_asr.models.whisper.features:WhisperPartFeatures",
     slot_model="corpus_asr.models.whisper.model:WhisperForConditionalGeneration",
+    feature_extractor="corpus_asr.models.whisper.feature_extractor:WhisperFeatureExtractor",
+    processor="corpus_asr.models.whisper.processor:WhisperProcessor",
+    speech_seq2seq="corpus_asr.models.whisper.model:WhisperForConditionalGeneration",
 )
 
 FAMILIES: Mapping[str, Family] = MappingProxyType({_WHISPER.model_type: _WHISPER})
@@ -43,6 +46,46 @@ def family_of(folder: Path) -> Family:
             f"choose a checkpoint of a supported family"
         )
     return family
+
+
+# Where a folder without config.json says which classes wrote it.
+_CLASS_KEYS = (
+    ("preprocessor_config.json", ("processor_class", "feature_extractor_type")),
+    ("processor_config.json", ("processor_class",)),
+    ("tokenizer_config.json", ("processor_class", "tokenizer_class")),
+)
+
+
+def family_of_files(folder: Path) -> Family:
+    """Find the family of saved files that need not be a whole checkpoint.
+
+    Raises:
+        CheckpointError: no file names a known family or class.
+    """
+    if (folder / "config.json").is_file():
+        return family_of(folder)
+    found = []
+    for name, keys in _CLASS_KEYS:
+        content = read_json_object(folder / name) if (folder / name).is_file() else {}
+        for key in keys:
+            written = content.get(key)
+            for family in FAMILIES.values():
+                if written in _class_names(family):
+                    return family
+            if written is not None:
+                found.append(f"{key} {written!r} in {name}")
+    known = ", ".join(sorted(FAMILIES))
+    raise CheckpointError(
+        f"reading {folder}: found {', '.join(found) or 'no config.json and no class by name'}, "
+        f"expected files of one of: {known}; choose a checkpoint of a supported family"
+    )
+
+
+def _class_names(family: Family) -> set[str]:
+    references = (family.processor, family.feature_extractor, family.tokenizer)
+    names = {reference.partition(":")[2] for reference in references if reference}
+    # transformers writes its tokenizers under two names.
+    return names | {f"{family.tokenizer.partition(':')[2]}Fast"}
 
 
 def resolve(reference: str) -> Any:

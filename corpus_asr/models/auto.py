@@ -1,0 +1,157 @@
+"""Classes that find a checkpoint's family and hand over to its own classes.
+
+In: a folder, an address or a hub name. Out: the family's config, tokenizer, feature extractor,
+processor or model. Names and parameters are those of `transformers`, version 5.23. No code of a
+checkpoint is ever run: a family is known here or refused. Imports torch only with a model.
+"""
+
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.models.family import Family
+from corpus_asr.models.registry import FAMILIES, family_of, family_of_files, resolve
+from corpus_asr.models.saved_files import take_source
+from corpus_asr.storage.model_files import fetch_checkpoint
+
+# Of no meaning here, but said by code that was written for transformers: there is one class for
+# each thing, and none comes with a checkpoint.
+_WITHOUT_MEANING = ("use_fast", "trust_remote_code", "code_revision")
+
+
+class _Auto:
+    """A class that is never made, only asked to load."""
+
+    _role: ClassVar[str]  # the field of `Family`
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        name = type(self).__name__
+        raise TypeError(f"making {name}: it only loads; call {name}.from_pretrained(...)")
+
+    @classmethod
+    def _load(cls, name: str | PathLike[str], family: Family, options: dict[str, Any]) -> Any:
+        reference = getattr(family, cls._role)
+        if reference is None:
+            raise CheckpointError(
+                f"loading {name} by {cls.__name__}: found the family {family.model_type}, which "
+                f"has no such class; choose a checkpoint of another family"
+            )
+        return resolve(reference).from_pretrained(name, **options)
+
+
+class _AutoFiles(_Auto):
+    """Loads what needs no weights; the folder need not be a whole checkpoint."""
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
+    ) -> Any:
+        """Load from a folder, an address, a hub name, or a saved file.
+
+        Args:
+            pretrained_model_name_or_path: where the files are.
+            kwargs: `revision`, `subfolder`, `cache_dir`, `force_download`, `local_files_only`,
+                `token` and `config` say where to look and what is found there; all others are
+                passed on.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or it is of no known family.
+        """
+        options = _meaningful(kwargs)
+        source, config = take_source(options), options.pop("config", None)
+        given = Path(pretrained_model_name_or_path)
+        if given.is_file():
+            family = _family_of_config(config) or family_of_files(given.parent)
+            return cls._load(given, family, options)
+        name = str(pretrained_model_name_or_path)
+        folder = fetch_checkpoint(name, weights=False, expect=None, **source)
+        return cls._load(folder, _family_of_config(config) or family_of_files(folder), options)
+
+
+class AutoConfig(_AutoFiles):
+    """Loads a checkpoint's config."""
+
+    _role = "config"
+
+    @classmethod
+    def for_model(cls, model_type: str, **kwargs: Any) -> Any:
+        """Make a family's config with its defaults, some of them replaced.
+
+        Raises:
+            ValueError: the family is not known.
+        """
+        family = FAMILIES.get(model_type)
+        if family is None:
+            raise ValueError(
+                f"making a config: found model_type {model_type!r}, expected one of: "
+                f"{', '.join(sorted(FAMILIES))}"
+            )
+        return resolve(family.config)(**kwargs)
+
+
+class AutoTokenizer(_AutoFiles):
+    """Loads a checkpoint's tokenizer."""
+
+    _role = "tokenizer"
+
+
+class AutoFeatureExtractor(_AutoFiles):
+    """Loads a checkpoint's feature extractor."""
+
+    _role = "feature_extractor"
+
+
+class AutoProcessor(_AutoFiles):
+    """Loads a checkpoint's feature extractor and tokenizer as one."""
+
+    _role = "processor"
+
+
+class AutoModelForSpeechSeq2Seq(_Auto):
+    """Loads a checkpoint's model that turns audio into text."""
+
+    _role = "speech_seq2seq"
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
+    ) -> Any:
+        """Load the model from a folder, an address or a hub name.
+
+        Args:
+            pretrained_model_name_or_path: where the checkpoint is.
+            kwargs: passed on to the family's own `from_pretrained`.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or it is of no known family.
+        """
+        options = _meaningful(kwargs)
+        source = take_source(dict(options))
+        folder = fetch_checkpoint(str(pretrained_model_name_or_path), weights=False, **source)
+        family = _family_of_config(options.get("config")) or family_of(folder)
+        return cls._load(pretrained_model_name_or_path, family, options)
+
+    @classmethod
+    def from_config(cls, config: Any, **kwargs: Any) -> Any:
+        """Make a model of random weights.
+
+        Raises:
+            ValueError: the config is of no known family.
+        """
+        family = _family_of_config(config)
+        if family is None or family.speech_seq2seq is None:
+            found = getattr(config, "model_type", type(config).__name__)
+            raise ValueError(
+                f"making a model: found a config of {found!r}, expected one of: "
+                f"{', '.join(sorted(FAMILIES))}; load it with AutoConfig.from_pretrained"
+            )
+        return resolve(family.speech_seq2seq)(config, **kwargs)
+
+
+def _meaningful(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in _WITHOUT_MEANING}
+
+
+def _family_of_config(config: Any) -> Family | None:
+    return FAMILIES.get(getattr(config, "model_type", ""))

@@ -1,0 +1,138 @@
+"""The Auto classes find each checkpoint's family and hand over to it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.models import auto
+from corpus_asr.models.auto import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModelForSpeechSeq2Seq,
+    AutoProcessor,
+    AutoTokenizer,
+)
+from corpus_asr.models.registry import FAMILIES, family_of_files
+from corpus_asr.models.whisper import (
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTokenizer,
+)
+from tests.support.checkpoints import tiny_whisper
+from tests.support.tokenizers import tiny_tokenizer
+
+FILES = (AutoConfig, AutoFeatureExtractor, AutoProcessor, AutoTokenizer)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("auto")
+    tiny_tokenizer(folder / "tokenizer")
+    return tiny_whisper(folder / "model", tokenizer=folder / "tokenizer", d_model=16, layers=1)
+
+
+@pytest.mark.parametrize(
+    ("auto_class", "expected"),
+    [
+        (AutoConfig, WhisperConfig),
+        (AutoFeatureExtractor, WhisperFeatureExtractor),
+        (AutoTokenizer, WhisperTokenizer),
+        (AutoProcessor, WhisperProcessor),
+        (AutoModelForSpeechSeq2Seq, WhisperForConditionalGeneration),
+    ],
+)
+def test_each_loads_the_familys_class(auto_class: Any, expected: type, checkpoint: Path) -> None:
+    for name in (checkpoint, str(checkpoint), f"file://{checkpoint}"):
+        assert type(auto_class.from_pretrained(name)) is expected
+
+
+def test_options_reach_the_class_and_what_has_no_meaning_does_not(checkpoint: Path) -> None:
+    name = {"pretrained_model_name_or_path": checkpoint.parent, "subfolder": "model"}
+    ignored = {"use_fast": False, "trust_remote_code": True, "revision": "main", "token": None}
+    extractor = AutoFeatureExtractor.from_pretrained(**name, **ignored, dither=0.5)
+    assert extractor.dither == 0.5
+    tokenizer = AutoTokenizer.from_pretrained(**name, **ignored, language="de", task="transcribe")
+    assert "<|de|>" in tokenizer.decode(tokenizer.prefix_tokens)
+    assert AutoProcessor.from_pretrained(**name, **ignored, dither=0.5).feature_extractor.dither
+    assert AutoConfig.from_pretrained(**name, **ignored).d_model == 16
+    loaded = AutoModelForSpeechSeq2Seq.from_pretrained(checkpoint, trust_remote_code=False)
+    assert loaded.config.d_model == 16
+
+
+def test_models_and_configs_are_made_without_files() -> None:
+    config = AutoConfig.for_model("whisper", d_model=16, encoder_layers=1, decoder_layers=1)
+    config.encoder_attention_heads = config.decoder_attention_heads = 2
+    config.vocab_size, config.pad_token_id = 100, 1
+    model = AutoModelForSpeechSeq2Seq.from_config(config)
+    assert type(model) is WhisperForConditionalGeneration
+    assert model.config.d_model == 16
+
+
+def test_folders_without_a_config_are_known_by_the_classes_that_wrote_them(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    processor.save_pretrained(tmp_path / "processor")
+    processor.feature_extractor.save_pretrained(tmp_path / "extractor")
+    processor.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    assert not (tmp_path / "processor" / "config.json").exists()
+    assert type(AutoProcessor.from_pretrained(tmp_path / "processor")) is WhisperProcessor
+    loaded = AutoFeatureExtractor.from_pretrained(tmp_path / "extractor")
+    assert type(loaded) is WhisperFeatureExtractor
+    assert type(AutoTokenizer.from_pretrained(tmp_path / "tokenizer")) is WhisperTokenizer
+    file = tmp_path / "processor" / "preprocessor_config.json"
+    assert type(AutoFeatureExtractor.from_pretrained(file)) is WhisperFeatureExtractor
+    assert type(AutoProcessor.from_pretrained(file)) is WhisperProcessor
+
+
+def test_a_config_says_the_family_where_files_do_not(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text('{"feature_size": 128}')
+    with pytest.raises(CheckpointError, match=r"no config\.json and no class by name"):
+        AutoFeatureExtractor.from_pretrained(tmp_path)
+    loaded = AutoFeatureExtractor.from_pretrained(tmp_path, config=WhisperConfig())
+    assert loaded.feature_size == 128
+
+
+@pytest.mark.parametrize("auto_class", [*FILES, AutoModelForSpeechSeq2Seq])
+def test_other_families_are_refused_by_name(auto_class: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "wav2vec2"}')
+    with pytest.raises(CheckpointError, match="found model_type 'wav2vec2', expected one of"):
+        auto_class.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="no such folder"):
+        auto_class.from_pretrained(tmp_path / "nowhere")
+
+
+def test_foreign_classes_are_named(tmp_path: Path) -> None:
+    content = {"processor_class": "Wav2Vec2Processor", "tokenizer_class": "Wav2Vec2CTCTokenizer"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="processor_class 'Wav2Vec2Processor' in tokenizer"):
+        family_of_files(tmp_path)
+
+
+def test_a_family_without_such_a_class_says_so(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataclasses
+
+    bare = dataclasses.replace(FAMILIES["whisper"], processor=None)
+    monkeypatch.setattr(auto, "family_of_files", lambda folder: bare)
+    with pytest.raises(CheckpointError, match="the family whisper, which has no such class"):
+        AutoProcessor.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize("auto_class", [*FILES, AutoModelForSpeechSeq2Seq])
+def test_none_is_ever_made(auto_class: Any) -> None:
+    with pytest.raises(TypeError, match=rf"call {auto_class.__name__}\.from_pretrained"):
+        auto_class()
+
+
+def test_unknown_configs_are_refused() -> None:
+    with pytest.raises(ValueError, match="model_type 'bert', expected one of: whisper"):
+        AutoConfig.for_model("bert")
+    with pytest.raises(ValueError, match="found a config of 'dict'"):
+        AutoModelForSpeechSeq2Seq.from_config({})
