@@ -1,0 +1,206 @@
+"""Rules that look at the text so far, for what vectorised rules do not cover.
+
+In: settings of a call. Out: functions from tokens and scores to scores. Their order decides the
+text, and is that of transformers: what settings name first, then Whisper's own rules, then the
+caller's. A call that names none of them costs nothing: its rules stay vectorised.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from corpus_asr.decoding.protocols import LogitsProcessor, TokenRules
+from corpus_asr.transcription.generation.inputs import Row
+from corpus_asr.transcription.generation.settings import Settings
+
+_FORBIDDEN = float("-inf")
+
+Tokens = Int[Tensor, "row token"]
+Scores = Float[Tensor, "row vocab"]
+
+
+def rules_and_processors(
+    settings: Settings, row: Row, prompt: Sequence[int], limit: int
+) -> tuple[TokenRules, tuple[LogitsProcessor, ...]]:
+    """What a window with this prompt may say.
+
+    Args:
+        settings: of the call.
+        row: the window's recording.
+        prompt: the window's prompt.
+        limit: most new tokens.
+    """
+    early = _early(settings, row, len(prompt), limit)
+    late = tuple(_begun(processor, len(prompt)) for processor in settings.processors)
+    if not early:
+        return settings.rules, late
+    grammar = Grammar(settings.rules, len(prompt))
+    return TokenRules(end=settings.rules.end), (*early, grammar, *late)
+
+
+def _early(settings: Settings, row: Row, begin: int, limit: int) -> list[LogitsProcessor]:
+    """The processors that come before Whisper's own rules, in order."""
+    config = settings.config
+    found: list[LogitsProcessor] = []
+    if config.bad_words_ids:
+        words = tuple(tuple(word) for word in config.bad_words_ids)
+        found.append(BadWords(tuple(word for word in words if word != (settings.end,))))
+    if config.min_new_tokens:
+        found.append(NotBefore(settings.end, begin + config.min_new_tokens))
+    elif config.min_length:
+        found.append(NotBefore(settings.end, config.min_length))
+    if settings.allowed is not None:
+        found.append(Allowed(settings.allowed, row.number))
+    if config.forced_bos_token_id is not None:
+        found.append(ForcedAt((config.forced_bos_token_id,), length=1))
+    if config.forced_eos_token_id is not None:
+        forced = config.forced_eos_token_id
+        tokens = (forced,) if isinstance(forced, int) else tuple(forced)
+        found.append(ForcedAt(tokens, length=begin + limit - 1))
+    if config.remove_invalid_values:
+        found.append(finite)
+    return found
+
+
+def _begun(processor: LogitsProcessor, begin: int) -> LogitsProcessor:
+    """Tell a processor that asks for it where text begins, whatever window was scored before."""
+    tell = getattr(processor, "set_begin_index", None)
+    if tell is None:
+        return processor
+
+    def told(tokens: Tensor, scores: Tensor) -> Tensor:
+        tell(begin)
+        return processor(tokens, scores)
+
+    return told
+
+
+@dataclass(frozen=True, slots=True)
+class BadWords:
+    """Forbids the last token of a sequence whose other tokens were just said."""
+
+    words: tuple[tuple[int, ...], ...]
+
+    def __call__(self, tokens: Tokens, scores: Scores) -> Scores:
+        """Return scores with those tokens at minus infinity."""
+        scores = scores.clone()
+        for row, said in enumerate(tokens.tolist()):
+            for *before, last in self.words:
+                # A word as long as the whole text so far is never complete in it.
+                if not before or (len(before) < len(said) and said[-len(before) :] == before):
+                    scores[row, last] = _FORBIDDEN
+        return scores
+
+
+@dataclass(frozen=True, slots=True)
+class NotBefore:
+    """Forbids the end token while the sequence, prompt included, is shorter than `length`."""
+
+    end: int
+    length: int
+
+    def __call__(self, tokens: Tokens, scores: Scores) -> Scores:
+        """Return scores with the end token at minus infinity."""
+        if tokens.shape[1] >= self.length:
+            return scores
+        scores = scores.clone()
+        scores[:, self.end] = _FORBIDDEN
+        return scores
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """Allows only what a function of the row and the tokens so far returns."""
+
+    choose: Callable[[int, Tensor], Sequence[int]]
+    row: int
+
+    def __call__(self, tokens: Tokens, scores: Scores) -> Scores:
+        """Return scores with all other tokens at minus infinity.
+
+        Raises:
+            ValueError: the function allows nothing.
+        """
+        masked = torch.full_like(scores, _FORBIDDEN)
+        for row, said in enumerate(tokens):
+            allowed = list(self.choose(self.row, said))
+            if not allowed:
+                raise ValueError(
+                    f"generating text: prefix_allowed_tokens_fn returned no token for batch row "
+                    f"{self.row} after {len(said)} tokens; it must return at least one"
+                )
+            masked[row, allowed] = scores[row, allowed]
+        return masked
+
+
+@dataclass(frozen=True, slots=True)
+class ForcedAt:
+    """Allows only these tokens once the sequence, prompt included, has `length` of them."""
+
+    tokens: tuple[int, ...]
+    length: int
+
+    def __call__(self, tokens: Tokens, scores: Scores) -> Scores:
+        """Return the scores, or at that length 0 for these tokens and minus infinity else."""
+        if tokens.shape[1] != self.length:
+            return scores
+        forced = torch.full_like(scores, _FORBIDDEN)
+        forced[:, list(self.tokens)] = 0.0
+        return forced
+
+
+def finite(tokens: Tokens, scores: Scores) -> Scores:
+    """Make NaN 0 and infinities the largest finite numbers."""
+    return torch.nan_to_num(scores)
+
+
+def normalised(tokens: Tokens, scores: Scores) -> Scores:
+    """Make scores log-probabilities."""
+    return scores.log_softmax(dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """`SlotRules` for sequences one by one, where other rules must come before it.
+
+    Source: transformers `WhisperTimeStampLogitsProcessor`; see also `decoding.rules.SlotRules`.
+    """
+
+    rules: TokenRules
+    begin: int
+    """Length of the prompt."""
+
+    def __call__(self, tokens: Tokens, scores: Scores) -> Scores:
+        """Return scores with what may not come next at minus infinity."""
+        rules = self.rules
+        scores = scores.clone()
+        scores[:, list(rules.suppress)] = _FORBIDDEN
+        if tokens.shape[1] == self.begin:
+            scores[:, list(rules.suppress_first)] = _FORBIDDEN
+        if rules.timestamp_begin is None:
+            return scores
+        if rules.no_timestamps is not None:
+            scores[:, rules.no_timestamps] = _FORBIDDEN
+        for row, said in enumerate(tokens[:, self.begin :].tolist()):
+            self._keep_order(said, scores[row], rules.timestamp_begin)
+        return scores
+
+    def _keep_order(self, said: list[int], scores: Float[Tensor, " vocab"], begin: int) -> None:
+        last = len(said) >= 1 and said[-1] >= begin
+        before = len(said) < 2 or said[-2] >= begin
+        if last and before:
+            scores[begin:] = _FORBIDDEN
+        elif last:
+            scores[: self.rules.end] = _FORBIDDEN
+        times = [token for token in said if token >= begin]
+        if times:
+            scores[begin : times[-1] + (0 if last and not before else 1)] = _FORBIDDEN
+        if not said:
+            scores[:begin] = _FORBIDDEN
+            if self.rules.max_initial_timestamp is not None:
+                scores[begin + self.rules.max_initial_timestamp + 1 :] = _FORBIDDEN
+        if scores[begin:].logsumexp(dim=0) > scores[:begin].amax():
+            scores[:begin] = _FORBIDDEN

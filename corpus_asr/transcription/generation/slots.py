@@ -1,0 +1,99 @@
+"""The form of a model that search runs, made once for each state of its weights; and the running.
+
+In: a model and tasks. Out: what the tasks return. Knows nothing of what the tasks are for.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from corpus_asr.decoding.protocols import SlotModel
+from corpus_asr.decoding.slots import SlotScheduler, Task
+
+_CACHE = "_generation_slots"
+
+_MAX_SLOTS = {"cpu": 8, "cuda": 64}
+_ENCODE_BATCH = {"cpu": 2, "cuda": 16}
+# Looking for finished slots makes the host wait for the device; on a GPU that is worth avoiding.
+_CHECK_EVERY = {"cpu": 1, "cuda": 8}
+
+# Values looked at in each parameter to see that nobody changed it behind torch's back.
+_SAMPLES = 64
+
+
+class _SlotModelCache:
+    """A slot model and the state of the weights it was made of; copies and pickles are empty."""
+
+    def __init__(self) -> None:
+        self.state: tuple[Any, ...] = ()
+        self.model: SlotModel | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return type(self)()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+        return type(self), ()
+
+
+def slot_model(model: Any) -> SlotModel:
+    """Return the slot model of `model` as it is now, made anew where its weights have changed."""
+    cache = model.__dict__.setdefault(_CACHE, _SlotModelCache())
+    state = _state(model)
+    if cache.model is None or cache.state != state:
+        cache.model = model.slot_model()
+        cache.state = state
+    found: SlotModel = cache.model
+    return found
+
+
+@torch.no_grad()
+def _state(model: nn.Module) -> tuple[Any, ...]:
+    """Tell apart states of the weights.
+
+    Torch counts changes made in place, and new storage has another address; changes through
+    `.data` are not counted, so some values of every parameter are compared too.
+    """
+    parameters = list(model.parameters())
+    marks = tuple((p.data_ptr(), p._version, p.dtype, p.device, p.shape) for p in parameters)
+    samples = [_sample(p) for p in parameters]
+    return marks, torch.cat(samples).cpu().numpy().tobytes() if samples else b""
+
+
+def _sample(parameter: Tensor) -> Tensor:
+    flat = parameter.detach().reshape(-1) if parameter.is_contiguous() else parameter.flatten()
+    return flat[:: max(1, flat.numel() // _SAMPLES)][: 2 * _SAMPLES].float()
+
+
+def run(model: SlotModel, tasks: Sequence[Task]) -> list[Any]:
+    """Run tasks side by side; returns what each returns.
+
+    Raises:
+        Exception: the first that a task ended with.
+    """
+    results: list[Any] = [None] * len(tasks)
+    errors: list[Exception] = []
+    kind = model.device.type
+    scheduler = SlotScheduler(
+        model,
+        max(1, min(len(tasks), _MAX_SLOTS.get(kind, 8))),
+        encode_batch=_ENCODE_BATCH.get(kind, 8),
+        check_every=_CHECK_EVERY.get(kind, 1),
+    )
+
+    def done(number: int, result: Any, error: Exception | None) -> None:
+        if error is not None:
+            errors.append(error)
+        results[number] = result
+
+    for number, task in enumerate(tasks):
+        scheduler.add(task, partial(done, number))
+    while scheduler.pending and not errors:
+        scheduler.advance()
+    if errors:
+        first = errors[0]
+        scheduler.fail(first)
+        raise first
+    return results

@@ -1,0 +1,146 @@
+"""Recordings of many windows: `generate` says what `transformers` says, segment for segment."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.generation import WINDOW, Pair, pair, same, sound
+
+FRAMES = 3 * WINDOW + 36
+FEATURES = sound(3, FRAMES, seed=2)
+MASK = torch.stack([torch.arange(FRAMES) < n for n in (FRAMES, 2 * WINDOW + 11, 93)]).long()
+ALONE = FEATURES[:1]
+
+
+@pytest.fixture(scope="module", params=[0, 3])
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    found = pair(tmp_path_factory.mktemp("pair"), seed=request.param)
+    found.set(max_new_tokens=24)
+    return found
+
+
+def prompt(both: Pair, *ids: int) -> Tensor:
+    return torch.tensor([both.ours.generation_config.prev_sot_token_id, *ids])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"return_segments": True},
+        {"return_segments": True, "language": ["en", "de", "fr"], "task": "transcribe"},
+        {"return_segments": True, "return_dict_in_generate": True},
+        {"return_segments": True, "condition_on_prev_tokens": True},
+        {"return_segments": True, "max_initial_timestamp_index": 3},
+        {"force_unique_generate_call": True},
+        {"force_unique_generate_call": True, "return_dict_in_generate": True},
+    ],
+    ids=lambda arguments: ",".join(arguments) or "default",
+)
+def test_a_batch_of_recordings_of_unlike_length(both: Pair, arguments: dict[str, Any]) -> None:
+    same(*both.both(FEATURES, attention_mask=MASK, **arguments))
+
+
+@pytest.mark.parametrize("kind", ["first-segment", "all-segments", None])
+@pytest.mark.parametrize("condition", [True, False])
+@pytest.mark.parametrize("marked", [True, False])
+def test_prompts_and_conditions(
+    both: Pair, kind: str | None, condition: bool, marked: bool
+) -> None:
+    if kind == "all-segments" and not condition:
+        pytest.skip("refused by both")
+    ids = prompt(both, *range(60, 70))
+    arguments = {
+        "prompt_ids": ids if marked else ids[1:],
+        "prompt_condition_type": kind,
+        "condition_on_prev_tokens": condition,
+        "return_segments": True,
+        "return_dict_in_generate": True,
+    }
+    same(*both.both(ALONE, **arguments))
+
+
+def test_earlier_text_is_cut_to_half_the_decoder(both: Pair) -> None:
+    arguments = {"prompt_ids": prompt(both, *range(60)), "return_segments": True}
+    same(*both.both(ALONE, condition_on_prev_tokens=True, **arguments))
+
+
+def test_without_a_token_for_earlier_text_the_last_but_one_suppressed_is_taken(
+    both: Pair,
+) -> None:
+    for model in (both.ours, both.theirs):
+        config = model.generation_config
+        config.saved = config.prev_sot_token_id
+        config.prev_sot_token_id = None
+    try:
+        arguments = {"condition_on_prev_tokens": True, "suppress_tokens": [11, 12, 13]}
+        same(*both.both(ALONE, return_dict_in_generate=True, **arguments))
+        same(*both.both(ALONE, condition_on_prev_tokens=True, return_segments=True))
+    finally:
+        for model in (both.ours, both.theirs):
+            model.generation_config.prev_sot_token_id = model.generation_config.saved
+
+
+def test_the_limit_on_length_grows_with_every_window(both: Pair) -> None:
+    arguments = {"max_new_tokens": None, "max_length": 5, "return_segments": True}
+    for model in (both.ours, both.theirs):
+        model.generation_config.max_new_tokens = None
+    try:
+        same(*both.both(ALONE, **arguments))
+        same(*both.both(ALONE, condition_on_prev_tokens=True, **arguments))
+    finally:
+        both.set(max_new_tokens=24)
+
+
+def test_progress_is_told_window_by_window(both: Pair) -> None:
+    told: list[Tensor] = []
+    theirs: list[Tensor] = []
+    both.say(ALONE, monitor_progress=told.append)
+    both.said(ALONE, monitor_progress=lambda p: theirs.append(p.clone()))
+    assert [one.tolist() for one in told] == [one.tolist() for one in theirs]
+    told.clear()
+    both.say(FEATURES, attention_mask=MASK, monitor_progress=told.append)
+    assert told[0].tolist() == [[0, FRAMES], [0, 2 * WINDOW + 11], [0, 93]]
+    for one, later in zip(told, told[1:], strict=False):
+        assert torch.all(later[:, 0] >= one[:, 0])
+
+
+def test_an_exception_of_the_callers_function_arrives(both: Pair) -> None:
+    def stop(_: Tensor) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        both.say(ALONE, monitor_progress=stop)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"return_timestamps": False}, "longer than a window"),
+        ({"prompt_condition_type": "some-segments"}, "prompt_condition_type is 'some-segments'"),
+        ({"prompt_condition_type": "all-segments"}, "condition_on_prev_tokens=True"),
+        ({"max_new_tokens": 95}, "max_target_positions, which is 96"),
+        ({"prompt_ids": torch.zeros(90).long()}, "prompt_ids or lower"),
+        ({"task": "sing"}, "task is 'sing'"),
+        ({"language": "klingon"}, "klingon"),
+        ({"language": ["en", "de"]}, "lists 2 languages, expected 1"),
+        ({"temprature": 0.3}, r"not used by the model: \['temprature'\]"),
+        ({"num_return_sequences": 2}, "greedy search finds one"),
+        ({"cache_implementation": "magic"}, "cache_implementation is 'magic'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_here_and_there(
+    both: Pair, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        both.say(ALONE, **arguments)
+    with pytest.raises(ValueError, match="."):
+        both.said(ALONE, **arguments)
+
+
+def test_several_long_recordings_need_a_mask(both: Pair) -> None:
+    for speak in (both.say, both.said):
+        with pytest.raises(ValueError, match="attention_mask"):
+            speak(FEATURES)

@@ -1,0 +1,117 @@
+"""Recordings of one window: `generate` says what `transformers` says, token for token."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.generation import WINDOW, Pair, pair, same, sound
+
+FEATURES = sound(3, WINDOW, seed=1)
+
+
+@pytest.fixture(scope="module", params=[0, 1])
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return pair(tmp_path_factory.mktemp("pair"), seed=request.param)
+
+
+@pytest.fixture(scope="module")
+def english(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return pair(tmp_path_factory.mktemp("english"), multilingual=False, seed=3)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"return_timestamps": True},
+        {"language": "german"},
+        {"language": ["<|en|>", "DE", "castilian"], "task": "translate"},
+        {"task": "transcribe", "return_timestamps": True},
+        {"max_new_tokens": 5},
+        {"max_length": 11},
+        {"suppress_tokens": list(range(0, 400, 3)), "begin_suppress_tokens": [1, 4]},
+        {"suppress_tokens": None, "begin_suppress_tokens": None},
+        {"prompt_ids": torch.tensor([7, 8, 9])},
+        {"prompt_ids": torch.tensor([7, 8, 9]), "condition_on_prev_tokens": True},
+        {"is_multilingual": True, "language": "fr"},
+        {"force_unique_generate_call": True},
+        {"force_unique_generate_call": True, "return_timestamps": True, "return_segments": True},
+        {"return_segments": True},
+        {"return_segments": True, "return_timestamps": True},
+        {"return_dict_in_generate": True},
+        {"return_dict_in_generate": True, "return_timestamps": True},
+        {"return_dict_in_generate": True, "output_scores": True, "max_new_tokens": 4},
+        {"cache_implementation": "static", "max_new_tokens": 6},
+        {"use_cache": False, "max_new_tokens": 6},
+        {"decoder_input_ids": torch.tensor([[5, 6], [7, 8], [9, 10]]), "max_new_tokens": 6},
+        {"time_precision": 0.04, "time_precision_features": 0.02, "return_segments": True},
+    ],
+    ids=lambda arguments: ",".join(arguments) or "default",
+)
+def test_the_same_tokens(both: Pair, arguments: dict[str, object]) -> None:
+    same(*both.both(FEATURES, **arguments))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"return_timestamps": True}])
+def test_the_same_tokens_of_an_english_only_checkpoint(
+    english: Pair, arguments: dict[str, object]
+) -> None:
+    same(*english.both(FEATURES, **arguments))
+
+
+def test_languages_are_detected_row_by_row(both: Pair) -> None:
+    features = sound(8, WINDOW + 50, seed=5)
+    with torch.no_grad():
+        theirs = both.theirs.detect_language(features, num_segment_frames=WINDOW)
+    ours = both.detect(features, num_segment_frames=WINDOW)
+    assert len(set(theirs.tolist())) > 1
+    same(ours, theirs)
+
+
+def test_encoder_outputs_stand_for_features(both: Pair) -> None:
+    with torch.no_grad():
+        encoded = both.theirs.get_encoder()(FEATURES)
+        theirs = both.theirs.generate(encoder_outputs=encoded, max_new_tokens=6)
+    same(both.say(None, encoder_outputs=encoded, max_new_tokens=6), theirs)
+    same(both.say(None, encoder_outputs=(encoded[0],), max_new_tokens=6), theirs)
+
+
+def test_a_row_does_not_depend_on_its_neighbours(both: Pair) -> None:
+    together = both.say(FEATURES, return_timestamps=True)
+    for row, tokens in enumerate(together):
+        alone = both.say(FEATURES[row : row + 1], return_timestamps=True)[0]
+        assert tokens[: len(alone)].tolist() == alone.tolist()
+        assert set(tokens[len(alone) :].tolist()) <= {both.ours.generation_config.pad_token_id}
+
+
+def test_forced_tokens_of_old_files(both: Pair) -> None:
+    ids = both.ours.generation_config
+    forced = [[1, ids.lang_to_id["<|fr|>"]], [2, ids.task_to_id["translate"]]]
+    same(*both.both(FEATURES, forced_decoder_ids=forced, max_new_tokens=5))
+    forced[0][1] = None
+    same(*both.both(FEATURES, forced_decoder_ids=forced, max_new_tokens=5))
+
+
+def test_settings_of_the_call_come_before_the_models(both: Pair) -> None:
+    config = type(both.ours.generation_config)(max_new_tokens=3)
+    assert both.say(FEATURES, generation_config=config).shape[1] == 3
+    assert both.say(FEATURES, generation_config=config, max_new_tokens=2).shape[1] == 2
+    theirs = type(both.theirs.generation_config)(max_new_tokens=3)
+    same(both.say(FEATURES, generation_config=theirs), both.said(FEATURES, generation_config=theirs))
+
+
+def test_training_on_is_heard_at_once(tmp_path: Path) -> None:
+    both = pair(tmp_path, seed=7)
+    before = both.say(FEATURES)
+    generator = torch.Generator().manual_seed(0)
+    changes = {
+        name: torch.randn(p.shape, generator=generator) * 0.1
+        for name, p in both.theirs.named_parameters()
+    }
+    for model in (both.ours, both.theirs):
+        for name, parameter in model.named_parameters():
+            parameter.data.add_(changes[name])  # not counted by torch, unlike an optimiser's step
+    after = both.both(FEATURES)
+    same(*after)
+    assert after[0].shape != before.shape or not torch.equal(after[0], before)
