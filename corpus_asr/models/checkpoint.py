@@ -62,7 +62,9 @@ def load_weights(
     tied: Mapping[str, str],
     computed: Mapping[str, Callable[[], Tensor]],
     ignored: Collection[str],
-) -> None:
+    redrawn: Mapping[str, Callable[[], Tensor]] | None = None,
+    safetensors: bool | None = None,
+) -> list[str]:
     """Replace every parameter of `module` by the stored one.
 
     Files are memory-mapped and tensors converted one at a time, so the peak is one copy of the
@@ -75,29 +77,43 @@ def load_weights(
         device: where the weights go.
         tied: parameters that share another's weights, unless the file holds different ones.
         computed: parameters that may be absent, and what makes them.
-        ignored: stored names that may be left over.
+        ignored: how stored names begin that may be left over.
+        redrawn: parameters that may be stored in another shape, and what makes them then.
+        safetensors: whether to read them from safetensors or from PyTorch's files; None means
+            what there is.
+
+    Returns:
+        Names of the parameters that were not stored in their shape, and hence made.
 
     Raises:
-        CheckpointError: a file is missing, broken or unsafe, or the stored names, shapes or
-            types are not those of `module`.
+        CheckpointError: a file is missing, broken or unsafe, the stored names, shapes or types
+            are not those of `module`, or a stored number is NaN or infinite.
     """
     full_names = {_bare(name): name for name in module.state_dict()}
     wanted = {_bare(name): tuple(t.shape) for name, t in module.state_dict().items()}
     tied = {_bare(target): _bare(source) for target, source in tied.items()}
     computed = {_bare(name): make for name, make in computed.items()}
-    stored = {_bare(name): tensor for name, tensor in stored_tensors(folder).items()}
+    found = stored_tensors(folder, safetensors=safetensors)
+    stored = {_bare(name): tensor for name, tensor in found.items()}
+    for name in {_bare(name) for name in redrawn or {}} & stored.keys() & wanted.keys():
+        if stored[name].shape != wanted[name]:
+            del stored[name]
+            computed[name] = (redrawn or {})[full_names[name]]
     for target, source in tied.items():
         if source not in stored and target in stored:  # of two equal tensors either may be kept
             stored[source] = stored.pop(target)
-    _check_names(folder, stored, wanted, absent={*tied, *computed}, ignored=set(ignored))
+    _check_names(folder, stored, wanted, absent={*tied, *computed}, ignored=tuple(ignored))
     _check_tensors(stored, wanted)
     if dtype is None:
         dtypes = [stored[name].dtype or torch.float32 for name in wanted if name in stored]
         dtype = functools.reduce(torch.promote_types, dtypes)
     weights = {
-        name: _read(stored[name], dtype=dtype, device=device) for name in wanted if name in stored
+        name: _read(name, stored[name], dtype=dtype, device=device)
+        for name in wanted
+        if name in stored
     }
-    for name in computed.keys() & wanted.keys() - weights.keys():
+    made = [name for name in wanted if name in computed and name not in weights]
+    for name in made:
         weights[name] = computed[name]().to(device, dtype)
     shared = {
         target: source
@@ -108,6 +124,7 @@ def load_weights(
     module.load_state_dict({full_names[name]: t for name, t in weights.items()}, assign=True)
     for target, source in shared.items():
         share_parameter(module, full_names[target], full_names[source])
+    return [full_names[name] for name in made if name not in shared]
 
 
 def share_parameter(module: nn.Module, target: str, source: str) -> None:
@@ -116,29 +133,33 @@ def share_parameter(module: nn.Module, target: str, source: str) -> None:
     setattr(module.get_submodule(owner), name, module.get_parameter(source))
 
 
-def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+def stored_tensors(folder: Path, *, safetensors: bool | None = None) -> dict[str, StoredTensor]:
     """List the tensors of a checkpoint folder by name, reading none.
 
     Looks for model.safetensors, its index, pytorch_model.bin and its index, then for what the Flax
-    and TensorFlow classes save, in this order.
+    and TensorFlow classes save, in this order; with `safetensors` given, only for the first two or
+    only for the next two.
 
     Raises:
         CheckpointError: there are no weights, a file is broken, would run code, or an index names
             a file outside the folder or a tensor its file does not hold.
     """
     for name, read_file in (("model.safetensors", _safetensors), ("pytorch_model.bin", _pickled)):
+        if safetensors is not None and safetensors != name.endswith(".safetensors"):
+            continue
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
             return read_file(folder / name)
         if index.is_file():
             return _sharded(index, read_file)
     for name, read_all in ((FLAX_NAME, read_flax), (TENSORFLOW_NAME, read_tensorflow)):
-        if (folder / name).is_file():
+        if safetensors is None and (folder / name).is_file():
             return _stored(folder / name, read_all(folder / name))
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    kinds = {None: "model.safetensors, pytorch_model.bin", True: "model.safetensors"}
     raise CheckpointError(
         f"looking for weights in {folder}: found {_listed(present) or 'nothing'}, expected "
-        f"model.safetensors, pytorch_model.bin or the index of a sharded one"
+        f"{kinds.get(safetensors, 'pytorch_model.bin')} or the index of a sharded one"
     )
 
 
@@ -242,11 +263,12 @@ def _check_names(
     wanted: Mapping[str, tuple[int, ...]],
     *,
     absent: set[str],
-    ignored: set[str],
+    ignored: tuple[str, ...],
 ) -> None:
-    """Compare names; those in `absent` may be missing, those in `ignored` left over."""
+    """Compare names; those in `absent` may be missing, those that begin as `ignored` left over."""
     missing = wanted.keys() - stored.keys() - absent
-    unexpected = stored.keys() - wanted.keys() - ignored
+    left_over = stored.keys() - wanted.keys()
+    unexpected = {name for name in left_over if not name.startswith(ignored)}
     if not missing and not unexpected:
         return
     files = _listed(sorted({tensor.path.name for tensor in stored.values()})) or "no file"
@@ -281,12 +303,19 @@ def _check_tensors(
         )
 
 
-def _read(tensor: StoredTensor, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _read(name: str, tensor: StoredTensor, *, dtype: torch.dtype, device: torch.device) -> Tensor:
     try:
         # Always a copy: a mapped tensor would change or crash with its file.
-        return tensor.read().to(device, dtype, copy=True).contiguous()
+        read = tensor.read().to(device, dtype, copy=True).contiguous()
     except (SafetensorError, OSError) as error:
         raise _broken(tensor.path, error) from error
+    # The lowest and highest number carry every NaN and infinity, and take no memory to find.
+    if read.numel() and not bool(torch.stack(torch.aminmax(read)).isfinite().all()):
+        raise CheckpointError(
+            f"reading {tensor.path}: found NaN or infinity in {name} as {dtype}, expected finite "
+            f"weights; copy or download it again, or load it in a type of wider range"
+        )
+    return read
 
 
 def _bare(name: str) -> str:

@@ -54,7 +54,7 @@ def test_logits_equal_those_of_transformers(tmp_path: Path, shape: str) -> None:
     theirs = reference(tmp_path)
     features, tokens = inputs(ours)
     with torch.inference_mode():
-        found = ours(features, tokens)
+        found = ours(features, decoder_input_ids=tokens)
         expected = theirs(features, decoder_input_ids=tokens)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     torch.testing.assert_close(found.logits, expected.logits, atol=TOLERANCE, rtol=TOLERANCE)
@@ -72,7 +72,7 @@ def test_the_bare_model_equals_that_of_transformers(tmp_path: Path) -> None:
     ours = WhisperModel.from_pretrained(tmp_path / "bare")
     features, tokens = inputs(WhisperForConditionalGeneration.from_pretrained(tmp_path / "whole"))
     with torch.inference_mode():
-        found = ours(features, tokens)
+        found = ours(features, decoder_input_ids=tokens)
         expected = theirs(features, decoder_input_ids=tokens)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     torch.testing.assert_close(
@@ -86,7 +86,7 @@ def test_transformers_reads_our_state_dict(tmp_path: Path) -> None:
     fresh.load_state_dict(ours.state_dict(), strict=True)
     features, tokens = inputs(ours)
     with torch.inference_mode():
-        found = ours(features, tokens).logits
+        found = ours(features, decoder_input_ids=tokens).logits
         expected = fresh(features, decoder_input_ids=tokens).logits
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
 
@@ -122,7 +122,7 @@ def test_the_real_checkpoint_gives_what_transformers_gives(shared_data: Path) ->
     ours = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     features, tokens = inputs(ours)
     with torch.inference_mode():
-        found = ours(features[:1], tokens[:1]).logits
+        found = ours(features[:1], decoder_input_ids=tokens[:1]).logits
         expected = reference(folder, dtype=torch.float32)(
             features[:1], decoder_input_ids=tokens[:1]
         ).logits

@@ -4,16 +4,21 @@ In: log-mel features of whole windows. Out: one hidden state per 20 ms. Knows no
 tokens and no decoder.
 """
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from corpus_asr.models.layers.blocks import EncoderBlock
+from corpus_asr.models.layers.blocks import AttentionWeights, Dropouts, EncoderBlock
+from corpus_asr.models.layers.tower import Tower, head_masks
 from corpus_asr.models.whisper.config import WhisperConfig
+from corpus_asr.models.whisper.outputs import BaseModelOutput
 from corpus_asr.units import FRAMES_PER_POSITION
 
 
-class WhisperEncoder(nn.Module):
+class WhisperEncoder(Tower):
     """Two convolutions, sinusoidal positions, pre-norm blocks and a last norm.
 
     Source: Radford et al. 2022, section 2.2; parameter names of
@@ -21,8 +26,9 @@ class WhisperEncoder(nn.Module):
     """
 
     def __init__(self, config: WhisperConfig) -> None:
-        super().__init__()
+        super().__init__(config.encoder_layerdrop)
         width = config.d_model
+        self.config = config
         self.num_mel_bins = config.num_mel_bins
         self.num_frames = config.max_source_positions * FRAMES_PER_POSITION
         self.conv1 = nn.Conv1d(config.num_mel_bins, width, kernel_size=3, padding=1)
@@ -35,36 +41,119 @@ class WhisperEncoder(nn.Module):
                 ffn_dim=config.encoder_ffn_dim,
                 activation_name=config.activation_function,
                 key_bias=False,
+                dropouts=dropouts_of(config),
+                eager=config.attn_implementation == "eager",
             )
             for _ in range(config.encoder_layers)
         )
         self.layer_norm = nn.LayerNorm(width)
 
     def forward(
-        self, input_features: Float[Tensor, "batch mel frame"]
-    ) -> Float[Tensor, "batch pos width"]:
-        """Encode whole windows; see `encode`."""
-        return self.encode(input_features)
+        self,
+        input_features: Tensor,
+        attention_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutput | tuple[Any, ...]:
+        """Encode whole windows.
+
+        Args:
+            input_features: float (batch, mel, frame) in the weights' type.
+            attention_mask: has no effect: silence is heard like everything else.
+            head_mask: (layer, head), what each head's attention weights are multiplied with.
+            output_attentions: whether to return them; None asks the configuration, as below.
+            output_hidden_states: whether to return the states after every layer.
+            return_dict: False returns a plain tuple.
+
+        Raises:
+            ValueError: the features have another type, or number of mel bins or frames, than the
+                model, or (where they are on a CPU) hold NaN or infinity; or a mask does not fit.
+        """
+        self._check_values(input_features)
+        config = self.config
+        weights = AttentionWeights() if _or(output_attentions, config.output_attentions) else None
+        states: list[Tensor] | None = (
+            [] if _or(output_hidden_states, config.output_hidden_states) else None
+        )
+        output = BaseModelOutput(
+            last_hidden_state=self._run(input_features, head_mask, states, weights),
+            hidden_states=None if states is None else tuple(states),
+            attentions=None if weights is None else tuple(weights.own),
+        )
+        return output if _or(return_dict, config.return_dict) else output.to_tuple()
 
     def encode(
         self, input_features: Float[Tensor, "batch mel frame"]
     ) -> Float[Tensor, "batch pos width"]:
-        """Encode whole windows.
+        """Encode whole windows, and return the last hidden states only.
 
         Raises:
             ValueError: the features have another number of mel bins or frames than the model.
         """
-        found = tuple(input_features.shape[1:])
-        if found != (self.num_mel_bins, self.num_frames):
-            raise ValueError(
-                f"encoding a window: found {found[0]} mel bins x {found[1]} frames, expected "
-                f"{self.num_mel_bins} x {self.num_frames}; pad or cut the features to one window"
-            )
+        return self._run(input_features, None, None, None)
+
+    def _run(
+        self,
+        features: Tensor,
+        head_mask: Tensor | None,
+        states: list[Tensor] | None,
+        weights: AttentionWeights | None,
+    ) -> Float[Tensor, "batch pos width"]:
+        """Encode; put what every layer gives into `states` and `weights` where they are given."""
+        self._check_shape(features)
+        heads = self.config.encoder_attention_heads
+        masks = head_masks(head_mask, layers=len(self.layers), heads=heads, name="head_mask")
         # GELU whatever `activation_function` says: that is for the blocks.
-        hidden = F.gelu(self.conv1(input_features))
+        hidden = F.gelu(self.conv1(features))
         hidden = F.gelu(self.conv2(hidden))
         hidden = hidden.transpose(1, 2) + self.embed_positions.weight  # (batch, pos, width)
-        for layer in self.layers:
-            hidden = layer(hidden)
+        hidden = F.dropout(hidden, self.config.dropout, self.training)
+        for layer, mask in zip(self.layers, masks, strict=True):
+            if states is not None:
+                states.append(hidden)
+            hidden = self._through(layer, hidden, head_mask=mask, weights=weights)
         encoded: Tensor = self.layer_norm(hidden)
+        if states is not None:
+            states.append(encoded)
         return encoded
+
+    def _check_shape(self, features: Tensor) -> None:
+        found = tuple(features.shape)
+        if len(found) != 3 or found[1:] != (self.num_mel_bins, self.num_frames):
+            shown = f"{found[1]} mel bins x {found[2]} frames" if len(found) == 3 else f"{found}"
+            raise ValueError(
+                f"encoding a window: found {shown}, expected "
+                f"{self.num_mel_bins} x {self.num_frames} after the batch; pad or cut the "
+                f"features to one window"
+            )
+
+    def _check_values(self, features: Tensor) -> None:
+        """Check what the convolutions would say badly or not at all."""
+        wanted = self.conv1.weight.dtype
+        if features.dtype != wanted and not torch.is_autocast_enabled(features.device.type):
+            raise ValueError(
+                f"encoding a window: found features of {features.dtype}, expected {wanted} as the "
+                f"weights are; convert with features.to(model.dtype)"
+            )
+        # Not on a GPU: the host would have to wait for it.
+        if features.device.type == "cpu" and not bool(features.isfinite().all()):
+            rows = (~features.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
+            raise ValueError(
+                f"encoding a window: found NaN or infinity in the features of rows {rows}, "
+                f"expected finite numbers; look at the audio they were made of"
+            )
+
+
+def dropouts_of(config: WhisperConfig) -> Dropouts:
+    """Return what both towers leave out in training."""
+    return Dropouts(
+        hidden=config.dropout,
+        attention=config.attention_dropout,
+        activation=config.activation_dropout,
+    )
+
+
+def _or(given: bool | None, configured: bool) -> bool:
+    return configured if given is None else given

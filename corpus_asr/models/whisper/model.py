@@ -1,123 +1,33 @@
 """Whisper as a whole: the networks by the names of the reference, and the form search runs.
 
-In: a checkpoint folder, features and token ids. Out: hidden states and logits. Knows no audio, no
+In: a checkpoint, features and token ids. Out: hidden states, logits and losses. Knows no audio, no
 text and no search; `WhisperSlotModel` is what search (`decoding.protocols.SlotModel`) runs.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
-import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from corpus_asr.errors import CheckpointError
-from corpus_asr.models.checkpoint import load_weights, share_parameter
-from corpus_asr.models.layers.positions import sinusoids
 from corpus_asr.models.registry import resolve
-from corpus_asr.models.whisper.config import CONFIG_NAME, WhisperConfig
-from corpus_asr.models.whisper.decoder import WhisperDecoder
+from corpus_asr.models.whisper.config import WhisperConfig
+from corpus_asr.models.whisper.decoder import WhisperDecoder, check_tokens
 from corpus_asr.models.whisper.encoder import WhisperEncoder
+from corpus_asr.models.whisper.outputs import (
+    Seq2SeqLMOutput,
+    Seq2SeqModelOutput,
+    as_encoder_output,
+)
+from corpus_asr.models.whisper.pretrained import WhisperPreTrainedModel
 from corpus_asr.models.whisper.slot_model import WhisperSlotModel
+from corpus_asr.models.whisper.spec_augment import mask_features
 
 _GENERATE = "corpus_asr.transcription.generation.generate:generate"
 _DETECT_LANGUAGE = "corpus_asr.transcription.generation.generate:detect_language"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WhisperModelOutput:
-    """What `WhisperModel` computes."""
-
-    last_hidden_state: Float[Tensor, "batch token width"]
-    encoder_last_hidden_state: Float[Tensor, "batch pos width"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WhisperOutput:
-    """What `WhisperForConditionalGeneration` computes."""
-
-    logits: Float[Tensor, "batch token vocab"]
-    encoder_last_hidden_state: Float[Tensor, "batch pos width"]
-
-
-class WhisperPreTrainedModel(nn.Module):
-    """What the Whisper networks share: a configuration and loading.
-
-    The `state_dict()` keys equal those of the same class in transformers.
-    """
-
-    _tied: ClassVar[dict[str, str]] = {}
-    """Parameters that share another's weights."""
-
-    def __init__(self, config: WhisperConfig) -> None:
-        super().__init__()
-        self.config = config
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | PathLike[str],
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Self:
-        """Load a checkpoint folder, ready for inference.
-
-        Args:
-            folder: holds config.json and the weights, of this class or of another with the same
-                encoder and decoder.
-            dtype: type of the weights; None keeps the stored one.
-            device: where the weights go; None means the CPU.
-
-        Raises:
-            CheckpointError: a file is missing or broken, or does not fit the configuration.
-        """
-        config = WhisperConfig.from_pretrained(folder)
-        try:
-            # No memory and no random numbers for weights about to be replaced.
-            with torch.device("meta"):
-                model = cls(config)
-        except ValueError as error:
-            raise CheckpointError(
-                f"building the network of {Path(folder) / CONFIG_NAME}: {error}"
-            ) from error
-        load_weights(
-            model,
-            Path(folder),
-            dtype=dtype,
-            device=torch.device(device or "cpu"),
-            tied=cls._tied,
-            computed={
-                "model.encoder.embed_positions.weight": lambda: sinusoids(
-                    config.max_source_positions, config.d_model
-                )
-            },
-            ignored=frozenset({"proj_out.weight"}),
-        )
-        return model.eval()
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights."""
-        return next(self.parameters()).dtype
-
-    def _draw_weights(self) -> None:
-        """Draw fresh weights as transformers does: normal, biases zero, encoder sinusoidal."""
-        for name, parameter in self.named_parameters():
-            if name.endswith("encoder.embed_positions.weight"):
-                parameter.requires_grad_(False).copy_(sinusoids(*parameter.shape))
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            elif "layer_norm" not in name:
-                nn.init.normal_(parameter, std=self.config.init_std)
+IGNORED_LABEL = -100
+"""Label of a token that the loss leaves out."""
 
 
 class WhisperModel(WhisperPreTrainedModel):
@@ -129,50 +39,265 @@ class WhisperModel(WhisperPreTrainedModel):
         self.decoder = WhisperDecoder(config)
         self._draw_weights()
 
+    def get_encoder(self) -> WhisperEncoder:
+        """Return the encoder."""
+        return self.encoder
+
+    def get_decoder(self) -> WhisperDecoder:
+        """Return the decoder."""
+        return self.decoder
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the table of token embeddings."""
+        return self.decoder.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the table of token embeddings."""
+        self.decoder.embed_tokens = value
+
+    def freeze_encoder(self) -> None:
+        """Keep training from changing the encoder."""
+        self.encoder._freeze_parameters()
+
+    def _mask_input_features(
+        self, input_features: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Mask features in training, if the configuration has `apply_spec_augment`.
+
+        Args:
+            input_features: (batch, mel, frame).
+            attention_mask: (batch, frame), 1 where there is sound: only that is masked in time.
+        """
+        if not (self.config.apply_spec_augment and self.training):
+            return input_features
+        return mask_features(input_features, self.config, attention_mask)
+
     def forward(
         self,
-        input_features: Float[Tensor, "batch mel frame"],
-        decoder_input_ids: Int[Tensor, "batch token"],
-    ) -> WhisperModelOutput:
-        """Encode whole windows and run whole token sequences over them.
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: Any = None,
+        past_key_values: Any = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        decoder_position_ids: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        cache_position: Tensor | None = None,
+        *,
+        head_mask: Tensor | None = None,
+        decoder_head_mask: Tensor | None = None,
+        cross_attn_head_mask: Tensor | None = None,
+    ) -> Seq2SeqModelOutput | tuple[Any, ...]:
+        """Encode whole windows and run tokens over them.
+
+        Args:
+            input_features: (batch, mel, frame), whole windows.
+            attention_mask: (batch, frame), for the masking of features in training only.
+            decoder_input_ids: (batch, token).
+            decoder_attention_mask: (batch, token), those of `past_key_values` included; 0 hides a
+                token.
+            encoder_outputs: what the encoder returned, instead of `input_features`.
+            past_key_values: what an earlier call returned; these tokens follow.
+            decoder_inputs_embeds: (batch, token, width), instead of `decoder_input_ids`.
+            decoder_position_ids: (batch, token); None counts on from `past_key_values`.
+            use_cache: whether to return `past_key_values`; None asks the configuration, as below.
+            output_attentions: whether to return attention weights.
+            output_hidden_states: whether to return the states after every layer.
+            return_dict: False returns a plain tuple.
+            cache_position: (token,), where the tokens go; has to follow `past_key_values`.
+            head_mask: (layer, head), what the encoder's attention weights are multiplied with.
+            decoder_head_mask: likewise for the decoder's self-attention.
+            cross_attn_head_mask: likewise for its cross-attention.
 
         Raises:
-            ValueError: the features are no whole window, or the sequences are too long.
+            ValueError: an argument is missing, does not go with another, or is of a wrong shape
+                or type; on a CPU also if features are NaN or infinite, or ids unknown.
         """
-        encoded = self.encoder(input_features)
-        return WhisperModelOutput(
-            last_hidden_state=self.decoder(decoder_input_ids, encoded),
-            encoder_last_hidden_state=encoded,
+        wanted = {
+            "output_attentions": output_attentions,
+            "output_hidden_states": output_hidden_states,
+            "return_dict": True,
+        }
+        if (input_features is None) == (encoder_outputs is None):
+            found = "neither" if input_features is None else "both"
+            raise ValueError(
+                f"running {type(self).__name__}: found {found} of input_features and "
+                f"encoder_outputs, expected one of them"
+            )
+        if encoder_outputs is None:
+            assert input_features is not None
+            masked = self._mask_input_features(input_features, attention_mask)
+            encoder_outputs = self.encoder(masked, head_mask=head_mask, **wanted)
+        encoded = as_encoder_output(encoder_outputs)
+        decoded = self.decoder(
+            decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            encoder_hidden_states=encoded.last_hidden_state,
+            head_mask=decoder_head_mask,
+            cross_attn_head_mask=cross_attn_head_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=decoder_inputs_embeds,
+            position_ids=decoder_position_ids,
+            use_cache=use_cache,
+            cache_position=cache_position,
+            **wanted,
         )
+        output = Seq2SeqModelOutput(
+            last_hidden_state=decoded.last_hidden_state,
+            past_key_values=decoded.past_key_values,
+            decoder_hidden_states=decoded.hidden_states,
+            decoder_attentions=decoded.attentions,
+            cross_attentions=decoded.cross_attentions,
+            encoder_last_hidden_state=encoded.last_hidden_state,
+            encoder_hidden_states=encoded.hidden_states,
+            encoder_attentions=encoded.attentions,
+        )
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
 
 
 class WhisperForConditionalGeneration(WhisperPreTrainedModel):
     """Encoder, decoder and the projection to the vocabulary, tied to the token embedding."""
 
     _tied: ClassVar[dict[str, str]] = {"proj_out.weight": "model.decoder.embed_tokens.weight"}
+    _left_over: ClassVar[tuple[str, ...]] = ()
+    _generates: ClassVar[bool] = True
 
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__(config)
         self.model = WhisperModel(config)
         self.proj_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        for target, source in self._tied.items():
-            share_parameter(self, target, source)
+        self._draw("proj_out.weight", self.proj_out.weight)
+        self.max_target_positions = config.max_target_positions
+        self._tie()
+
+    def get_encoder(self) -> WhisperEncoder:
+        """Return the encoder."""
+        return self.model.encoder
+
+    def get_decoder(self) -> WhisperDecoder:
+        """Return the decoder."""
+        return self.model.decoder
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the table of token embeddings."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the table of token embeddings."""
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """Return the projection to the vocabulary."""
+        return self.proj_out
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replace the projection to the vocabulary."""
+        self.proj_out = new_embeddings
+
+    def freeze_encoder(self) -> None:
+        """Keep training from changing the encoder."""
+        self.model.freeze_encoder()
 
     def forward(
         self,
-        input_features: Float[Tensor, "batch mel frame"],
-        decoder_input_ids: Int[Tensor, "batch token"],
-    ) -> WhisperOutput:
-        """Score every token after each of `decoder_input_ids`.
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: Any = None,
+        past_key_values: Any = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        decoder_position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        cache_position: Tensor | None = None,
+        *,
+        head_mask: Tensor | None = None,
+        decoder_head_mask: Tensor | None = None,
+        cross_attn_head_mask: Tensor | None = None,
+    ) -> Seq2SeqLMOutput | tuple[Any, ...]:
+        """Score every token after each given one, and tell how far `labels` are.
+
+        Args:
+            input_features: as all others, see `WhisperModel.forward`.
+            attention_mask: see there.
+            decoder_input_ids: left out where `labels` are given, they are those, each one place
+                later, after `decoder_start_token_id`.
+            decoder_attention_mask: see there.
+            encoder_outputs: see there.
+            past_key_values: see there.
+            decoder_inputs_embeds: see there.
+            decoder_position_ids: see there.
+            labels: (batch, token), the tokens to come; the loss leaves out -100.
+            use_cache: see there.
+            output_attentions: see there.
+            output_hidden_states: see there.
+            return_dict: see there.
+            cache_position: see there.
+            head_mask: see there.
+            decoder_head_mask: see there.
+            cross_attn_head_mask: see there.
 
         Raises:
-            ValueError: the features are no whole window, or the sequences are too long.
+            ValueError: as there; or there are more labels than positions.
         """
-        outputs = self.model(input_features, decoder_input_ids)
-        return WhisperOutput(
-            logits=self.proj_out(outputs.last_hidden_state),
-            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+        if labels is not None:
+            self._check_labels(labels)
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = self._shifted(labels)
+        outputs = self.model(
+            input_features,
+            attention_mask,
+            decoder_input_ids,
+            decoder_attention_mask,
+            encoder_outputs,
+            past_key_values,
+            decoder_inputs_embeds,
+            decoder_position_ids,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            True,
+            cache_position,
+            head_mask=head_mask,
+            decoder_head_mask=decoder_head_mask,
+            cross_attn_head_mask=cross_attn_head_mask,
         )
+        logits = self.proj_out(outputs.last_hidden_state)
+        found = {name: outputs[name] for name in outputs if name != "last_hidden_state"}
+        output = Seq2SeqLMOutput(loss=token_loss(logits, labels), logits=logits, **found)
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+    def _check_labels(self, labels: Tensor) -> None:
+        size = self.config.vocab_size
+        check_tokens(labels, size, doing="training", what="labels", ignored=IGNORED_LABEL)
+        if labels.shape[1] > self.max_target_positions:
+            raise ValueError(
+                f"training: found labels of {labels.shape[1]} tokens, expected at most the "
+                f"model's {self.max_target_positions} positions; cut or drop the example"
+            )
+
+    def _shifted(self, labels: Tensor) -> Tensor:
+        """Return what the decoder is given for `labels`: each token one place later."""
+        if self.config.pad_token_id is None:
+            raise ValueError(
+                "training: config.pad_token_id is None, expected the token that stands for "
+                "ignored labels; set it, or pass decoder_input_ids"
+            )
+        start = labels.new_full((len(labels), 1), self.config.decoder_start_token_id)
+        shifted = F.pad(labels, (1, -1))
+        shifted = shifted.masked_fill(shifted == IGNORED_LABEL, self.config.pad_token_id)
+        shifted[:, :1] = start
+        return shifted
 
     def generate(
         self,
@@ -266,3 +391,19 @@ class WhisperForConditionalGeneration(WhisperPreTrainedModel):
     def slot_model(self) -> WhisperSlotModel:
         """Return the form of this model that search runs; see `WhisperSlotModel`."""
         return WhisperSlotModel(self)
+
+
+def token_loss(logits: Tensor, labels: Tensor | None) -> Tensor | None:
+    """Return the mean cross entropy of (batch, token) labels; None without labels.
+
+    Raises:
+        ValueError: there is not one label for each token.
+    """
+    if labels is None:
+        return None
+    if labels.shape != logits.shape[:2]:
+        raise ValueError(
+            f"training: found labels of shape {tuple(labels.shape)}, expected "
+            f"{tuple(logits.shape[:2])}, one for each decoder token"
+        )
+    return F.cross_entropy(logits.flatten(0, 1), labels.to(logits.device).flatten())

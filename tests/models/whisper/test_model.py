@@ -33,13 +33,15 @@ def test_a_loaded_model_can_be_trained_but_for_its_encoder_positions(
 
 
 def test_outputs_hold_logits_and_the_encoding(model: WhisperForConditionalGeneration) -> None:
-    outputs = model(torch.randn(2, 80, 100), torch.ones(2, 3, dtype=torch.long))
+    outputs = model(torch.randn(2, 80, 100), decoder_input_ids=torch.ones(2, 3, dtype=torch.long))
     assert outputs.logits.shape == (2, 3, 300)
     assert outputs.encoder_last_hidden_state.shape == (2, 50, 64)
 
 
 def test_the_bare_model_gives_hidden_states(model: WhisperForConditionalGeneration) -> None:
-    outputs = model.model(torch.randn(2, 80, 100), torch.ones(2, 3, dtype=torch.long))
+    outputs = model.model(
+        torch.randn(2, 80, 100), decoder_input_ids=torch.ones(2, 3, dtype=torch.long)
+    )
     assert outputs.last_hidden_state.shape == (2, 3, 64)
 
 
@@ -48,12 +50,12 @@ def test_features_that_are_no_whole_window_are_an_error(
     model: WhisperForConditionalGeneration, shape: tuple[int, ...]
 ) -> None:
     with pytest.raises(ValueError, match=f"{shape[1]} mel bins x {shape[2]} frames, expected 80 x"):
-        model(torch.zeros(shape), torch.ones(1, 3, dtype=torch.long))
+        model(torch.zeros(shape), decoder_input_ids=torch.ones(1, 3, dtype=torch.long))
 
 
 def test_too_many_tokens_are_an_error(model: WhisperForConditionalGeneration) -> None:
     with pytest.raises(ValueError, match="decoding 21 tokens: the model has 20 positions"):
-        model(torch.zeros(1, 80, 100), torch.ones(1, 21, dtype=torch.long))
+        model(torch.zeros(1, 80, 100), decoder_input_ids=torch.ones(1, 21, dtype=torch.long))
 
 
 @pytest.mark.parametrize(

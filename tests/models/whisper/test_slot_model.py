@@ -57,7 +57,7 @@ def sequences(count: int, length: int, *, seed: int = 0) -> Tensor:
 
 def whole(network: WhisperForConditionalGeneration, features: Tensor, tokens: Tensor) -> Tensor:
     with torch.inference_mode():
-        return network(features, tokens).logits.float()
+        return network(features, decoder_input_ids=tokens).logits.float()
 
 
 def begin(
