@@ -72,9 +72,9 @@ PARTS = _schema(
            "log-mel, frame-major (frame, mel) flattened; null unless status is ok"),
     _field("pad_value", pa.float32(), "log-mel value of digital silence in this part"),
     _field("language_features", pa.list_(pa.float16()),
-           "one window (frame, mel) from the recording's first speech, for language detection; "
+           "whole windows (frame, mel) of the recording's first speech, for language detection; "
            "null when that window lies in this part's own features"),
-    _field("language_window_start_s", pa.float64(), "start of the language window", unit="second"),
+    _field("language_window_start_s", pa.float64(), "start of the first language window", unit="second"),
     _field("decode_s", pa.float64(), "time spent extracting this part", unit="second"),
 )  # fmt: skip
 

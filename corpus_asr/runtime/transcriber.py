@@ -227,7 +227,6 @@ def _request(uri: str, part: ExtractedPart) -> PartRequest:
         if speech is None
         else tuple(SpeechSpan(start_s=start, end_s=end) for start, end in speech),
         language_features=part.language_features,
-        language_window_start_s=part.language_window_start_s,
     )
 
 

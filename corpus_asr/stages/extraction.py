@@ -17,6 +17,7 @@ from jaxtyping import Float16
 
 from corpus_asr.audio.activity import SileroDetector
 from corpus_asr.audio.decode import DAMAGED, AudioDecoder, open_audio
+from corpus_asr.audio.language_windows import language_window_starts
 from corpus_asr.audio.parts import AudioPart, PartCutter
 from corpus_asr.errors import DecodeError
 from corpus_asr.models.family import PartFeatures
@@ -24,7 +25,7 @@ from corpus_asr.models.registry import family_of, resolve
 from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.filesystem import open_binary
-from corpus_asr.units import HOP_SAMPLES, LONG_SILENCE_S, SAMPLE_RATE_HZ, WINDOW_FRAMES
+from corpus_asr.units import FRAMES_PER_SECOND, SAMPLE_RATE_HZ, WINDOW_FRAMES
 
 # Every channel keeps a part's audio and a detector; beyond this memory is no longer bounded.
 MAX_CHANNELS_APART = 64
@@ -201,15 +202,21 @@ class PartExtractor:
 
 
 def _language_window(part: int, audio: AudioPart, features: PartFeatures) -> _LanguageWindow:
-    """Cut the window the seek loop will start with, so that one encoding may serve both."""
-    silence = audio.speech[0][0] - audio.start_sample if audio.speech else 0
-    first_frame = round(silence / HOP_SAMPLES) if silence > LONG_SILENCE_S * SAMPLE_RATE_HZ else 0
-    values = features.values[first_frame : first_frame + WINDOW_FRAMES]
-    # Padded here, with this part's silence: the parts that carry it have another floor.
-    padded = np.full((WINDOW_FRAMES, values.shape[1]), features.pad_value, dtype=np.float16)
-    padded[: len(values)] = values
-    start_s = (audio.start_sample + first_frame * HOP_SAMPLES) / SAMPLE_RATE_HZ
-    return _LanguageWindow(part=part, start_s=start_s, features=padded)
+    """Cut the windows that this part's own language is asked for in."""
+    start_s = audio.start_sample / SAMPLE_RATE_HZ
+    starts_s = language_window_starts(
+        _in_seconds(audio.speech),
+        start_s=start_s,
+        end_s=(audio.start_sample + len(audio.samples)) / SAMPLE_RATE_HZ,
+    )
+    # Padded here, with this part's silence: the parts that carry them have another floor.
+    shape = (len(starts_s), WINDOW_FRAMES, features.values.shape[1])
+    padded = np.full(shape, features.pad_value, dtype=np.float16)
+    for window, window_start_s in zip(padded, starts_s, strict=True):
+        first_frame = round((window_start_s - start_s) * FRAMES_PER_SECOND)
+        values = features.values[first_frame : first_frame + WINDOW_FRAMES]
+        window[: len(values)] = values
+    return _LanguageWindow(part=part, start_s=starts_s[0], features=padded.reshape(-1, shape[2]))
 
 
 def _in_seconds(

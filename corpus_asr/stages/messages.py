@@ -33,7 +33,7 @@ class ExtractedPart:
     num_mel_bins: int
     pad_value: float | None
     language_features: Float16[np.ndarray, "_ mel"] | None
-    """None when the language window starts in this part."""
+    """Whole windows, one after the other; None when they lie in this part."""
     language_window_start_s: float | None
     codec: str
     sample_rate_hz: int

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import TokenRules
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.models.registry import family_of, resolve
@@ -20,6 +21,8 @@ class Dialect:
 
     text: Callable[[Sequence[int]], str]
     """Token ids to text; timestamps and special tokens are left out."""
+    encode: Callable[[str], tuple[int, ...]]
+    """Text that stands in a prompt to token ids; raises `ValueError` for control tokens in it."""
     request: Callable[[str | None, str, bool], tuple[int, ...]]
     """Language, task and whether timestamps are wanted, to the tokens that ask for it."""
     end: int
@@ -57,6 +60,8 @@ class Dialect:
             )
         return cls(
             text=tokenizer.decode_text,
+            # After a blank, as text within a transcript is; without the token that announces it.
+            encode=lambda text: tuple(tokenizer.get_prompt_ids(text, return_tensors=None)[1:]),
             request=tokenizer.prompt,
             end=tokenizer.eot,
             start=tokenizer.sot,
@@ -73,13 +78,15 @@ class Dialect:
             alignment_filter_width=config.median_filter_width,
         )
 
-    def check(self, language: str | Sequence[str], task: str) -> None:
+    def check(self, settings: DecodingSettings) -> None:
         """Refuse what this checkpoint cannot do, before any audio is read.
 
         Raises:
-            ConfigError: an unknown language, or an English-only checkpoint asked for another one
-                or for translation.
+            ConfigError: an unknown language, an English-only checkpoint asked for another one, to
+                tell languages apart or to translate, or a prompt that cannot be encoded or is
+                longer than the decoder has room for.
         """
+        language = settings.language
         wanted = [language] if isinstance(language, str) else list(language)
         known = set(self.languages) or {"en"}
         unknown = [code for code in wanted if code != "auto" and code not in known]
@@ -88,27 +95,63 @@ class Dialect:
                 f"decoding.language: this checkpoint does not know {', '.join(unknown)}; it knows "
                 f"{', '.join(sorted(known))}"
             )
-        if task == "translate" and not self.languages:
+        if settings.task == "translate" and not self.languages:
             raise ConfigError(
                 "decoding.task: found translate, but this checkpoint is English-only; use "
                 "transcribe or a multilingual checkpoint"
             )
+        if settings.language_mode != "recording" and not self.languages:
+            raise ConfigError(
+                f"decoding.language_mode: found {settings.language_mode}, but this checkpoint is "
+                "English-only; leave it out or use a multilingual checkpoint"
+            )
+        for name in ("initial_prompt", "hotwords", "prefix"):
+            self._check_prompt(name, getattr(settings, name))
+
+    def _check_prompt(self, name: str, text: str | None) -> None:
+        if text is None:
+            return
+        try:
+            count = len(self.encode(text))
+        except ValueError as error:
+            raise ConfigError(f"decoding.{name}: {error}") from error
+        # Of earlier text the latest is kept; of names and beginnings nothing may be lost.
+        if name != "initial_prompt" and count > self.prompt_room:
+            raise ConfigError(
+                f"decoding.{name}: found {count} tokens, but this checkpoint has room for "
+                f"{self.prompt_room}; shorten it"
+            )
+
+    @property
+    def prompt_room(self) -> int:
+        """Tokens of earlier text, of names or of a beginning that a window is shown at most."""
+        return self.max_target_positions // 2 - 1
 
     def prompt(
-        self, language: str | None, task: str, previous: Sequence[int] = ()
+        self,
+        language: str | None,
+        task: str,
+        previous: Sequence[int] = (),
+        *,
+        hotwords: Sequence[int] = (),
+        prefix: Sequence[int] = (),
     ) -> tuple[tuple[int, ...], int]:
         """Build a window's prompt; returns it and the position of the start token.
 
         Args:
             language: a code, or None for English-only checkpoints.
             task: `transcribe` or `translate`.
-            previous: tokens said before, of which the latest fit (half the decoder's length).
+            previous: tokens said before, of which the latest fit.
+            hotwords: names to expect; of the earlier text less fits where they are many.
+            prefix: text that the window begins with.
         """
-        start = self.request(language, task, True)
-        if not previous:
+        start = (*self.request(language, task, True), *prefix)
+        # A quarter of the decoder is left to what the window says.
+        room = self.max_target_positions * 3 // 4 - 1 - len(hotwords) - len(start)
+        kept = tuple(previous)[max(0, len(previous) - max(0, min(self.prompt_room, room))) :]
+        if not kept and not hotwords:
             return start, 0
-        kept = tuple(previous)[-(self.max_target_positions // 2 - 1) :]
-        return (self.start_of_previous, *kept, *start), len(kept) + 1
+        return (self.start_of_previous, *hotwords, *kept, *start), 1 + len(hotwords) + len(kept)
 
     @property
     def text_rules(self) -> TokenRules:

@@ -65,7 +65,7 @@ class Engine:
             ConfigError: the checkpoint cannot do what `decoding` asks.
             EngineError: the slots do not fit into the device's memory.
         """
-        dialect.check(decoding.language, decoding.task)
+        dialect.check(decoding)
         self.device_name = device_name(model.device)
         self._dialect = dialect
         self._decoding = decoding
@@ -118,7 +118,7 @@ class Engine:
             torch.set_num_threads(num_threads)
         where = resolve_device(device)
         dialect = Dialect.from_folder(folder)
-        dialect.check(decoding.language, decoding.task)
+        dialect.check(decoding)
         model_class = resolve(family_of(folder).slot_model)
         model = model_class.from_pretrained(
             folder, dtype=resolve_dtype(dtype, where), device=where
@@ -130,9 +130,9 @@ class Engine:
         """Refuse what the checkpoint cannot do.
 
         Raises:
-            ConfigError: an unknown language, or a task for another checkpoint.
+            ConfigError: an unknown language, a task for another checkpoint, or a prompt too long.
         """
-        self._dialect.check(decoding.language, decoding.task)
+        self._dialect.check(decoding)
 
     def submit(
         self, part: PartRequest, *, decoding: DecodingSettings | None = None

@@ -23,6 +23,8 @@ class DecodedWindow:
     no_speech_prob: float
     compression_ratio: float
     temperature: float
+    looped: bool = False
+    """Whether it was ended because it repeated itself."""
 
 
 def decode_window(
@@ -43,6 +45,7 @@ def decode_window(
             no_speech_prob=result.score or 0.0,
             compression_ratio=compression_ratio(text(result.tokens).strip()),
             temperature=temperature,
+            looped=result.looped,
         )
         if not _needs_fallback(decoded, settings):
             break
@@ -68,8 +71,8 @@ def _needs_fallback(decoded: DecodedWindow, settings: DecodingSettings) -> bool:
         and decoded.no_speech_prob > settings.no_speech_threshold
     ):
         return False  # silence: an improbable text is expected, and is dropped later
-    repetitive = (
-        settings.compression_ratio_threshold is not None
-        and decoded.compression_ratio > settings.compression_ratio_threshold
+    # A loop that was cut short no longer compresses so well; it is repetition all the same.
+    repetitive = settings.compression_ratio_threshold is not None and (
+        decoded.looped or decoded.compression_ratio > settings.compression_ratio_threshold
     )
     return improbable or repetitive

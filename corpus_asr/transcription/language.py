@@ -1,4 +1,4 @@
-"""Which language is spoken, asked of the model in one window.
+"""Which language is spoken, asked of the model in one window or in several.
 
 In: a part and the languages to choose among. Out: a code and its probability among them.
 """
@@ -6,11 +6,16 @@ In: a part and the languages to choose among. Out: a code and its probability am
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+from jaxtyping import Float16
+
+from corpus_asr.audio.language_windows import language_window_starts
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.protocols import WindowJob, WindowResult
+from corpus_asr.decoding.protocols import Search, WindowJob, WindowResult
+from corpus_asr.segments import Segment
 from corpus_asr.transcription.dialect import Dialect
-from corpus_asr.transcription.scores import confidence
-from corpus_asr.transcription.windows import PartRequest, pad_window
+from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import WINDOW_FRAMES
 
 
@@ -22,7 +27,84 @@ class Language:
     probability: float | None
 
 
-def choices(dialect: Dialect, settings: DecodingSettings) -> Sequence[str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageWindow:
+    """A window to ask in, by the name it has among its task's windows."""
+
+    name: tuple[int, ...]
+    features: Float16[np.ndarray, "mel frame"]
+
+
+def given_language(dialect: Dialect, settings: DecodingSettings) -> Language | None:
+    """The language where there is nothing to ask; None where it must be detected."""
+    among = _choices(dialect, settings)
+    if len(among) > 1:
+        return None
+    if among:
+        return Language(code=among[0], probability=None)
+    given = settings.language if isinstance(settings.language, str) else None
+    return Language(code=given if dialect.languages else "en", probability=None)
+
+
+def find_language(
+    part: PartRequest, dialect: Dialect, settings: DecodingSettings
+) -> Generator[WindowJob, WindowResult, Language]:
+    """Detect the language of the recording, or of this part of it, unless it is given.
+
+    A recording is judged by windows of its first part with speech, the same for all its parts, so
+    that they agree whichever worker gets them.
+    """
+    given = given_language(dialect, settings)
+    if given is not None:
+        return given
+    carried = settings.language_mode == "recording" and part.language_features is not None
+    windows = _carried_windows(part) if carried else _own_windows(part)
+    return (yield from ask_language(windows, dialect, settings))
+
+
+def ask_language(
+    windows: Sequence[LanguageWindow], dialect: Dialect, settings: DecodingSettings
+) -> Generator[WindowJob, WindowResult, Language]:
+    """Choose the language that is likeliest on average over windows.
+
+    Asking is decoding with only language tokens allowed.
+
+    Source: Radford et al. 2022, section 2.3; openai-whisper `detect_language`, for one window.
+    """
+    among = _choices(dialect, settings)
+    rules = dialect.language_rules(among)
+    total = np.zeros(len(among))
+    for window in windows:
+        result = yield WindowJob(
+            features=window.features,
+            window=window.name,
+            prompt=(dialect.start,),
+            rules=rules,
+            max_new_tokens=1,
+            search=Search(keep_scores=True),
+        )
+        assert result.scores is not None, "scores were asked for"
+        total += torch.softmax(result.scores[0, list(rules.only)].double(), dim=0).numpy()
+    best = int(total.argmax())
+    return Language(code=among[best], probability=float(total[best]) / len(windows))
+
+
+def spoken_most(segments: Sequence[Segment]) -> Language | None:
+    """The language of most of the time, where segments have their own; None without segments."""
+    seconds: dict[str | None, float] = {}
+    weighted: dict[str | None, float] = {}
+    for one in segments:
+        length_s = one.end_s - one.start_s
+        seconds[one.language] = seconds.get(one.language, 0.0) + length_s
+        sure = 1.0 if one.language_probability is None else one.language_probability
+        weighted[one.language] = weighted.get(one.language, 0.0) + length_s * sure
+    if not seconds:
+        return None
+    code = max(seconds, key=lambda known: seconds[known])
+    return Language(code=code, probability=weighted[code] / seconds[code])
+
+
+def _choices(dialect: Dialect, settings: DecodingSettings) -> Sequence[str]:
     """The languages to detect among; empty when there is nothing to detect."""
     if not dialect.languages:
         return ()
@@ -31,37 +113,30 @@ def choices(dialect: Dialect, settings: DecodingSettings) -> Sequence[str]:
     return () if isinstance(settings.language, str) else settings.language
 
 
-def find_language(
-    part: PartRequest, dialect: Dialect, settings: DecodingSettings
-) -> Generator[WindowJob, WindowResult, Language]:
-    """Detect the recording's language, unless it is given.
+def _carried_windows(part: PartRequest) -> list[LanguageWindow]:
+    """The windows of an earlier part that came with this one, padded there."""
+    assert part.language_features is not None, "the caller has looked"
+    count = len(part.language_features) // WINDOW_FRAMES
+    return [
+        LanguageWindow(
+            name=(-1, number),
+            features=part.language_features[number * WINDOW_FRAMES :][:WINDOW_FRAMES].T,
+        )
+        for number in range(count)
+    ]
 
-    The window is the recording's first with speech, the same for all its parts, so that they agree
-    whichever worker gets them. Detection is decoding with only language tokens allowed.
 
-    Source: Radford et al. 2022, section 2.3; openai-whisper `detect_language`.
-    """
-    among = choices(dialect, settings)
-    if not among:
-        given = settings.language if isinstance(settings.language, str) else None
-        return Language(code=given if dialect.languages else "en", probability=None)
-    if len(among) == 1:
-        return Language(code=among[0], probability=None)
-
-    if part.language_features is not None:
-        window, features = (-1, -1), pad_window(part.language_features, part.pad_value)
-    else:
-        start = part.frame(part.language_window_start_s or part.start_s)
-        end = part.num_frames
+def _own_windows(part: PartRequest) -> list[LanguageWindow]:
+    speech = None if part.speech is None else [(span.start_s, span.end_s) for span in part.speech]
+    end = part.num_frames
+    windows = []
+    for start_s in language_window_starts(speech, start_s=part.start_s, end_s=part.end_s):
+        start = part.frame(start_s)
         # The seek loop's first window is the same one unless it is filled up otherwise.
         same = part.fits_one_window or start + WINDOW_FRAMES <= end
-        window, features = (start, end if same else -1), part.window_in_silence(start, end)
-    result = yield WindowJob(
-        features=features,
-        window=window,
-        prompt=(dialect.start,),
-        rules=dialect.language_rules(among),
-        max_new_tokens=1,
-    )
-    codes = {dialect.languages[code]: code for code in among}
-    return Language(code=codes[result.tokens[0]], probability=confidence(result.logprobs))
+        windows.append(
+            LanguageWindow(
+                name=(start, end if same else -1), features=part.window_in_silence(start, end)
+            )
+        )
+    return windows

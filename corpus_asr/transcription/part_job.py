@@ -3,17 +3,22 @@
 In: a part and the settings. Out: one `PartTranscript`, once every range is done.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.protocols import WindowJob, WindowResult
 from corpus_asr.decoding.slots import Done, Task
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.chunked import chunk_ranges
+from corpus_asr.transcription.clips import clip_ranges, holds_the_beginning
 from corpus_asr.transcription.dialect import Dialect
-from corpus_asr.transcription.language import Language, find_language
-from corpus_asr.transcription.sequential import transcribe_range
+from corpus_asr.transcription.language import (
+    Language,
+    find_language,
+    given_language,
+    spoken_most,
+)
+from corpus_asr.transcription.sequential import SeekLoop, Steps
 from corpus_asr.transcription.windows import PartRequest
 
 
@@ -31,8 +36,9 @@ class PartTranscript:
 class PartJob:
     """Runs one part's tasks on a scheduler.
 
-    The language and the first range are one task, so that a window that serves both is encoded
-    once; the other ranges become tasks of their own as soon as the language is known.
+    The language and the first range (when chunked; else all of them) are one task, so that a window
+    that serves both is encoded once; the other ranges become tasks of their own as soon as the
+    language is known.
     """
 
     def __init__(
@@ -51,40 +57,44 @@ class PartJob:
             self._settings = settings.model_copy(update={"condition_on_prev_tokens": False})
         self._add = add
         self._done = done
-        self._ranges = (
-            chunk_ranges(part) if settings.strategy == "chunked" else [(0, part.num_frames)]
-        )
-        self._segments: list[list[Segment]] = [[] for _ in self._ranges]
-        self._left = len(self._ranges)
+        clips = clip_ranges(part, settings.clip_timestamps)
+        # Each entry is a task of its own: one stretch after the other, or all side by side.
+        self._tasks: list[list[tuple[int, int]]] = [clips] if clips else []
+        if settings.strategy == "chunked":
+            self._tasks = [[chunk] for chunk in chunk_ranges(part, clips)]
+        self._segments: list[list[Segment]] = [[] for _ in self._tasks]
+        self._left = len(self._tasks)
         self._language: Language | None = None
 
     def start(self) -> None:
         """Hand the first task to the scheduler; a part without any audio is done at once."""
-        if not self._ranges:
+        if not self._tasks:
             self._done([], None, None)
             return
         self._add(self._lead(), self._collector(0))
 
-    def _lead(self) -> Generator[WindowJob, WindowResult, list[Segment]]:
-        self._language = yield from find_language(self._part, self._dialect, self._settings)
-        for index in range(1, len(self._ranges)):
-            self._add(self._range(index, self._language), self._collector(index))
-        return (yield from self._range(0, self._language))
+    def _lead(self) -> Steps[list[Segment]]:
+        language = given_language(self._dialect, self._settings)
+        if language is None and self._settings.language_mode != "window":
+            language = yield from find_language(self._part, self._dialect, self._settings)
+        self._language = language
+        for index in range(1, len(self._tasks)):
+            self._add(self._run(index, language), self._collector(index))
+        return (yield from self._run(0, language))
 
-    def _range(
-        self, index: int, language: Language
-    ) -> Generator[WindowJob, WindowResult, list[Segment]]:
-        start, end = self._ranges[index]
-        return transcribe_range(
+    def _run(self, index: int, language: Language | None) -> Steps[list[Segment]]:
+        chunked = self._settings.strategy == "chunked"
+        loop = SeekLoop(
             self._part,
-            start,
-            end,
             language=language,
             dialect=self._dialect,
             settings=self._settings,
+            at_beginning=index == 0
+            and holds_the_beginning(self._part, self._settings.clip_timestamps),
             # A chunk is a clip of its own, as in the references' chunked pipelines.
-            cut=self._part.window_in_silence if self._settings.strategy == "chunked" else None,
+            cut=self._part.window_in_silence if chunked else None,
         )
+        return loop.run(self._tasks[index])
 
     def _collector(self, index: int) -> Done:
         def collect(segments: list[Segment] | None, error: Exception | None) -> None:
@@ -98,6 +108,6 @@ class PartJob:
             self._left -= 1
             if self._left == 0:
                 ordered = [segment for found in self._segments for segment in found]
-                self._done(ordered, self._language, None)
+                self._done(ordered, self._language or spoken_most(ordered), None)
 
         return collect

@@ -38,7 +38,7 @@ def split_at_timestamps(
     """
     is_timestamp = [token >= timestamp_begin for token in tokens]
     cuts = [at for at in range(1, len(tokens)) if is_timestamp[at - 1] and is_timestamp[at]]
-    closed = is_timestamp[-2:] == [False, True]
+    closed = ends_closed(tokens, timestamp_begin=timestamp_begin)
     if not cuts:
         return [_whole(tokens, is_timestamp, timestamp_begin, content_frames)], content_frames
 
@@ -57,6 +57,11 @@ def split_at_timestamps(
     if closed:
         return pieces, content_frames
     return pieces, (tokens[cuts[-1] - 1] - timestamp_begin) * FRAMES_PER_POSITION
+
+
+def ends_closed(tokens: Sequence[int], *, timestamp_begin: int) -> bool:
+    """Whether text and then one timestamp end the window: nothing is said after it."""
+    return [token >= timestamp_begin for token in tokens[-2:]] == [False, True]
 
 
 def _whole(

@@ -18,6 +18,7 @@ from corpus_asr.units import (
     FRAMES_PER_SECOND,
     HOP_SAMPLES,
     LONG_SILENCE_S,
+    SAMPLE_RATE_HZ,
     TAIL_FRAMES,
     WINDOW_FRAMES,
     WINDOW_SAMPLES,
@@ -38,14 +39,17 @@ class PartRequest:
     speech: tuple[SpeechSpan, ...] | None
     """Detected speech in recording time, in order; None without speech detection."""
     language_features: Float16[np.ndarray, "_ mel"] | None = None
-    """The window to detect the language in, when it lies in an earlier part."""
-    language_window_start_s: float | None = None
-    """Where that window starts, in recording time."""
+    """Whole windows to detect the language in, one after the other, if they lie in another part."""
 
     @property
     def num_frames(self) -> int:
         """Whole frames of content."""
         return self.num_samples // HOP_SAMPLES
+
+    @property
+    def end_s(self) -> float:
+        """Recording time of the last sample's end."""
+        return self.start_s + self.num_samples / SAMPLE_RATE_HZ
 
     def seconds(self, frame: int) -> float:
         """Recording time of a frame."""

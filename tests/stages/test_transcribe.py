@@ -108,7 +108,6 @@ def test_the_engine_sees_the_features_where_they_are_and_everything_else_as_writ
     assert np.shares_memory(first.features, np.frombuffer(buffer, np.float16))
     assert first.language_features is None
     assert second.language_features.shape == (3000, MEL)
-    assert second.language_window_start_s == 0.25
     assert second.start_s == 10.0
     assert second.pad_value == -1.5
     assert [(span.start_s, span.end_s) for span in second.speech] == [(10.25, 10.75)]

@@ -16,6 +16,7 @@ def dialect(**changes: Any) -> Dialect:
     """Return the vocabulary; `changes` replace its fields."""
     fields: dict[str, Any] = dict(
         text=lambda ids: "".join(f" w{token}" for token in ids if token < END),
+        encode=lambda text: tuple(int(word[1:]) for word in text.split()),
         request=lambda language, task, timestamps: (START, {"en": 32, "de": 33}[language or ""]),
         end=END,
         start=START,

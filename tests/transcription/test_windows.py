@@ -38,8 +38,28 @@ def test_a_window_holds_the_features_and_then_silence() -> None:
 
 
 def test_a_window_ends_with_its_range() -> None:
-    window = part(60).window(0, 500)
+    window = part(20).window(0, 500)
     assert (window[:, 500 + TAIL_FRAMES :] == np.float16(-1.5)).all()
+    window = part(60).window_in_silence(0, 500)
+    assert (window[:, 500 + TAIL_FRAMES :] == np.float16(-1.5)).all()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "start_s", "fits"), [(30, 0, True), (30.01, 0, False), (10, 600, False)]
+)
+def test_the_last_window_of_a_longer_recording_is_cut_at_its_frame_and_filled_with_zeros(
+    seconds: float, start_s: float, fits: bool
+) -> None:
+    own = part(seconds, start_s=start_s)
+    assert own.fits_one_window is fits
+    window = own.window(500, own.num_frames)
+    content = own.num_frames - 500
+    assert np.array_equal(window[:, :content], own.features[500 : 500 + content].T)
+    if fits:
+        assert (window[:, content + TAIL_FRAMES :] == np.float16(-1.5)).all()
+        assert np.array_equal(window, own.window_in_silence(500, own.num_frames))
+    else:
+        assert not window[:, content:].any()
 
 
 def test_decoding_goes_on_where_speech_is() -> None:
@@ -93,7 +113,7 @@ def test_chunks_fit_windows_keep_all_speech_and_never_overlap(
     speech: list[tuple[float, float]],
 ) -> None:
     own = part(300, speech)
-    chunks = chunk_ranges(own)
+    chunks = chunk_ranges(own, [(0, own.num_frames)])
     assert all(0 < end - start <= WINDOW_FRAMES for start, end in chunks)
     assert all(left[1] <= right[0] for left, right in pairwise(chunks))
     covered = np.zeros(own.num_frames, dtype=bool)
@@ -106,11 +126,18 @@ def test_chunks_fit_windows_keep_all_speech_and_never_overlap(
 def test_without_detection_chunks_cover_everything_and_cut_at_quiet_moments() -> None:
     own = part(70)
     own.features[2700] = -9.0
-    chunks = chunk_ranges(own)
+    chunks = chunk_ranges(own, [(0, own.num_frames)])
     assert chunks[0] == (0, 2700)
     assert chunks[-1][1] == own.num_frames
     assert all(left[1] == right[0] for left, right in pairwise(chunks))
 
 
 def test_a_part_shorter_than_a_frame_has_no_chunks() -> None:
-    assert chunk_ranges(part(0)) == []
+    assert chunk_ranges(part(0), [(0, 0)]) == []
+
+
+def test_chunks_of_clips_stay_inside_them() -> None:
+    own = part(300, [(5.0, 20.0), (30.0, 100.0)])
+    chunks = chunk_ranges(own, [(1000, 4000), (9000, 30_000)])
+    assert chunks == [(1000, 4000), (9000, 10_000)]
+    assert chunk_ranges(part(300), [(100, 200), (500, 700)]) == [(100, 200), (500, 700)]
