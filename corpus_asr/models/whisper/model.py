@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from corpus_asr.models.registry import resolve
 from corpus_asr.models.whisper.config import WhisperConfig
-from corpus_asr.models.whisper.decoder import WhisperDecoder, check_tokens
+from corpus_asr.models.whisper.decoder import WhisperDecoder
 from corpus_asr.models.whisper.encoder import WhisperEncoder
 from corpus_asr.models.whisper.outputs import (
     Seq2SeqLMOutput,
@@ -22,12 +22,14 @@ from corpus_asr.models.whisper.outputs import (
 from corpus_asr.models.whisper.pretrained import WhisperPreTrainedModel
 from corpus_asr.models.whisper.slot_model import WhisperSlotModel
 from corpus_asr.models.whisper.spec_augment import mask_features
+from corpus_asr.models.whisper.vocabulary import (
+    IGNORED_LABEL,
+    WhisperWithVocabulary,
+    token_loss,
+)
 
 _GENERATE = "corpus_asr.transcription.generation.generate:generate"
 _DETECT_LANGUAGE = "corpus_asr.transcription.generation.generate:detect_language"
-
-IGNORED_LABEL = -100
-"""Label of a token that the loss leaves out."""
 
 
 class WhisperModel(WhisperPreTrainedModel):
@@ -160,44 +162,19 @@ class WhisperModel(WhisperPreTrainedModel):
         return output if return_dict else output.to_tuple()
 
 
-class WhisperForConditionalGeneration(WhisperPreTrainedModel):
+class WhisperForConditionalGeneration(WhisperWithVocabulary):
     """Encoder, decoder and the projection to the vocabulary, tied to the token embedding."""
 
-    _tied: ClassVar[dict[str, str]] = {"proj_out.weight": "model.decoder.embed_tokens.weight"}
     _left_over: ClassVar[tuple[str, ...]] = ()
-    _generates: ClassVar[bool] = True
 
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__(config)
         self.model = WhisperModel(config)
-        self.proj_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self._draw("proj_out.weight", self.proj_out.weight)
-        self.max_target_positions = config.max_target_positions
-        self._tie()
+        self._add_projection(config)
 
     def get_encoder(self) -> WhisperEncoder:
         """Return the encoder."""
         return self.model.encoder
-
-    def get_decoder(self) -> WhisperDecoder:
-        """Return the decoder."""
-        return self.model.decoder
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """Return the table of token embeddings."""
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace the table of token embeddings."""
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Linear:
-        """Return the projection to the vocabulary."""
-        return self.proj_out
-
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Replace the projection to the vocabulary."""
-        self.proj_out = new_embeddings
 
     def freeze_encoder(self) -> None:
         """Keep training from changing the encoder."""
@@ -276,15 +253,6 @@ class WhisperForConditionalGeneration(WhisperPreTrainedModel):
         output = Seq2SeqLMOutput(loss=token_loss(logits, labels), logits=logits, **found)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
-
-    def _check_labels(self, labels: Tensor) -> None:
-        size = self.config.vocab_size
-        check_tokens(labels, size, doing="training", what="labels", ignored=IGNORED_LABEL)
-        if labels.shape[1] > self.max_target_positions:
-            raise ValueError(
-                f"training: found labels of {labels.shape[1]} tokens, expected at most the "
-                f"model's {self.max_target_positions} positions; cut or drop the example"
-            )
 
     def _shifted(self, labels: Tensor) -> Tensor:
         """Return what the decoder is given for `labels`: each token one place later."""
@@ -391,19 +359,3 @@ class WhisperForConditionalGeneration(WhisperPreTrainedModel):
     def slot_model(self) -> WhisperSlotModel:
         """Return the form of this model that search runs; see `WhisperSlotModel`."""
         return WhisperSlotModel(self)
-
-
-def token_loss(logits: Tensor, labels: Tensor | None) -> Tensor | None:
-    """Return the mean cross entropy of (batch, token) labels; None without labels.
-
-    Raises:
-        ValueError: there is not one label for each token.
-    """
-    if labels is None:
-        return None
-    if labels.shape != logits.shape[:2]:
-        raise ValueError(
-            f"training: found labels of shape {tuple(labels.shape)}, expected "
-            f"{tuple(logits.shape[:2])}, one for each decoder token"
-        )
-    return F.cross_entropy(logits.flatten(0, 1), labels.to(logits.device).flatten())

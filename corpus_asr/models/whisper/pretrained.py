@@ -240,6 +240,12 @@ class WhisperPreTrainedModel(nn.Module):
             if isinstance(module, Attention):
                 module.eager = attn_implementation == "eager"
 
+    def tie_weights(self) -> None:
+        """Let tied parameters be one, if the configuration has `tie_word_embeddings`."""
+        if self.config.tie_word_embeddings:
+            for target, source in self._tied.items():
+                share_parameter(self, target, source)
+
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
     ) -> None:
@@ -274,11 +280,6 @@ class WhisperPreTrainedModel(nn.Module):
 
     def _shares(self, target: str, source: str) -> bool:
         return self.get_parameter(target) is self.get_parameter(source)
-
-    def _tie(self) -> None:
-        if self.config.tie_word_embeddings:
-            for target, source in self._tied.items():
-                share_parameter(self, target, source)
 
     def _makers(self, prefixes: tuple[str, ...]) -> dict[str, Callable[[], Tensor]]:
         """Return what draws each parameter whose name begins with one of `prefixes`."""
