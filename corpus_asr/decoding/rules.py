@@ -112,11 +112,10 @@ class SlotRules:
         """Copy what every slot said, for `restore`."""
         return tuple(tensor.clone() for tensor in self._said())
 
-    def restore(self, snapshot: tuple[Tensor, ...], slots: Bool[Tensor, " slot"]) -> None:
-        """Let the first slots, where `slots` is true, have said what they had at `snapshot`."""
-        count = len(slots)
+    def restore(self, snapshot: tuple[Tensor, ...]) -> None:
+        """Let every slot have said what it had at `snapshot`."""
         for tensor, before in zip(self._said(), snapshot, strict=True):
-            tensor[:count] = torch.where(slots, before[:count], tensor[:count])
+            tensor.copy_(before)
 
     def _said(self) -> tuple[Tensor, ...]:
         return self._last_is_timestamp, self._one_before_is_timestamp, self._last_timestamp

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.lanes import encode_windows
-from corpus_asr.decoding.protocols import SlotModel, WindowJob
+from corpus_asr.decoding.protocols import Job, SlotModel, WindowJob
 from corpus_asr.decoding.samplers import choose
 
 
@@ -74,13 +74,9 @@ class SpeculativeBatch(SlotBatch):
         self.num_draft_tokens = num_draft_tokens
         self._assistant_state: Any = assistant.new_state(places)
         self._heard: Tensor | None = None
-        # The token before the newest one, which the assistant may not have read yet.
-        self._previous = torch.zeros(places, dtype=torch.long, device=model.device)
-        # No place stands further: known without waiting for the device.
-        self._furthest = [0] * places
 
     @torch.inference_mode()
-    def encode(self, jobs: Sequence[WindowJob]) -> Float[Tensor, "batch pos width"]:
+    def encode(self, jobs: Sequence[Job]) -> Float[Tensor, "batch pos width"]:
         """Encode the jobs' windows with both models; the assistant's go into the next `fill`."""
         if _listens(self.assistant):
             self._heard = encode_windows(
@@ -97,119 +93,97 @@ class SpeculativeBatch(SlotBatch):
         self._heard = None
 
     @torch.inference_mode()
-    def admit(self, places: Sequence[int], jobs: Sequence[WindowJob]) -> None:
-        """Run the jobs' prompts in `places`, whose windows are filled, and choose first tokens.
-
-        Raises:
-            ValueError: a prompt is empty or leaves no room for a token.
-        """
-        super().admit(places, jobs)
-        lengths = [len(job.prompt) for job in jobs]
-        prompts = torch.zeros(len(jobs), max(lengths), dtype=torch.long)
-        for row, job in enumerate(jobs):
-            prompts[row, : lengths[row]] = torch.tensor(job.prompt)
-            self._furthest[places[row]] = lengths[row]
-        device = self.model.device
-        self.assistant.prefill(self._assistant_state, places, prompts.to(device), lengths)
-        last = [job.prompt[-1] for job in jobs]
-        self._previous[torch.tensor(places, device=device)] = torch.tensor(last, device=device)
-
-    @torch.inference_mode()
     def step(self, active: int, *, sampled: bool) -> None:
         """Advance the first `active` slots by what the assistant guessed right, and one token more.
 
-        Slots that ended since the last `collect` stay as they are.
+        Slots that have ended stay as they are.
         """
-        num_drafts = self._num_drafts(active)
-        drafts = self._draft(active, num_drafts, sampled=sampled)  # (slot, draft)
+        ended: list[bool] = self._ended[:active].tolist()
+        going = [slot for slot in range(active) if not ended[slot]]
+        if not going:
+            return
+        # Ended slots run along; their caches are free, and have room at the front.
+        start = torch.where(self._ended[:active], 1, self._length[:active] - 1)
+        room = self.model.max_target_positions - 1 - int(start.max())
+        drafts = self._draft(active, start, min(self.num_draft_tokens, room), sampled=sampled)
         tokens = torch.cat([self._token[:active].unsqueeze(1), drafts], dim=1)
-        start = torch.where(self._ended[:active], 0, self._position[:active])
         logits = self.model.extend(self._state, range(active), tokens, start)
-        self._verify(logits, drafts, sampled=sampled)
-        for place in range(active):
-            self._furthest[place] += num_drafts + 1
+        self._verify(going, logits, drafts, sampled=sampled)
 
     @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
         """Make slot `target` what slot `source` is; `source` is free afterwards."""
         super().move(source, target)
         self.assistant.move(self._assistant_state, source, target)
-        self._previous[target] = self._previous[source]
-        self._furthest[target] = self._furthest[source]
 
-    def _num_drafts(self, active: int) -> int:
-        """As many as wanted, or as all slots have room for."""
-        last = self.model.max_target_positions - 1
-        if max(self._furthest[:active]) + self.num_draft_tokens > last:
-            positions = torch.where(self._ended[:active], 0, self._position[:active])
-            self._furthest[:active] = positions.tolist()
-        return min(self.num_draft_tokens, last - max(self._furthest[:active]))
+    def _start(self, slots: list[int], jobs: list[WindowJob]) -> None:
+        """Run prompts with both models and choose first tokens."""
+        super()._start(slots, jobs)
+        lengths = [len(job.prompt) for job in jobs]
+        index = torch.tensor(slots, device=self.model.device)
+        prompts = self._text[index, : max(lengths)]
+        self.assistant.prefill(self._assistant_state, slots, prompts, lengths)
 
-    def _draft(self, active: int, num_drafts: int, *, sampled: bool) -> Int[Tensor, "slot draft"]:
-        """Let the assistant go on from each slot's newest token, by the slot's own rules."""
-        token, going = self._token[:active], ~self._ended[:active]
-        position = torch.where(going, self._position[:active], 1)
+    def _draft(
+        self,
+        active: int,
+        start: Int[Tensor, " slot"],
+        num_drafts: int,
+        *,
+        sampled: bool,
+    ) -> Int[Tensor, "slot draft"]:
+        """Let the assistant go on from each slot's newest token, by the slot's `TokenRules`.
+
+        Other options do not guide the drafts: these may be wrong, and are cheaper so.
+        """
+        index = torch.arange(active, device=start.device)
         said = self._rules.snapshot()
-        # The last draft of all was never read: reading the token before again costs nothing.
-        both = torch.stack([self._previous[:active], token], dim=1)
-        logits = self.assistant.extend(self._assistant_state, range(active), both, position - 1)
-        logits, index = logits[:, 1], torch.arange(active, device=token.device)
+        # It has not read the last draft that was right, so it reads the two newest tokens.
+        newest = self._text[index.unsqueeze(1), torch.stack([start - 1, start], dim=1)]
+        logits = self.assistant.extend(self._assistant_state, range(active), newest, start - 1)
+        logits = logits[:, 1]
         drafts: list[Tensor] = []
         for number in range(num_drafts):
             if drafts:
-                logits = self.assistant.step(self._assistant_state, token, position + number)
-            token = self._guess(self._rules.apply(logits), position + number, sampled=sampled)
+                logits = self.assistant.step(self._assistant_state, drafts[-1], start + number)
+            allowed = self._rules.apply(logits)
+            token = self._guess(allowed, start + number) if sampled else allowed.argmax(dim=1)
             self._rules.update(token, index)
             drafts.append(token)
-        self._rules.restore(said, torch.ones_like(going))
-        return torch.stack(drafts, dim=1) if drafts else both[:, :0]
+        self._rules.restore(said)
+        return torch.stack(drafts, dim=1) if drafts else newest[:, :0]
 
     def _guess(
-        self,
-        allowed: Float[Tensor, "slot vocab"],
-        position: Int[Tensor, " slot"],
-        *,
-        sampled: bool,
+        self, allowed: Float[Tensor, "slot vocab"], positions: Int[Tensor, " slot"]
     ) -> Int[Tensor, " slot"]:
         """Choose as the main model will, with the same noise."""
-        if not sampled:
-            return allowed.argmax(dim=1)
         count = len(allowed)
-        return choose(
-            allowed,
-            temperatures=self._temperature[:count],
-            seeds=self._seed[:count],
-            positions=position,
-        )
+        temperatures, seeds = self._temperature[:count], self._seed[:count]
+        return choose(allowed, temperatures=temperatures, seeds=seeds, positions=positions)
 
     def _verify(
         self,
+        going: list[int],
         logits: Float[Tensor, "slot token vocab"],
         drafts: Int[Tensor, "slot draft"],
         *,
         sampled: bool,
     ) -> None:
         """Take the model's own choices, as long as what it read was what it had chosen."""
-        active, last = len(logits), drafts.shape[1]
-        index = torch.arange(active, device=logits.device)
-        over = self._ended[:active].clone()
-        lost = over.clone()
+        last = drafts.shape[1]
         for number in range(last + 1):
-            said, token = self._rules.snapshot(), self._token[:active].clone()
-            position = self._position[:active].clone()
-            # Slots that lost the thread sit still, as ended ones do.
-            self._ended[:active] = lost
-            allowed = self._rules.apply(logits[:, number].contiguous())
-            self._take(allowed, index, sampled=sampled)
-            over |= self._ended[:active] & ~lost
-            self._rules.restore(said, lost)
-            self._previous[:active] = torch.where(lost, self._previous[:active], token)
-            self._token[:active] = torch.where(lost, token, self._token[:active])
-            self._position[:active] = torch.where(lost, position, self._position[:active])
-            lost = lost | over
-            if number < last:
-                lost = lost | (self._token[:active] != drafts[:, number])
-        self._ended[:active] = over
+            index = torch.tensor(going, device=logits.device)
+            here = logits[:, number].contiguous()
+            scores = here[index]
+            self._options.before_rules(scores, going)
+            here[index] = scores
+            self._take(self._rules.apply(here)[index], index, sampled=sampled, slots=going)
+            if number == last:
+                return
+            right = (self._token[index] == drafts[index, number]) & ~self._ended[index]
+            going = [slot for slot, goes in zip(going, right.tolist(), strict=True) if goes]
+            if not going:
+                return
 
 
 def check_assistant(model: SlotModel, assistant: SlotModel) -> None:

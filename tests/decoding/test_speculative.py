@@ -165,15 +165,54 @@ def mixed_jobs() -> list[WindowJob]:
     ]
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("drafts", "every"), [(1, 1), (5, 1), (4, 3)])
+@pytest.fixture(scope="module")
+def plain(model: WhisperSlotModel) -> list[WindowResult]:
+    return run(model, mixed_jobs())
+
+
+@pytest.mark.parametrize(
+    ("name", "drafts", "every"),
+    [(name, 5, 1) for name in NAMES] + [("nearly the same", 1, 1), ("another", 4, 3)],
+)
 def test_the_text_is_the_one_without_an_assistant(
-    model: WhisperSlotModel, assistants: Assistants, name: str, drafts: int, every: int
+    model: WhisperSlotModel,
+    assistants: Assistants,
+    plain: list[WindowResult],
+    name: str,
+    drafts: int,
+    every: int,
 ) -> None:
-    jobs = mixed_jobs()
+    jobs = assisted(mixed_jobs(), assistants[name], drafts)
+    check(run(model, jobs, every=every), plain)
+
+
+def hates_repeats(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    scores[0, tokens[0, -1]] -= 3.0
+    return scores
+
+
+def stops_at_20(tokens: torch.Tensor, scores: Any) -> bool:
+    return tokens.shape[1] >= 20
+
+
+def test_other_options_hold_for_drafts_too(model: WhisperSlotModel, assistants: Assistants) -> None:
+    endless = replace(PLAIN, suppress=(END,))
+    jobs = [
+        job(0, endless, repetition_penalty=1.5, no_repeat_ngram_size=3),
+        job(1, endless, temperature=0.8, top_k=4, top_p=0.9),
+        job(2, endless, processors=(hates_repeats,), stopping=(stops_at_20,)),
+        job(3, GRAMMAR, early_processors=(hates_repeats,), keep_scores=True, keep_logits=True),
+        job(4, temperature=1.0),
+    ]
     expected = run(model, jobs)
-    found = run(model, assisted(jobs, assistants[name], drafts), every=every)
+    found = run(model, assisted(jobs, assistants["nearly the same"], 3))
     check(found, expected)
+    assert len(found[2].tokens) == 18
+    for ours, theirs in (
+        (found[3].scores, expected[3].scores),
+        (found[3].logits, expected[3].logits),
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
 class Counting(WhisperSlotModel):
