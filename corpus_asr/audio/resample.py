@@ -1,7 +1,8 @@
 """Decoded frames to rows at 16 kHz: one run of frames of equal rate, format and channels.
 
-In: libav audio frames of any sample format. Out: float32 rows at 16 kHz, in pieces that depend on
-the samples alone, not on the frames' sizes. Knows nothing of files, packets or codecs.
+In: libav audio frames of any sample format, or samples decoded elsewhere. Out: float32 rows at
+16 kHz, in pieces that depend on the samples alone, not on the frames' sizes. Knows nothing of
+files, packets or codecs.
 """
 
 import math
@@ -17,6 +18,7 @@ from av.filter.graph import Graph
 from jaxtyping import Float32
 
 from corpus_asr.audio.channels import Channels, row_maker
+from corpus_asr.audio.probe import MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 # One block is mixed and resampled at a time: long enough that Python costs nothing beside the
@@ -92,6 +94,25 @@ class Run:
         resampled = [resampler.feed(row) for resampler, row in pairs]
         if resampled[0].size:
             yield np.stack(resampled)
+
+
+def resample(
+    samples: Float32[np.ndarray, " sample"], *, rate_hz: int
+) -> Float32[np.ndarray, " resampled"]:
+    """Bring samples that were decoded elsewhere to 16 kHz, as recordings are.
+
+    Raises:
+        ValueError: `rate_hz` is no rate that recordings have.
+    """
+    if not MIN_SAMPLE_RATE_HZ <= rate_hz <= MAX_SAMPLE_RATE_HZ:
+        raise ValueError(
+            f"resampling {samples.size} samples: found a sample rate of {rate_hz} Hz, expected "
+            f"{MIN_SAMPLE_RATE_HZ} to {MAX_SAMPLE_RATE_HZ}; correct the rate"
+        )
+    resampler = _Resampler(rate_hz)
+    blocks = range(0, samples.size, _MAX_BLOCK_VALUES)
+    pieces = [resampler.feed(samples[start : start + _MAX_BLOCK_VALUES]) for start in blocks]
+    return np.concatenate([*pieces, resampler.finish()]) if pieces else samples
 
 
 class _Resampler:

@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from corpus_asr.audio.resample import Run
+from corpus_asr.audio.resample import Run, resample
 from tests.support.audio import frame_of, level, noise, share_of_tone, tone
 
 # libswresample works in float32 either way; the oracle converts and resamples in one call.
@@ -108,3 +108,21 @@ def test_loud_samples_are_not_clipped():
     np.testing.assert_array_equal(
         converted([frame_of(samples, rate_hz=16000, layout="mono")]), samples
     )
+
+
+@pytest.mark.parametrize("rate_hz", [8_000, 16_000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("seconds", [0.001, 0.5, 2.2])
+def test_samples_decoded_elsewhere_become_what_a_recording_of_them_does(rate_hz, seconds):
+    samples = noise(seconds, rate_hz=rate_hz)
+    expected = converted([frame_of(samples, rate_hz=rate_hz, layout="mono")])
+    np.testing.assert_allclose(resample(samples[0], rate_hz=rate_hz), expected[0], atol=SAME_MATHS)
+
+
+def test_nothing_stays_nothing():
+    assert resample(np.zeros(0, dtype=np.float32), rate_hz=8_000).size == 0
+
+
+@pytest.mark.parametrize("rate_hz", [0, -16_000, 999, 4_000_001])
+def test_rates_that_recordings_do_not_have_are_refused(rate_hz):
+    with pytest.raises(ValueError, match=f"found a sample rate of {rate_hz} Hz"):
+        resample(np.zeros(9, dtype=np.float32), rate_hz=rate_hz)

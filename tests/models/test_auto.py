@@ -52,8 +52,16 @@ def test_each_loads_the_familys_class(auto_class: Any, expected: type, checkpoin
 
 
 def test_options_reach_the_class_and_what_has_no_meaning_does_not(checkpoint: Path) -> None:
-    name = {"pretrained_model_name_or_path": checkpoint.parent, "subfolder": "model"}
-    ignored = {"use_fast": False, "trust_remote_code": True, "revision": "main", "token": None}
+    name: dict[str, Any] = {
+        "pretrained_model_name_or_path": checkpoint.parent,
+        "subfolder": "model",
+    }
+    ignored: dict[str, Any] = {
+        "use_fast": False,
+        "trust_remote_code": True,
+        "revision": "main",
+        "token": None,
+    }
     extractor = AutoFeatureExtractor.from_pretrained(**name, **ignored, dither=0.5)
     assert extractor.dither == 0.5
     tokenizer = AutoTokenizer.from_pretrained(**name, **ignored, language="de", task="transcribe")
@@ -65,9 +73,9 @@ def test_options_reach_the_class_and_what_has_no_meaning_does_not(checkpoint: Pa
 
 
 def test_models_and_configs_are_made_without_files() -> None:
-    config = AutoConfig.for_model("whisper", d_model=16, encoder_layers=1, decoder_layers=1)
-    config.encoder_attention_heads = config.decoder_attention_heads = 2
-    config.vocab_size, config.pad_token_id = 100, 1
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "vocab_size": 100, "pad_token_id": 1}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    config = AutoConfig.for_model("whisper", d_model=16, **sizes, **heads)
     model = AutoModelForSpeechSeq2Seq.from_config(config)
     assert type(model) is WhisperForConditionalGeneration
     assert model.config.d_model == 16

@@ -86,8 +86,8 @@ def test_ids_are_read_by_the_tokenizer(ours: WhisperProcessor, theirs: Any) -> N
 
 
 def test_prompts_come_from_the_tokenizer(ours: WhisperProcessor, theirs: Any) -> None:
-    options: dict[str, Any]
-    for options in ({}, {"task": "translate", "language": "de", "no_timestamps": False}):
+    german: dict[str, Any] = {"task": "translate", "language": "de", "no_timestamps": False}
+    for options in ({}, german):
         assert ours.get_decoder_prompt_ids(**options) == theirs.get_decoder_prompt_ids(**options)
     for kind in ("np", "pt"):
         expected = theirs.get_prompt_ids("Mr. Quilter", return_tensors=kind)
