@@ -54,7 +54,7 @@ class Attention(nn.Module):
         context: Float[Tensor, "batch pos width"] | None = None,
         *,
         causal: bool = False,
-        mask: Float[Tensor, "#batch 1 token pos"] | None = None,
+        mask: Float[Tensor, "#batch 1 token _"] | None = None,
         kept: KeyValues | None = None,
         head_mask: Float[Tensor, " head"] | None = None,
         weights: list[Tensor] | None = None,

@@ -151,7 +151,7 @@ class DecoderBlock(nn.Module):
         hidden: Float[Tensor, "batch token width"],
         encoded: Float[Tensor, "batch pos width"] | None = None,
         *,
-        mask: Float[Tensor, "#batch 1 token pos"] | None = None,
+        mask: Float[Tensor, "#batch 1 token _"] | None = None,
         past: LayerPast | None = None,
         head_mask: Float[Tensor, " head"] | None = None,
         cross_head_mask: Float[Tensor, " head"] | None = None,
