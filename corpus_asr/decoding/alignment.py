@@ -21,7 +21,10 @@ def align_window(model: SlotModel, state: Any, slot: int, job: AlignJob) -> Alig
     """
     tokens = torch.tensor(job.tokens, device=model.device)
     weights, logits = model.align(state, slot, tokens, job.heads)
-    told = logits[:-1].log_softmax(dim=1).gather(1, tokens[1:].unsqueeze(1)).squeeze(1)
-    logprobs: list[float] = told.tolist()
+    among = logits[:-1, : job.choices].log_softmax(dim=1)
+    said = tokens[1:]
+    chosen = said.clamp(max=among.shape[1] - 1)
+    told = among.gather(1, chosen.unsqueeze(1)).squeeze(1)
+    logprobs: list[float] = told.masked_fill(chosen != said, -torch.inf).tolist()
     check_numbers(logprobs, model)
     return AlignResult(weights=weights.float().cpu().numpy(), logprobs=tuple(logprobs))

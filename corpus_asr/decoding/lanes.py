@@ -7,7 +7,7 @@ belongs to another lane. Knows nothing of how a `LaneBatch` searches, nor what t
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -248,9 +248,9 @@ def _with_encoding(running: Running) -> Job:
     return replace(running.job, encoded=running.encoded)
 
 
-def _for_batch(jobs: list[Job]) -> list[WindowJob]:
-    """The jobs as a batch takes them: only the plain lane's, which knows them, has `AlignJob`s."""
-    return cast("list[WindowJob]", jobs)
+def _for_batch(jobs: list[Job]) -> Any:
+    """The jobs as their batch takes them: `AlignJob`s too, but in the plain lane alone."""
+    return jobs
 
 
 def _is_sampled(job: Job) -> bool:

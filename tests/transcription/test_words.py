@@ -16,6 +16,8 @@ from transformers.models.whisper.generation_whisper import _dynamic_time_warping
 from whisper.tokenizer import get_tokenizer
 
 from corpus_asr.decoding.protocols import AlignJob, AlignResult
+from corpus_asr.decoding.slots import SlotScheduler
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.transcription.dialect import Dialect
 from corpus_asr.transcription.words import Stretch, last_word_end, time_words
 from tests.support.alignment import align_with, run
@@ -131,6 +133,74 @@ def test_words_times_and_probabilities_are_those_of_openai_whisper(
         for word, one in zip(stretch.words, segment["words"], strict=True):
             assert (word.start_s, word.end_s) == (one["start"], one["end"])
             assert word.probability == pytest.approx(one["probability"], rel=1e-3, abs=1e-7)
+
+
+def through_slots(checkpoint: Path, tasks: Sequence[Any]) -> list[Any]:
+    model = WhisperForConditionalGeneration.from_pretrained(checkpoint).slot_model()
+    scheduler = SlotScheduler(model, 2)
+    found: dict[int, Any] = {}
+    for number, task in enumerate(tasks):
+
+        def done(value: Any, error: Exception | None, number: int = number) -> None:
+            assert error is None
+            found[number] = value
+
+        scheduler.add(task, done)
+    while scheduler.pending:
+        scheduler.advance()
+    return [found[number] for number in range(len(tasks))]
+
+
+def test_slots_give_the_words_that_the_whole_network_gives(
+    checkpoint: Path, network: whisper.Whisper, own: Dialect
+) -> None:
+    encode = get_tokenizer(True, num_languages=99).encode
+
+    def tasks() -> list[Any]:
+        return [
+            time_words(
+                [Stretch(tokens=tuple(encode(" ".join(texts))), start_s=0.0, end_s=6.0)],
+                features=mel(seed),
+                window=(seed, 3000),
+                window_start_s=0.0,
+                content_frames=700,
+                last_speech_s=0.0,
+                language=language,
+                task="transcribe",
+                dialect=own,
+            )
+            for seed, (language, texts) in enumerate(PARAGRAPH.items())
+        ]
+
+    for found, task in zip(through_slots(checkpoint, tasks()), tasks(), strict=True):
+        (stretch,), (wanted,) = found, run(task, network)
+        assert [word.word for word in stretch.words] == [word.word for word in wanted.words]
+        for word, one in zip(stretch.words, wanted.words, strict=True):
+            assert (word.start_s, word.end_s) == (one.start_s, one.end_s)
+            assert word.probability == pytest.approx(one.probability, rel=1e-3, abs=1e-7)
+
+
+def test_tokens_outside_the_choices_are_impossible_and_the_others_share_what_is_left(
+    checkpoint: Path, network: whisper.Whisper
+) -> None:
+    def ask(choices: int | None) -> Any:
+        return (
+            yield AlignJob(
+                features=mel(0),
+                window=(0, 3000),
+                tokens=(50258, 11, 50257, 12),
+                heads=((0, 0),),
+                choices=choices,
+            )
+        )
+
+    every, few = through_slots(checkpoint, [ask(None), ask(50257)])
+    for result, choices in ((every, None), (few, 50257)):
+        np.testing.assert_allclose(
+            result.logprobs, run(ask(choices), network).logprobs, rtol=1e-3, atol=1e-4
+        )
+    assert few.logprobs[1] == -np.inf
+    assert few.logprobs[0] > every.logprobs[0] > -np.inf
 
 
 # By hand: a checkpoint that knows ten words, and attention laid out as wanted.
