@@ -9,10 +9,11 @@ and panics, past `except Exception`, on a merge whose parts are not in the vocab
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -29,6 +30,14 @@ SETTINGS_NAME = "tokenizer_config.json"
 _OTHER_SPECIAL = "additional_special_tokens"
 
 
+class Pieces(NamedTuple):
+    """The tokens of one text."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    """Where each token stands in the text, in characters; in its word where words were given."""
+
+
 class BytePairEncoding:
     """A vocabulary with its merges and added tokens.
 
@@ -37,9 +46,7 @@ class BytePairEncoding:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        added = tokenizer.get_added_tokens_decoder()
-        self.special_ids = tuple(sorted(i for i, token in added.items() if token.special))
-        """Ids of the special tokens, ascending."""
+        self._special_ids: tuple[int, ...] | None = None
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
@@ -51,14 +58,67 @@ class BytePairEncoding:
         if (folder / TOKENIZER_NAME).is_file():
             return cls(_from_tokenizer_file(folder / TOKENIZER_NAME))
         if (folder / VOCAB_NAME).is_file() and (folder / MERGES_NAME).is_file():
-            return cls(_from_vocabulary(folder))
+            return cls(_from_vocabulary(folder / VOCAB_NAME, folder / MERGES_NAME))
         raise CheckpointError(
             f"loading a tokenizer from {folder}: found neither {TOKENIZER_NAME} nor both "
             f"{VOCAB_NAME} and {MERGES_NAME}; fetch the checkpoint's tokenizer files too"
         )
 
+    @classmethod
+    def from_files(cls, vocab: Path, merges: Path) -> Self:
+        """Build one from a vocabulary and its merges, whatever their names.
+
+        What lies beside the vocabulary, such as added_tokens.json, is read too.
+
+        Raises:
+            CheckpointError: a file is missing or broken, or contradicts another.
+        """
+        return cls(_from_vocabulary(vocab, merges))
+
+    @classmethod
+    def from_tokenizer_file(cls, path: Path) -> Self:
+        """Load a file in the format of tokenizer.json.
+
+        Raises:
+            CheckpointError: the file is missing or broken.
+        """
+        return cls(_from_tokenizer_file(path))
+
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        """Ids of the special tokens, ascending."""
+        if self._special_ids is None:
+            added = self.added_tokens.items()
+            self._special_ids = tuple(sorted(i for i, token in added if token.special))
+        return self._special_ids
+
+    @property
+    def added_tokens(self) -> dict[int, AddedToken]:
+        """The tokens beside the vocabulary by id."""
+        return dict(sorted(self._tokenizer.get_added_tokens_decoder().items()))
+
+    def vocabulary(self, *, with_added: bool = True) -> dict[str, int]:
+        """Return the id of every token."""
+        return self._tokenizer.get_vocab(with_added_tokens=with_added)
+
+    def merges(self) -> list[tuple[str, str]]:
+        """Return the pairs that are merged, in the order of their ranks."""
+        pairs = json.loads(self._tokenizer.to_str())["model"]["merges"]
+        return [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in pairs]
+
+    def add_tokens(self, tokens: Iterable[str], *, special: bool) -> int:
+        """Add tokens after the last id; returns how many were new."""
+        size = len(self)
+        self._tokenizer.add_tokens([_added_token(token, special) for token in tokens])
+        self._special_ids = None
+        return len(self) - size
+
+    def set_prefix_space(self, add: bool) -> None:
+        """Choose whether a text without a blank at its start is encoded as if it had one."""
+        self._tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add)
 
     @property
     def vocab_size(self) -> int:
@@ -80,20 +140,43 @@ class BytePairEncoding:
         Raises:
             ValueError: `text` holds half a surrogate pair, which has no bytes.
         """
+        return self.pieces(text).ids
+
+    def pieces(self, text: str | Sequence[str]) -> Pieces:
+        """Encode a text, or words one by one, and say where each token stands.
+
+        Raises:
+            ValueError: `text` holds half a surrogate pair, which has no bytes.
+        """
+        words = not isinstance(text, str)
         try:
-            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            encoding = self._tokenizer.encode(
+                list(text) if words else text, is_pretokenized=words, add_special_tokens=False
+            )
         except TypeError as error:
             raise ValueError(
                 f"encoding {text[:40]!r}: found {type(text).__name__} that is no valid Unicode "
                 f"text; decode it with errors='replace' first"
             ) from error
-        return list(encoding.ids)
+        return Pieces(ids=list(encoding.ids), offsets=list(encoding.offsets))
 
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        """Join tokens to text; bytes that are no UTF-8 become U+FFFD, unknown ids nothing.
+    def decode(
+        self,
+        token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = False,
+        errors: str = "replace",
+    ) -> str:
+        """Join tokens to text; unknown ids become nothing.
+
+        Args:
+            token_ids: as they follow each other; a character may be spread over several.
+            skip_special_tokens: leave special tokens out.
+            errors: what becomes of bytes that are no UTF-8, as `bytes.decode` has it: U+FFFD here.
 
         Raises:
-            ValueError: an id is negative, such as a label's padding.
+            ValueError: an id is negative, such as a label's padding; or bytes are no UTF-8 and
+                `errors` is `strict`.
         """
         ids = list(token_ids)
         if min(ids, default=0) < 0:
@@ -101,7 +184,15 @@ class BytePairEncoding:
                 f"decoding {len(ids)} token ids: found {min(ids)}, expected ids from 0; replace "
                 f"the padding of labels by the end token first"
             )
-        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        if errors == "replace":
+            return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        skipped = set(self.special_ids) if skip_special_tokens else set()
+        tokens = [self.id_to_token(i) for i in ids if i not in skipped]
+        return b"".join(map(_token_bytes, filter(None, tokens))).decode("utf-8", errors)
+
+    def join(self, tokens: Sequence[str]) -> str:
+        """Join tokens as the vocabulary spells them to text."""
+        return b"".join(map(_token_bytes, tokens)).decode("utf-8", "replace")
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json into `folder`."""
@@ -144,8 +235,8 @@ def _from_tokenizer_file(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _from_vocabulary(folder: Path) -> Tokenizer:
-    vocab_path, merges_path = folder / VOCAB_NAME, folder / MERGES_NAME
+def _from_vocabulary(vocab_path: Path, merges_path: Path) -> Tokenizer:
+    folder = vocab_path.parent
     vocab = _parse_object(_read_text(vocab_path), vocab_path)
     lines = _read_text(merges_path).replace("\r\n", "\n").split("\n")
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version:")]
@@ -273,3 +364,22 @@ def _read_text(path: Path) -> str:
         raise CheckpointError(
             f"reading {path}: found no readable text ({error}); fetch the checkpoint again"
         ) from error
+
+
+def _token_bytes(token: str) -> bytes:
+    """Return what a token stands for; one with other letters than bytes have is its own text."""
+    values = [_bytes_by_letter().get(letter) for letter in token]
+    known = [value for value in values if value is not None]
+    return bytes(known) if len(known) == len(token) else token.encode()
+
+
+@cache
+def _bytes_by_letter() -> Mapping[str, int]:
+    """The byte of each letter that vocabularies spell bytes with.
+
+    Source: openai/gpt-2, encoder.py, bytes_to_unicode.
+    """
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [value for value in range(256) if value not in printable]
+    letters = {chr(value): value for value in printable}
+    return letters | {chr(256 + rank): value for rank, value in enumerate(others)}

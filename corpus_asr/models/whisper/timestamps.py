@@ -5,8 +5,9 @@ times, or the written form `<|1.08|>`. Knows no vocabulary and no audio.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from corpus_asr.units import TIMESTAMP_STEP_S, WINDOW_POSITIONS
 
@@ -82,6 +83,38 @@ def written_timestamps(
         run = []
         pieces += [f"<|{time_s + windows_s:.2f}|>", run]
     return pieces
+
+
+def timed_stretches(
+    token_ids: Sequence[int], *, timestamp_begin: int, time_precision: float
+) -> Iterator[tuple[Sequence[int], tuple[float, float]]]:
+    """Yield the stretches that a pair of timestamps closes, timestamps included, with their times.
+
+    Text before the first timestamp is left out, and so is text after the last one. Times of a
+    later window go on from the earlier one's end.
+
+    Source: transformers 5.23, `WhisperTokenizer._compute_offsets`.
+    """
+    stamps = [k for k, token in enumerate(token_ids) if token >= timestamp_begin]
+    ends = [k + 1 for k, following in pairwise(stamps) if following == k + 1]
+    if len(stamps) < 2:
+        return
+    if stamps[-1] + 1 not in ends:
+        ends.append(stamps[-1] + 1)
+    start, latest, windows = stamps[0], 0, 0
+    for end in ends:
+        stretch = token_ids[start:end]
+        if len(stretch) > 1:
+            first, last = stretch[0] - timestamp_begin, stretch[-1] - timestamp_begin
+            if first < latest:
+                # Times start again: the next window. One that ended on a pair of timestamps was
+                # left at that time, any other one at its end.
+                single = start >= 2 and min(token_ids[start - 2 : start]) < timestamp_begin
+                windows += WINDOW_POSITIONS if single else latest
+            latest = last
+            offset_s = windows * time_precision
+            yield stretch, (first * time_precision + offset_s, last * time_precision + offset_s)
+        start = end
 
 
 def without_timestamps(text: str) -> str:

@@ -1,209 +1,231 @@
 """Whisper's tokenizer: text to ids and back, with the control tokens and their order.
 
-In: a checkpoint folder. Out: ids for prompts and labels, text for what the decoder wrote. Ids come
-from the folder's files: the layout differs between the English-only, multilingual and large-v3
-vocabularies. Method and parameter names, defaults and results are those of
-`transformers.WhisperTokenizer`, version 5.23; what is not built here is absent. Knows no network
-and no audio.
+In: a checkpoint, or its vocabulary's files. Out: ids for prompts and labels, text for what the
+decoder wrote. Method and parameter names, defaults and results are those of
+`transformers.WhisperTokenizer`, version 5.23. Knows no audio. Its parts lie beside it: settings,
+the vocabulary, encoding, decoding, and the merging of chunks.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, overload, runtime_checkable
+from typing import Any, Self
 
-import numpy as np
-from jaxtyping import Int64
-
-from corpus_asr.errors import CheckpointError
-from corpus_asr.models.config_file import read_json_object, typed_values, write_json_object
-from corpus_asr.models.whisper.timestamps import (
-    TimedTokens,
-    split_timestamps,
-    without_timestamps,
-    written_timestamps,
+from corpus_asr.models.config_file import read_json_object, write_json_object
+from corpus_asr.models.tensors import as_tensors
+from corpus_asr.models.whisper.chunk_merging import merged_chunks
+from corpus_asr.models.whisper.tokenizer_decoding import WhisperTextDecoding
+from corpus_asr.models.whisper.tokenizer_encoding import WhisperTextEncoding
+from corpus_asr.models.whisper.tokenizer_settings import END, NO_LIMIT, TokenizerSettings
+from corpus_asr.storage.model_files import fetch_checkpoint
+from corpus_asr.text.bpe import (
+    ADDED_NAME,
+    MERGES_NAME,
+    SETTINGS_NAME,
+    SPECIAL_NAME,
+    TOKENIZER_NAME,
+    VOCAB_NAME,
+    BytePairEncoding,
 )
-from corpus_asr.text.bpe import SETTINGS_NAME, BytePairEncoding
-from corpus_asr.text.languages import LANGUAGES, resolve_language
-from corpus_asr.units import TIMESTAMP_STEP_S
+from corpus_asr.text.languages import resolve_language
+from corpus_asr.text.normalize import american_spellings
 
-_END = "<|endoftext|>"
-_START = "<|startoftranscript|>"
-_START_OF_PREV = "<|startofprev|>"
-# Checkpoints up to large-v2 call the same token by its older name.
-_NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")
-
-# The English-only models kept GPT-2's vocabulary, which ends here; all others have one token more.
-_ENGLISH_ONLY_END = 50256
-
-_TASKS = ("transcribe", "translate")
+NORMALIZER_NAME = "normalizer.json"
 
 
-@runtime_checkable
-class Listable(Protocol):
-    """An array or tensor of ids, wherever it lives."""
-
-    def tolist(self) -> Any:
-        """Return the ids as nested lists of int."""
-
-
-class TokenizedText(dict[str, Any]):
-    """`input_ids` and `attention_mask` of one text or, as lists, of several."""
-
-    @property
-    def input_ids(self) -> Any:
-        """Ids of the text, or a list of them per text."""
-        return self["input_ids"]
-
-    @property
-    def attention_mask(self) -> Any:
-        """1 for every id: nothing is padded."""
-        return self["attention_mask"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _SavedSettings:
-    """What a saved tokenizer_config.json says of labels."""
-
-    language: str | None = None
-    task: str | None = None
-    predict_timestamps: bool = False
-
-
-class WhisperTokenizer:
+class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding):
     """Whisper's byte-level BPE, control tokens and timestamps.
 
     Args:
-        bpe: the vocabulary and merges.
+        vocab_file: vocab.json; its neighbours added_tokens.json, special_tokens_map.json and
+            tokenizer_config.json give the control tokens.
+        merges_file: merges.txt.
+        normalizer_file: normalizer.json, American spellings by British ones; None for the own list.
+        tokenizer_file: tokenizer.json, instead of the first two.
+        unk_token: what stands for tokens that the vocabulary lacks.
+        bos_token: named by the reference; labels start with `<|startoftranscript|>` whatever it is.
+        eos_token: what labels end with.
+        add_prefix_space: encode every text as if a blank came first.
         language: code or name of the language in labels; None leaves its token out.
         task: `transcribe` or `translate` in labels; None leaves its token out.
         predict_timestamps: whether labels hold timestamps, so `<|notimestamps|>` is left out.
-        is_multilingual: whether the model takes language and task; None tells it from the ids.
+        pad_token: what fills rows up; None until it is set.
+        errors: what becomes of bytes that are no UTF-8, as `bytes.decode` has it.
+        padding_side: `right` or `left`.
+        truncation_side: `right` or `left`.
+        model_max_length: tokens per text that are kept where no length is given.
+        clean_up_tokenization_spaces: remove blanks before punctuation when decoding.
 
     Raises:
-        CheckpointError: a control token is missing from the vocabulary.
-        ValueError: `language` or `task` is not known.
+        CheckpointError: a file is missing or broken, or the vocabulary lacks a control token.
+        ValueError: `language` or `task` is not known, or the vocabulary lacks a named token.
     """
 
     def __init__(
         self,
-        bpe: BytePairEncoding,
-        *,
+        vocab_file: str | PathLike[str] | None = None,
+        merges_file: str | PathLike[str] | None = None,
+        normalizer_file: str | PathLike[str] | None = None,
+        tokenizer_file: str | PathLike[str] | None = None,
+        unk_token: str | None = END,
+        bos_token: str | None = END,
+        eos_token: str | None = END,
+        add_prefix_space: bool = False,
         language: str | None = None,
         task: str | None = None,
         predict_timestamps: bool = False,
-        is_multilingual: bool | None = None,
+        *,
+        pad_token: str | None = None,
+        errors: str = "replace",
+        padding_side: str = "right",
+        truncation_side: str = "right",
+        model_max_length: int = NO_LIMIT,
+        clean_up_tokenization_spaces: bool = False,
     ) -> None:
-        self._bpe = bpe
-        self.eot = self._control(_END)
-        self.sot = self._control(_START)
-        self.translate = self._control("<|translate|>")
-        self.transcribe = self._control("<|transcribe|>")
-        self.start_of_prev = self._control(_START_OF_PREV)
-        self.no_speech = self._control(*_NO_SPEECH)
-        self.no_timestamps = self._control("<|notimestamps|>")
-        # Older tokenizer files end here: the 1,501 timestamps follow by position.
-        self.timestamp_begin = self.no_timestamps + 1
-        if is_multilingual is None:
-            is_multilingual = self.eot != _ENGLISH_ONLY_END and bool(self._language_tokens())
-        self.is_multilingual = is_multilingual
-        self.language_ids = self._language_tokens() if is_multilingual else {}
-        """Token of each language by its code; empty for an English-only model."""
-        self.language: str | None = None
-        self.task: str | None = None
-        self.predict_timestamps = False
-        self.set_prefix_tokens(language, task, predict_timestamps)
+        if tokenizer_file is not None:
+            bpe = BytePairEncoding.from_tokenizer_file(Path(tokenizer_file))
+        elif vocab_file is not None and merges_file is not None:
+            bpe = BytePairEncoding.from_files(Path(vocab_file), Path(merges_file))
+        else:
+            raise ValueError(
+                f"making a tokenizer: found vocab_file={vocab_file!r} and "
+                f"merges_file={merges_file!r}, expected both, or tokenizer_file; pass them, or "
+                f"load a folder by from_pretrained"
+            )
+        settings = TokenizerSettings(
+            bos_token=bos_token,
+            eos_token=eos_token,
+            unk_token=unk_token,
+            pad_token=pad_token,
+            language=language,
+            task=task,
+            predict_timestamps=predict_timestamps,
+            add_prefix_space=add_prefix_space,
+            errors=errors,
+            padding_side=padding_side,
+            truncation_side=truncation_side,
+            model_max_length=model_max_length,
+            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+        )
+        self._finish(bpe, settings, None if normalizer_file is None else Path(normalizer_file))
 
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | PathLike[str],
+        pretrained_model_name_or_path: str | PathLike[str],
         *,
-        language: str | None = None,
-        task: str | None = None,
-        predict_timestamps: bool | None = None,
+        revision: str | None = None,
+        subfolder: str = "",
+        cache_dir: str | PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **settings: Any,
     ) -> Self:
-        """Load the tokenizer of a checkpoint folder.
+        """Load the tokenizer of a checkpoint.
 
         What is not given is taken from tokenizer_config.json, where a saved tokenizer says it.
 
+        Args:
+            pretrained_model_name_or_path: a folder, an address such as s3://..., or a hub name.
+            revision: branch, tag or commit of a hub name.
+            subfolder: where below it the files are.
+            cache_dir: where the hub's copies are kept.
+            force_download: fetch again what there is a copy of.
+            local_files_only: use the copy there is, never the network.
+            token: of the hub; True for the one of this machine's login.
+            settings: `language`, `task`, `predict_timestamps` and the class's other arguments
+                beside its files, in place of what the checkpoint says.
+
         Raises:
             CheckpointError: files are missing or broken, or lack a control token.
+            TypeError: there is no such setting.
             ValueError: `language` or `task` is not known.
         """
-        folder = Path(folder)
-        path = folder / SETTINGS_NAME
-        saved = _SavedSettings(**typed_values(_SavedSettings, _optional(path), path=path)[0])
-        if predict_timestamps is None:
-            predict_timestamps = saved.predict_timestamps
-        says = _optional(folder / "generation_config.json").get("is_multilingual")
-        return cls(
+        folder = fetch_checkpoint(
+            str(pretrained_model_name_or_path),
+            revision=revision,
+            weights=False,
+            expect=None,
+            subfolder=subfolder,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        given = {name: value for name, value in settings.items() if value is not None}
+        names = TokenizerSettings.__dataclass_fields__
+        unknown = sorted(settings.keys() - names.keys())
+        if unknown:
+            raise TypeError(
+                f"loading a tokenizer from {folder}: found the settings {', '.join(unknown)}, "
+                f"expected some of {', '.join(names)}; correct them"
+            )
+        path = folder / "generation_config.json"
+        says = read_json_object(path).get("is_multilingual") if path.is_file() else None
+        normalizer = folder / NORMALIZER_NAME
+        tokenizer = cls.__new__(cls)
+        tokenizer._finish(
             BytePairEncoding.from_folder(folder),
-            language=language if language is not None else saved.language,
-            task=task if task is not None else saved.task,
-            predict_timestamps=predict_timestamps,
+            TokenizerSettings.from_folder(folder, **given),
+            normalizer if normalizer.is_file() else None,
             is_multilingual=says if isinstance(says, bool) else None,
         )
+        return tokenizer
 
-    def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write tokenizer.json and tokenizer_config.json into `folder`, which is made if needed."""
-        folder = Path(folder)
-        settings = {
-            **dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), _END),
-            "additional_special_tokens": self.convert_ids_to_tokens(self.all_special_ids),
-            "language": self.language,
-            "predict_timestamps": self.predict_timestamps,
-            "task": self.task,
-            "tokenizer_class": "WhisperTokenizer",
-        }
-        write_json_object(folder / SETTINGS_NAME, settings)
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], filename_prefix: str | None = None
+    ) -> tuple[str, ...]:
+        """Write all files of the tokenizer into a folder, which is made if needed.
+
+        Args:
+            save_directory: the folder.
+            filename_prefix: put before the names of the vocabulary's files.
+
+        Returns:
+            The paths of the files.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._settings.save(folder, special_tokens=self.all_special_tokens)
         self._bpe.save(folder)
+        vocabulary = self.save_vocabulary(folder, filename_prefix)
+        write_json_object(folder / ADDED_NAME, self._tokens_beside_vocabulary())
+        others = (SETTINGS_NAME, SPECIAL_NAME, TOKENIZER_NAME, ADDED_NAME)
+        return (*(str(folder / name) for name in others), *vocabulary)
 
-    def __len__(self) -> int:
-        return len(self._bpe)
+    def save_vocabulary(
+        self, save_directory: str | PathLike[str], filename_prefix: str | None = None
+    ) -> tuple[str, str, str]:
+        """Write vocab.json, merges.txt and normalizer.json into a folder that is there.
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens before any were added; `len()` counts all."""
-        return self._bpe.vocab_size
+        Args:
+            save_directory: the folder.
+            filename_prefix: put before each name, with a dash between.
 
-    @property
-    def all_special_ids(self) -> list[int]:
-        """Ids of the control tokens, ascending; timestamps are not among them."""
-        return list(self._bpe.special_ids)
-
-    # Prompts and labels
-
-    def set_prefix_tokens(
-        self,
-        language: str | None = None,
-        task: str | None = None,
-        predict_timestamps: bool | None = None,
-    ) -> None:
-        """Change what labels start with; None keeps what was set.
+        Returns:
+            The paths of the three files.
 
         Raises:
-            ValueError: `language` or `task` is not known; nothing is changed then.
+            NotADirectoryError: there is no such folder.
         """
-        if language is not None:
-            self._language_id(language)
-        if task is not None:
-            self._task_id(task)
-        self.language = language if language is not None else self.language
-        self.task = task if task is not None else self.task
-        if predict_timestamps is not None:
-            self.predict_timestamps = predict_timestamps
+        folder = Path(save_directory)
+        if not folder.is_dir():
+            raise NotADirectoryError(
+                f"saving a vocabulary: found no folder {folder}, expected one; make it first"
+            )
+        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        names = (VOCAB_NAME, MERGES_NAME, NORMALIZER_NAME)
+        vocab, merges, normalizer = (folder / f"{prefix}{name}" for name in names)
+        write_json_object(vocab, self._bpe.vocabulary(with_added=False))
+        lines = ["#version: 0.2", *(" ".join(pair) for pair in self._bpe.merges())]
+        merges.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        spellings = self.english_spelling_normalizer
+        write_json_object(
+            normalizer, dict(american_spellings() if spellings is None else spellings)
+        )
+        return str(vocab), str(merges), str(normalizer)
 
-    @property
-    def prefix_tokens(self) -> list[int]:
-        """Ids that labels start with: start, language, task, no timestamps."""
-        prefix = [self.sot]
-        if self.language is not None:
-            prefix.append(self._language_id(self.language))
-        if self.task is not None:
-            prefix.append(self._task_id(self.task))
-        return prefix if self.predict_timestamps else [*prefix, self.no_timestamps]
+    # Prompts and labels
 
     def prompt(self, language: str | None, task: str, timestamps: bool) -> tuple[int, ...]:
         """Return the tokens that ask a model of this kind for a transcript.
@@ -246,19 +268,15 @@ class WhisperTokenizer:
         self.set_prefix_tokens(language, task, predict_timestamps=not no_timestamps)
         return list(enumerate(self.prefix_tokens))[1:]
 
-    @overload
-    def get_prompt_ids(
-        self, text: str, return_tensors: Literal["np"] = ...
-    ) -> Int64[np.ndarray, " token"]: ...
-    @overload
-    def get_prompt_ids(self, text: str, return_tensors: None) -> list[int]: ...
-    def get_prompt_ids(
-        self, text: str, return_tensors: Literal["np"] | None = "np"
-    ) -> Int64[np.ndarray, " token"] | list[int]:
+    def get_prompt_ids(self, text: str, return_tensors: str | None = "np") -> Any:
         """Encode text that stands before the transcript: earlier words, or names to expect.
 
+        Args:
+            text: the text.
+            return_tensors: `np`, `pt` or None for a list.
+
         Raises:
-            ValueError: `text` holds a control token or timestamp.
+            ValueError: `text` holds a control token or timestamp, or there are no such tensors.
         """
         ids = self._bpe.encode(" " + text.strip())
         found = next((i for i in ids if i >= self.eot), None)
@@ -267,157 +285,38 @@ class WhisperTokenizer:
                 f"encoding a prompt: found the special token {self._bpe.id_to_token(found)} in "
                 f"{text[:60]!r}, expected plain text; remove it"
             )
-        ids = [self.start_of_prev, *ids]
-        return np.array(ids, dtype=np.int64) if return_tensors == "np" else ids
+        return as_tensors([self.start_of_prev, *ids], return_tensors)
 
-    # Text to ids
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Encode a text as a label; `add_special_tokens=False` for the text alone.
-
-        Raises:
-            ValueError: `text` is no valid Unicode text.
-        """
-        ids = self._bpe.encode(text)
-        return [*self.prefix_tokens, *ids, self.eot] if add_special_tokens else ids
-
-    def __call__(self, text: str | Iterable[str], add_special_tokens: bool = True) -> TokenizedText:
-        """Encode one text or several, unpadded; the result holds `input_ids` and a mask of ones."""
-        if isinstance(text, str):
-            ids = self.encode(text, add_special_tokens)
-            return TokenizedText(input_ids=ids, attention_mask=[1] * len(ids))
-        rows = [self.encode(one, add_special_tokens) for one in text]
-        return TokenizedText(input_ids=rows, attention_mask=[[1] * len(row) for row in rows])
-
-    @overload
-    def convert_tokens_to_ids(self, tokens: str) -> int: ...
-    @overload
-    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]: ...
-    def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int]:
-        """Look up ids; a token the vocabulary lacks gives the end token, as in the reference."""
-        if isinstance(tokens, str):
-            found = self._bpe.token_to_id(tokens)
-            return self.eot if found is None else found
-        return [self.convert_tokens_to_ids(token) for token in tokens]
-
-    # Ids to text
-
-    @overload
-    def convert_ids_to_tokens(self, ids: int, skip_special_tokens: bool = ...) -> str | None: ...
-    @overload
-    def convert_ids_to_tokens(
-        self, ids: Iterable[int], skip_special_tokens: bool = ...
-    ) -> list[str | None]: ...
-    def convert_ids_to_tokens(
-        self, ids: int | Iterable[int], skip_special_tokens: bool = False
-    ) -> str | list[str | None] | None:
-        """Look up tokens as the vocabulary spells them; None for an id it lacks."""
-        if isinstance(ids, int):
-            return self._bpe.id_to_token(ids)
-        skip = set(self._bpe.special_ids) if skip_special_tokens else set()
-        return [self._bpe.id_to_token(int(i)) for i in ids if int(i) not in skip]
-
-    def decode_text(self, token_ids: Iterable[int]) -> str:
-        """Return what was said: control tokens and timestamps left out, wherever they stand."""
-        return self._bpe.decode([i for i in token_ids if i < self.eot])
-
-    def decode(
+    def _decode_asr(
         self,
-        token_ids: int | Sequence[int] | Listable,
-        skip_special_tokens: bool = False,
+        model_outputs: Any,
         *,
-        time_precision: float = TIMESTAMP_STEP_S,
-        decode_with_timestamps: bool = False,
-    ) -> str:
-        """Turn one sequence of ids into text; a character cut short by its end becomes U+FFFD.
-
-        Args:
-            token_ids: list, array or tensor of one dimension.
-            skip_special_tokens: leave control tokens out, and the previous text before the start
-                token with them.
-            time_precision: seconds per timestamp step.
-            decode_with_timestamps: write timestamps as `<|1.08|>`, later windows continuing the
-                times of earlier ones; otherwise they are left out.
-
-        Raises:
-            ValueError: an id is negative.
-        """
-        ids = _as_list(token_ids)
-        if skip_special_tokens:
-            ids = self._without_previous(ids)
-        if not decode_with_timestamps:
-            text = self._bpe.decode(ids, skip_special_tokens=skip_special_tokens)
-            return without_timestamps(text)
-        pieces = written_timestamps(
-            ids, timestamp_begin=self.timestamp_begin, time_precision=time_precision
-        )
-        return "".join(
-            piece
-            if isinstance(piece, str)
-            else self._bpe.decode(piece, skip_special_tokens=skip_special_tokens)
-            for piece in pieces
+        return_timestamps: bool | str | None,
+        return_language: bool | None,
+        time_precision: float,
+    ) -> tuple[str, dict[str, Any]]:
+        """Merge the transcripts of overlapping chunks; see `merged_chunks`."""
+        return merged_chunks(
+            self,
+            model_outputs,
+            return_timestamps=return_timestamps,
+            return_language=return_language,
+            time_precision=time_precision,
         )
 
-    def batch_decode(
+    def _finish(
         self,
-        sequences: Iterable[int | Sequence[int] | Listable],
-        skip_special_tokens: bool = False,
-        *,
-        time_precision: float = TIMESTAMP_STEP_S,
-        decode_with_timestamps: bool = False,
-    ) -> list[str]:
-        """Decode each sequence by itself, exactly as `decode` does."""
-        return [
-            self.decode(
-                sequence,
-                skip_special_tokens,
-                time_precision=time_precision,
-                decode_with_timestamps=decode_with_timestamps,
-            )
-            for sequence in sequences
-        ]
+        bpe: BytePairEncoding,
+        settings: TokenizerSettings,
+        normalizer: Path | None,
+        is_multilingual: bool | None = None,
+    ) -> None:
+        self._set_up(bpe, settings, is_multilingual)
+        self.set_prefix_tokens(settings.language, settings.task)
+        self.english_spelling_normalizer = None
+        if normalizer is not None:
+            self.english_spelling_normalizer = read_json_object(normalizer)
 
-    def split_timestamps(self, token_ids: Iterable[int]) -> tuple[TimedTokens, ...]:
-        """Cut what the decoder wrote for one window at its timestamps, losing no text token."""
-        return split_timestamps(token_ids, end=self.eot, timestamp_begin=self.timestamp_begin)
-
-    def _control(self, *names: str) -> int:
-        """Return the id of a control token that goes by one of `names`."""
-        found = next((i for i in map(self._bpe.token_to_id, names) if i is not None), None)
-        if found is None:
-            raise CheckpointError(
-                f"loading a Whisper tokenizer: found no {names[0]} among {len(self._bpe)} tokens, "
-                f"expected Whisper's control tokens; fetch the checkpoint's added_tokens.json and "
-                f"special_tokens_map.json, or its tokenizer.json"
-            )
-        return found
-
-    def _language_tokens(self) -> dict[str, int]:
-        tokens = {code: self._bpe.token_to_id(f"<|{code}|>") for code in LANGUAGES}
-        return {code: token for code, token in tokens.items() if token is not None}
-
-    def _language_id(self, language: str) -> int:
-        tokens = self._language_tokens()
-        return tokens[resolve_language(language, known=tokens.keys())]
-
-    def _task_id(self, task: str) -> int:
-        if task not in _TASKS:
-            raise ValueError(
-                f"choosing the task {task!r}: expected one of {', '.join(_TASKS)}; correct it"
-            )
-        return self.translate if task == "translate" else self.transcribe
-
-    def _without_previous(self, ids: list[int]) -> list[int]:
-        """Drop the previous text: everything before the start token, or all without one."""
-        if not ids or ids[0] != self.start_of_prev:
-            return ids
-        return ids[ids.index(self.sot) :] if self.sot in ids else []
-
-
-def _as_list(token_ids: int | Sequence[int] | Listable) -> list[int]:
-    values: Any = token_ids.tolist() if isinstance(token_ids, Listable) else token_ids
-    return [values] if isinstance(values, int) else [int(i) for i in values]
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json_object(path) if path.is_file() else {}
+    def _tokens_beside_vocabulary(self) -> dict[str, int]:
+        base = self._bpe.vocabulary(with_added=False)
+        return {token: i for token, i in self.get_added_vocab().items() if token not in base}

@@ -309,7 +309,11 @@ def test_timestamps_follow_by_position_where_the_files_end_before_them(folders, 
     whole = WhisperTokenizer.from_pretrained(folders["tiny"])
     assert len(short) == len(whole) - 1501
     assert short.timestamp_begin == whole.timestamp_begin == whole.convert_tokens_to_ids("<|0.00|>")
-    ids = [short.timestamp_begin, *whole.encode("a", False), short.timestamp_begin + 54]
+    ids = [
+        short.timestamp_begin,
+        *whole.encode("a", add_special_tokens=False),
+        short.timestamp_begin + 54,
+    ]
     assert short.decode(ids, decode_with_timestamps=True) == "<|0.00|>a<|1.08|>"
     assert short.decode_text(ids) == short.decode(ids) == "a"
 
