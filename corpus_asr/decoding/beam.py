@@ -5,7 +5,6 @@ In: encoded windows and their jobs. Out: the best sequences of each. A place is 
 which job sits where is the scheduler's business.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,13 +13,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from corpus_asr.decoding.beams import OUT, Beams, pick
+from corpus_asr.decoding.beams import OUT, Beams, pick, repeats_itself
+from corpus_asr.decoding.checks import check_numbers
+from corpus_asr.decoding.lanes import encode_windows
+from corpus_asr.decoding.options import SlotOptions, Texts
+from corpus_asr.decoding.processors import should_stop
 from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult
 from corpus_asr.decoding.rules import SlotRules
-from corpus_asr.errors import EngineError
 
 _UNTIL_FULL, _NEVER = 1, 2
 _EARLY_STOPPING: dict[bool | str, int] = {False: 0, True: _UNTIL_FULL, "never": _NEVER}
+
+_LOOK_FOR_LOOPS = 8
+"""Tokens between looks, which cost more here than where nothing takes another's place."""
 
 
 class BeamBatch:
@@ -62,16 +67,16 @@ class BeamBatch:
         self._end = torch.zeros(places, dtype=torch.long, device=device)
         self._length_penalty = torch.zeros(places, dtype=torch.float64, device=device)
         self._early_stopping = torch.zeros(places, dtype=torch.long, device=device)
-        self._ended = torch.zeros(places, dtype=torch.bool, device=device)
+        self._ended = torch.zeros(places, num_beams, dtype=torch.bool, device=device)
+        texts = self._running.text.flatten(0, 1), self._running.length.flatten()
+        self._options = SlotOptions(Texts(*texts, self._ended.flatten()))
         self._jobs: list[WindowJob | None] = [None] * places
         self._scores: list[float | None] = [None] * places
-        self._kept: list[list[Tensor]] = [[] for _ in range(places)]
+        self._counts = [0] * places
 
-    @torch.inference_mode()
     def encode(self, jobs: Sequence[WindowJob]) -> Float[Tensor, "batch pos width"]:
-        """Encode the jobs' windows."""
-        windows = torch.stack([torch.from_numpy(job.features) for job in jobs])
-        return self.model.encode(windows.to(self.model.device, self.model.dtype))
+        """Encode the jobs' windows, or take the encodings they bring."""
+        return encode_windows(self.model, jobs)
 
     @torch.inference_mode()
     def fill(self, places: Sequence[int], encoded: Float[Tensor, "batch pos width"]) -> None:
@@ -82,9 +87,10 @@ class BeamBatch:
     def admit(self, places: Sequence[int], jobs: Sequence[WindowJob]) -> None:
         """Run the jobs' prompts in `places`, whose windows are filled, and choose first tokens.
 
+        The jobs must have passed `checks.check_job`.
+
         Raises:
-            ValueError: a prompt is empty or leaves no room for a token, or a job asks for another
-                search than this.
+            ValueError: a job asks for another search than this.
         """
         for job in jobs:
             self._check(job)
@@ -96,17 +102,17 @@ class BeamBatch:
         firsts = [place * self.num_beams for place in places]
         hidden = self.model.prefill(self._state, firsts, prompts, lengths)  # (batch, token, width)
         for first in firsts:
-            others = range(first + 1, first + self.num_beams)
-            if others:
-                self.model.share(self._state, first, others)
-        for place, job in zip(places, jobs, strict=True):
-            self._admit(place, job)
+            self.model.share(self._state, first, range(first + 1, first + self.num_beams))
         index = torch.tensor(places, device=self.model.device)
         self._begin(index, prompts, jobs)
+        for place, job in zip(places, jobs, strict=True):
+            self._admit(place, job)
         self._read_scores(places, jobs, hidden)
         last = torch.tensor(lengths, device=self.model.device) - 1
         logits = self.model.logits(hidden[torch.arange(len(jobs), device=last.device), last])
-        scores = logits.log_softmax(dim=1).repeat_interleave(self.num_beams, dim=0)
+        logits = logits.repeat_interleave(self.num_beams, dim=0)
+        scores = logits.log_softmax(dim=1)
+        self._options.before_rules(scores, self._slots(places), logits=logits)
         rules = [job.rules for job in jobs for _ in range(self.num_beams)]
         self._take(self._rules.apply_first(scores, rules), places, index)
 
@@ -130,13 +136,14 @@ class BeamBatch:
         # Finished places stay inside the cache.
         positions = (self._running.length[:active] - 1).flatten()
         logits = self.model.step(self._state, tokens, positions)  # (place * beam, vocab)
-        scores = self._rules.apply(logits.log_softmax(dim=1))
+        scores = logits.log_softmax(dim=1)
+        self._options.before_rules(scores, self._slots(range(active)), logits=logits)
         index = torch.arange(active, device=self.model.device)
-        self._take(scores, range(active), index)
+        self._take(self._rules.apply(scores), range(active), index)
 
     def ended(self, active: int) -> list[int]:
         """The places among the first `active` that are finished; waits for the device."""
-        flags: list[bool] = self._ended[:active].tolist()
+        flags: list[bool] = self._ended[:active, 0].tolist()
         return [place for place, flag in enumerate(flags) if flag]
 
     def collect(self, place: int) -> WindowResult:
@@ -147,14 +154,10 @@ class BeamBatch:
         """
         job = self._jobs[place]
         assert job is not None, "collected from an empty place"
-        scores: list[float] = self._finished.score[place].tolist()
-        if any(math.isnan(score) for score in scores):
-            raise EngineError(
-                f"decoding in {self.model.dtype}: the model's output is not a number, expected "
-                "log-probabilities; set model.dtype to bfloat16 or float32"
-            )
+        check_numbers(self._finished.score[place].tolist(), self.model)
+        kept = self._kept(place)
         wanted = range(job.search.num_return_sequences)
-        best, *others = [self._result(place, beam, job) for beam in wanted]
+        best, *others = [self._result(place, beam, job, *kept) for beam in wanted]
         return replace(best, others=tuple(others))
 
     @torch.inference_mode()
@@ -164,6 +167,7 @@ class BeamBatch:
         for beam in range(beams):
             self.model.move(self._state, source * beams + beam, target * beams + beam)
             self._rules.move(source * beams + beam, target * beams + beam)
+            self._options.move(source * beams + beam, target * beams + beam)
         for tensor in (
             *self._running.tensors(), *self._finished.tensors(), self._is_finished,
             self._can_improve, self._token, self._prompt, self._limit, self._end,
@@ -172,36 +176,28 @@ class BeamBatch:
             tensor[target] = tensor[source]
         self._jobs[target] = self._jobs[source]
         self._scores[target] = self._scores[source]
-        self._kept[target] = self._kept[source]
+        self._counts[target] = self._counts[source]
 
     def _check(self, job: WindowJob) -> None:
-        search, room = job.search, self.model.max_target_positions - len(job.prompt)
-        if not job.prompt or room < 1 or job.max_new_tokens < 1:
-            raise ValueError(
-                f"admitting a prompt of {len(job.prompt)} tokens for {job.max_new_tokens} new "
-                f"ones: the decoder holds {self.model.max_target_positions}; shorten the prompt"
-            )
+        search = job.search
         if search.num_beams != self.num_beams or search.temperature > 0:
             raise ValueError(
                 f"admitting a job of {search.num_beams} beams at temperature {search.temperature}: "
                 f"expected {self.num_beams} beams at temperature 0; correct its search"
             )
-        if not 1 <= search.num_return_sequences <= search.num_beams:
-            raise ValueError(
-                f"admitting a job that returns {search.num_return_sequences} sequences: expected "
-                f"1 to {search.num_beams}, its beams; correct num_return_sequences"
-            )
-        if search.early_stopping not in _EARLY_STOPPING:
-            raise ValueError(
-                f"admitting a job with early_stopping {search.early_stopping!r}: expected True, "
-                "False or 'never'"
-            )
 
     def _admit(self, place: int, job: WindowJob) -> None:
         self._jobs[place] = job
-        self._kept[place] = []
-        for slot in range(place * self.num_beams, (place + 1) * self.num_beams):
+        self._counts[place] = 0
+        slots = self._slots([place])
+        for slot in slots:
             self._rules.admit(slot, job.rules)
+        self._options.admit(slots, [job.search] * len(slots))
+
+    def _slots(self, places: Sequence[int]) -> list[int]:
+        """The model's slots of some places."""
+        beams = self.num_beams
+        return [place * beams + beam for place in places for beam in range(beams)]
 
     def _begin(
         self, index: Tensor, prompts: Int[Tensor, "place token"], jobs: Sequence[WindowJob]
@@ -240,7 +236,9 @@ class BeamBatch:
         self, scores: Float[Tensor, "slot vocab"], places: Sequence[int], index: Tensor
     ) -> None:
         """Choose the next beams of `places`, from what the rules have left of the scores."""
-        self._keep_scores(scores, places)
+        slots = self._slots(places)
+        self._options.after_rules(scores, slots)
+        self._options.keep(scores, slots)
         beams, vocab = self.num_beams, scores.shape[1]
         running = self._running.of(index)
         total = scores.view(len(index), beams, vocab) + running.score.unsqueeze(2)
@@ -257,13 +255,14 @@ class BeamBatch:
         count = candidates.length[:, 0] - self._prompt[index]
         limit = self._limit[index]
         stop = (token == self._end[index].unsqueeze(1)) | (count >= limit).unsqueeze(1)
-
-        going = ~self._ended[index]
+        going = ~self._ended[index, 0]
+        candidates, stop = self._stop_early(places, candidates, stop)
         self._finish(index, candidates, stop, count, going)
         left, choice = (best + stop * OUT).topk(beams)
-        self._running.write(index, candidates.pick(choice).with_scores(left), where=going)
+        self._running.write(index, replace(candidates.pick(choice), score=left), where=going)
         self._go_on(places, index, token.gather(1, choice), source.gather(1, choice))
-        self._ended[index] |= self._is_over(index, count, left[:, 0]) | stop.all(dim=1)
+        over = self._is_over(index, count, left[:, 0]) | stop.all(dim=1)
+        self._ended[index] |= over.unsqueeze(1)
 
     def _finish(
         self,
@@ -283,7 +282,7 @@ class BeamBatch:
         score = candidates.score / self._divisor(index, count)
         score = score + closed.unsqueeze(1) * OUT
         score = score + ~ended * OUT
-        finished = self._finished.of(index).beside(candidates.with_scores(score))
+        finished = self._finished.of(index).beside(replace(candidates, score=score))
         choice = finished.score.topk(beams).indices
         self._finished.write(index, finished.pick(choice), where=going)
         is_finished = pick(torch.cat([was_finished, ended], dim=1), choice)
@@ -298,10 +297,9 @@ class BeamBatch:
     ) -> None:
         """Make caches and rules follow the running beams."""
         beams = self.num_beams
-        slots = [place * beams + beam for place in places for beam in range(beams)]
         slot = (index.unsqueeze(1) * beams + torch.arange(beams, device=index.device)).flatten()
         sources = (index.unsqueeze(1) * beams + source).flatten()
-        self.model.reorder(self._state, slots, sources)
+        self.model.reorder(self._state, self._slots(places), sources)
         self._rules.reorder(slot, sources)
         self._rules.update(token.flatten(), slot)
         self._token[index] = token
@@ -324,12 +322,30 @@ class BeamBatch:
         """Length to the power of the length penalty."""
         return (count.double() ** self._length_penalty[index]).float().unsqueeze(1)
 
-    def _keep_scores(self, scores: Float[Tensor, "slot vocab"], places: Sequence[int]) -> None:
+    def _stop_early(
+        self, places: Sequence[int], candidates: Beams, stop: Bool[Tensor, "place choice"]
+    ) -> tuple[Beams, Bool[Tensor, "place choice"]]:
+        """End candidates that go round in circles, or that a criterion of their job ends."""
+        looped = torch.zeros_like(stop)
         for row, place in enumerate(places):
             job = self._jobs[place]
-            if job is not None and job.search.keep_scores:
-                first = row * self.num_beams
-                self._kept[place].append(scores[first : first + self.num_beams].clone())
+            assert job is not None, "an empty place speaks"
+            self._counts[place] += 1
+            if job.search.stop_loops and self._counts[place] % _LOOK_FOR_LOOPS == 0:
+                begin = job.rules.timestamp_begin
+                length = candidates.length[row]
+                looped[row] = repeats_itself(
+                    candidates.text[row],
+                    length,
+                    starts=torch.full_like(length, len(job.prompt)),
+                    alike_from=torch.full_like(length, begin or self.model.vocab_size),
+                )
+            if job.search.stopping and not bool(self._ended[place, 0]):
+                texts = zip(candidates.text[row], candidates.length[row].tolist(), strict=True)
+                stopped = [should_stop(job.search.stopping, t[:n], None) for t, n in texts]
+                stop[row] |= torch.tensor(stopped, device=stop.device)
+        looped &= ~stop
+        return replace(candidates, looped=looped), stop | looped
 
     def _read_scores(
         self,
@@ -344,23 +360,32 @@ class BeamBatch:
                 probabilities = self.model.logits(hidden[row, job.score_position]).softmax(dim=0)
                 self._scores[place] = float(probabilities[job.score_token])
 
-    def _result(self, place: int, beam: int, job: WindowJob) -> WindowResult:
+    def _kept(self, place: int) -> tuple[Tensor | None, Tensor | None]:
+        """The scores and logits kept of the place's beams: (beam, token, vocab)."""
+        kept = [self._options.kept(slot) for slot in self._slots([place])]
+        scores = [steps for steps, _ in kept if steps is not None]
+        logits = [steps for _, steps in kept if steps is not None]
+        return torch.stack(scores) if scores else None, torch.stack(logits) if logits else None
+
+    def _result(
+        self, place: int, beam: int, job: WindowJob, scores: Tensor | None, logits: Tensor | None
+    ) -> WindowResult:
         """Read one finished sequence."""
         found, prompt = self._finished, len(job.prompt)
         length = int(found.length[place, beam])
         tokens: list[int] = found.text[place, beam, prompt:length].tolist()
         logprobs: list[float] = found.logprob[place, beam, prompt:length].tolist()
-        kept = None
-        if job.search.keep_scores:
-            parents: list[int] = found.parent[place, beam, prompt:length].tolist()
-            steps = zip(self._kept[place], parents, strict=False)  # others may have gone further
-            kept = torch.stack([step[parent] for step, parent in steps]).cpu()
+        # What a token was chosen from is what the beam saw that it was appended to.
+        parents = found.parent[place, beam, prompt:length].cpu()
+        steps = torch.arange(len(parents))
         end_logprob = logprobs.pop() if tokens and tokens[-1] == job.rules.end else None
         return WindowResult(
             tokens=tuple(tokens[: len(logprobs)]),
             logprobs=tuple(logprobs),
             end_logprob=end_logprob,
             score=self._scores[place],
-            scores=kept,
+            looped=bool(found.looped[place, beam]),
+            scores=None if scores is None else scores[parents, steps],
+            logits=None if logits is None else logits[parents, steps],
             sequence_score=float(found.score[place, beam]),
         )

@@ -4,11 +4,13 @@ In: candidates and scores as tensors over places and beams. Out: the same, picke
 no model, no rules and no jobs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from corpus_asr.decoding.loops import LONGEST_PHRASE, MIN_REPEATED_TOKENS, MIN_REPEATS
 
 # A score nothing real has, where minus infinity would make 0 * score not a number. The value of
 # transformers, so that ties fall alike.
@@ -29,6 +31,8 @@ class Beams:
     """Of each token under the rules."""
     parent: Int[Tensor, "place beam token"]
     """The beam each token was appended to."""
+    looped: Bool[Tensor, "place beam"]
+    """Whether it was ended because it repeated itself."""
 
     @classmethod
     def new(cls, places: int, beams: int, max_length: int, device: torch.device) -> "Beams":
@@ -40,11 +44,12 @@ class Beams:
             torch.zeros(shape, dtype=torch.long, device=device),
             torch.zeros(shape, device=device),
             torch.zeros(shape, dtype=torch.long, device=device),
+            torch.zeros((places, beams), dtype=torch.bool, device=device),
         )
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Everything held, place by place."""
-        return self.score, self.length, self.text, self.logprob, self.parent
+        return self.score, self.length, self.text, self.logprob, self.parent, self.looped
 
     def of(self, places: Int[Tensor, " place"]) -> "Beams":
         """Copy what `places` hold."""
@@ -59,10 +64,6 @@ class Beams:
         pairs = zip(self.tensors(), other.tensors(), strict=True)
         return Beams(*(torch.cat(pair, dim=1) for pair in pairs))
 
-    def with_scores(self, score: Float[Tensor, "place beam"]) -> "Beams":
-        """Replace the scores."""
-        return Beams(score, self.length, self.text, self.logprob, self.parent)
-
     def with_token(
         self,
         token: Int[Tensor, "place beam"],
@@ -75,7 +76,7 @@ class Beams:
         at = self.length.unsqueeze(2)
         for held, new in ((self.text, token), (self.logprob, logprob), (self.parent, parent)):
             held.scatter_(2, at, new.unsqueeze(2))
-        return Beams(score, self.length + 1, self.text, self.logprob, self.parent)
+        return replace(self, score=score, length=self.length + 1)
 
     def write(
         self,
@@ -94,3 +95,33 @@ def pick(values: Tensor, beams: Int[Tensor, "place choice"]) -> Tensor:
     """Copy some beams' values of each place."""
     index = beams.view(*beams.shape, *[1] * (values.ndim - 2))
     return torch.take_along_dim(values, index, dim=1)
+
+
+def repeats_itself(
+    texts: Int[Tensor, "batch token"],
+    lengths: Int[Tensor, " batch"],
+    *,
+    starts: Int[Tensor, " batch"],
+    alike_from: Int[Tensor, " batch"],
+) -> Bool[Tensor, " batch"]:
+    """Tell which texts end in a loop, as `loops.LoopWatch` defines it.
+
+    Looks at the texts alone, where beams that take each other's place could keep no count.
+
+    Args:
+        texts: prompt and text.
+        lengths: tokens in each.
+        starts: of them in the prompts.
+        alike_from: tokens from here on, the timestamps, count as one.
+    """
+    device = texts.device
+    period = torch.arange(1, LONGEST_PHRASE + 1, device=device).unsqueeze(1)
+    needed = (MIN_REPEATS * period).clamp(min=MIN_REPEATED_TOKENS)
+    back = torch.arange(1, int(needed.max()) + 1, device=device)  # from the end of the text
+    alike = texts.minimum(alike_from.unsqueeze(1))
+    now = lengths.view(-1, 1, 1) - back  # (batch, 1, back)
+    before = now - period  # (batch, period, back)
+    rows = torch.arange(len(texts), device=device).view(-1, 1, 1)
+    same = alike[rows, now.clamp(min=0)] == alike[rows, before.clamp(min=0)]
+    same &= before >= starts.view(-1, 1, 1)
+    return (same | (back > needed)).all(dim=2).any(dim=1)

@@ -56,16 +56,24 @@ class SlotOptions:
         if source in self._slots:
             self._slots[target] = self._slots.pop(source)
 
-    def before_rules(self, logits: Float[Tensor, "batch vocab"], slots: Sequence[int]) -> None:
+    def before_rules(
+        self,
+        scores: Float[Tensor, "batch vocab"],
+        slots: Sequence[int],
+        *,
+        logits: Float[Tensor, "batch vocab"] | None = None,
+    ) -> None:
         """Apply, in place, what comes before the token rules.
 
         Args:
-            logits: of `slots`, as the model gave them.
+            scores: of `slots`, as yet unchanged.
             slots: the slot of each row.
+            logits: as the model gave them; left out where the scores are just that.
         """
         for row in self._rows(slots, lambda search: search.keep_logits):
-            self._slots[slots[row]].logits.append(logits[row].clone())
-        self._apply(apply_before_rules, logits, slots, self._rows(slots, _changes_before_rules))
+            kept = scores if logits is None else logits
+            self._slots[slots[row]].logits.append(kept[row].clone())
+        self._apply(apply_before_rules, scores, slots, self._rows(slots, _changes_before_rules))
 
     def after_rules(self, scores: Float[Tensor, "batch vocab"], slots: Sequence[int]) -> None:
         """Apply, in place, what comes after the token rules."""

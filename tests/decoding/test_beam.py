@@ -1,15 +1,26 @@
 """Beam search is transformers', token for token, whatever sits in the other places."""
 
+from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
+from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.beam import BeamBatch
-from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
+from corpus_asr.decoding.beams import repeats_itself
+from corpus_asr.decoding.loops import LoopWatch
+from corpus_asr.decoding.protocols import Job, Search, TokenRules, WindowJob, WindowResult
+from corpus_asr.decoding.slots import SlotScheduler
+from corpus_asr.errors import EngineError
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.models.whisper.slot_model import WhisperSlotModel
 from tests.support.beams import beam_search
@@ -34,7 +45,7 @@ GRAMMAR = TokenRules(
 class Pair:
     """The same weights here and there."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, *, positions: int = POSITIONS) -> None:
         tiny_whisper(
             folder,
             seed=seed,
@@ -42,7 +53,7 @@ class Pair:
             layers=2,
             heads=2,
             vocab_size=VOCAB,
-            max_target_positions=POSITIONS,
+            max_target_positions=positions,
             max_source_positions=SOURCE,
             spread=0.3,
         )
@@ -113,6 +124,8 @@ def check(pair: Pair, jobs: list[WindowJob], found: list[WindowResult]) -> None:
             length_penalty=search.length_penalty,
             early_stopping=search.early_stopping,
             num_return_sequences=search.num_return_sequences,
+            repetition_penalty=search.repetition_penalty,
+            no_repeat_ngram_size=search.no_repeat_ngram_size,
         )
         ours = [result, *result.others]
         assert [each.tokens for each in ours] == [each.tokens for each in expected]
@@ -121,11 +134,21 @@ def check(pair: Pair, jobs: list[WindowJob], found: list[WindowResult]) -> None:
         )
 
 
-@pytest.mark.parametrize("num_beams", [2, 5])
-@pytest.mark.parametrize("early_stopping", [False, True, "never"])
-@pytest.mark.parametrize("length_penalty", [1.0, 0.0, 2.0, -1.0])
+@pytest.mark.parametrize(
+    ("num_beams", "early_stopping", "length_penalty"),
+    [
+        (2, False, 1.0),
+        (5, False, 1.0),
+        (5, True, 1.0),
+        (2, "never", 1.0),
+        (5, "never", -1.0),
+        (5, False, 0.0),
+        (2, True, 2.0),
+        (5, False, -1.0),
+    ],
+)
 def test_beams_are_those_of_transformers(
-    pairs: list[Pair], num_beams: int, early_stopping: bool, length_penalty: float
+    pairs: list[Pair], num_beams: int, early_stopping: bool | str, length_penalty: float
 ) -> None:
     options = {
         "num_beams": num_beams,
@@ -133,8 +156,209 @@ def test_beams_are_those_of_transformers(
         "length_penalty": length_penalty,
         "num_return_sequences": num_beams,
     }
-    for number, pair in enumerate(pairs):
-        batch = BeamBatch(pair.model, 3, num_beams)
-        kinds = (PLAIN, SUPPRESSING, GRAMMAR, GRAMMAR)
-        jobs = [job(10 * number + i, rules, **options) for i, rules in enumerate(kinds)]
-        check(pair, jobs, run(batch, jobs))
+    pair = pairs[num_beams % 2]
+    jobs = [job(i, rules, **options) for i, rules in enumerate((PLAIN, SUPPRESSING, GRAMMAR))]
+    # Two places for three jobs: one waits, and starts beside one that is under way.
+    check(pair, jobs, run(BeamBatch(pair.model, 2, num_beams), jobs))
+
+
+def test_the_windows_end_in_every_way(pairs: list[Pair]) -> None:
+    """What the comparison above is worth: ends, limits, and the whole length of the decoder."""
+    jobs = [job(i, rules, num_beams=5) for i in range(4) for rules in (PLAIN, SUPPRESSING, GRAMMAR)]
+    found = [result for pair in pairs for result in run(BeamBatch(pair.model, 6, 5), jobs)]
+    assert sum(result.end_logprob is not None for result in found) > 4
+    assert sum(result.end_logprob is None for result in found) > 4
+
+
+def test_a_text_may_fill_the_whole_decoder(pairs: list[Pair]) -> None:
+    endless = replace(SUPPRESSING, suppress=(END,))
+    jobs = [job(0, endless, limit=99, num_beams=3), job(1, endless, prompt=(31,) * 47, num_beams=3)]
+    found = run(BeamBatch(pairs[2].model, 2, 3), jobs)
+    assert [len(result.tokens) for result in found] == [POSITIONS - 2, 1]
+    check(pairs[2], [replace(jobs[0], max_new_tokens=POSITIONS - 2)], found[:1])
+
+
+def test_rules_against_repetition_are_those_of_transformers(pairs: list[Pair]) -> None:
+    jobs = [
+        job(0, num_beams=4, repetition_penalty=1.3),
+        job(1, GRAMMAR, num_beams=4, no_repeat_ngram_size=2, num_return_sequences=2),
+        job(2, SUPPRESSING, num_beams=4, repetition_penalty=0.8, no_repeat_ngram_size=3),
+        job(3, num_beams=4),
+    ]
+    for pair in pairs[:2]:
+        check(pair, jobs, run(BeamBatch(pair.model, 3, 4), jobs))
+
+
+def test_logprobs_are_those_of_the_tokens_under_the_rules(pairs: list[Pair]) -> None:
+    options = {"num_beams": 3, "num_return_sequences": 3, "keep_scores": True, "keep_logits": True}
+    one = job(1, GRAMMAR, **options)
+    (result,) = run(BeamBatch(pairs[0].model, 1, 3), [one])
+    for each in (result, *result.others):
+        said = [*each.tokens, *([END] if each.end_logprob is not None else [])]
+        assert each.scores is not None
+        assert each.logits is not None
+        assert each.scores.shape == each.logits.shape == (len(said), VOCAB)
+        steps = range(len(said))
+        under_rules = each.scores.log_softmax(dim=1)[steps, said].tolist()
+        ours = [*each.logprobs, *([] if each.end_logprob is None else [each.end_logprob])]
+        assert ours == pytest.approx(under_rules, abs=1e-5)
+        # transformers adds the log-probabilities of the raw logits.
+        raw = each.logits.log_softmax(dim=1)[steps, said]
+        assert each.sequence_score == pytest.approx(float(raw.sum()) / len(said), abs=1e-4)
+        with torch.inference_mode():
+            expected = (
+                pairs[0]
+                .oracle(
+                    torch.from_numpy(one.features).unsqueeze(0),
+                    decoder_input_ids=torch.tensor([[*one.prompt, *said]]),
+                )
+                .logits[0, len(one.prompt) - 1 : -1]
+            )
+        torch.testing.assert_close(each.logits, expected, atol=1e-4, rtol=0)
+
+
+def test_processors_and_criteria_are_asked_for_every_beam(pairs: list[Pair]) -> None:
+    def never_7(tokens: Tensor, scores: Tensor) -> Tensor:
+        scores[:, 7] = -torch.inf
+        return scores
+
+    def prefer_9(tokens: Tensor, scores: Tensor) -> Tensor:
+        scores[:, 9] += 4.0
+        return scores
+
+    def twelve_tokens(tokens: Tensor, scores: Any) -> bool:
+        return tokens.shape[1] >= 12
+
+    endless = replace(PLAIN, suppress=(END,))
+    jobs = [
+        job(0, num_beams=3, early_processors=(never_7,), processors=(prefer_9,)),
+        job(1, endless, num_beams=3, stopping=(twelve_tokens,)),
+        job(2, num_beams=3),
+    ]
+    found = run(BeamBatch(pairs[1].model, 3, 3), jobs)
+    assert 9 in found[0].tokens
+    assert 7 not in found[0].tokens
+    assert len(found[1].tokens) == 10
+    check(pairs[1], [replace(jobs[1], max_new_tokens=10), jobs[2]], found[1:])
+
+
+def test_a_moved_place_goes_on_as_it_was(pairs: list[Pair]) -> None:
+    options = {"num_beams": 2, "keep_scores": True}
+    jobs = [job(0, limit=2, **options), job(1, GRAMMAR, limit=20, **options)]
+    batch = BeamBatch(pairs[2].model, 2, 2)
+    found = run(batch, jobs)
+    alone = [run(BeamBatch(pairs[2].model, 1, 2), [each])[0] for each in jobs]
+    for ours, expected in zip(found, alone, strict=True):
+        assert ours.tokens == expected.tokens
+        assert ours.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
+        assert ours.sequence_score == pytest.approx(expected.sequence_score, abs=1e-5)
+        torch.testing.assert_close(ours.scores, expected.scores, atol=1e-4, rtol=0)
+
+
+def test_the_score_of_a_token_is_that_of_the_plain_lane(pairs: list[Pair]) -> None:
+    one = replace(job(3, num_beams=2), score_token=33, score_position=0)
+    plain = SlotBatch(pairs[0].model, 1)
+    plain.fill([0], plain.encode([one]))
+    plain.admit([0], [replace(one, search=Search(), max_new_tokens=1)])
+    expected = plain.collect(0)
+    assert isinstance(expected, WindowResult)
+    (found,) = run(BeamBatch(pairs[0].model, 1, 2), [one])
+    assert found.score == pytest.approx(expected.score, abs=1e-6)
+
+
+def test_a_window_that_repeats_itself_ends_early(tmp_path: Path) -> None:
+    model = Pair(tmp_path, seed=0, positions=200).model
+    # Nothing but two tokens may be said, so that it cannot but go round in circles.
+    rules = TokenRules(end=END, only=(5, 6))
+    jobs = [
+        job(0, rules, limit=190, num_beams=2, repetition_penalty=1.0, stop_loops=stop)
+        for stop in (True, False)
+    ]
+    found = run(BeamBatch(model, 2, 2), jobs)
+    assert [result.looped for result in found] == [True, False]
+    assert len(found[0].tokens) < 190
+    assert len(found[1].tokens) == 190
+    assert found[0].end_logprob is None
+
+
+@given(
+    head=st.lists(st.integers(0, 9), max_size=20),
+    phrase=st.lists(st.integers(0, 9), min_size=1, max_size=40),
+    times=st.integers(1, 30),
+    tail=st.lists(st.integers(0, 9), max_size=2),
+    start=st.integers(0, 3),
+)
+@settings(max_examples=50, deadline=None)
+def test_loops_are_those_of_the_plain_lane(
+    head: list[int], phrase: list[int], times: int, tail: list[int], start: int
+) -> None:
+    # Tokens from 8 on stand for timestamps, which count as one.
+    said = [*[1] * start, *head, *phrase * times, *tail][:400]
+    hypothesis.assume(len(said) > start)
+    one = replace(job(0, limit=1, stop_loops=True), prompt=(1,) * max(start, 1))
+    one = replace(one, rules=TokenRules(end=END, timestamp_begin=8), prompt=(1,) * start)
+    watch = LoopWatch(1, VOCAB, torch.device("cpu"))
+    watch.admit([0], [one])
+    text, row = torch.zeros(1, 400, dtype=torch.long), torch.tensor([0])
+    text[0, : len(said)] = torch.tensor(said)
+    for position in range(start, len(said)):
+        token, length = torch.tensor([said[position]]), torch.tensor([position])
+        expected = watch.update(token, row, text, length, torch.tensor([True]))
+    found = repeats_itself(
+        text,
+        torch.tensor([len(said)]),
+        starts=torch.tensor([start]),
+        alike_from=torch.tensor([8]),
+    )
+    assert found.tolist() == expected.tolist()
+
+
+def test_a_model_that_gives_no_numbers_is_an_error(pairs: list[Pair]) -> None:
+    good = job(1, num_beams=2)
+    spoilt = replace(good, features=np.full_like(good.features, np.nan))
+    batch = BeamBatch(pairs[0].model, 2, 2)
+    batch.fill([0, 1], batch.encode([spoilt, good]))
+    batch.admit([0, 1], [spoilt, good])
+    while len(batch.ended(2)) < 2:
+        batch.step(2, sampled=False)
+    with pytest.raises(EngineError, match="not a number"):
+        batch.collect(0)
+    result = batch.collect(1)
+    check(pairs[0], [good], [result])
+
+
+@pytest.mark.parametrize("places_and_beams", [(0, 2), (1, 0), (1, VOCAB // 2 + 1)])
+def test_no_places_or_too_many_beams_are_an_error(
+    pairs: list[Pair], places_and_beams: tuple[int, int]
+) -> None:
+    with pytest.raises(ValueError, match="at least 1 place and 1 to 30 beams"):
+        BeamBatch(pairs[0].model, *places_and_beams)
+
+
+def test_a_job_of_another_search_is_an_error(pairs: list[Pair]) -> None:
+    batch = BeamBatch(pairs[0].model, 1, 2)
+    with pytest.raises(ValueError, match=r"job of 3 beams .* expected 2 beams"):
+        batch.admit([0], [job(0, num_beams=3)])
+    with pytest.raises(ValueError, match="not sampled; use temperature 0"):
+        batch.step(1, sampled=True)
+
+
+def test_beams_and_plain_searches_share_a_scheduler(pairs: list[Pair]) -> None:
+    jobs = [job(0, num_beams=2), job(1), job(2, GRAMMAR, num_beams=5), job(0, GRAMMAR, num_beams=2)]
+    scheduler = SlotScheduler(pairs[0].model, 4)
+    found: list[WindowResult] = []
+
+    def task() -> Generator[Job, Any, None]:
+        for one in jobs:
+            result = yield one
+            found.append(result)
+
+    def done(value: None, error: Exception | None) -> None:
+        assert error is None, error
+
+    scheduler.add(task(), done)
+    while scheduler.pending:
+        scheduler.advance()
+    beams = [number for number in range(4) if number != 1]
+    check(pairs[0], [jobs[number] for number in beams], [found[number] for number in beams])
+    assert found[1].sequence_score is None

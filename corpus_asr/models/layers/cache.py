@@ -214,7 +214,13 @@ class SlotCache:
             raise ValueError(
                 f"reordering {len(slots)} slots: found {len(sources)} sources; give one per slot"
             )
-        # The sources stay on the device; so the longest of all bounds what has to be copied.
+        if self._on_cpu:
+            pairs = zip(slots, sources.tolist(), strict=True)
+            changed = [(slot, source) for slot, source in pairs if slot != source]
+            if not changed:
+                return
+            slots = [slot for slot, _ in changed]
+            sources = torch.tensor([source for _, source in changed])
         length = max(self._lengths)
         rows = _rows(slots, device=sources.device)
         for tensor in self._whole[:2]:
@@ -222,7 +228,9 @@ class SlotCache:
         self.note_length(slots, length)
 
     def share(self, source: int, targets: Sequence[int]) -> None:
-        """Give `targets` everything slot `source` holds."""
+        """Give `targets`, which may be none, everything slot `source` holds."""
+        if not targets:
+            return
         for tensor in self._whole:
             tensor[:, _rows(targets, device=tensor.device)] = tensor[:, source : source + 1]
         self.note_length(targets, self._lengths[source])
