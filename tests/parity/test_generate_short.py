@@ -10,9 +10,9 @@ from tests.support.generation import WINDOW, Pair, pair, same, sound
 FEATURES = sound(3, WINDOW, seed=1)
 
 
-@pytest.fixture(scope="module", params=[0, 1])
-def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return pair(tmp_path_factory.mktemp("pair"), seed=request.param)
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return pair(tmp_path_factory.mktemp("pair"), seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +61,21 @@ def test_the_same_tokens_of_an_english_only_checkpoint(
 
 
 def test_languages_are_detected_row_by_row(both: Pair) -> None:
-    features = sound(8, WINDOW + 50, seed=5)
+    features = sound(8, WINDOW + 50, seed=5) * torch.arange(1, 9).reshape(8, 1, 1)
     with torch.no_grad():
         theirs = both.theirs.detect_language(features, num_segment_frames=WINDOW)
     ours = both.detect(features, num_segment_frames=WINDOW)
     assert len(set(theirs.tolist())) > 1
     same(ours, theirs)
+
+
+def test_no_language_can_be_told_of_nothing_or_by_an_english_only_checkpoint(
+    both: Pair, english: Pair
+) -> None:
+    with pytest.raises(ValueError, match="one of the two"):
+        both.detect(None)
+    with pytest.raises(ValueError, match="no languages in lang_to_id"):
+        english.detect(FEATURES)
 
 
 def test_encoder_outputs_stand_for_features(both: Pair) -> None:
@@ -78,9 +87,10 @@ def test_encoder_outputs_stand_for_features(both: Pair) -> None:
 
 
 def test_a_row_does_not_depend_on_its_neighbours(both: Pair) -> None:
-    together = both.say(FEATURES, return_timestamps=True)
+    arguments = {"return_timestamps": True, "max_new_tokens": 12}
+    together = both.say(FEATURES, **arguments)
     for row, tokens in enumerate(together):
-        alone = both.say(FEATURES[row : row + 1], return_timestamps=True)[0]
+        alone = both.say(FEATURES[row : row + 1], **arguments)[0]
         assert tokens[: len(alone)].tolist() == alone.tolist()
         assert set(tokens[len(alone) :].tolist()) <= {both.ours.generation_config.pad_token_id}
 
@@ -88,9 +98,19 @@ def test_a_row_does_not_depend_on_its_neighbours(both: Pair) -> None:
 def test_forced_tokens_of_old_files(both: Pair) -> None:
     ids = both.ours.generation_config
     forced = [[1, ids.lang_to_id["<|fr|>"]], [2, ids.task_to_id["translate"]]]
-    same(*both.both(FEATURES, forced_decoder_ids=forced, max_new_tokens=5))
-    forced[0][1] = None
-    same(*both.both(FEATURES, forced_decoder_ids=forced, max_new_tokens=5))
+    try:
+        for language in (ids.lang_to_id["<|fr|>"], None):
+            forced[0][1] = language
+            both.set(forced_decoder_ids=forced)
+            wanted = {"return_dict_in_generate": True, "max_new_tokens": 5}
+            same(*both.both(FEATURES, **wanted))
+            same(*both.both(FEATURES, task="transcribe", **wanted))
+        both.set(forced_decoder_ids=[[1, 5], [3, 6]])
+        for speak in (both.say, both.said):
+            with pytest.raises(ValueError, match="forced_decoder_ids"):
+                speak(FEATURES)
+    finally:
+        both.set(forced_decoder_ids=None)
 
 
 def test_settings_of_the_call_come_before_the_models(both: Pair) -> None:
@@ -98,7 +118,9 @@ def test_settings_of_the_call_come_before_the_models(both: Pair) -> None:
     assert both.say(FEATURES, generation_config=config).shape[1] == 3
     assert both.say(FEATURES, generation_config=config, max_new_tokens=2).shape[1] == 2
     theirs = type(both.theirs.generation_config)(max_new_tokens=3)
-    same(both.say(FEATURES, generation_config=theirs), both.said(FEATURES, generation_config=theirs))
+    same(
+        both.say(FEATURES, generation_config=theirs), both.said(FEATURES, generation_config=theirs)
+    )
 
 
 def test_training_on_is_heard_at_once(tmp_path: Path) -> None:

@@ -8,9 +8,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from corpus_asr.models.whisper.generation_config import GenerationConfig
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from corpus_asr.transcription.generation.generate import detect_language, generate
 from tests.support.checkpoints import tiny_whisper
 from tests.support.tokenizers import tiny_tokenizer
 
@@ -30,14 +28,14 @@ class Pair:
         return self.say(features, **arguments), self.said(features, **arguments)
 
     def say(self, features: Tensor | None, **arguments: Any) -> Any:
-        return generate(self.ours, features, **arguments)
+        return self.ours.generate(features, **arguments)
 
     def said(self, features: Tensor, **arguments: Any) -> Any:
         with torch.no_grad():
             return self.theirs.generate(features, **arguments)
 
-    def detect(self, features: Tensor, **arguments: Any) -> Tensor:
-        return detect_language(self.ours, features, **arguments)
+    def detect(self, features: Tensor | None, **arguments: Any) -> Tensor:
+        return self.ours.detect_language(features, **arguments)
 
     def set(self, **settings: Any) -> None:
         """Change the generation settings of both."""
@@ -51,7 +49,7 @@ def pair(
 ) -> Pair:
     """Write a checkpoint with windows of `WINDOW` frames and load it twice."""
     tiny_tokenizer(folder / "tokenizer", multilingual)
-    settings = {"d_model": 32, "layers": 2, "heads": 2, "max_target_positions": 96, **config}
+    settings = {"d_model": 32, "layers": 2, "heads": 2, "max_target_positions": 40, **config}
     checkpoint = tiny_whisper(
         folder / "model",
         seed=seed,
@@ -61,7 +59,6 @@ def pair(
         **settings,
     )
     ours = WhisperForConditionalGeneration.from_pretrained(checkpoint)
-    ours.generation_config = GenerationConfig.from_pretrained(checkpoint)  # type: ignore[assignment]
     theirs = transformers.WhisperForConditionalGeneration.from_pretrained(checkpoint)
     return Pair(ours.eval(), theirs.eval())
 

@@ -34,7 +34,7 @@ class _SlotModelCache:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return type(self)()
 
-    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()
 
 
