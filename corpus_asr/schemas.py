@@ -74,7 +74,8 @@ PARTS = _schema(
     _field("language_features", pa.list_(pa.float16()),
            "whole windows (frame, mel) of the recording's first speech, for language detection; "
            "null when that window lies in this part's own features"),
-    _field("language_window_start_s", pa.float64(), "start of the first language window", unit="second"),
+    _field("language_window_start_s", pa.float64(), "start of the first language window",
+           unit="second"),
     _field("decode_s", pa.float64(), "time spent extracting this part", unit="second"),
 )  # fmt: skip
 
@@ -100,7 +101,7 @@ SEGMENT_FIELDS = (
     _field("language", pa.string(), "language code the segment was decoded in"),
     _field("language_probability", pa.float32(), "its probability; null when it was given"),
     _field("task", pa.string(), "transcribe or translate"),
-    _field("confidence", pa.float32(), "exp(mean token log-probability of the segment), 0-1"),
+    _field("confidence", pa.float32(), "estimated share of right words, 0-1"),
     _field("avg_logprob", pa.float32(), "mean log-probability of the window, end token included"),
     _field("no_speech_prob", pa.float32(), "probability that the window holds no speech"),
     _field("compression_ratio", pa.float32(), "text bytes over zlib bytes; high means repetition"),

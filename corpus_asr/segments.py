@@ -39,7 +39,7 @@ class Segment:
     """Probability of `language` among the languages considered; None where it was given."""
     task: str
     confidence: float
-    """exp(mean log-probability of this segment's text tokens), in 0-1."""
+    """Share of the words expected to be right, in 0-1; see `transcription/confidence.py`."""
     avg_logprob: float
     """Mean log-probability over the whole window, end token included (Whisper's definition)."""
     no_speech_prob: float

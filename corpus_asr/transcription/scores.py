@@ -16,11 +16,6 @@ def mean_logprob(logprobs: Sequence[float], end_logprob: float | None) -> float:
     return (math.fsum(logprobs) + (end_logprob or 0.0)) / (len(logprobs) + 1)
 
 
-def confidence(logprobs: Sequence[float]) -> float:
-    """Geometric mean of the tokens' probabilities; 0 for no tokens."""
-    return math.exp(math.fsum(logprobs) / len(logprobs)) if logprobs else 0.0
-
-
 def compression_ratio(text: str) -> float:
     """Bytes of the text over bytes of its zlib form: repetition compresses well.
 

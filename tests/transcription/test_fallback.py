@@ -1,6 +1,5 @@
 """The temperature ladder and the silence rule, at and around every threshold."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.transcription.fallback import DecodedWindow, decode_window, is_silence
-from corpus_asr.transcription.scores import compression_ratio, confidence, mean_logprob
+from corpus_asr.transcription.scores import compression_ratio, mean_logprob
 
 LADDER = (0.0, 0.4, 0.8)
 
@@ -114,6 +113,4 @@ def test_scores_follow_whisper_s_definitions() -> None:
     assert mean_logprob([-1.0, -2.0], -3.0) == pytest.approx(-2.0)
     assert mean_logprob([-1.0, -2.0], None) == pytest.approx(-1.0)
     assert mean_logprob([], -0.5) == pytest.approx(-0.5)
-    assert confidence([-1.0, -3.0]) == pytest.approx(math.exp(-2.0))
-    assert confidence([]) == 0.0
     assert compression_ratio("ab" * 100) > 2.4 > compression_ratio("The quick brown fox jumps.")
