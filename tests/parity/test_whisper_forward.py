@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("checkpoint"))
 
 
-def both(folder: Path, attention: str = "eager") -> tuple[Ours, Any]:
+def both(folder: Path, attention: str = "eager") -> tuple[Any, Any]:
     ours = Ours.from_pretrained(folder, attn_implementation=attention)
     return ours, Theirs.from_pretrained(folder, attn_implementation=attention).eval()
 
@@ -95,7 +95,11 @@ def test_asking_for_attentions_needs_no_other_implementation(folder: Path, atten
 
 
 def test_the_configuration_says_what_is_returned(folder: Path) -> None:
-    asked = {"output_attentions": True, "output_hidden_states": True, "use_cache": False}
+    asked: dict[str, Any] = {
+        "output_attentions": True,
+        "output_hidden_states": True,
+        "use_cache": False,
+    }
     ours = Ours.from_pretrained(folder, **asked)
     theirs = Theirs.from_pretrained(folder, attn_implementation="eager", **asked)
     with torch.no_grad():
@@ -166,7 +170,7 @@ def test_training_drops_the_same_under_the_same_seeds(tmp_path: Path, name: str)
         torch.manual_seed(5)
         np.random.seed(5)
         losses.append(torch.stack([model(**inputs(seed=seed)).loss for seed in range(4)]))
-    close(*losses)
+    close(losses[0], losses[1])
     ours.eval()
     theirs.eval()
     close(ours(**inputs()).loss, theirs(**inputs()).loss)
@@ -188,7 +192,7 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
         model.gradient_checkpointing_disable()
         assert not model.is_gradient_checkpointing
-    close(*gradients)
+    close(gradients[0], gradients[1])
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -215,7 +219,8 @@ def test_tokens_one_by_one_and_in_parts_equal_the_whole(folder: Path, attention:
     with torch.no_grad():
         whole = theirs(features, decoder_input_ids=labels).logits
         for parts in ([1] * TOKENS, [3, 1, 3], [TOKENS - 1, 1]):
-            past, found = None, []
+            past: Any = None
+            found = []
             encoded = ours.get_encoder()(features)
             for tokens in labels.split(parts, dim=1):
                 step = ours(encoder_outputs=encoded, decoder_input_ids=tokens, past_key_values=past)
@@ -248,7 +253,7 @@ def test_a_cache_goes_on_under_a_mask_as_in_transformers(folder: Path) -> None:
                 past = step.past_key_values
                 logits.append(step.logits)
             results.append((torch.cat(logits, dim=1)[mask.bool()], step.decoder_attentions))
-    close(*results)
+    close(results[0], results[1])
 
 
 def test_cached_values_are_those_of_transformers(folder: Path) -> None:
