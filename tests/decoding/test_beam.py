@@ -150,7 +150,7 @@ def check(pair: Pair, jobs: list[WindowJob], found: list[WindowResult]) -> None:
 def test_beams_are_those_of_transformers(
     pairs: list[Pair], num_beams: int, early_stopping: bool | str, length_penalty: float
 ) -> None:
-    options = {
+    options: dict[str, Any] = {
         "num_beams": num_beams,
         "early_stopping": early_stopping,
         "length_penalty": length_penalty,
@@ -190,7 +190,12 @@ def test_rules_against_repetition_are_those_of_transformers(pairs: list[Pair]) -
 
 
 def test_logprobs_are_those_of_the_tokens_under_the_rules(pairs: list[Pair]) -> None:
-    options = {"num_beams": 3, "num_return_sequences": 3, "keep_scores": True, "keep_logits": True}
+    options: dict[str, Any] = {
+        "num_beams": 3,
+        "num_return_sequences": 3,
+        "keep_scores": True,
+        "keep_logits": True,
+    }
     one = job(1, GRAMMAR, **options)
     (result,) = run(BeamBatch(pairs[0].model, 1, 3), [one])
     for each in (result, *result.others):
@@ -243,7 +248,7 @@ def test_processors_and_criteria_are_asked_for_every_beam(pairs: list[Pair]) -> 
 
 
 def test_a_moved_place_goes_on_as_it_was(pairs: list[Pair]) -> None:
-    options = {"num_beams": 2, "keep_scores": True}
+    options: dict[str, Any] = {"num_beams": 2, "keep_scores": True}
     jobs = [job(0, limit=2, **options), job(1, GRAMMAR, limit=20, **options)]
     batch = BeamBatch(pairs[2].model, 2, 2)
     found = run(batch, jobs)

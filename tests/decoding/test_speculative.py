@@ -13,8 +13,13 @@ from corpus_asr.decoding.protocols import Search, SlotModel, TokenRules, WindowJ
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.decoding.speculative import SpeculativeBatch, check_assistant
 from corpus_asr.errors import EngineError
+from corpus_asr.models.whisper.causal_lm import WhisperForCausalLM
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from corpus_asr.models.whisper.slot_model import WhisperDecoderSlots, WhisperSlotModel
+from corpus_asr.models.whisper.slot_model import (
+    WhisperDecoderSlots,
+    WhisperSlotModel,
+    causal_slot_model,
+)
 from tests.support.checkpoints import tiny_whisper
 
 VOCAB, END, NO_TIMESTAMPS, BEGIN, POSITIONS, SOURCE = 60, 30, 39, 40, 48, 20
@@ -30,7 +35,7 @@ GRAMMAR = TokenRules(
 
 
 def load(folder: Path, **settings: Any) -> WhisperForConditionalGeneration:
-    usual = {
+    usual: dict[str, Any] = {
         "d_model": 16,
         "layers": 2,
         "heads": 2,
@@ -52,7 +57,7 @@ def nearly(network: WhisperForConditionalGeneration) -> WhisperForConditionalGen
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in network.model.decoder.parameters():
-            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
     return network
 
 
@@ -85,7 +90,7 @@ def assistants(
     wrong = nearly(WhisperForConditionalGeneration.from_pretrained(folder))
     return {
         "the same": network.slot_model(),
-        "the same decoder": decoder_of(network),
+        "the same decoder": causal_slot_model(WhisperForCausalLM.from_pretrained(folder)),
         "nearly the same": wrong.slot_model(),
         "nearly the same decoder": decoder_of(wrong),
         "another": small.slot_model(),
@@ -247,14 +252,13 @@ def test_a_window_again_is_not_heard_again(model: WhisperSlotModel, assistants: 
     alone = run(model, [job(0), job(1), job(0, GRAMMAR)])
     jobs = [job(0), job(1)]
     batch.fill([0, 1], batch.encode(jobs))
-    results: dict[int, WindowResult] = {}
+    results: list[Any] = []
     for admitted in (jobs, [job(0, GRAMMAR)]):
         batch.admit(range(len(admitted)), admitted)
         while len(batch.ended(len(admitted))) < len(admitted):
             batch.step(len(admitted), sampled=False)
-        for place in range(len(admitted)):
-            results[len(results)] = batch.collect(place)
-    check(list(results.values()), alone)
+        results += [batch.collect(place) for place in range(len(admitted))]
+    check(results, alone)
 
 
 def test_a_spoilt_window_spoils_no_other(model: WhisperSlotModel, assistants: Assistants) -> None:
@@ -267,7 +271,8 @@ def test_a_spoilt_window_spoils_no_other(model: WhisperSlotModel, assistants: As
         batch.step(2, sampled=False)
     with pytest.raises(EngineError, match="not a number"):
         batch.collect(0)
-    check([batch.collect(1)], run(model, [job(1, GRAMMAR)]))
+    result: Any = batch.collect(1)
+    check([result], run(model, [job(1, GRAMMAR)]))
 
 
 def test_an_assistant_of_another_vocabulary_is_an_error(

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers.generation import GenerationMixin
 from transformers.generation.logits_process import (
     SuppressTokensAtBeginLogitsProcessor,
     SuppressTokensLogitsProcessor,
     WhisperTimeStampLogitsProcessor,
 )
+from transformers.generation.utils import GenerationMixin
 
 from corpus_asr.decoding.protocols import TokenRules
 
@@ -27,7 +27,7 @@ class Found:
 
 
 def beam_search(
-    model: transformers.WhisperForConditionalGeneration,
+    model: Any,
     features: Tensor,
     prompt: tuple[int, ...],
     rules: TokenRules,
@@ -36,7 +36,7 @@ def beam_search(
     num_return_sequences: int = 1,
     **options: Any,
 ) -> list[Found]:
-    """Search one window (mel, frame); best first."""
+    """Search one window (mel, frame) with transformers' model; best first."""
     begin = len(prompt)
     processors = transformers.LogitsProcessorList()
     if rules.suppress:
@@ -45,7 +45,7 @@ def beam_search(
         first = SuppressTokensAtBeginLogitsProcessor(list(rules.suppress_first), begin)
         processors.append(first)
     if rules.timestamp_begin is not None:
-        config = SimpleNamespace(
+        config: Any = SimpleNamespace(
             eos_token_id=rules.end,
             bos_token_id=rules.end,
             no_timestamps_token_id=rules.no_timestamps,
@@ -53,7 +53,7 @@ def beam_search(
         )
         processors.append(WhisperTimeStampLogitsProcessor(config, begin_index=begin))
     with torch.inference_mode():
-        output = GenerationMixin.generate(
+        output: Any = GenerationMixin.generate(
             model,
             features.unsqueeze(0),
             generation_config=transformers.GenerationConfig(

@@ -9,8 +9,13 @@ from torch import Tensor
 
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.models.layers.cache import SlotCache
+from corpus_asr.models.whisper.causal_lm import WhisperForCausalLM
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from corpus_asr.models.whisper.slot_model import WhisperSlotModel
+from corpus_asr.models.whisper.slot_model import (
+    WhisperDecoderSlots,
+    WhisperSlotModel,
+    causal_slot_model,
+)
 from tests.support.checkpoints import tiny_whisper
 
 # A step's products are sums in another order than the whole sequence's.
@@ -391,3 +396,31 @@ def test_a_shared_slot_goes_on_in_all_its_copies(
     found = model.step(state, tokens[:, 11], torch.full((3,), 11))
     expected = whole(network, features[:1].expand(3, -1, -1), tokens)[:, 11]
     assert (found - expected).abs().max() < STEP_TOLERANCE
+
+
+def test_a_decoder_alone_reads_what_the_whole_model_encodes(tmp_path: Path) -> None:
+    network = load(tmp_path)
+    model, alone = (
+        network.slot_model(),
+        causal_slot_model(WhisperForCausalLM.from_pretrained(tmp_path)),
+    )
+    found: SlotModel = alone  # checked by mypy
+    assert (found.vocab_size, found.max_target_positions) == (500, POSITIONS)
+    assert (alone.has_encoder, model.has_encoder) == (False, True)
+    assert alone.window_shape == model.window_shape == (SOURCE_POSITIONS, 64)
+    features, tokens = windows(2), sequences(2, 12)
+    state = alone.new_state(2)
+    alone.fill(state, [0, 1], model.encode(features))
+    logits = alone.logits(alone.prefill(state, [0, 1], tokens, [12, 12]))
+    assert (logits - whole(network, features, tokens)).abs().max() < STEP_TOLERANCE
+
+
+def test_a_decoder_alone_cannot_encode(network: WhisperForConditionalGeneration) -> None:
+    alone = WhisperDecoderSlots(network.config, network.model.decoder, network.proj_out)
+    with pytest.raises(ValueError, match="encoding 2 windows with a decoder alone"):
+        alone.encode(windows(2))
+
+
+def test_windows_of_another_model_are_an_error(model: WhisperSlotModel) -> None:
+    with pytest.raises(ValueError, match=r"found windows of \(100, 32\).*expected \(100, 64\)"):
+        model.fill(model.new_state(1), [0], torch.zeros(1, SOURCE_POSITIONS, 32))
