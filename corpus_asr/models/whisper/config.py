@@ -189,7 +189,7 @@ class WhisperConfig(WhisperSettings):
         Raises:
             CheckpointError: the file is missing or broken, is of another model type, or a key
                 holds a value of the wrong type, or one that no network can have.
-            TypeError: a keyword is of the wrong type, or its name is one letter off.
+            TypeError: a keyword is of the wrong type.
         """
         folder = _folder(pretrained_model_name_or_path, kwargs)
         return cls.from_json_file(folder / CONFIG_NAME, **kwargs)
@@ -214,7 +214,7 @@ class WhisperConfig(WhisperSettings):
             config = cls._from_content(content)
         except ValueError as error:
             raise CheckpointError(f"reading {path}: {error}") from error
-        return cls._from_content(config.to_dict() | _renamed(kwargs)) if kwargs else config
+        return cls._from_content(_replaced(config.to_dict(), kwargs)) if kwargs else config
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
@@ -224,7 +224,7 @@ class WhisperConfig(WhisperSettings):
             TypeError: a value is of the wrong type.
             ValueError: a value is one that no network can have.
         """
-        return cls._from_content({**config_dict, **kwargs})
+        return cls._from_content(_replaced(config_dict, kwargs))
 
     @classmethod
     def _from_content(cls, content: dict[str, Any]) -> Self:
@@ -291,7 +291,7 @@ class WhisperConfig(WhisperSettings):
             TypeError: a value is of the wrong type.
             ValueError: a value is one that no network can have.
         """
-        changed = self._from_content(self.to_dict() | _renamed(config_dict))
+        changed = self._from_content(_replaced(self.to_dict(), config_dict))
         changed.attn_implementation = self.attn_implementation
         vars(self).update(vars(changed))
 
@@ -337,6 +337,15 @@ def _renamed(content: dict[str, Any]) -> dict[str, Any]:
     """Use fields' own names; of two names for one field its own wins."""
     renamed = {_OTHER_NAMES.get(key, key): value for key, value in content.items()}
     return renamed | {key: content[key] for key in content.keys() - _OTHER_NAMES.keys()}
+
+
+def _replaced(content: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
+    """Let settings win over others, and labels in any form over labels in any other."""
+    content, by = _renamed(content), _renamed(by)
+    labels = {"num_labels", "id2label", "label2id"}
+    if labels & by.keys():
+        content = {key: value for key, value in content.items() if key not in labels}
+    return content | by
 
 
 def _canonical(content: dict[str, Any], num_labels: int | None) -> dict[str, Any]:
