@@ -37,6 +37,10 @@ class Pieces(NamedTuple):
     offsets: list[tuple[int, int]]
     """Where each token stands in the text, in characters; in its word where words were given."""
 
+    def part(self, start: int, end: int) -> "Pieces":
+        """Return the tokens from `start` to before `end`."""
+        return Pieces(self.ids[start:end], self.offsets[start:end])
+
 
 class BytePairEncoding:
     """A vocabulary with its merges and added tokens.

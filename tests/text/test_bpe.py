@@ -164,3 +164,44 @@ def test_a_pickle_in_place_of_a_file_is_never_loaded(folder):
     (folder / "tokenizer.json").write_bytes(b"c__builtin__\neval\n(S'1/0'\ntR.")
     with pytest.raises(CheckpointError, match="found no JSON"):
         BytePairEncoding.from_folder(folder)
+
+
+def test_pieces_say_where_they_stand_and_come_in_parts(folder):
+    bpe = BytePairEncoding.from_folder(folder)
+    text = "ask not北<|en|>"
+    pieces = bpe.pieces(text)
+    assert pieces.ids == bpe.encode(text)
+    assert pieces.offsets[-1] == (8, 14)
+    assert all(bpe.decode([i]) == text[a:b] for i, (a, b) in zip(*pieces.part(0, 2), strict=True))
+    assert pieces.part(1, 3) == (pieces.ids[1:3], pieces.offsets[1:3])
+    assert bpe.pieces(["ask", "not"]).ids == [*bpe.encode("ask"), *bpe.encode("not")]
+
+
+def test_vocabulary_and_merges_are_those_of_the_files(folder):
+    bpe = BytePairEncoding.from_folder(folder)
+    assert bpe.vocabulary(with_added=False) == json.loads((folder / "vocab.json").read_text())
+    lines = (folder / "merges.txt").read_text().splitlines()[1:]
+    assert [" ".join(pair) for pair in bpe.merges()] == lines
+    assert len(bpe.vocabulary()) == len(bpe)
+    assert {i for i, token in bpe.added_tokens.items() if token.special} == set(bpe.special_ids)
+    again = BytePairEncoding.from_files(folder / "vocab.json", folder / "merges.txt")
+    assert again.vocabulary() == bpe.vocabulary()
+
+
+def test_new_tokens_come_last_and_only_once(folder):
+    bpe = BytePairEncoding.from_folder(folder)
+    size, special = len(bpe), bpe.special_ids
+    assert bpe.add_tokens(["<a>", "<a>"], special=False) == 1
+    assert bpe.add_tokens(["<b>"], special=True) == 1
+    assert bpe.encode("x<a><b>")[1:] == [size, size + 1]
+    assert bpe.special_ids == (*special, size + 1)
+    assert bpe.decode([size, size + 1], skip_special_tokens=True) == "<a>"
+
+
+def test_bytes_that_are_no_text_become_what_was_asked_for(folder):
+    bpe = BytePairEncoding.from_folder(folder)
+    ids = bpe.encode("北")[:1]
+    assert bpe.decode(ids) == bpe.join([bpe.id_to_token(i) for i in ids]) == "\ufffd"
+    assert bpe.decode(ids, errors="ignore") == ""
+    with pytest.raises(UnicodeDecodeError):
+        bpe.decode(ids, errors="strict")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from corpus_asr.models.config_file import read_json_object, write_json_object
+from corpus_asr.models.saved_files import made_folder, push_saved
 from corpus_asr.models.tensors import as_tensors
 from corpus_asr.models.whisper.chunk_merging import merged_chunks
 from corpus_asr.models.whisper.tokenizer_decoding import WhisperTextDecoding
@@ -173,25 +174,43 @@ class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding):
         return tokenizer
 
     def save_pretrained(
-        self, save_directory: str | PathLike[str], filename_prefix: str | None = None
+        self,
+        save_directory: str | PathLike[str],
+        filename_prefix: str | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
     ) -> tuple[str, ...]:
-        """Write all files of the tokenizer into a folder, which is made if needed.
+        """Write all files of the tokenizer, those of older readers among them.
 
         Args:
-            save_directory: the folder.
+            save_directory: a folder; made if needed.
             filename_prefix: put before the names of the vocabulary's files.
+            push_to_hub: also upload the files to the hub.
+            kwargs: of the upload: `repo_id`, `token`, `private`, `commit_message`, `revision`,
+                `create_pr`.
 
         Returns:
             The paths of the files.
+
+        Raises:
+            CheckpointError: `save_directory` is a file, or the hub does not take the upload.
+            TypeError: an option of the upload is not known.
         """
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
+        if kwargs and not push_to_hub:
+            raise TypeError(
+                f"saving a tokenizer: found {', '.join(kwargs)}, expected options of an upload "
+                f"only with push_to_hub=True; remove them or upload"
+            )
+        folder = made_folder(save_directory)
         self._settings.save(folder, special_tokens=self.all_special_tokens)
         self._bpe.save(folder)
         vocabulary = self.save_vocabulary(folder, filename_prefix)
         write_json_object(folder / ADDED_NAME, self._tokens_beside_vocabulary())
         others = (SETTINGS_NAME, SPECIAL_NAME, TOKENIZER_NAME, ADDED_NAME)
-        return (*(str(folder / name) for name in others), *vocabulary)
+        paths = (*(str(folder / name) for name in others), *vocabulary)
+        if push_to_hub:
+            push_saved(folder, [Path(path).name for path in paths], **kwargs)
+        return paths
 
     def save_vocabulary(
         self, save_directory: str | PathLike[str], filename_prefix: str | None = None
@@ -224,6 +243,12 @@ class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding):
             normalizer, dict(american_spellings() if spellings is None else spellings)
         )
         return str(vocab), str(merges), str(normalizer)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({len(self)} tokens, language={self.language!r}, "
+            f"task={self.task!r}, predict_timestamps={self.predict_timestamps})"
+        )
 
     # Prompts and labels
 

@@ -162,9 +162,7 @@ class WhisperTextDecoding(WhisperVocabulary):
         return text
 
     def _plain_text(self, ids: list[int], skip_special_tokens: bool, clean: bool) -> str:
-        text = self._bpe.decode(
-            ids, skip_special_tokens=skip_special_tokens, errors=self._settings.errors
-        )
+        text = self._bpe.decode(ids, skip_special_tokens=skip_special_tokens, errors=self.errors)
         return self.clean_up_tokenization(text) if clean else text
 
     def _with_timestamps(

@@ -355,7 +355,7 @@ class WhisperTextEncoding(WhisperVocabulary):
             for one, limit in zip((first, second), limits, strict=True)
         )
         for span in spans if overflow else spans[:1]:
-            parts = [_part(first, span), _part(second, other[0])]
+            parts = [first.part(*span), second.part(*other[0])]
             yield self._row(parts[: len(pieces)], special)
 
     def _row(self, parts: Sequence[Pieces], special: bool) -> dict[str, Any]:
@@ -395,8 +395,3 @@ def _is_several(text: Any, *, words: bool) -> bool:
     if not isinstance(text, list | tuple):
         return False
     return not words or (bool(text) and isinstance(text[0], list | tuple))
-
-
-def _part(pieces: Pieces, span: tuple[int, int]) -> Pieces:
-    start, end = span
-    return Pieces(ids=pieces.ids[start:end], offsets=pieces.offsets[start:end])

@@ -75,6 +75,7 @@ class WhisperVocabulary:
     language = Setting[str | None]()
     task = Setting[str | None]()
     predict_timestamps = Setting[bool]()
+    errors = Setting[str]()
     padding_side = Setting[str]()
     truncation_side = Setting[str]()
     model_max_length = Setting[int]()
