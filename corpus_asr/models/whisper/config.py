@@ -7,7 +7,7 @@ those of `transformers.WhisperConfig`, version 5.23, and so is the meaning of ev
 
 import difflib
 import json
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -18,6 +18,11 @@ from corpus_asr.models.config_file import (
     read_json_object,
     typed_values,
     write_json_object,
+)
+from corpus_asr.models.whisper.config_fields import (
+    WhisperSettings,
+    inverse_labels,
+    numbered_labels,
 )
 from corpus_asr.storage.model_files import fetch_checkpoint
 
@@ -52,88 +57,6 @@ _OTHER_NAMES = {
 }
 # A misspelt keyword would otherwise be kept for saving and change nothing.
 _ALIKE = 0.85
-
-
-@dataclass(kw_only=True)
-class WhisperSettings:
-    """The fields of `WhisperConfig`."""
-
-    vocab_size: int = 51865
-    """Rows of the token embedding: 51,864 English-only, 51,865 multilingual, 51,866 large-v3."""
-    num_mel_bins: int = 80
-    """Mel bins of the features: 80, or 128 since large-v3."""
-    encoder_layers: int = 4
-    encoder_attention_heads: int = 6
-    decoder_layers: int = 4
-    decoder_attention_heads: int = 6
-    decoder_ffn_dim: int = 1536
-    encoder_ffn_dim: int = 1536
-    encoder_layerdrop: float = 0.0
-    """Probability of leaving out an encoder layer in training."""
-    decoder_layerdrop: float = 0.0
-    """Probability of leaving out a decoder layer in training."""
-    decoder_start_token_id: int = 50257
-    """The token that starts a transcript."""
-    use_cache: bool = True
-    """Whether the decoder returns its keys and values unless told otherwise."""
-    is_encoder_decoder: bool = True
-    activation_function: str = "gelu"
-    d_model: int = 384
-    """Width of both towers."""
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    activation_dropout: float = 0.0
-    init_std: float = 0.02
-    """Standard deviation of freshly drawn weights."""
-    scale_embedding: bool = False
-    """Whether token embeddings are multiplied by sqrt(d_model)."""
-    max_source_positions: int = 1500
-    """Encoder positions of a window: half its feature frames."""
-    max_target_positions: int = 448
-    """Longest token sequence the decoder can hold."""
-    pad_token_id: int | None = 50256
-    bos_token_id: int | None = 50256
-    eos_token_id: int | None = 50256
-    suppress_tokens: tuple[int, ...] | None = None
-    """Tokens never sampled; generation_config.json wins where it has them."""
-    begin_suppress_tokens: tuple[int, ...] | None = (220, 50256)
-    """Tokens not sampled first: the blank and the end."""
-    use_weighted_layer_sum: bool = False
-    """Whether audio classification averages all layers with learned weights."""
-    classifier_proj_size: int = 256
-    """Width of the projection before pooling in audio classification."""
-    apply_spec_augment: bool = False
-    """Whether training masks the features; the six values below say how."""
-    mask_time_prob: float = 0.05
-    mask_time_length: int = 10
-    mask_time_min_masks: int = 2
-    mask_feature_prob: float = 0.0
-    mask_feature_length: int = 10
-    mask_feature_min_masks: int = 0
-    median_filter_width: int = 7
-    """Positions of the median filter over cross-attention in word timing; odd."""
-    tie_word_embeddings: bool = True
-    """Whether the output projection shares the token embedding's weights."""
-    id2label: dict[int, str] = field(default_factory=lambda: _numbered(2))
-    """Names of the classes of audio classification."""
-    label2id: dict[str, int] = field(default_factory=lambda: _inverse(_numbered(2)))
-    problem_type: str | None = None
-    """Loss of audio classification; None means regression for one class, else single label."""
-    return_dict: bool = True
-    """Whether networks return values by name, not plain tuples, unless told otherwise."""
-    output_attentions: bool = False
-    """Whether they return attention weights unless told otherwise."""
-    output_hidden_states: bool = False
-    """Whether they return the states after every layer unless told otherwise."""
-    architectures: tuple[str, ...] | None = None
-    """Class that saved the checkpoint."""
-    dtype: str | None = None
-    """Type of the stored weights, such as `float16`."""
-    attn_implementation: str = field(default="sdpa", metadata={"in_file": False})
-    """`sdpa`, `eager` (plain products), or `flash_attention_2`, which is `sdpa`: torch takes its
-    flash kernel by itself where device and type allow it."""
-    extra: dict[str, Any] = field(default_factory=dict, repr=False, metadata={"in_file": False})
-    """Keys that this class does not know, kept for saving."""
 
 
 def _other_name(name: str) -> Any:
@@ -270,8 +193,8 @@ class WhisperConfig(WhisperSettings):
     @num_labels.setter
     def num_labels(self, value: int) -> None:
         if value != len(self.id2label):
-            self.id2label = _numbered(value)
-            self.label2id = _inverse(self.id2label)
+            self.id2label = numbered_labels(value)
+            self.label2id = inverse_labels(self.id2label)
 
     hidden_size = _other_name("d_model")
     num_attention_heads = _other_name("encoder_attention_heads")
@@ -283,6 +206,12 @@ class WhisperConfig(WhisperSettings):
         if name not in extra:
             raise AttributeError(f"a WhisperConfig has no {name!r}, nor had its file")
         return extra[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if hasattr(type(self), name) or name in type(self).__dataclass_fields__:
+            super().__setattr__(name, value)
+        else:
+            self.extra[name] = value
 
     def update(self, config_dict: dict[str, Any]) -> None:
         """Set fields by name.
@@ -363,7 +292,7 @@ def _canonical(content: dict[str, Any], num_labels: int | None) -> dict[str, Any
     elif "label2id" in content:
         content["id2label"] = {number: label for label, number in content["label2id"].items()}
     elif num_labels is not None:
-        content["id2label"] = _numbered(num_labels)
+        content["id2label"] = numbered_labels(num_labels)
     if "id2label" not in content:
         return content
     if num_labels is not None and num_labels != len(content["id2label"]):
@@ -372,7 +301,7 @@ def _canonical(content: dict[str, Any], num_labels: int | None) -> dict[str, Any
             f"{len(content['id2label'])} classes; leave out one of them"
         )
     if "label2id" not in content and isinstance(content["id2label"], dict):
-        content["label2id"] = _inverse(content["id2label"])
+        content["label2id"] = inverse_labels(content["id2label"])
     return content
 
 
@@ -381,14 +310,6 @@ def _integer_keys(labels: Any) -> Any:
     if not isinstance(labels, dict):
         return labels
     return {int(key) if str(key).isdigit() else key: value for key, value in labels.items()}
-
-
-def _numbered(count: int) -> dict[int, str]:
-    return {i: f"LABEL_{i}" for i in range(count)}
-
-
-def _inverse(labels: dict[Any, Any]) -> dict[Any, Any]:
-    return {label: number for number, label in labels.items()}
 
 
 def _refuse_misspelt(settings: dict[str, Any]) -> None:

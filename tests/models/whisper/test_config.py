@@ -1,6 +1,8 @@
 """Whisper's config.json against transformers."""
 
+import copy
 import json
+import pickle
 from dataclasses import fields
 
 import pytest
@@ -156,6 +158,18 @@ def test_labels_survive_a_file_both_ways(tmp_path):
     assert theirs.label2id == ours.label2id
     theirs.save_pretrained(tmp_path)
     assert WhisperConfig.from_pretrained(tmp_path).id2label == ours.id2label
+
+
+def test_a_key_of_no_field_can_be_set_and_is_saved(tmp_path):
+    config = WhisperConfig()
+    config.forced_decoder_ids = None
+    config.suppress_tokens = []
+    config.save_pretrained(tmp_path)
+    theirs = transformers.WhisperConfig.from_pretrained(tmp_path)
+    assert theirs.suppress_tokens == []
+    again = WhisperConfig.from_pretrained(tmp_path)
+    assert (again.forced_decoder_ids, again.suppress_tokens) == (None, ())
+    assert copy.deepcopy(again) == pickle.loads(pickle.dumps(again)) == again
 
 
 def test_num_labels_can_be_set():
