@@ -245,12 +245,10 @@ class BeamBatch:
         # So many that enough are left to go on with if half of them end.
         best, flat = total.flatten(1).topk(2 * beams)  # (place, choice)
         source, token = flat // vocab, flat % vocab
-        logprob = scores - scores.logsumexp(dim=1, keepdim=True)
+        likely = scores.view(len(index), -1).gather(1, flat)
+        under_rules = scores.logsumexp(dim=1).view(len(index), beams).gather(1, source)
         candidates = running.pick(source).with_token(
-            token,
-            score=best,
-            logprob=logprob.view(len(index), -1).gather(1, flat),
-            parent=source,
+            token, score=best, logprob=likely - under_rules, parent=source
         )
         count = candidates.length[:, 0] - self._prompt[index]
         limit = self._limit[index]

@@ -7,6 +7,7 @@ is wrong with it. What `Search` itself rules out is refused where it is made.
 import math
 from collections.abc import Sequence
 
+from corpus_asr.decoding.assistants import check_assistant
 from corpus_asr.decoding.protocols import AlignJob, Job, SlotModel, WindowJob
 from corpus_asr.errors import EngineError
 
@@ -15,7 +16,8 @@ def check_job(job: Job, model: SlotModel) -> None:
     """Make sure that a job's tokens fit the model.
 
     Raises:
-        ValueError: too many tokens, none, or some that the vocabulary lacks; no heads to align by.
+        ValueError: too many tokens, none, or some that the vocabulary lacks; no heads to align by;
+            too many beams, or an assistant that does not fit.
     """
     if isinstance(job, WindowJob):
         _check_window(job, model)
@@ -49,6 +51,13 @@ def _check_window(job: WindowJob, model: SlotModel) -> None:
             f"positions 0 to {length - 1}; correct score_position"
         )
     _check_ids(job.prompt, model, what="prompt")
+    if job.search.assistant is not None:
+        check_assistant(model, job.search.assistant)
+    if job.search.num_beams > model.vocab_size // 2:
+        raise ValueError(
+            f"searching with {job.search.num_beams} beams: a vocabulary of {model.vocab_size} "
+            f"gives at most {model.vocab_size // 2} something to say; correct num_beams"
+        )
 
 
 def _check_align(job: AlignJob, model: SlotModel) -> None:

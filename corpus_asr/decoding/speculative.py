@@ -6,34 +6,17 @@ of the large model. Knows nothing of how either model is made.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from corpus_asr.decoding.assistants import check_assistant, listens
 from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.lanes import encode_windows
 from corpus_asr.decoding.protocols import Job, SlotModel, WindowJob
 from corpus_asr.decoding.samplers import choose
-
-
-@runtime_checkable
-class ReadsEncoded(Protocol):
-    """A model that can tell what encoded windows it reads."""
-
-    @property
-    def window_shape(self) -> tuple[int, int]:
-        """Positions and width of an encoded window."""
-
-
-@runtime_checkable
-class HasEncoder(Protocol):
-    """A model that can tell whether it encodes windows itself."""
-
-    @property
-    def has_encoder(self) -> bool:
-        """False for a decoder that reads what its main model has encoded."""
 
 
 class SpeculativeBatch(SlotBatch):
@@ -78,7 +61,7 @@ class SpeculativeBatch(SlotBatch):
     @torch.inference_mode()
     def encode(self, jobs: Sequence[Job]) -> Float[Tensor, "batch pos width"]:
         """Encode the jobs' windows with both models; the assistant's go into the next `fill`."""
-        if _listens(self.assistant):
+        if listens(self.assistant):
             self._heard = encode_windows(
                 self.assistant, [replace(job, encoded=None) for job in jobs]
             )
@@ -184,40 +167,3 @@ class SpeculativeBatch(SlotBatch):
             going = [slot for slot, goes in zip(going, right.tolist(), strict=True) if goes]
             if not going:
                 return
-
-
-def check_assistant(model: SlotModel, assistant: SlotModel) -> None:
-    """Make sure that one model can draft for another.
-
-    Raises:
-        ValueError: their vocabularies, lengths or devices differ, or the assistant cannot read
-            what the model encodes.
-    """
-    if assistant.vocab_size != model.vocab_size:
-        raise ValueError(
-            f"drafting with an assistant of {assistant.vocab_size} tokens for a model of "
-            f"{model.vocab_size}: expected one vocabulary; use an assistant of the same kind"
-        )
-    if assistant.max_target_positions < model.max_target_positions:
-        raise ValueError(
-            f"drafting with an assistant of {assistant.max_target_positions} positions for a model "
-            f"of {model.max_target_positions}: expected as many at least; use another assistant"
-        )
-    if assistant.device != model.device:
-        raise ValueError(
-            f"drafting with an assistant on {assistant.device} for a model on {model.device}: "
-            "expected one device; move the assistant"
-        )
-    if _listens(assistant) or not isinstance(assistant, ReadsEncoded):
-        return
-    if isinstance(model, ReadsEncoded) and model.window_shape != assistant.window_shape:
-        raise ValueError(
-            f"drafting with a decoder that reads windows of {assistant.window_shape} (positions, "
-            f"width) for a model that encodes {model.window_shape}: expected the same; use an "
-            "assistant made for this model, or one with an encoder of its own"
-        )
-
-
-def _listens(assistant: SlotModel) -> bool:
-    """Tell whether the assistant encodes windows itself; most models do."""
-    return not isinstance(assistant, HasEncoder) or assistant.has_encoder

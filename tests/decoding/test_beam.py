@@ -17,6 +17,7 @@ from torch import Tensor
 from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.beams import repeats_itself
+from corpus_asr.decoding.checks import check_job
 from corpus_asr.decoding.loops import LoopWatch
 from corpus_asr.decoding.protocols import Job, Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import SlotScheduler
@@ -157,7 +158,8 @@ def test_beams_are_those_of_transformers(
         "num_return_sequences": num_beams,
     }
     pair = pairs[num_beams % 2]
-    jobs = [job(i, rules, **options) for i, rules in enumerate((PLAIN, SUPPRESSING, GRAMMAR))]
+    kinds = enumerate((PLAIN, SUPPRESSING, GRAMMAR))
+    jobs = [job(i, rules, prompt=(31, *range(3 * i), 32), **options) for i, rules in kinds]
     # Two places for three jobs: one waits, and starts beside one that is under way.
     check(pair, jobs, run(BeamBatch(pair.model, 2, num_beams), jobs))
 
@@ -338,6 +340,12 @@ def test_no_places_or_too_many_beams_are_an_error(
 ) -> None:
     with pytest.raises(ValueError, match="at least 1 place and 1 to 30 beams"):
         BeamBatch(pairs[0].model, *places_and_beams)
+
+
+def test_more_beams_than_there_is_to_say_are_refused_with_their_job(pairs: list[Pair]) -> None:
+    check_job(job(0, num_beams=VOCAB // 2), pairs[0].model)
+    with pytest.raises(ValueError, match="searching with 31 beams: a vocabulary of 60"):
+        check_job(job(0, num_beams=VOCAB // 2 + 1), pairs[0].model)
 
 
 def test_a_job_of_another_search_is_an_error(pairs: list[Pair]) -> None:

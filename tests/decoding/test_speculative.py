@@ -11,7 +11,7 @@ import torch
 
 from corpus_asr.decoding.protocols import Search, SlotModel, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import SlotScheduler
-from corpus_asr.decoding.speculative import SpeculativeBatch, check_assistant
+from corpus_asr.decoding.speculative import SpeculativeBatch
 from corpus_asr.errors import EngineError
 from corpus_asr.models.whisper.causal_lm import WhisperForCausalLM
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
@@ -275,27 +275,22 @@ def test_a_spoilt_window_spoils_no_other(model: WhisperSlotModel, assistants: As
     check([result], run(model, [job(1, GRAMMAR)]))
 
 
-def test_an_assistant_of_another_vocabulary_is_an_error(
+def test_an_assistant_that_does_not_fit_ends_its_own_task_alone(
     model: WhisperSlotModel, tmp_path: Path
 ) -> None:
     other = load(tmp_path, vocab_size=VOCAB + 1).slot_model()
-    with pytest.raises(ValueError, match="an assistant of 61 tokens for a model of 60"):
-        check_assistant(model, other)
+    scheduler = SlotScheduler(model, 2)
+    outcomes: list[Any] = []
 
+    def task(one: WindowJob) -> Generator[WindowJob, WindowResult, WindowResult]:
+        return (yield one)
 
-def test_an_assistant_with_fewer_positions_is_an_error(
-    model: WhisperSlotModel, tmp_path: Path
-) -> None:
-    other = load(tmp_path, max_target_positions=POSITIONS - 1).slot_model()
-    with pytest.raises(ValueError, match="47 positions for a model of 48"):
-        SpeculativeBatch(model, other, 1, 5)
-
-
-def test_a_decoder_for_other_windows_is_an_error(model: WhisperSlotModel, tmp_path: Path) -> None:
-    other = load(tmp_path, d_model=8)
-    with pytest.raises(ValueError, match=r"windows of \(20, 8\).*encodes \(20, 16\)"):
-        check_assistant(model, decoder_of(other))
-    check_assistant(model, other.slot_model())  # listens for itself
+    for one in (job(0), *assisted([job(1)], other, 3)):
+        scheduler.add(task(one), lambda value, error: outcomes.append(error or value))
+    while scheduler.pending:
+        scheduler.advance()
+    assert "an assistant of 61 tokens for a model of 60" in str(outcomes[0])
+    check(outcomes[1:], run(model, [job(0)]))
 
 
 def test_drafting_nothing_is_an_error(model: WhisperSlotModel, assistants: Assistants) -> None:
