@@ -79,7 +79,7 @@ def same(ours: Any, theirs: Any, *, where: str = "output") -> None:
         else:
             torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=2e-4, msg=where)
     elif hasattr(theirs, "keys"):
-        wanted = [key for key in theirs.keys() if key != "past_key_values"]
+        wanted = [key for key in theirs if key != "past_key_values"]
         missing = [key for key in wanted if key not in ours]
         assert not missing, (where, missing, list(ours))
         for key in wanted:

@@ -1,0 +1,64 @@
+"""On real speech and a real checkpoint `generate` says what `transformers` says."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from corpus_asr.models.whisper import WhisperForConditionalGeneration
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.generation import Pair, same
+from tests.support.oracles import read_audio
+
+CLIPS = ("jfk.flac", "ls_1089-134686-0000.flac", "LJ002-0190.wav")
+
+
+@pytest.fixture(scope="module")
+def both(shared_data: Path) -> Pair:
+    folder = shared_data / "whisper-base-lab"
+    ours = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    theirs = transformers.WhisperForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32
+    )
+    return Pair(ours.eval(), theirs.eval())
+
+
+def features(folder: Path, clips: list[np.ndarray], **options: Any) -> dict[str, Tensor]:
+    extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder / "whisper-base-lab")
+    return dict(
+        extractor(clips, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt", **options),
+    )
+
+
+def test_short_clips_in_a_batch(both: Pair, shared_data: Path) -> None:
+    clips = [read_audio(shared_data / "english_short" / name) for name in CLIPS]
+    inputs = features(shared_data, clips, return_attention_mask=True)
+    batch, mask = inputs["input_features"], inputs["attention_mask"]
+    same(*both.both(batch, language="en", task="transcribe"))
+    arguments = {"return_timestamps": True, "return_segments": True, "attention_mask": mask}
+    same(*both.both(batch, **arguments))
+
+
+def test_a_minute_with_times_of_tokens_and_text_before(both: Pair, shared_data: Path) -> None:
+    samples = read_audio(shared_data / "longform" / "ls_2078-142845.flac")[: 45 * SAMPLE_RATE_HZ]
+    inputs = features(
+        shared_data, [samples], truncation=False, padding="longest", return_attention_mask=True
+    )
+    ours, theirs = both.both(
+        inputs["input_features"],
+        attention_mask=inputs["attention_mask"],
+        language="en",
+        return_timestamps=True,
+        return_segments=True,
+        return_token_timestamps=True,
+        condition_on_prev_tokens=True,
+    )
+    same(ours["sequences"], theirs["sequences"])
+    same(ours["token_timestamps"], theirs["token_timestamps"])
+    for one, other in zip(ours["segments"][0], theirs["segments"][0], strict=True):
+        for name in ("start", "end", "tokens", "idxs", "token_timestamps"):
+            same(one[name], other[name])

@@ -1,0 +1,165 @@
+"""Fallback, silence and sampling: `generate` decides what `transformers` decides.
+
+Sampled tokens cannot be the same. So the ladder is compared where its warm steps leave no choice:
+a processor allows one token, different at every temperature only by what the step before it said.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.generation import WINDOW, Pair, pair, same, sound
+
+FRAMES = 3 * WINDOW + 36
+LONG = sound(1, FRAMES, seed=8)
+BATCH = sound(3, FRAMES, seed=9)
+MASK = torch.stack([torch.arange(FRAMES) < n for n in (FRAMES, 2 * WINDOW + 11, 93)]).long()
+CERTAIN = 1e-3
+"""A temperature at which the likeliest token is as good as certain."""
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    found = pair(tmp_path_factory.mktemp("pair"), seed=11, spread=0.3, max_target_positions=64)
+    found.set(max_new_tokens=14, return_timestamps=True)
+    return found
+
+
+def segments(output: Any) -> list[list[tuple[float, float, list[int]]]]:
+    return [
+        [(float(s["start"]), float(s["end"]), s["tokens"].tolist()) for s in row]
+        for row in output["segments"]
+    ]
+
+
+def logprobs(both: Pair) -> list[float]:
+    """Average log-probabilities of windows, to choose thresholds between."""
+    output = both.say(
+        LONG, return_segments=True, return_dict_in_generate=True, output_scores=True,
+        return_timestamps=True,
+    )  # fmt: skip
+    found = []
+    for segment in output["segments"][0]:
+        scores = torch.stack(segment["result"]["scores"]).log_softmax(-1)
+        tokens = segment["result"]["sequences"][-len(scores) :]
+        found.append(float(scores.gather(1, tokens[:, None]).mean()))
+    return found
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize(
+    ("no_speech", "condition"), [(None, True), (0.0, False), (1e-4, True), (1.0, False)]
+)
+def test_unlikely_windows_are_tried_again_or_left_out(
+    both: Pair, share: float, no_speech: float | None, condition: bool
+) -> None:
+    values = sorted(logprobs(both))
+    threshold = values[0] - 0.1 + share * (values[-1] - values[0] + 0.2)
+    arguments = {
+        "temperature": (0.0, CERTAIN),
+        "logprob_threshold": threshold,
+        "no_speech_threshold": no_speech,
+        "condition_on_prev_tokens": condition,
+        "return_segments": True,
+    }
+    ours, theirs = both.both(LONG, **arguments)
+    assert segments(ours) == segments(theirs)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 1.0, 1.35, 2.4])
+@pytest.mark.parametrize("temperature", [0.0, (0.0, CERTAIN), [CERTAIN, 2 * CERTAIN], None])
+def test_texts_that_repeat_themselves_are_tried_again(
+    both: Pair, threshold: float, temperature: Any
+) -> None:
+    arguments = {"compression_ratio_threshold": threshold, "return_segments": True}
+    if temperature is None:
+        # The reference compares None with 0.5, and means greedy search by it.
+        assert both.say(LONG, temperature=None, **arguments)
+    ours, theirs = both.both(LONG, temperature=temperature, **arguments)
+    assert segments(ours) == segments(theirs)
+
+
+def test_all_thresholds_in_a_batch(both: Pair) -> None:
+    middle = sorted(logprobs(both))[1]
+    arguments = {
+        "temperature": 0.0,
+        "logprob_threshold": middle,
+        "no_speech_threshold": 2e-4,
+        "compression_ratio_threshold": 1.35,
+        "return_segments": True,
+        "attention_mask": MASK,
+    }
+    ours, theirs = both.both(BATCH, **arguments)
+    assert segments(ours) == segments(theirs)
+
+
+def test_thresholds_of_the_settings_hold_too(both: Pair) -> None:
+    both.set(compression_ratio_threshold=0.5)
+    try:
+        ours, theirs = both.both(LONG, temperature=(0.0, CERTAIN), return_segments=True)
+    finally:
+        both.set(compression_ratio_threshold=None)
+    assert segments(ours) == segments(theirs)
+
+
+def test_beams_end_where_sampling_begins(both: Pair) -> None:
+    arguments = {
+        "num_beams": 3,
+        "temperature": (0.0, CERTAIN),
+        "compression_ratio_threshold": 1.0,
+        "return_segments": True,
+    }
+    ours, theirs = both.both(LONG, **arguments)
+    assert segments(ours) == segments(theirs)
+
+
+def test_thresholds_and_beams(both: Pair) -> None:
+    for share in (0.0, 0.5, 1.0):
+        arguments = {
+            "num_beams": 3,
+            "temperature": 0.0,
+            "logprob_threshold": -0.1 - share * 6,
+            "no_speech_threshold": 0.0,
+            "return_segments": True,
+        }
+        ours, theirs = both.both(LONG, **arguments)
+        assert segments(ours) == segments(theirs)
+
+
+def test_sampling_repeats_under_a_seed_and_not_without(both: Pair) -> None:
+    def sampled(features: Tensor, **arguments: Any) -> Tensor:
+        torch.manual_seed(3)
+        return both.say(features, temperature=1.0, **arguments)
+
+    short = LONG[:, :, :WINDOW]
+    same(sampled(short), sampled(short))
+    first = both.say(short, temperature=1.0)
+    assert any(
+        first.shape != (other := both.say(short, temperature=1.0)).shape
+        or not torch.equal(first, other)
+        for _ in range(3)
+    )
+    # Twice the same sound is sampled alike, whatever stands beside it.
+    twice = sampled(torch.cat([short, BATCH[1:2, :, :WINDOW], short]))
+    assert twice[0].tolist() == twice[2].tolist()
+
+
+def test_several_samples_of_one_recording_differ(both: Pair) -> None:
+    short = LONG[:, :, :WINDOW]
+    found = both.say(short, temperature=1.5, do_sample=True, num_return_sequences=4)
+    assert len(found) == 4
+    assert len({tuple(row.tolist()) for row in found}) > 1
+
+
+def test_sampling_among_one_token_is_greedy(both: Pair) -> None:
+    short = LONG[:, :, :WINDOW]
+    greedy = both.say(short)
+    same(both.say(short, temperature=2.0, top_k=1), greedy)
+    same(both.say(short, temperature=2.0, top_p=1e-6), greedy)
+
+
+def test_do_sample_alone_samples_nothing(both: Pair) -> None:
+    short = LONG[:, :, :WINDOW]
+    same(*both.both(short, do_sample=True))
