@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import fnmatch
 import hashlib
+import importlib
 import os
 import re
 import shutil
@@ -19,7 +20,6 @@ from typing import Any, NamedTuple
 
 from corpus_asr.errors import CheckpointError, FetchError
 from corpus_asr.storage.addresses import LOCAL, join, normalise, scheme_of, shown, without_secrets
-from corpus_asr.storage.filesystem import list_pages, open_binary
 from corpus_asr.units import MEBIBYTE
 
 CACHE_VARIABLE = "CORPUS_ASR_CACHE"
@@ -190,7 +190,7 @@ def _fetch_address(uri: str, *, weights: bool, expect: str | None) -> Path:
 def _list_checkpoint(uri: str) -> list[_RemoteFile]:
     return [
         _RemoteFile(name.rpartition("/")[2], size, etag)
-        for page in list_pages(uri + "/", depth=1)
+        for page in _filesystem().list_pages(uri + "/", depth=1)
         for name, size, etag in zip(*page, strict=True)
         if name.rpartition("/")[0] == uri
     ]
@@ -220,7 +220,7 @@ def _copy_once(uri: str, files: Sequence[_RemoteFile], home: Path) -> Path:
 
 
 def _copy(uri: str, path: Path) -> None:
-    with open_binary(uri) as source, open(path, "wb") as target:
+    with _filesystem().open_binary(uri) as source, open(path, "wb") as target:
         shutil.copyfileobj(source, target, _COPY_BYTES)
         target.flush()
         os.fsync(target.fileno())
@@ -279,3 +279,8 @@ def _hub_error(name: str, revision: str | None, error: Exception) -> CheckpointE
     else:
         found = f"{type(error).__name__}: {first_line}; check the name, the network and HF_TOKEN"
     return CheckpointError(f"{doing}: {found}")
+
+
+def _filesystem() -> Any:
+    """The stores' module, only for an address: a folder loads where pyarrow is not installed."""
+    return importlib.import_module("corpus_asr.storage.filesystem")
