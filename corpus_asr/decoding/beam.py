@@ -53,7 +53,7 @@ class BeamBatch:
         self.model = model
         self.places = places
         self.num_beams = num_beams
-        self._state: Any = model.new_state(places * num_beams)
+        self._state: Any = model.new_state(places * num_beams, beams=num_beams)
         device = model.device
         self._rules = SlotRules(places * num_beams, model.vocab_size, device)
         # A column to spare, for what finished places say until they are collected.

@@ -38,8 +38,11 @@ class SlotModel(Protocol):
     def max_target_positions(self) -> int:
         """Longest token sequence a slot can hold."""
 
-    def new_state(self, slots: int) -> Any:
-        """Allocate caches for `slots` sequences."""
+    def new_state(self, slots: int, *, beams: int = 1) -> Any:
+        """Allocate caches for `slots` sequences, of which each `beams` adjacent share a window.
+
+        `step` then takes all slots of a window or none.
+        """
 
     def encode(
         self, features: Float[Tensor, "batch mel frame"]

@@ -29,7 +29,7 @@ class ScriptedModel:
         self.aligned: list[tuple[int, tuple[tuple[int, int], ...]]] = []
         self.steps: list[int] = []
 
-    def new_state(self, slots: int) -> dict[str, Tensor]:
+    def new_state(self, slots: int, *, beams: int = 1) -> dict[str, Tensor]:
         return {"script": torch.full((slots,), -1), "prompt": torch.zeros(slots, dtype=torch.long)}
 
     def encode(self, features: Tensor) -> Tensor:

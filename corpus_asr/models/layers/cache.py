@@ -50,6 +50,7 @@ class StepView:
 class SpanView:
     """What several new tokens of each of some slots may see: the same for every layer."""
 
+    slots: Sequence[int]
     rows: slice | Tensor
     """The slots; a slice, whose reading copies nothing, where they are adjacent."""
     slot: Int[Tensor, "batch 1"]
@@ -80,7 +81,7 @@ class SpanView:
         unseen = cached > span.unsqueeze(2)  # (batch, token, pos)
         slot = torch.tensor(slots, device=positions.device).unsqueeze(1)
         rows = _rows(slots, device=positions.device)
-        return cls(rows, slot, span, length, unseen.unsqueeze(1))
+        return cls(slots, rows, slot, span, length, unseen.unsqueeze(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +90,10 @@ class LayerCache:
 
     self_keys: Float[Tensor, "slot head token head_dim"]
     self_values: Float[Tensor, "slot head token head_dim"]
-    cross_keys: Float[Tensor, "slot head pos head_dim"]
-    cross_values: Float[Tensor, "slot head pos head_dim"]
+    cross_keys: Float[Tensor, "window head pos head_dim"]
+    cross_values: Float[Tensor, "window head pos head_dim"]
+    beams: int = 1
+    """Adjacent slots that share a window."""
 
     def write_window(
         self,
@@ -99,7 +102,7 @@ class LayerCache:
         values: Float[Tensor, "batch head pos head_dim"],
     ) -> None:
         """Replace the cross-attention keys and values of `slots`."""
-        rows = _rows(slots, device=keys.device)
+        rows = self._windows(slots)
         self.cross_keys[rows] = keys
         self.cross_values[rows] = values
 
@@ -107,8 +110,11 @@ class LayerCache:
         self, slots: Sequence[int]
     ) -> tuple[Float[Tensor, "batch head pos head_dim"], Float[Tensor, "batch head pos head_dim"]]:
         """Return the cross-attention keys and values of `slots`; a view if they are adjacent."""
-        rows = _rows(slots, device=self.cross_keys.device)
+        rows = self._windows(slots)
         return self.cross_keys[rows], self.cross_values[rows]
+
+    def _windows(self, slots: Sequence[int]) -> slice | Tensor:
+        return _rows([slot // self.beams for slot in slots], device=self.cross_keys.device)
 
     def write_prompts(
         self,
@@ -159,12 +165,16 @@ class SlotCache:
     Args:
         layers: decoder layers.
         slots: sequences side by side.
+        beams: slots 0 to `beams` - 1 share a window, and so do the next ones, and so on.
         heads: attention heads.
         head_dim: width of a head.
         tokens: longest sequence a slot can hold.
         positions: encoder positions of a window.
         dtype: of keys and values.
         device: where they are.
+
+    Raises:
+        ValueError: the slots cannot share windows evenly.
     """
 
     def __init__(
@@ -172,6 +182,7 @@ class SlotCache:
         *,
         layers: int,
         slots: int,
+        beams: int = 1,
         heads: int,
         head_dim: int,
         tokens: int,
@@ -179,23 +190,36 @@ class SlotCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        if beams < 1 or slots % beams:
+            raise ValueError(
+                f"allocating {slots} slots of which {beams} share a window: expected a number "
+                "that divides them; allocate a multiple of the beams"
+            )
         # One tensor over all layers each, so that moving a slot is four copies.
-        self._whole = tuple(
-            torch.zeros(layers, slots, heads, length, head_dim, dtype=dtype, device=device)
-            for length in (tokens, tokens, positions, positions)
+        self._texts, self._windows = (
+            tuple(
+                torch.zeros(layers, count, heads, length, head_dim, dtype=dtype, device=device)
+                for _ in ("keys", "values")
+            )
+            for count, length in ((slots, tokens), (slots // beams, positions))
         )
+        self.beams = beams
         self.slots = slots
         # Of no use off the CPU: there a captured step advances without this being told.
         self._lengths = [0 if device.type == "cpu" else tokens] * slots
         self._on_cpu = device.type == "cpu"
+        tensors = zip(*self._texts, *self._windows, strict=True)  # layer by layer
         self.layers = tuple(
-            LayerCache(*(tensor[layer] for tensor in self._whole)) for layer in range(layers)
+            LayerCache(keys, values, window_keys, window_values, beams)
+            for keys, values, window_keys, window_values in tensors
         )
 
     def move(self, source: int, target: int) -> None:
         """Copy everything slot `source` holds into slot `target`."""
-        for tensor in self._whole:
+        for tensor in self._texts:
             tensor[:, target].copy_(tensor[:, source])
+        for tensor in self._windows:
+            tensor[:, target // self.beams].copy_(tensor[:, source // self.beams])
         self._lengths[target] = self._lengths[source]
 
     def note_length(self, slots: Sequence[int], length: int) -> None:
@@ -223,7 +247,7 @@ class SlotCache:
             sources = torch.tensor([source for _, source in changed])
         length = max(self._lengths)
         rows = _rows(slots, device=sources.device)
-        for tensor in self._whole[:2]:
+        for tensor in self._texts:
             tensor[:, rows, :, :length] = tensor[:, sources, :, :length]
         self.note_length(slots, length)
 
@@ -231,8 +255,12 @@ class SlotCache:
         """Give `targets`, which may be none, everything slot `source` holds."""
         if not targets:
             return
-        for tensor in self._whole:
+        for tensor in self._texts:
             tensor[:, _rows(targets, device=tensor.device)] = tensor[:, source : source + 1]
+        window = source // self.beams
+        for other in {target // self.beams for target in targets} - {window}:
+            for tensor in self._windows:
+                tensor[:, other].copy_(tensor[:, window])
         self.note_length(targets, self._lengths[source])
 
 

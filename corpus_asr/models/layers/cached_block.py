@@ -75,9 +75,13 @@ class CachedDecoderBlock:
             unseen=view.unseen,
         )
         hidden = hidden + self._out(merge_heads(attended))
-        return self._cross_and_feed_forward(
-            hidden, cache.cross_keys[:num_slots], cache.cross_values[:num_slots]
+        # Slots that share a window ask it together: that reads it once.
+        together = hidden.view(-1, cache.beams, hidden.shape[2])
+        num_windows = len(together)
+        together = self._cross_and_feed_forward(
+            together, cache.cross_keys[:num_windows], cache.cross_values[:num_windows]
         )
+        return together.view(num_slots, 1, -1)
 
     def extend(
         self, cache: LayerCache, view: SpanView, hidden: Float[Tensor, "batch token width"]
@@ -90,8 +94,7 @@ class CachedDecoderBlock:
         cache.write_span(view, key, value)
         attended = attend_cached(query, *cache.read_span(view), unseen=view.unseen)
         hidden = hidden + self._out(merge_heads(attended))
-        window = cache.cross_keys[view.rows], cache.cross_values[view.rows]
-        return self._cross_and_feed_forward(hidden, *window)
+        return self._cross_and_feed_forward(hidden, *cache.read_window(view.slots))
 
     def align(
         self,

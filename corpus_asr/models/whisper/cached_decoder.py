@@ -29,12 +29,19 @@ class CachedWhisperDecoder:
             CachedDecoderBlock(block) for block in decoder.layers if isinstance(block, DecoderBlock)
         ]
 
-    def new_cache(self, slots: int) -> SlotCache:
-        """Allocate caches for `slots` sequences, of the weights' dtype, where the weights are."""
+    def new_cache(self, slots: int, *, beams: int = 1) -> SlotCache:
+        """Allocate caches for `slots` sequences, of the weights' dtype, where the weights are.
+
+        Each `beams` adjacent slots share a window.
+
+        Raises:
+            ValueError: the slots cannot share windows evenly.
+        """
         weight = self._decoder.embed_tokens.weight
         return SlotCache(
             layers=len(self._blocks),
             slots=slots,
+            beams=beams,
             heads=self._decoder.heads,
             head_dim=weight.shape[1] // self._decoder.heads,
             tokens=self._decoder.max_target_positions,

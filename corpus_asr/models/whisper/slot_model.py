@@ -82,16 +82,16 @@ class WhisperDecoderSlots:
             "encode them with the model it assists"
         )
 
-    def new_state(self, slots: int) -> SlotCache:
-        """Allocate caches for `slots` sequences.
+    def new_state(self, slots: int, *, beams: int = 1) -> SlotCache:
+        """Allocate caches for `slots` sequences, of which each `beams` adjacent share a window.
 
         Raises:
-            ValueError: `slots` is not positive.
+            ValueError: `slots` is not positive, or no multiple of `beams`.
         """
         if slots < 1:
             raise ValueError(f"allocating {slots} slots: expected at least 1")
         with torch.inference_mode():
-            return self._decoder.new_cache(slots)
+            return self._decoder.new_cache(slots, beams=beams)
 
     @torch.inference_mode()
     def fill(

@@ -7,10 +7,11 @@ from torch import Tensor
 from corpus_asr.models.layers.cache import SlotCache, SpanView, StepView
 
 
-def new_cache(slots: int = 4) -> SlotCache:
+def new_cache(slots: int = 4, *, beams: int = 1) -> SlotCache:
     return SlotCache(
         layers=2,
         slots=slots,
+        beams=beams,
         heads=3,
         head_dim=5,
         tokens=7,
@@ -98,8 +99,8 @@ def test_a_moved_slot_takes_everything_along() -> None:
         assert torch.equal(layer.cross_values[[0, 2, 3]], cross_values[[0, 2, 3]])
 
 
-def filled_cache() -> SlotCache:
-    cache = new_cache()
+def filled_cache(*, beams: int = 1) -> SlotCache:
+    cache = new_cache(beams=beams)
     for layer in cache.layers:
         for tensor in (layer.self_keys, layer.self_values, layer.cross_keys, layer.cross_values):
             tensor.copy_(torch.randn_like(tensor))
@@ -157,3 +158,35 @@ def test_a_shared_slot_is_everywhere_it_was_given() -> None:
         for tensor in (layer.self_keys, layer.self_values, layer.cross_keys, layer.cross_values):
             assert torch.equal(tensor[[2, 0]], tensor[[1, 1]])
             assert not torch.equal(tensor[3], tensor[1])
+
+
+def test_slots_share_windows() -> None:
+    cache = new_cache(beams=2)
+    keys, values = pair(2, 11)
+    cache.layers[0].write_window([0, 2], keys, values)
+    assert len(cache.layers[0].cross_keys) == 2
+    for slots, windows in (([0, 1], [0, 0]), ([3, 0], [1, 0])):
+        found_keys, found_values = cache.layers[0].read_window(slots)
+        assert torch.equal(found_keys, keys[windows])
+        assert torch.equal(found_values, values[windows])
+
+
+def test_a_moved_or_shared_slot_takes_its_window_along_to_those_of_another() -> None:
+    cache = filled_cache(beams=2)
+    windows = cache.layers[1].cross_keys.clone()
+    cache.share(0, [1])
+    assert torch.equal(cache.layers[1].cross_keys, windows)
+    assert torch.equal(cache.layers[1].self_values[1], cache.layers[1].self_values[0])
+    cache.share(1, [2])
+    assert torch.equal(cache.layers[1].cross_keys, windows[[0, 0]])
+    cache = filled_cache(beams=2)
+    windows = cache.layers[1].cross_keys.clone()
+    cache.move(2, 1)
+    assert torch.equal(cache.layers[1].cross_keys, windows[[1, 1]])
+    assert torch.equal(cache.layers[1].self_keys[1], cache.layers[1].self_keys[2])
+
+
+@pytest.mark.parametrize("beams", [0, 3])
+def test_slots_that_cannot_share_windows_evenly_are_an_error(beams: int) -> None:
+    with pytest.raises(ValueError, match=f"4 slots of which {beams} share a window"):
+        new_cache(beams=beams)

@@ -398,6 +398,29 @@ def test_a_shared_slot_goes_on_in_all_its_copies(
     assert (found - expected).abs().max() < STEP_TOLERANCE
 
 
+def test_slots_may_share_a_window(
+    network: WhisperForConditionalGeneration, model: WhisperSlotModel
+) -> None:
+    features, tokens = windows(2), sequences(6, 14)
+    tokens[:3, :5], tokens[3:, :5] = tokens[0, :5].clone(), tokens[3, :5].clone()
+    expected = whole(network, features.repeat_interleave(3, dim=0), tokens)
+    state = model.new_state(6, beams=3)
+    assert state.layers[0].cross_keys.shape[0] == 2
+    begin(model, state, [0, 3], features, tokens[[0, 3], :5], [5, 5])
+    model.share(state, 0, [1, 2])
+    model.share(state, 3, [4, 5])
+    for position in range(5, 9):
+        found = model.step(state, tokens[:, position], torch.full((6,), position))
+        assert (found - expected[:, position]).abs().max() < STEP_TOLERANCE
+    found = model.extend(state, [4, 1], tokens[[4, 1], 9:12], torch.tensor([9, 9]))
+    assert (found - expected[[4, 1], 9:12]).abs().max() < STEP_TOLERANCE
+
+
+def test_slots_that_cannot_share_windows_are_an_error(model: WhisperSlotModel) -> None:
+    with pytest.raises(ValueError, match="4 slots of which 3 share a window"):
+        model.new_state(4, beams=3)
+
+
 def test_a_decoder_alone_reads_what_the_whole_model_encodes(tmp_path: Path) -> None:
     network = load(tmp_path)
     model, alone = (
