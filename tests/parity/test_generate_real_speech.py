@@ -14,7 +14,7 @@ from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.generation import Pair, same
 from tests.support.oracles import read_audio
 
-CLIPS = ("jfk.flac", "ls_1089-134686-0000.flac", "LJ002-0190.wav")
+CLIPS = ("jfk.flac", "ls_1089-134686-0000.flac")
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +38,13 @@ def test_short_clips_in_a_batch(both: Pair, shared_data: Path) -> None:
     clips = [read_audio(shared_data / "english_short" / name) for name in CLIPS]
     inputs = features(shared_data, clips, return_attention_mask=True)
     batch, mask = inputs["input_features"], inputs["attention_mask"]
-    same(*both.both(batch, language="en", task="transcribe"))
+    same(*both.both(batch, language="en", task="transcribe", max_new_tokens=30))
     arguments = {"return_timestamps": True, "return_segments": True, "attention_mask": mask}
-    same(*both.both(batch, **arguments))
+    same(*both.both(batch, max_new_tokens=60, **arguments))
 
 
-def test_a_minute_with_times_of_tokens_and_text_before(both: Pair, shared_data: Path) -> None:
-    samples = read_audio(shared_data / "longform" / "ls_2078-142845.flac")[: 45 * SAMPLE_RATE_HZ]
+def test_two_windows_with_times_of_tokens_and_text_before(both: Pair, shared_data: Path) -> None:
+    samples = read_audio(shared_data / "longform" / "ls_2078-142845.flac")[: 40 * SAMPLE_RATE_HZ]
     inputs = features(
         shared_data, [samples], truncation=False, padding="longest", return_attention_mask=True
     )

@@ -25,7 +25,7 @@ from corpus_asr.transcription.generation.row import hear_language, transcribe
 from corpus_asr.transcription.generation.segments import Clock
 from corpus_asr.transcription.generation.settings import Settings
 from corpus_asr.transcription.generation.slots import run, slot_model
-from corpus_asr.transcription.generation.token_times import align
+from corpus_asr.transcription.generation.token_times import time_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def generate(
     tasks = [transcribe(row, begins[row.index], settings, report) for row in rows]
     batch = Batch(run(slot_model(model), tasks), settings, model.device)
     if return_token_timestamps:
-        _time_tokens(model, batch, settings, attention_mask)
+        time_tokens(slot_model(model), batch, settings, attention_mask)
     if mapping and (settings.once or not return_timestamps):
         return batch.unique()
     return _assemble(
@@ -369,25 +369,6 @@ def _reporter(
             monitor(at.clone())
 
     return report
-
-
-def _time_tokens(model: Any, batch: Batch, settings: Settings, attention_mask: Any) -> None:
-    """Find the times of the tokens of all windows that were kept."""
-    ends = None if attention_mask is None else torch.as_tensor(attention_mask).sum(-1).tolist()
-    windows = [(result.row, attempt) for result in batch.results for attempt in result.kept]
-    tasks = [
-        align(
-            row,
-            attempt,
-            batch.said(attempt),
-            settings,
-            None if ends is None else int(ends[row.index]) - attempt.seek,
-        )
-        for row, attempt in windows
-    ]
-    found = run(slot_model(model), tasks)
-    for (_, attempt), times in zip(windows, found, strict=True):
-        batch.token_times[attempt] = times
 
 
 def _assemble(batch: Batch, settings: Settings, *, times: bool, segments: bool) -> Any:

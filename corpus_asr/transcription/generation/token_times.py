@@ -5,19 +5,47 @@ which counts what a batch was padded with among the tokens: so it is read here t
 """
 
 from collections.abc import Generator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corpus_asr.decoding.protocols import AlignJob, AlignResult, Job, Result
+from corpus_asr.decoding.protocols import AlignJob, AlignResult, Job, Result, SlotModel
 from corpus_asr.transcription.dtw import dynamic_time_warping, median_filter
 from corpus_asr.transcription.generation.inputs import Row
+from corpus_asr.transcription.generation.outputs import Batch
 from corpus_asr.transcription.generation.row import Attempt
 from corpus_asr.transcription.generation.settings import Settings
+from corpus_asr.transcription.generation.slots import run
 
 _SECONDS_PER_POSITION = 0.02
+
+
+def time_tokens(model: SlotModel, batch: Batch, settings: Settings, attention_mask: Any) -> None:
+    """Find the times of the tokens of all windows that were kept, and note them in `batch`.
+
+    Args:
+        model: reads the tokens once more.
+        batch: the decoded rows.
+        settings: of the call.
+        attention_mask: tells how long each row is, (batch, frame); None for no bound.
+    """
+    ends = None if attention_mask is None else torch.as_tensor(attention_mask).sum(-1).tolist()
+    windows = [(result.row, attempt) for result in batch.results for attempt in result.kept]
+    tasks = [
+        align(
+            row,
+            attempt,
+            batch.said(attempt),
+            settings,
+            None if ends is None else int(ends[row.index]) - attempt.seek,
+        )
+        for row, attempt in windows
+    ]
+    for (_, attempt), times in zip(windows, run(model, tasks), strict=True):
+        batch.token_times[attempt] = times
 
 
 def align(

@@ -1,0 +1,112 @@
+"""What the parts of `generate` do alone, where comparing whole calls would hide it."""
+
+import copy
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.generation.logits_process import WhisperTimeStampLogitsProcessor
+
+from corpus_asr.decoding.protocols import TokenRules
+from corpus_asr.models.whisper.generation_config import GenerationConfig
+from corpus_asr.transcription.generation.inputs import Row
+from corpus_asr.transcription.generation.processors import BadWords, Grammar
+from corpus_asr.transcription.generation.prompts import DETECT, starts, with_previous
+from corpus_asr.transcription.generation.quality import compression_ratio
+from corpus_asr.transcription.generation.segments import Clock, cut
+
+BEGIN, END, VOCAB = 20, 10, 40
+CLOCK = Clock(
+    timestamp_begin=BEGIN, input_stride=2, time_precision=0.02, time_precision_features=0.01
+)
+
+
+@given(st.lists(st.integers(0, VOCAB - 1), max_size=14), st.integers(0, 5000))
+def test_segments_share_out_a_windows_tokens_in_order(tokens: list[int], seek: int) -> None:
+    pieces, moved = cut(tuple(tokens), seek=seek, frames=60, clock=CLOCK)
+    assert pieces[0].first == 0
+    assert all(one.last == other.first for one, other in pairwise(pieces))
+    assert pieces[-1].last <= len(tokens)
+    assert 0 <= moved <= max(60, 2 * (VOCAB - BEGIN))
+
+
+@given(st.lists(st.sampled_from([1, 2, END - 1, *range(BEGIN, BEGIN + 6)]), max_size=7))
+def test_the_grammar_is_that_of_the_reference(said: list[int]) -> None:
+    config = GenerationConfig(
+        no_timestamps_token_id=BEGIN - 1, eos_token_id=END, max_initial_timestamp_index=3
+    )
+    rules = TokenRules(
+        end=END, timestamp_begin=BEGIN, no_timestamps=BEGIN - 1, max_initial_timestamp=3
+    )
+    tokens = torch.tensor([[5, 6, *said]])
+    scores = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(len(said)))
+    theirs = WhisperTimeStampLogitsProcessor(config, begin_index=2)(tokens, scores.clone())
+    assert torch.equal(Grammar(rules, 2)(tokens, scores), theirs)
+
+
+def test_a_bad_word_is_forbidden_where_its_beginning_was_just_said() -> None:
+    rule = BadWords(((3,), (1, 2), (4, 5, 6)))
+    masked = rule(torch.tensor([[0, 1], [4, 5]]), torch.zeros(2, 8))
+    assert torch.isinf(masked).nonzero().tolist() == [[0, 2], [0, 3], [1, 3]]
+
+
+def test_a_start_names_language_and_task_only_where_asked() -> None:
+    config = GenerationConfig(
+        decoder_start_token_id=1,
+        lang_to_id={"<|en|>": 2, "<|de|>": 3},
+        task_to_id={"transcribe": 4, "translate": 5},
+        no_timestamps_token_id=6,
+    )
+
+    def start(**settings: object) -> tuple[int, ...]:
+        changed = copy.deepcopy(config)
+        changed.update(**settings)
+        return starts(changed, None, batch_size=1, timestamps=False)[0]
+
+    assert start() == (1, DETECT, 6)
+    assert start(language="German") == (1, 3, 4, 6)
+    assert start(task="translate") == (1, DETECT, 5, 6)
+    assert start(forced_decoder_ids=[[1, None], [2, 5]]) == (1, DETECT, 5, 6)
+    assert start(forced_decoder_ids=[[1, 3], [2, 5], [3, 6]]) == (1, 3, 5, 6)
+    with pytest.raises(ValueError, match="not among the 2 languages"):
+        start(language="fr")
+    with pytest.raises(TypeError, match="None in it"):
+        start(language=[None])
+
+
+def test_only_the_end_of_earlier_text_fits() -> None:
+    prompt = with_previous(
+        (1, 2),
+        previous=[(5, 6, 20, 21), (7, 8)],
+        prompt=(30, 31),
+        repeat_prompt=False,
+        start_of_previous=9,
+        timestamp_begin=BEGIN,
+        max_target_positions=10,
+    )
+    assert prompt == (9, 6, 20, 7, 8, 1, 2)
+
+
+def test_ids_that_repeat_compress_well() -> None:
+    assert compression_ratio((7,) * 200, vocab_size=51865) > 10
+    assert compression_ratio(tuple(range(200)), vocab_size=51865) < 2
+
+
+def test_a_seed_names_sound_window_temperature_and_copy() -> None:
+    def row(value: float, copy: int = 0, index: int = 0) -> Row:
+        features = np.full((2, 3), value, dtype=np.float32)
+        return Row(index=index, copy=copy, number=index, features=features, encoded=None, frames=3)
+
+    seed = row(1.0).seed(5, 0, 0.2)
+    assert row(1.0, index=4).seed(5, 0, 0.2) == seed
+    others = {
+        row(2.0).seed(5, 0, 0.2),
+        row(1.0, copy=1).seed(5, 0, 0.2),
+        row(1.0).seed(6, 0, 0.2),
+        row(1.0).seed(5, 1, 0.2),
+        row(1.0).seed(5, 0, 0.4),
+    }
+    assert len(others | {seed}) == 6
