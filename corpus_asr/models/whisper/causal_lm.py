@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from corpus_asr.models.whisper.config import WhisperConfig
 from corpus_asr.models.whisper.decoder import WhisperDecoder
 from corpus_asr.models.whisper.outputs import CausalLMOutputWithCrossAttentions, as_encoder_output
+from corpus_asr.models.whisper.slot_model import WhisperDecoderSlots, causal_slot_model
 from corpus_asr.models.whisper.vocabulary import WhisperWithVocabulary, token_loss
 
 
@@ -114,6 +115,10 @@ class WhisperForCausalLM(WhisperWithVocabulary):
         )
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
+
+    def slot_model(self) -> WhisperDecoderSlots:
+        """Return the form of this model that search drafts with; see `WhisperDecoderSlots`."""
+        return causal_slot_model(self)
 
     def generate(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse: a decoder alone hears nothing.

@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 from dataclasses import fields
+from typing import Any
 
 import pytest
 import transformers
@@ -161,7 +162,7 @@ def test_labels_survive_a_file_both_ways(tmp_path):
 
 
 def test_a_key_of_no_field_can_be_set_and_is_saved(tmp_path):
-    config = WhisperConfig()
+    config: Any = WhisperConfig()
     config.forced_decoder_ids = None
     config.suppress_tokens = []
     config.save_pretrained(tmp_path)

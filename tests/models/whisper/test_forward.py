@@ -235,6 +235,11 @@ def test_a_decoder_alone_does_not_generate() -> None:
         WhisperForCausalLM(config()).generate(window())
 
 
+def test_a_decoder_alone_drafts_in_slots() -> None:
+    drafter = WhisperForCausalLM(config()).slot_model()
+    assert (drafter.vocab_size, drafter.has_encoder) == (VOCAB, False)
+
+
 def test_a_decoder_alone_leaves_the_callers_configuration_as_it_was() -> None:
     given = config()
     assert not WhisperForCausalLM(given).config.is_encoder_decoder
