@@ -78,8 +78,14 @@ class CachedWhisperDecoder:
         """Run one token in each of the slots 0, 1, ..., at its own position.
 
         Raises:
-            ValueError: on a CPU, a position is outside the model's.
+            ValueError: some slots of a window are left out; on a CPU, a position is outside the
+                model's.
         """
+        if len(tokens) % cache.beams:
+            raise ValueError(
+                f"advancing {len(tokens)} slots: each {cache.beams} of them share a window, "
+                "expected all of these or none; pass a token for each"
+            )
         view = StepView.at(positions, max_positions=self._decoder.max_target_positions)
         embedded = F.embedding(tokens, self._decoder.embed_tokens.weight)
         embedded = embedded + F.embedding(positions, self._decoder.embed_positions.weight)

@@ -419,6 +419,8 @@ def test_slots_may_share_a_window(
 def test_slots_that_cannot_share_windows_are_an_error(model: WhisperSlotModel) -> None:
     with pytest.raises(ValueError, match="4 slots of which 3 share a window"):
         model.new_state(4, beams=3)
+    with pytest.raises(ValueError, match="advancing 3 slots: each 2 of them share a window"):
+        model.step(model.new_state(4, beams=2), torch.ones(3).long(), torch.ones(3).long())
 
 
 def test_a_decoder_alone_reads_what_the_whole_model_encodes(tmp_path: Path) -> None:
