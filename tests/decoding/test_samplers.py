@@ -1,8 +1,10 @@
 import math
 
+import pytest
 import torch
+from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from corpus_asr.decoding.samplers import choose, gumbel_noise
+from corpus_asr.decoding.samplers import choose, gumbel_noise, keep_likeliest
 
 
 def test_noise_depends_on_seed_position_and_token_alone() -> None:
@@ -44,3 +46,32 @@ def test_temperature_zero_is_greedy_beside_sampled_rows() -> None:
     )
     assert torch.equal(chosen[::2], logits[::2].argmax(dim=1))
     assert not torch.equal(chosen[1::2], logits[1::2].argmax(dim=1))
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("top_k", [None, 1, 7, 60, 1000])
+@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.95, 1.0])
+def test_the_likeliest_are_those_transformers_keeps(
+    seed: int, top_k: int | None, top_p: float
+) -> None:
+    logits = 3 * torch.randn(5, 60, generator=torch.Generator().manual_seed(seed))
+    logits[:, 10:20] = float("-inf")
+    temperatures = torch.tensor([0.2, 0.5, 1.0, 1.7, 3.0])
+    expected = logits / temperatures.unsqueeze(1)
+    if top_k is not None:
+        expected = TopKLogitsWarper(top_k)(None, expected)
+    if top_p < 1.0:
+        expected = TopPLogitsWarper(top_p)(None, expected)
+    found = keep_likeliest(
+        logits, temperatures=temperatures, top_k=top_k, top_p=torch.full((5,), top_p)
+    )
+    assert torch.equal(found.isfinite(), expected.isfinite())
+    assert torch.equal(found[found.isfinite()], logits[found.isfinite()])
+
+
+def test_as_likely_as_the_last_one_kept_is_kept() -> None:
+    logits = torch.tensor([[1.0, 3.0, 1.0, 2.0]])
+    one = torch.ones(1)
+    assert keep_likeliest(logits, temperatures=one, top_k=3, top_p=one).isfinite().all()
+    kept = keep_likeliest(logits, temperatures=one, top_k=2, top_p=one)
+    assert kept.isfinite().tolist() == [[False, True, False, True]]

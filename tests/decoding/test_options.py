@@ -1,0 +1,262 @@
+"""What searches may ask for, through the scheduler: against transformers' processors in order."""
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    WhisperTimeStampLogitsProcessor,
+)
+
+from corpus_asr.decoding.protocols import Job, Search, TokenRules, WindowJob, WindowResult
+from corpus_asr.decoding.slots import SlotScheduler
+from tests.support.markov import BEGIN, END, NO_TIMESTAMPS, VOCAB, MarkovModel, window
+
+RULES = TokenRules(
+    end=END,
+    suppress=(3, 4),
+    suppress_first=(END, 5),
+    timestamp_begin=BEGIN,
+    no_timestamps=NO_TIMESTAMPS,
+    max_initial_timestamp=4,
+)
+PLAIN = TokenRules(end=END, suppress=(3, 4), suppress_first=(END, 5))
+PROMPT = (21, 22, 23, 7, 7)
+# Log-probabilities of float32 sums over 40 tokens.
+TOLERANCE = 1e-5
+
+
+def shift(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """A processor whose effect depends on the text so far."""
+    scores[:, (int(ids.sum()) + ids.shape[1]) % VOCAB] += 1.5
+    return scores
+
+
+SEARCHES: list[dict[str, Any]] = [
+    {},
+    {"repetition_penalty": 1.7},
+    {"repetition_penalty": 0.8},
+    {"no_repeat_ngram_size": 1},
+    {"no_repeat_ngram_size": 3},
+    {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "processors": (shift,)},
+    {"early_processors": (shift,), "processors": (shift, shift)},
+    {"temperature": 0.7},
+    {"temperature": 1.0, "top_k": 5},
+    {"temperature": 1.4, "top_p": 0.6},
+    {"temperature": 0.9, "top_k": 8, "top_p": 0.8, "no_repeat_ngram_size": 2},
+    {"temperature": 2.0, "top_k": 1},
+    {"temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.2},
+]
+
+
+def job(
+    number: int = 0, *, rules: TokenRules = RULES, limit: int = 40, seed: int = 3, **search: Any
+) -> WindowJob:
+    return WindowJob(
+        features=window(number),
+        window=(number,),
+        prompt=PROMPT,
+        rules=rules,
+        max_new_tokens=limit,
+        search=Search(**search),
+        seed=seed,
+    )
+
+
+def run(
+    model: MarkovModel, jobs: list[WindowJob], *, slots: int = 3, check_every: int = 1
+) -> list[WindowResult]:
+    scheduler = SlotScheduler(model, slots, check_every=check_every)
+    found: dict[int, WindowResult] = {}
+
+    def task(index: int) -> Generator[Job, WindowResult, None]:
+        found[index] = yield jobs[index]
+
+    def done(_: None, error: Exception | None) -> None:
+        if error is not None:
+            raise error
+
+    for index in range(len(jobs)):
+        scheduler.add(task(index), done)
+    while scheduler.pending:
+        scheduler.advance()
+    return [found[index] for index in range(len(jobs))]
+
+
+def oracle(job: WindowJob) -> LogitsProcessorList:
+    """transformers' processors in the order of its Whisper `generate`."""
+    search, rules, device = job.search, job.rules, "cpu"
+    steps: list[Any] = []
+    if search.repetition_penalty != 1.0:
+        steps.append(RepetitionPenaltyLogitsProcessor(search.repetition_penalty))
+    if search.no_repeat_ngram_size:
+        steps.append(NoRepeatNGramLogitsProcessor(search.no_repeat_ngram_size))
+    steps += search.early_processors
+    first = len(job.prompt)
+    steps.append(SuppressTokensAtBeginLogitsProcessor(rules.suppress_first, first, device))
+    steps.append(SuppressTokensLogitsProcessor(rules.suppress, device))
+    if rules.timestamp_begin is not None:
+        config = GenerationConfig(eos_token_id=END, bos_token_id=END)
+        config.no_timestamps_token_id = rules.no_timestamps
+        config.max_initial_timestamp_index = rules.max_initial_timestamp
+        steps.append(WhisperTimeStampLogitsProcessor(config, begin_index=first))
+    steps += search.processors
+    if search.temperature > 0:
+        if search.temperature != 1.0:
+            steps.append(TemperatureLogitsWarper(search.temperature))
+        if search.top_k is not None:
+            steps.append(TopKLogitsWarper(search.top_k))
+        if search.top_p is not None and search.top_p < 1.0:
+            steps.append(TopPLogitsWarper(search.top_p))
+    return LogitsProcessorList(steps)
+
+
+def compare(model: MarkovModel, job: WindowJob, result: WindowResult) -> None:
+    """Go along the path that was found, with transformers' processors."""
+    said = [*result.tokens, *([] if result.end_logprob is None else [END])]
+    assert result.scores is not None
+    assert result.logits is not None
+    assert len(result.scores) == len(result.logits) == len(said)
+    steps, text = oracle(job), list(job.prompt)
+    for token, scores, logits in zip(said, result.scores, result.logits, strict=True):
+        raw = model.after(int(job.features[0, 0]), text[-1])
+        assert torch.equal(logits, raw)
+        expected = steps(torch.tensor([text]), raw.unsqueeze(0))[0]
+        torch.testing.assert_close(scores, expected, rtol=TOLERANCE, atol=TOLERANCE)
+        if job.search.temperature == 0:
+            assert token == int(expected.argmax())
+        assert expected[token].isfinite()
+        text.append(token)
+
+
+@pytest.mark.parametrize("rules", [RULES, PLAIN], ids=["timestamps", "plain"])
+@pytest.mark.parametrize("search", SEARCHES, ids=lambda search: ",".join(search) or "greedy")
+def test_every_step_is_chosen_from_transformers_scores(
+    rules: TokenRules, search: dict[str, Any]
+) -> None:
+    model = MarkovModel(seed=len(search))
+    jobs = [
+        job(number, rules=rules, seed=number, keep_scores=True, keep_logits=True, **search)
+        for number in range(4)
+    ]
+    for own, result in zip(jobs, run(model, jobs), strict=True):
+        compare(model, own, result)
+
+
+@pytest.mark.parametrize("check_every", [1, 4])
+def test_results_do_not_depend_on_neighbours_with_other_searches(check_every: int) -> None:
+    model = MarkovModel()
+    jobs = [
+        job(n % 4, seed=n, limit=10 + 3 * n, keep_scores=True, **search)
+        for n, search in enumerate(SEARCHES)
+    ]
+    together = run(model, jobs, slots=5, check_every=check_every)
+    for own, result in zip(jobs, together, strict=True):
+        [alone] = run(model, [own], slots=1)
+        assert (result.tokens, result.logprobs) == (alone.tokens, alone.logprobs)
+        assert torch.equal(result.scores, alone.scores)
+
+
+def test_log_probabilities_are_those_under_the_rules_before_the_temperature() -> None:
+    model = MarkovModel()
+    own = job(temperature=0.5, top_k=3, repetition_penalty=1.2, rules=PLAIN)
+    [result] = run(model, [own])
+    plain = job(rules=PLAIN, repetition_penalty=1.2)
+    text = list(PROMPT)
+    for token, logprob in zip(result.tokens, result.logprobs, strict=True):
+        raw = model.after(0, text[-1]).unsqueeze(0)
+        expected = oracle(plain)(torch.tensor([text]), raw)[0].log_softmax(0)[token]
+        assert logprob == pytest.approx(float(expected), abs=TOLERANCE)
+        text.append(token)
+
+
+def test_nothing_is_kept_unless_asked_for() -> None:
+    [result] = run(MarkovModel(), [job()])
+    assert result.scores is None
+    assert result.logits is None
+    assert not result.looped
+
+
+@pytest.mark.parametrize("check_every", [1, 5])
+def test_criteria_end_a_window_and_see_every_length_once(check_every: int) -> None:
+    seen: list[int] = []
+    kept: list[int] = []
+
+    def at_nine(ids: torch.Tensor, scores: Any) -> torch.Tensor:
+        assert ids.shape[0] == 1
+        seen.append(ids.shape[1] - len(PROMPT))
+        kept.append(0 if scores is None else len(scores))
+        return torch.tensor([seen[-1] == 9])
+
+    rules = TokenRules(end=END, suppress=(END,))
+    jobs = [job(rules=rules, stopping=(at_nine,), keep_scores=True), job(1, rules=rules, limit=30)]
+    stopped, other = run(MarkovModel(), jobs, check_every=check_every)
+    assert seen == kept == list(range(1, 10))
+    assert len(stopped.tokens) == 9
+    assert stopped.end_logprob is None
+    assert stopped.scores is not None
+    assert len(stopped.scores) == 9
+    assert len(other.tokens) == 30
+
+
+def test_a_caller_s_function_that_fails_is_the_caller_s_error() -> None:
+    def broken(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        raise KeyError("my own mistake")
+
+    with pytest.raises(KeyError, match="my own mistake"):
+        run(MarkovModel(), [job(processors=(broken,))])
+
+
+@pytest.mark.parametrize("check_every", [1, 8])
+def test_a_window_that_loops_ends_early_where_asked_for(check_every: int) -> None:
+    model = MarkovModel(length=448)
+    model.table[:, :, END] = -50.0
+    rules = TokenRules(end=END)
+    jobs = [job(0, rules=rules, limit=400, stop_loops=stop) for stop in (True, False)]
+    early, whole = run(model, jobs, check_every=check_every)
+    assert early.looped
+    assert not whole.looped
+    assert early.end_logprob is None
+    assert len(whole.tokens) == 400
+    assert 48 < len(early.tokens) < 120
+    assert early.tokens == whole.tokens[: len(early.tokens)]
+
+
+def test_scores_are_ordinary_tensors() -> None:
+    [result] = run(MarkovModel(), [job(keep_scores=True)])
+    assert result.scores is not None
+    assert not result.scores.is_inference()
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ({"temperature": -0.1}, "temperature -0.1, expected a number of 0 or more"),
+        ({"temperature": float("nan")}, "temperature nan"),
+        ({"top_k": 0}, "top_k 0, expected at least 1"),
+        ({"top_p": 0.0}, "top_p 0.0, expected above 0 and at most 1"),
+        ({"top_p": 1.1}, "top_p 1.1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty 0.0, expected above 0"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size -1"),
+        ({"num_beams": 0}, "num_beams 0"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences 3, expected 1 to"),
+        ({"num_beams": 2, "temperature": 0.5}, "2 beams cannot be sampled"),
+        ({"num_beams": 2, "assistant": MarkovModel()}, "2 beams cannot be drafted"),
+        ({"num_draft_tokens": 0}, "num_draft_tokens 0"),
+    ],
+)
+def test_impossible_searches_are_refused_where_they_are_made(
+    search: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Search(**search)
