@@ -60,7 +60,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
     def end() -> None:
         sys.stderr.write(f"\nstill running {END_LIMIT_S:g} s after the last test:\n")
-        faulthandler.dump_traceback(sys.__stderr__)
+        faulthandler.dump_traceback(2)
         os._exit(status)
 
     timer = threading.Timer(END_LIMIT_S, end)

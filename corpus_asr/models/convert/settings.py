@@ -96,4 +96,4 @@ def suppressed(tokenizer: WhisperTokenizer) -> tuple[int, ...]:
 
 
 def _ids(tokenizer: WhisperTokenizer, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False)
+    return list(tokenizer.encode(text, add_special_tokens=False))
