@@ -23,7 +23,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 def prompt(both: Pair, *ids: int) -> Tensor:
-    return torch.tensor([both.ours.generation_config.prev_sot_token_id, *ids])
+    return torch.tensor([both.settings.prev_sot_token_id, *ids])
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,7 @@ def test_earlier_text_is_cut_to_half_the_decoder(both: Pair) -> None:
 def test_without_a_token_for_earlier_text_the_last_but_one_suppressed_is_taken(
     both: Pair,
 ) -> None:
-    for model in (both.ours, both.theirs):
-        config = model.generation_config
+    for config in (both.settings, both.theirs.generation_config):
         config.saved = config.prev_sot_token_id
         config.prev_sot_token_id = None
     try:
@@ -81,14 +80,13 @@ def test_without_a_token_for_earlier_text_the_last_but_one_suppressed_is_taken(
         same(*both.both(ALONE, return_dict_in_generate=True, **arguments))
         same(*both.both(ALONE, condition_on_prev_tokens=True, return_segments=True))
     finally:
-        for model in (both.ours, both.theirs):
-            model.generation_config.prev_sot_token_id = model.generation_config.saved
+        for config in (both.settings, both.theirs.generation_config):
+            config.prev_sot_token_id = config.saved
 
 
 def test_the_limit_on_length_grows_with_every_window(both: Pair) -> None:
     arguments = {"max_new_tokens": None, "max_length": 5, "return_segments": True}
-    for model in (both.ours, both.theirs):
-        model.generation_config.max_new_tokens = None
+    both.set(max_new_tokens=None)
     try:
         same(*both.both(ALONE, **arguments))
         same(*both.both(ALONE, condition_on_prev_tokens=True, **arguments))

@@ -92,11 +92,11 @@ def test_a_row_does_not_depend_on_its_neighbours(both: Pair) -> None:
     for row, tokens in enumerate(together):
         alone = both.say(FEATURES[row : row + 1], **arguments)[0]
         assert tokens[: len(alone)].tolist() == alone.tolist()
-        assert set(tokens[len(alone) :].tolist()) <= {both.ours.generation_config.pad_token_id}
+        assert set(tokens[len(alone) :].tolist()) <= {both.settings.pad_token_id}
 
 
 def test_forced_tokens_of_old_files(both: Pair) -> None:
-    ids = both.ours.generation_config
+    ids = both.settings
     forced = [[1, ids.lang_to_id["<|fr|>"]], [2, ids.task_to_id["translate"]]]
     try:
         for language in (ids.lang_to_id["<|fr|>"], None):
@@ -114,7 +114,7 @@ def test_forced_tokens_of_old_files(both: Pair) -> None:
 
 
 def test_settings_of_the_call_come_before_the_models(both: Pair) -> None:
-    config = type(both.ours.generation_config)(max_new_tokens=3)
+    config = type(both.settings)(max_new_tokens=3)
     assert both.say(FEATURES, generation_config=config).shape[1] == 3
     assert both.say(FEATURES, generation_config=config, max_new_tokens=2).shape[1] == 2
     theirs = type(both.theirs.generation_config)(max_new_tokens=3)

@@ -87,15 +87,15 @@ def test_times_with_beams(both: Pair) -> None:
 
 
 def test_times_take_heads_that_follow_the_sound(both: Pair) -> None:
-    both.ours.generation_config.alignment_heads, saved = (
+    both.settings.alignment_heads, saved = (
         None,
-        both.ours.generation_config.alignment_heads,
+        both.settings.alignment_heads,
     )
     try:
         with pytest.raises(ValueError, match="alignment_heads, found none"):
             both.say(SHORT, return_token_timestamps=True)
     finally:
-        both.ours.generation_config.alignment_heads = saved
+        both.settings.alignment_heads = saved
 
 
 def compare(ours: Any, theirs: Any) -> None:

@@ -37,6 +37,11 @@ class Pair:
     def detect(self, features: Tensor | None, **arguments: Any) -> Tensor:
         return self.ours.detect_language(features, **arguments)
 
+    @property
+    def settings(self) -> Any:
+        """Our generation settings."""
+        return self.ours.generation_config
+
     def set(self, **settings: Any) -> None:
         """Change the generation settings of both."""
         for name, value in settings.items():

@@ -2,6 +2,7 @@
 
 import copy
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def test_segments_share_out_a_windows_tokens_in_order(tokens: list[int], seek: i
 
 @given(st.lists(st.sampled_from([1, 2, END - 1, *range(BEGIN, BEGIN + 6)]), max_size=7))
 def test_the_grammar_is_that_of_the_reference(said: list[int]) -> None:
-    config = GenerationConfig(
+    config: Any = GenerationConfig(
         no_timestamps_token_id=BEGIN - 1, eos_token_id=END, max_initial_timestamp_index=3
     )
     rules = TokenRules(
@@ -61,7 +62,7 @@ def test_a_start_names_language_and_task_only_where_asked() -> None:
         no_timestamps_token_id=6,
     )
 
-    def start(**settings: object) -> tuple[int, ...]:
+    def start(**settings: Any) -> tuple[int, ...]:
         changed = copy.deepcopy(config)
         changed.update(**settings)
         return starts(changed, None, batch_size=1, timestamps=False)[0]
