@@ -7,7 +7,7 @@ is wrong with it. What `Search` itself rules out is refused where it is made.
 import math
 from collections.abc import Sequence
 
-from corpus_asr.decoding.assistants import check_assistant
+from corpus_asr.decoding.assistants import ReadsWindows, check_assistant
 from corpus_asr.decoding.protocols import AlignJob, Job, SlotModel, WindowJob
 from corpus_asr.errors import EngineError
 
@@ -17,8 +17,9 @@ def check_job(job: Job, model: SlotModel) -> None:
 
     Raises:
         ValueError: too many tokens, none, or some that the vocabulary lacks; no heads to align by;
-            too many beams, or an assistant that does not fit.
+            too many beams, an assistant that does not fit, or an encoding of another model.
     """
+    _check_encoded(job, model)
     if isinstance(job, WindowJob):
         _check_window(job, model)
     else:
@@ -71,6 +72,16 @@ def _check_align(job: AlignJob, model: SlotModel) -> None:
             "aligning tokens by no attention heads: expected (layer, head) pairs; name some"
         )
     _check_ids(job.tokens, model, what="text to align")
+
+
+def _check_encoded(job: Job, model: SlotModel) -> None:
+    if job.encoded is None or not isinstance(model, ReadsWindows):
+        return
+    if tuple(job.encoded.shape) != model.window_shape:
+        raise ValueError(
+            f"decoding an encoded window: found shape {tuple(job.encoded.shape)}, expected "
+            f"{model.window_shape} (positions, width); encode it with this very model"
+        )
 
 
 def _check_ids(tokens: Sequence[int], model: SlotModel, *, what: str) -> None:

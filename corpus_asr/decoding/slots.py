@@ -8,9 +8,11 @@ language detection and alignment mix freely; each kind of search has a lane of i
 import torch
 
 from corpus_asr.decoding.batch import SlotBatch
+from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.checks import check_job
 from corpus_asr.decoding.lanes import Done, Lane, LaneBatch, Running, Steps, Task
 from corpus_asr.decoding.protocols import Job, Search, SlotModel, WindowJob
+from corpus_asr.decoding.speculative import SpeculativeBatch
 from corpus_asr.errors import EngineError
 
 __all__ = ["Done", "SlotScheduler", "Steps", "Task"]
@@ -22,8 +24,8 @@ class SlotScheduler:
     """Keeps up to `slots` jobs of each kind of search decoding side by side.
 
     A job's result does not depend on its neighbours. A task that raises, or asks for what no model
-    could do, ends with that exception; an exception of the model itself leaves `advance` and makes
-    the scheduler unusable.
+    could do, ends with that exception; an exception of the model itself, or of a caller's own
+    processor, leaves `advance` (or `add`) and makes the scheduler unusable.
 
     The plain lane (greedy and sampled) is there from the start. The lanes of beams and of drafts
     come into being with their first job, and hold about as many rows as `slots`.
@@ -93,9 +95,6 @@ class SlotScheduler:
 
     def _special_batch(self, search: Search) -> LaneBatch:
         # The rows of a lane, not its places, are what costs memory and time.
-        from corpus_asr.decoding.beam import BeamBatch
-        from corpus_asr.decoding.speculative import SpeculativeBatch
-
         places = max(1, self._slots // search.num_beams)
         try:
             if search.assistant is None:

@@ -32,7 +32,7 @@ class MarkovModel:
         """The raw logits of what comes after `token`."""
         return self.table[window, token].clone()
 
-    def new_state(self, slots: int) -> Tensor:
+    def new_state(self, slots: int, *, beams: int = 1) -> Tensor:
         return torch.full((slots,), -1)
 
     def encode(self, features: Tensor) -> Tensor:
