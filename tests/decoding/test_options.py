@@ -93,7 +93,7 @@ def run(
     return [found[index] for index in range(len(jobs))]
 
 
-def oracle(job: WindowJob) -> LogitsProcessorList:
+def oracle(job: WindowJob) -> Any:
     """transformers' processors in the order of its Whisper `generate`."""
     search, rules, device = job.search, job.rules, "cpu"
     steps: list[Any] = []
@@ -106,7 +106,7 @@ def oracle(job: WindowJob) -> LogitsProcessorList:
     steps.append(SuppressTokensAtBeginLogitsProcessor(rules.suppress_first, first, device))
     steps.append(SuppressTokensLogitsProcessor(rules.suppress, device))
     if rules.timestamp_begin is not None:
-        config = GenerationConfig(eos_token_id=END, bos_token_id=END)
+        config: Any = GenerationConfig(eos_token_id=END, bos_token_id=END)
         config.no_timestamps_token_id = rules.no_timestamps
         config.max_initial_timestamp_index = rules.max_initial_timestamp
         steps.append(WhisperTimeStampLogitsProcessor(config, begin_index=first))
@@ -164,6 +164,8 @@ def test_results_do_not_depend_on_neighbours_with_other_searches(check_every: in
     for own, result in zip(jobs, together, strict=True):
         [alone] = run(model, [own], slots=1)
         assert (result.tokens, result.logprobs) == (alone.tokens, alone.logprobs)
+        assert result.scores is not None
+        assert alone.scores is not None
         assert torch.equal(result.scores, alone.scores)
 
 

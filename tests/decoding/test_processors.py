@@ -93,7 +93,7 @@ def test_each_row_gets_its_own_search_s_rules_in_transformers_order() -> None:
 def test_a_processor_that_gives_no_scores_is_named() -> None:
     text, scores = torch.tensor([1]), torch.zeros(VOCAB)
 
-    def forgets_to_return(ids: torch.Tensor, given: torch.Tensor) -> None:
+    def forgets_to_return(ids: torch.Tensor, given: torch.Tensor) -> Any:
         return None
 
     with pytest.raises(ValueError, match=r"forgets_to_return: it gave a NoneType"):
