@@ -45,7 +45,8 @@ def cut(
 
     Where two timestamps follow each other a segment ends and the next begins. What comes after the
     last such pair is thrown away and decoded again from there, unless a single timestamp ends the
-    window: then nobody spoke after it. Without a pair the whole window is one segment.
+    window: then nobody spoke after it. Without a pair the whole window is one segment. A pair at
+    0.00 s moves on by the whole window, which the reference would decode again for ever.
 
     Args:
         tokens: what was said, without prompt and end token.
@@ -76,8 +77,8 @@ def cut(
         ]
         pieces.append(Piece(start=times[0], end=times[1], first=first, last=last))
         first = last
-    moved = frames if single_ending else (tokens[first - 2] - begin) * clock.input_stride
-    return pieces, moved
+    heard = (tokens[first - 2] - begin) * clock.input_stride
+    return pieces, frames if single_ending or heard == 0 else heard
 
 
 def _last_step(tokens: tuple[int, ...], frames: int, clock: Clock) -> int | Tensor:
