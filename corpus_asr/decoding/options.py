@@ -76,7 +76,20 @@ class SlotOptions:
         self._apply(apply_before_rules, scores, slots, self._rows(slots, _changes_before_rules))
 
     def after_rules(self, scores: Float[Tensor, "batch vocab"], slots: Sequence[int]) -> None:
-        """Apply, in place, what comes after the token rules."""
+        """Apply, in place, what comes after the token rules.
+
+        Raises:
+            ValueError: these and what came before them forbid every token.
+        """
+        for row in self._rows(slots, lambda search: bool(search.early_processors)):
+            if bool(scores[row].isneginf().all()):
+                length = int(self._texts.lengths[slots[row]])
+                raise ValueError(
+                    f"choosing what follows {length} tokens: found all {scores.shape[1]} "
+                    "forbidden, by processors that come before the token rules and by these, "
+                    "expected one that both allow; let the processors allow it (the first token "
+                    "under the timestamp grammar, for one, is a timestamp)"
+                )
         rows = self._rows(slots, lambda search: bool(search.processors))
         self._apply(apply_after_rules, scores, slots, rows)
 

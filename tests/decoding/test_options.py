@@ -219,6 +219,16 @@ def test_a_caller_s_function_that_fails_is_the_caller_s_error() -> None:
         run(MarkovModel(), [job(processors=(broken,))])
 
 
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_processors_that_leave_nothing_the_rules_allow_are_named(num_beams: int) -> None:
+    def no_times(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores[:, BEGIN:] = float("-inf")
+        return scores
+
+    with pytest.raises(ValueError, match=r"found all \d+ forbidden"):
+        run(MarkovModel(), [job(early_processors=(no_times,), num_beams=num_beams)])
+
+
 @pytest.mark.parametrize("check_every", [1, 8])
 def test_a_window_that_loops_ends_early_where_asked_for(check_every: int) -> None:
     model = MarkovModel(length=448)

@@ -1,8 +1,8 @@
 """Rules that look at the text so far, for what vectorised rules do not cover.
 
 In: settings of a call. Out: functions from tokens and scores to scores. Their order decides the
-text, and is that of transformers: what settings name first, then Whisper's own rules, then the
-caller's. A call that names none of them costs nothing: its rules stay vectorised.
+text, and is that of transformers: what settings name first, then Whisper's own rules, which search
+applies itself, then the caller's.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from corpus_asr.decoding.protocols import LogitsProcessor, TokenRules
+from corpus_asr.decoding.protocols import LogitsProcessor
 from corpus_asr.transcription.generation.inputs import Row
 from corpus_asr.transcription.generation.settings import Settings
 
@@ -22,27 +22,17 @@ Tokens = Int[Tensor, "row token"]
 Scores = Float[Tensor, "row vocab"]
 
 
-def rules_and_processors(
-    settings: Settings, row: Row, prompt: Sequence[int], limit: int
-) -> tuple[TokenRules, tuple[LogitsProcessor, ...]]:
-    """What a window with this prompt may say.
+def early_processors(
+    settings: Settings, row: Row, begin: int, limit: int
+) -> tuple[LogitsProcessor, ...]:
+    """The processors that come before Whisper's own rules, in order.
 
     Args:
         settings: of the call.
         row: the window's recording.
-        prompt: the window's prompt.
+        begin: length of the window's prompt.
         limit: most new tokens.
     """
-    early = _early(settings, row, len(prompt), limit)
-    late = tuple(_begun(processor, len(prompt)) for processor in settings.processors)
-    if not early:
-        return settings.rules, late
-    grammar = Grammar(settings.rules, len(prompt))
-    return TokenRules(end=settings.rules.end), (*early, grammar, *late)
-
-
-def _early(settings: Settings, row: Row, begin: int, limit: int) -> list[LogitsProcessor]:
-    """The processors that come before Whisper's own rules, in order."""
     config = settings.config
     found: list[LogitsProcessor] = []
     if config.bad_words_ids:
@@ -62,7 +52,12 @@ def _early(settings: Settings, row: Row, begin: int, limit: int) -> list[LogitsP
         found.append(ForcedAt(tokens, length=begin + limit - 1))
     if config.remove_invalid_values:
         found.append(finite)
-    return found
+    return tuple(found)
+
+
+def late_processors(settings: Settings, begin: int) -> tuple[LogitsProcessor, ...]:
+    """The caller's processors, told where a window's text begins."""
+    return tuple(_begun(processor, begin) for processor in settings.processors)
 
 
 def _begun(processor: LogitsProcessor, begin: int) -> LogitsProcessor:
@@ -160,47 +155,3 @@ def finite(tokens: Tokens, scores: Scores) -> Scores:
 def normalised(tokens: Tokens, scores: Scores) -> Scores:
     """Make scores log-probabilities."""
     return scores.log_softmax(dim=-1)
-
-
-@dataclass(frozen=True, slots=True)
-class Grammar:
-    """`SlotRules` for sequences one by one, where other rules must come before it.
-
-    Source: transformers `WhisperTimeStampLogitsProcessor`; see also `decoding.rules.SlotRules`.
-    """
-
-    rules: TokenRules
-    begin: int
-    """Length of the prompt."""
-
-    def __call__(self, tokens: Tokens, scores: Scores) -> Scores:
-        """Return scores with what may not come next at minus infinity."""
-        rules = self.rules
-        scores = scores.clone()
-        scores[:, list(rules.suppress)] = _FORBIDDEN
-        if tokens.shape[1] == self.begin:
-            scores[:, list(rules.suppress_first)] = _FORBIDDEN
-        if rules.timestamp_begin is None:
-            return scores
-        if rules.no_timestamps is not None:
-            scores[:, rules.no_timestamps] = _FORBIDDEN
-        for row, said in enumerate(tokens[:, self.begin :].tolist()):
-            self._keep_order(said, scores[row], rules.timestamp_begin)
-        return scores
-
-    def _keep_order(self, said: list[int], scores: Float[Tensor, " vocab"], begin: int) -> None:
-        last = len(said) >= 1 and said[-1] >= begin
-        before = len(said) < 2 or said[-2] >= begin
-        if last and before:
-            scores[begin:] = _FORBIDDEN
-        elif last:
-            scores[: self.rules.end] = _FORBIDDEN
-        times = [token for token in said if token >= begin]
-        if times:
-            scores[begin : times[-1] + (0 if last and not before else 1)] = _FORBIDDEN
-        if not said:
-            scores[:begin] = _FORBIDDEN
-            if self.rules.max_initial_timestamp is not None:
-                scores[begin + self.rules.max_initial_timestamp + 1 :] = _FORBIDDEN
-        if scores[begin:].logsumexp(dim=0) > scores[:begin].amax():
-            scores[:begin] = _FORBIDDEN

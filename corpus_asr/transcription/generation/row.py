@@ -12,7 +12,7 @@ import torch
 
 from corpus_asr.decoding.protocols import Job, Result, Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.transcription.generation.inputs import Row
-from corpus_asr.transcription.generation.processors import rules_and_processors
+from corpus_asr.transcription.generation.processors import early_processors, late_processors
 from corpus_asr.transcription.generation.prompts import DETECT, with_previous
 from corpus_asr.transcription.generation.quality import judge
 from corpus_asr.transcription.generation.segments import Piece, cut
@@ -184,7 +184,6 @@ def _decode(
         warm = temperature is not None and temperature > 0
         if warm:
             course.num_beams = 1
-        rules, processors = rules_and_processors(settings, row, prompt, limit)
         stopping = stopping_for(settings, len(prompt))
         stream = None
         if settings.streamer is not None:
@@ -195,9 +194,14 @@ def _decode(
             features=features,
             window=(seek, frames),
             prompt=prompt,
-            rules=rules,
+            rules=settings.rules,
             max_new_tokens=limit,
-            search=replace(search, processors=processors, stopping=stopping),
+            search=replace(
+                search,
+                early_processors=early_processors(settings, row, len(prompt), limit),
+                processors=late_processors(settings, len(prompt)),
+                stopping=stopping,
+            ),
             seed=row.seed(settings.seed, seek, temperature) if warm and temperature else 0,
             score_token=settings.no_speech_token,
             score_position=len(prompt) - len(course.start),

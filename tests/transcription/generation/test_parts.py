@@ -9,17 +9,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers.generation.logits_process import WhisperTimeStampLogitsProcessor
 
-from corpus_asr.decoding.protocols import TokenRules
 from corpus_asr.models.whisper.generation_config import GenerationConfig
 from corpus_asr.transcription.generation.inputs import Row
-from corpus_asr.transcription.generation.processors import BadWords, Grammar
+from corpus_asr.transcription.generation.processors import BadWords
 from corpus_asr.transcription.generation.prompts import DETECT, starts, with_previous
 from corpus_asr.transcription.generation.quality import compression_ratio
 from corpus_asr.transcription.generation.segments import Clock, cut
 
-BEGIN, END, VOCAB = 20, 10, 40
+BEGIN, VOCAB = 20, 40
 CLOCK = Clock(
     timestamp_begin=BEGIN, input_stride=2, time_precision=0.02, time_precision_features=0.01
 )
@@ -31,21 +29,8 @@ def test_segments_share_out_a_windows_tokens_in_order(tokens: list[int], seek: i
     assert pieces[0].first == 0
     assert all(one.last == other.first for one, other in pairwise(pieces))
     assert pieces[-1].last <= len(tokens)
-    assert 0 <= moved <= max(60, 2 * (VOCAB - BEGIN))
-
-
-@given(st.lists(st.sampled_from([1, 2, END - 1, *range(BEGIN, BEGIN + 6)]), max_size=7))
-def test_the_grammar_is_that_of_the_reference(said: list[int]) -> None:
-    config: Any = GenerationConfig(
-        no_timestamps_token_id=BEGIN - 1, eos_token_id=END, max_initial_timestamp_index=3
-    )
-    rules = TokenRules(
-        end=END, timestamp_begin=BEGIN, no_timestamps=BEGIN - 1, max_initial_timestamp=3
-    )
-    tokens = torch.tensor([[5, 6, *said]])
-    scores = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(len(said)))
-    theirs = WhisperTimeStampLogitsProcessor(config, begin_index=2)(tokens, scores.clone())
-    assert torch.equal(Grammar(rules, 2)(tokens, scores), theirs)
+    # Without moving on, the same window would be decoded for ever.
+    assert 0 < moved <= max(60, 2 * (VOCAB - BEGIN))
 
 
 def test_a_bad_word_is_forbidden_where_its_beginning_was_just_said() -> None:
