@@ -48,6 +48,7 @@ class Transcriber:
     ) -> None:
         self._engine = engine
         self._decoding = dict(decoding)
+        self._detects_speech = extract.speech_detection != "none"
         self._child = IsolatedGenerator(
             EXTRACTOR,
             init_kwargs={
@@ -141,6 +142,11 @@ class Transcriber:
         """
         settings = decoding_from(self._decoding | decoding)
         self._engine.check(settings)
+        if settings.drop_nonspeech and not self._detects_speech:
+            raise ConfigError(
+                "decoding.drop_nonspeech: needs detected speech, but extract.speech_detection is "
+                "none; set it to silero, or leave drop_nonspeech out"
+            )
         flying: list[_Recording] = []
         for path in paths:
             recording = _Recording(uri=str(path))

@@ -5,15 +5,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from corpus_asr.audio import activity, decode
 from corpus_asr.audio.probe import open_container
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.protocols import WindowResult
 from corpus_asr.errors import DecodeError, EngineError, FetchError
 from corpus_asr.models.whisper.features import WhisperPartFeatures
 from corpus_asr.stages import extraction
 from corpus_asr.stages.extraction import PartExtractor
 from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
+from corpus_asr.transcription.language import find_language
+from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES
+from tests.support import dialects as languages
 from tests.support.audio import DamagedContainer, noise, tone, wav_bytes
 from tests.support.corpora import DEMO, tiny_model
 
@@ -121,6 +127,27 @@ def test_without_detection_everything_is_transcribed_and_the_first_window_tells_
         parts[1].language_features[: len(parts[0].features)],
         parts[0].features[:WINDOW_FRAMES],
     )
+
+
+def test_later_parts_carry_the_very_windows_the_first_one_is_asked_in(model: Path, tmp_path: Path):
+    uri = write_noise(tmp_path / "noise.wav", 200)
+    first, *others = extract(model, uri, speech_detection="none", part_s=130.0)
+    assert first.features is not None
+    assert first.pad_value is not None
+    own = PartRequest(
+        recording_id="r", part=0, features=first.features, num_samples=first.num_samples,
+        pad_value=first.pad_value, start_s=0.0, speech=None,
+    )  # fmt: skip
+    asked = find_language(own, languages.dialect(), DecodingSettings())
+    windows = [next(asked).features.T]
+    scores = torch.zeros(1, 50)
+    said = WindowResult(tokens=(), logprobs=(), end_logprob=0.0, score=None, scores=scores)
+    windows.append(asked.send(said).features.T)
+    with pytest.raises(StopIteration):
+        asked.send(said)
+    assert others
+    for part in others:
+        np.testing.assert_array_equal(part.language_features, np.concatenate(windows))
 
 
 def test_each_channel_has_parts_of_its_own_in_a_fixed_order(model: Path, tmp_path: Path):
