@@ -87,6 +87,22 @@ def made_folder(save_directory: str | PathLike[str]) -> Path:
     return folder
 
 
+def finish_saving(folder: Path, names: list[str], *, push_to_hub: bool, **options: Any) -> None:
+    """Upload what was just saved if asked for; see `push_saved`.
+
+    Raises:
+        CheckpointError: the hub does not take it.
+        TypeError: an option is not known, or there is one though nothing is uploaded.
+    """
+    if push_to_hub:
+        push_saved(folder, names, **options)
+    elif options:
+        raise TypeError(
+            f"saving to {folder}: found {', '.join(options)}, expected options of an upload only "
+            f"with push_to_hub=True; remove them or upload"
+        )
+
+
 def push_saved(
     folder: Path, names: list[str], *, repo_id: str | None = None, **options: Any
 ) -> None:

@@ -39,7 +39,7 @@ def save_weights(
     *,
     max_shard_size: int | str = "5GB",
     safe_serialization: bool = True,
-) -> None:
+) -> list[str]:
     """Write tensors, replacing whatever weights of these names the folder held.
 
     Args:
@@ -47,6 +47,9 @@ def save_weights(
         tensors: no two may share memory; names as in the network's state dict.
         max_shard_size: bytes of a file, unless a single tensor is larger.
         safe_serialization: safetensors; False writes pytorch_model.bin.
+
+    Returns:
+        The names of the files.
 
     Raises:
         ValueError: `max_shard_size` is no size.
@@ -68,6 +71,7 @@ def save_weights(
         write_json_object(index, {"metadata": {"total_size": total}, "weight_map": file_of})
         kept.add(index.name)
     _remove_others(folder, kept)
+    return sorted(kept)
 
 
 def _shards(tensors: Mapping[str, Tensor], max_bytes: int) -> Iterator[dict[str, Tensor]]:

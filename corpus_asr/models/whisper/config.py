@@ -19,6 +19,7 @@ from corpus_asr.models.config_file import (
     typed_values,
     write_json_object,
 )
+from corpus_asr.models.saved_files import finish_saving, made_folder
 from corpus_asr.models.whisper.config_fields import (
     WhisperSettings,
     inverse_labels,
@@ -199,6 +200,8 @@ class WhisperConfig(WhisperSettings):
     hidden_size = _other_name("d_model")
     num_attention_heads = _other_name("encoder_attention_heads")
     num_hidden_layers = _other_name("encoder_layers")
+    torch_dtype = _other_name("dtype")
+    use_return_dict = _other_name("return_dict")
 
     def __getattr__(self, name: str) -> Any:
         """Return a key of the file that is no field."""
@@ -243,9 +246,24 @@ class WhisperConfig(WhisperSettings):
         """Write `to_json_string` into a file."""
         Path(json_file_path).write_text(self.to_json_string(use_diff), encoding="utf-8")
 
-    def save_pretrained(self, save_directory: str | PathLike[str]) -> None:
-        """Write config.json into a folder, which is made if needed."""
-        write_json_object(Path(save_directory) / CONFIG_NAME, self.to_dict())
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """Write config.json.
+
+        Args:
+            save_directory: made if needed.
+            push_to_hub: also upload the file to the hub.
+            kwargs: of the upload: `repo_id`, `token`, `private`, `commit_message`, `revision`,
+                `create_pr`.
+
+        Raises:
+            CheckpointError: `save_directory` is a file, or the hub does not take the upload.
+            TypeError: an option of the upload is not known.
+        """
+        folder = made_folder(save_directory)
+        write_json_object(folder / CONFIG_NAME, self.to_dict())
+        finish_saving(folder, [CONFIG_NAME], push_to_hub=push_to_hub, **kwargs)
 
 
 def _in_file() -> list[Any]:

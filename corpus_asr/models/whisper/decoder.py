@@ -257,7 +257,12 @@ def check_tokens(
             f"{doing}: found {what} of shape {tuple(ids.shape)} and {ids.dtype}, expected integers "
             f"(batch, token)"
         )
-    if ids.device.type != "cpu" or not ids.numel():
+    if not ids.numel():
+        raise ValueError(
+            f"{doing}: found no {what}, their shape is {tuple(ids.shape)}; expected one sequence "
+            f"or more of one token or more"
+        )
+    if ids.device.type != "cpu":
         return
     wrong = (ids < 0) | (ids >= size)
     wrong = wrong if ignored is None else wrong & (ids != ignored)

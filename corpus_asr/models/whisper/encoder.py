@@ -128,6 +128,11 @@ class WhisperEncoder(Tower):
                 f"{self.num_mel_bins} x {self.num_frames} after the batch; pad or cut the "
                 f"features to one window"
             )
+        if not found[0]:
+            raise ValueError(
+                "encoding windows: found an empty batch, expected one window or more; leave the "
+                "call out"
+            )
 
     def _check_values(self, features: Tensor) -> None:
         """Check what the convolutions would say badly or not at all."""

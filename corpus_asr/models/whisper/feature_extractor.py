@@ -23,7 +23,7 @@ from corpus_asr.models.batch import BatchFeature
 from corpus_asr.models.config_file import typed_values, write_json_object
 from corpus_asr.models.padding import Fit, joined, pad_features, padding_word
 from corpus_asr.models.registry import resolve
-from corpus_asr.models.saved_files import find_saved, made_folder, push_saved, take_source
+from corpus_asr.models.saved_files import find_saved, finish_saving, made_folder, take_source
 from corpus_asr.models.whisper.raw_speech import speech_rows
 from corpus_asr.spectral.mel import log_mel, mel_filters
 from corpus_asr.spectral.stft import Analysis
@@ -324,8 +324,7 @@ class WhisperFeatureExtractor:
         """
         folder = made_folder(save_directory)
         self.to_json_file(folder / FILE_NAME)
-        if push_to_hub:
-            push_saved(folder, [FILE_NAME], **kwargs)
+        finish_saving(folder, [FILE_NAME], push_to_hub=push_to_hub, **kwargs)
         return [str(folder / FILE_NAME)]
 
     def __repr__(self) -> str:
@@ -349,7 +348,7 @@ class WhisperFeatureExtractor:
             )
         elif sampling_rate != self.sampling_rate:
             raise ValueError(
-                f"extracting features: found sampling_rate {sampling_rate}, expected "
+                f"extracting features: found sampling_rate {sampling_rate!r}, expected "
                 f"{self.sampling_rate}, which the checkpoint was trained on; resample the audio"
             )
 

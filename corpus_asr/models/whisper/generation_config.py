@@ -20,6 +20,7 @@ from corpus_asr.models.config_file import (
     typed_values,
     write_json_object,
 )
+from corpus_asr.models.saved_files import finish_saving, made_folder, take_source
 from corpus_asr.models.whisper.config import CONFIG_NAME
 from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.storage.model_files import fetch_checkpoint
@@ -45,6 +46,10 @@ _FROM_CONFIG = (
     "decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+_AT_LEAST = {
+    "num_beams": 1, "num_return_sequences": 1, "top_k": 0, "no_repeat_ngram_size": 0,
+    "min_length": 0, "min_new_tokens": 0, "temperature": 0, "top_p": 0,
+}  # fmt: skip
 _SAMPLING_ONLY = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
 
 
@@ -150,13 +155,17 @@ class GenerationConfig:
         Args:
             pretrained_model_name: a checkpoint folder, or an address or hub name of one.
             config_file_name: another name of the file.
-            kwargs: settings that come before those of the file.
+            kwargs: `revision`, `subfolder`, `cache_dir`, `force_download`, `local_files_only` and
+                `token`, which say where to look; all others are settings that come before those
+                of the file.
 
         Raises:
             CheckpointError: there is no such file, it is broken, or a key holds a value of the
-                wrong type.
+                wrong type, or one that cannot be meant.
+            ValueError: a keyword holds one that cannot be meant.
         """
-        folder = _folder(pretrained_model_name)
+        source = take_source(kwargs)
+        folder = fetch_checkpoint(str(pretrained_model_name), weights=False, expect=None, **source)
         path = folder / (config_file_name or GENERATION_NAME)
         content = read_json_object(path) if path.is_file() else {}
         config_path = folder / CONFIG_NAME
@@ -174,6 +183,10 @@ class GenerationConfig:
         known, unknown = typed_values(cls, derived | given, path=path)
         nulls = frozenset(key for key, value in given.items() if value is None)
         config_read = cls(**known, extra=unknown, nulls=nulls)
+        try:
+            config_read.validate()
+        except ValueError as error:
+            raise CheckpointError(f"reading {path}: {error}") from error
         config_read.update(**kwargs, allow_custom_entries=True)
         return config_read
 
@@ -186,6 +199,12 @@ class GenerationConfig:
         """
         known, unknown = typed_values(cls, config_dict | kwargs, path=Path(GENERATION_NAME))
         return cls(**known, extra=unknown)
+
+    @classmethod
+    def from_model_config(cls, model_config: Any) -> Self:
+        """Make one of what a model's configuration says of decoding: tokens, in early files."""
+        said = {name: getattr(model_config, name, None) for name in _FROM_CONFIG}
+        return cls.from_dict({name: value for name, value in said.items() if value is not None})
 
     @property
     def initial_timestamp_bound(self) -> int | None:
@@ -258,22 +277,43 @@ class GenerationConfig:
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     def save_pretrained(
-        self, save_directory: str | PathLike[str], config_file_name: str | None = None
+        self,
+        save_directory: str | PathLike[str],
+        config_file_name: str | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
     ) -> None:
-        """Write generation_config.json into `save_directory`, which is made if needed."""
-        path = Path(save_directory) / (config_file_name or GENERATION_NAME)
-        write_json_object(path, self.to_dict())
+        """Write generation_config.json.
 
+        Args:
+            save_directory: made if needed.
+            config_file_name: another name of the file.
+            push_to_hub: also upload the file to the hub.
+            kwargs: of the upload: `repo_id`, `token`, `private`, `commit_message`, `revision`,
+                `create_pr`.
 
-def _folder(name: str | PathLike[str]) -> Path:
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    return fetch_checkpoint(str(name), weights=False)
+        Raises:
+            CheckpointError: `save_directory` is a file, or the hub does not take the upload.
+            TypeError: an option of the upload is not known.
+        """
+        name = config_file_name or GENERATION_NAME
+        folder = made_folder(save_directory)
+        write_json_object(folder / name, self.to_dict())
+        finish_saving(folder, [name], push_to_hub=push_to_hub, **kwargs)
 
 
 def _problems(config: GenerationConfig) -> list[str]:
     found = []
+    for name, least in _AT_LEAST.items():
+        value = getattr(config, name)
+        if value is not None and not (isinstance(value, int | float) and value >= least):
+            found.append(f"{name} is {value!r}, expected a number of at least {least}")
+    for name, right in (("top_p", "at most 1"), ("repetition_penalty", "above 0")):
+        value = getattr(config, name)
+        if value is not None and (value > 1 if name == "top_p" else not value > 0):
+            found.append(f"{name} is {value!r}, expected a number {right}")
+    if found:
+        return found
     if config.early_stopping not in (None, True, False, "never"):
         found.append(f"early_stopping is {config.early_stopping!r}, expected a bool or 'never'")
     if config.max_new_tokens is not None and config.max_new_tokens <= 0:

@@ -6,7 +6,7 @@ tokens, and not what a network computes.
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,16 +20,13 @@ from corpus_asr.models.device import resolve_device
 from corpus_asr.models.layers.attention import Attention
 from corpus_asr.models.layers.positions import sinusoids
 from corpus_asr.models.layers.tower import Tower
+from corpus_asr.models.saved_files import finish_saving, made_folder
 from corpus_asr.models.shards import save_weights
 from corpus_asr.models.whisper.config import CONFIG_NAME, WHERE, WhisperConfig
-from corpus_asr.models.whisper.generation_config import GenerationConfig
+from corpus_asr.models.whisper.generation_config import GENERATION_NAME, GenerationConfig
 from corpus_asr.storage.model_files import fetch_checkpoint
 
 _POSITIONS = "encoder.embed_positions.weight"
-_FROM_CONFIG = (
-    "decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens",
-    "begin_suppress_tokens",
-)  # fmt: skip
 _DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -68,8 +65,7 @@ class WhisperPreTrainedModel(nn.Module):
         self.generation_config: GenerationConfig | None = None
         """What the checkpoint says of decoding; only of classes that decode."""
         if self._generates:
-            said = {name: getattr(config, name) for name in _FROM_CONFIG}
-            self.generation_config = GenerationConfig.from_dict(said)
+            self.generation_config = GenerationConfig.from_model_config(config)
 
     @classmethod
     def from_config(cls, config: WhisperConfig, *, dtype: torch.dtype | str | None = None) -> Self:
@@ -165,25 +161,38 @@ class WhisperPreTrainedModel(nn.Module):
     def save_pretrained(
         self,
         save_directory: str | PathLike[str],
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str = "50GB",
         *,
-        max_shard_size: int | str = "5GB",
         safe_serialization: bool = True,
+        **kwargs: Any,
     ) -> None:
         """Write weights, config.json and generation_config.json, so that transformers loads them.
 
         Args:
             save_directory: made if needed.
+            is_main_process: whether this process writes; in distributed training only one should.
+            state_dict: the weights, where training gathered them elsewhere; None for the model's.
+            push_to_hub: also upload the files to the hub.
             max_shard_size: bytes of a file of weights, such as `2GB`.
             safe_serialization: safetensors; False writes pytorch_model.bin.
+            kwargs: of the upload: `repo_id`, `token`, `private`, `commit_message`, `revision`,
+                `create_pr`.
 
         Raises:
+            CheckpointError: `save_directory` is a file, or the hub does not take the upload.
+            TypeError: an option of the upload is not known.
             ValueError: `max_shard_size` is no size.
         """
-        folder = Path(save_directory)
-        state = self.state_dict()
+        if not is_main_process:
+            return
+        folder = made_folder(save_directory)
+        state = self.state_dict() if state_dict is None else state_dict
         tied = [name for name, source in self._tied.items() if self._shares(name, source)]
         weights = {name: tensor for name, tensor in state.items() if name not in tied}
-        save_weights(
+        names = save_weights(
             folder,
             weights,
             max_shard_size=max_shard_size,
@@ -192,8 +201,11 @@ class WhisperPreTrainedModel(nn.Module):
         self.config.architectures = (type(self).__name__,)
         self.config.dtype = str(self.dtype).removeprefix("torch.")
         self.config.save_pretrained(folder)
+        names.append(CONFIG_NAME)
         if self.generation_config is not None:
             self.generation_config.save_pretrained(folder)
+            names.append(GENERATION_NAME)
+        finish_saving(folder, names, push_to_hub=push_to_hub, **kwargs)
 
     @property
     def device(self) -> torch.device:

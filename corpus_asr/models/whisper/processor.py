@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 
 from corpus_asr.models.batch import BatchFeature
 from corpus_asr.models.config_file import write_json_object
-from corpus_asr.models.saved_files import made_folder, push_saved
+from corpus_asr.models.saved_files import finish_saving, made_folder
 from corpus_asr.models.whisper.feature_extractor import FILE_NAME, WhisperFeatureExtractor
 from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.storage.model_files import SMALL_FILES, fetch_checkpoint
@@ -180,8 +180,7 @@ class WhisperProcessor:
         write_json_object(folder / FILE_NAME, {**self.feature_extractor.to_dict(), **name})
         write_json_object(folder / "processor_config.json", name)
         names = [file for file in SMALL_FILES if file != "config.json" and (folder / file).exists()]
-        if push_to_hub:
-            push_saved(folder, names, **kwargs)
+        finish_saving(folder, names, push_to_hub=push_to_hub, **kwargs)
         return [str(folder / file) for file in names]
 
     def __repr__(self) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from corpus_asr.models.config_file import read_json_object, write_json_object
-from corpus_asr.models.saved_files import made_folder, push_saved
+from corpus_asr.models.saved_files import finish_saving, made_folder
 from corpus_asr.models.tensors import as_tensors
 from corpus_asr.models.whisper.chunk_merging import merged_chunks
 from corpus_asr.models.whisper.tokenizer_decoding import WhisperTextDecoding
@@ -114,7 +114,7 @@ class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding):
         cls,
         pretrained_model_name_or_path: str | PathLike[str],
         *,
-        revision: str | None = None,
+        revision: str = "main",
         subfolder: str = "",
         cache_dir: str | PathLike[str] | None = None,
         force_download: bool = False,
@@ -196,11 +196,6 @@ class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding):
             CheckpointError: `save_directory` is a file, or the hub does not take the upload.
             TypeError: an option of the upload is not known.
         """
-        if kwargs and not push_to_hub:
-            raise TypeError(
-                f"saving a tokenizer: found {', '.join(kwargs)}, expected options of an upload "
-                f"only with push_to_hub=True; remove them or upload"
-            )
         folder = made_folder(save_directory)
         self._settings.save(folder, special_tokens=self.all_special_tokens)
         self._bpe.save(folder)
@@ -208,8 +203,8 @@ class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding):
         write_json_object(folder / ADDED_NAME, self._tokens_beside_vocabulary())
         others = (SETTINGS_NAME, SPECIAL_NAME, TOKENIZER_NAME, ADDED_NAME)
         paths = (*(str(folder / name) for name in others), *vocabulary)
-        if push_to_hub:
-            push_saved(folder, [Path(path).name for path in paths], **kwargs)
+        names = [Path(path).name for path in paths]
+        finish_saving(folder, names, push_to_hub=push_to_hub, **kwargs)
         return paths
 
     def save_vocabulary(
@@ -302,7 +297,12 @@ class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding):
 
         Raises:
             ValueError: `text` holds a control token or timestamp, or there are no such tensors.
+            TypeError: it is no text.
         """
+        if not isinstance(text, str):
+            raise TypeError(
+                f"encoding a prompt: found a {type(text).__name__}, expected a text; pass one"
+            )
         ids = self._bpe.encode(" " + text.strip())
         found = next((i for i in ids if i >= self.eot), None)
         if found is not None:

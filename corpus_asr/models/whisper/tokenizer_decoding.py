@@ -4,6 +4,7 @@ In: ids as a model or a tokenizer wrote them. Out: text, with timestamps written
 offsets beside it. Knows no prompts and no audio.
 """
 
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -78,6 +79,7 @@ class WhisperTextDecoding(WhisperVocabulary):
 
         Raises:
             ValueError: an id is negative, such as a label's padding.
+            TypeError: these are no ids.
         """
         found = _as_lists(token_ids)
         options: dict[str, Any] = {
@@ -126,6 +128,7 @@ class WhisperTextDecoding(WhisperVocabulary):
 
         Raises:
             ValueError: an id is negative, such as a label's padding.
+            TypeError: these are no ids.
         """
         rows = _as_lists(sequences)
         if not rows:
@@ -200,5 +203,21 @@ def _as_lists(token_ids: Any) -> list[Any]:
     values = as_lists(token_ids["input_ids"] if isinstance(token_ids, dict) else token_ids)
     if isinstance(values, int):
         return [values]
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise _no_ids(values)
     found = [as_lists(value) for value in values]
-    return [list(value) if isinstance(value, list | tuple) else int(value) for value in found]
+    return [list(value) if isinstance(value, list | tuple) else _as_id(value) for value in found]
+
+
+def _as_id(value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise _no_ids(value) from error
+
+
+def _no_ids(found: Any) -> TypeError:
+    return TypeError(
+        f"decoding: found {str(found)[:40]!r} of type {type(found).__name__}, expected token ids: "
+        f"whole numbers, or lists or tensors of them; pass what generate() or a call returned"
+    )

@@ -116,7 +116,13 @@ def prepare(
 
     Raises:
         ValueError: a keyword is unknown or not offered here, or settings contradict each other.
+        TypeError: `given` holds no settings.
     """
+    if given is not None and not hasattr(given, "to_dict"):
+        raise TypeError(
+            f"generating text: found a {type(given).__name__} as generation_config, expected a "
+            "GenerationConfig; make one by GenerationConfig.from_dict(...)"
+        )
     config = GenerationConfig()
     if given is not None:
         config.update(**_said(given), allow_custom_entries=True)

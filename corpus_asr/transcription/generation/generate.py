@@ -15,6 +15,7 @@ from torch import Tensor
 
 from corpus_asr.decoding.protocols import SlotModel, TokenRules
 from corpus_asr.models.whisper.generation_config import GenerationConfig
+from corpus_asr.transcription.generation import arguments
 from corpus_asr.transcription.generation import config as configs
 from corpus_asr.transcription.generation import settings as checks
 from corpus_asr.transcription.generation.inputs import Audio, Row
@@ -106,6 +107,7 @@ def generate(
 
     Raises:
         ValueError: an argument is unknown, or arguments contradict one another or the checkpoint.
+        TypeError: an argument is of another type.
     """
     own = getattr(model, "generation_config", None)
     config, rest = configs.prepare(own, generation_config, kwargs)
@@ -131,16 +133,19 @@ def generate(
         audio,
         rest,
         rules=checks.token_rules(
-            config, timestamps=timestamps is True, drafted="assistant_model" in rest
+            config,
+            vocab_size=model.config.vocab_size,
+            timestamps=timestamps is True,
+            drafted="assistant_model" in rest,
         ),
-        temperatures=_temperatures(temperature),
-        prompt=_ids(prompt_ids),
+        temperatures=arguments.temperatures_of(temperature),
+        prompt=arguments.prompt_of(prompt_ids),
         repeat_prompt=checks.check_condition_type(config, prompt_condition_type),
         condition_first=bool(condition_on_prev_tokens),
         once=_first_not_none(force_unique_generate_call, config.force_unique_generate_call),
         precision=(time_precision, time_precision_features),
         processors=_processors(config, logits_processor),
-        stopping=tuple(stopping_criteria or ()),
+        stopping=arguments.functions_of(stopping_criteria, what="stopping_criteria"),
         allowed=prefix_allowed_tokens_fn,
     )
     begins = starts(config, model.config, batch_size=audio.batch_size, timestamps=bool(timestamps))
@@ -182,6 +187,7 @@ def detect_language(
             "two"
         )
     if input_features is not None:
+        input_features = arguments.features_of(input_features, model.config.num_mel_bins)
         input_features = input_features[:, :, :num_segment_frames]
     own = getattr(model, "generation_config", None)
     config, _ = configs.prepare(own, generation_config, {})
@@ -191,9 +197,10 @@ def detect_language(
             "no decoder_start_token_id; use a multilingual checkpoint"
         )
     audio = Audio.of(model, input_features, encoder_outputs)
-    settings = _settings(
-        model, config, audio, {}, rules=checks.token_rules(config, timestamps=False, drafted=False)
+    rules = checks.token_rules(
+        config, vocab_size=model.config.vocab_size, timestamps=False, drafted=False
     )
+    settings = _settings(model, config, audio, {}, rules=rules)
     rows = audio.rows(torch.ones(audio.batch_size, 1), 1)
     found = run(slot_model(model), [hear_language(row, settings) for row in rows])
     return torch.tensor(found, device=model.device)
@@ -290,16 +297,6 @@ def _check_token_timestamps(config: GenerationConfig, attention_mask: Any) -> No
         )
 
 
-def _temperatures(temperature: Any) -> tuple[float | None, ...]:
-    if isinstance(temperature, Sequence):
-        if not temperature:
-            raise ValueError(
-                "generating text: temperature is an empty list, expected a number or several"
-            )
-        return tuple(temperature)
-    return (temperature,)
-
-
 def _seed(temperatures: Sequence[float | None]) -> int:
     """Draw from torch's generator, so that `torch.manual_seed` repeats a call that samples."""
     if all(not temperature for temperature in temperatures):
@@ -307,24 +304,13 @@ def _seed(temperatures: Sequence[float | None]) -> int:
     return int(torch.randint(_MAX_SEED, (1,)))
 
 
-def _ids(prompt_ids: Any) -> tuple[int, ...] | None:
-    if prompt_ids is None:
-        return None
-    ids = torch.as_tensor(prompt_ids)
-    if ids.ndim != 1:
-        raise ValueError(
-            f"generating text: prompt_ids have shape {tuple(ids.shape)}, expected one dimension; "
-            "pass what the processor's get_prompt_ids returns"
-        )
-    return tuple(ids.tolist())
-
-
 def _first_not_none(*values: bool | None) -> bool | None:
     return next((value for value in values if value is not None), None)
 
 
 def _processors(config: GenerationConfig, given: Sequence[Any] | None) -> tuple[Any, ...]:
-    return (*(given or ()), *((normalised,) if config.renormalize_logits else ()))
+    own = arguments.functions_of(given, what="logits_processor")
+    return (*own, *((normalised,) if config.renormalize_logits else ()))
 
 
 def _assistant(model: Any, rest: dict[str, Any], config: GenerationConfig) -> SlotModel | None:
@@ -334,7 +320,7 @@ def _assistant(model: Any, rest: dict[str, Any], config: GenerationConfig) -> Sl
     if (config.num_beams or 1) > 1:
         logger.warning("assistant_model drafts nothing for beams: num_beams is not 1")
         return None
-    return slot_model(assistant)
+    return arguments.draft_of(assistant)
 
 
 def _streamer(rest: dict[str, Any], audio: Audio, config: GenerationConfig) -> Any:

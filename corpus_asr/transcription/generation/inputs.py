@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from corpus_asr.transcription.generation.arguments import encoded_of, features_of, lengths_of
 
 _SEED_BYTES = 8
 
@@ -69,8 +70,9 @@ class Audio:
         """Check what was given.
 
         Raises:
+            TypeError: the features are no tensor.
             ValueError: neither features nor encoder outputs were given, or they have another shape
-                than a batch.
+                than a batch, or are not finite.
         """
         config = model.config
         encoder = model.get_encoder() if hasattr(model, "get_encoder") else model.model.encoder
@@ -80,16 +82,9 @@ class Audio:
                 "generating text: found neither `input_features` nor `encoder_outputs`, expected "
                 "one of them; pass what the feature extractor returns"
             )
-        features = None if input_features is None else torch.as_tensor(input_features)
-        encoded = None if encoder_outputs is None else _last_hidden_state(encoder_outputs)
-        if features is not None and (
-            features.ndim != 3 or features.shape[1] != config.num_mel_bins
-        ):
-            raise ValueError(
-                f"generating text: input_features have shape {tuple(features.shape)}, expected "
-                f"(batch, {config.num_mel_bins}, frames); pass what this checkpoint's feature "
-                "extractor returns"
-            )
+        bins = config.num_mel_bins
+        features = None if input_features is None else features_of(input_features, bins)
+        encoded = None if encoder_outputs is None else encoded_of(encoder_outputs)
         window = stride * config.max_source_positions
         return cls(features=features, encoded=encoded, input_stride=stride, window_frames=window)
 
@@ -118,6 +113,7 @@ class Audio:
 
         Raises:
             ValueError: several long rows without a mask that tells how long each is.
+            TypeError: the mask is no tensor.
         """
         frames = [self.total_frames] * self.batch_size
         if self.batch_size > 1 and not self.is_short:
@@ -127,7 +123,7 @@ class Audio:
                     "no `attention_mask`, expected one that tells how long each is; call the "
                     "feature extractor with return_attention_mask=True"
                 )
-            frames = torch.as_tensor(attention_mask).sum(-1).long().tolist()
+            frames = lengths_of(attention_mask, self.batch_size)
         arrays = _rows(self.features)
         encoded = self.encoded
         return [
@@ -147,23 +143,9 @@ class Audio:
 def _rows(features: Tensor | None) -> Sequence[np.ndarray] | None:
     if features is None:
         return None
-    return [row.detach().to("cpu", torch.float32).numpy() for row in features]
+    return [row.detach().cpu().float().numpy() for row in features]
 
 
 def _array(encoded: Tensor | None) -> np.ndarray:
     assert encoded is not None
-    return encoded.detach().to("cpu", torch.float32).numpy()
-
-
-def _last_hidden_state(encoder_outputs: Any) -> Float[Tensor, "batch pos width"]:
-    found = encoder_outputs
-    if hasattr(found, "last_hidden_state"):
-        found = found.last_hidden_state
-    elif isinstance(found, list | tuple):
-        found = found[0]
-    if not isinstance(found, Tensor) or found.ndim != 3:
-        raise ValueError(
-            f"generating text: encoder_outputs hold {type(found).__name__}, expected a tensor "
-            "(batch, position, width) or the encoder's output; pass what the encoder returned"
-        )
-    return found
+    return encoded.detach().cpu().float().numpy()

@@ -25,7 +25,7 @@ def starts(
     Raises:
         ValueError: an unknown language or task, not one language for each row, or forced tokens
             with gaps.
-        TypeError: one of several languages is None.
+        TypeError: a language is no text.
     """
     if config.decoder_start_token_id is None:
         raise ValueError(
@@ -85,11 +85,12 @@ def _forced(config: GenerationConfig, model_config: Any) -> list[int | None]:
 def _languages(language: Any, batch_size: int) -> Sequence[str] | None:
     if language is None or isinstance(language, str):
         return None if language is None else [language] * batch_size
-    languages = list(language)
-    if any(one is None for one in languages):
+    languages = list(language) if isinstance(language, Sequence) else [language]
+    wrong = next((one for one in languages if not isinstance(one, str)), "")
+    if wrong != "":
         raise TypeError(
-            "generating text: `language` is a list with None in it, expected None, one language or "
-            "a list of languages, one for each recording"
+            f"generating text: `language` is {language!r} with {wrong!r} in it, expected None, one "
+            "language or a list of languages, one for each recording"
         )
     if len(languages) != batch_size:
         raise ValueError(

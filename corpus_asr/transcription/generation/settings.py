@@ -146,18 +146,25 @@ def check_condition_type(config: GenerationConfig, wanted: str | None) -> bool:
     return kind == "all-segments"
 
 
-def token_rules(config: GenerationConfig, *, timestamps: bool, drafted: bool) -> TokenRules:
+def token_rules(
+    config: GenerationConfig, *, vocab_size: int, timestamps: bool, drafted: bool
+) -> TokenRules:
     """What windows may say.
 
     Args:
-        config: names the tokens.
+        config: names the tokens; those the model does not have need no rule.
+        vocab_size: tokens of the model.
         timestamps: whether the timestamp grammar holds.
         drafted: whether a smaller model drafts; then text may end at once.
     """
+    never, first = (
+        tuple(token for token in tokens or () if 0 <= token < vocab_size)
+        for tokens in (config.suppress_tokens, config.begin_suppress_tokens)
+    )
     return TokenRules(
         end=end_token(config),
-        suppress=tuple(config.suppress_tokens or ()),
-        suppress_first=() if drafted else tuple(config.begin_suppress_tokens or ()),
+        suppress=never,
+        suppress_first=() if drafted else first,
         timestamp_begin=(config.no_timestamps_token_id or 0) + 1 if timestamps else None,
         no_timestamps=config.no_timestamps_token_id,
         max_initial_timestamp=config.max_initial_timestamp_index,
