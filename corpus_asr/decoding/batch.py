@@ -204,11 +204,12 @@ class SlotBatch:
         slots = range(len(allowed)) if slots is None else slots
         self._options.after_rules(allowed, slots)
         length = self._length[index]
-        token = self._choose(allowed, slots, index, length) if sampled else allowed.argmax(dim=1)
+        if sampled:
+            allowed = self._options.narrow(allowed, slots, self._temperature[index])
+        self._options.keep(allowed, slots)
+        token = self._choose(allowed, index, length) if sampled else allowed.argmax(dim=1)
         chosen = allowed.gather(1, token.unsqueeze(1)).squeeze(1)
         logprob = chosen - allowed.logsumexp(dim=1)
-        if not sampled:
-            self._options.keep(allowed, slots)
 
         going = ~self._ended[index]
         column = torch.where(going, length, self._text.shape[1] - 1)
@@ -230,16 +231,12 @@ class SlotBatch:
     def _choose(
         self,
         allowed: Float[Tensor, "batch vocab"],
-        slots: Sequence[int],
         index: Int[Tensor, " batch"],
         length: Int[Tensor, " batch"],
     ) -> Int[Tensor, " batch"]:
-        temperatures = self._temperature[index]
-        narrowed = self._options.narrow(allowed, slots, temperatures)
-        self._options.keep(narrowed, slots)
         return choose(
-            narrowed,
-            temperatures=temperatures,
+            allowed,
+            temperatures=self._temperature[index],
             seeds=self._seed[index],
             positions=length - 1,
         )

@@ -259,7 +259,10 @@ class WindowResult:
     tokens: tuple[int, ...]
     """New tokens, end token left out."""
     logprobs: tuple[float, ...]
-    """Log-probability of each new token under the rules, before temperature."""
+    """Log-probability of each new token under the rules, before temperature.
+
+    Where `top_k` or `top_p` rule out others, it is that among the tokens they leave.
+    """
     end_logprob: float | None
     """That of the end token; None when the length limit came first."""
     score: float | None
