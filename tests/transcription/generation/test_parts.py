@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from corpus_asr.models.whisper.generation_config import GenerationConfig
@@ -24,6 +24,7 @@ CLOCK = Clock(
 
 
 @given(st.lists(st.integers(0, VOCAB - 1), max_size=14), st.integers(0, 5000))
+@example(tokens=[BEGIN, BEGIN, 1], seek=0)
 def test_segments_share_out_a_windows_tokens_in_order(tokens: list[int], seek: int) -> None:
     pieces, moved = cut(tuple(tokens), seek=seek, frames=60, clock=CLOCK)
     assert pieces[0].first == 0
