@@ -1,0 +1,315 @@
+"""The speech pipeline against transformers' own, on tiny checkpoints and the same input."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, FetchError
+from corpus_asr.models.whisper import (
+    GenerationConfig,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    pipeline,
+)
+from tests.support.audio import wav_bytes
+from tests.support.checkpoints import tiny_whisper
+from tests.support.signals import read_clip
+from tests.support.tokenizers import tiny_tokenizer
+
+TASK = "automatic-speech-recognition"
+RATE = 16_000
+THEIRS: Any = transformers.pipeline
+# A language that is named is not listened for, which halves the work.
+SHORT: dict[str, Any] = {"max_new_tokens": 8, "num_beams": 1, "language": "en"}
+
+
+def sound(seconds: float, seed: int = 0) -> np.ndarray:
+    """Noise that comes and goes, so that windows differ."""
+    times = np.arange(int(seconds * RATE)) / RATE
+    noise = 0.1 * np.random.default_rng(seed).standard_normal(times.size)
+    return (noise * np.sin(1.3 * times)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pipeline")
+    tiny_tokenizer(folder / "tokenizer")
+    made = tiny_whisper(
+        folder / "model",
+        tokenizer=folder / "tokenizer",
+        d_model=16,
+        layers=1,
+        heads=2,
+        seed=13,  # says something with and without timestamps
+        spread=0.3,
+    )
+    path = made / "generation_config.json"
+    heads = {"alignment_heads": [[0, 0], [0, 1]]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | heads))
+    return made
+
+
+@pytest.fixture(scope="module")
+def ours(folder: Path) -> Any:
+    return pipeline(TASK, str(folder))
+
+
+@pytest.fixture(scope="module")
+def theirs(folder: Path) -> Any:
+    return THEIRS(TASK, str(folder), device=-1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "options"),
+    [
+        (10, {}),
+        (10, {"return_timestamps": True}),
+        (30, {"return_timestamps": "word"}),
+        (10, {"return_timestamps": True, "return_language": True, "language": None}),
+        (10, {"generate_kwargs": {"task": "translate"}, "language": "german"}),
+        (10, {"no_repeat_ngram_size": 2}),
+        (45, {"return_timestamps": True}),
+        (45, {"chunk_length_s": 20, "return_timestamps": True, "batch_size": 2}),
+        (45, {"chunk_length_s": 25, "stride_length_s": (4, 2)}),
+        (45, {"chunk_length_s": 25, "stride_length_s": 1, "return_language": True}),
+        # Chunks without padding: past the sound's end, the reference's times of words depend on
+        # how many frames are missing.
+        (50, {"chunk_length_s": 30, "return_timestamps": "word"}),
+    ],
+)
+def test_texts_times_and_languages_are_transformers(
+    ours: Any, theirs: Any, seconds: float, options: dict
+) -> None:
+    speech = sound(seconds)
+    found = ours(speech, **{**SHORT, **copy.deepcopy(options)})
+    assert found == theirs(speech, **{**SHORT, **copy.deepcopy(options)})
+    assert found["text"]
+    asks_chunks = "return_timestamps" in options or "return_language" in options
+    assert ("chunks" in found) == asks_chunks
+
+
+def test_beams_are_the_default_as_there(ours: Any, theirs: Any) -> None:
+    options = {"max_new_tokens": 4, "language": "en"}
+    found = ours(sound(5), **options)
+    assert found == theirs(sound(5), **options)
+    assert found == ours(sound(5), num_beams=5, **options)
+    assert found != ours(sound(5), num_beams=1, **options)
+
+
+def test_settings_of_a_call_replace_those_of_the_pipeline(folder: Path) -> None:
+    made = pipeline(model=str(folder), return_timestamps=True, **SHORT)
+    reference = THEIRS(TASK, str(folder), device=-1, return_timestamps=True, **SHORT)
+    speech = sound(6)
+    assert made(speech, max_new_tokens=3) == reference(speech, max_new_tokens=3)
+    config: Any = GenerationConfig.from_pretrained(folder)
+    config.num_beams, config.max_new_tokens = 2, 5
+    their_config = copy.deepcopy(reference.model.generation_config)
+    their_config.num_beams, their_config.max_new_tokens = 2, 5
+    expected = reference(speech, generation_config=their_config)
+    assert made(speech, generation_config=config) == expected
+    assert config.pad_token_id == their_config.pad_token_id
+
+
+def test_a_checkpoint_that_returns_timestamps_does_so_here(folder: Path) -> None:
+    made = pipeline(model=str(folder), **SHORT)
+    made.model.generation_config.return_timestamps = True
+    assert made(sound(4))["chunks"] == made(sound(4), return_timestamps=True)["chunks"]
+
+
+# What it may be called with.
+
+
+@pytest.fixture(scope="module")
+def text(ours: Any) -> str:
+    return str(ours(sound(3), **SHORT)["text"])
+
+
+@pytest.mark.parametrize(
+    "form", ["file", "path", "address", "bytes", "tensor", "stereo", "raw", "array", "decoder"]
+)
+def test_every_form_of_audio_gives_the_same_text(
+    form: str, ours: Any, text: str, tmp_path: Path
+) -> None:
+    speech = sound(3)
+    data = wav_bytes(speech[np.newaxis], rate_hz=RATE, sample_type="flt")
+    (tmp_path / "a.wav").write_bytes(data)
+
+    class Decoder:
+        def get_all_samples(self) -> Any:
+            class Samples:
+                data, sample_rate = torch.from_numpy(speech)[None], RATE
+
+            return Samples
+
+    forms: dict[str, Any] = {
+        "file": str(tmp_path / "a.wav"),
+        "path": tmp_path / "a.wav",
+        "address": f"file://{tmp_path}/a.wav",
+        "bytes": data,
+        "tensor": torch.from_numpy(speech),
+        "stereo": np.stack([speech, speech]),
+        "raw": {"raw": speech, "sampling_rate": RATE},
+        "array": {"array": speech, "sampling_rate": RATE, "path": "a.wav"},
+        "decoder": Decoder(),
+    }
+    assert ours(forms[form], **SHORT) == {"text": text}
+
+
+def test_audio_of_other_rates_is_resampled(ours: Any, tmp_path: Path) -> None:
+    speech = sound(3)
+    path = tmp_path / "a.wav"
+    path.write_bytes(wav_bytes(speech[np.newaxis], rate_hz=48_000, sample_type="flt"))
+    found = ours({"raw": speech, "sampling_rate": 48_000}, **SHORT)
+    assert found == ours(read_clip(path), **SHORT) == ours(path.read_bytes(), **SHORT)
+
+
+def test_a_dictionary_is_not_changed_and_its_other_entries_come_back(
+    ours: Any, theirs: Any
+) -> None:
+    given = {"raw": sound(20), "sampling_rate": RATE, "speaker": "ada", "stride": (800, 1600)}
+    for options in ({}, {"chunk_length_s": 15}):
+        options = {**SHORT, "return_timestamps": True, **options}
+        found = ours(given, **options)
+        assert set(given) == {"raw", "sampling_rate", "speaker", "stride"}
+        assert found == theirs(dict(given), **options)
+        assert found["speaker"][0] == "ada"
+
+
+def test_many_recordings_are_each_what_they_are_alone(ours: Any) -> None:
+    many = [sound(3), sound(31, 1), sound(2, 2)]
+    options = {**SHORT, "return_timestamps": True}
+    alone = [ours(one, **options) for one in many]
+    assert ours(many, batch_size=3, **options) == alone
+    assert ours(many, batch_size=2, num_workers=2, **options) == alone
+    assert ours([], **options) == []
+
+
+def test_streams_are_read_as_needed(ours: Any) -> None:
+    taken = []
+
+    def endless() -> Any:
+        for seed in range(1_000_000):
+            taken.append(seed)
+            yield sound(1, seed)
+
+    found = ours(endless(), **SHORT)
+    assert next(found) == ours(sound(1), **SHORT)
+    assert taken == [0]
+    ahead = ours(endless(), num_workers=2, **SHORT)
+    next(ahead)
+    assert len(taken) <= 1 + 4
+    ahead.close()
+
+
+def test_data_sets_are_streams(ours: Any) -> None:
+    class Numbered(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> Any:
+            return {"raw": sound(1, index), "sampling_rate": RATE}  # never an IndexError
+
+    class Flowing(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Any:
+            return iter([sound(1), sound(1, 1)])
+
+    expected = ours([sound(1), sound(1, 1)], **SHORT)
+    for data in (Numbered(), Flowing(), iter([sound(1), sound(1, 1)])):
+        found = ours(data, **SHORT)
+        assert not isinstance(found, list)
+        assert list(found) == expected
+
+
+def test_a_draft_model_changes_no_text(folder: Path) -> None:
+    speech = sound(4)
+    drafted = pipeline(model=str(folder), assistant_model=str(folder), **SHORT)
+    assert drafted(speech) == pipeline(model=str(folder), **SHORT)(speech)
+
+
+# Loading.
+
+
+def test_models_that_are_loaded_take_their_parts_as_given(folder: Path, text: str) -> None:
+    model = WhisperForConditionalGeneration.from_pretrained(folder)
+    processor = WhisperProcessor.from_pretrained(folder)
+    parts: dict[str, Any] = {
+        "tokenizer": processor.tokenizer,
+        "feature_extractor": processor.feature_extractor,
+    }
+    for given in (parts, {"processor": processor}, dict.fromkeys(parts, str(folder))):
+        assert pipeline(TASK, model, **given)(sound(3), **SHORT) == {"text": text}
+    with pytest.raises(ValueError, match="found no feature_extractor"):
+        pipeline(TASK, model)
+
+
+def test_options_reach_the_model(folder: Path) -> None:
+    made = pipeline(
+        model=folder.parent,
+        dtype=torch.bfloat16,
+        device="cpu",
+        use_fast=False,
+        trust_remote_code=True,
+        model_kwargs={"subfolder": "model", "attn_implementation": "eager"},
+    )
+    assert (made.dtype, made.device.type) == (torch.bfloat16, "cpu")
+    assert made.model.config.attn_implementation == "eager"
+    assert isinstance(made(sound(1), **SHORT)["text"], str)
+    assert repr(made).startswith("AutomaticSpeechRecognitionPipeline(model=WhisperForCond")
+    assert pipeline(model=str(folder), torch_dtype="float16", device=-1).dtype == torch.float16
+    assert pipeline(model=str(folder), device_map="cpu").device.type == "cpu"
+
+
+def test_a_pipeline_is_saved_as_a_checkpoint(ours: Any, text: str, tmp_path: Path) -> None:
+    ours.save_pretrained(tmp_path / "saved")
+    assert pipeline(model=str(tmp_path / "saved"))(sound(3), **SHORT) == {"text": text}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"task": "text-generation"}, ValueError, "found task 'text-generation', expected"),
+        ({"model": None}, ValueError, "found no model"),
+        ({"device": "cpu", "device_map": "cpu"}, ValueError, "device and device_map"),
+        ({"device": "tpu"}, ConfigError, "found 'tpu'"),
+        ({"model": "./nowhere"}, CheckpointError, "no such folder"),
+        ({"tokenizer": "./nowhere"}, CheckpointError, "no such folder"),
+        ({"model_kwargs": {"attn_implementatoin": "eager"}}, TypeError, "attn_implementatoin"),
+    ],
+)
+def test_pipelines_that_cannot_be_made_say_why(
+    folder: Path, options: dict, error: type, message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        pipeline(**{"task": TASK, "model": str(folder), **options})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "error", "message"),
+    [
+        (sound(1), {"return_timestamps": "char"}, ValueError, "return_timestamps='char'"),
+        (sound(1), {"chunk_length_s": 2, "stride_length_s": 1}, ValueError, "chunking audio"),
+        (sound(1), {"batch_size": 0}, ValueError, "batch_size 0"),
+        (sound(1), {"num_workers": -1}, ValueError, "num_workers -1"),
+        (sound(1), {"generate_kwargs": 3}, TypeError, "generate_kwargs of type int"),
+        (sound(1), {"num_beens": 3}, ValueError, "num_beens"),
+        (sound(31), {}, ValueError, "return_timestamps"),
+        ("nowhere.wav", {}, FetchError, "nowhere.wav"),
+        (b"no audio at all", {}, DecodeError, "15 bytes"),
+        ({"raw": sound(1)}, {}, ValueError, "sampling_rate"),
+        (np.zeros((480, 3), dtype=np.float32), {}, ValueError, "at most 2 channels"),
+        (np.full(9, np.nan, dtype=np.float32), {}, ValueError, "found nan"),
+        (3, {}, TypeError, "found a int"),
+        ((sound(1), sound(1)), {}, TypeError, "found a tuple"),
+    ],
+)
+def test_calls_that_cannot_be_say_why(
+    ours: Any, inputs: Any, options: dict, error: type, message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        ours(inputs, **{**SHORT, **options})
