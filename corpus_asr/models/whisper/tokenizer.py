@@ -297,12 +297,7 @@ class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding):
 
         Raises:
             ValueError: `text` holds a control token or timestamp, or there are no such tensors.
-            TypeError: it is no text.
         """
-        if not isinstance(text, str):
-            raise TypeError(
-                f"encoding a prompt: found a {type(text).__name__}, expected a text; pass one"
-            )
         ids = self._bpe.encode(" " + text.strip())
         found = next((i for i in ids if i >= self.eot), None)
         if found is not None:

@@ -1,0 +1,308 @@
+"""What users get wrong: each mistake is one error that says what was found and what to do.
+
+Here are mistakes seen from the outside, through the public classes; those of single parts are in
+the tests of the parts.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.models.whisper import (
+    AutoFeatureExtractor,
+    GenerationConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperModel,
+    WhisperProcessor,
+    WhisperTokenizer,
+)
+from tests.support.checkpoints import tiny_whisper
+from tests.support.generation import WINDOW, sound
+from tests.support.tokenizers import tiny_tokenizer
+
+SIZES: dict[str, Any] = {"d_model": 16, "layers": 1, "heads": 2, "max_target_positions": 40}
+SILENCE = np.zeros(16_000, np.float32)
+FEATURES = sound(1, WINDOW)
+LONG = sound(2, 2 * WINDOW)
+SOME = {"decoder_input_ids": torch.tensor([[1, 2]])}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("hub")
+    for name, multilingual in (("multilingual", True), ("english", False)):
+        tiny_tokenizer(root / "tokens" / name, multilingual)
+        tokens = root / "tokens" / name
+        tiny_whisper(root / name, tokenizer=tokens, max_source_positions=WINDOW // 2, **SIZES)
+        WhisperFeatureExtractor(chunk_length=2).save_pretrained(root / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def here(root: Path) -> SimpleNamespace:
+    """A loaded checkpoint."""
+    return SimpleNamespace(
+        processor=WhisperProcessor.from_pretrained(root / "multilingual"),
+        tokenizer=WhisperTokenizer.from_pretrained(root / "multilingual"),
+        model=WhisperForConditionalGeneration.from_pretrained(root / "multilingual"),
+        english=WhisperForConditionalGeneration.from_pretrained(root / "english"),
+    )
+
+
+AUDIO: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
+    "another rate": (SILENCE, {"sampling_rate": 8_000}, ValueError, "expected 16000.*resample"),
+    "no recordings": ([], {}, ValueError, "empty list.*leave out"),
+    "no samples": (SILENCE[:0], {}, ValueError, "no samples.*leave out"),
+    "NaN": (np.array([0.0, np.nan]), {}, ValueError, "found nan at sample 1.*repair"),
+    "infinity": (np.array([np.inf, 0.0]), {}, ValueError, "found inf at sample 0.*repair"),
+    "stereo": (np.zeros((9, 2)), {}, ValueError, "2 channels.*mean over the last axis"),
+    "a path": ("speech.wav", {}, TypeError, "found a str.*decode the file first"),
+    "nothing": (None, {}, ValueError, "found neither, expected audio=, text= or both"),
+    "other tensors": (SILENCE, {"return_tensors": "tf"}, ValueError, "return_tensors='tf'.*'pt'"),
+    "other padding": (SILENCE, {"padding": "foo"}, ValueError, "padding='foo'.*choose one"),
+}
+
+
+@pytest.mark.parametrize("name", AUDIO)
+def test_audio_that_cannot_be_heard(here: SimpleNamespace, name: str) -> None:
+    audio, options, error, message = AUDIO[name]
+    with pytest.raises(error, match=message):
+        here.processor(audio, **{"sampling_rate": 16_000, **options})
+
+
+GENERATE: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
+    "nothing to hear": (None, {}, ValueError, "neither `input_features` nor `encoder_outputs`"),
+    "an empty batch": (FEATURES[:0], {}, ValueError, r"shape \(0, 80, 200\).*one row or more"),
+    "no frames": (FEATURES[:, :, :0], {}, ValueError, r"shape \(1, 80, 0\), expected"),
+    "NaN": (FEATURES * torch.nan, {}, ValueError, r"NaN or infinity.*rows \[0\].*look at the aud"),
+    "other mel bins": (FEATURES[:, :40], {}, ValueError, r"\(1, 40, 200\), expected \(batch, 80"),
+    "no batch": (FEATURES[0], {}, ValueError, r"shape \(80, 200\), expected \(batch, 80, frames"),
+    "an unknown language": (FEATURES, {"language": "klingon"}, ValueError, "nearest: ln"),
+    "languages of others": (FEATURES, {"language": ["en", "de"]}, ValueError, "expected 1, the ba"),
+    "an unknown task": (FEATURES, {"task": "sing"}, ValueError, "expected one of translate, tran"),
+    "too long a prompt": (
+        FEATURES,
+        {"prompt_ids": torch.ones(60).long()},
+        ValueError,
+        "expected at most max_target_positions, which is 40; shorten prompt_ids",
+    ),
+    "a prompt of another model": (
+        FEATURES,
+        {"prompt_ids": torch.tensor([10**6])},
+        ValueError,
+        "found token 1000000, expected 0 to",
+    ),
+    "fractions as prompt": (
+        FEATURES,
+        {"prompt_ids": torch.tensor([0.5])},
+        ValueError,
+        r"type torch\.float32, expected one dimension of token ids",
+    ),
+    "too many tokens": (FEATURES, {"max_new_tokens": 40}, ValueError, "lower max_new_tokens"),
+    "no tokens": (FEATURES, {"max_new_tokens": 0}, ValueError, "max_new_tokens is 0, expected"),
+    "no beams": (FEATURES, {"num_beams": 0}, ValueError, "num_beams is 0, expected"),
+    "beams as text": (FEATURES, {"num_beams": "5"}, ValueError, "num_beams is '5', expected"),
+    "a share above 1": (FEATURES, {"top_p": 2.0}, ValueError, "top_p is 2.0, expected"),
+    "no penalty": (FEATURES, {"repetition_penalty": 0.0}, ValueError, "penalty is 0.0, expected"),
+    "frozen": (FEATURES, {"temperature": -1.0}, ValueError, "temperature -1.0, expected 0 or more"),
+    "a misspelt name": (FEATURES, {"numbeams": 3}, ValueError, r"not used by the model: \['numb"),
+    "settings as a dictionary": (
+        FEATURES,
+        {"generation_config": {"num_beams": 2}},
+        TypeError,
+        "found a dict as generation_config.*from_dict",
+    ),
+    "a name as assistant": (
+        FEATURES,
+        {"assistant_model": "tiny"},
+        TypeError,
+        "found a str as assistant_model.*WhisperForCausalLM",
+    ),
+    "no function": (FEATURES, {"logits_processor": [5]}, TypeError, "found '5' of type int"),
+    "no mask": (LONG, {"return_timestamps": True}, ValueError, "return_attention_mask=True"),
+    "a mask of one row": (
+        LONG,
+        {"return_timestamps": True, "attention_mask": torch.ones(1, 2 * WINDOW)},
+        ValueError,
+        r"shape \(1, 400\), expected \(2, frames\)",
+    ),
+    "no timestamps": (LONG, {"return_timestamps": False}, ValueError, "return_timestamps=True or"),
+    "no encoding": (None, {"encoder_outputs": ()}, ValueError, "encoder_outputs hold tuple"),
+    "half an encoding": (
+        None,
+        {"encoder_outputs": torch.zeros(1, 7, 16)},
+        ValueError,
+        r"found shape \(7, 16\), expected \(100, 16\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GENERATE)
+def test_a_call_of_generate_that_cannot_be(here: SimpleNamespace, name: str) -> None:
+    features, options, error, message = GENERATE[name]
+    with pytest.raises(error, match=message):
+        here.model.generate(features, **options)
+
+
+@pytest.mark.parametrize("options", [{"language": "de"}, {"task": "translate"}])
+def test_an_english_only_model_speaks_english(
+    here: SimpleNamespace, options: dict[str, str]
+) -> None:
+    with pytest.raises(ValueError, match="given to an English-only model; leave them out"):
+        here.english.generate(FEATURES, **options)
+
+
+def test_an_assistant_with_another_vocabulary_is_refused(here: SimpleNamespace) -> None:
+    with pytest.raises(ValueError, match="expected one vocabulary"):
+        here.model.generate(FEATURES, assistant_model=here.english)
+
+
+@pytest.mark.parametrize("features", [FEATURES[:0], FEATURES * torch.inf])
+def test_no_language_is_heard_in_nothing(here: SimpleNamespace, features: Tensor) -> None:
+    with pytest.raises(ValueError, match="input_features"):
+        here.model.detect_language(features)
+
+
+def test_tokens_the_model_lacks_need_no_suppression(here: SimpleNamespace) -> None:
+    plain = here.model.generate(FEATURES, suppress_tokens=[3], begin_suppress_tokens=[4])
+    more = {"suppress_tokens": [3, 10**6], "begin_suppress_tokens": [4, 10**6]}
+    assert torch.equal(here.model.generate(FEATURES, **more), plain)
+
+
+FORWARD: dict[str, tuple[dict[str, Any], str]] = {
+    "an empty batch": ({"input_features": FEATURES[:0], **SOME}, "empty batch.*leave the call out"),
+    "no tokens": (
+        {"input_features": FEATURES, "decoder_input_ids": torch.zeros(1, 0).long()},
+        r"found no token ids, their shape is \(1, 0\)",
+    ),
+    "no labels": (
+        {"input_features": FEATURES, "labels": torch.zeros(1, 0).long()},
+        r"found no labels, their shape is \(1, 0\)",
+    ),
+    "NaN": ({"input_features": FEATURES * torch.nan, **SOME}, r"NaN or infinity.*rows \[0\]"),
+    "part of a window": ({"input_features": FEATURES[:, :, :9], **SOME}, "found 80 mel bins x 9"),
+    "too many tokens": (
+        {"input_features": FEATURES, "decoder_input_ids": torch.ones(1, 41).long()},
+        "decoding 41 tokens: the model has 40 positions",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_a_network_says_what_it_cannot_take(here: SimpleNamespace, name: str) -> None:
+    given, message = FORWARD[name]
+    with pytest.raises(ValueError, match=message):
+        here.model(**given)
+
+
+TOKENIZER: dict[str, tuple[Callable[[WhisperTokenizer], Any], type[Exception], str]] = {
+    "text to decode": (lambda t: t.decode("hello"), TypeError, "found 'hello' of type str"),
+    "nothing to decode": (lambda t: t.decode(None), TypeError, "'None' of type NoneType"),
+    "fractions to decode": (lambda t: t.batch_decode([[1.5]]), TypeError, "found '1.5' of type"),
+    "padded labels": (lambda t: t.decode([-100]), ValueError, "found -100.*replace the padding"),
+    "a number to encode": (lambda t: t(5), ValueError, "found '5' of type int, expected a text"),
+    "nothing to encode": (lambda t: t(None), ValueError, "neither text nor text_target"),
+    "a token as prompt": (lambda t: t.get_prompt_ids("<|en|>"), ValueError, "special token <.en"),
+    "a language": (lambda t: t.set_prefix_tokens("klingon"), ValueError, "no such language"),
+    "a task": (lambda t: t.set_prefix_tokens(task="sing"), ValueError, "task 'sing'"),
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZER)
+def test_a_tokenizer_says_what_is_wrong(here: SimpleNamespace, name: str) -> None:
+    call, error, message = TOKENIZER[name]
+    with pytest.raises(error, match=message):
+        call(here.tokenizer)
+
+
+LOADERS = [
+    WhisperModel,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTokenizer,
+    WhisperFeatureExtractor,
+    AutoFeatureExtractor,
+    GenerationConfig,
+]
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_folder_that_is_not_there(loader: Any, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere: found no such folder, expected a folder"):
+        loader.from_pretrained(tmp_path / "nowhere")
+
+
+def load_everything(folder: Path) -> None:
+    WhisperProcessor.from_pretrained(folder)
+    WhisperForConditionalGeneration.from_pretrained(folder)
+
+
+NEEDED = ("config.json", "model.safetensors", "preprocessor_config.json")
+READ = (*NEEDED, "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_file_that_is_missing_is_named(root: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(root / "multilingual", tmp_path / "copy")
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=rf"copy: found .*expected .*{name}"):
+        load_everything(folder)
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_a_file_that_is_cut_short_is_named(
+    root: Path, tmp_path: Path, name: str, kept: float
+) -> None:
+    folder = shutil.copytree(root / "multilingual", tmp_path / "copy")
+    path = folder / name
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    with pytest.raises(CheckpointError, match=rf"reading \S*{name}: found .*again"):
+        load_everything(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("d_model", 32, r"embed_positions.weight is \(40, 16\) in model.safetensors, not \(40, 32"),
+        ("num_mel_bins", 128, r"conv1.weight is \(16, 80, 3\) .*, not \(16, 128, 3\)"),
+        ("decoder_layers", 2, "decoder.layers.1"),
+    ],
+)
+def test_weights_of_another_shape_are_named(
+    root: Path, tmp_path: Path, key: str, value: int, message: str
+) -> None:
+    folder = shutil.copytree(root / "multilingual", tmp_path / "copy")
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(CheckpointError, match=message):
+        WhisperForConditionalGeneration.from_pretrained(folder)
+
+
+def test_settings_of_a_file_that_cannot_be_meant_are_named(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps({"num_beams": 0}))
+    with pytest.raises(CheckpointError, match=r"generation_config.json: .*num_beams is 0"):
+        GenerationConfig.from_pretrained(tmp_path)
+
+
+def test_nothing_is_saved_over_a_file(here: SimpleNamespace, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("kept")
+    parts = (here.model, here.model.config, here.model.generation_config, here.processor)
+    for part in (*parts, here.tokenizer):
+        with pytest.raises(CheckpointError, match="expected a folder or nothing; choose another"):
+            part.save_pretrained(path)
+        with pytest.raises(TypeError, match="found repo_id, expected options of an upload only"):
+            part.save_pretrained(tmp_path / "folder", repo_id="lab/x")
+    assert path.read_text() == "kept"
