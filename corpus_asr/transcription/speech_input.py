@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Float32
 
 from corpus_asr.models.whisper.raw_speech import speech_rows
-from corpus_asr.storage.filesystem import open_binary
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 _MAX_CHANNELS = 2
@@ -49,6 +48,9 @@ def load_speech(inputs: Any) -> Speech:
         TypeError: it is something else.
     """
     if isinstance(inputs, str | PathLike):
+        # Imported here, as the decoder is: a GPU image without them still takes arrays.
+        from corpus_asr.storage.filesystem import open_binary
+
         with open_binary(str(inputs)) as file:
             return Speech(samples=_decoded(file, uri=str(inputs)))
     if isinstance(inputs, bytes | bytearray):
@@ -62,7 +64,6 @@ def load_speech(inputs: Any) -> Speech:
 
 
 def _decoded(file: Any, *, uri: str) -> Float32[np.ndarray, " sample"]:
-    # Imported here: a machine that only gets arrays needs no decoder.
     from corpus_asr.audio.decode import open_audio
 
     with open_audio(file, uri=uri) as decoder:

@@ -1,5 +1,7 @@
 """What a pipeline may be called with, read as samples."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from corpus_asr.errors import DecodeError, FetchError
 from corpus_asr.transcription.speech_input import load_speech
 from tests.support.audio import noise, wav_bytes
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLES = noise(0.5)[0]
 
 
@@ -71,3 +74,18 @@ def test_dictionaries_name_the_rate_and_may_say_more() -> None:
 def test_anything_else_is_refused(inputs: Any, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         load_speech(inputs)
+
+
+def test_a_machine_without_decoders_and_tables_takes_arrays() -> None:
+    code = """
+import sys
+sys.modules.update(dict.fromkeys(("av", "pyarrow", "ray")))  # importing these fails
+import numpy as np
+from corpus_asr.models.whisper import pipeline
+from corpus_asr.transcription.speech_input import load_speech
+print(pipeline.__name__, load_speech(np.ones(3, dtype=np.float32)).samples.size)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "pipeline 3", done.stderr
