@@ -62,9 +62,10 @@ class SeekLoop:
             rule.
 
     Source: openai-whisper `transcribe`, with these differences: long silence is jumped over; a
-    window may say as many tokens as the decoder holds (as in `transformers`), not half of them;
-    and in a recording that fits one window the audio is followed by digital silence (as
-    `transformers` has it for short clips, and as the models were trained), not by 0.0.
+    window may say as many tokens as the decoder holds (as in `transformers`), not half of them; a
+    window of blanks, where it would creep on by tenths of a second, has no words to go by; and in a
+    recording that fits one window the audio is followed by digital silence (as `transformers` has
+    it for short clips, and as the models were trained), not by 0.0.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class SeekLoop:
         )
         seek = at + advance
         stretches: Sequence[Stretch | None] = [None] * len(pieces)
-        if self._settings.word_timestamps:
+        if self._settings.word_timestamps and self._dialect.text(decoded.tokens).strip():
             found, seek = yield from self._time_words(window, pieces, seek)
             if found is None:
                 return seek

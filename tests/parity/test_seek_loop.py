@@ -20,6 +20,7 @@ import whisper
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.models.whisper.features import WhisperPartFeatures
+from corpus_asr.transcription.dialect import Dialect
 from corpus_asr.transcription.engine import Engine, PartRequest, PartTranscript
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES, WINDOW_SAMPLES
 from tests.support.oracles import openai_whisper, read_audio
@@ -29,6 +30,15 @@ GREEDY: dict[str, Any] = {
     "compression_ratio_threshold": None,
     "logprob_threshold": None,
     "no_speech_threshold": None,
+    "stop_loops": False,
+}
+THEIR_GREEDY: dict[str, Any] = {
+    "language": "en",
+    "temperature": 0.0,
+    "compression_ratio_threshold": None,
+    "logprob_threshold": None,
+    "no_speech_threshold": None,
+    "condition_on_previous_text": False,
 }
 # One ulp of a float32 sum over a few hundred log-probabilities.
 SCORE_TOLERANCE = 2e-4
@@ -41,7 +51,12 @@ def checkpoint(shared_data: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def oracle(checkpoint: Path) -> whisper.Whisper:
-    return openai_whisper(checkpoint)
+    model = openai_whisper(checkpoint)
+    heads = torch.zeros(model.dims.n_text_layer, model.dims.n_text_head, dtype=torch.bool)
+    for layer, head in Dialect.from_folder(checkpoint).alignment_heads:
+        heads[layer, head] = True
+    model.register_buffer("alignment_heads", heads.to_sparse(), persistent=False)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +102,8 @@ def expected(
 
     if len(samples) <= WINDOW_SAMPLES:
         monkeypatch.setattr(module, "pad_or_trim", pad_or_trim)
-    return whisper.transcribe(oracle, samples, fp16=False, verbose=None, sample_len=445, **options)
+    options = {"sample_len": 445} | options
+    return whisper.transcribe(oracle, samples, fp16=False, verbose=None, **options)
 
 
 def compare(found: PartTranscript, wanted: dict[str, Any]) -> None:
@@ -120,12 +136,7 @@ def test_long_recordings_match_segment_for_segment(
         part,
         samples,
         monkeypatch,
-        language="en",
-        temperature=0.0,
-        compression_ratio_threshold=None,
-        logprob_threshold=None,
-        no_speech_threshold=None,
-        condition_on_previous_text=conditioned,
+        **THEIR_GREEDY | {"condition_on_previous_text": conditioned},
     )
     assert len(wanted["segments"]) > 5
     compare(found, wanted)
@@ -140,7 +151,7 @@ def test_short_clips_match_with_the_language_detected_and_thresholds_on(
 ) -> None:
     paths = sorted((shared_data / "english_short").glob("*.*"))[:3]
     paths += sorted((shared_data / "multilingual").glob("*_de*"))[:1]
-    settings = DecodingSettings(language="auto", temperature=(0.0,))
+    settings = DecodingSettings(language="auto", temperature=(0.0,), stop_loops=False)
     audio = [read_audio(path) for path in paths if path.suffix != ".jsonl"]
     parts = [request(checkpoint, samples, name=str(n)) for n, samples in enumerate(audio)]
     futures = [engine.submit(part, decoding=settings) for part in parts]
@@ -150,6 +161,108 @@ def test_short_clips_match_with_the_language_detected_and_thresholds_on(
         found = future.result()
         compare(found, wanted)
         assert found.language == wanted["language"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ours", "theirs"),
+    [
+        (45, {"initial_prompt": "A tale of knights."}, {"initial_prompt": "A tale of knights."}),
+        (
+            45,
+            {"initial_prompt": "A tale of knights.", "condition_on_prev_tokens": True},
+            {"initial_prompt": "A tale of knights.", "condition_on_previous_text": True},
+        ),
+        # A longer sample_len would leave openai-whisper no room for the prefix.
+        (12, {"prefix": "He was the"}, {"prefix": "He was the", "sample_len": 224}),
+        (50, {"clip_timestamps": (3, 12.5, 20, 41)}, {"clip_timestamps": "3,12.5,20,41"}),
+        (45, {"clip_timestamps": "40"}, {"clip_timestamps": [40.0]}),
+    ],
+)
+def test_prompts_prefixes_and_clips_match(
+    shared_data: Path,
+    checkpoint: Path,
+    engine: Engine,
+    oracle: whisper.Whisper,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: int,
+    ours: dict[str, Any],
+    theirs: dict[str, Any],
+) -> None:
+    path = shared_data / "longform" / "ls_2078-142845.flac"
+    samples = read_audio(path)[: seconds * SAMPLE_RATE_HZ]
+    part = request(checkpoint, samples)
+    settings = DecodingSettings(language="en", **GREEDY | ours)
+    found = engine.submit(part, decoding=settings).result()
+    compare(found, expected(oracle, part, samples, monkeypatch, **THEIR_GREEDY | theirs))
+
+
+@pytest.mark.parametrize("threshold", [None, 1.0])
+def test_words_and_skipped_silences_match(
+    shared_data: Path,
+    checkpoint: Path,
+    engine: Engine,
+    oracle: whisper.Whisper,
+    monkeypatch: pytest.MonkeyPatch,
+    threshold: float | None,
+) -> None:
+    # Speech, hiss, a fragment of speech, silence, speech: what the threshold is there for.
+    speech = read_audio(shared_data / "longform" / "ls_2078-142845.flac")
+    hiss = np.random.default_rng(0).normal(0, 1e-3, 8 * SAMPLE_RATE_HZ).astype(np.float32)
+    samples = np.concatenate(
+        [hiss[: 4 * SAMPLE_RATE_HZ], speech[: 11 * SAMPLE_RATE_HZ], hiss,
+         speech[15 * SAMPLE_RATE_HZ : 16 * SAMPLE_RATE_HZ], np.zeros_like(hiss),
+         speech[20 * SAMPLE_RATE_HZ : 36 * SAMPLE_RATE_HZ]]
+    )  # fmt: skip
+    part = request(checkpoint, samples)
+    settings = DecodingSettings(
+        language="en", word_timestamps=True, hallucination_silence_threshold=threshold, **GREEDY
+    )
+    found = engine.submit(part, decoding=settings).result()
+    wanted = expected(
+        oracle, part, samples, monkeypatch, word_timestamps=True,
+        hallucination_silence_threshold=threshold, **THEIR_GREEDY,
+    )  # fmt: skip
+    compare(found, wanted)
+    words = [word for segment in found.segments for word in segment.words or ()]
+    theirs = [word for segment in wanted["segments"] for word in segment["words"]]
+    assert len(words) > 20
+    for word, one in zip(words, theirs, strict=True):
+        assert word.word == one["word"]
+        assert word.start_s == pytest.approx(one["start"], abs=1e-6)
+        assert word.end_s == pytest.approx(one["end"], abs=1e-6)
+        assert word.probability == pytest.approx(one["probability"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3, "length_penalty": 0.5},
+        {"repetition_penalty": 1.3},
+        {"no_repeat_ngram_size": 2},
+    ],
+)
+def test_search_options_give_what_they_give_in_transformers(
+    shared_data: Path, checkpoint: Path, engine: Engine, options: dict[str, Any]
+) -> None:
+    import transformers
+
+    model = transformers.WhisperForConditionalGeneration.from_pretrained(
+        checkpoint, dtype=torch.float32
+    ).eval()
+    processor = transformers.WhisperProcessor.from_pretrained(checkpoint)
+    samples = read_audio(shared_data / "longform" / "ls_2078-142845.flac")[: 9 * SAMPLE_RATE_HZ]
+    features = WhisperPartFeatures.from_folder(checkpoint)(samples)
+    part = replace(request(checkpoint, samples), features=features.values)
+    settings = DecodingSettings(language="en", **GREEDY | options)
+    found = engine.submit(part, decoding=settings).result()
+    inputs = processor(samples, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt")
+    with torch.inference_mode():
+        tokens = model.generate(
+            inputs.input_features, language="en", task="transcribe", return_timestamps=True,
+            **options,
+        )  # fmt: skip
+    wanted = processor.batch_decode(tokens, skip_special_tokens=True)[0]
+    assert "".join(segment.text for segment in found.segments) == wanted
 
 
 @pytest.mark.slow

@@ -344,3 +344,9 @@ def test_chunks_are_decoded_independently_and_come_out_in_order() -> None:
         (" w2", 50.0),
         (" w3", 100.0),
     ]
+
+
+def test_a_window_of_blanks_is_not_asked_for_words() -> None:
+    segments, jobs = loop([said(BEGIN, BEGIN + 50)], seconds=20, word_timestamps=True)
+    assert segments == []
+    assert len(jobs) == 1
