@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from corpus_asr.models.registry import resolve
 from corpus_asr.models.whisper.config import WhisperConfig
@@ -19,11 +19,11 @@ from corpus_asr.models.whisper.outputs import (
     Seq2SeqModelOutput,
     as_encoder_output,
 )
-from corpus_asr.models.whisper.pretrained import WhisperPreTrainedModel
 from corpus_asr.models.whisper.slot_model import WhisperSlotModel
 from corpus_asr.models.whisper.spec_augment import mask_features
 from corpus_asr.models.whisper.vocabulary import (
     IGNORED_LABEL,
+    WhisperWithTokens,
     WhisperWithVocabulary,
     token_loss,
 )
@@ -32,7 +32,7 @@ _GENERATE = "corpus_asr.transcription.generation.generate:generate"
 _DETECT_LANGUAGE = "corpus_asr.transcription.generation.generate:detect_language"
 
 
-class WhisperModel(WhisperPreTrainedModel):
+class WhisperModel(WhisperWithTokens):
     """Encoder and decoder, without the projection to the vocabulary."""
 
     def __init__(self, config: WhisperConfig) -> None:
@@ -44,18 +44,6 @@ class WhisperModel(WhisperPreTrainedModel):
     def get_encoder(self) -> WhisperEncoder:
         """Return the encoder."""
         return self.encoder
-
-    def get_decoder(self) -> WhisperDecoder:
-        """Return the decoder."""
-        return self.decoder
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """Return the table of token embeddings."""
-        return self.decoder.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace the table of token embeddings."""
-        self.decoder.embed_tokens = value
 
     def freeze_encoder(self) -> None:
         """Keep training from changing the encoder."""

@@ -1,7 +1,7 @@
-"""What the networks with a projection to the vocabulary share: token tables and the loss.
+"""What the networks with a vocabulary share: token tables, the projection to it, and the loss.
 
-In: a network with a decoder and a projection. Out: its tables, replaced or resized; the loss of
-logits. Knows no text and not what is decoded.
+In: a network with a decoder. Out: its tables, replaced or resized; the loss of logits. Knows no
+text and not what is decoded.
 """
 
 from typing import ClassVar
@@ -19,23 +19,15 @@ IGNORED_LABEL = -100
 """Label of a token that the loss leaves out."""
 
 
-class WhisperWithVocabulary(WhisperPreTrainedModel):
-    """A decoder, and the projection to the vocabulary, tied to the token embedding."""
+class WhisperWithTokens(WhisperPreTrainedModel):
+    """A decoder with its table of token embeddings."""
 
-    proj_out: nn.Linear
-
-    _tied: ClassVar[dict[str, str]] = {"proj_out.weight": "model.decoder.embed_tokens.weight"}
-    _generates: ClassVar[bool] = True
-
-    def _add_projection(self, config: WhisperConfig) -> None:
-        self.proj_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.max_target_positions = config.max_target_positions
-        self._draw("proj_out.weight", self.proj_out.weight)
-        self.tie_weights()
+    _decoder: ClassVar[str] = "decoder"
+    """Where it is in the network."""
 
     def get_decoder(self) -> WhisperDecoder:
         """Return the decoder."""
-        decoder = self.get_submodule("model.decoder")
+        decoder = self.get_submodule(self._decoder)
         assert isinstance(decoder, WhisperDecoder)
         return decoder
 
@@ -47,13 +39,9 @@ class WhisperWithVocabulary(WhisperPreTrainedModel):
         """Replace the table of token embeddings."""
         self.get_decoder().embed_tokens = value
 
-    def get_output_embeddings(self) -> nn.Linear:
-        """Return the projection to the vocabulary."""
-        return self.proj_out
-
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Replace the projection to the vocabulary."""
-        self.proj_out = new_embeddings
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """Return the projection to the vocabulary; None where there is none."""
+        return None
 
     def resize_token_embeddings(
         self,
@@ -76,12 +64,14 @@ class WhisperWithVocabulary(WhisperPreTrainedModel):
             size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
         if size < 1:
             raise ValueError(f"resizing the vocabulary: found {size} tokens, expected at least 1")
-        embedding, tied = self.get_input_embeddings(), self._shares(*next(iter(self._tied.items())))
-        for table in (embedding,) if tied else (embedding, self.proj_out):
+        embedding, projection = self.get_input_embeddings(), self.get_output_embeddings()
+        tied = all(self._shares(*names) for names in self._tied.items())
+        for table in (embedding,) if tied or projection is None else (embedding, projection):
             table.weight = nn.Parameter(self._resized(table.weight, size, mean=mean_resizing))
-        embedding.num_embeddings = self.proj_out.out_features = self.config.vocab_size = size
-        if tied:
-            self.proj_out.weight = embedding.weight
+        embedding.num_embeddings = self.config.vocab_size = size
+        if projection is not None:
+            projection.out_features = size
+            projection.weight = embedding.weight if tied else projection.weight
         return embedding
 
     @torch.no_grad()
@@ -94,6 +84,30 @@ class WhisperWithVocabulary(WhisperPreTrainedModel):
         else:
             rows = table.new_empty(more, table.shape[1]).normal_(std=self.config.init_std)
         return torch.cat([table[:size], rows])
+
+
+class WhisperWithVocabulary(WhisperWithTokens):
+    """A decoder, and the projection to the vocabulary, tied to the token embedding."""
+
+    proj_out: nn.Linear
+
+    _tied: ClassVar[dict[str, str]] = {"proj_out.weight": "model.decoder.embed_tokens.weight"}
+    _generates: ClassVar[bool] = True
+    _decoder: ClassVar[str] = "model.decoder"
+
+    def _add_projection(self, config: WhisperConfig) -> None:
+        self.proj_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.max_target_positions = config.max_target_positions
+        self._draw("proj_out.weight", self.proj_out.weight)
+        self.tie_weights()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """Return the projection to the vocabulary."""
+        return self.proj_out
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replace the projection to the vocabulary."""
+        self.proj_out = new_embeddings
 
     def _check_labels(self, labels: Tensor) -> None:
         size = self.config.vocab_size

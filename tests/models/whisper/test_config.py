@@ -213,3 +213,12 @@ def test_the_config_of_a_real_checkpoint_loads_as_in_the_reference(shared_data):
     ours, theirs = (c.from_pretrained(folder) for c in (WhisperConfig, transformers.WhisperConfig))
     for name in own_fields():
         assert settings_of(ours, name) == settings_of(theirs, name), name
+
+
+def test_older_names_of_general_settings_still_work() -> None:
+    config = WhisperConfig(torch_dtype="float16", return_dict=False)
+    assert config.torch_dtype == config.dtype == "float16"
+    assert config.use_return_dict is False
+    config.torch_dtype = "bfloat16"
+    assert config.dtype == "bfloat16"
+    assert "torch_dtype" not in config.to_dict()

@@ -3,11 +3,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
 
 from corpus_asr.errors import CheckpointError
+from corpus_asr.models.whisper.config import WhisperConfig
 from corpus_asr.models.whisper.generation_config import GenerationConfig
 from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
 from tests.support.tokenizers import tiny_tokenizer
@@ -179,3 +181,23 @@ def test_settings_without_effect_are_refused_on_demand():
     with pytest.raises(ValueError, match=r"top_k is set.*length_penalty is set"):
         config.validate(strict=True)
     GenerationConfig(do_sample=True, top_k=3, num_beams=2, length_penalty=2.0).validate(strict=True)
+
+
+def test_where_to_look_is_no_setting(tmp_path: Path) -> None:
+    GenerationConfig(num_beams=3).save_pretrained(tmp_path / "below")
+    where: dict[str, Any] = {"subfolder": "below", "revision": "main", "local_files_only": True}
+    config = GenerationConfig.from_pretrained(tmp_path, **where, num_beams=2)
+    assert config.num_beams == 2
+    assert not set(where) & set(config.to_dict())
+
+
+def test_a_models_configuration_gives_what_early_files_kept_there() -> None:
+    ours = WhisperConfig(suppress_tokens=[3], decoder_start_token_id=7, max_length=9)
+    theirs = transformers.WhisperConfig(suppress_tokens=[3], decoder_start_token_id=7)
+    expected = transformers.GenerationConfig.from_model_config(theirs)
+    config = GenerationConfig.from_model_config(ours)
+    for name in ("suppress_tokens", "begin_suppress_tokens", "decoder_start_token_id"):
+        found = getattr(config, name)
+        assert (list(found) if isinstance(found, tuple) else found) == getattr(expected, name)
+    assert config.max_length == 9
+    assert config.eos_token_id == expected.eos_token_id

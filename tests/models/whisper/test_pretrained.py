@@ -279,6 +279,52 @@ def test_token_tables_can_be_replaced(cls: Any) -> None:
         assert model.proj_out is projection
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_tables_of_tokens_grow_and_shrink_together(tied: bool) -> None:
+    whole = WhisperForConditionalGeneration(config(tie_word_embeddings=tied))
+    for model in (whole, WhisperModel(config()), WhisperForCausalLM(config())):
+        before = model.get_input_embeddings().weight.detach().clone()
+        for size in (57, 49):
+            table = model.resize_token_embeddings(size)
+            assert table is model.get_input_embeddings()
+            assert tuple(table.weight.shape) == (size, 24)
+            assert model.config.vocab_size == table.num_embeddings == size
+            assert torch.equal(table.weight[:49], before[:49])
+    assert (whole.proj_out.weight is whole.get_input_embeddings().weight) == tied
+    assert whole.proj_out.weight.shape[0] == whole.proj_out.out_features == 49
+    with pytest.raises(ValueError, match="found 0 tokens, expected at least 1"):
+        whole.resize_token_embeddings(0)
+
+
+def test_training_on_many_processes_saves_once_and_what_it_gathered(tmp_path: Path) -> None:
+    model = WhisperModel(config())
+    model.save_pretrained(tmp_path / "none", is_main_process=False)
+    assert not (tmp_path / "none").exists()
+    gathered = {name: torch.ones_like(tensor) for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "one", state_dict=gathered)
+    again = WhisperModel.from_pretrained(tmp_path / "one")
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in gathered.items())
+
+
+def test_files_are_uploaded_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(
+        "corpus_asr.models.saved_files.upload_files",
+        lambda folder, names, **options: sent.append((folder.name, names, options)),
+    )
+    model = WhisperForConditionalGeneration(config())
+    model.save_pretrained(tmp_path / "mine", push_to_hub=True, max_shard_size=20_000)
+    model.config.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="lab/x")
+    assert model.generation_config is not None
+    model.generation_config.save_pretrained(tmp_path / "mine", push_to_hub=True, private=True)
+    (_, names, options), settings, generation = sent
+    assert set(names) == {path.name for path in (tmp_path / "mine").iterdir()}
+    assert "model.safetensors.index.json" in names
+    assert options == {"repo_id": "mine"}
+    assert settings == ("mine", ["config.json"], {"repo_id": "lab/x"})
+    assert generation == ("mine", ["generation_config.json"], {"repo_id": "mine", "private": True})
+
+
 def test_an_untied_projection_is_drawn_and_saved(tmp_path: Path) -> None:
     model = WhisperForConditionalGeneration(config(tie_word_embeddings=False))
     assert model.proj_out.weight is not model.get_input_embeddings().weight
