@@ -68,6 +68,39 @@ def test_unlikely_windows_are_tried_again_or_left_out(
     assert segments(ours) == segments(theirs)
 
 
+@pytest.mark.parametrize("no_speech", [0.0, 1e-4, 1.0])
+def test_silence_after_a_prompt_shorter_than_our_own(both: Pair, no_speech: float) -> None:
+    arguments = {
+        "decoder_input_ids": torch.tensor([[5, 6]]),
+        "temperature": 0.0,
+        "logprob_threshold": 0.0,
+        "no_speech_threshold": no_speech,
+        "return_segments": True,
+    }
+    ours, theirs = both.both(LONG[:, :, :WINDOW], **arguments)
+    assert segments(ours) == segments(theirs)
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_a_choice_is_weighed_among_what_it_was_sampled_from(
+    both: Pair, top_k: int, renormalize: bool
+) -> None:
+    arguments = {"temperature": CERTAIN, "top_k": top_k, "renormalize_logits": renormalize}
+    ours, theirs = both.both(
+        LONG[:, :, :WINDOW], return_timestamps=False, return_dict_in_generate=True,
+        output_scores=True, **arguments,
+    )  # fmt: skip
+    same(ours.sequences, theirs.sequences)
+    same(ours.scores, theirs.scores)
+    for threshold in (-1e-3, -0.3, -0.6):
+        both_found = both.both(
+            LONG, logprob_threshold=threshold, no_speech_threshold=0.0, return_segments=True,
+            **arguments,
+        )  # fmt: skip
+        assert segments(both_found[0]) == segments(both_found[1])
+
+
 @pytest.mark.parametrize("threshold", [0.5, 1.0, 1.35, 2.4])
 @pytest.mark.parametrize("temperature", [0.0, (0.0, CERTAIN), [CERTAIN, 2 * CERTAIN], None])
 def test_texts_that_repeat_themselves_are_tried_again(
@@ -163,3 +196,32 @@ def test_sampling_among_one_token_is_greedy(both: Pair) -> None:
 def test_do_sample_alone_samples_nothing(both: Pair) -> None:
     short = LONG[:, :, :WINDOW]
     same(*both.both(short, do_sample=True))
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_rows_found_at_different_temperatures_are_given_together(
+    both: Pair, num_beams: int
+) -> None:
+    short = BATCH[:, :, :WINDOW]
+
+    def say(logprob_threshold: float, temperature: Any) -> Any:
+        return both.say(
+            short, return_timestamps=False, return_dict_in_generate=True, output_scores=True,
+            temperature=temperature, logprob_threshold=logprob_threshold, num_beams=num_beams,
+            suppress_tokens=list(range(60, 1900)),
+        )  # fmt: skip
+
+    greedy = say(-100.0, 0.0)
+    means = torch.stack(greedy.scores).log_softmax(-1).amax(-1).mean(0)
+    again = say(float(means.median()) - 1e-3, (0.0, 2.0))
+    warm = [not torch.equal(*rows) for rows in zip(
+        again.sequences[:, : greedy.sequences.shape[1]],
+        greedy.sequences[:, : again.sequences.shape[1]],
+        strict=True,
+    )]  # fmt: skip
+    assert any(warm)
+    assert not all(warm)
+    assert len(again.scores) == again.sequences.shape[1] - (
+        greedy.sequences.shape[1] - len(greedy.scores)
+    )
+    assert "sequences_scores" not in again

@@ -87,24 +87,30 @@ class Batch:
         return self._outputs[attempt]
 
     def unique(self) -> ModelOutput | dict[str, Any]:
-        """Everything of the last round, stacked."""
+        """Everything of the last round that all its windows have, stacked.
+
+        Windows decoded at different temperatures may differ in length, and in whether beams or
+        samples found them.
+        """
         last = max(len(result.kept) for result in self.results) - 1
         windows = [result.kept[last] for result in self.results if len(result.kept) > last]
         outputs = [self.output(attempt) for attempt in windows]
         stacked: dict[str, Any] = {
             "sequences": _stack([one["sequences"] for one in outputs], self._settings.pad)
         }
-        if "sequences_scores" in outputs[0]:
+        shared = set.intersection(*(set(one) for one in outputs))
+        if "sequences_scores" in shared:
             stacked["sequences_scores"] = torch.stack([one["sequences_scores"] for one in outputs])
-        if "scores" in outputs[0]:
-            steps = zip(*(one["scores"] for one in outputs), strict=True)
+        if "scores" in shared:
+            longest = max(len(one["scores"]) for one in outputs)
+            steps = zip(*(self._filled(one["scores"], longest) for one in outputs), strict=True)
             stacked["scores"] = tuple(torch.stack(step).to(self._device) for step in steps)
-        if "token_timestamps" in outputs[0]:
+        if "token_timestamps" in shared:
             stacked["token_timestamps"] = _stack([one["token_timestamps"] for one in outputs], None)
         stacked = {name: _to(value, self._device) for name, value in stacked.items()}
         if "token_timestamps" in stacked:
             return stacked
-        if windows[0].result.sequence_score is not None:
+        if all(attempt.result.sequence_score is not None for attempt in windows):
             return GenerateBeamEncoderDecoderOutput(**stacked)
         return GenerateEncoderDecoderOutput(**stacked)
 
@@ -173,13 +179,19 @@ class Batch:
     def _scores(
         self, attempt: Attempt, scores: Float[Tensor, "token vocab"]
     ) -> list[Float[Tensor, " vocab"]]:
-        """The scores of every step; after its end a row says padding with certainty."""
+        if self._settings.config.renormalize_logits:
+            # What is sampled is normalised once more there, after temperature and `top_k`.
+            scores = scores.log_softmax(dim=-1)
         steps = [step.clone() for step in scores.cpu()]
-        while len(steps) < len(self.said(attempt)):
-            over = torch.full_like(steps[0], float("-inf"))
-            over[self._settings.pad] = 0.0
-            steps.append(over)
-        return steps
+        return self._filled(steps, len(self.said(attempt)))
+
+    def _filled(
+        self, steps: list[Float[Tensor, " vocab"]], count: int
+    ) -> list[Float[Tensor, " vocab"]]:
+        """The scores of `count` steps; after its end a row says padding with certainty."""
+        over = torch.full_like(steps[0], float("-inf"))
+        over[self._settings.pad] = 0.0
+        return [*steps, *[over] * (count - len(steps))]
 
 
 def _stack(rows: Sequence[Tensor], pad: float | None) -> Tensor:

@@ -204,7 +204,8 @@ def _decode(
             ),
             seed=row.seed(settings.seed, seek, temperature) if warm and temperature else 0,
             score_token=settings.no_speech_token,
-            score_position=len(prompt) - len(course.start),
+            # A caller's own prompt may be shorter: the reference then counts from its end.
+            score_position=(len(prompt) - len(course.start)) % len(prompt),
             encoded=row.encoded,
         )
         assert isinstance(result, WindowResult)
