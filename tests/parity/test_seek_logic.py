@@ -22,7 +22,7 @@ from whisper.decoding import DecodingResult
 from whisper.tokenizer import get_tokenizer
 
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.protocols import WindowResult
+from corpus_asr.decoding.protocols import WindowJob, WindowResult
 from corpus_asr.segments import Segment, Word
 from corpus_asr.transcription import sequential
 from corpus_asr.transcription.clips import clip_ranges
@@ -166,8 +166,8 @@ def invented_words(script: Script) -> Any:
                     stretch, start_s=words[0].start_s, end_s=words[-1].end_s, words=tuple(words)
                 )
             settled.append(stretch)
+        yield from ()  # a generator that asks for nothing
         return settled
-        yield  # a generator that asks for nothing
 
     with mock.patch.object(sequential, "time_words", time_words):
         yield
@@ -212,6 +212,7 @@ def ours(
                 job = steps.send(result)
             except StopIteration as stop:
                 return stop.value, visits
+            assert isinstance(job, WindowJob)
             seek, temperature = job.window[0], job.search.temperature
             visits.append((seek, temperature, job.prompt[1:-3]))
             tokens = script.tokens(seek, min(WINDOW_FRAMES, job.window[1] - seek))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.load import decoding_from
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.transcription.dialect import Dialect
 from tests.support.checkpoints import tiny_whisper
@@ -87,9 +88,9 @@ def test_an_alignment_head_the_network_lacks_is_refused(tmp_path: Path, pair: li
 def test_names_and_beginnings_must_fit_and_be_text(tmp_path: Path) -> None:
     own = dialect()
     for name in ("hotwords", "prefix"):
-        own.check(DecodingSettings(**{name: "w1 " * 11}))
+        own.check(decoding_from({name: "w1 " * 11}))
         with pytest.raises(ConfigError, match=rf"{name}: found 12 tokens, .* room for 11; shorten"):
-            own.check(DecodingSettings(**{name: "w1 " * 12}))
+            own.check(decoding_from({name: "w1 " * 12}))
     own.check(DecodingSettings(initial_prompt="w1 " * 12))  # the latest of it is shown
     tiny_tokenizer(tmp_path / "tokenizer")
     own = Dialect.from_folder(tiny_whisper(tmp_path / "model", tokenizer=tmp_path / "tokenizer"))

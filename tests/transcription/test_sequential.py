@@ -57,7 +57,7 @@ def loop(
         settings=chosen,
         at_beginning=holds_the_beginning(own, chosen.clip_timestamps),
     ).run(clip_ranges(own, chosen.clip_timestamps))
-    jobs = [next(steps)]
+    jobs: list[Any] = [next(steps)]
     for one in results:
         try:
             jobs.append(steps.send(one))
@@ -189,7 +189,8 @@ def test_each_window_may_have_a_language_of_its_own() -> None:
     assert segments[0].language_probability == pytest.approx(1.0, abs=1e-3)
     most = spoken_most(segments)
     assert most is not None
-    assert (most.code, most.probability) == ("de", pytest.approx(1.0, abs=1e-3))
+    assert most.code == "de"
+    assert most.probability == pytest.approx(1.0, abs=1e-3)
     assert spoken_most([]) is None
 
 
