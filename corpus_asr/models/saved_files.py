@@ -4,9 +4,10 @@ In: a folder, an address, a hub name or one JSON file, and the names that a file
 object in it. Knows nothing of what the keys mean.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from corpus_asr.errors import CheckpointError
@@ -85,6 +86,48 @@ def made_folder(save_directory: str | PathLike[str]) -> Path:
             "save_directory"
         ) from error
     return folder
+
+
+class Uploads:
+    """What can be saved to a folder can be uploaded."""
+
+    save_pretrained: Callable[..., Any]
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> None:
+        """Upload what `save_pretrained` writes, in one commit.
+
+        Args:
+            repo_id: `name` or `owner/name`; made if needed.
+            commit_message: None names the files.
+            private: of a repository that is made; None for the owner's default.
+            token: of the hub; None for this machine's login.
+            revision: branch; None for the main one.
+            create_pr: propose the commit instead of making it.
+
+        Raises:
+            CheckpointError: the hub does not take it.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            upload_files(
+                Path(folder),
+                sorted(path.name for path in Path(folder).iterdir()),
+                repo_id=repo_id,
+                commit_message=commit_message,
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+            )
 
 
 def finish_saving(folder: Path, names: list[str], *, push_to_hub: bool, **options: Any) -> None:

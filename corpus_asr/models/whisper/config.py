@@ -19,7 +19,7 @@ from corpus_asr.models.config_file import (
     typed_values,
     write_json_object,
 )
-from corpus_asr.models.saved_files import finish_saving, made_folder
+from corpus_asr.models.saved_files import Uploads, finish_saving, made_folder
 from corpus_asr.models.whisper.config_fields import (
     WhisperSettings,
     inverse_labels,
@@ -70,7 +70,7 @@ def _other_name(name: str) -> Any:
     return property(read, write, doc=f"Another name of `{name}`.")
 
 
-class WhisperConfig(WhisperSettings):
+class WhisperConfig(WhisperSettings, Uploads):
     """Sizes and settings of a Whisper network; the defaults are those of whisper-tiny.
 
     Args:

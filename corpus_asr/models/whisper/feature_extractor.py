@@ -23,7 +23,13 @@ from corpus_asr.models.batch import BatchFeature
 from corpus_asr.models.config_file import typed_values, write_json_object
 from corpus_asr.models.padding import Fit, joined, pad_features, padding_word
 from corpus_asr.models.registry import resolve
-from corpus_asr.models.saved_files import find_saved, finish_saving, made_folder, take_source
+from corpus_asr.models.saved_files import (
+    Uploads,
+    find_saved,
+    finish_saving,
+    made_folder,
+    take_source,
+)
 from corpus_asr.models.whisper.raw_speech import speech_rows
 from corpus_asr.spectral.mel import log_mel, mel_filters
 from corpus_asr.spectral.stft import Analysis
@@ -55,7 +61,7 @@ class _Settings:
     padding_side: str = "right"
 
 
-class WhisperFeatureExtractor:
+class WhisperFeatureExtractor(Uploads):
     """Turns samples into padded log-mel features.
 
     Args:
@@ -375,15 +381,11 @@ class WhisperFeatureExtractor:
         """Compute the features of padded rows; an array, or a list where lengths differ."""
         analysis = self._analysis()
         if str(device) == "cpu":
-            computed = [
-                np.ascontiguousarray(
-                    log_mel(row, num_mel_bins=self.feature_size, analysis=analysis)
-                )
-                for row in rows
-            ]
-            return joined(computed)
+            mels = (log_mel(r, num_mel_bins=self.feature_size, analysis=analysis) for r in rows)
+            return joined([np.ascontiguousarray(mel) for mel in mels])
         on_device = resolve(_ON_DEVICE)
-        lots = [np.stack(rows)] if _same_length(rows) else [row[np.newaxis] for row in rows]
+        alike = len({len(row) for row in rows}) == 1
+        lots = [np.stack(rows)] if alike else [row[np.newaxis] for row in rows]
         found = [
             on_device(lot, num_mel_bins=self.feature_size, analysis=analysis, device=device)
             for lot in lots
@@ -393,7 +395,3 @@ class WhisperFeatureExtractor:
     def _frame_mask(self, mask: Int32[np.ndarray, " sample"]) -> Int32[np.ndarray, " frame"]:
         """Say which frames are content: those that start in it."""
         return mask[:: self.hop_length][: self._analysis().num_frames(mask.size)]
-
-
-def _same_length(rows: Sequence[np.ndarray]) -> bool:
-    return len({len(row) for row in rows}) == 1

@@ -20,7 +20,7 @@ from corpus_asr.models.config_file import (
     typed_values,
     write_json_object,
 )
-from corpus_asr.models.saved_files import finish_saving, made_folder, take_source
+from corpus_asr.models.saved_files import Uploads, finish_saving, made_folder, take_source
 from corpus_asr.models.whisper.config import CONFIG_NAME
 from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.storage.model_files import fetch_checkpoint
@@ -54,7 +54,7 @@ _SAMPLING_ONLY = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
 
 
 @dataclass(kw_only=True)
-class GenerationConfig:
+class GenerationConfig(Uploads):
     """What decoding may be told; names this class does not know are kept as attributes too."""
 
     decoder_start_token_id: int | None = None

@@ -20,7 +20,7 @@ from corpus_asr.models.device import resolve_device
 from corpus_asr.models.layers.attention import Attention
 from corpus_asr.models.layers.positions import sinusoids
 from corpus_asr.models.layers.tower import Tower
-from corpus_asr.models.saved_files import finish_saving, made_folder
+from corpus_asr.models.saved_files import Uploads, finish_saving, made_folder
 from corpus_asr.models.shards import save_weights
 from corpus_asr.models.whisper.config import CONFIG_NAME, WHERE, WhisperConfig
 from corpus_asr.models.whisper.generation_config import GENERATION_NAME, GenerationConfig
@@ -35,7 +35,7 @@ _DTYPES = {
 }
 
 
-class WhisperPreTrainedModel(nn.Module):
+class WhisperPreTrainedModel(nn.Module, Uploads):
     """Base of the Whisper networks.
 
     The `state_dict()` keys equal those of the same class in transformers.

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 
 from corpus_asr.models.batch import BatchFeature
 from corpus_asr.models.config_file import write_json_object
-from corpus_asr.models.saved_files import finish_saving, made_folder
+from corpus_asr.models.saved_files import Uploads, finish_saving, made_folder
 from corpus_asr.models.whisper.feature_extractor import FILE_NAME, WhisperFeatureExtractor
 from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.storage.model_files import SMALL_FILES, fetch_checkpoint
@@ -21,7 +21,7 @@ from corpus_asr.storage.model_files import SMALL_FILES, fetch_checkpoint
 _FOR_AUDIO_ALONE = ("do_normalize", "device", "return_token_timestamps")
 
 
-class WhisperProcessor:
+class WhisperProcessor(Uploads):
     """Passes audio to its feature extractor, and text and ids to its tokenizer.
 
     Args:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from corpus_asr.models.config_file import read_json_object, write_json_object
-from corpus_asr.models.saved_files import finish_saving, made_folder
+from corpus_asr.models.saved_files import Uploads, finish_saving, made_folder
 from corpus_asr.models.tensors import as_tensors
 from corpus_asr.models.whisper.chunk_merging import merged_chunks
 from corpus_asr.models.whisper.tokenizer_decoding import WhisperTextDecoding
@@ -33,7 +33,7 @@ from corpus_asr.text.normalize import american_spellings
 NORMALIZER_NAME = "normalizer.json"
 
 
-class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding):
+class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding, Uploads):
     """Whisper's byte-level BPE, control tokens and timestamps.
 
     Args:

@@ -15,8 +15,12 @@ from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.models.whisper.causal_lm import WhisperForCausalLM
 from corpus_asr.models.whisper.classifier import WhisperForAudioClassification
 from corpus_asr.models.whisper.config import WhisperConfig
+from corpus_asr.models.whisper.feature_extractor import WhisperFeatureExtractor
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration, WhisperModel
+from corpus_asr.models.whisper.processor import WhisperProcessor
+from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
 from tests.support.checkpoints import tiny_whisper
+from tests.support.tokenizers import tiny_tokenizer
 
 SIZES: dict[str, Any] = {
     "d_model": 24,
@@ -277,6 +281,26 @@ def test_token_tables_can_be_replaced(cls: Any) -> None:
         projection = torch.nn.Linear(24, 50, bias=False)
         model.set_output_embeddings(projection)
         assert model.proj_out is projection
+
+
+def test_whatever_is_saved_can_be_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(
+        "corpus_asr.models.saved_files.upload_files",
+        lambda folder, names, **options: sent.append((set(names), options)),
+    )
+    tiny_tokenizer(tmp_path / "tokenizer")
+    tokenizer = WhisperTokenizer.from_pretrained(tmp_path / "tokenizer")
+    extractor = WhisperFeatureExtractor()
+    model = WhisperForConditionalGeneration(config())
+    parts: list[Any] = [model, model.config, model.generation_config, tokenizer, extractor]
+    for number, part in enumerate([*parts, WhisperProcessor(extractor, tokenizer)]):
+        part.push_to_hub("lab/x", private=True, commit_message="Try")
+        part.save_pretrained(tmp_path / str(number))
+        names, options = sent.pop()
+        assert names == {path.name for path in (tmp_path / str(number)).iterdir()}
+        assert (options["repo_id"], options["private"]) == ("lab/x", True)
+        assert options["commit_message"] == "Try"
 
 
 @pytest.mark.parametrize("tied", [True, False])
