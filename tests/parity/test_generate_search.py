@@ -131,6 +131,12 @@ def test_a_draft_changes_no_token(both: Pair, tmp_path_factory: pytest.TempPathF
         both.say(LONG, assistant_model=draft.ours, return_timestamps=True),
         both.say(LONG, begin_suppress_tokens=None, return_timestamps=True),
     )
+    with torch.no_grad():
+        encoded = both.ours.get_encoder()(SHORT)
+    heard = {"encoder_outputs": encoded, "assistant_model": draft.ours, "return_timestamps": True}
+    same(both.say(SHORT, **heard), plain)
+    with pytest.raises(ValueError, match="has an encoder of its own, but found encoder_outputs"):
+        both.say(None, **heard)
     same(
         both.say(SHORT, assistant_model=draft.ours, num_beams=2),
         both.say(SHORT, num_beams=2, begin_suppress_tokens=None),

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from corpus_asr.decoding.assistants import listens
 from corpus_asr.decoding.protocols import SlotModel, TokenRules
 from corpus_asr.models.whisper.generation_config import GenerationConfig
 from corpus_asr.transcription.generation import arguments
@@ -251,7 +252,7 @@ def _settings(
         once=bool(once),
         keep_scores=bool(config.output_scores and config.return_dict_in_generate),
         seed=_seed(temperatures),
-        assistant=_assistant(model, rest, config),
+        assistant=_assistant(audio, rest, config),
         streamer=_streamer(rest, audio, config),
         tokenizer=_tokenizer(rest, config),
         **hooks,
@@ -277,8 +278,11 @@ def _note_outputs(
             )
     if wanted is None:
         wanted = bool(config.return_dict_in_generate)
-    # Windows of which a threshold or a time is wanted give more than their tokens, as there.
-    config.return_dict_in_generate = wanted or token_times or logprob_threshold is not None
+    # Windows of which a threshold or a time is wanted give more than their tokens, as there; but
+    # scores, which take 90 MB a window, only where the caller will see them by name.
+    asks_more = token_times or logprob_threshold is not None
+    config.output_scores = config.output_scores or (wanted and asks_more)
+    config.return_dict_in_generate = wanted or asks_more
     return wanted
 
 
@@ -313,14 +317,21 @@ def _processors(config: GenerationConfig, given: Sequence[Any] | None) -> tuple[
     return (*own, *((normalised,) if config.renormalize_logits else ()))
 
 
-def _assistant(model: Any, rest: dict[str, Any], config: GenerationConfig) -> SlotModel | None:
+def _assistant(audio: Audio, rest: dict[str, Any], config: GenerationConfig) -> SlotModel | None:
     assistant = rest.get("assistant_model")
     if assistant is None:
         return None
     if (config.num_beams or 1) > 1:
         logger.warning("assistant_model drafts nothing for beams: num_beams is not 1")
         return None
-    return arguments.draft_of(assistant)
+    draft = arguments.draft_of(assistant)
+    if audio.features is None and listens(draft):
+        raise ValueError(
+            "generating text: assistant_model has an encoder of its own, but found encoder_outputs "
+            "and no input_features, expected what it can listen to; pass input_features too, or a "
+            "WhisperForCausalLM as assistant"
+        )
+    return draft
 
 
 def _streamer(rest: dict[str, Any], audio: Audio, config: GenerationConfig) -> Any:

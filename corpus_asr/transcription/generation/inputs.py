@@ -42,13 +42,21 @@ class Row:
         missing = width - cut.shape[1]
         return np.pad(cut, ((0, 0), (0, missing))) if missing > 0 else cut
 
-    def seed(self, base: int, seek: int, temperature: float) -> int:
-        """Name this sound, window, temperature and copy by a number, for sampling.
+    def seed(
+        self, base: int, seek: int, temperature: float, window: Float[np.ndarray, "mel frame"]
+    ) -> int:
+        """Name a window's sound, its place, the temperature and the copy by a number, for sampling.
 
         What is sampled then depends on neither the row's place in the batch nor its neighbours.
+
+        Args:
+            base: drawn once for the whole call.
+            seek: the window's first frame.
+            temperature: it is sampled at.
+            window: its features; a whole recording would take long to digest for every window.
         """
         digest = hashlib.blake2b(digest_size=_SEED_BYTES)
-        content = self.features if self.features is not None else _array(self.encoded)
+        content = window if self.features is not None else _array(self.encoded)
         digest.update(np.ascontiguousarray(content).data)
         digest.update(f"{base} {seek} {temperature!r} {self.copy}".encode())
         return int.from_bytes(digest.digest(), "little", signed=True)

@@ -190,6 +190,9 @@ def _decode(
             stream = Stream(settings.streamer, torch.tensor([prompt]))
             stopping = (*stopping, stream)
         search = _search(temperature if warm else None, course, settings)
+        seed = 0
+        if warm and temperature:
+            seed = row.seed(settings.seed, seek, temperature, features)
         result = yield WindowJob(
             features=features,
             window=(seek, frames),
@@ -202,7 +205,7 @@ def _decode(
                 processors=late_processors(settings, len(prompt)),
                 stopping=stopping,
             ),
-            seed=row.seed(settings.seed, seek, temperature) if warm and temperature else 0,
+            seed=seed,
             score_token=settings.no_speech_token,
             # A caller's own prompt may be shorter: the reference then counts from its end.
             score_position=(len(prompt) - len(course.start)) % len(prompt),

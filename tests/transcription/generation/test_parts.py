@@ -83,17 +83,22 @@ def test_ids_that_repeat_compress_well() -> None:
 
 
 def test_a_seed_names_sound_window_temperature_and_copy() -> None:
-    def row(value: float, copy: int = 0, index: int = 0) -> Row:
-        features = np.full((2, 3), value, dtype=np.float32)
-        return Row(index=index, copy=copy, number=index, features=features, encoded=None, frames=3)
+    def seed(
+        value: float = 1.0,
+        base: int = 5,
+        seek: int = 0,
+        temperature: float = 0.2,
+        copy: int = 0,
+        index: int = 0,
+        later: float = 0.0,
+    ) -> int:
+        window = np.full((2, 3), value, dtype=np.float32)
+        features = np.concatenate([window, np.full((2, 4), later, dtype=np.float32)], axis=1)
+        row = Row(index=index, copy=copy, number=index, features=features, encoded=None, frames=7)
+        return row.seed(base, seek, temperature, window)
 
-    seed = row(1.0).seed(5, 0, 0.2)
-    assert row(1.0, index=4).seed(5, 0, 0.2) == seed
-    others = {
-        row(2.0).seed(5, 0, 0.2),
-        row(1.0, copy=1).seed(5, 0, 0.2),
-        row(1.0).seed(6, 0, 0.2),
-        row(1.0).seed(5, 1, 0.2),
-        row(1.0).seed(5, 0, 0.4),
-    }
-    assert len(others | {seed}) == 6
+    assert seed(index=4) == seed()
+    # What is said of a window does not hang on what comes after it.
+    assert seed(later=3.0) == seed()
+    others = {seed(2.0), seed(copy=1), seed(base=6), seed(seek=1), seed(temperature=0.4)}
+    assert len(others | {seed()}) == 6
