@@ -33,7 +33,10 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a mask that is none": (lambda: arguments.lengths_of("1100", 2), "found a str as attention_m"),
     "a prompt as text": (lambda: arguments.prompt_of("hello"), "found a str as prompt_ids.*get_pr"),
-    "a temperature as text": (lambda: arguments.temperatures_of("0.5"), "temperature '0.5', expec"),
+    "a temperature as text": (
+        lambda: arguments.temperatures_of("0.5"),
+        "temperature '0.5', expected",
+    ),
     "one of several as text": (lambda: arguments.temperatures_of((0.0, "1")), "temperature '1'"),
     "no function": (
         lambda: arguments.functions_of([5], what="logits_processor"),
