@@ -251,6 +251,7 @@ def _settings(
         window_frames=audio.window_frames,
         once=bool(once),
         keep_scores=bool(config.output_scores and config.return_dict_in_generate),
+        keep_logits=bool(config.output_logits and config.return_dict_in_generate),
         seed=_seed(temperatures),
         assistant=_assistant(audio, rest, config),
         streamer=_streamer(rest, audio, config),
@@ -270,7 +271,7 @@ def _note_outputs(
     Raises:
         ValueError: something is asked for that search does not keep.
     """
-    for name in ("output_logits", "output_attentions", "output_hidden_states"):
+    for name in ("output_attentions", "output_hidden_states"):
         if getattr(config, name):
             raise ValueError(
                 f"generating text: {name} is not offered here; call the model itself with the "

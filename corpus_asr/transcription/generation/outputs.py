@@ -101,10 +101,11 @@ class Batch:
         shared = set.intersection(*(set(one) for one in outputs))
         if "sequences_scores" in shared:
             stacked["sequences_scores"] = torch.stack([one["sequences_scores"] for one in outputs])
-        if "scores" in shared:
-            longest = max(len(one["scores"]) for one in outputs)
-            steps = zip(*(self._filled(one["scores"], longest) for one in outputs), strict=True)
-            stacked["scores"] = tuple(torch.stack(step).to(self._device) for step in steps)
+        for name in ("scores", "logits"):
+            if name in shared:
+                longest = max(len(one[name]) for one in outputs)
+                steps = zip(*(self._filled(one[name], longest) for one in outputs), strict=True)
+                stacked[name] = tuple(torch.stack(step).to(self._device) for step in steps)
         if "token_timestamps" in shared:
             stacked["token_timestamps"] = _stack([one["token_timestamps"] for one in outputs], None)
         stacked = {name: _to(value, self._device) for name, value in stacked.items()}
@@ -170,25 +171,26 @@ class Batch:
         found: dict[str, Any] = {"sequences": sequence}
         if attempt.result.sequence_score is not None and settings.config.output_scores:
             found["sequences_scores"] = torch.tensor(attempt.result.sequence_score)
-        if attempt.result.scores is not None:
-            found["scores"] = self._scores(attempt, attempt.result.scores)
+        scores, logits = attempt.result.scores, attempt.result.logits
+        if scores is not None:
+            # What is sampled is normalised once more there, after temperature and `top_k`.
+            again = settings.config.renormalize_logits
+            found["scores"] = self._steps(attempt, scores.log_softmax(-1) if again else scores)
+        if logits is not None:
+            found["logits"] = self._steps(attempt, logits)
         if attempt in self.token_times:
             found["token_timestamps"] = torch.cat([torch.zeros(before), self.token_times[attempt]])
         return found
 
-    def _scores(
-        self, attempt: Attempt, scores: Float[Tensor, "token vocab"]
+    def _steps(
+        self, attempt: Attempt, kept: Float[Tensor, "token vocab"]
     ) -> list[Float[Tensor, " vocab"]]:
-        if self._settings.config.renormalize_logits:
-            # What is sampled is normalised once more there, after temperature and `top_k`.
-            scores = scores.log_softmax(dim=-1)
-        steps = [step.clone() for step in scores.cpu()]
-        return self._filled(steps, len(self.said(attempt)))
+        return self._filled([step.clone() for step in kept.cpu()], len(self.said(attempt)))
 
     def _filled(
         self, steps: list[Float[Tensor, " vocab"]], count: int
     ) -> list[Float[Tensor, " vocab"]]:
-        """The scores of `count` steps; after its end a row says padding with certainty."""
+        """The scores or logits of `count` steps; after its end a row is certain of padding."""
         over = torch.full_like(steps[0], float("-inf"))
         over[self._settings.pad] = 0.0
         return [*steps, *[over] * (count - len(steps))]

@@ -245,6 +245,7 @@ def _search(temperature: float | None, course: _Course, settings: Settings) -> S
         assistant=settings.assistant if course.num_beams == 1 else None,
         num_draft_tokens=config.num_assistant_tokens or Search().num_draft_tokens,
         keep_scores=settings.keep_scores,
+        keep_logits=settings.keep_logits,
     )
 
 

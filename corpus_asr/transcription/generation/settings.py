@@ -45,6 +45,7 @@ class Settings:
     once: bool
     """Whether one window is decoded and no more."""
     keep_scores: bool
+    keep_logits: bool
     seed: int
     processors: tuple[LogitsProcessor, ...] = ()
     stopping: tuple[StoppingCriterion, ...] = ()
