@@ -210,21 +210,29 @@ class Engine:
                 )
             )
 
-        PartJob(
-            order.part,
-            dialect=self._dialect,
-            settings=order.decoding,
-            add=self._scheduler.add,
-            done=done,
-        ).start()
+        try:
+            PartJob(
+                order.part,
+                dialect=self._dialect,
+                settings=order.decoding,
+                add=self._scheduler.add,
+                done=done,
+            ).start()
+        except Exception as error:  # the scheduler does not hold this part, so would not end it
+            future.set_exception(self._broken(error))
+            raise
 
-    def _break_down(self, error: Exception) -> None:
-        """Fail everything in flight: after an error of the model nothing can be trusted."""
+    def _broken(self, error: Exception) -> EngineError:
         broken = EngineError(
             f"decoding on {self.device_name}: {type(error).__name__}: {error}; the worker must be "
             "replaced"
         )
         broken.__cause__ = error
+        return broken
+
+    def _break_down(self, error: Exception) -> None:
+        """Fail everything in flight: after an error of the model nothing can be trusted."""
+        broken = self._broken(error)
         logger.error("engine failed", exc_info=error)
         with self._lock:
             self._stopped = broken

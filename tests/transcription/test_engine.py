@@ -137,3 +137,18 @@ def test_a_model_that_gives_no_numbers_breaks_the_engine_and_says_why() -> None:
     with pytest.raises(EngineError, match=r"set model\.dtype to bfloat16 or float32"):
         future.result(timeout=30)
     engine.close()
+
+
+def test_beams_that_do_not_fit_break_the_engine_and_nobody_waits_for_ever() -> None:
+    class Small(Network):
+        def new_state(self, slots: int, *, beams: int = 1) -> dict[str, torch.Tensor]:
+            if beams > 1:
+                raise torch.OutOfMemoryError("out of memory (scripted)")
+            return super().new_state(slots)
+
+    settings = DecodingSettings(**GREEDY, num_beams=3, language="de")
+    with Engine(Small([[1]]), dialect(), decoding=settings, slots=1) as engine:
+        futures = [engine.submit(part(0)) for _ in range(3)]
+        for future in futures:
+            with pytest.raises(EngineError, match="use fewer slots"):
+                future.result(timeout=30)
