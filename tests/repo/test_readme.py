@@ -121,3 +121,13 @@ def test_the_tree_shows_every_folder_of_the_package_and_of_the_repository():
     packages = {name.split("/")[1] for name in tracked if name.startswith("corpus_asr/")}
     assert folders <= top
     assert {name for name in packages if "." not in name} <= below
+
+
+ROW = re.compile(r"^\| .+ \| yes \| \[`(test_\w+)`\]\(([\w/.]+)\) \|$", re.MULTILINE)
+
+
+def test_every_test_in_the_reference_table_exists():
+    rows = ROW.findall(README)
+    assert len(rows) > 50
+    for name, path in rows:
+        assert f"\ndef {name}(" in (REPOSITORY / path).read_text(), f"{path}::{name}"
