@@ -136,8 +136,12 @@ class SlotOptions:
         return found
 
     def kept(self, slot: int) -> tuple[Tensor | None, Tensor | None]:
-        """The scores and logits kept of the slot's tokens, on the CPU."""
-        options = self._slots.get(slot)
+        """Hand over the scores and logits kept of the slot's tokens, on the CPU.
+
+        The slot has no options afterwards: at 200 kB a token, what was kept must not stay in a
+        slot that nobody needs for now.
+        """
+        options = self._slots.pop(slot, None)
         if options is None:
             return None, None
         kept = (options.scores, options.logits)

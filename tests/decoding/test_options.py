@@ -18,6 +18,7 @@ from transformers import (
     WhisperTimeStampLogitsProcessor,
 )
 
+from corpus_asr.decoding.options import SlotOptions, Texts
 from corpus_asr.decoding.protocols import Job, Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import SlotScheduler
 from tests.support.markov import BEGIN, END, NO_TIMESTAMPS, VOCAB, MarkovModel, window
@@ -184,6 +185,19 @@ def test_log_probabilities_are_those_of_the_choice_before_the_temperature(
         expected = oracle(plain)(torch.tensor([text]), raw)[0].log_softmax(0)[token]
         assert logprob == pytest.approx(float(expected), abs=TOLERANCE)
         text.append(token)
+
+
+def test_what_was_kept_is_handed_over_and_forgotten() -> None:
+    texts = Texts(torch.zeros(2, 5).long(), torch.ones(2).long(), torch.zeros(2).bool())
+    options = SlotOptions(texts)
+    options.admit([1], [Search(keep_scores=True)])
+    options.keep(torch.arange(6.0).reshape(2, 3), [0, 1])
+    scores, logits = options.kept(1)
+    assert scores is not None
+    assert scores.tolist() == [[3.0, 4.0, 5.0]]
+    assert logits is None
+    assert options.kept(1) == (None, None)
+    assert options.kept(0) == (None, None)
 
 
 def test_nothing_is_kept_unless_asked_for() -> None:
