@@ -2,7 +2,7 @@
 
 In: the text tokens of a window's segments, and how the decoder's cross-attention lay while it read
 them. Out: the same segments, word by word, with their times set by the words. Written as a
-generator that yields one `AlignJob`; `transcribe_range` runs it after it has decoded a window.
+generator that yields one `AlignJob`; the seek loop runs it after it has decoded a window.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -48,6 +48,14 @@ class _Timed:
     probability: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Audio:
+    """What is heard in a window, in recording time; no word lies outside."""
+
+    start_s: float
+    end_s: float
+
+
 def time_words(
     stretches: Sequence[Stretch],
     *,
@@ -79,7 +87,8 @@ def time_words(
         The segments with their words; `last_word_end` of them is the next `last_speech_s`.
 
     Source: openai-whisper `timing.py`, `add_word_timestamps`. Differs where a word would reach over
-    the edge of a segment: here each segment keeps its text.
+    the edge of a segment: here each segment keeps its text; and where one would be stretched beyond
+    the window's audio, which a clip may have before and after it.
     """
     tokens = [token for stretch in stretches for token in stretch.tokens]
     if not tokens:
@@ -114,8 +123,9 @@ def time_words(
     if usual_s is not None:
         _shorten_at_sentence_ends([word for own in words for word in own], 2 * usual_s)
     settled = []
+    audio = _Audio(window_start_s, window_start_s + content_frames / FRAMES_PER_SECOND)
     for stretch, own in zip(stretches, words, strict=True):
-        settled.append(_settle(stretch, own, window_start_s, last_speech_s, usual_s or 0.0))
+        settled.append(_settle(stretch, own, audio, last_speech_s, usual_s or 0.0))
         last_speech_s = settled[-1].end_s if settled[-1].words else last_speech_s
     return settled
 
@@ -180,27 +190,27 @@ def _shorten_at_sentence_ends(words: Sequence[_Timed], longest_s: float) -> None
 def _settle(
     stretch: Stretch,
     words: Sequence[_Timed],
-    window_start_s: float,
+    audio: _Audio,
     last_speech_s: float,
     usual_s: float,
 ) -> Stretch:
     """Merge marks into words, and agree on the segment's times between it and its words."""
     for word, text in zip(words, merge_punctuation([word.text for word in words]), strict=True):
         word.text = text
-        word.start_s = round(window_start_s + word.start_s, 2)
-        word.end_s = round(window_start_s + word.end_s, 2)
+        word.start_s = round(audio.start_s + word.start_s, 2)
+        word.end_s = round(audio.start_s + word.end_s, 2)
     words = [word for word in words if word.text]
     if not words:
         return stretch
-    _shorten_after_a_pause(words, last_speech_s, usual_s)
+    _shorten_after_a_pause(words, audio, last_speech_s, usual_s)
     first, last = words[0], words[-1]
     start_s, end_s = first.start_s, last.end_s
     if stretch.start_s < first.end_s and stretch.start_s - _EDGE_S > first.start_s:
         start_s = stretch.start_s
-        first.start_s = max(0.0, min(first.end_s - usual_s, start_s))
+        first.start_s = max(audio.start_s, min(first.end_s - usual_s, start_s))
     if stretch.end_s > last.start_s and stretch.end_s + _EDGE_S < last.end_s:
         end_s = stretch.end_s
-        last.end_s = max(last.start_s + usual_s, end_s)
+        last.end_s = min(audio.end_s, max(last.start_s + usual_s, end_s))
     return replace(
         stretch,
         start_s=start_s,
@@ -212,7 +222,9 @@ def _settle(
     )
 
 
-def _shorten_after_a_pause(words: Sequence[_Timed], last_speech_s: float, usual_s: float) -> None:
+def _shorten_after_a_pause(
+    words: Sequence[_Timed], audio: _Audio, last_speech_s: float, usual_s: float
+) -> None:
     """Take a pause before the segment from its first and second word."""
     longest_s = 2 * usual_s
     first = words[0]
@@ -225,4 +237,4 @@ def _shorten_after_a_pause(words: Sequence[_Timed], last_speech_s: float, usual_
     if second is not None and second.end_s - second.start_s > longest_s:
         # Half the time is openai-whisper's; it matters only in a recording's first seconds.
         first.end_s = second.start_s = max(second.end_s / 2, second.end_s - longest_s)
-    first.start_s = max(0.0, first.end_s - longest_s)
+    first.start_s = max(audio.start_s, first.end_s - longest_s)

@@ -301,6 +301,25 @@ def test_a_window_of_hardly_any_audio_has_words_without_length(frames: int) -> N
     assert [(word.start_s, word.end_s) for word in found[0].words] == [(10.0, 10.0)] * 2
 
 
+@pytest.mark.parametrize("start_s", [0.5, 10.0])
+def test_no_word_lies_outside_what_is_heard(start_s: float) -> None:
+    """A clip has audio before and after it, which its words have nothing to do with."""
+    end_s = start_s + 3.0
+    for seed in range(200):
+        draw = random.Random(seed)
+        count = draw.randint(1, 4)
+        edges = sorted(round(start_s + draw.uniform(0, 3), 2) for _ in range(2))
+        found, _ = timed(
+            [Stretch(tokens=(1,) * count, start_s=edges[0], end_s=edges[1])],
+            attention(sorted(draw.choices(range(150), k=count + 1)), positions=150),
+            window_start_s=start_s,
+            content_frames=300,
+            last_speech_s=0.0,
+        )
+        for word in found[0].words:
+            assert start_s <= word.start_s <= word.end_s <= end_s, seed
+
+
 def test_attention_that_says_nothing_gives_times_all_the_same() -> None:
     answer = AlignResult(
         weights=np.zeros((1, 5, 100), dtype=np.float32), logprobs=(-1.0, -0.5, -0.5, -0.5)
