@@ -168,5 +168,10 @@ class DecodingSettings(Settings):
                 f"length_penalty: {self.length_penalty:g} ranks beams, and num_beams is 1; set "
                 "num_beams, or leave length_penalty out"
             )
+        if self.condition_on_prev_tokens and self.strategy == "chunked":
+            yield (
+                "condition_on_prev_tokens needs windows that follow one another, and strategy is "
+                "chunked; set strategy to sequential, or leave condition_on_prev_tokens out"
+            )
         if self.hallucination_silence_threshold is not None and not self.word_timestamps:
             yield "hallucination_silence_threshold needs the times of words; set word_timestamps"

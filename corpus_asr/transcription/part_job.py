@@ -53,8 +53,6 @@ class PartJob:
         self._part = part
         self._dialect = dialect
         self._settings = settings
-        if settings.strategy == "chunked":  # ranges are independent, and so are their windows
-            self._settings = settings.model_copy(update={"condition_on_prev_tokens": False})
         self._add = add
         self._done = done
         clips = clip_ranges(part, settings.clip_timestamps)

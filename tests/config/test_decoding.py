@@ -52,6 +52,7 @@ def test_clips_that_cannot_be_are_refused(written: Any, words: str) -> None:
         ({"num_beams": 5, "temperature": 0.4}, "not among temperature"),
         ({"length_penalty": 0.5}, "num_beams is 1"),
         ({"hallucination_silence_threshold": 2.0}, "set word_timestamps"),
+        ({"strategy": "chunked", "condition_on_prev_tokens": True}, "strategy is chunked"),
         ({"num_beams": 0}, "num_beams: found 0"),
         ({"repetition_penalty": 0.0}, "repetition_penalty"),
         ({"repetition_penalty": float("nan")}, "repetition_penalty"),

@@ -327,7 +327,7 @@ def test_chunks_are_decoded_independently_and_come_out_in_order() -> None:
     job = PartJob(
         own,
         dialect=dialect(**TINY),
-        settings=DecodingSettings(language="en", strategy="chunked", condition_on_prev_tokens=True),
+        settings=DecodingSettings(language="en", strategy="chunked"),
         add=lambda task, done: tasks.append((task, done)),
         done=lambda segments, language, error: found.extend(segments),
     )
