@@ -19,6 +19,7 @@ from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.transcription.engine import Engine, PartRequest, PartTranscript
+from corpus_asr.transcription.language import spoken_most
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 # Parts extracted ahead per slot: one in it and one to follow; about 10 MiB each at most.
@@ -238,11 +239,17 @@ def _request(uri: str, part: ExtractedPart) -> PartRequest:
 
 def _transcript(recording: _Recording) -> Transcript:
     found = [part.result() for part in recording.parts if part is not None]
+    segments = tuple(segment for part in found for segment in part.segments)
+    # Where parts have languages of their own, the first one's may be that of a jingle.
     spoken = [part for part in found if part.language is not None]
+    language = spoken[0] if spoken else None
+    if language is not None and any(part.language != language.language for part in spoken):
+        most = spoken_most(segments)
+        language = next((part for part in spoken if most and part.language == most.code), language)
     return Transcript(
-        segments=tuple(segment for part in found for segment in part.segments),
-        language=spoken[0].language if spoken else None,
-        language_probability=spoken[0].language_probability if spoken else None,
+        segments=segments,
+        language=language.language if language else None,
+        language_probability=language.language_probability if language else None,
         duration_s=recording.duration_s,
         speech_s=recording.speech_s,
         uri=recording.uri,

@@ -1,0 +1,138 @@
+"""A transcriber around a tiny checkpoint: files in, transcripts out, whatever shares the slots."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from corpus_asr.config.stages import ExtractSettings
+from corpus_asr.errors import ConfigError, DecodeError, ItemError
+from corpus_asr.runtime.transcriber import Transcriber
+from corpus_asr.segments import Segment
+from corpus_asr.transcription.part_job import PartTranscript
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.audio import noise, tone, wav_bytes
+from tests.support.corpora import tiny_model
+
+# A tiny random checkpoint babbles; a sampled text is the hardest to say twice.
+BABBLE: dict[str, Any] = {
+    "language": "en",
+    "temperature": 1.0,
+    "no_speech_threshold": None,
+    "logprob_threshold": None,
+    "compression_ratio_threshold": None,
+}
+
+
+@pytest.fixture(scope="module")
+def transcriber(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Transcriber]:
+    model = tiny_model(tmp_path_factory.mktemp("model"))
+    extract = ExtractSettings(part_s=30.0, speech_detection="none")
+    with Transcriber.from_pretrained(str(model), slots=2, extract=extract, **BABBLE) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("files")
+    sounds = {"noise": noise(40.0), "tone": tone(2.0), "short": noise(1.0, seed=1)}
+    for name, samples in sounds.items():
+        (folder / f"{name}.wav").write_bytes(wav_bytes(samples, rate_hz=SAMPLE_RATE_HZ))
+    return [str(folder / f"{name}.wav") for name in sounds]
+
+
+def test_a_file_says_the_same_alone_and_among_others(
+    transcriber: Transcriber, files: list[str]
+) -> None:
+    together = {found.uri: found for found in transcriber.transcribe_many(files[::-1])}
+    assert sorted(map(str, together)) == sorted(files)
+    assert together[files[0]].segments, "babble"
+    for path in files:
+        alone = transcriber.transcribe(path)
+        assert alone == together[path]
+        for segment in alone.segments:
+            assert 0 <= segment.start_s < segment.end_s <= alone.duration_s
+            assert 0 <= segment.confidence <= 1
+
+
+def test_a_broken_file_is_told_of_and_the_others_go_on(
+    transcriber: Transcriber, files: list[str], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"no sound")
+    told: list[tuple[str, ItemError]] = []
+    found = list(
+        transcriber.transcribe_many(
+            [files[1], str(broken), files[2]], on_error=lambda uri, error: told.append((uri, error))
+        )
+    )
+    assert sorted(str(one.uri) for one in found) == sorted(files[1:])
+    assert [uri for uri, _ in told] == [str(broken)]
+    with pytest.raises(DecodeError):
+        transcriber.transcribe(str(broken))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"drop_nonspeech": True}, "speech_detection"),
+        ({"language": "xx"}, "does not know xx"),
+        ({"tempratur": 0}, "temperature"),
+    ],
+)
+def test_wrong_options_are_refused_before_a_file_is_read(
+    transcriber: Transcriber, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        transcriber.transcribe("nowhere.wav", **options)
+
+
+def test_channels_apart_need_the_pipeline(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="one transcript per file"):
+        Transcriber.from_pretrained(str(tmp_path), extract=ExtractSettings(channels="each"))
+
+
+def segment(language: str, start_s: float, end_s: float) -> Segment:
+    return Segment(
+        start_s=start_s,
+        end_s=end_s,
+        text=" w1",
+        tokens=(1,),
+        language=language,
+        language_probability=0.5,
+        task="transcribe",
+        confidence=0.5,
+        avg_logprob=-0.5,
+        no_speech_prob=0.0,
+        compression_ratio=1.0,
+        temperature=0.0,
+        speech_fraction=None,
+    )
+
+
+def test_the_language_of_a_recording_is_what_is_spoken_most(
+    transcriber: Transcriber, files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = iter(
+        PartTranscript(
+            segments=(segment(code, 0.0, seconds),),
+            language=code,
+            language_probability=probability,
+            transcribe_s=0.0,
+        )
+        for code, seconds, probability in (("en", 2.0, 0.9), ("de", 10.0, 0.6))
+    )
+    monkeypatch.setattr(
+        type(transcriber._engine), "submit", lambda *_, **__: _done(next(parts)), raising=True
+    )
+    found = transcriber.transcribe(files[0])  # two parts
+    assert (found.language, found.language_probability) == ("de", 0.6)
+    assert [one.language for one in found.segments] == ["en", "de"]
+
+
+def _done(result: PartTranscript) -> Future[PartTranscript]:
+    future: Future[PartTranscript] = Future()
+    future.set_result(result)
+    return future
