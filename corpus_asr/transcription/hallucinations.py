@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from corpus_asr.segments import Word
+from corpus_asr.transcription.punctuation import AFTER_A_WORD, BEFORE_A_WORD
 from corpus_asr.transcription.words import Stretch, last_word_end
 from corpus_asr.units import WINDOW_S
 
-_PUNCTUATION = "\"'“¿([{-\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
+_PUNCTUATION = BEFORE_A_WORD + AFTER_A_WORD
 _IMPROBABLE = 0.15
 _SHORT_S = 0.133
 _LONG_S = 2.0

@@ -8,8 +8,8 @@ import string
 from collections.abc import Callable, Sequence
 
 # Source: openai-whisper, the defaults of `add_word_timestamps`.
-_BEFORE_A_WORD = "\"'“¿([{-"
-_AFTER_A_WORD = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
+BEFORE_A_WORD = "\"'“¿([{-"
+AFTER_A_WORD = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001
 SENTENCE_ENDS = ".。!！?？"  # noqa: RUF001
 
 # Written without blanks between words: every character counts as a word.
@@ -52,14 +52,14 @@ def merge_punctuation(words: Sequence[str]) -> list[str]:
     merged = list(words)
     host = len(merged) - 1
     for at in range(len(merged) - 2, -1, -1):
-        if merged[at].startswith(" ") and merged[at].strip() in _BEFORE_A_WORD:
+        if merged[at].startswith(" ") and merged[at].strip() in BEFORE_A_WORD:
             merged[host] = merged[at] + merged[host]
             merged[at] = ""
         else:
             host = at
     host = 0
     for at in range(1, len(merged)):
-        if not merged[host].endswith(" ") and merged[at] in _AFTER_A_WORD:
+        if not merged[host].endswith(" ") and merged[at] in AFTER_A_WORD:
             merged[host] += merged[at]
             merged[at] = ""
         else:
