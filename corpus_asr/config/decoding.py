@@ -102,9 +102,11 @@ class DecodingSettings(Settings):
     @field_validator("language")
     @classmethod
     def _auto_stands_alone(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if isinstance(value, tuple) and "auto" in value:
+        if isinstance(value, str):
+            return value
+        if "auto" in value:
             raise ValueError("auto means every language; leave it out of the list")
-        return value
+        return tuple(dict.fromkeys(value))  # twice the same would share its probability
 
     @field_validator("temperature", mode="before")
     @classmethod

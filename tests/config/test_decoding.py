@@ -87,6 +87,12 @@ def test_options_that_fit() -> None:
     assert (settings.num_beams, settings.hallucination_silence_threshold) == (5, 2.0)
 
 
+def test_a_language_counts_once_however_often_it_is_listed() -> None:
+    assert decoding_from({"language": ["de", "en", "de"]}).language == ("de", "en")
+    with pytest.raises(ConfigError, match="names a single one"):
+        decoding_from({"language": ["en", "en"], "language_mode": "part"})
+
+
 def test_blank_prompts_are_none() -> None:
     settings = decoding_from({"initial_prompt": " ", "hotwords": "", "prefix": "So"})
     assert (settings.initial_prompt, settings.hotwords, settings.prefix) == (None, None, "So")
