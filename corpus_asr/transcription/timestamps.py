@@ -34,8 +34,7 @@ def split_at_timestamps(
         The pieces, and the frames to advance: to the last timestamp if text follows it unfinished,
         else past the window.
 
-    Source: openai-whisper `transcribe.py`, the part after `decode_with_fallback`. Differs where a
-    text is opened by the only timestamp: there the text would also end with it.
+    Source: openai-whisper `transcribe.py`, the part after `decode_with_fallback`.
     """
     is_timestamp = [token >= timestamp_begin for token in tokens]
     cuts = [at for at in range(1, len(tokens)) if is_timestamp[at - 1] and is_timestamp[at]]
@@ -69,11 +68,8 @@ def _whole(
     tokens: Sequence[int], is_timestamp: Sequence[bool], timestamp_begin: int, content_frames: int
 ) -> Piece:
     """One piece for the whole window, ending at its last timestamp if that says anything."""
-    start_s, end_s = 0.0, content_frames / FRAMES_PER_SECOND
-    stamped = [at for at, flag in enumerate(is_timestamp) if flag]
-    last_s = (tokens[stamped[-1]] - timestamp_begin) * TIMESTAMP_STEP_S if stamped else 0.0
-    if stamped == [0]:
-        start_s = last_s
-    elif last_s > 0:
-        end_s = last_s
-    return Piece(first=0, stop=len(tokens), start_s=start_s, end_s=end_s)
+    end_s = content_frames / FRAMES_PER_SECOND
+    stamps = [token for token, flag in zip(tokens, is_timestamp, strict=True) if flag]
+    if stamps and stamps[-1] != timestamp_begin:
+        end_s = (stamps[-1] - timestamp_begin) * TIMESTAMP_STEP_S
+    return Piece(first=0, stop=len(tokens), start_s=0.0, end_s=end_s)

@@ -68,8 +68,6 @@ class Script:
             tokens += [BEGIN + at, *random.integers(256, 5000, 3).tolist()]
         elif ending == "bare":
             tokens = tokens[1:-1] if len(tokens) == 2 else tokens[:-1]
-        if [token >= BEGIN for token in tokens].count(True) == 1 and tokens[0] >= BEGIN:
-            tokens[0] = BEGIN  # opened and not closed: theirs would end where it begins
         return tokens
 
     def no_speech(self, seek: int) -> float:

@@ -46,9 +46,3 @@ def test_a_pair_at_the_end_advances_to_it() -> None:
     pieces, advance = split([100, 1, 150, 150])
     assert [(piece.first, piece.stop) for piece in pieces] == [(0, 3)]
     assert advance == 100
-
-
-def test_a_timestamp_that_only_opens_the_text_does_not_end_it() -> None:
-    pieces, advance = split([105, 1, 2], content_frames=400)
-    assert [(piece.start_s, piece.end_s) for piece in pieces] == [pytest.approx((0.1, 4.0))]
-    assert advance == 400
