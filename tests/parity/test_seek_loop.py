@@ -166,7 +166,12 @@ def test_short_clips_match_with_the_language_detected_and_thresholds_on(
 @pytest.mark.parametrize(
     ("seconds", "ours", "theirs"),
     [
-        (45, {"initial_prompt": "A tale of knights."}, {"initial_prompt": "A tale of knights."}),
+        pytest.param(
+            45,
+            {"initial_prompt": "A tale of knights."},
+            {"initial_prompt": "A tale of knights."},
+            marks=pytest.mark.slow,
+        ),
         (
             45,
             {"initial_prompt": "A tale of knights.", "condition_on_prev_tokens": True},
@@ -196,7 +201,7 @@ def test_prompts_prefixes_and_clips_match(
     compare(found, expected(oracle, part, samples, monkeypatch, **THEIR_GREEDY | theirs))
 
 
-@pytest.mark.parametrize("threshold", [None, 1.0])
+@pytest.mark.parametrize("threshold", [pytest.param(None, marks=pytest.mark.slow), 1.0])
 def test_words_and_skipped_silences_match(
     shared_data: Path,
     checkpoint: Path,
@@ -236,7 +241,7 @@ def test_words_and_skipped_silences_match(
 @pytest.mark.parametrize(
     "options",
     [
-        {"num_beams": 3, "length_penalty": 0.5},
+        pytest.param({"num_beams": 3, "length_penalty": 0.5}, marks=pytest.mark.slow),
         {"repetition_penalty": 1.3},
         {"no_repeat_ngram_size": 2},
     ],
