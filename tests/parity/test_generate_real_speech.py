@@ -43,6 +43,7 @@ def test_short_clips_in_a_batch(both: Pair, shared_data: Path) -> None:
     same(*both.both(batch, max_new_tokens=60, **arguments))
 
 
+@pytest.mark.slow
 def test_two_windows_with_times_of_tokens_and_text_before(both: Pair, shared_data: Path) -> None:
     samples = read_audio(shared_data / "longform" / "ls_2078-142845.flac")[: 40 * SAMPLE_RATE_HZ]
     inputs = features(

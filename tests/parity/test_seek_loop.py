@@ -172,10 +172,11 @@ def test_short_clips_match_with_the_language_detected_and_thresholds_on(
             {"initial_prompt": "A tale of knights."},
             marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             45,
             {"initial_prompt": "A tale of knights.", "condition_on_prev_tokens": True},
             {"initial_prompt": "A tale of knights.", "condition_on_previous_text": True},
+            marks=pytest.mark.slow,
         ),
         # A longer sample_len would leave openai-whisper no room for the prefix.
         (12, {"prefix": "He was the"}, {"prefix": "He was the", "sample_len": 224}),
@@ -201,7 +202,8 @@ def test_prompts_prefixes_and_clips_match(
     compare(found, expected(oracle, part, samples, monkeypatch, **THEIR_GREEDY | theirs))
 
 
-@pytest.mark.parametrize("threshold", [pytest.param(None, marks=pytest.mark.slow), 1.0])
+@pytest.mark.slow
+@pytest.mark.parametrize("threshold", [None, 1.0])
 def test_words_and_skipped_silences_match(
     shared_data: Path,
     checkpoint: Path,

@@ -48,7 +48,10 @@ def engine(checkpoint: Path) -> Iterator[Engine]:
 
 @pytest.mark.parametrize(
     ("path", "seconds"),
-    [("longform/ls_2078-142845.flac", 33), ("timings/LJ002-0092.flac", 30)],
+    [
+        pytest.param("longform/ls_2078-142845.flac", 33, marks=pytest.mark.slow),
+        ("timings/LJ002-0092.flac", 30),
+    ],
 )
 def test_words_of_real_speech_are_those_of_openai_whisper(
     shared_data: Path,
