@@ -109,6 +109,7 @@ class SeekLoop:
             decoded.tokens,
             timestamp_begin=self._dialect.timestamp_begin,
             content_frames=window.content_frames,
+            cut_short=decoded.looped,
         )
         seek = at + advance
         stretches: Sequence[Stretch | None] = [None] * len(pieces)

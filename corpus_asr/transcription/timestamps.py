@@ -21,7 +21,7 @@ class Piece:
 
 
 def split_at_timestamps(
-    tokens: Sequence[int], *, timestamp_begin: int, content_frames: int
+    tokens: Sequence[int], *, timestamp_begin: int, content_frames: int, cut_short: bool = False
 ) -> tuple[list[Piece], int]:
     """Cut a window's tokens where one timestamp follows another.
 
@@ -29,6 +29,8 @@ def split_at_timestamps(
         tokens: what was decoded, end token left out.
         timestamp_begin: the first timestamp token.
         content_frames: frames of audio in the window, padding left out.
+        cut_short: whether the text was ended before the model closed it, so that its last
+            timestamp tells nothing of its end.
 
     Returns:
         The pieces, and the frames to advance: to the last timestamp if text follows it unfinished,
@@ -40,7 +42,8 @@ def split_at_timestamps(
     cuts = [at for at in range(1, len(tokens)) if is_timestamp[at - 1] and is_timestamp[at]]
     closed = ends_closed(tokens, timestamp_begin=timestamp_begin)
     if not cuts:
-        return [_whole(tokens, is_timestamp, timestamp_begin, content_frames)], content_frames
+        stamps = [] if cut_short else [token for token in tokens if token >= timestamp_begin]
+        return [_whole(tokens, stamps, timestamp_begin, content_frames)], content_frames
 
     if closed:
         cuts.append(len(tokens))
@@ -65,11 +68,10 @@ def ends_closed(tokens: Sequence[int], *, timestamp_begin: int) -> bool:
 
 
 def _whole(
-    tokens: Sequence[int], is_timestamp: Sequence[bool], timestamp_begin: int, content_frames: int
+    tokens: Sequence[int], stamps: Sequence[int], timestamp_begin: int, content_frames: int
 ) -> Piece:
     """One piece for the whole window, ending at its last timestamp if that says anything."""
     end_s = content_frames / FRAMES_PER_SECOND
-    stamps = [token for token, flag in zip(tokens, is_timestamp, strict=True) if flag]
     if stamps and stamps[-1] != timestamp_begin:
         end_s = (stamps[-1] - timestamp_begin) * TIMESTAMP_STEP_S
     return Piece(first=0, stop=len(tokens), start_s=0.0, end_s=end_s)

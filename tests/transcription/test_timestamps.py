@@ -46,3 +46,11 @@ def test_a_pair_at_the_end_advances_to_it() -> None:
     pieces, advance = split([100, 1, 150, 150])
     assert [(piece.first, piece.stop) for piece in pieces] == [(0, 3)]
     assert advance == 100
+
+
+def test_a_text_that_was_cut_short_lasts_to_the_end_of_its_audio() -> None:
+    pieces, advance = split_at_timestamps(
+        [105, 1, 1, 1], timestamp_begin=BEGIN, content_frames=438, cut_short=True
+    )
+    assert [(piece.start_s, piece.end_s) for piece in pieces] == [(0.0, 4.38)]
+    assert advance == 438
