@@ -7,6 +7,7 @@ generation_config.json as values. Knows no weights.
 from corpus_asr.errors import CheckpointError
 from corpus_asr.models.convert.known_models import alignment_heads
 from corpus_asr.models.convert.openai_file import Dimensions
+from corpus_asr.models.convert.tiktoken_ranks import TIMESTAMPS
 from corpus_asr.models.whisper.config import WhisperConfig
 from corpus_asr.models.whisper.generation_config import GenerationConfig
 from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
@@ -30,7 +31,7 @@ def config_for(dimensions: Dimensions, tokenizer: WhisperTokenizer) -> WhisperCo
     Raises:
         CheckpointError: the tokenizer is another model's.
     """
-    needed = tokenizer.timestamp_begin + 1501
+    needed = tokenizer.timestamp_begin + TIMESTAMPS
     if dimensions.n_vocab < needed:
         raise CheckpointError(
             f"converting a model of {dimensions.n_vocab} tokens: its tokenizer has {needed}; give "

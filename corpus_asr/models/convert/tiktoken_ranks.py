@@ -17,7 +17,7 @@ from corpus_asr.text.languages import LANGUAGES
 from corpus_asr.units import TIMESTAMP_STEP_S
 
 _END = "<|endoftext|>"
-_TIMESTAMPS = 1501
+TIMESTAMPS = 1501
 _FIXED_CONTROLS = 8  # all but languages and timestamps, the end token included
 
 
@@ -28,7 +28,7 @@ def write_tokenizer_files(ranks_path: Path, folder: Path, *, vocab_size: int) ->
         CheckpointError: the file is broken, or cannot be the vocabulary of such a model.
     """
     ranks = _read_ranks(ranks_path)
-    num_languages = vocab_size - len(ranks) - _FIXED_CONTROLS - _TIMESTAMPS
+    num_languages = vocab_size - len(ranks) - _FIXED_CONTROLS - TIMESTAMPS
     if not 0 < num_languages <= len(LANGUAGES):
         raise CheckpointError(
             f"reading {ranks_path}: {len(ranks)} tokens leave room for {num_languages} languages "
@@ -85,7 +85,7 @@ def _controls(num_languages: int) -> list[str]:
 
 
 def _timestamps() -> list[str]:
-    return [f"<|{step * TIMESTAMP_STEP_S:.2f}|>" for step in range(_TIMESTAMPS)]
+    return [f"<|{step * TIMESTAMP_STEP_S:.2f}|>" for step in range(TIMESTAMPS)]
 
 
 def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
