@@ -29,8 +29,8 @@ test: $(INSTALLED) ## Run the tests, linters included; no network, no GPU
 test-soak: $(INSTALLED) ## Run the tests that take minutes to hours
 	@$(BIN)/python -m pytest -m slow --timeout=7200
 
-bench: $(INSTALLED) ## Time the engine beside transformers: MODEL=folder AUDIO=files
-	@$(BIN)/python -m tests.bench.speed --model $(MODEL) $(AUDIO)
+bench: $(INSTALLED) ## Time the engine beside others: MODEL=folder AUDIO=files, or SHAPE=base; OPTIONS=...
+	@$(BIN)/corpus-asr bench $(AUDIO) $(MODEL:%=--model %) $(SHAPE:%=--shape %) $(OPTIONS)
 
 lint: $(INSTALLED) ## Run all linters
 	@$(BIN)/ruff check .

@@ -1,0 +1,198 @@
+"""`corpus-asr bench`: arguments in, tables out.
+
+The options are read by argparse, so that `python -m corpus_asr.benchmark` works where the packages
+of the command line are not installed, as on a GPU image. Knows no engine.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+from corpus_asr.benchmark.orders import INSTALL, PEERS
+from corpus_asr.errors import ConfigError, CorpusAsrError
+
+PROGRAM = "corpus-asr bench"
+EXIT_UNUSABLE = 2
+
+# Half of the decoder's 448 positions, as all engines leave for the text of one window.
+MAX_TOKENS_PER_WINDOW = 224
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, but for options that have none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, []):
+            return action.help
+        return super()._get_help_string(action)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are those of this package."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"reading the command line: {message}; see {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark as a program; returns the exit code."""
+    try:
+        run(sys.argv[1:] if arguments is None else arguments, out=sys.stdout, progress=sys.stderr)
+    except CorpusAsrError as error:
+        sys.stderr.write(f"{PROGRAM}: {error}\n")
+        return EXIT_UNUSABLE
+    return 0
+
+
+def run(arguments: Sequence[str], *, out: TextIO, progress: TextIO) -> None:
+    """Measure what the arguments ask for.
+
+    Args:
+        arguments: without the program's name.
+        out: where the tables go.
+        progress: where is told what is being done.
+
+    Raises:
+        ConfigError: an option, a name or a file cannot be used.
+        CheckpointError: the checkpoint is missing or not a Whisper checkpoint.
+        DecodeError: a file holds no audio.
+    """
+    options = _parser().parse_intermixed_args(arguments)
+    _check(options)
+
+    def tell(line: str) -> None:
+        progress.write(f"{line}\n")
+        progress.flush()
+
+    # Only from here on, so that --help does not wait for torch.
+    from corpus_asr.benchmark.machine import hardware, versions
+    from corpus_asr.benchmark.measuring import Bench
+    from corpus_asr.models.device import resolve_device
+
+    device = resolve_device(options.device)
+    bench = Bench(options, device=device, tell=tell)
+    about = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": hardware(device),
+        "versions": versions(),
+        "settings": {name: _plain(value) for name, value in vars(options).items()},
+    }
+    for line in _headline(about, options, str(device)):
+        out.write(f"{line}\n")
+    tables = []
+    for table in bench.tables():
+        tables.append(table.as_data())
+        out.write(f"\n{table.text}\n")
+        out.flush()
+        if options.json is not None:
+            content = about | {"left_out": bench.left_out, "tables": tables}
+            options.json.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _headline(about: dict[str, Any], options: argparse.Namespace, device: str) -> list[str]:
+    machine, found = about["hardware"], about["versions"]
+    where = machine["gpu"] if device != "cpu" else f"{machine['cpu']}, {options.threads} threads"
+    flags = " ".join(machine["cpu_flags"])
+    packages = ", ".join(f"{name} {number}" for name, number in found.items() if number)
+    return [
+        f"{where} ({machine['cores']} cores, {machine['memory_gib']} GiB, {flags})",
+        packages,
+        f"batch {options.batch}, beams {options.beams}, medians of {options.runs} alternating runs "
+        f"(least..most), {about['date']}",
+    ]
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what does not go together, before anything is loaded.
+
+    Raises:
+        ConfigError: naming the options.
+    """
+    from corpus_asr.text.languages import resolve_language
+
+    try:
+        options.language = resolve_language(options.language)
+    except ValueError as error:
+        raise ConfigError(f"--language: {error}") from error
+    if options.shape and (options.audio or options.manifest or options.model):
+        raise ConfigError(
+            "choosing what to measure: found --shape together with a model or audio; a shape has "
+            "random weights and hears noise: give one or the other"
+        )
+    if not options.shape and options.model is None:
+        raise ConfigError(
+            "choosing what to measure: found neither --model nor --shape; give a checkpoint folder "
+            "with --model and audio files, or a size with --shape"
+        )
+    for name in ("batch", "beams", "runs", "threads", "tokens_per_window"):
+        if getattr(options, name) < 1:
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: found {getattr(options, name)}, expected 1 or more"
+            )
+    if options.tokens_per_window > MAX_TOKENS_PER_WINDOW:
+        raise ConfigError(
+            f"--tokens-per-window: found {options.tokens_per_window}, expected at most "
+            f"{MAX_TOKENS_PER_WINDOW}, half of Whisper's positions"
+        )
+    if options.json is not None and not options.json.parent.is_dir():
+        raise ConfigError(f"--json {options.json}: there is no folder {options.json.parent}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Time this engine beside others: same audio, checkpoint, batch and beams; "
+        "alternating runs, each engine in a process of its own.",
+        formatter_class=_HelpFormatter,
+    )
+    add = parser.add_argument
+    add("audio", nargs="*", type=Path, metavar="AUDIO", help="audio files")
+    add("--model", metavar="FOLDER", help="a checkpoint in Hugging Face layout")
+    add(
+        "--manifest",
+        type=Path,
+        help="a .jsonl of audio files, with `path` or `uri` and, for the word error rate, `text`; "
+        "a .txt beside a file will do as well",
+    )
+    add(
+        "--shape",
+        nargs="+",
+        action="extend",
+        metavar="SIZE",
+        help="time encoder and decoder alone with random weights of these sizes: tiny, base, "
+        "small, medium, large-v3, large-v3-turbo",
+    )
+    add("--tokens-per-window", type=int, default=100, help="tokens decoded, with --shape")
+    add(
+        "--peers",
+        type=_names,
+        help=f"with commas between: {', '.join(PEERS)}, each with :DTYPE if need be; or none. "
+        f"Without this all that are installed ({INSTALL})",
+    )
+    add("--dtype", type=_names, default=[], help="of this engine; several with commas between")
+    add("--batch", type=int, default=8, help="windows decoded side by side")
+    add("--beams", type=int, default=1, help="1 is greedy")
+    add("--runs", type=int, default=3, help="rounds that count, after one that does not")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--threads", type=int, default=cores, help="CPU threads of every engine")
+    add("--mode", choices=("sequential", "chunked"), default="sequential", help="how we go on")
+    add("--language", default="en", help="spoken in the audio")
+    add("--json", type=Path, metavar="FILE", help="write everything there, every run included")
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    return [] if names == ["none"] else names
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return [_plain(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,75 @@
+"""This engine's encoder and decoder alone: the slot model, driven by the scheduler as ever."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from corpus_asr.benchmark.engines.samples import batches
+from corpus_asr.benchmark.engines.windows import WindowTimer
+from corpus_asr.benchmark.orders import Order
+from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
+from corpus_asr.decoding.slots import SlotScheduler, Steps
+from corpus_asr.models.device import resolve_dtype
+from corpus_asr.models.registry import family_of, resolve
+
+# What the engine encodes at once, and how often it looks for finished windows
+# (transcription/engine.py, which also needs what reads YAML; the tests compare the two).
+ENCODE_BATCH = {"cpu": 2, "cuda": 16}
+CHECK_EVERY = {"cpu": 1, "cuda": 8}
+
+
+class Decoding(WindowTimer):
+    """Times the slot model."""
+
+    def __init__(self, order: Order) -> None:
+        super().__init__(order)
+        torch.set_num_threads(order.threads)
+        folder = Path(order.model)
+        model_class = resolve(family_of(folder).slot_model)
+        device = torch.device(order.device)
+        dtype = resolve_dtype(order.dtype, device)
+        self._model = model_class.from_pretrained(folder, dtype=dtype, device=device).slot_model()
+        kind = device.type
+        self._encode_batch = ENCODE_BATCH[kind]
+        self._scheduler = SlotScheduler(
+            self._model,
+            order.batch * order.beams,
+            encode_batch=self._encode_batch,
+            check_every=CHECK_EVERY[kind],
+        )
+
+    def encode(self) -> Any:
+        """Encode all windows."""
+        groups = batches(torch.from_numpy(self.features), self._encode_batch)
+        return [window for group in groups for window in self._model.encode(group)]
+
+    def decode(self, encoded: Sequence[torch.Tensor], num_tokens: int) -> list[int]:
+        """Say so many tokens about each window."""
+        said: list[int] = []
+
+        def done(result: WindowResult | None, error: Exception | None) -> None:
+            if error is not None:
+                raise error
+            assert result is not None
+            said.append(len(result.tokens))
+
+        for number, window in enumerate(encoded):
+            self._scheduler.add(self._task(number, window, num_tokens), done)
+        while self._scheduler.pending:
+            self._scheduler.advance()
+        return said
+
+    def _task(self, number: int, encoded: torch.Tensor, num_tokens: int) -> Steps[WindowResult]:
+        result = yield WindowJob(
+            features=self.features[number],
+            window=(number,),
+            prompt=tuple(self.prompt),
+            rules=TokenRules(end=self.end, suppress=(self.end,)),
+            max_new_tokens=num_tokens,
+            search=Search(num_beams=self.order.beams),
+            encoded=encoded,
+        )
+        assert isinstance(result, WindowResult)
+        return result

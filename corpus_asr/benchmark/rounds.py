@@ -1,0 +1,156 @@
+"""Alternating rounds over worker processes: A B C, A B C, ...
+
+In: an order per case. Out: every run, or why a case failed. A worker that fails, or dies, loses
+its further turns; the others go on. Knows nothing of engines, nor of what a run measures.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from corpus_asr.benchmark.orders import Case, Order
+
+# OpenMP threads spin for up to 0.2 s after their last work, and would do so in the next one's run.
+SETTLE_S = 0.5
+_EXIT_TIMEOUT_S = 10.0
+_PACKAGES = Path(__file__).resolve().parents[2]
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """What came of one case."""
+
+    case: Case
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    """One per round, the warm-up left out."""
+    failed: str | None = None
+    """Why it has no runs, or no more of them."""
+
+
+class Worker:
+    """A worker process. Use as a context manager."""
+
+    def __init__(self, order: Order) -> None:
+        self._open = ExitStack()
+        self._log = self._open.enter_context(
+            tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        )
+        self._process = subprocess.Popen(
+            # -P: a file in the current folder must not be taken for a library.
+            [sys.executable, "-P", "-m", "corpus_asr.benchmark.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=_environment(order.threads),
+            text=True,
+            encoding="utf-8",
+        )
+        self._pin(order)
+        self._said = self._ask(order.to_json())
+
+    @property
+    def failed(self) -> str | None:
+        """Why this worker can do nothing more."""
+        reason = self._said.get("failed")
+        return None if reason is None else str(reason)
+
+    def run(self) -> dict[str, Any] | None:
+        """Do the work once; None if it failed."""
+        self._said = self._ask("run")
+        return self._said.get("run")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):  # it may be dead already
+            self._process.stdin.close()
+        try:
+            self._process.wait(_EXIT_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._open.close()
+
+    def _ask(self, line: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+            reply = self._process.stdout.readline()
+        except BrokenPipeError:
+            reply = ""
+        if not reply:
+            return {"failed": self._death()}
+        said: dict[str, Any] = json.loads(reply)
+        return said
+
+    def _death(self) -> str:
+        code = self._process.wait()
+        self._log.seek(0)
+        lines = [line.strip() for line in self._log if line.strip()]
+        last = f"; its last words: {lines[-1][:200]}" if lines else ""
+        return f"its process ended with {code}{' (out of memory?)' if code == -9 else ''}{last}"
+
+    def _pin(self, order: Order) -> None:
+        """Give every engine the same cores; what runs beside the model's threads shares them."""
+        if hasattr(os, "sched_setaffinity") and order.device == "cpu":
+            allowed = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(self._process.pid, allowed[: order.threads])
+
+
+def measure(
+    orders: Sequence[tuple[Case, Order]],
+    *,
+    runs: int,
+    tell: Callable[[str], None],
+    settle_s: float = SETTLE_S,
+) -> list[Row]:
+    """Run every order `runs` times in turns, after one turn of each that does not count."""
+    rows = [Row(case=case) for case, _ in orders]
+    with ExitStack() as stack:
+        workers = []
+        for row, (case, order) in zip(rows, orders, strict=True):
+            tell(f"loading {case.label}")
+            workers.append(stack.enter_context(Worker(order)))
+            row.failed = workers[-1].failed
+        for turn in range(runs + 1):
+            tell(f"round {turn} of {runs}" if turn else "warming up")
+            for row, worker in zip(rows, workers, strict=True):
+                if row.failed is not None:
+                    continue
+                time.sleep(settle_s)
+                run = worker.run()
+                row.failed = worker.failed
+                if turn and run is not None:
+                    row.runs.append(run)
+        for row in rows:
+            if row.failed is not None:
+                tell(f"{row.case.label} failed: {row.failed}")
+    return rows
+
+
+def _environment(threads: int) -> dict[str, str]:
+    paths = [str(_PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **os.environ,
+        **dict.fromkeys(_THREADS, str(threads)),
+        "PYTHONPATH": os.pathsep.join(paths),
+        "TOKENIZERS_PARALLELISM": "false",
+        # Everything is on this machine; nobody shall look for more.
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+    }
