@@ -5,6 +5,7 @@ ones, so a step computes nothing for empty ones; which job sits where is `slots.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from corpus_asr.decoding.alignment import align_window
 from corpus_asr.decoding.checks import check_numbers
-from corpus_asr.decoding.lanes import encode_windows
+from corpus_asr.decoding.graphs import Recorder, StepGraphs
 from corpus_asr.decoding.loops import LoopWatch
 from corpus_asr.decoding.options import SlotOptions, Texts
 from corpus_asr.decoding.protocols import (
@@ -27,12 +28,24 @@ from corpus_asr.decoding.protocols import (
 )
 from corpus_asr.decoding.rules import SlotRules
 from corpus_asr.decoding.samplers import choose
+from corpus_asr.decoding.transfers import Lookout, download, upload
 
 
 class SlotBatch:
-    """Per-slot state as tensors; every method runs under inference mode."""
+    """Per-slot state as tensors; every method runs under inference mode.
 
-    def __init__(self, model: SlotModel, slots: int) -> None:
+    A step reads and writes tensors that stay where they are, never waits for the device, and
+    depends on nothing else but what names it in `step`: so it can be recorded and replayed.
+    """
+
+    def __init__(self, model: SlotModel, slots: int, *, recorder: Recorder | None = None) -> None:
+        """Allocate `slots`.
+
+        Args:
+            model: decodes.
+            slots: windows side by side.
+            recorder: records steps for replays; None has each step run as it is.
+        """
         self.model = model
         self.places = slots
         self._state: Any = model.new_state(slots)
@@ -49,20 +62,22 @@ class SlotBatch:
         self._end = torch.zeros(slots, dtype=torch.long, device=device)
         self._seed = torch.zeros(slots, dtype=torch.long, device=device)
         self._temperature = torch.zeros(slots, device=device)
-        self._ended = torch.zeros(slots, dtype=torch.bool, device=device)
+        # Also where nothing is: a replayed step takes some free slots along.
+        self._ended = torch.ones(slots, dtype=torch.bool, device=device)
         self._looped = torch.zeros(slots, dtype=torch.bool, device=device)
+        self._score = torch.zeros(slots, device=device)
+        self._slots = torch.arange(slots, device=device)
         self._options = SlotOptions(Texts(self._text, self._length, self._ended))
-        self._starts = [1] * slots
-        self._scores: list[float | None] = [None] * slots
+        self._lookout = Lookout(self._ended, behind=recorder is not None or device.type == "cuda")
+        self._graphs = StepGraphs(slots, recorder) if recorder else None
+        self._jobs: list[WindowJob | None] = [None] * slots
         self._aligned: dict[int, AlignResult] = {}
 
-    def encode(self, jobs: Sequence[Job]) -> Float[Tensor, "batch pos width"]:
-        """Encode the jobs' windows, or take the encodings they bring."""
-        return encode_windows(self.model, jobs)
-
     @torch.inference_mode()
-    def fill(self, slots: Sequence[int], encoded: Float[Tensor, "batch pos width"]) -> None:
-        """Put encoded windows into `slots`; they stay until the next fill."""
+    def fill(
+        self, slots: Sequence[int], jobs: Sequence[Job], encoded: Float[Tensor, "batch pos width"]
+    ) -> None:
+        """Put the jobs' encoded windows into `slots`; they stay until the next fill."""
         self.model.fill(self._state, slots, encoded)
 
     @torch.inference_mode()
@@ -76,7 +91,6 @@ class SlotBatch:
         for slot, job in zip(slots, jobs, strict=True):
             if isinstance(job, AlignJob):
                 self._aligned[slot] = align_window(self.model, self._state, slot, job)
-                self._ended[slot] = True
         if windows:
             self._start(list(windows), list(windows.values()))
 
@@ -87,39 +101,34 @@ class SlotBatch:
         Slots that ended since the last `collect` go round on their last position; what they say is
         dropped.
         """
-        logits = self.model.step(self._state, self._token[:active], self._position[:active])
-        self._options.before_rules(logits, range(active))
-        index = torch.arange(active, device=self.model.device)
-        self._take(self._rules.apply(logits), index, sampled=sampled)
+        watched = self._loops.watches(range(active))
+        if self._graphs is None or self._options.any:
+            self._advance(active, sampled=sampled, watched=watched)
+            return
+        count = self._graphs.rung(active)
+        self._graphs.run(
+            (count, sampled, watched, *self._rules.layout),
+            partial(self._advance, count, sampled=sampled, watched=watched),
+        )
+
+    def look(self) -> None:
+        """Ask which slots have finished by now; does not wait."""
+        self._lookout.ask()
 
     def ended(self, active: int) -> list[int]:
-        """The slots among the first `active` that are finished; waits for the device."""
-        flags: list[bool] = self._ended[:active].tolist()
-        return [slot for slot, flag in enumerate(flags) if flag]
+        """The slots among the first `active` that are known to have finished."""
+        flags = self._lookout.read(active)
+        return [slot for slot, flag in enumerate(flags) if flag or slot in self._aligned]
 
-    def collect(self, slot: int) -> Result:
-        """Read the result of a finished slot.
+    def collect(self, slots: Sequence[int]) -> list[Result]:
+        """Read the results of finished slots.
 
         Raises:
             EngineError: the model gave no finite number.
         """
-        if slot in self._aligned:
-            return self._aligned.pop(slot)
-        start, length, end = self._starts[slot], int(self._length[slot]), int(self._end[slot])
-        said: list[int] = self._text[slot, start:length].tolist()
-        logprobs: list[float] = self._logprob[slot, start:length].tolist()
-        check_numbers(logprobs, self.model)
-        end_logprob = logprobs.pop() if said[-1] == end else None
-        scores, logits = self._options.kept(slot)
-        return WindowResult(
-            tokens=tuple(said[: len(logprobs)]),
-            logprobs=tuple(logprobs),
-            end_logprob=end_logprob,
-            score=self._scores[slot],
-            looped=bool(self._looped[slot]),
-            scores=scores,
-            logits=logits,
-        )
+        decoded = [slot for slot in slots if slot not in self._aligned]
+        found: dict[int, Result] = dict(zip(decoded, self._read(decoded), strict=True))
+        return [found[slot] if slot in found else self._aligned.pop(slot) for slot in slots]
 
     @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
@@ -130,11 +139,11 @@ class SlotBatch:
         self._options.move(source, target)
         for tensor in (
             self._text, self._logprob, self._token, self._length, self._limit, self._end,
-            self._seed, self._temperature, self._ended, self._looped,
+            self._seed, self._temperature, self._ended, self._looped, self._score,
         ):  # fmt: skip
             tensor[target] = tensor[source]
-        self._starts[target] = self._starts[source]
-        self._scores[target] = self._scores[source]
+        self._ended[source] = True
+        self._jobs[target] = self._jobs[source]
         if source in self._aligned:
             self._aligned[target] = self._aligned.pop(source)
 
@@ -145,51 +154,71 @@ class SlotBatch:
 
     def _start(self, slots: list[int], jobs: list[WindowJob]) -> None:
         """Run prompts and choose first tokens."""
-        device = self.model.device
         lengths = [len(job.prompt) for job in jobs]
-        index = torch.tensor(slots, device=device)
-        prompts = torch.zeros(len(jobs), max(lengths), dtype=torch.long, device=device)
-        for row, job in enumerate(jobs):
-            prompts[row, : lengths[row]] = torch.tensor(job.prompt, device=device)
-            self._rules.admit(slots[row], job.rules)
-        hidden = self.model.prefill(self._state, slots, prompts, lengths)  # (batch, token, width)
-        rows = torch.arange(len(jobs), device=device)
-        length = torch.tensor(lengths, device=device)
-        logits = self.model.logits(hidden[rows, length - 1])  # (batch, vocab)
-        self._score(slots, jobs, hidden)
-
         room = self.model.max_target_positions
-        limits = [
-            min(job.max_new_tokens + length, room)
-            for job, length in zip(jobs, lengths, strict=True)
-        ]
-        self._text[index, : prompts.shape[1]] = prompts
-        self._length[index] = length
-        self._limit[index] = torch.tensor(limits, device=device)
-        self._end[index] = torch.tensor([job.rules.end for job in jobs], device=device)
-        self._seed[index] = torch.tensor([job.seed for job in jobs], device=device)
-        self._temperature[index] = torch.tensor(
-            [job.search.temperature for job in jobs], dtype=torch.float32, device=device
+        prompts = torch.zeros(len(jobs), max(lengths), dtype=torch.long)
+        for row, job in enumerate(jobs):
+            prompts[row, : lengths[row]] = torch.tensor(job.prompt)
+        scored = [row for row, job in enumerate(jobs) if job.score_token is not None]
+        index, prompts, length, limit, end, seed, temperature, *score_of = upload(
+            self.model.device,
+            slots,
+            prompts,
+            lengths,
+            [min(job.max_new_tokens + len(job.prompt), room) for job in jobs],
+            [job.rules.end for job in jobs],
+            [job.seed for job in jobs],
+            [float(job.search.temperature) for job in jobs],
+            [slots[row] for row in scored],
+            scored,
+            [jobs[row].score_position for row in scored],
+            [jobs[row].score_token or 0 for row in scored],
         )
-        self._ended[index] = False
-        self._looped[index] = False
-        for slot, start in zip(slots, lengths, strict=True):
-            self._starts[slot] = start
+        hidden = self.model.prefill(self._state, slots, prompts, lengths)  # (batch, token, width)
+        logits = self.model.logits(hidden[self._slots[: len(jobs)], length - 1])  # (batch, vocab)
+        if scored:
+            self._keep_scores(hidden, *score_of)
+
+        self._text[:, : prompts.shape[1]].index_copy_(0, index, prompts)
+        for held, values in (
+            (self._length, length), (self._limit, limit), (self._end, end), (self._seed, seed),
+            (self._temperature, temperature.float()),
+        ):  # fmt: skip
+            held.index_copy_(0, index, values)
+        self._ended.index_fill_(0, index, False)
+        self._looped.index_fill_(0, index, False)
+        for slot, job in zip(slots, jobs, strict=True):
+            self._jobs[slot] = job
+        rules = [job.rules for job in jobs]
+        self._rules.admit(index, rules)
         self._loops.admit(slots, jobs)
         self._options.admit(slots, [job.search for job in jobs])
 
         self._options.before_rules(logits, slots)
-        allowed = self._rules.apply_first(logits, [job.rules for job in jobs])
-        sampled = any(job.search.temperature > 0 for job in jobs)
-        self._take(allowed, index, sampled=sampled, slots=slots)
+        self._take(
+            self._rules.apply_first(logits, rules),
+            index,
+            slots=slots,
+            sampled=any(job.search.temperature > 0 for job in jobs),
+            watched=self._loops.watches(slots),
+        )
+
+    def _advance(self, count: int, *, sampled: bool, watched: bool) -> None:
+        """Advance the first `count` slots by one token."""
+        logits = self.model.step(self._state, self._token[:count], self._position[:count])
+        slots = range(count)
+        self._options.before_rules(logits, slots)
+        allowed = self._rules.apply(logits)
+        self._take(allowed, self._slots[:count], slots=slots, sampled=sampled, watched=watched)
 
     def _take(
         self,
         allowed: Float[Tensor, "batch vocab"],
         index: Int[Tensor, " batch"],
         *,
+        slots: Sequence[int],
         sampled: bool,
-        slots: Sequence[int] | None = None,
+        watched: bool,
     ) -> None:
         """Choose the next tokens from logits the rules have been applied to.
 
@@ -198,10 +227,10 @@ class SlotBatch:
         Args:
             allowed: one row per slot.
             index: the slots.
+            slots: the same for the host.
             sampled: whether any of their jobs has a temperature above 0.
-            slots: the same as `index` for the host; left out, the first ones.
+            watched: whether any of them is to end when it goes round in circles.
         """
-        slots = range(len(allowed)) if slots is None else slots
         self._options.after_rules(allowed, slots)
         length = self._length[index]
         if sampled:
@@ -212,14 +241,14 @@ class SlotBatch:
         logprob = chosen - allowed.logsumexp(dim=1)
 
         going = ~self._ended[index]
-        column = torch.where(going, length, self._text.shape[1] - 1)
+        column = length.masked_fill(~going, self._text.shape[1] - 1)
         self._text[index, column] = token
         self._logprob[index, column] = logprob
         self._rules.update(token, index)
         self._token[index] = token
         self._length[index] = length + going
         ended = (token == self._end[index]) | (length + 1 >= self._limit[index])
-        if self._loops.watches(slots):
+        if watched:
             looped = self._loops.update(token, index, self._text, length, going) & ~ended
             self._looped[index] |= looped
             ended |= looped
@@ -241,22 +270,50 @@ class SlotBatch:
             positions=length - 1,
         )
 
-    def _score(
+    def _keep_scores(
         self,
-        slots: Sequence[int],
-        jobs: Sequence[WindowJob],
         hidden: Float[Tensor, "batch token width"],
+        slots: Int[Tensor, " scored"],
+        rows: Int[Tensor, " scored"],
+        positions: Int[Tensor, " scored"],
+        tokens: Int[Tensor, " scored"],
     ) -> None:
-        """Read the raw probability of each job's `score_token`."""
-        wanted = [row for row, job in enumerate(jobs) if job.score_token is not None]
-        for slot in slots:
-            self._scores[slot] = None
-        if not wanted:
-            return
-        at = torch.tensor([jobs[row].score_position for row in wanted], device=hidden.device)
-        rows = torch.tensor(wanted, device=hidden.device)
-        probabilities = self.model.logits(hidden[rows, at]).softmax(dim=1)  # (wanted, vocab)
-        tokens = torch.tensor([[jobs[row].score_token] for row in wanted], device=hidden.device)
-        values: list[float] = probabilities.gather(1, tokens).squeeze(1).tolist()
-        for row, value in zip(wanted, values, strict=True):
-            self._scores[slots[row]] = value
+        """Keep the raw probability of the `score_token` of those jobs that have one."""
+        probabilities = self.model.logits(hidden[rows, positions]).softmax(dim=1)  # (scored, vocab)
+        scores = probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1)
+        self._score.index_copy_(0, slots, scores)
+
+    def _read(self, slots: list[int]) -> list[WindowResult]:
+        if not slots:
+            return []
+        (index,) = upload(self.model.device, slots)
+        held = (self._text, self._logprob, self._length, self._looped, self._score)
+        rows = zip(*download(*(tensor[index] for tensor in held)), strict=True)
+        return [self._result(slot, *row) for slot, row in zip(slots, rows, strict=True)]
+
+    def _result(
+        self,
+        slot: int,
+        text: Int[Tensor, " token"],
+        logprob: Float[Tensor, " token"],
+        length: Int[Tensor, ""],
+        looped: Int[Tensor, ""],
+        score: Float[Tensor, ""],
+    ) -> WindowResult:
+        job = self._jobs[slot]
+        assert job is not None, "collected from an empty slot"
+        new = slice(len(job.prompt), int(length))
+        said: list[int] = text[new].tolist()
+        logprobs: list[float] = logprob[new].tolist()
+        check_numbers(logprobs, self.model)
+        end_logprob = logprobs.pop() if said[-1] == job.rules.end else None
+        scores, logits = self._options.kept(slot)
+        return WindowResult(
+            tokens=tuple(said[: len(logprobs)]),
+            logprobs=tuple(logprobs),
+            end_logprob=end_logprob,
+            score=None if job.score_token is None else float(score),
+            looped=bool(looped),
+            scores=scores,
+            logits=logits,
+        )

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from corpus_asr.decoding.beams import OUT, Beams, pick, repeats_itself
 from corpus_asr.decoding.checks import check_numbers
-from corpus_asr.decoding.lanes import encode_windows
 from corpus_asr.decoding.options import SlotOptions, Texts
 from corpus_asr.decoding.processors import should_stop
 from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult
 from corpus_asr.decoding.rules import SlotRules
+from corpus_asr.decoding.transfers import Lookout, download, upload
 
 _UNTIL_FULL, _NEVER = 1, 2
 _EARLY_STOPPING: dict[bool | str, int] = {False: 0, True: _UNTIL_FULL, "never": _NEVER}
@@ -70,17 +70,19 @@ class BeamBatch:
         self._ended = torch.zeros(places, num_beams, dtype=torch.bool, device=device)
         texts = self._running.text.flatten(0, 1), self._running.length.flatten()
         self._options = SlotOptions(Texts(*texts, self._ended.flatten()))
+        self._lookout = Lookout(self._ended[:, 0], behind=device.type == "cuda")
         self._jobs: list[WindowJob | None] = [None] * places
         self._scores: list[float | None] = [None] * places
         self._counts = [0] * places
 
-    def encode(self, jobs: Sequence[WindowJob]) -> Float[Tensor, "batch pos width"]:
-        """Encode the jobs' windows, or take the encodings they bring."""
-        return encode_windows(self.model, jobs)
-
     @torch.inference_mode()
-    def fill(self, places: Sequence[int], encoded: Float[Tensor, "batch pos width"]) -> None:
-        """Put encoded windows into `places`; they stay until the next fill."""
+    def fill(
+        self,
+        places: Sequence[int],
+        jobs: Sequence[WindowJob],
+        encoded: Float[Tensor, "batch pos width"],
+    ) -> None:
+        """Put the jobs' encoded windows into `places`; they stay until the next fill."""
         self.model.fill(self._state, [place * self.num_beams for place in places], encoded)
 
     @torch.inference_mode()
@@ -98,22 +100,24 @@ class BeamBatch:
         prompts = torch.zeros(len(jobs), max(lengths), dtype=torch.long)
         for row, job in enumerate(jobs):
             prompts[row, : lengths[row]] = torch.tensor(job.prompt)
-        prompts = prompts.to(self.model.device)
+        index, slots, prompts, length = upload(
+            self.model.device, list(places), self._slots(places), prompts, lengths
+        )
         firsts = [place * self.num_beams for place in places]
         hidden = self.model.prefill(self._state, firsts, prompts, lengths)  # (batch, token, width)
         for first in firsts:
             self.model.share(self._state, first, range(first + 1, first + self.num_beams))
-        index = torch.tensor(places, device=self.model.device)
         self._begin(index, prompts, jobs)
+        rules = [job.rules for job in jobs for _ in range(self.num_beams)]
+        self._rules.admit(slots, rules)
         for place, job in zip(places, jobs, strict=True):
             self._admit(place, job)
         self._read_scores(places, jobs, hidden)
-        last = torch.tensor(lengths, device=self.model.device) - 1
-        logits = self.model.logits(hidden[torch.arange(len(jobs), device=last.device), last])
+        rows = torch.arange(len(jobs), device=length.device)
+        logits = self.model.logits(hidden[rows, length - 1])
         logits = logits.repeat_interleave(self.num_beams, dim=0)
         scores = logits.log_softmax(dim=1)
         self._options.before_rules(scores, self._slots(places), logits=logits)
-        rules = [job.rules for job in jobs for _ in range(self.num_beams)]
         self._take(self._rules.apply_first(scores, rules), places, index)
 
     @torch.inference_mode()
@@ -141,24 +145,35 @@ class BeamBatch:
         index = torch.arange(active, device=self.model.device)
         self._take(self._rules.apply(scores), range(active), index)
 
+    def look(self) -> None:
+        """Ask which places have finished by now; does not wait."""
+        self._lookout.ask()
+
     def ended(self, active: int) -> list[int]:
-        """The places among the first `active` that are finished; waits for the device."""
-        flags: list[bool] = self._ended[:active, 0].tolist()
+        """The places among the first `active` that are known to have finished."""
+        flags = self._lookout.read(active)
         return [place for place, flag in enumerate(flags) if flag]
 
-    def collect(self, place: int) -> WindowResult:
-        """Read the result of a finished place: its best beam, and beside it the next best.
+    def collect(self, places: Sequence[int]) -> list[WindowResult]:
+        """Read the results of finished places: the best beam, and beside it the next best.
 
         Raises:
             EngineError: the model gave no finite number.
         """
-        job = self._jobs[place]
-        assert job is not None, "collected from an empty place"
-        check_numbers(self._finished.score[place].tolist(), self.model)
-        kept = self._kept(place)
-        wanted = range(job.search.num_return_sequences)
-        best, *others = [self._result(place, beam, job, *kept) for beam in wanted]
-        return replace(best, others=tuple(others))
+        (index,) = upload(self.model.device, list(places))
+        found = download(*self._finished.of(index).tensors())
+        results: list[WindowResult] = []
+        for row, place in enumerate(places):
+            job = self._jobs[place]
+            assert job is not None, "collected from an empty place"
+            check_numbers(found[0][row].tolist(), self.model)
+            kept = self._kept(place)
+            beams = [
+                self._result(job, self._scores[place], [held[row, beam] for held in found], kept)
+                for beam in range(job.search.num_return_sequences)
+            ]
+            results.append(replace(beams[0], others=tuple(beams[1:])))
+        return results
 
     @torch.inference_mode()
     def move(self, source: int, target: int) -> None:
@@ -190,8 +205,6 @@ class BeamBatch:
         self._jobs[place] = job
         self._counts[place] = 0
         slots = self._slots([place])
-        for slot in slots:
-            self._rules.admit(slot, job.rules)
         self._options.admit(slots, [job.search] * len(slots))
 
     def _slots(self, places: Sequence[int]) -> list[int]:
@@ -203,23 +216,21 @@ class BeamBatch:
         self, index: Tensor, prompts: Int[Tensor, "place token"], jobs: Sequence[WindowJob]
     ) -> None:
         """Start the places of `index` anew."""
-        device = self.model.device
-
-        def tensor(values: list[Any], dtype: torch.dtype = torch.long) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=device)
-
         room = self.model.max_target_positions
-        self._prompt[index] = tensor([len(job.prompt) for job in jobs])
-        self._limit[index] = tensor(
-            [min(job.max_new_tokens, room - len(job.prompt)) for job in jobs]
+        searches = [job.search for job in jobs]
+        values = upload(
+            self.model.device,
+            [len(job.prompt) for job in jobs],
+            [min(job.max_new_tokens, room - len(job.prompt)) for job in jobs],
+            [job.rules.end for job in jobs],
+            [float(search.length_penalty) for search in searches],
+            [_EARLY_STOPPING[search.early_stopping] for search in searches],
         )
-        self._end[index] = tensor([job.rules.end for job in jobs])
-        self._length_penalty[index] = tensor(
-            [job.search.length_penalty for job in jobs], torch.float64
-        )
-        self._early_stopping[index] = tensor(
-            [_EARLY_STOPPING[job.search.early_stopping] for job in jobs]
-        )
+        held = (
+            self._prompt, self._limit, self._end, self._length_penalty, self._early_stopping,
+        )  # fmt: skip
+        for tensor, new in zip(held, values, strict=True):
+            tensor.index_copy_(0, index, new)
         self._ended[index] = False
         self._can_improve[index] = True
         self._is_finished[index] = False
@@ -366,24 +377,29 @@ class BeamBatch:
         return torch.stack(scores) if scores else None, torch.stack(logits) if logits else None
 
     def _result(
-        self, place: int, beam: int, job: WindowJob, scores: Tensor | None, logits: Tensor | None
+        self,
+        job: WindowJob,
+        wanted_score: float | None,
+        sequence: Sequence[Tensor],
+        kept: tuple[Tensor | None, Tensor | None],
     ) -> WindowResult:
-        """Read one finished sequence."""
-        found, prompt = self._finished, len(job.prompt)
-        length = int(found.length[place, beam])
-        tokens: list[int] = found.text[place, beam, prompt:length].tolist()
-        logprobs: list[float] = found.logprob[place, beam, prompt:length].tolist()
+        """Make a result of one finished sequence: what `Beams` hold of it, read to the host."""
+        score, length, text, logprob, parent, looped = sequence
+        new = slice(len(job.prompt), int(length))
+        tokens: list[int] = text[new].tolist()
+        logprobs: list[float] = logprob[new].tolist()
         # What a token was chosen from is what the beam saw that it was appended to.
-        parents = found.parent[place, beam, prompt:length].cpu()
+        parents = parent[new]
         steps = torch.arange(len(parents))
         end_logprob = logprobs.pop() if tokens and tokens[-1] == job.rules.end else None
+        scores, logits = (None if of is None else of[parents, steps] for of in kept)
         return WindowResult(
             tokens=tuple(tokens[: len(logprobs)]),
             logprobs=tuple(logprobs),
             end_logprob=end_logprob,
-            score=self._scores[place],
-            looped=bool(found.looped[place, beam]),
-            scores=None if scores is None else scores[parents, steps],
-            logits=None if logits is None else logits[parents, steps],
-            sequence_score=float(found.score[place, beam]),
+            score=wanted_score,
+            looped=bool(looped),
+            scores=scores,
+            logits=logits,
+            sequence_score=float(score),
         )

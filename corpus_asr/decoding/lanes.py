@@ -5,7 +5,7 @@ belongs to another lane. Knows nothing of how a `LaneBatch` searches, nor what t
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -13,7 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corpus_asr.decoding.protocols import Job, Result, SlotModel, WindowJob
+from corpus_asr.decoding.protocols import Job, Result, SlotModel, WindowJob, WindowResult
+from corpus_asr.decoding.statistics import EngineStatistics
+from corpus_asr.decoding.transfers import upload_stack
 
 T = TypeVar("T")
 Steps = Generator[Job, Any, T]
@@ -30,20 +32,22 @@ class LaneBatch(Protocol):
     """
 
     @property
+    def model(self) -> SlotModel:
+        """Encodes the windows."""
+
+    @property
     def places(self) -> int:
         """How many jobs fit in."""
 
-    def encode(self, jobs: Sequence[WindowJob]) -> Float[Tensor, "batch pos width"]:
-        """Encode the jobs' windows, or take the jobs' own encodings (`encode_windows`).
+    def fill(
+        self,
+        places: Sequence[int],
+        jobs: Sequence[Any],
+        encoded: Float[Tensor, "batch pos width"],
+    ) -> None:
+        """Put the jobs' encoded windows into `places`; they stay until the next fill."""
 
-        `fill` always follows directly, with the same windows in the same order, so a batch whose
-        assistant listens for itself may keep what that one heard until then.
-        """
-
-    def fill(self, places: Sequence[int], encoded: Float[Tensor, "batch pos width"]) -> None:
-        """Put encoded windows into `places`; they stay until the next fill."""
-
-    def admit(self, places: Sequence[int], jobs: Sequence[WindowJob]) -> None:
+    def admit(self, places: Sequence[int], jobs: Sequence[Any]) -> None:
         """Start the jobs in `places`, whose windows are filled; a job may end at once."""
 
     def step(self, active: int, *, sampled: bool) -> None:
@@ -54,11 +58,18 @@ class LaneBatch(Protocol):
             sampled: whether any of their jobs has a temperature above 0.
         """
 
-    def ended(self, active: int) -> list[int]:
-        """The places among the first `active` that are finished; waits for the device."""
+    def look(self) -> None:
+        """Ask which places have finished by now, for `ended` to tell; does not wait."""
 
-    def collect(self, place: int) -> Result:
-        """Read the result of a finished place."""
+    def ended(self, active: int) -> list[int]:
+        """The places among the first `active` that are known to have finished.
+
+        Where the device works behind the host, what became true since the last `look` is not known
+        yet, but for what the host itself did.
+        """
+
+    def collect(self, places: Sequence[int]) -> Sequence[Result]:
+        """Read the results of finished places."""
 
     def move(self, source: int, target: int) -> None:
         """Make place `target` what place `source` is; `source` is free afterwards."""
@@ -78,8 +89,9 @@ def encode_windows(model: SlotModel, jobs: Sequence[Job]) -> Float[Tensor, "batc
         }
         missing = [row for row in range(len(jobs)) if row not in rows]
         if missing:
-            windows = torch.stack([torch.from_numpy(jobs[row].features) for row in missing])
-            encoded = model.encode(windows.to(model.device, model.dtype))
+            features = [torch.from_numpy(jobs[row].features) for row in missing]
+            # In their own type, mostly half as wide, until they are there.
+            encoded = model.encode(upload_stack(features, model.device).to(model.dtype))
             if not rows:
                 return encoded
             rows.update(zip(missing, encoded, strict=True))
@@ -102,7 +114,12 @@ class Running:
     filled: bool = False
     """Whether the place it sits in already holds the job's window."""
     encoded: Tensor | None = None
-    """The job's window, should the task ask for it again in another lane."""
+    """The job's window, once encoded: ahead of need, or for a lane the task is in later."""
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether the encoder has nothing to do for the job."""
+        return self.encoded is not None or self.job.encoded is not None
 
     def resume(self, result: Result, check: Callable[[Job], None]) -> bool:
         """Send a result; returns whether the task has another job, which `check` accepts."""
@@ -117,9 +134,13 @@ class Running:
             self.done(None, error)
             return False
         if job.window != self.job.window:
-            self.filled, self.encoded = False, None
+            self.forget()
         self.job = job
         return True
+
+    def forget(self) -> None:
+        """Have the job's window encoded and filled anew."""
+        self.filled, self.encoded = False, None
 
     def fail(self, error: Exception) -> None:
         """End the task with `error`."""
@@ -128,7 +149,17 @@ class Running:
 
 
 class Lane:
-    """Keeps the places of one batch full."""
+    """Keeps the places of one batch full.
+
+    Windows are encoded in batches of `encode_batch`: with those that are needed now go some of
+    jobs that still wait, on the same stream, as the encoder alone keeps a device busy. A job whose
+    window is encoded goes before one whose window is not, so that these too come to be encoded
+    together.
+
+    Whatever leaves a method for want of memory, every task is in exactly one place or queue, and
+    has not been sent the result of its present job: `empty` then gives all that are to be started
+    anew.
+    """
 
     def __init__(
         self,
@@ -137,6 +168,7 @@ class Lane:
         encode_batch: int,
         check: Callable[[Job], None],
         lane_of: Callable[[Job], "Lane"],
+        statistics: EngineStatistics,
     ) -> None:
         """Take over a batch.
 
@@ -145,112 +177,157 @@ class Lane:
             encode_batch: windows encoded at once, which bounds the encoder's memory.
             check: raises on a job that nobody could do.
             lane_of: where a job belongs.
+            statistics: what is counted is added to these.
         """
         self._batch = batch
         self._encode_batch = encode_batch
         self._check = check
         self._lane_of = lane_of
+        self._statistics = statistics
         self._waiting: deque[Running] = deque()
-        self._active: list[Running] = []  # the task in place 0, 1, ...
+        self._encoded: deque[Running] = deque()  # these wait too, and need no encoder
+        self._active: dict[int, Running] = {}  # by place
 
     @property
     def pending(self) -> int:
         """Tasks whose present job is here."""
-        return len(self._waiting) + len(self._active)
+        return len(self._active) + self._num_waiting
+
+    @property
+    def _num_waiting(self) -> int:
+        return len(self._waiting) + len(self._encoded)
 
     def add(self, running: Running, *, first: bool = False) -> None:
         """Queue a task; `first` lets one that is under way already overtake the others."""
+        waiting = self._encoded if running.is_encoded else self._waiting
         if first:
-            self._waiting.appendleft(running)
+            waiting.appendleft(running)
         else:
-            self._waiting.append(running)
+            waiting.append(running)
 
     def advance(self, steps: int) -> None:
         """Refill free places, decode for so many steps and deal with what ended."""
         self._refill()
         if not self._active:
             return
-        sampled = any(_is_sampled(running.job) for running in self._active)
-        for _ in range(steps):
-            self._batch.step(len(self._active), sampled=sampled)
+        active = len(self._active)
+        sampled = any(_is_sampled(running.job) for running in self._active.values())
+        with self._statistics.timing("step_s"):
+            for left in range(steps, 0, -1):
+                if left == 1:
+                    self._batch.look()
+                self._batch.step(active, sampled=sampled)
+        self._statistics.count_steps(
+            steps, active=active, places=self._batch.places, pending=self.pending
+        )
         self._finish()
 
     def empty(self) -> list[Running]:
-        """Give up every task."""
-        found = [*self._active, *self._waiting]
-        self._active.clear()
-        self._waiting.clear()
+        """Give up every task; those under way come first."""
+        found = [*self._active.values(), *self._encoded, *self._waiting]
+        for tasks in (self._active, self._encoded, self._waiting):
+            tasks.clear()
         return found
 
     def _refill(self) -> None:
-        while self._waiting and len(self._active) < self._batch.places:
+        while self._num_waiting and len(self._active) < self._batch.places:
             first = len(self._active)
-            count = min(self._batch.places - first, len(self._waiting))
-            admitted = [self._waiting.popleft() for _ in range(count)]
-            self._active.extend(admitted)
-            self._admit(list(range(first, first + count)))
+            places = range(first, min(self._batch.places, first + self._num_waiting))
+            for place in places:
+                self._active[place] = self._next()
+            self._admit(places)
             self._finish()  # a job may end with its first token
 
-    def _admit(self, places: list[int]) -> None:
-        """Encode what is not there yet and start the jobs in `places`."""
+    def _next(self) -> Running:
+        return (self._encoded or self._waiting).popleft()
+
+    def _admit(self, places: Sequence[int]) -> None:
+        """Start the jobs in `places`, with their windows where they do not hold them yet."""
+        starting = [self._active[place] for place in places]
+        self._encode([one for one in starting if not one.filled and not one.is_encoded])
         empty = [place for place in places if not self._active[place].filled]
-        for first in range(0, len(empty), self._encode_batch):
-            some = empty[first : first + self._encode_batch]
-            jobs = [_with_encoding(self._active[place]) for place in some]
-            encoded = self._batch.encode(_for_batch(jobs))
-            self._batch.fill(some, encoded)
-            for place, row in zip(some, encoded, strict=True):
-                # A copy, so that the row does not keep its whole batch in memory.
-                self._active[place].encoded = row.clone()
-        self._batch.admit(places, _for_batch([self._active[place].job for place in places]))
+        with self._statistics.timing("fill_s"):
+            for first in range(0, len(empty), self._encode_batch):
+                some = empty[first : first + self._encode_batch]
+                jobs = [_with_encoding(self._active[place]) for place in some]
+                self._batch.fill(some, jobs, encode_windows(self._batch.model, jobs))
+        with self._statistics.timing("prefill_s"):
+            self._batch.admit(places, [running.job for running in starting])
+        for running in starting:
+            running.filled = True
+
+    def _encode(self, needed: Sequence[Running]) -> None:
+        """Encode the windows of these jobs, and to fill the last batch those of some that wait."""
+        for first in range(0, len(needed), self._encode_batch):
+            some = list(needed[first : first + self._encode_batch])
+            while len(some) < self._encode_batch and self._waiting:
+                some.append(self._waiting.popleft())
+                self._encoded.append(some[-1])
+            with self._statistics.timing("encode_s"):
+                encoded = encode_windows(self._batch.model, [running.job for running in some])
+                for running, row in zip(some, encoded, strict=True):
+                    # A copy, so that the row does not keep its whole batch in memory.
+                    running.encoded = row.clone()
+            self._statistics.windows += len(some)
+            self._statistics.encoder_batches += 1
 
     def _finish(self) -> None:
         """Send results to their tasks; a task that asks for the same window again stays put."""
-        while ended := self._batch.ended(len(self._active)):
-            again: list[int] = []
+        while ended := self._ended():
+            with self._statistics.timing("wait_s"):
+                results = self._batch.collect(ended)
+            starting: list[int] = []
             free: list[int] = []
-            for place in ended:
-                running = self._active[place]
-                window = running.job.window
-                if not running.resume(self._batch.collect(place), self._check):
-                    free.append(place)
-                    continue
-                lane = self._lane_of(running.job)
-                if lane is self and running.job.window == window:
-                    running.filled = True
-                    again.append(place)
-                else:
-                    running.filled = False
-                    lane.add(running, first=True)
-                    free.append(place)
-            if again:
-                self._admit(again)
-            self._close_gaps(free)
+            for place, result in zip(ended, results, strict=True):
+                if isinstance(result, WindowResult):
+                    self._statistics.tokens += len(result.tokens)
+                (starting if self._stays(place, result) else free).append(place)
+            starting += self._refill_freed(free)
+            self._close_gaps(starting)
+            if starting:
+                self._admit(starting)
 
-    def _close_gaps(self, free: list[int]) -> None:
-        """Refill freed places with waiting jobs, or move the last ones into them."""
-        refilled = free[: len(self._waiting)]
+    def _ended(self) -> list[int]:
+        with self._statistics.timing("wait_s"):
+            return self._batch.ended(len(self._active))
+
+    def _stays(self, place: int, result: Result) -> bool:
+        """Send a task its result; tells whether its next job is for the window in its place."""
+        running = self._active[place]
+        if running.resume(result, self._check):
+            lane = self._lane_of(running.job)
+            if lane is self and running.filled:
+                return True
+            running.filled = False
+            lane.add(running, first=True)
+        del self._active[place]
+        return False
+
+    def _refill_freed(self, free: Iterable[int]) -> list[int]:
+        """Give freed places, the first ones first, to waiting jobs; returns those."""
+        refilled = sorted(free)[: self._num_waiting]
         for place in refilled:
-            self._active[place] = self._waiting.popleft()
-        if refilled:
-            self._admit(refilled)
-        for place in sorted(free[len(refilled) :], reverse=True):
-            last = self._active.pop()
-            if place < len(self._active):
-                self._batch.move(len(self._active), place)
-                self._active[place] = last
+            self._active[place] = self._next()
+        self._statistics.refills += len(refilled)
+        return refilled
+
+    def _close_gaps(self, starting: list[int]) -> None:
+        """Move the last jobs into places left free; places that are to be started move along."""
+        count = len(self._active)
+        gaps = [place for place in range(count) if place not in self._active]
+        beyond = [place for place in self._active if place >= count]
+        for source, target in zip(sorted(beyond), gaps, strict=True):
+            self._batch.move(source, target)
+            self._active[target] = self._active.pop(source)
+            if source in starting:
+                starting[starting.index(source)] = target
 
 
 def _with_encoding(running: Running) -> Job:
-    """The job, with the window's encoding where another lane has left it."""
+    """The job, with its window's encoding."""
     if running.encoded is None or running.job.encoded is not None:
         return running.job
     return replace(running.job, encoded=running.encoded)
-
-
-def _for_batch(jobs: list[Job]) -> Any:
-    """The jobs as their batch takes them: `AlignJob`s too, but in the plain lane alone."""
-    return jobs
 
 
 def _is_sampled(job: Job) -> bool:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from corpus_asr.decoding.protocols import WindowJob
+from corpus_asr.decoding.transfers import upload
 
 LONGEST_PHRASE = 64
 """Tokens; a fifth of a window's text could hold no longer one five times."""
@@ -45,18 +46,18 @@ class LoopWatch:
         """Watch the slots whose jobs ask for it, from the end of their prompts on."""
         for slot, job in zip(slots, jobs, strict=True):
             self._watches[slot] = job.search.stop_loops
-        index = torch.tensor(list(slots), device=self._device)
-        self._watched[index] = torch.tensor(
-            [job.search.stop_loops for job in jobs], device=self._device
-        )
-        if not any(job.search.stop_loops for job in jobs):
-            return
         begins = [job.rules.timestamp_begin for job in jobs]
-        self._alike_from[index] = torch.tensor(
-            [self._vocab_size if begin is None else begin for begin in begins], device=self._device
+        index, watched, alike_from, start = upload(
+            self._device,
+            list(slots),
+            [int(job.search.stop_loops) for job in jobs],
+            [self._vocab_size if begin is None else begin for begin in begins],
+            [len(job.prompt) for job in jobs],
         )
-        self._start[index] = torch.tensor([len(job.prompt) for job in jobs], device=self._device)
-        self._repeated[index] = 0
+        self._watched.index_copy_(0, index, watched.bool())
+        self._alike_from.index_copy_(0, index, alike_from)
+        self._start.index_copy_(0, index, start)
+        self._repeated.index_fill_(0, index, 0)
 
     def watches(self, slots: Sequence[int]) -> bool:
         """Tell whether any of `slots` is watched; if none is, `update` can be left out."""

@@ -43,6 +43,11 @@ class SlotOptions:
         self._texts = texts
         self._slots: dict[int, _Options] = {}
 
+    @property
+    def any(self) -> bool:
+        """Whether any slot has options, which the host has a part in."""
+        return bool(self._slots)
+
     def admit(self, slots: Sequence[int], searches: Sequence[Search]) -> None:
         """Give `slots` new searches."""
         for slot, search in zip(slots, searches, strict=True):

@@ -6,14 +6,27 @@ never reads it back.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from corpus_asr.decoding.protocols import TokenRules
+from corpus_asr.decoding.transfers import to_device
 
 FORBIDDEN = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class _Masks:
+    """What `TokenRules` say, on the device."""
+
+    always: Float[Tensor, " vocab"]
+    """Added to the logits of any position."""
+    first: Float[Tensor, " vocab"]
+    """Added to those of the first."""
+    grammar: Bool[Tensor, ""]
 
 
 class SlotRules:
@@ -32,42 +45,41 @@ class SlotRules:
         self._device = device
         self._timestamp_begin = vocab_size  # no grammar seen yet: an empty range of timestamps
         self._end = 0
-        self._masks: dict[TokenRules, tuple[Tensor, Tensor]] = {}
+        self._masks: dict[TokenRules, _Masks] = {}
         self._bias = torch.zeros(slots, vocab_size, device=device)
         self._grammar = torch.zeros(slots, dtype=torch.bool, device=device)
         self._last_is_timestamp = torch.zeros(slots, dtype=torch.bool, device=device)
         self._one_before_is_timestamp = torch.zeros(slots, dtype=torch.bool, device=device)
         self._last_timestamp = torch.zeros(slots, dtype=torch.long, device=device)
 
-    def admit(self, slot: int, rules: TokenRules) -> None:
-        """Give `slot` new rules and forget what it said before.
+    @property
+    def layout(self) -> tuple[int, int]:
+        """What `apply` and `update` depend on beside tensors; changes with `admit` alone."""
+        return self._timestamp_begin, self._end
+
+    def admit(self, slots: Int[Tensor, " batch"], rules: Sequence[TokenRules]) -> None:
+        """Give `slots` new rules and forget what they said before.
 
         Raises:
             ValueError: `rules` place the timestamps elsewhere than earlier rules did.
         """
-        if rules.timestamp_begin is not None:
-            if self._timestamp_begin not in (self._vocab_size, rules.timestamp_begin):
-                raise ValueError(
-                    f"admitting rules with timestamps from {rules.timestamp_begin}: other slots "
-                    f"have them from {self._timestamp_begin}; use one decoder per vocabulary"
-                )
-            self._timestamp_begin = rules.timestamp_begin
-        self._end = rules.end
-        self._bias[slot] = self._mask(rules)[0]
-        self._grammar[slot] = rules.timestamp_begin is not None
+        for rule in rules:
+            self._note_layout(rule)
+        masks = [self._mask(rule) for rule in rules]
+        self._bias.index_copy_(0, slots, torch.stack([mask.always for mask in masks]))
+        self._grammar.index_copy_(0, slots, torch.stack([mask.grammar for mask in masks]))
         # With nothing said yet the grammar treats both tokens before as timestamps.
-        self._last_is_timestamp[slot] = True
-        self._one_before_is_timestamp[slot] = True
-        self._last_timestamp[slot] = -1
+        self._last_is_timestamp.index_fill_(0, slots, True)
+        self._one_before_is_timestamp.index_fill_(0, slots, True)
+        self._last_timestamp.index_fill_(0, slots, -1)
 
     def apply_first(
         self, logits: Float[Tensor, "slot vocab"], rules: Sequence[TokenRules]
     ) -> Float[Tensor, "slot vocab"]:
         """Forbid, in place, what may not come directly after the prompt."""
-        for row, rule in zip(logits, rules, strict=True):
-            row += self._mask(rule)[1]
-        grammar = [rule.timestamp_begin is not None for rule in rules]
-        return self._prefer_timestamps(logits, torch.tensor(grammar, device=self._device))
+        masks = [self._mask(rule) for rule in rules]
+        logits += torch.stack([mask.first for mask in masks])
+        return self._prefer_timestamps(logits, torch.stack([mask.grammar for mask in masks]))
 
     def apply(self, logits: Float[Tensor, "slot vocab"]) -> Float[Tensor, "slot vocab"]:
         """Forbid, in place, what the first `len(logits)` slots may not say next."""
@@ -131,10 +143,19 @@ class SlotRules:
             logits[:, :begin].masked_fill_((grammar & likelier).unsqueeze(1), FORBIDDEN)
         return logits
 
-    def _mask(self, rules: TokenRules) -> tuple[Tensor, Tensor]:
-        """The additive masks of `rules`: for any position, and for the first."""
+    def _note_layout(self, rules: TokenRules) -> None:
+        if rules.timestamp_begin is not None:
+            if self._timestamp_begin not in (self._vocab_size, rules.timestamp_begin):
+                raise ValueError(
+                    f"admitting rules with timestamps from {rules.timestamp_begin}: other slots "
+                    f"have them from {self._timestamp_begin}; use one decoder per vocabulary"
+                )
+            self._timestamp_begin = rules.timestamp_begin
+        self._end = rules.end
+
+    def _mask(self, rules: TokenRules) -> _Masks:
         if rules not in self._masks:
-            always = torch.zeros(self._vocab_size, device=self._device)
+            always = torch.zeros(self._vocab_size)
             if rules.only:
                 always.fill_(FORBIDDEN)[list(rules.only)] = 0.0
             always[list(rules.suppress)] = FORBIDDEN
@@ -146,5 +167,8 @@ class SlotRules:
                 first[: rules.timestamp_begin] = FORBIDDEN
                 if rules.max_initial_timestamp is not None:
                     first[rules.timestamp_begin + rules.max_initial_timestamp + 1 :] = FORBIDDEN
-            self._masks[rules] = (always, first)
+            grammar = torch.tensor(rules.timestamp_begin is not None)
+            self._masks[rules] = _Masks(
+                *(to_device(mask, self._device) for mask in (always, first, grammar))
+            )
         return self._masks[rules]

@@ -5,19 +5,27 @@ each task returns. Knows nothing of what the tasks are for, so recordings, fallb
 language detection and alignment mix freely; each kind of search has a lane of its own.
 """
 
+import logging
+from collections import deque
+
 import torch
 
 from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.checks import check_job
+from corpus_asr.decoding.graphs import Recorder, default_recorder
 from corpus_asr.decoding.lanes import Done, Lane, LaneBatch, Running, Steps, Task
 from corpus_asr.decoding.protocols import Job, Search, SlotModel, WindowJob
 from corpus_asr.decoding.speculative import SpeculativeBatch
+from corpus_asr.decoding.statistics import EngineStatistics
 from corpus_asr.errors import EngineError
 
 __all__ = ["Done", "SlotScheduler", "Steps", "Task"]
 
+logger = logging.getLogger(__name__)
+
 _Kind = tuple[str, int, int]
+_PLAIN: _Kind = ("plain", 1, 0)
 
 
 class SlotScheduler:
@@ -29,10 +37,19 @@ class SlotScheduler:
 
     The plain lane (greedy and sampled) is there from the start. The lanes of beams and of drafts
     come into being with their first job, and hold about as many rows as `slots`.
+
+    When memory runs out, the slots are halved, or with one slot left the encoder's batches, and the
+    jobs under way are decoded anew; what they give stays the same.
     """
 
     def __init__(
-        self, model: SlotModel, slots: int, *, encode_batch: int = 8, check_every: int = 1
+        self,
+        model: SlotModel,
+        slots: int,
+        *,
+        encode_batch: int = 8,
+        check_every: int = 1,
+        recorder: Recorder | None = None,
     ) -> None:
         """Allocate the slots of the plain lane.
 
@@ -42,18 +59,28 @@ class SlotScheduler:
             encode_batch: windows encoded at once, which bounds the encoder's memory.
             check_every: steps between looks for finished slots; above 1 on devices where looking
                 means waiting.
+            recorder: how steps are recorded and replayed; None for CUDA graphs on a GPU, and no
+                recording elsewhere.
         """
         self._model = model
         self._slots = slots
         self._encode_batch = encode_batch
         self._check_every = check_every
-        self._plain = self._lane(SlotBatch(model, slots))
-        self._special: dict[_Kind, Lane] = {}
+        self._recorder = recorder
+        self.statistics = EngineStatistics(slots=slots)
+        self._lanes: dict[_Kind, Lane] = {}
+        self._stranded: deque[Running] = deque()  # tasks whose lane is to be made anew
+        self._lane(_PLAIN, Search())
+
+    @property
+    def slots(self) -> int:
+        """Windows decoded side by side at present."""
+        return self._slots
 
     @property
     def pending(self) -> int:
         """Tasks not finished yet."""
-        return self._plain.pending + sum(lane.pending for lane in self._special.values())
+        return len(self._stranded) + sum(lane.pending for lane in self._lanes.values())
 
     def add(self, task: Task, done: Done) -> None:
         """Start `task`; `done(result, error)` is called from within `add` or `advance`."""
@@ -70,28 +97,81 @@ class SlotScheduler:
 
     def advance(self) -> None:
         """Refill free slots, then decode for `check_every` tokens and deal with what ended."""
-        for lane in (self._plain, *self._special.values()):
-            lane.advance(self._check_every)
+        # Outside the handler, whose exception would keep the old slots in memory.
+        while (problem := self._try_to_advance()) is not None:
+            self._halve(problem)
 
     def fail(self, error: Exception) -> None:
         """End every task with `error`."""
-        lanes = (self._plain, *self._special.values())
-        for running in [running for lane in lanes for running in lane.empty()]:
-            running.fail(error)
+        self._strand()
+        while self._stranded:
+            self._stranded.popleft().fail(error)
+
+    def _try_to_advance(self) -> str | None:
+        """Advance every lane; tells what happened where memory does not suffice for them.
+
+        Raises:
+            torch.OutOfMemoryError: it does not suffice for one slot and one window either.
+        """
+        try:
+            self._lane(_PLAIN, Search())
+            while self._stranded:
+                running = self._stranded[0]
+                self._lane_of(running.job).add(running)
+                self._stranded.popleft()
+            for lane in tuple(self._lanes.values()):
+                lane.advance(self._check_every)
+        except torch.OutOfMemoryError as error:
+            if self._slots == 1 and self._encode_batch == 1:
+                raise
+            return str(error)
+        return None
+
+    def _halve(self, problem: str) -> None:
+        """Give up all lanes, for smaller ones that start their jobs anew."""
+        self._strand()
+        for running in self._stranded:
+            running.forget()
+        self._lanes.clear()
+        if self._slots > 1:
+            self._slots //= 2
+        else:
+            self._encode_batch //= 2
+        self.statistics.slots = self._slots
+        self.statistics.halvings += 1
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        logger.warning(
+            "memory of %s does not suffice: %s; going on with slots=%d encode_batch=%d",
+            self._model.device,
+            problem,
+            self._slots,
+            self._encode_batch,
+        )
+
+    def _strand(self) -> None:
+        for lane in self._lanes.values():
+            self._stranded.extend(lane.empty())
 
     def _lane_of(self, job: Job) -> Lane:
-        kind = _kind(job.search) if isinstance(job, WindowJob) else None
-        if kind is None:
-            return self._plain
-        if kind not in self._special:
-            assert isinstance(job, WindowJob)
-            self._special[kind] = self._lane(self._special_batch(job.search))
-        return self._special[kind]
+        search = job.search if isinstance(job, WindowJob) else Search()
+        return self._lane(_kind(search), search)
 
-    def _lane(self, batch: LaneBatch) -> Lane:
-        return Lane(
-            batch, encode_batch=self._encode_batch, check=self._check, lane_of=self._lane_of
-        )
+    def _lane(self, kind: _Kind, search: Search) -> Lane:
+        if kind not in self._lanes:
+            plain = kind == _PLAIN
+            self._lanes[kind] = Lane(
+                self._plain_batch() if plain else self._special_batch(search),
+                encode_batch=self._encode_batch,
+                check=self._check,
+                lane_of=self._lane_of,
+                statistics=self.statistics,
+            )
+        return self._lanes[kind]
+
+    def _plain_batch(self) -> SlotBatch:
+        recorder = self._recorder or default_recorder(self._model.device)
+        return SlotBatch(self._model, self._slots, recorder=recorder)
 
     def _special_batch(self, search: Search) -> LaneBatch:
         # The rows of a lane, not its places, are what costs memory and time.
@@ -110,8 +190,8 @@ class SlotScheduler:
         check_job(job, self._model)
 
 
-def _kind(search: Search) -> _Kind | None:
-    """The lane a search belongs to; None for the plain one."""
+def _kind(search: Search) -> _Kind:
+    """The lane a search belongs to."""
     if search.assistant is not None:
         return ("draft", id(search.assistant), search.num_draft_tokens)
-    return ("beams", search.num_beams, 0) if search.num_beams > 1 else None
+    return ("beams", search.num_beams, 0) if search.num_beams > 1 else _PLAIN

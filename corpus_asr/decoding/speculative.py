@@ -17,6 +17,7 @@ from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.lanes import encode_windows
 from corpus_asr.decoding.protocols import Job, SlotModel, WindowJob
 from corpus_asr.decoding.samplers import choose
+from corpus_asr.decoding.transfers import upload
 
 
 class SpeculativeBatch(SlotBatch):
@@ -56,24 +57,16 @@ class SpeculativeBatch(SlotBatch):
         self.assistant = assistant
         self.num_draft_tokens = num_draft_tokens
         self._assistant_state: Any = assistant.new_state(places)
-        self._heard: Tensor | None = None
 
     @torch.inference_mode()
-    def encode(self, jobs: Sequence[Job]) -> Float[Tensor, "batch pos width"]:
-        """Encode the jobs' windows with both models; the assistant's go into the next `fill`."""
+    def fill(
+        self, places: Sequence[int], jobs: Sequence[Job], encoded: Float[Tensor, "batch pos width"]
+    ) -> None:
+        """Put the jobs' windows into `places`, as each model hears them; they stay until then."""
+        super().fill(places, jobs, encoded)
         if listens(self.assistant):
-            self._heard = encode_windows(
-                self.assistant, [replace(job, encoded=None) for job in jobs]
-            )
-        return super().encode(jobs)
-
-    @torch.inference_mode()
-    def fill(self, places: Sequence[int], encoded: Float[Tensor, "batch pos width"]) -> None:
-        """Put encoded windows into `places`; they stay until the next fill."""
-        super().fill(places, encoded)
-        heard = encoded if self._heard is None else self._heard
-        self.assistant.fill(self._assistant_state, places, heard)
-        self._heard = None
+            encoded = encode_windows(self.assistant, [replace(job, encoded=None) for job in jobs])
+        self.assistant.fill(self._assistant_state, places, encoded)
 
     @torch.inference_mode()
     def step(self, active: int, *, sampled: bool) -> None:
@@ -81,13 +74,13 @@ class SpeculativeBatch(SlotBatch):
 
         Slots that have ended stay as they are.
         """
-        ended: list[bool] = self._ended[:active].tolist()
+        # Ended slots run along; their caches are free, and have room at the front.
+        start = self._position[:active].masked_fill(self._ended[:active], 1)
+        ended, starts = torch.stack([self._ended[:active].long(), start]).tolist()
         going = [slot for slot in range(active) if not ended[slot]]
         if not going:
             return
-        # Ended slots run along; their caches are free, and have room at the front.
-        start = torch.where(self._ended[:active], 1, self._length[:active] - 1)
-        room = self.model.max_target_positions - 1 - int(start.max())
+        room = self.model.max_target_positions - 1 - max(starts)
         drafts = self._draft(active, start, min(self.num_draft_tokens, room), sampled=sampled)
         tokens = torch.cat([self._token[:active].unsqueeze(1), drafts], dim=1)
         logits = self.model.extend(self._state, range(active), tokens, start)
@@ -103,7 +96,7 @@ class SpeculativeBatch(SlotBatch):
         """Run prompts with both models and choose first tokens."""
         super()._start(slots, jobs)
         lengths = [len(job.prompt) for job in jobs]
-        index = torch.tensor(slots, device=self.model.device)
+        (index,) = upload(self.model.device, slots)
         prompts = self._text[index, : max(lengths)]
         self.assistant.prefill(self._assistant_state, slots, prompts, lengths)
 
@@ -155,12 +148,18 @@ class SpeculativeBatch(SlotBatch):
         """Take the model's own choices, as long as what it read was what it had chosen."""
         last = drafts.shape[1]
         for number in range(last + 1):
-            index = torch.tensor(going, device=logits.device)
+            (index,) = upload(logits.device, going)
             here = logits[:, number].contiguous()
             scores = here[index]
             self._options.before_rules(scores, going)
             here[index] = scores
-            self._take(self._rules.apply(here)[index], index, sampled=sampled, slots=going)
+            self._take(
+                self._rules.apply(here)[index],
+                index,
+                slots=going,
+                sampled=sampled,
+                watched=self._loops.watches(going),
+            )
             if number == last:
                 return
             right = (self._token[index] == drafts[index, number]) & ~self._ended[index]

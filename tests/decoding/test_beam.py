@@ -18,6 +18,7 @@ from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.beams import repeats_itself
 from corpus_asr.decoding.checks import check_job
+from corpus_asr.decoding.lanes import encode_windows
 from corpus_asr.decoding.loops import LoopWatch
 from corpus_asr.decoding.protocols import Job, Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import SlotScheduler
@@ -97,12 +98,12 @@ def run(batch: BeamBatch, jobs: list[WindowJob]) -> list[WindowResult]:
         while waiting and len(active) < batch.places:
             number, one = waiting.pop(0)
             place = len(active)
-            batch.fill([place], batch.encode([one]))
+            batch.fill([place], [one], encode_windows(batch.model, [one]))
             batch.admit([place], [one])
             active.append(number)
         while ended := batch.ended(len(active)):
             place = ended[-1]
-            found[active[place]] = batch.collect(place)
+            (found[active[place]],) = batch.collect([place])
             last = active.pop()
             if place < len(active):
                 batch.move(len(active), place)
@@ -265,9 +266,9 @@ def test_a_moved_place_goes_on_as_it_was(pairs: list[Pair]) -> None:
 def test_the_score_of_a_token_is_that_of_the_plain_lane(pairs: list[Pair]) -> None:
     one = replace(job(3, num_beams=2), score_token=33, score_position=0)
     plain = SlotBatch(pairs[0].model, 1)
-    plain.fill([0], plain.encode([one]))
+    plain.fill([0], [one], encode_windows(plain.model, [one]))
     plain.admit([0], [replace(one, search=Search(), max_new_tokens=1)])
-    expected = plain.collect(0)
+    (expected,) = plain.collect([0])
     assert isinstance(expected, WindowResult)
     (found,) = run(BeamBatch(pairs[0].model, 1, 2), [one])
     assert found.score == pytest.approx(expected.score, abs=1e-6)
@@ -324,13 +325,13 @@ def test_a_model_that_gives_no_numbers_is_an_error(pairs: list[Pair]) -> None:
     good = job(1, num_beams=2)
     spoilt = replace(good, features=np.full_like(good.features, np.nan))
     batch = BeamBatch(pairs[0].model, 2, 2)
-    batch.fill([0, 1], batch.encode([spoilt, good]))
+    batch.fill([0, 1], [spoilt, good], encode_windows(batch.model, [spoilt, good]))
     batch.admit([0, 1], [spoilt, good])
     while len(batch.ended(2)) < 2:
         batch.step(2, sampled=False)
     with pytest.raises(EngineError, match="not a number"):
-        batch.collect(0)
-    result = batch.collect(1)
+        batch.collect([0])
+    (result,) = batch.collect([1])
     check(pairs[0], [good], [result])
 
 

@@ -33,7 +33,7 @@ def test_every_step_forbids_what_openai_whisper_forbids(seed: int, timestamp_boo
     slots, steps = 4, 25
     rules = SlotRules(slots, VOCAB, torch.device("cpu"))
     for slot in range(slots):
-        rules.admit(slot, RULES)
+        rules.admit(torch.tensor([slot]), [RULES])
     said: list[list[int]] = [[] for _ in range(slots)]
     for step in range(steps):
         logits = torch.randn(slots, VOCAB, generator=generator)
@@ -50,8 +50,8 @@ def test_every_step_forbids_what_openai_whisper_forbids(seed: int, timestamp_boo
 
 def test_slots_without_timestamps_are_left_alone_beside_slots_with_them() -> None:
     rules = SlotRules(2, VOCAB, torch.device("cpu"))
-    rules.admit(0, RULES)
-    rules.admit(1, PLAIN)
+    rules.admit(torch.tensor([0]), [RULES])
+    rules.admit(torch.tensor([1]), [PLAIN])
     logits = torch.zeros(2, VOCAB)
     logits[:, BEGIN:] = 5.0
     found = rules.apply_first(logits.clone(), [RULES, PLAIN])
@@ -63,7 +63,7 @@ def test_slots_without_timestamps_are_left_alone_beside_slots_with_them() -> Non
 def test_suppressed_tokens_stay_forbidden_and_first_ones_only_at_first() -> None:
     own = TokenRules(end=END, suppress=(3,), suppress_first=(END,))
     rules = SlotRules(1, VOCAB, torch.device("cpu"))
-    rules.admit(0, own)
+    rules.admit(torch.tensor([0]), [own])
     first = rules.apply_first(torch.zeros(1, VOCAB), [own])[0]
     assert first.isinf().nonzero().flatten().tolist() == [3, END]
     rules.update(torch.tensor([7]), torch.tensor([0]))
@@ -73,28 +73,28 @@ def test_suppressed_tokens_stay_forbidden_and_first_ones_only_at_first() -> None
 def test_only_named_tokens_are_allowed_when_some_are_named() -> None:
     own = TokenRules(end=END, only=(11, 12))
     rules = SlotRules(1, VOCAB, torch.device("cpu"))
-    rules.admit(0, own)
+    rules.admit(torch.tensor([0]), [own])
     first = rules.apply_first(torch.zeros(1, VOCAB), [own])[0]
     assert first.isfinite().nonzero().flatten().tolist() == [11, 12]
 
 
 def test_a_readmitted_slot_forgets_its_past_and_a_moved_one_takes_it_along() -> None:
     rules = SlotRules(2, VOCAB, torch.device("cpu"))
-    rules.admit(0, RULES)
-    rules.admit(1, RULES)
+    rules.admit(torch.tensor([0]), [RULES])
+    rules.admit(torch.tensor([1]), [RULES])
     for token in (BEGIN, 5, BEGIN + 9):
         rules.update(torch.tensor([BEGIN, token]), torch.tensor([0, 1]))
     expected = rules.apply(torch.zeros(2, VOCAB))[1]
     rules.move(1, 0)
     assert torch.equal(rules.apply(torch.zeros(1, VOCAB))[0], expected)
-    rules.admit(0, RULES)
+    rules.admit(torch.tensor([0]), [RULES])
     fresh = SlotRules(1, VOCAB, torch.device("cpu"))
-    fresh.admit(0, RULES)
+    fresh.admit(torch.tensor([0]), [RULES])
     assert torch.equal(rules.apply(torch.zeros(1, VOCAB)), fresh.apply(torch.zeros(1, VOCAB)))
 
 
 def test_two_vocabularies_in_one_decoder_are_refused() -> None:
     rules = SlotRules(2, VOCAB, torch.device("cpu"))
-    rules.admit(0, RULES)
+    rules.admit(torch.tensor([0]), [RULES])
     with pytest.raises(ValueError, match="one decoder per vocabulary"):
-        rules.admit(1, TokenRules(end=END, timestamp_begin=BEGIN + 1))
+        rules.admit(torch.tensor([1]), [TokenRules(end=END, timestamp_begin=BEGIN + 1)])

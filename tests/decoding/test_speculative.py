@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from corpus_asr.decoding.lanes import encode_windows
 from corpus_asr.decoding.protocols import Search, SlotModel, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.decoding.speculative import SpeculativeBatch
@@ -251,13 +252,13 @@ def test_a_window_again_is_not_heard_again(model: WhisperSlotModel, assistants: 
     batch = SpeculativeBatch(model, assistants["another"], 2, 4)
     alone = run(model, [job(0), job(1), job(0, GRAMMAR)])
     jobs = [job(0), job(1)]
-    batch.fill([0, 1], batch.encode(jobs))
+    batch.fill([0, 1], jobs, encode_windows(model, jobs))
     results: list[Any] = []
     for admitted in (jobs, [job(0, GRAMMAR)]):
         batch.admit(range(len(admitted)), admitted)
         while len(batch.ended(len(admitted))) < len(admitted):
             batch.step(len(admitted), sampled=False)
-        results += [batch.collect(place) for place in range(len(admitted))]
+        results += batch.collect(range(len(admitted)))
     check(results, alone)
 
 
@@ -265,14 +266,14 @@ def test_a_spoilt_window_spoils_no_other(model: WhisperSlotModel, assistants: As
     jobs = assisted([job(0), job(1, GRAMMAR)], assistants["nearly the same decoder"], 3)
     batch = SpeculativeBatch(model, assistants["nearly the same decoder"], 2, 3)
     spoilt = replace(jobs[0], features=np.full_like(jobs[0].features, np.nan))
-    batch.fill([0, 1], batch.encode([spoilt, jobs[1]]))
+    batch.fill([0, 1], [spoilt, jobs[1]], encode_windows(model, [spoilt, jobs[1]]))
     batch.admit([0, 1], [spoilt, jobs[1]])
     while len(batch.ended(2)) < 2:
         batch.step(2, sampled=False)
     with pytest.raises(EngineError, match="not a number"):
-        batch.collect(0)
-    result: Any = batch.collect(1)
-    check([result], run(model, [job(1, GRAMMAR)]))
+        batch.collect([0])
+    found: list[Any] = batch.collect([1])
+    check(found, run(model, [job(1, GRAMMAR)]))
 
 
 def test_an_assistant_that_does_not_fit_ends_its_own_task_alone(

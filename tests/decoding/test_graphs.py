@@ -1,0 +1,247 @@
+"""Recorded steps say what steps say that are run one by one."""
+
+import logging
+from collections.abc import Callable, Generator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from corpus_asr.decoding.graphs import Recorder, StepGraphs
+from corpus_asr.decoding.protocols import (
+    AlignJob,
+    Job,
+    Result,
+    Search,
+    SlotModel,
+    TokenRules,
+    WindowJob,
+    WindowResult,
+)
+from corpus_asr.decoding.slots import SlotScheduler
+from corpus_asr.models.layers import cache
+from tests.support.markov import BEGIN, END, NO_TIMESTAMPS, MarkovModel, window
+from tests.support.slots import SOURCE_POSITIONS, load
+from tests.support.tape import TapeRecorder
+
+PLAIN = TokenRules(end=END, suppress_first=(END,))
+GRAMMAR = TokenRules(
+    end=END, timestamp_begin=BEGIN, no_timestamps=NO_TIMESTAMPS, max_initial_timestamp=4
+)
+
+
+class Steady(MarkovModel):
+    """Looks at no position, as a model on a GPU."""
+
+    def step(
+        self, state: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
+        return self.table[state[: len(tokens)], tokens].clone()
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampled": {"search": Search(temperature=0.8)},
+    "grammar": {"rules": GRAMMAR},
+    "sampled grammar": {"rules": GRAMMAR, "search": Search(temperature=1.2)},
+    "watched": {"search": Search(stop_loops=True), "max_new_tokens": 60},
+    "narrowed": {"search": Search(temperature=1.0, top_k=4)},
+    "penalised": {"search": Search(repetition_penalty=1.5, no_repeat_ngram_size=3)},
+    "kept": {"search": Search(keep_scores=True, keep_logits=True)},
+}
+
+
+def ask(kind: str, number: int, *, features: np.ndarray | None = None) -> Job:
+    whole = window(number % 4) if features is None else features
+    if kind == "align":
+        return AlignJob(features=whole, window=(number,), tokens=(21, 4, 5), heads=((0, 1),))
+    usual: dict[str, Any] = {"rules": PLAIN, "max_new_tokens": 8 + 5 * (number % 4)}
+    return WindowJob(
+        features=whole,
+        window=(number,),
+        prompt=(21, 22)[: 1 + number % 2],
+        seed=number,
+        score_token=3 if number % 3 else None,
+        **(usual | KINDS.get(kind, {})),
+    )
+
+
+def run(
+    model: SlotModel,
+    tasks: list[list[Job]],
+    *,
+    slots: int,
+    check_every: int = 1,
+    recorder: Recorder | None = None,
+) -> list[list[Result]]:
+    scheduler = SlotScheduler(
+        model, slots, encode_batch=2, check_every=check_every, recorder=recorder
+    )
+    found: dict[int, list[Result]] = {}
+
+    def task(jobs: list[Job]) -> Generator[Job, Result, list[Result]]:
+        results: list[Result] = []
+        for job in jobs:
+            result = yield job
+            results.append(result)
+        return results
+
+    for index, jobs in enumerate(tasks):
+
+        def done(value: list[Result], error: Exception | None, index: int = index) -> None:
+            if error is not None:
+                raise error
+            found[index] = value
+
+        scheduler.add(task(jobs), done)
+    rounds = 0
+    while scheduler.pending:
+        scheduler.advance()
+        rounds += 1
+        assert rounds < 10_000
+    return [found[index] for index in range(len(tasks))]
+
+
+def same(found: Result, expected: Result) -> None:
+    if not isinstance(expected, WindowResult):
+        assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+        return
+    assert isinstance(found, WindowResult)
+    assert (found.tokens, found.looped) == (expected.tokens, expected.looped)
+    assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+    assert found.end_logprob == pytest.approx(expected.end_logprob, abs=1e-4)
+    assert found.score == pytest.approx(expected.score, abs=1e-5)
+    for ours, theirs in ((found.scores, expected.scores), (found.logits, expected.logits)):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+kinds = st.sampled_from([*KINDS, "align"])
+tasks_of_jobs = st.lists(
+    st.lists(st.tuples(kinds, st.integers(0, 7)), max_size=5), min_size=1, max_size=12
+)
+# Alone, and in steps that nobody records.
+ALONE = {
+    (kind, number): run(MarkovModel(), [[ask(kind, number)]], slots=1)[0][0]
+    for kind in (*KINDS, "align")
+    for number in range(8)
+}
+
+
+@settings(max_examples=12, deadline=None)
+@given(tasks=tasks_of_jobs, slots=st.integers(1, 9), check_every=st.integers(1, 5))
+def test_replays_give_what_steps_give(
+    tasks: list[list[tuple[str, int]]], slots: int, check_every: int
+) -> None:
+    jobs = [[ask(kind, number) for kind, number in task] for task in tasks]
+    found = run(Steady(), jobs, slots=slots, check_every=check_every, recorder=TapeRecorder())
+    for task, results in zip(tasks, found, strict=True):
+        for one, result in zip(task, results, strict=True):
+            same(result, ALONE[one])
+
+
+def test_loops_are_seen_in_replays() -> None:
+    recorder = TapeRecorder()
+    tasks = [[ask("watched", number)] for number in range(4)]
+    found = run(Steady(), tasks, slots=4, recorder=recorder)
+    assert any(isinstance(one, WindowResult) and one.looped for (one,) in found)
+    assert recorder.replayed > 40
+
+
+def test_each_rung_is_recorded_once_and_replayed_from_then_on() -> None:
+    recorder = TapeRecorder()
+    tasks = [[ask("greedy", number) for number in range(8)] for _ in range(6)]
+    run(Steady(), tasks, slots=6, recorder=recorder)
+    assert recorder.recorded <= recorder.warmed <= 4  # 1, 2, 4 and 6 slots
+    assert recorder.replayed > 10 * recorder.recorded
+
+
+def test_steps_with_options_are_not_replayed() -> None:
+    recorder = TapeRecorder()
+    run(Steady(), [[ask("penalised", 3)]], slots=2, recorder=recorder)
+    assert (recorder.warmed, recorder.recorded) == (0, 0)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> SlotModel:
+    return load(tmp_path_factory.mktemp("checkpoint")).slot_model()
+
+
+def speech(number: int) -> np.ndarray:
+    generator = np.random.default_rng(number)
+    return generator.standard_normal((80, 2 * SOURCE_POSITIONS)).astype(np.float32)
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8, 16])
+def test_a_network_s_replays_give_what_its_steps_give_at_any_size(
+    network: SlotModel, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = ["greedy", "sampled", "greedy", "penalised", "sampled", "greedy"]
+    tasks = [
+        [ask(kind, number, features=speech(number)) for kind in (kinds[number % 6], "sampled")]
+        for number in range(18)
+    ]
+    expected = run(network, tasks, slots=5)
+    # As it is where the cache is not on a CPU: the same shape for every step.
+    monkeypatch.setattr(cache, "_looked_at", lambda positions, *, max_positions: max_positions)
+    recorder = TapeRecorder()
+    found = run(network, tasks, slots=slots, check_every=3, recorder=recorder)
+    for ours, theirs in zip(found, expected, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            same(one, other)
+    assert recorder.replayed > 0
+
+
+class Failing(TapeRecorder):
+    """Cannot record."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def record(self, step: Callable[[], None]) -> Callable[[], None]:
+        super().record(step)
+        raise self.error
+
+
+def test_where_nothing_can_be_recorded_steps_are_run_and_that_is_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failing = Failing(RuntimeError("operation not permitted when stream is capturing"))
+    tasks = [[ask("greedy", number), ask("sampled", number)] for number in range(5)]
+    with caplog.at_level(logging.WARNING):
+        found = run(Steady(), tasks, slots=3, recorder=failing)
+    assert failing.recorded == 1
+    assert [record.message for record in caplog.records] == [
+        "recording a decoding step as a CUDA graph: operation not permitted when stream is "
+        "capturing; going on without"
+    ]
+    for number, (greedy, sampled) in enumerate(found):
+        same(greedy, ALONE["greedy", number])
+        same(sampled, ALONE["sampled", number])
+
+
+def test_rungs_are_powers_of_two_up_to_all_places() -> None:
+    graphs = StepGraphs(12, TapeRecorder())
+    assert [graphs.rung(active) for active in range(1, 13)] == [1, 2, 4, 4, *[8] * 4, *[12] * 4]
+
+
+@pytest.mark.parametrize("reads", [torch.Tensor.tolist, int, bool, torch.Tensor.item])
+def test_the_tape_refuses_what_would_make_a_gpu_wait(reads: Callable[..., Any]) -> None:
+    with pytest.raises(AssertionError, match="a recorded step calls"):
+        TapeRecorder().record(lambda: reads(torch.ones(1)))
+
+
+def test_the_tape_repeats_operations_with_the_numbers_of_the_recording() -> None:
+    held, number = torch.zeros(3), 2
+
+    def step() -> None:
+        held.add_(number * torch.ones(3)).mul_(held + 1)
+
+    replay = TapeRecorder().record(step)
+    assert held.tolist() == [0.0] * 3
+    number = 5
+    replay()
+    assert held.tolist() == [6.0] * 3
