@@ -28,11 +28,9 @@ _ENVIRONMENT = {
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
-from jaxtyping import install_import_hook  # noqa: E402  (the environment comes first)
+from tests.support.shapes import check_every_function  # noqa: E402  (the environment comes first)
 
-import tests.support.shapes  # noqa: E402, F401  (the hook names it in a string)
-
-install_import_hook("corpus_asr", "tests.support.shapes.check")
+check_every_function("corpus_asr")
 
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
