@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ import torch
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.decoding.slots import SlotScheduler
+from corpus_asr.decoding.statistics import EngineStatistics
 from corpus_asr.errors import EngineError
 from corpus_asr.models.device import device_name, resolve_device, resolve_dtype
 from corpus_asr.models.registry import family_of, resolve
@@ -25,16 +26,13 @@ from corpus_asr.segments import Segment
 from corpus_asr.transcription.dialect import Dialect
 from corpus_asr.transcription.language import Language
 from corpus_asr.transcription.part_job import PartJob, PartTranscript
+from corpus_asr.transcription.slot_budget import auto_slots
 from corpus_asr.transcription.windows import PartRequest
 
-__all__ = ["Engine", "PartRequest", "PartTranscript"]
+__all__ = ["Engine", "EngineStatistics", "PartRequest", "PartTranscript"]
 
 logger = logging.getLogger(__name__)
 
-_CPU_SLOTS = 8
-_MAX_CUDA_SLOTS = 64
-# The rest is for the encoder's activations.
-_CACHE_SHARE_OF_FREE_MEMORY = 0.5
 # A CPU is busy with two windows; every further one only takes memory.
 _ENCODE_BATCH = {"cpu": 2, "cuda": 16}
 # Looking for finished slots makes the host wait for the device; on a GPU that is worth avoiding.
@@ -70,17 +68,18 @@ class Engine:
         self._dialect = dialect
         self._decoding = decoding
         kind = model.device.type
-        self.slots = _auto_slots(model) if slots == "auto" else slots
+        encode_batch = _ENCODE_BATCH.get(kind, 8)
+        wanted = auto_slots(model, encode_batch=encode_batch) if slots == "auto" else slots
         try:
             self._scheduler = SlotScheduler(
                 model,
-                self.slots,
-                encode_batch=_ENCODE_BATCH.get(kind, 8),
+                wanted,
+                encode_batch=encode_batch,
                 check_every=_CHECK_EVERY.get(kind, 1),
             )
         except torch.OutOfMemoryError as error:
             raise EngineError(
-                f"allocating {self.slots} slots on {self.device_name}: {error}; set "
+                f"allocating {wanted} slots on {self.device_name}: {error}; set "
                 "transcribe.slots lower"
             ) from error
         self._inbox: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
@@ -155,6 +154,15 @@ class Engine:
                 raise EngineError(str(self._stopped)) from self._stopped
             self._inbox.put(order)
         return order.future
+
+    @property
+    def slots(self) -> int:
+        """Windows decoded side by side; fewer than at first where memory did not suffice."""
+        return self._scheduler.slots
+
+    def statistics(self) -> EngineStatistics:
+        """What has been done since the engine began, as of now; at any time, from any thread."""
+        return replace(self._scheduler.statistics)
 
     def close(self) -> None:
         """Stop within a decoding step; what is not done yet fails with `EngineError`."""
@@ -241,26 +249,3 @@ class Engine:
             order = self._inbox.get()
             if order is not None and order.future.set_running_or_notify_cancel():
                 order.future.set_exception(broken)
-
-
-def _auto_slots(model: SlotModel) -> int:
-    """As many slots as are useful on this device and fit into its memory.
-
-    Raises:
-        EngineError: not even one does.
-    """
-    if model.device.type != "cuda":
-        return _CPU_SLOTS
-    before = torch.cuda.memory_allocated(model.device)
-    try:
-        one = model.new_state(1)
-    except torch.OutOfMemoryError as error:
-        raise EngineError(
-            f"allocating a slot on {device_name(model.device)}: {error}; use a smaller checkpoint "
-            "or a GPU with more memory"
-        ) from error
-    slot_bytes = max(1, torch.cuda.memory_allocated(model.device) - before)
-    del one
-    free_bytes, _ = torch.cuda.mem_get_info(model.device)
-    fitting = int(free_bytes * _CACHE_SHARE_OF_FREE_MEMORY // slot_bytes)
-    return max(1, min(_MAX_CUDA_SLOTS, fitting))

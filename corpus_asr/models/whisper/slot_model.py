@@ -11,9 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from corpus_asr.decoding.sizes import ModelSize
 from corpus_asr.models.layers.cache import SlotCache
 from corpus_asr.models.layers.projection import Projection
 from corpus_asr.models.whisper.cached_decoder import CachedWhisperDecoder
+from corpus_asr.units import FRAMES_PER_POSITION
 
 if TYPE_CHECKING:
     from corpus_asr.models.whisper.causal_lm import WhisperForCausalLM
@@ -38,6 +40,7 @@ class WhisperDecoderSlots:
         self._embedding = decoder.embed_tokens
         self._decoder = CachedWhisperDecoder(decoder)
         self._vocabulary = Projection([projection])
+        self._weight_bytes = sum(weight.nbytes for weight in decoder.parameters())
 
     @property
     def device(self) -> torch.device:
@@ -58,6 +61,22 @@ class WhisperDecoderSlots:
     def max_target_positions(self) -> int:
         """Longest token sequence a slot can hold."""
         return self._config.max_target_positions
+
+    @property
+    def size(self) -> ModelSize:
+        """Its shape and weights, for sizing the slots."""
+        config = self._config
+        return ModelSize(
+            layers=config.decoder_layers,
+            width=config.d_model,
+            inner_width=config.encoder_ffn_dim,
+            vocab_size=config.vocab_size,
+            tokens=config.max_target_positions,
+            positions=config.max_source_positions,
+            window_values=config.num_mel_bins * config.max_source_positions * FRAMES_PER_POSITION,
+            element_bytes=self.dtype.itemsize,
+            weight_bytes=self._weight_bytes,
+        )
 
     @property
     def has_encoder(self) -> bool:
@@ -217,6 +236,7 @@ class WhisperSlotModel(WhisperDecoderSlots):
     def __init__(self, model: "WhisperForConditionalGeneration") -> None:
         super().__init__(model.config, model.model.decoder, model.proj_out)
         self._encoder = model.model.encoder
+        self._weight_bytes += sum(weight.nbytes for weight in self._encoder.parameters())
 
     @property
     def has_encoder(self) -> bool:
