@@ -1,4 +1,6 @@
-from collections.abc import Generator
+import math
+from collections.abc import Generator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -32,9 +34,14 @@ def reader(jobs: list[WindowJob]) -> Generator[WindowJob, WindowResult, Transcri
 
 
 def run(
-    model: ScriptedModel, tasks: list[list[WindowJob]], *, slots: int, check_every: int = 1
+    model: ScriptedModel,
+    tasks: list[list[WindowJob]],
+    *,
+    slots: int,
+    check_every: int = 1,
+    encode_batch: int = 8,
 ) -> list[Transcripts]:
-    scheduler = SlotScheduler(model, slots, check_every=check_every)
+    scheduler = SlotScheduler(model, slots, check_every=check_every, encode_batch=encode_batch)
     found: dict[int, Transcripts] = {}
     for index, jobs in enumerate(tasks):
 
@@ -149,3 +156,73 @@ def test_a_job_nobody_could_do_ends_its_own_task_alone() -> None:
     assert "shorten the prompt" in str(outcome["early"])
     assert "shorten the prompt" in str(outcome["late"])
     assert outcome["good"] == [(5,)]
+
+
+class Counted(ScriptedModel):
+    """Counts what has been encoded and waits for a slot."""
+
+    def __init__(self, scripts: Sequence[Sequence[int]]) -> None:
+        super().__init__(scripts)
+        self.batches: list[int] = []
+        self.kept = self.most_kept = 0
+
+    def encode(self, features: torch.Tensor) -> torch.Tensor:
+        self.batches.append(len(features))
+        self.kept += len(features)
+        return super().encode(features)
+
+    def fill(self, state: Any, slots: Sequence[int], encoded: torch.Tensor) -> None:
+        self.kept -= len(slots)
+        super().fill(state, slots, encoded)
+
+    def step(self, state: Any, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        self.most_kept = max(self.most_kept, self.kept)
+        return super().step(state, tokens, positions)
+
+
+@pytest.mark.parametrize(("slots", "encode_batch"), [(1, 4), (3, 4), (8, 4), (5, 16), (4, 1)])
+@pytest.mark.parametrize("per_task", [1, 3])
+def test_windows_are_encoded_in_full_batches_while_jobs_wait(
+    slots: int, encode_batch: int, per_task: int
+) -> None:
+    scripts = [[5] * (number % 7) for number in range(40)]
+    model = Counted(scripts)
+    tasks = [[job((7 * task + n) % 40) for n in range(per_task)] for task in range(60)]
+    said = run(model, tasks, slots=slots, encode_batch=encode_batch)
+    assert said == [[tuple(scripts[one.window[0]]) for one in jobs] for jobs in tasks]
+    # The last of several windows of a task come one by one: nobody else is there to wait for.
+    few = 2 if per_task == 1 else 2 + per_task * min(slots, encode_batch)
+    assert len(model.batches) <= math.ceil(60 * per_task / encode_batch) + few
+    assert sum(model.batches) == 60 * per_task
+    assert max(model.batches) <= encode_batch
+    assert model.most_kept < encode_batch
+
+
+def test_nothing_waits_for_a_batch_to_be_full() -> None:
+    model = Counted([[5] * 3])
+    run(model, [[job(0, name=n) for n in range(4)]], slots=4, encode_batch=8)
+    assert model.batches == [1] * 4
+
+
+def test_statistics_tell_how_full_the_slots_were() -> None:
+    model = ScriptedModel([[5] * 10, [6]])
+    scheduler = SlotScheduler(model, 2, encode_batch=4)
+    for script in (0, 1, 1, 1):
+        scheduler.add(reader([job(script)]), lambda value, error: None)
+    while scheduler.pending:
+        scheduler.advance()
+    found = scheduler.statistics
+    # The first token comes with the prompt: ten steps for the long text, one for each short one.
+    assert found.steps == len(model.steps) == 10
+    assert found.slot_steps == sum(model.steps) == 13
+    assert (found.slot_room, found.occupancy) == (20, 13 / 20)
+    assert (found.body_slot_steps, found.body_slot_room, found.body_occupancy) == (6, 6, 1.0)
+    assert (found.windows, found.encoder_batches, found.refills) == (4, 1, 2)
+    assert found.tokens == 10 + 3
+    seconds = (found.encode_s, found.fill_s, found.prefill_s, found.step_s, found.wait_s)
+    assert all(spent > 0 for spent in seconds)
+
+
+def test_statistics_of_nothing() -> None:
+    found = SlotScheduler(ScriptedModel([[5]]), 3).statistics
+    assert (found.slots, found.occupancy, found.body_occupancy) == (3, 0.0, 0.0)

@@ -152,3 +152,54 @@ def test_beams_that_do_not_fit_break_the_engine_and_nobody_waits_for_ever() -> N
         for future in futures:
             with pytest.raises(EngineError, match="use fewer slots"):
                 future.result(timeout=30)
+
+
+class Small(Network):
+    """Has memory for so many windows at a time."""
+
+    def __init__(self, scripts: Sequence[Sequence[int]], *, most: int) -> None:
+        super().__init__(scripts)
+        self.most = most
+
+    def step(
+        self, state: dict[str, torch.Tensor], tokens: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
+        if len(tokens) > self.most:
+            raise torch.OutOfMemoryError("out of memory (scripted)")
+        return super().step(state, tokens, positions)
+
+
+def test_too_little_memory_costs_slots_and_no_words() -> None:
+    scripts = [[BEGIN, *[1 + n % 9 for n in range(number)], BEGIN + 10, END] for number in range(9)]
+    settings = DecodingSettings(**GREEDY)
+    texts: list[list[str]] = []
+    for most in (8, 2):
+        with Engine(Small(scripts, most=most), dialect(), decoding=settings, slots=8) as engine:
+            futures = [engine.submit(part(number % 9)) for number in range(30)]
+            found = [future.result(timeout=60) for future in futures]
+            texts.append([segment.text for one in found for segment in one.segments])
+            assert engine.slots == engine.statistics().slots == most
+    assert texts[0] == texts[1]
+
+
+def test_too_little_memory_for_one_window_breaks_the_engine() -> None:
+    settings = DecodingSettings(**GREEDY)
+    model = Small([[BEGIN, 1, BEGIN + 5, END]], most=0)
+    with Engine(model, dialect(), decoding=settings, slots=4) as engine:
+        futures = [engine.submit(part(0)) for _ in range(3)]
+        for future in futures:
+            with pytest.raises(EngineError, match="out of memory"):
+                future.result(timeout=30)
+
+
+def test_statistics_can_be_read_while_the_engine_works(engine: Engine) -> None:
+    futures = [engine.submit(part(number % 2)) for number in range(12)]
+    seen = [engine.statistics()]
+    for future in futures:
+        future.result(timeout=30)
+        seen.append(engine.statistics())
+    assert [one.steps for one in seen] == sorted(one.steps for one in seen)
+    assert seen[-1].windows >= 12
+    assert seen[-1].tokens >= 12 + 6 * 4 + 6 * 6  # a language each, and the text
+    assert 0.5 < seen[-1].body_occupancy <= 1.0
+    assert seen[-1] is not engine.statistics()
