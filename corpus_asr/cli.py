@@ -237,15 +237,15 @@ def convert(
 
 @app.command(
     add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    context_settings={"ignore_unknown_options": True},
 )
-def bench(context: typer.Context) -> None:
+def bench(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
     """Time this engine beside faster-whisper, transformers and openai-whisper."""
     # Its options are its own: the benchmark also runs where this command line is not installed.
     from corpus_asr.benchmark.command import run as run_benchmark
 
     with _readable_errors():
-        run_benchmark(context.args, out=sys.stdout, progress=sys.stderr)
+        run_benchmark(arguments or [])
 
 
 @contextmanager

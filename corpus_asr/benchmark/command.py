@@ -8,10 +8,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from corpus_asr.benchmark.orders import INSTALL, PEERS
 from corpus_asr.errors import ConfigError, CorpusAsrError
@@ -42,20 +42,37 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark as a program; returns the exit code."""
     try:
-        run(sys.argv[1:] if arguments is None else arguments, out=sys.stdout, progress=sys.stderr)
+        run(sys.argv[1:] if arguments is None else arguments)
     except CorpusAsrError as error:
-        sys.stderr.write(f"{PROGRAM}: {error}\n")
+        tell(f"{PROGRAM}: {error}")
         return EXIT_UNUSABLE
     return 0
 
 
-def run(arguments: Sequence[str], *, out: TextIO, progress: TextIO) -> None:
+def say(line: str) -> None:
+    """Print a result."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def tell(line: str) -> None:
+    """Print what is being done, apart from results."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def run(
+    arguments: Sequence[str],
+    *,
+    say: Callable[[str], None] = say,
+    tell: Callable[[str], None] = tell,
+) -> None:
     """Measure what the arguments ask for.
 
     Args:
         arguments: without the program's name.
-        out: where the tables go.
-        progress: where is told what is being done.
+        say: is given the tables.
+        tell: is given what is being done.
 
     Raises:
         ConfigError: an option, a name or a file cannot be used.
@@ -64,10 +81,6 @@ def run(arguments: Sequence[str], *, out: TextIO, progress: TextIO) -> None:
     """
     options = _parser().parse_intermixed_args(arguments)
     _check(options)
-
-    def tell(line: str) -> None:
-        progress.write(f"{line}\n")
-        progress.flush()
 
     # Only from here on, so that --help does not wait for torch.
     from corpus_asr.benchmark.machine import hardware, versions
@@ -83,12 +96,11 @@ def run(arguments: Sequence[str], *, out: TextIO, progress: TextIO) -> None:
         "settings": {name: _plain(value) for name, value in vars(options).items()},
     }
     for line in _headline(about, options, str(device)):
-        out.write(f"{line}\n")
+        say(line)
     tables = []
     for table in bench.tables():
         tables.append(table.as_data())
-        out.write(f"\n{table.text}\n")
-        out.flush()
+        say(f"\n{table.text}")
         if options.json is not None:
             content = about | {"left_out": bench.left_out, "tables": tables}
             options.json.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")

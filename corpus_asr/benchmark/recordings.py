@@ -68,8 +68,9 @@ def _row(manifest: Path, number: int, line: str) -> tuple[Path, str | None]:
             f"reading the manifest {manifest}, line {number}: found no JSON ({error}), expected an "
             "object with `path` and `text`; correct the line"
         ) from error
-    address = next((row[key] for key in _ADDRESS_KEYS if row.get(key)), None) if row else None
-    text = row.get("text") if address else None
+    values = row if isinstance(row, dict) else {}
+    address = next((values[key] for key in _ADDRESS_KEYS if values.get(key)), None)
+    text = values.get("text")
     if not isinstance(address, str) or not isinstance(text, str | None):
         raise ConfigError(
             f"reading the manifest {manifest}, line {number}: found {line.strip()[:80]}, expected "

@@ -10,43 +10,43 @@ import json
 import os
 import sys
 import traceback
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator
+from typing import Any
 
+from corpus_asr.benchmark.clock import peak_memory
 from corpus_asr.benchmark.orders import Order
 
 
-def serve(orders: TextIO, replies: TextIO) -> None:
-    """Answer until `orders` ends or something fails.
+def serve(lines: Iterator[str], reply: Callable[[dict[str, Any]], None]) -> None:
+    """Answer until `lines` ends or something fails.
 
     What the runner has started ends with this process.
     """
     try:
-        order = Order.from_json(orders.readline())
+        order = Order.from_json(next(lines))
         module, _, name = order.runner.partition(":")
         runner = getattr(importlib.import_module(module), name)(order)
-        _reply(replies, {"ready": True})
-        from corpus_asr.benchmark.clock import peak_memory
-
-        for _ in orders:
+        reply({"ready": True})
+        for _ in lines:
             run: dict[str, Any] = runner.run()
-            _reply(replies, {"run": run | peak_memory()})
+            reply({"run": run | peak_memory()})
     except Exception as error:
         # Whatever an engine fails with becomes its row; the others go on.
         traceback.print_exc()
         words = " ".join(str(error).split()) or "no message"
-        _reply(replies, {"failed": f"{type(error).__name__}: {words}"})
-
-
-def _reply(replies: TextIO, message: dict[str, Any]) -> None:
-    replies.write(json.dumps(message) + "\n")
-    replies.flush()
+        reply({"failed": f"{type(error).__name__}: {words}"})
 
 
 def main() -> None:
     """Keep stdout for replies, and let everybody else's prints go to stderr."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
         os.dup2(2, 1)
-        serve(sys.stdin, replies)
+
+        def reply(message: dict[str, Any]) -> None:
+            replies.write(json.dumps(message) + "\n")
+            replies.flush()
+
+        serve(sys.stdin, reply)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,247 @@
+"""The command: a real run of ours and transformers, and one clear message for each mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from corpus_asr import cli
+from corpus_asr.benchmark import measuring, orders
+from corpus_asr.benchmark.command import main, run
+from corpus_asr.benchmark.rounds import Row
+from corpus_asr.benchmark.shapes import SHAPES, Shape
+from corpus_asr.benchmark.worker import serve
+from corpus_asr.errors import CheckpointError, ConfigError, DecodeError
+from tests.support.checkpoints import tiny_whisper
+from tests.support.corpora import tiny_model
+from tests.support.tokenizers import real_tokenizer
+
+CLIP = Path(__file__).parents[1] / "data" / "demo" / "english.wav"
+SUMMARY_KEYS = {
+    "engine", "dtype", "label", "failed", "times_real_time", "median_total_s", "median_stages_s",
+    "ours_times_as_fast", "peak_memory_mib", "peak_gpu_mib", "word_error_rate", "runs",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A checkpoint whose babble transformers ends early."""
+    folder = tiny_model(tmp_path_factory.mktemp("model"))
+    generation = folder / "generation_config.json"
+    values = json.loads(generation.read_text())
+    generation.write_text(json.dumps(values | {"max_length": 30}))
+    return folder
+
+
+def bench(*arguments: object) -> tuple[str, str]:
+    """Run the command; returns what it prints and what it tells while it works."""
+    said: list[str] = []
+    told: list[str] = []
+    run([str(argument) for argument in arguments], say=said.append, tell=told.append)
+    return "\n".join(said), "\n".join(told)
+
+
+def measure_here(pairs, *, runs, tell):
+    """Take turns in this process: starting others is tested elsewhere."""
+    rows = [Row(case=case) for case, _ in pairs]
+    for row, (_, order) in zip(rows, pairs, strict=True):
+        replies: list[dict] = []
+        serve(iter([order.to_json(), *["run"] * runs]), replies.append)
+        row.runs += [reply["run"] for reply in replies if "run" in reply]
+        row.failed = replies[-1].get("failed")
+    return rows
+
+
+@pytest.fixture(scope="module")
+def measured(model, tmp_path_factory) -> tuple[str, dict]:
+    folder = tmp_path_factory.mktemp("audio")
+    manifest = folder / "manifest.jsonl"
+    manifest.write_text(json.dumps({"path": str(CLIP), "text": "Four score and seven years ago"}))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(measuring, "measure", measure_here)
+        printed, _ = bench(
+            "--model", model, "--manifest", manifest, "--peers", "transformers:float32",
+            "--dtype", "float32", "--runs", 2, "--batch", 2, "--json", folder / "result.json",
+            "--threads", torch.get_num_threads(),
+        )  # fmt: skip
+    return printed, json.loads((folder / "result.json").read_text())
+
+
+def test_a_run_prints_a_row_for_each_engine(measured):
+    printed, _ = measured
+    assert "batch 2, beams 1, medians of 2 alternating runs" in printed
+    assert "1 recordings, 11 s of audio, sequential" in printed
+    for word in (
+        "x real time",
+        "features s",
+        "encode s",
+        "decode s",
+        "total s",
+        "peak MiB",
+        "WER %",
+    ):
+        assert word in printed
+    labels = [line.rpartition("  ")[0].strip() for line in printed.splitlines()]
+    assert any(label.startswith("corpus-asr float32") for label in labels)
+    assert any(label.startswith("transformers float32") for label in labels)
+
+
+def test_the_json_holds_machine_versions_settings_and_every_run(measured):
+    _, found = measured
+    assert set(found) == {"date", "hardware", "versions", "settings", "left_out", "tables"}
+    assert found["hardware"]["cores"] >= 1
+    assert {"cpu", "cpu_flags", "memory_gib", "gpu"} <= set(found["hardware"])
+    assert {"torch", "transformers", "faster-whisper", "ctranslate2"} <= set(found["versions"])
+    assert found["settings"]["batch"] == 2
+    (table,) = found["tables"]
+    assert table["audio_s"] == pytest.approx(11.49, abs=0.01)
+    for row in table["rows"]:
+        assert set(row) == SUMMARY_KEYS
+    ours, theirs = table["rows"]
+    for row in (ours, theirs):
+        assert len(row["runs"]) == 2
+        assert list(row["median_stages_s"]) == ["features", "encode", "decode"]
+        assert all(seconds > 0 for seconds in row["median_stages_s"].values())
+        assert row["peak_memory_mib"] > 50
+        assert row["word_error_rate"] > 0
+        assert all("texts" not in one for one in row["runs"])
+    ratio = theirs["ours_times_as_fast"]["float32"]
+    each = [b["total_s"] / a["total_s"] for a, b in zip(ours["runs"], theirs["runs"], strict=True)]
+    assert ratio["median"] == pytest.approx(sum(each) / 2)
+    assert ours["ours_times_as_fast"] == {}
+
+
+def test_a_size_is_measured_without_weights_or_audio(monkeypatch, tmp_path):
+    nano = Shape(name="tiny", width=64, encoder_layers=1, decoder_layers=1)
+    monkeypatch.setattr("corpus_asr.benchmark.shapes.SHAPES", {**SHAPES, "tiny": nano})
+    monkeypatch.setattr(measuring, "measure", measure_here)
+    printed, told = bench(
+        "--shape", "tiny", "--peers", "none", "--dtype", "auto,none-such", "--runs", 1,
+        "--batch", 2, "--threads", torch.get_num_threads(),
+        "--tokens-per-window", 3, "--json", tmp_path / "found.json",
+    )  # fmt: skip
+    assert "2 windows of 30 s, 3 tokens each" in printed
+    for word in ("encode s", "first token s", "tokens s"):
+        assert word in printed
+    assert "writing random weights of tiny" in told
+    (table,) = json.loads((tmp_path / "found.json").read_text())["tables"]
+    assert table["audio_s"] == 60.0
+    done, failed = table["rows"]
+    assert list(done["median_stages_s"]) == ["encode", "first_token", "tokens"]
+    assert failed["failed"].startswith("ConfigError: choosing a dtype: found 'none-such'")
+    assert failed["runs"] == []
+    assert f"corpus-asr none-such  failed: {failed['failed']}" in printed
+
+
+def test_a_missing_peer_is_left_out_with_how_to_get_it(model, monkeypatch):
+    seen: list = []
+
+    def measure(pairs, **_):
+        seen.extend(pairs)
+        return []
+
+    monkeypatch.setattr(orders, "find_spec", lambda name: None if name == "whisper" else name)
+    monkeypatch.setattr(measuring, "measure", measure)
+    _, told = bench("--model", model, CLIP, "--peers", "openai-whisper,transformers:float32")
+    assert "openai-whisper float32 is left out: whisper not installed" in told
+    assert "pip install 'corpus-asr[bench]'" in told
+    assert [case.label for case, _ in seen] == ["corpus-asr auto", "transformers float32"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "found neither --model nor --shape"),
+        (["--shape", "huge"], "choosing a shape: found 'huge'"),
+        (["--shape", "tiny", "--model", "x"], "--shape together with a model"),
+        (["--shape", "tiny", "--peers", "wispr"], "choosing peers: found 'wispr'"),
+        (["--shape", "tiny", "--peers", "faster-whisper-batched"], "there is no audio"),
+        (["--shape", "tiny", "--batch", "0"], "--batch: found 0, expected 1 or more"),
+        (["--shape", "tiny", "--runs", "x"], "argument --runs: invalid int value"),
+        (["--shape", "tiny", "--tokens-per-window", "225"], "expected at most 224"),
+        (["--shape", "tiny", "--device", "tpu"], "choosing a device: found 'tpu'"),
+        (["--shape", "tiny", "--json", "no/such/folder.json"], "there is no folder no/such"),
+        (["--shape", "tiny", "--language", "xx"], "--language: choosing the language"),
+        (["--shapee", "tiny"], "unrecognized arguments: --shapee"),
+        (["--model", "MODEL"], "looking for audio: found none"),
+        (["--model", "MODEL", "none.wav"], "opening none.wav: no such file"),
+    ],
+)
+def test_each_mistake_has_one_clear_message(model, arguments, message):
+    words = [str(model) if word == "MODEL" else word for word in arguments]
+    with pytest.raises(ConfigError) as caught:
+        bench(*words)
+    assert message in str(caught.value)
+
+
+def test_a_missing_checkpoint_or_one_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no such folder"):
+        bench("--model", tmp_path / "none", CLIP)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(CheckpointError, match="found model_type 'bert'"):
+        bench("--model", tmp_path, CLIP)
+
+
+def test_bad_audio_is_told_before_anything_is_measured(model, tmp_path):
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(b"RIFF")
+    with pytest.raises(DecodeError, match=r"bad\.wav"):
+        bench("--model", model, bad, CLIP)
+
+
+def test_both_ways_in_say_the_same_and_exit_alike(capsys):
+    assert main(["--shape", "huge"]) == 2
+    direct = capsys.readouterr().err
+    result = CliRunner().invoke(cli.app, ["bench", "--shape", "huge"])
+    assert result.exit_code == 2
+    assert direct.removeprefix("corpus-asr bench: ") == result.output.removeprefix("corpus-asr: ")
+    assert "Traceback" not in direct
+
+
+def test_help_is_the_benchmarks_own():
+    result = CliRunner().invoke(cli.app, ["bench", "--help"])
+    assert result.exit_code == 0
+    assert "--tokens-per-window" in result.output
+
+
+WITHOUT = """
+import sys
+from importlib.machinery import PathFinder
+absent = {"ray", "av", "pyarrow", "pydantic", "yaml", "typer", "rich", "s3fs", "faster_whisper",
+          "ctranslate2", "whisper", "jiwer", "onnxruntime"}
+find = PathFinder.find_spec
+PathFinder.find_spec = staticmethod(
+    lambda name, *rest: None if name.partition(".")[0] in absent else find(name, *rest))
+import corpus_asr.benchmark.engines.ours_decoding, corpus_asr.benchmark.engines.huggingface
+from corpus_asr.benchmark.command import main
+sys.exit(main(["--shape", "huge"]))
+"""
+
+
+def test_sizes_need_no_more_than_a_gpu_image_has():
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "choosing a shape" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["sequential", "chunked"])
+def test_every_engine_takes_part_in_processes_of_their_own(tmp_path, mode):
+    for library in ("faster_whisper", "whisper", "jiwer"):
+        pytest.importorskip(library)
+    real_tokenizer(tmp_path / "tokenizer")
+    model = tiny_whisper(tmp_path / "model", tokenizer=tmp_path / "tokenizer")
+    _, told = bench(
+        "--model", model, CLIP, "--runs", 1, "--batch", 2, "--mode", mode, "--beams", 2,
+        "--dtype", "float32", "--json", tmp_path / "found.json",
+    )  # fmt: skip
+    rows = json.loads((tmp_path / "found.json").read_text())["tables"][0]["rows"]
+    assert [row["failed"] for row in rows] == [None] * 6, told
+    assert all(len(row["runs"]) == 1 for row in rows)
+    assert all(row["ours_times_as_fast"].keys() == {"float32"} for row in rows[1:])

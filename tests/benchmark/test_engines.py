@@ -1,0 +1,117 @@
+"""Every engine says exactly as many tokens as it is asked for, and measures all its stages."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from corpus_asr.benchmark.engines import huggingface, openai, ours_decoding
+from corpus_asr.benchmark.engines.samples import batches
+from corpus_asr.benchmark.engines.windows import WindowTimer
+from corpus_asr.benchmark.orders import ENGINES, Order
+from corpus_asr.benchmark.rounds import Worker
+from corpus_asr.benchmark.shapes import Shape, write_checkpoint
+from corpus_asr.errors import ConfigError, EngineError
+from corpus_asr.transcription import engine
+
+NANO = Shape(name="nano", width=64, encoder_layers=1, decoder_layers=1)
+TOKENS = 5
+BATCH = 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return write_checkpoint(NANO, tmp_path_factory.mktemp("nano") / "nano")
+
+
+def order_for(folder: Path, name: str, *, dtype: str = "float32", beams: int = 1) -> Order:
+    return Order(
+        engine=name,
+        dtype=dtype,
+        runner=str(ENGINES[name].decoding),
+        model=str(folder),
+        scratch=str(folder.parent),
+        device="cpu",
+        threads=torch.get_num_threads(),
+        batch=BATCH,
+        beams=beams,
+        tokens_per_window=TOKENS,
+    )
+
+
+@pytest.mark.parametrize("beams", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "timer"),
+    [
+        ("corpus-asr", ours_decoding.Decoding),
+        ("transformers", huggingface.Decoding),
+        # It is converted in a process of its own first.
+        pytest.param("openai-whisper", openai.Decoding, marks=pytest.mark.slow),
+    ],
+)
+def test_every_window_gets_exactly_as_many_tokens_as_asked_for(folder, name, timer, beams):
+    one: WindowTimer = timer(order_for(folder, name, beams=beams))
+    run = one.run()
+    assert run["audio_s"] == 30.0 * BATCH
+    assert list(run["stages"]) == ["encode", "first_token", "tokens"]
+    assert run["total_s"] == pytest.approx(sum(run["stages"].values()))
+    assert one.decode(one.encode(), 1) == [1] * BATCH
+
+
+def test_engines_hear_the_same(folder):
+    """Encoders of one checkpoint, fed by each engine's own way in, agree."""
+    ours = ours_decoding.Decoding(order_for(folder, "corpus-asr"))
+    theirs = huggingface.Decoding(order_for(folder, "transformers"))
+    found = torch.stack(ours.encode())
+    assert ours.prompt == theirs.prompt
+    np.testing.assert_allclose(found.numpy(), theirs.encode().numpy(), atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beams", [1, 2])
+def test_ctranslate2_does_so_too_in_a_process_without_torch(folder, beams):
+    with Worker(order_for(folder, "faster-whisper", dtype="int8", beams=beams)) as worker:
+        run = worker.run()
+        assert worker.failed is None
+    assert run is not None
+    assert list(run["stages"]) == ["encode", "first_token", "tokens"]
+    assert run["peak_gpu_mib"] is None
+
+
+def test_an_engine_that_says_fewer_tokens_is_no_result(folder):
+    class Terse(ours_decoding.Decoding):
+        def decode(self, encoded, num_tokens):
+            return super().decode(encoded, max(1, num_tokens - 1))
+
+    with pytest.raises(EngineError, match=r"asked for 5 tokens.*said \[4, 4, 4\]"):
+        Terse(order_for(folder, "corpus-asr")).run()
+
+
+def test_a_type_an_engine_does_not_have_is_refused(folder):
+    for name, timer in (
+        ("openai-whisper", openai.Decoding),
+        ("corpus-asr", ours_decoding.Decoding),
+    ):
+        with pytest.raises(ConfigError, match="float7"):
+            timer(order_for(folder, name, dtype="float7"))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_cannot_be_converted_is_one_row(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    broken = order_for(tmp_path, "faster-whisper", dtype="int8")
+    runner = ENGINES["faster-whisper"].transcribing
+    with Worker(replace(broken, runner=runner, scratch=str(tmp_path))) as worker:
+        assert worker.failed is not None
+        assert "converting" in worker.failed
+
+
+def test_windows_alone_are_encoded_and_looked_at_as_in_the_engine():
+    assert ours_decoding.ENCODE_BATCH == engine._ENCODE_BATCH
+    assert ours_decoding.CHECK_EVERY == engine._CHECK_EVERY
+
+
+def test_batches_cover_everything_in_order():
+    assert list(batches([1, 2, 3, 4, 5], 2)) == [[1, 2], [3, 4], [5]]
