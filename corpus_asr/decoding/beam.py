@@ -363,11 +363,21 @@ class BeamBatch:
         hidden: Float[Tensor, "batch token width"],
     ) -> None:
         """Read the raw probability of each job's `score_token`."""
-        for row, (place, job) in enumerate(zip(places, jobs, strict=True)):
+        for place in places:
             self._scores[place] = None
-            if job.score_token is not None:
-                probabilities = self.model.logits(hidden[row, job.score_position]).softmax(dim=0)
-                self._scores[place] = float(probabilities[job.score_token])
+        wanted = [row for row, job in enumerate(jobs) if job.score_token is not None]
+        if not wanted:
+            return
+        rows, positions, tokens = upload(
+            hidden.device,
+            wanted,
+            [jobs[row].score_position for row in wanted],
+            [jobs[row].score_token or 0 for row in wanted],
+        )
+        probabilities = self.model.logits(hidden[rows, positions]).softmax(dim=1)
+        found: list[float] = probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1).tolist()
+        for row, score in zip(wanted, found, strict=True):
+            self._scores[places[row]] = score
 
     def _kept(self, place: int) -> tuple[Tensor | None, Tensor | None]:
         """The scores and logits kept of the place's beams: (beam, token, vocab)."""

@@ -6,6 +6,7 @@ write tensors that stay where they are, and have no shape that depends on their 
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Protocol
 
@@ -18,6 +19,9 @@ Step = Callable[[], None]
 
 class Recorder(Protocol):
     """Turns steps into recordings."""
+
+    warm_ups: int
+    """How often a step is run before it is worth recording; at least once."""
 
     def warm_up(self, step: Step) -> None:
         """Run the step, so that whatever is set up once is set up before it is recorded."""
@@ -32,6 +36,10 @@ class Recorder(Protocol):
 class CudaRecorder:
     """Records CUDA graphs that share one memory pool, as none needs what another left there."""
 
+    # Capturing collects garbage and waits for the device: too much for counts of slots that are
+    # passed through at the end of a run. A guess, not measured.
+    warm_ups = 8
+
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
@@ -41,9 +49,11 @@ class CudaRecorder:
         """Run the step on the stream it will be recorded on."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            step()
-        current.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                step()
+        finally:
+            current.wait_stream(self._stream)
 
     def record(self, step: Step) -> Step:
         """Capture the step; other threads may use the device meanwhile."""
@@ -64,14 +74,14 @@ class CudaRecorder:
 class StepGraphs:
     """The recordings of one batch, for a few counts of slots.
 
-    The first step of each key is run as it is, which warms up; the second is recorded; later ones
-    are replays. Where recording fails, every step from then on is run as it is.
+    The first steps of each key are run as they are, which warms up; the next is recorded, and it
+    and later ones are replayed. Where recording fails, every step from then on is run as it is.
     """
 
     def __init__(self, places: int, recorder: Recorder) -> None:
         self._places = places
         self._recorder = recorder
-        self._warm: set[Hashable] = set()
+        self._uses: Counter[Hashable] = Counter()
         self._replays: dict[Hashable, Step] = {}
         self._works = True
 
@@ -85,9 +95,9 @@ class StepGraphs:
             self._replays[key]()
         elif not self._works:
             step()
-        elif key not in self._warm:
+        elif self._uses[key] < self._recorder.warm_ups:
+            self._uses[key] += 1
             self._recorder.warm_up(step)
-            self._warm.add(key)
         else:
             self._record(key, step)
 

@@ -7,6 +7,7 @@ language detection and alignment mix freely; each kind of search has a lane of i
 
 import logging
 from collections import deque
+from collections.abc import Callable
 
 import torch
 
@@ -70,7 +71,7 @@ class SlotScheduler:
         self.statistics = EngineStatistics(slots=slots)
         self._lanes: dict[_Kind, Lane] = {}
         self._stranded: deque[Running] = deque()  # tasks whose lane is to be made anew
-        self._lane(_PLAIN, Search())
+        self._halve_while_needed(self._settle)
 
     @property
     def slots(self) -> int:
@@ -97,9 +98,7 @@ class SlotScheduler:
 
     def advance(self) -> None:
         """Refill free slots, then decode for `check_every` tokens and deal with what ended."""
-        # Outside the handler, whose exception would keep the old slots in memory.
-        while (problem := self._try_to_advance()) is not None:
-            self._halve(problem)
+        self._halve_while_needed(self._advance_lanes)
 
     def fail(self, error: Exception) -> None:
         """End every task with `error`."""
@@ -107,20 +106,32 @@ class SlotScheduler:
         while self._stranded:
             self._stranded.popleft().fail(error)
 
-    def _try_to_advance(self) -> str | None:
-        """Advance every lane; tells what happened where memory does not suffice for them.
+    def _advance_lanes(self) -> None:
+        self._settle()
+        for lane in tuple(self._lanes.values()):
+            lane.advance(self._check_every)
+
+    def _settle(self) -> None:
+        """Make the lanes anew that were given up, and give them their tasks back."""
+        self._lane(_PLAIN, Search())
+        while self._stranded:
+            running = self._stranded[0]
+            self._lane_of(running.job).add(running)
+            self._stranded.popleft()
+
+    def _halve_while_needed(self, action: Callable[[], None]) -> None:
+        # Not in the handler, whose exception would keep the old slots in memory.
+        while (problem := self._memory_problem(action)) is not None:
+            self._halve(problem)
+
+    def _memory_problem(self, action: Callable[[], None]) -> str | None:
+        """Do something; tells what happened where memory does not suffice for it.
 
         Raises:
             torch.OutOfMemoryError: it does not suffice for one slot and one window either.
         """
         try:
-            self._lane(_PLAIN, Search())
-            while self._stranded:
-                running = self._stranded[0]
-                self._lane_of(running.job).add(running)
-                self._stranded.popleft()
-            for lane in tuple(self._lanes.values()):
-                lane.advance(self._check_every)
+            action()
         except torch.OutOfMemoryError as error:
             if self._slots == 1 and self._encode_batch == 1:
                 raise

@@ -61,7 +61,7 @@ class Engine:
 
         Raises:
             ConfigError: the checkpoint cannot do what `decoding` asks.
-            EngineError: the slots do not fit into the device's memory.
+            EngineError: not even one slot fits into the device's memory.
         """
         dialect.check(decoding)
         self.device_name = device_name(model.device)
@@ -79,8 +79,8 @@ class Engine:
             )
         except torch.OutOfMemoryError as error:
             raise EngineError(
-                f"allocating {wanted} slots on {self.device_name}: {error}; set "
-                "transcribe.slots lower"
+                f"allocating a slot on {self.device_name}: {error}; use a smaller checkpoint or a "
+                "GPU with more memory"
             ) from error
         self._inbox: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
         self._lock = threading.Lock()

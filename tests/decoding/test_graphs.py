@@ -10,7 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpus_asr.decoding.graphs import Recorder, StepGraphs
+from corpus_asr.decoding.batch import SlotBatch
+from corpus_asr.decoding.graphs import CudaRecorder, Recorder, StepGraphs
+from corpus_asr.decoding.lanes import encode_windows
 from corpus_asr.decoding.protocols import (
     AlignJob,
     Job,
@@ -179,10 +181,7 @@ def test_a_network_s_replays_give_what_its_steps_give_at_any_size(
     network: SlotModel, slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kinds = ["greedy", "sampled", "greedy", "penalised", "sampled", "greedy"]
-    tasks = [
-        [ask(kind, number, features=speech(number)) for kind in (kinds[number % 6], "sampled")]
-        for number in range(18)
-    ]
+    tasks = [[ask(kinds[number % 6], number, features=speech(number))] for number in range(17)]
     expected = run(network, tasks, slots=5)
     # As it is where the cache is not on a CPU: the same shape for every step.
     monkeypatch.setattr(cache, "_looked_at", lambda positions, *, max_positions: max_positions)
@@ -223,6 +222,22 @@ def test_where_nothing_can_be_recorded_steps_are_run_and_that_is_said_once(
         same(sampled, ALONE["sampled", number])
 
 
+def test_a_step_is_recorded_once_it_has_been_run_often_enough() -> None:
+    recorder, steps = TapeRecorder(), torch.zeros(1)
+    recorder.warm_ups = 3
+    graphs = StepGraphs(4, recorder)
+    seen = []
+
+    def step() -> None:
+        steps.add_(1)
+
+    for _ in range(5):
+        graphs.run("key", step)
+        seen.append((recorder.warmed, recorder.recorded, recorder.replayed))
+    assert seen == [(1, 0, 0), (2, 0, 0), (3, 0, 0), (3, 1, 1), (3, 1, 2)]
+    assert steps.item() == 5
+
+
 def test_rungs_are_powers_of_two_up_to_all_places() -> None:
     graphs = StepGraphs(12, TapeRecorder())
     assert [graphs.rung(active) for active in range(1, 13)] == [1, 2, 4, 4, *[8] * 4, *[12] * 4]
@@ -245,3 +260,40 @@ def test_the_tape_repeats_operations_with_the_numbers_of_the_recording() -> None
     number = 5
     replay()
     assert held.tolist() == [6.0] * 3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("slots", [1, 3, 8])
+def test_cuda_graphs_give_what_a_cpu_gives(
+    tmp_path_factory: pytest.TempPathFactory, slots: int
+) -> None:
+    network = load(tmp_path_factory.mktemp("checkpoint"))
+    kinds = [*KINDS, "align"]
+    tasks = [
+        [ask(kinds[number % len(kinds)], number, features=speech(number)), ask("greedy", number)]
+        for number in range(12)
+    ]
+    expected = run(network.slot_model(), tasks, slots=3)
+    found = run(network.to("cuda").slot_model(), tasks, slots=slots, check_every=3)
+    for ours, theirs in zip(found, expected, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            same(one, other)
+
+
+@pytest.mark.gpu
+def test_no_step_makes_the_host_wait(tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = load(tmp_path_factory.mktemp("checkpoint")).to("cuda").slot_model()
+    batch = SlotBatch(model, 4)
+    jobs = [ask("sampled", number, features=speech(number)) for number in range(4)]
+    batch.fill(range(4), jobs, encode_windows(model, jobs))
+    batch.admit(range(4), jobs)
+    for _ in range(CudaRecorder.warm_ups + 1):
+        batch.step(4, sampled=True)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batch.look()
+        batch.step(4, sampled=True)
+        batch.admit(range(4), jobs)
+        batch.step(3, sampled=False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

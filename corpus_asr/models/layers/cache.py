@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from corpus_asr.decoding.transfers import to_device
+
 # oneDNN compiles a bfloat16 product for every shape it meets and keeps a thousand of them: with a
 # length of its own for every step these came to a gigabyte.
 _LENGTH_STEP = 32
@@ -79,7 +81,7 @@ class SpanView:
         length = _looked_at(span, max_positions=max_positions)
         cached = torch.arange(length, device=positions.device)
         unseen = cached > span.unsqueeze(2)  # (batch, token, pos)
-        slot = torch.tensor(slots, device=positions.device).unsqueeze(1)
+        slot = to_device(torch.tensor(slots), positions.device).unsqueeze(1)
         rows = _rows(slots, device=positions.device)
         return cls(slots, rows, slot, span, length, unseen.unsqueeze(1))
 
@@ -282,4 +284,4 @@ def _rows(slots: Sequence[int], *, device: torch.device) -> slice | Tensor:
     first = slots[0]
     if list(slots) == list(range(first, first + len(slots))):
         return slice(first, first + len(slots))
-    return torch.tensor(slots, device=device)
+    return to_device(torch.tensor(slots), device)
