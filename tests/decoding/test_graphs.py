@@ -180,8 +180,11 @@ def speech(number: int) -> np.ndarray:
 def test_a_network_s_replays_give_what_its_steps_give_at_any_size(
     network: SlotModel, slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kinds = ["greedy", "sampled", "greedy", "penalised", "sampled", "greedy"]
-    tasks = [[ask(kinds[number % 6], number, features=speech(number))] for number in range(17)]
+    kinds = ["greedy", "sampled", "penalised", *["greedy", "sampled"] * 7]
+    tasks = [
+        [ask(one, number, features=speech(number)) for one in (kind, "sampled")]
+        for number, kind in enumerate(kinds)
+    ]
     expected = run(network, tasks, slots=5)
     # As it is where the cache is not on a CPU: the same shape for every step.
     monkeypatch.setattr(cache, "_looked_at", lambda positions, *, max_positions: max_positions)
