@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 import whisper
 
 from corpus_asr.config.decoding import DecodingSettings
@@ -65,6 +66,15 @@ def engine(checkpoint: Path) -> Iterator[Engine]:
         checkpoint, decoding=DecodingSettings(), device="cpu", dtype="float32", slots=4
     ) as engine:
         yield engine
+
+
+@pytest.fixture(scope="module")
+def transformers_parts(checkpoint: Path) -> tuple[Any, Any]:
+    """Its model and its processor."""
+    model = transformers.WhisperForConditionalGeneration.from_pretrained(
+        checkpoint, dtype=torch.float32
+    )
+    return model.eval(), transformers.WhisperProcessor.from_pretrained(checkpoint)
 
 
 def request(checkpoint: Path, samples: np.ndarray, *, name: str = "r") -> PartRequest:
@@ -118,16 +128,22 @@ def compare(found: PartTranscript, wanted: dict[str, Any]) -> None:
         assert segment.compression_ratio == pytest.approx(one["compression_ratio"], abs=1e-6)
 
 
-@pytest.mark.parametrize("conditioned", [False, True])
+@pytest.mark.parametrize(
+    ("seconds", "conditioned"),
+    [(36, True), pytest.param(60, True, marks=pytest.mark.slow),
+     pytest.param(60, False, marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_long_recordings_match_segment_for_segment(
     shared_data: Path,
     checkpoint: Path,
     engine: Engine,
     oracle: whisper.Whisper,
     monkeypatch: pytest.MonkeyPatch,
+    seconds: int,
     conditioned: bool,
 ) -> None:
-    samples = read_audio(shared_data / "longform" / "ls_2078-142845.flac")[: 60 * SAMPLE_RATE_HZ]
+    path = shared_data / "longform" / "ls_2078-142845.flac"
+    samples = read_audio(path)[: seconds * SAMPLE_RATE_HZ]
     part = request(checkpoint, samples)
     settings = DecodingSettings(language="en", condition_on_prev_tokens=conditioned, **GREEDY)
     found = engine.submit(part, decoding=settings).result()
@@ -149,7 +165,7 @@ def test_short_clips_match_with_the_language_detected_and_thresholds_on(
     oracle: whisper.Whisper,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    paths = sorted((shared_data / "english_short").glob("*.*"))[:3]
+    paths = sorted((shared_data / "english_short").glob("*.*"))[:1]
     paths += sorted((shared_data / "multilingual").glob("*_de*"))[:1]
     settings = DecodingSettings(language="auto", temperature=(0.0,), stop_loops=False)
     audio = [read_audio(path) for path in paths if path.suffix != ".jsonl"]
@@ -180,8 +196,13 @@ def test_short_clips_match_with_the_language_detected_and_thresholds_on(
         ),
         # A longer sample_len would leave openai-whisper no room for the prefix.
         (12, {"prefix": "He was the"}, {"prefix": "He was the", "sample_len": 224}),
-        (50, {"clip_timestamps": (3, 12.5, 20, 41)}, {"clip_timestamps": "3,12.5,20,41"}),
-        (45, {"clip_timestamps": "40"}, {"clip_timestamps": [40.0]}),
+        (31, {"clip_timestamps": "3,8.5,20"}, {"clip_timestamps": [3.0, 8.5, 20.0]}),
+        pytest.param(
+            50,
+            {"clip_timestamps": (3, 12.5, 20, 41)},
+            {"clip_timestamps": "3,12.5,20,41"},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_prompts_prefixes_and_clips_match(
@@ -244,19 +265,17 @@ def test_words_and_skipped_silences_match(
     "options",
     [
         pytest.param({"num_beams": 3, "length_penalty": 0.5}, marks=pytest.mark.slow),
-        {"repetition_penalty": 1.3},
-        {"no_repeat_ngram_size": 2},
+        {"repetition_penalty": 1.1, "no_repeat_ngram_size": 2},
     ],
 )
 def test_search_options_give_what_they_give_in_transformers(
-    shared_data: Path, checkpoint: Path, engine: Engine, options: dict[str, Any]
+    shared_data: Path,
+    checkpoint: Path,
+    engine: Engine,
+    transformers_parts: tuple[Any, Any],
+    options: dict[str, Any],
 ) -> None:
-    import transformers
-
-    model = transformers.WhisperForConditionalGeneration.from_pretrained(
-        checkpoint, dtype=torch.float32
-    ).eval()
-    processor = transformers.WhisperProcessor.from_pretrained(checkpoint)
+    model, processor = transformers_parts
     samples = read_audio(shared_data / "longform" / "ls_2078-142845.flac")[: 9 * SAMPLE_RATE_HZ]
     features = WhisperPartFeatures.from_folder(checkpoint)(samples)
     part = replace(request(checkpoint, samples), features=features.values)
@@ -274,14 +293,9 @@ def test_search_options_give_what_they_give_in_transformers(
 
 @pytest.mark.slow
 def test_long_recordings_say_what_transformers_long_form_says(
-    shared_data: Path, checkpoint: Path, engine: Engine
+    shared_data: Path, checkpoint: Path, engine: Engine, transformers_parts: tuple[Any, Any]
 ) -> None:
-    import transformers
-
-    model = transformers.WhisperForConditionalGeneration.from_pretrained(
-        checkpoint, dtype=torch.float32
-    ).eval()
-    processor = transformers.WhisperProcessor.from_pretrained(checkpoint)
+    model, processor = transformers_parts
     extractor = WhisperPartFeatures.from_folder(checkpoint)
     settings = DecodingSettings(language="en", **GREEDY)
     for path in sorted((shared_data / "longform").glob("*_*.*")):
@@ -308,7 +322,7 @@ def test_long_recordings_say_what_transformers_long_form_says(
 def test_results_do_not_depend_on_slots_neighbours_or_order(
     shared_data: Path, checkpoint: Path, engine: Engine
 ) -> None:
-    paths = sorted((shared_data / "english_short").glob("*.wav"))[:3]
+    paths = sorted((shared_data / "english_short").glob("*.wav"))[:2]
     parts = [request(checkpoint, read_audio(path), name=path.name) for path in paths]
     # Thresholds no text of this checkpoint passes, so that every window is sampled.
     settings = DecodingSettings(
