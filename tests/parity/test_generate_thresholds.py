@@ -34,6 +34,7 @@ def segments(output: Any) -> list[list[tuple[float, float, list[int]]]]:
     ]
 
 
+@pytest.fixture(scope="module")
 def logprobs(both: Pair) -> list[float]:
     """Average log-probabilities of windows, to choose thresholds between."""
     output = both.say(
@@ -53,9 +54,9 @@ def logprobs(both: Pair) -> list[float]:
     ("no_speech", "condition"), [(None, True), (0.0, False), (1e-4, True), (1.0, False)]
 )
 def test_unlikely_windows_are_tried_again_or_left_out(
-    both: Pair, share: float, no_speech: float | None, condition: bool
+    both: Pair, logprobs: list[float], share: float, no_speech: float | None, condition: bool
 ) -> None:
-    values = sorted(logprobs(both))
+    values = sorted(logprobs)
     threshold = values[0] - 0.1 + share * (values[-1] - values[0] + 0.2)
     arguments = {
         "temperature": (0.0, CERTAIN),
@@ -114,8 +115,8 @@ def test_texts_that_repeat_themselves_are_tried_again(
     assert segments(ours) == segments(theirs)
 
 
-def test_all_thresholds_in_a_batch(both: Pair) -> None:
-    middle = sorted(logprobs(both))[1]
+def test_all_thresholds_in_a_batch(both: Pair, logprobs: list[float]) -> None:
+    middle = sorted(logprobs)[1]
     arguments = {
         "temperature": 0.0,
         "logprob_threshold": middle,

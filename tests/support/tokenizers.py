@@ -8,6 +8,7 @@ are trained on a few lines; the real ones are openai-whisper's own vocabularies.
 import json
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -56,6 +57,13 @@ def real_tokenizer(folder: Path, *, multilingual: bool = True, cantonese: bool =
 
     51,864 English-only, 51,865 multilingual, 51,866 with Cantonese.
     """
+    vocab, merges = _openai_vocabulary(multilingual)
+    codes = CODES_V3 if cantonese else CODES_V2
+    return write_tokenizer(folder, vocab, merges, codes, no_speech="<|nocaptions|>")
+
+
+@cache
+def _openai_vocabulary(multilingual: bool) -> tuple[dict[str, int], list[tuple[str, ...]]]:
     import whisper.tokenizer
 
     assets = Path(whisper.tokenizer.__file__).parent / "assets"
@@ -69,9 +77,7 @@ def real_tokenizer(folder: Path, *, multilingual: bool = True, cantonese: bool =
     merges = [
         tuple(spelled[part] for part in _parts(token, ranks)) for token in ranks if len(token) > 1
     ]
-    vocab = {spelled[token]: rank for token, rank in ranks.items()}
-    codes = CODES_V3 if cantonese else CODES_V2
-    return write_tokenizer(folder, vocab, merges, codes, no_speech="<|nocaptions|>")
+    return {spelled[token]: rank for token, rank in ranks.items()}, merges
 
 
 def write_tokenizer(
