@@ -94,6 +94,7 @@ def test_a_file_of_openai_becomes_a_folder_with_the_tiktoken_file_alone(tmp_path
     assert settings["lang_to_id"]["<|ja|>"] == tokenizer.to_language_token("ja")
 
 
+@pytest.mark.slow
 def test_both_give_the_same_text_on_real_speech(shared_data: Path, tmp_path: Path) -> None:
     convert(shared_data / "whisper-base-lab", tmp_path / "lab.pt", dtype="float32")
     theirs = whisper.load_model(str(tmp_path / "lab.pt"), device="cpu")
