@@ -96,11 +96,8 @@ def test_a_finished_job_does_nothing_again_and_loads_neither_ray_nor_torch(
     assert segments_in(tmp_path / "output") == segments_in(Path(finished.output.uri))
 
 
-def test_a_half_done_recording_redoes_only_its_missing_parts(
-    finished: RunConfig, corpus: Path, model: Path, tmp_path: Path
-):
-    config = job(corpus, model, tmp_path / "output")
-    run(config, local=True, progress=None)
+def test_a_half_done_recording_redoes_only_its_missing_parts(finished: RunConfig, tmp_path: Path):
+    config = copied(finished, tmp_path / "output")
     before = outcomes_in(tmp_path / "output")
     store = OutputStore(config.output.uri)
     for name in store.names("outcomes"):
