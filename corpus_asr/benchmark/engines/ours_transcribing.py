@@ -37,7 +37,7 @@ class _ClockedEngine(Engine):
         self.clock = StageClock(cuda=model.device.type == "cuda")
         # The instance's own attribute hides the method, for the engine's thread as for all.
         setattr(model, "encode", self.clock.watch("encode", model.encode))  # noqa: B010
-        self._lock_of_work = threading.Lock()
+        self._landing = threading.Condition()
         self._in_flight = 0
         self._began_s = 0.0
         self._busy_s = 0.0
@@ -47,7 +47,7 @@ class _ClockedEngine(Engine):
         self, part: PartRequest, *, decoding: DecodingSettings | None = None
     ) -> Future[PartTranscript]:
         """Queue a part, and count it as work."""
-        with self._lock_of_work:
+        with self._landing:
             if self._in_flight == 0:
                 self._began_s = time.perf_counter()
             self._in_flight += 1
@@ -57,15 +57,19 @@ class _ClockedEngine(Engine):
         return future
 
     def take_busy_s(self) -> float:
-        """Return the time with parts in flight since the last call."""
-        busy_s, self._busy_s = self._busy_s, 0.0
+        """Return the time with parts in flight since the last call, once none is."""
+        with self._landing:
+            # Who waits for a part may be told of it before this is.
+            self._landing.wait_for(lambda: self._in_flight == 0)
+            busy_s, self._busy_s = self._busy_s, 0.0
         return busy_s
 
     def _landed(self, _: Future[PartTranscript]) -> None:
-        with self._lock_of_work:
+        with self._landing:
             self._in_flight -= 1
             if self._in_flight == 0:
                 self._busy_s += time.perf_counter() - self._began_s
+                self._landing.notify_all()
 
 
 class _Transcriber(Transcriber):
