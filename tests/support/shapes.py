@@ -25,8 +25,8 @@ def check_every_function(package: str) -> None:
     """Check the annotations of all that is imported from `package` from now on.
 
     jaxtyping's hook puts its decorator on every function, and that compares the sizes of a call's
-    axes at the cost of some 20 microseconds a call. A function that names no axis is given to
-    beartype alone, which costs one: there are millions of such calls in a run of the tests.
+    axes at the cost of some 7 microseconds a call. A function that names no axis is given to
+    beartype alone, which costs 0.3: ten tests of tokenizers alone make 1.7 million calls.
     """
     jaxtyping.jaxtyped = _checked  # type: ignore[assignment]
     jaxtyping.install_import_hook(package, f"{__name__}.{check.__name__}")
