@@ -105,7 +105,10 @@ class Order:
     scratch: str
     """A folder for checkpoints in other layouts, shared by the workers of one table."""
     device: str
-    """`cpu` or `cuda:N`, never `auto`: all engines run on the same."""
+    """`cpu` or `cuda:N`, never `auto`: all engines run on the same.
+
+    A worker sees that GPU alone, and so as `cuda:0`.
+    """
     threads: int
     batch: int
     beams: int

@@ -10,9 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ from corpus_asr.benchmark.orders import Case, Order
 SETTLE_S = 0.5
 _EXIT_TIMEOUT_S = 10.0
 _PACKAGES = Path(__file__).resolve().parents[2]
+_GPUS = "CUDA_VISIBLE_DEVICES"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -50,12 +51,14 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=_environment(order.threads),
+            env=environment(order, os.environ),
             text=True,
             encoding="utf-8",
         )
         self._pin(order)
-        self._said = self._ask(order.to_json())
+        # It sees no other GPU, so that no library can wait for, or count, a wrong one.
+        seen = order.device if order.device == "cpu" else "cuda:0"
+        self._said = self._ask(replace(order, device=seen).to_json())
 
     @property
     def failed(self) -> str | None:
@@ -143,11 +146,18 @@ def measure(
     return rows
 
 
-def _environment(threads: int) -> dict[str, str]:
-    paths = [str(_PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
+def environment(order: Order, inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a worker: its threads, its GPU if any, no network."""
+    paths = [str(_PACKAGES), *filter(None, [inherited.get("PYTHONPATH")])]
+    gpu = {}
+    if order.device != "cpu":
+        index = int(order.device.partition(":")[2] or 0)
+        visible = list(filter(None, inherited.get(_GPUS, "").split(",")))
+        gpu = {_GPUS: visible[index] if visible else str(index)}
     return {
-        **os.environ,
-        **dict.fromkeys(_THREADS, str(threads)),
+        **inherited,
+        **gpu,
+        **dict.fromkeys(_THREADS, str(order.threads)),
         "PYTHONPATH": os.pathsep.join(paths),
         "TOKENIZERS_PARALLELISM": "false",
         # Everything is on this machine; nobody shall look for more.
