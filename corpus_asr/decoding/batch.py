@@ -15,6 +15,7 @@ from torch import Tensor
 from corpus_asr.decoding.alignment import align_window
 from corpus_asr.decoding.checks import check_numbers
 from corpus_asr.decoding.graphs import Recorder, StepGraphs
+from corpus_asr.decoding.lanes import pad_prompts
 from corpus_asr.decoding.loops import LoopWatch
 from corpus_asr.decoding.options import SlotOptions, Texts
 from corpus_asr.decoding.protocols import (
@@ -156,14 +157,11 @@ class SlotBatch:
         """Run prompts and choose first tokens."""
         lengths = [len(job.prompt) for job in jobs]
         room = self.model.max_target_positions
-        prompts = torch.zeros(len(jobs), max(lengths), dtype=torch.long)
-        for row, job in enumerate(jobs):
-            prompts[row, : lengths[row]] = torch.tensor(job.prompt)
         scored = [row for row, job in enumerate(jobs) if job.score_token is not None]
         index, prompts, length, limit, end, seed, temperature, *score_of = upload(
             self.model.device,
             slots,
-            prompts,
+            pad_prompts(jobs),
             lengths,
             [min(job.max_new_tokens + len(job.prompt), room) for job in jobs],
             [job.rules.end for job in jobs],

@@ -13,8 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from corpus_asr.decoding.beam_results import result_of
 from corpus_asr.decoding.beams import OUT, Beams, pick, repeats_itself
 from corpus_asr.decoding.checks import check_numbers
+from corpus_asr.decoding.lanes import pad_prompts
 from corpus_asr.decoding.options import SlotOptions, Texts
 from corpus_asr.decoding.processors import should_stop
 from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult
@@ -97,11 +99,8 @@ class BeamBatch:
         for job in jobs:
             self._check(job)
         lengths = [len(job.prompt) for job in jobs]
-        prompts = torch.zeros(len(jobs), max(lengths), dtype=torch.long)
-        for row, job in enumerate(jobs):
-            prompts[row, : lengths[row]] = torch.tensor(job.prompt)
         index, slots, prompts, length = upload(
-            self.model.device, list(places), self._slots(places), prompts, lengths
+            self.model.device, list(places), self._slots(places), pad_prompts(jobs), lengths
         )
         firsts = [place * self.num_beams for place in places]
         hidden = self.model.prefill(self._state, firsts, prompts, lengths)  # (batch, token, width)
@@ -167,12 +166,12 @@ class BeamBatch:
             job = self._jobs[place]
             assert job is not None, "collected from an empty place"
             check_numbers(found[0][row].tolist(), self.model)
-            kept = self._kept(place)
-            beams = [
-                self._result(job, self._scores[place], [held[row, beam] for held in found], kept)
-                for beam in range(job.search.num_return_sequences)
-            ]
-            results.append(replace(beams[0], others=tuple(beams[1:])))
+            scores, logits = self._kept(place)
+            one = [held[row] for held in found]
+            token_score = self._scores[place]
+            results.append(
+                result_of(one, job, token_score=token_score, scores=scores, logits=logits)
+            )
         return results
 
     @torch.inference_mode()
@@ -385,31 +384,3 @@ class BeamBatch:
         scores = [steps for steps, _ in kept if steps is not None]
         logits = [steps for _, steps in kept if steps is not None]
         return torch.stack(scores) if scores else None, torch.stack(logits) if logits else None
-
-    def _result(
-        self,
-        job: WindowJob,
-        wanted_score: float | None,
-        sequence: Sequence[Tensor],
-        kept: tuple[Tensor | None, Tensor | None],
-    ) -> WindowResult:
-        """Make a result of one finished sequence: what `Beams` hold of it, read to the host."""
-        score, length, text, logprob, parent, looped = sequence
-        new = slice(len(job.prompt), int(length))
-        tokens: list[int] = text[new].tolist()
-        logprobs: list[float] = logprob[new].tolist()
-        # What a token was chosen from is what the beam saw that it was appended to.
-        parents = parent[new]
-        steps = torch.arange(len(parents))
-        end_logprob = logprobs.pop() if tokens and tokens[-1] == job.rules.end else None
-        scores, logits = (None if of is None else of[parents, steps] for of in kept)
-        return WindowResult(
-            tokens=tuple(tokens[: len(logprobs)]),
-            logprobs=tuple(logprobs),
-            end_logprob=end_logprob,
-            score=wanted_score,
-            looped=bool(looped),
-            scores=scores,
-            logits=logits,
-            sequence_score=float(score),
-        )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from corpus_asr.decoding.protocols import Job, Result, SlotModel, WindowJob, WindowResult
@@ -102,6 +102,15 @@ def encode_windows(model: SlotModel, jobs: Sequence[Job]) -> Float[Tensor, "batc
                 "(pos, width) for all; encode each with this very model"
             )
         return torch.stack([rows[row] for row in range(len(jobs))])
+
+
+def pad_prompts(jobs: Sequence[WindowJob]) -> Int[Tensor, "batch token"]:
+    """The jobs' prompts as rows, padded on the right."""
+    lengths = [len(job.prompt) for job in jobs]
+    prompts = torch.zeros(len(jobs), max(lengths), dtype=torch.long)
+    for row, job in enumerate(jobs):
+        prompts[row, : lengths[row]] = torch.tensor(job.prompt)
+    return prompts
 
 
 @dataclass(slots=True)
