@@ -1,0 +1,79 @@
+"""What a part says depends neither on how many windows are decoded beside it nor on their order."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.segments import Segment
+from corpus_asr.transcription.engine import Engine, PartRequest
+from corpus_asr.units import HOP_SAMPLES
+from tests.support.checkpoints import tiny_whisper
+from tests.support.tokenizers import tiny_tokenizer
+
+# So that some windows of the random text are decoded again, sampled.
+SETTINGS = DecodingSettings(
+    temperature=(0.0, 0.4), compression_ratio_threshold=4.0, logprob_threshold=None
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer(tokenizer)
+    return tiny_whisper(
+        tmp_path_factory.mktemp("checkpoint"),
+        tokenizer=tokenizer,
+        d_model=16,
+        heads=2,
+        layers=1,
+        max_target_positions=56,
+        spread=0.3,
+    )
+
+
+def part(number: int) -> PartRequest:
+    frames = 1000 + 450 * number
+    generator = np.random.default_rng(number)
+    return PartRequest(
+        recording_id=f"r{number}",
+        part=0,
+        features=generator.standard_normal((frames, 80)).astype(np.float16),
+        num_samples=frames * HOP_SAMPLES,
+        pad_value=-1.5,
+        start_s=0.0,
+        speech=None,
+    )
+
+
+def said(checkpoint: Path, slots: int, order: list[int]) -> dict[int, tuple[Segment, ...]]:
+    with Engine.from_folder(
+        checkpoint, decoding=SETTINGS, device="cpu", dtype="float32", slots=slots
+    ) as engine:
+        futures = {number: engine.submit(part(number)) for number in order}
+        return {number: future.result(timeout=120).segments for number, future in futures.items()}
+
+
+@pytest.fixture(scope="module")
+def of_three(checkpoint: Path) -> dict[int, tuple[Segment, ...]]:
+    return said(checkpoint, 3, list(range(8)))
+
+
+@pytest.mark.parametrize("slots", [1, 8, 16])
+def test_any_number_of_slots_and_any_order_give_the_same(
+    checkpoint: Path, of_three: dict[int, tuple[Segment, ...]], slots: int
+) -> None:
+    order = list(range(8))
+    random.Random(slots).shuffle(order)
+    found = said(checkpoint, slots, order)
+    for number in order:
+        assert len(found[number]) == len(of_three[number]) > 0
+        for ours, expected in zip(found[number], of_three[number], strict=True):
+            assert (ours.text, ours.tokens) == (expected.text, expected.tokens)
+            assert (ours.start_s, ours.end_s) == (expected.start_s, expected.end_s)
+            assert ours.temperature == expected.temperature
+            assert ours.avg_logprob == pytest.approx(expected.avg_logprob, abs=1e-4)
+    temperatures = {segment.temperature for one in found.values() for segment in one}
+    assert temperatures == {0.0, 0.4}
