@@ -172,7 +172,7 @@ def transcribe(
     task: Annotated[str | None, typer.Option(help="transcribe or translate.")] = None,
     strategy: Annotated[str | None, typer.Option(help="sequential or chunked.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16 or bfloat16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16 or int8.")] = "auto",
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any key of the decoding section."),

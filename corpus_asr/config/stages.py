@@ -89,8 +89,10 @@ class ModelSettings(Settings):
         description="A folder, an fsspec address, or a hub name such as openai/whisper-small."
     )
     revision: str | None = Field(default=None, description="Hub branch, tag or commit.")
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        default="auto", description="`auto`: float16 on CUDA, float32 on CPU."
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = Field(
+        default="auto",
+        description="`auto`: float16 on CUDA; on CPUs bfloat16 where they compute in it, else "
+        "float32. `int8`, on CPUs only, is fastest and least exact.",
     )
     device: str = Field(
         default="auto", description="`auto` takes a GPU if there is one; or cpu, cuda, cuda:1."

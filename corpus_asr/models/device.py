@@ -1,14 +1,17 @@
 """Where a model runs and in which number type.
 
 In: the words of the settings (`auto`, `cuda:1`, `bfloat16`). Out: torch's values for them, and a
-device name for tables. Knows no model.
+device name for tables. Knows no model. Nothing is timed: the choice must not differ between two
+runs on one machine.
 """
 
 import re
+from dataclasses import dataclass
 
 import torch
 
 from corpus_asr.errors import ConfigError
+from corpus_asr.models.layers.int8 import can_use_int8
 
 _DTYPES = {
     "float32": torch.float32,
@@ -38,19 +41,50 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """In which numbers a model computes."""
+
+    dtype: torch.dtype
+    """Of weights and caches, and of whatever is not in 8 bits."""
+    int8: bool = False
+    """Whether linear maps multiply 8-bit integers."""
+
+
+def resolve_precision(name: str, device: torch.device) -> Precision:
+    """Turn `auto`, `int8` or a type's name into what a model on `device` computes in.
+
+    Raises:
+        ConfigError: the name is none of these, or the device cannot compute so.
+    """
+    if name != "int8":
+        return Precision(resolve_dtype(name, device))
+    if device.type != "cpu":
+        raise ConfigError(
+            f"choosing dtype int8: {device_name(device)} has no such path here, only CPUs do; set "
+            "the dtype to auto or float16"
+        )
+    if not can_use_int8():
+        raise ConfigError(
+            "choosing dtype int8: this processor or this torch has no fast 8-bit products "
+            "(AVX-512 VNNI through oneDNN); set the dtype to auto"
+        )
+    return Precision(_cpu_dtype(), int8=True)
+
+
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """Turn `auto`, `float32`, `float16` or `bfloat16` into a type for `device`.
 
-    `auto` is float16 on CUDA and float32 on CPUs, where float16 is slower than float32 and
-    bfloat16 twice as fast but less exact.
+    `auto` is float16 on CUDA; on CPUs bfloat16 where they compute in it and float32 elsewhere.
 
     Raises:
         ConfigError: the name is none of these, or the GPU cannot compute in bfloat16.
     """
     if name == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
+        return torch.float16 if device.type == "cuda" else _cpu_dtype()
     if name not in _DTYPES:
-        raise ConfigError(f"choosing a dtype: found {name!r}, expected auto, {', '.join(_DTYPES)}")
+        known = ", ".join(_DTYPES)
+        raise ConfigError(f"choosing a dtype: found {name!r}, expected auto, int8, {known}")
     dtype = _DTYPES[name]
     if (
         dtype == torch.bfloat16
@@ -62,6 +96,21 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
             f"set the dtype to auto or float16"
         )
     return dtype
+
+
+def _cpu_dtype() -> torch.dtype:
+    """The fastest type this processor says it has and is seen to compute right in."""
+    has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has and _bfloat16_is_right() else torch.float32
+
+
+def _bfloat16_is_right() -> bool:
+    """Multiply two small matrices: flags have been wrong, on emulated processors above all."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(64, 64, generator=generator) for _ in range(2))
+    exact = left @ right
+    found = (left.bfloat16() @ right.bfloat16()).float()
+    return bool((found - exact).norm() <= 0.02 * exact.norm())
 
 
 def device_name(device: torch.device) -> str:

@@ -82,7 +82,7 @@ class Transcriber:
             checkpoint: a folder, an fsspec address or a hub name.
             revision: hub branch, tag or commit.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
-            dtype: `auto`, `float32`, `float16` or `bfloat16`.
+            dtype: `auto`, `float32`, `float16`, `bfloat16` or `int8`.
             slots: windows decoded side by side.
             num_threads: CPU threads for the model; None leaves torch's own choice.
             extract: how audio is cut; None means the defaults.

@@ -20,8 +20,8 @@ from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.decoding.statistics import EngineStatistics
 from corpus_asr.errors import EngineError
-from corpus_asr.models.device import device_name, resolve_device, resolve_dtype
-from corpus_asr.models.registry import family_of, resolve
+from corpus_asr.models.device import device_name
+from corpus_asr.models.loading import load_slot_model
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.dialect import Dialect
 from corpus_asr.transcription.language import Language
@@ -105,7 +105,7 @@ class Engine:
             folder: a checkpoint in Hugging Face layout.
             decoding: what to do with it.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
-            dtype: `auto`, `float32`, `float16` or `bfloat16`.
+            dtype: `auto`, `float32`, `float16`, `bfloat16` or `int8`.
             slots: windows decoded side by side.
             num_threads: CPU threads torch may use; None leaves torch's own choice.
 
@@ -115,14 +115,12 @@ class Engine:
         """
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        where = resolve_device(device)
         dialect = Dialect.from_folder(folder)
         dialect.check(decoding)
-        model_class = resolve(family_of(folder).slot_model)
-        model = model_class.from_pretrained(
-            folder, dtype=resolve_dtype(dtype, where), device=where
-        ).slot_model()
-        logger.info("model=%s device=%s dtype=%s", folder.name, where, model.dtype)
+        model = load_slot_model(folder, device=device, dtype=dtype)
+        logger.info(
+            "model=%s device=%s dtype=%s weights=%s", folder.name, model.device, dtype, model.dtype
+        )
         return cls(model, dialect, decoding=decoding, slots=slots)
 
     def check(self, decoding: DecodingSettings) -> None:

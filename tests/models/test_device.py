@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.models.device import device_name, resolve_device, resolve_dtype
+from corpus_asr.models import device
+from corpus_asr.models.device import (
+    Precision,
+    device_name,
+    resolve_device,
+    resolve_dtype,
+    resolve_precision,
+)
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -54,9 +61,45 @@ def test_an_unknown_device_is_an_error(name: str) -> None:
         resolve_device(name)
 
 
-def test_auto_is_float16_on_cuda_and_float32_on_cpus() -> None:
+def test_auto_is_float16_on_cuda() -> None:
     assert resolve_dtype("auto", CUDA) == torch.float16
-    assert resolve_dtype("auto", CPU) == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "amx", "right", "expected"),
+    [
+        (True, False, True, torch.bfloat16),
+        (False, True, True, torch.bfloat16),
+        (False, False, True, torch.float32),
+        (True, True, False, torch.float32),
+    ],
+)
+def test_auto_is_bfloat16_on_cpus_that_have_it_and_compute_right_in_it(
+    monkeypatch: pytest.MonkeyPatch, bfloat16: bool, amx: bool, right: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bfloat16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    if not right:
+        monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.relu())
+    assert resolve_dtype("auto", CPU) == expected
+
+
+def test_int8_on_cpus_rounds_the_rest_to_what_auto_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "can_use_int8", lambda: True)
+    assert resolve_precision("int8", CPU) == Precision(resolve_dtype("auto", CPU), int8=True)
+    assert resolve_precision("float32", CPU) == Precision(torch.float32)
+
+
+def test_int8_is_refused_where_it_would_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "can_use_int8", lambda: False)
+    with pytest.raises(ConfigError, match=r"no fast 8-bit products .*set the dtype to auto"):
+        resolve_precision("int8", CPU)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_int8_is_refused_on_gpus() -> None:
+    with pytest.raises(ConfigError, match=r"NVIDIA H200 has no such path.*auto or float16"):
+        resolve_precision("int8", CUDA)
 
 
 @pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
@@ -65,8 +108,8 @@ def test_named_types_are_taken_at_their_word(name: str) -> None:
 
 
 def test_an_unknown_type_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="'int8', expected auto, float32, float16, bfloat16"):
-        resolve_dtype("int8", CPU)
+    with pytest.raises(ConfigError, match="'int4', expected auto, int8, float32, float16, bfl"):
+        resolve_precision("int4", CPU)
 
 
 @pytest.mark.usefixtures("two_gpus")

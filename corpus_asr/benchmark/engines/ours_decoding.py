@@ -11,8 +11,7 @@ from corpus_asr.benchmark.engines.windows import WindowTimer
 from corpus_asr.benchmark.orders import Order
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import SlotScheduler, Steps
-from corpus_asr.models.device import resolve_dtype
-from corpus_asr.models.registry import family_of, resolve
+from corpus_asr.models.loading import load_slot_model
 
 # What the engine encodes at once, and how often it looks for finished windows
 # (transcription/engine.py, which also needs what reads YAML; the tests compare the two).
@@ -27,11 +26,8 @@ class Decoding(WindowTimer):
         super().__init__(order)
         torch.set_num_threads(order.threads)
         folder = Path(order.model)
-        model_class = resolve(family_of(folder).slot_model)
-        device = torch.device(order.device)
-        dtype = resolve_dtype(order.dtype, device)
-        self._model = model_class.from_pretrained(folder, dtype=dtype, device=device).slot_model()
-        kind = device.type
+        self._model = load_slot_model(folder, device=order.device, dtype=order.dtype)
+        kind = self._model.device.type
         self._encode_batch = ENCODE_BATCH[kind]
         self._scheduler = SlotScheduler(
             self._model,

@@ -14,6 +14,7 @@ from torch import Tensor
 from corpus_asr.models.layers.attention import attend_cached, merge_heads, split_heads
 from corpus_asr.models.layers.blocks import DecoderBlock
 from corpus_asr.models.layers.cache import LayerCache, SpanView, StepView
+from corpus_asr.models.layers.packed_block import blocks_of
 from corpus_asr.models.layers.projection import Projection
 
 
@@ -21,22 +22,27 @@ class CachedDecoderBlock:
     """A `DecoderBlock` that keeps the keys and values of many sequences in slots.
 
     Equal to the block it is made from within rounding; shares its norms, and holds its linear
-    maps fused (queries, keys and values are one product, with the query's scale folded in).
+    maps fused (queries, keys and values are one product, with the query's scale folded in), with
+    `int8` rounded to 8 bits.
     """
 
-    def __init__(self, block: DecoderBlock) -> None:
+    def __init__(self, block: DecoderBlock, *, int8: bool = False) -> None:
         own, cross = block.self_attn, block.encoder_attn
         self._heads = own.heads
-        self._block = block
+        # Not the block itself: its linear maps need not stay in memory beside their copies.
+        self._own_norm = block.self_attn_layer_norm
+        self._cross_norm = block.encoder_attn_layer_norm
+        self._last_norm = block.final_layer_norm
+        self._activate = block.activate
         # A power of two for Whisper's head_dim of 64: folding it in rounds nothing.
         scale = own.head_dim**-0.5
-        self._qkv = Projection([own.q_proj, own.k_proj, own.v_proj], scales=[scale])
-        self._out = Projection([own.out_proj])
-        self._cross_query = Projection([cross.q_proj], scales=[scale])
-        self._cross_kv = Projection([cross.k_proj, cross.v_proj])
-        self._cross_out = Projection([cross.out_proj])
-        self._fc1 = Projection([block.fc1])
-        self._fc2 = Projection([block.fc2])
+        self._qkv = Projection([own.q_proj, own.k_proj, own.v_proj], scales=[scale], int8=int8)
+        self._out = Projection([own.out_proj], int8=int8)
+        self._cross_query = Projection([cross.q_proj], scales=[scale], int8=int8)
+        self._cross_kv = Projection([cross.k_proj, cross.v_proj], int8=int8)
+        self._cross_out = Projection([cross.out_proj], int8=int8)
+        self._fc1 = Projection([block.fc1], int8=int8)
+        self._fc2 = Projection([block.fc2], int8=int8)
 
     def fill(
         self, cache: LayerCache, slots: Sequence[int], encoded: Float[Tensor, "batch pos width"]
@@ -45,11 +51,17 @@ class CachedDecoderBlock:
         keys, values = self._cross_kv(encoded).chunk(2, dim=-1)
         cache.write_window(slots, split_heads(keys, self._heads), split_heads(values, self._heads))
 
+    def fill_one(self, cache: LayerCache, slot: int, window: Float[Tensor, "pos width"]) -> None:
+        """Write what cross-attention needs of one window, a few positions at a time."""
+        blocks = [self._cross_kv.by_block(rows) for rows in blocks_of(window)]
+        keys, values = torch.cat(blocks).unsqueeze(0).chunk(2, dim=-1)
+        cache.write_window([slot], split_heads(keys, self._heads), split_heads(values, self._heads))
+
     def prefill(
         self, cache: LayerCache, slots: Sequence[int], hidden: Float[Tensor, "batch token width"]
     ) -> Float[Tensor, "batch token width"]:
         """Run whole prompts from position 0 and leave their keys and values in `slots`."""
-        normed = self._block.self_attn_layer_norm(hidden)
+        normed = self._own_norm(hidden)
         query, key, value = (
             split_heads(part, self._heads) for part in self._qkv(normed).chunk(3, dim=-1)
         )
@@ -63,7 +75,7 @@ class CachedDecoderBlock:
     ) -> Float[Tensor, "slot 1 width"]:
         """Run one token of each of the slots 0, 1, ..."""
         num_slots = len(hidden)
-        normed = self._block.self_attn_layer_norm(hidden)
+        normed = self._own_norm(hidden)
         query, key, value = (
             split_heads(part, self._heads) for part in self._qkv(normed).chunk(3, dim=-1)
         )  # (slot, head, 1, head_dim)
@@ -87,7 +99,7 @@ class CachedDecoderBlock:
         self, cache: LayerCache, view: SpanView, hidden: Float[Tensor, "batch token width"]
     ) -> Float[Tensor, "batch token width"]:
         """Run several more tokens of each of the view's slots."""
-        normed = self._block.self_attn_layer_norm(hidden)
+        normed = self._own_norm(hidden)
         query, key, value = (
             split_heads(part, self._heads) for part in self._qkv(normed).chunk(3, dim=-1)
         )
@@ -107,7 +119,7 @@ class CachedDecoderBlock:
 
         Also returns how `heads` attend to the window, after the softmax, in float32.
         """
-        normed = self._block.self_attn_layer_norm(hidden)
+        normed = self._own_norm(hidden)
         query, key, value = (
             split_heads(part, self._heads) for part in self._qkv(normed).chunk(3, dim=-1)
         )
@@ -122,7 +134,7 @@ class CachedDecoderBlock:
     def _ask_window(
         self, hidden: Float[Tensor, "batch token width"]
     ) -> Float[Tensor, "batch head token head_dim"]:
-        normed = self._block.encoder_attn_layer_norm(hidden)
+        normed = self._cross_norm(hidden)
         return split_heads(self._cross_query(normed), self._heads)
 
     def _cross_and_feed_forward(
@@ -133,5 +145,5 @@ class CachedDecoderBlock:
     ) -> Float[Tensor, "batch token width"]:
         attended = attend_cached(self._ask_window(hidden), keys, values)
         hidden = hidden + self._cross_out(merge_heads(attended))
-        normed = self._block.final_layer_norm(hidden)
-        return hidden + self._fc2(self._block.activate(self._fc1(normed)))
+        normed = self._last_norm(hidden)
+        return hidden + self._fc2(self._activate(self._fc1(normed)))

@@ -2,17 +2,19 @@
 
 In: the `nn.Linear`s of a loaded model. Out: callables on weights of their own, which no
 state_dict lists: several maps of one input stacked into one product, and on x86 CPUs packed in
-oneDNN's blocked layout. Knows nothing of what the maps are for.
+oneDNN's blocked layout, or rounded to 8 bits. Knows nothing of what the maps are for.
 """
 
 import platform
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from corpus_asr.models.layers.int8 import Int8Weights
 
 # Rows the packed layout is chosen for. Measured from 1 to 256 rows: 16 is never far from the best.
 _PACKED_ROWS = 16
@@ -27,24 +29,56 @@ class Projection:
     Args:
         linears: maps with the same input width, dtype and device.
         scales: factor of each map's output, folded into its weights; default 1.
+        int8: whether weights and inputs are rounded to 8 bits; see `int8.can_use_int8`.
     """
 
-    def __init__(self, linears: Sequence[nn.Linear], *, scales: Sequence[float] = ()) -> None:
+    def __init__(
+        self, linears: Sequence[nn.Linear], *, scales: Sequence[float] = (), int8: bool = False
+    ) -> None:
         factors = [*scales, *[1.0] * (len(linears) - len(scales))]
+        self._int8: Int8Weights | None = None
+        self._packed = False
         with torch.inference_mode():
             weight = _stacked([m.weight for m in linears], factors)
             self._bias = _stacked_bias(linears, factors)
-            self._packed = _can_pack(weight)
-            self._weight = _packed(weight) if self._packed else weight
+            if int8:
+                self._int8 = Int8Weights(weight, self._bias)
+            else:
+                self._packed = _can_pack(weight)
+                self._weight = _packed(weight) if self._packed else weight
 
     def __call__(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch out"]:
-        """Apply the maps."""
+        """Apply the maps to tokens of many sequences: no row's result depends on another row."""
+        if self._int8 is not None:
+            rows = self._int8.by_row(hidden.reshape(-1, hidden.shape[-1]))
+            return rows.view(*hidden.shape[:-1], -1)
+        return self._multiply(hidden)
+
+    def by_block(
+        self, hidden: Float[Tensor, "row width"], *, after: Literal["none", "gelu"] = "none"
+    ) -> Float[Tensor, "row out"]:
+        """Apply the maps, and GELU where asked for, to neighbouring rows of one window."""
+        if self._int8 is not None:
+            return self._int8.by_block(hidden, after=after)
+        return self._multiply(hidden, after)
+
+    def add_by_block(
+        self, hidden: Float[Tensor, "row width"], target: Float[Tensor, "row out"]
+    ) -> None:
+        """Add what the maps make of neighbouring rows of one window to `target`, in float32."""
+        if self._int8 is not None:
+            self._int8.add_by_block(hidden, target)
+        else:
+            target.add_(self._multiply(hidden))
+
+    def _multiply(self, hidden: Tensor, after: Literal["none", "gelu"] = "none") -> Tensor:
         if not self._packed:
-            return F.linear(hidden, self._weight, self._bias)
-        product: Tensor = _onednn()._linear_pointwise(
-            hidden, self._weight, self._bias, "none", [], ""
+            product = F.linear(hidden, self._weight, self._bias)
+            return F.gelu(product) if after == "gelu" else product
+        fused: Tensor = _onednn()._linear_pointwise(
+            hidden, self._weight, self._bias, after, [], "none"
         )
-        return product
+        return fused
 
 
 def _stacked(tensors: Sequence[Tensor], factors: Sequence[float]) -> Tensor:

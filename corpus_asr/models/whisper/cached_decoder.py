@@ -5,6 +5,7 @@ and not the projection to the vocabulary.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,19 +15,29 @@ from torch import Tensor
 from corpus_asr.models.layers.blocks import DecoderBlock
 from corpus_asr.models.layers.cache import SlotCache, SpanView, StepView
 from corpus_asr.models.layers.cached_block import CachedDecoderBlock
+from corpus_asr.models.layers.side_by_side import run_side_by_side
 from corpus_asr.models.whisper.decoder import WhisperDecoder
 
 
 class CachedWhisperDecoder:
     """A `WhisperDecoder` that keeps the keys and values of many sequences in slots.
 
-    Shares the decoder's embeddings and norms; its linear maps are fused copies.
+    Shares the decoder's embeddings and norms; its linear maps are fused copies, with `int8`
+    rounded to 8 bits.
     """
 
-    def __init__(self, decoder: WhisperDecoder) -> None:
-        self._decoder = decoder
+    def __init__(self, decoder: WhisperDecoder, *, int8: bool = False) -> None:
+        # Not the decoder itself: its linear maps need not stay in memory beside their copies.
+        self._embed_tokens = decoder.embed_tokens
+        self._embed_positions = decoder.embed_positions
+        self._layer_norm = decoder.layer_norm
+        self._heads = decoder.heads
+        self._max_source_positions = decoder.max_source_positions
+        self._max_target_positions = decoder.max_target_positions
         self._blocks = [
-            CachedDecoderBlock(block) for block in decoder.layers if isinstance(block, DecoderBlock)
+            CachedDecoderBlock(block, int8=int8)
+            for block in decoder.layers
+            if isinstance(block, DecoderBlock)
         ]
 
     def new_cache(self, slots: int, *, beams: int = 1) -> SlotCache:
@@ -37,15 +48,15 @@ class CachedWhisperDecoder:
         Raises:
             ValueError: the slots cannot share windows evenly.
         """
-        weight = self._decoder.embed_tokens.weight
+        weight = self._embed_tokens.weight
         return SlotCache(
             layers=len(self._blocks),
             slots=slots,
             beams=beams,
-            heads=self._decoder.heads,
-            head_dim=weight.shape[1] // self._decoder.heads,
-            tokens=self._decoder.max_target_positions,
-            positions=self._decoder.max_source_positions,
+            heads=self._heads,
+            head_dim=weight.shape[1] // self._heads,
+            tokens=self._max_target_positions,
+            positions=self._max_source_positions,
             dtype=weight.dtype,
             device=weight.device,
         )
@@ -54,8 +65,17 @@ class CachedWhisperDecoder:
         self, cache: SlotCache, slots: Sequence[int], encoded: Float[Tensor, "batch pos width"]
     ) -> None:
         """Write the cross-attention keys and values of `encoded` into `slots`."""
+        if encoded.device.type == "cpu":
+            run_side_by_side(partial(self._fill_one, cache), list(zip(slots, encoded, strict=True)))
+            return
         for block, layer in zip(self._blocks, cache.layers, strict=True):
             block.fill(layer, slots, encoded)
+
+    def _fill_one(
+        self, cache: SlotCache, slot_and_window: tuple[int, Float[Tensor, "pos width"]]
+    ) -> None:
+        for block, layer in zip(self._blocks, cache.layers, strict=True):
+            block.fill_one(layer, *slot_and_window)
 
     def prefill(
         self, cache: SlotCache, slots: Sequence[int], tokens: Int[Tensor, "batch token"]
@@ -65,11 +85,11 @@ class CachedWhisperDecoder:
         Raises:
             ValueError: the prompts are longer than the model's positions.
         """
-        hidden = self._decoder.embed(tokens)
+        hidden = self._embed(tokens)
         for block, layer in zip(self._blocks, cache.layers, strict=True):
             hidden = block.prefill(layer, slots, hidden)
         cache.note_length(slots, tokens.shape[1])
-        normed: Tensor = self._decoder.layer_norm(hidden)
+        normed: Tensor = self._layer_norm(hidden)
         return normed
 
     def step(
@@ -86,14 +106,14 @@ class CachedWhisperDecoder:
                 f"advancing {len(tokens)} slots: each {cache.beams} of them share a window, "
                 "expected all of these or none; pass a token for each"
             )
-        view = StepView.at(positions, max_positions=self._decoder.max_target_positions)
-        embedded = F.embedding(tokens, self._decoder.embed_tokens.weight)
-        embedded = embedded + F.embedding(positions, self._decoder.embed_positions.weight)
+        view = StepView.at(positions, max_positions=self._max_target_positions)
+        embedded = F.embedding(tokens, self._embed_tokens.weight)
+        embedded = embedded + F.embedding(positions, self._embed_positions.weight)
         hidden = embedded.unsqueeze(1)  # (slot, 1, width)
         for block, layer in zip(self._blocks, cache.layers, strict=True):
             hidden = block.step(layer, view, hidden)
         cache.note_length(range(len(tokens)), view.length)
-        normed: Tensor = self._decoder.layer_norm(hidden.squeeze(1))
+        normed: Tensor = self._layer_norm(hidden.squeeze(1))
         return normed
 
     def extend(
@@ -112,14 +132,14 @@ class CachedWhisperDecoder:
             slots,
             positions,
             num_tokens=tokens.shape[1],
-            max_positions=self._decoder.max_target_positions,
+            max_positions=self._max_target_positions,
         )
-        hidden = F.embedding(tokens, self._decoder.embed_tokens.weight)
-        hidden = hidden + F.embedding(view.positions, self._decoder.embed_positions.weight)
+        hidden = F.embedding(tokens, self._embed_tokens.weight)
+        hidden = hidden + F.embedding(view.positions, self._embed_positions.weight)
         for block, layer in zip(self._blocks, cache.layers, strict=True):
             hidden = block.extend(layer, view, hidden)
         cache.note_length(slots, view.length)
-        normed: Tensor = self._decoder.layer_norm(hidden)
+        normed: Tensor = self._layer_norm(hidden)
         return normed
 
     def align(
@@ -137,25 +157,36 @@ class CachedWhisperDecoder:
             ValueError: the model has no such head, or not as many positions.
         """
         asked = self._heads_by_layer(heads)
-        hidden = self._decoder.embed(tokens.unsqueeze(0))
+        hidden = self._embed(tokens.unsqueeze(0))
         weights = hidden.new_zeros(
-            len(heads), len(tokens), self._decoder.max_source_positions, dtype=torch.float32
+            len(heads), len(tokens), self._max_source_positions, dtype=torch.float32
         )
         for number, (block, layer) in enumerate(zip(self._blocks, cache.layers, strict=True)):
             rows = [row for row, _ in asked[number]]
             hidden, found = block.align(layer, slot, hidden, [head for _, head in asked[number]])
             weights[rows] = found
-        normed: Tensor = self._decoder.layer_norm(hidden[0])
+        normed: Tensor = self._layer_norm(hidden[0])
         return normed, weights
+
+    def _embed(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token width"]:
+        """Embed sequences that start at position 0."""
+        length = tokens.shape[1]
+        if length > self._max_target_positions:
+            raise ValueError(
+                f"decoding {length} tokens: the model has {self._max_target_positions} positions; "
+                "cut the prompt or the sequence"
+            )
+        embedded = F.embedding(tokens, self._embed_tokens.weight)
+        return embedded + self._embed_positions.weight[:length]
 
     def _heads_by_layer(self, heads: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
         """List, for every layer, the asked heads with their places among `heads`."""
         asked: list[list[tuple[int, int]]] = [[] for _ in self._blocks]
         for row, (layer, head) in enumerate(heads):
-            if not (0 <= layer < len(self._blocks) and 0 <= head < self._decoder.heads):
+            if not (0 <= layer < len(self._blocks) and 0 <= head < self._heads):
                 raise ValueError(
                     f"aligning with head {head} of decoder layer {layer}: the model has "
-                    f"{len(self._blocks)} layers of {self._decoder.heads} heads; correct the "
+                    f"{len(self._blocks)} layers of {self._heads} heads; correct the "
                     "alignment heads"
                 )
             asked[layer].append((row, head))

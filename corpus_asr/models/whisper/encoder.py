@@ -102,7 +102,7 @@ class WhisperEncoder(Tower):
         weights: AttentionWeights | None,
     ) -> Float[Tensor, "batch pos width"]:
         """Encode; put what every layer gives into `states` and `weights` where they are given."""
-        self._check_shape(features)
+        check_windows(features, num_mel_bins=self.num_mel_bins, num_frames=self.num_frames)
         heads = self.config.encoder_attention_heads
         masks = head_masks(head_mask, layers=len(self.layers), heads=heads, name="head_mask")
         # GELU whatever `activation_function` says: that is for the blocks.
@@ -119,21 +119,6 @@ class WhisperEncoder(Tower):
             states.append(encoded)
         return encoded
 
-    def _check_shape(self, features: Tensor) -> None:
-        found = tuple(features.shape)
-        if len(found) != 3 or found[1:] != (self.num_mel_bins, self.num_frames):
-            shown = f"{found[1]} mel bins x {found[2]} frames" if len(found) == 3 else f"{found}"
-            raise ValueError(
-                f"encoding a window: found {shown}, expected "
-                f"{self.num_mel_bins} x {self.num_frames} after the batch; pad or cut the "
-                f"features to one window"
-            )
-        if not found[0]:
-            raise ValueError(
-                "encoding windows: found an empty batch, expected one window or more; leave the "
-                "call out"
-            )
-
     def _check_values(self, features: Tensor) -> None:
         """Check what the convolutions would say badly or not at all."""
         wanted = self.conv1.weight.dtype
@@ -149,6 +134,26 @@ class WhisperEncoder(Tower):
                 f"encoding a window: found NaN or infinity in the features of rows {rows}, "
                 f"expected finite numbers; look at the audio they were made of"
             )
+
+
+def check_windows(features: Tensor, *, num_mel_bins: int, num_frames: int) -> None:
+    """Check that these are whole windows.
+
+    Raises:
+        ValueError: they are not.
+    """
+    found = tuple(features.shape)
+    if len(found) != 3 or found[1:] != (num_mel_bins, num_frames):
+        shown = f"{found[1]} mel bins x {found[2]} frames" if len(found) == 3 else f"{found}"
+        raise ValueError(
+            f"encoding a window: found {shown}, expected {num_mel_bins} x {num_frames} after the "
+            f"batch; pad or cut the features to one window"
+        )
+    if not found[0]:
+        raise ValueError(
+            "encoding windows: found an empty batch, expected one window or more; leave the "
+            "call out"
+        )
 
 
 def dropouts_of(config: WhisperConfig) -> Dropouts:

@@ -344,6 +344,6 @@ class WhisperForConditionalGeneration(WhisperWithVocabulary):
         )
         return detected
 
-    def slot_model(self) -> WhisperSlotModel:
+    def slot_model(self, *, int8: bool = False) -> WhisperSlotModel:
         """Return the form of this model that search runs; see `WhisperSlotModel`."""
-        return WhisperSlotModel(self)
+        return WhisperSlotModel(self, int8=int8)

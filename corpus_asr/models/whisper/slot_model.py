@@ -15,6 +15,7 @@ from corpus_asr.decoding.sizes import ModelSize
 from corpus_asr.models.layers.cache import SlotCache
 from corpus_asr.models.layers.projection import Projection
 from corpus_asr.models.whisper.cached_decoder import CachedWhisperDecoder
+from corpus_asr.models.whisper.packed_encoder import PackedWhisperEncoder
 from corpus_asr.units import FRAMES_PER_POSITION
 
 if TYPE_CHECKING:
@@ -34,12 +35,17 @@ class WhisperDecoderSlots:
     """
 
     def __init__(
-        self, config: "WhisperConfig", decoder: "WhisperDecoder", projection: nn.Linear
+        self,
+        config: "WhisperConfig",
+        decoder: "WhisperDecoder",
+        projection: nn.Linear,
+        *,
+        int8: bool = False,
     ) -> None:
         self._config = config
         self._embedding = decoder.embed_tokens
-        self._decoder = CachedWhisperDecoder(decoder)
-        self._vocabulary = Projection([projection])
+        self._decoder = CachedWhisperDecoder(decoder, int8=int8)
+        self._vocabulary = Projection([projection], int8=int8)
         self._weight_bytes = sum(weight.nbytes for weight in decoder.parameters())
 
     @property
@@ -229,14 +235,17 @@ class WhisperDecoderSlots:
 class WhisperSlotModel(WhisperDecoderSlots):
     """A `WhisperForConditionalGeneration` whose decoder keeps its caches in numbered slots.
 
-    Meets `decoding.protocols.SlotModel`. Shares the encoder of `model`, and of its decoder what
-    `WhisperDecoderSlots` shares.
+    Meets `decoding.protocols.SlotModel`. Shares of the decoder of `model` what
+    `WhisperDecoderSlots` shares, and its encoder; but on CPUs, in bfloat16 and with `int8`, its
+    encoder is a packed copy.
     """
 
-    def __init__(self, model: "WhisperForConditionalGeneration") -> None:
-        super().__init__(model.config, model.model.decoder, model.proj_out)
-        self._encoder = model.model.encoder
-        self._weight_bytes += sum(weight.nbytes for weight in self._encoder.parameters())
+    def __init__(self, model: "WhisperForConditionalGeneration", *, int8: bool = False) -> None:
+        super().__init__(model.config, model.model.decoder, model.proj_out, int8=int8)
+        encoder = model.model.encoder
+        low = self.device.type == "cpu" and (int8 or self.dtype == torch.bfloat16)
+        self._encoder = PackedWhisperEncoder(encoder, int8=int8) if low else encoder
+        self._weight_bytes += sum(weight.nbytes for weight in encoder.parameters())
 
     @property
     def has_encoder(self) -> bool:

@@ -1,0 +1,118 @@
+"""Linear maps in 8-bit integers on x86 CPUs.
+
+In: float hidden states. Out: float hidden states; in between, one product of 8-bit integers by
+oneDNN. Weights have a scale per output, inputs a scale per row, or per block of rows. A row's
+result depends on its block alone, never on the rest of the batch: the sums are exact integers.
+"""
+
+import math
+import platform
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+_ROWS_HINT = 16  # what the packed layout is chosen for
+_TINY = 1e-12  # keeps the scale of all-zero numbers above zero
+_WEIGHT_STEPS = 127
+_ROW_STEPS = 127
+_BLOCK_STEPS = 254  # one less than fits, so that rounding the zero point cannot overflow
+
+
+@dataclass(frozen=True, slots=True)
+class _Quantised:
+    values: UInt8[Tensor, "row width"]
+    scale: float
+    zero_point: int
+
+
+class Int8Weights:
+    """The weights of one linear map, rounded to 8 bits and packed.
+
+    Args:
+        weight: (out, width), of any float type.
+        bias: (out,), or None.
+    """
+
+    def __init__(
+        self, weight: Float[Tensor, "out width"], bias: Float[Tensor, " out"] | None
+    ) -> None:
+        wide = weight.float()
+        self._scales = (wide.abs().amax(dim=1) / _WEIGHT_STEPS).clamp(min=_TINY)
+        rounded = (wide / self._scales.unsqueeze(1)).round_().to(torch.int8)
+        self._packed: Tensor = _onednn().qlinear_prepack(rounded, [_ROWS_HINT, weight.shape[1]])
+        self._zeros = torch.zeros(len(weight), dtype=torch.long)
+        self._bias = None if bias is None else bias.float()
+
+    def by_row(self, hidden: Float[Tensor, "row width"]) -> Float[Tensor, "row out"]:
+        """Apply the map with a scale for every row: for few rows, each of another sequence."""
+        largest = hidden.abs().amax(dim=1, keepdim=True)
+        scale = largest.float().div_(_ROW_STEPS).clamp_(min=_TINY)
+        # Shifted into what 8 bits without a sign hold; adding a half makes cutting off rounding.
+        values = (hidden / scale).add_(128.5).to(torch.uint8)
+        product = self._multiply(_Quantised(values, 1.0, 128), None, torch.float32).mul_(scale)
+        if self._bias is not None:
+            product.add_(self._bias)
+        return product.to(hidden.dtype)
+
+    def by_block(
+        self, hidden: Float[Tensor, "row width"], *, after: Literal["none", "gelu"] = "none"
+    ) -> Float[Tensor, "row out"]:
+        """Apply the map, and GELU where asked for, with one scale for all rows."""
+        return self._multiply(_quantise(hidden), self._bias, hidden.dtype, after)
+
+    def add_by_block(
+        self, hidden: Float[Tensor, "row width"], target: Float[Tensor, "row out"]
+    ) -> None:
+        """Apply the map with one scale for all rows, and add the outcome to float32 `target`."""
+        block = _quantise(hidden)
+        _onednn().qlinear_pointwise.binary(
+            block.values, block.scale, block.zero_point, self._packed, self._scales, self._zeros,
+            target, self._bias, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "",
+        )  # fmt: skip
+
+    def _multiply(
+        self,
+        block: _Quantised,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        after: Literal["none", "gelu"] = "none",
+    ) -> Tensor:
+        product: Tensor = _onednn().qlinear_pointwise(
+            block.values, block.scale, block.zero_point, self._packed, self._scales, self._zeros,
+            bias, 1.0, 0, dtype, after, [], "none",
+        )  # fmt: skip
+        return product
+
+
+def can_use_int8() -> bool:
+    """Tell whether this machine multiplies 8-bit integers fast and torch has the operators."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(
+        available
+        and hasattr(_onednn(), "qlinear_pointwise")
+        and hasattr(_onednn(), "qlinear_prepack")
+        and torch.cpu._is_vnni_supported()
+    )
+
+
+def _quantise(hidden: Float[Tensor, "row width"]) -> _Quantised:
+    low, high = (float(edge) for edge in torch.aminmax(hidden))
+    # Zero must be among what the steps can say, or the zero point would not fit.
+    low, high = min(low, 0.0), max(high, 0.0)
+    if not math.isfinite(high - low):
+        # What is not a number must not become one.
+        return _Quantised(torch.zeros_like(hidden, dtype=torch.uint8), math.nan, 1)
+    scale = max((high - low) / _BLOCK_STEPS, _TINY)
+    zero_point = round(-low / scale)
+    values = hidden.float().mul(1.0 / scale).add_(zero_point + 0.5).to(torch.uint8)
+    return _Quantised(values, scale, zero_point)
+
+
+def _onednn() -> Any:
+    """Return the operators that TorchInductor emits for quantised layers on x86 CPUs."""
+    return torch.ops.onednn

@@ -1,0 +1,55 @@
+"""Whisper's encoder made ready for CPUs in low precision.
+
+In: log-mel features of whole windows. Out: one hidden state per 20 ms. Runs windows side by side,
+one per thread; what a window gives does not depend on the others.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from corpus_asr.models.layers.blocks import EncoderBlock
+from corpus_asr.models.layers.packed_block import PackedEncoderBlock
+from corpus_asr.models.layers.side_by_side import run_side_by_side
+from corpus_asr.models.whisper.encoder import WhisperEncoder, check_windows
+
+
+class PackedWhisperEncoder:
+    """A `WhisperEncoder` that holds packed copies of its linear maps, with `int8` in 8 bits.
+
+    Shares convolutions and norms with `encoder`. Equal to it within the rounding of its type.
+    """
+
+    def __init__(self, encoder: WhisperEncoder, *, int8: bool) -> None:
+        self._num_mel_bins, self._num_frames = encoder.num_mel_bins, encoder.num_frames
+        self._conv1, self._conv2 = encoder.conv1, encoder.conv2
+        with torch.inference_mode():
+            self._positions = encoder.embed_positions.weight.float()
+        self._blocks = [
+            PackedEncoderBlock(block, int8=int8)
+            for block in encoder.layers
+            if isinstance(block, EncoderBlock)
+        ]
+        self._layer_norm = encoder.layer_norm
+
+    def encode(
+        self, input_features: Float[Tensor, "batch mel frame"]
+    ) -> Float[Tensor, "batch pos width"]:
+        """Encode whole windows.
+
+        Raises:
+            ValueError: the features have another number of mel bins or frames than the model.
+        """
+        check_windows(input_features, num_mel_bins=self._num_mel_bins, num_frames=self._num_frames)
+        return torch.stack(run_side_by_side(self._encode, list(input_features)))
+
+    def _encode(self, features: Float[Tensor, "mel frame"]) -> Float[Tensor, "pos width"]:
+        # GELU whatever `activation_function` says: that is for the blocks.
+        hidden = F.gelu(self._conv1(features.unsqueeze(0)))
+        hidden = F.gelu(self._conv2(hidden))
+        states = (hidden[0].t() + self._positions).contiguous()  # (pos, width) in float32
+        for block in self._blocks:
+            block(states)
+        normed: Tensor = self._layer_norm(states.to(features.dtype))
+        return normed
