@@ -33,7 +33,7 @@ from corpus_asr.decoding.transfers import Lookout, download, upload
 
 
 class SlotBatch:
-    """Per-slot state as tensors; every method runs under inference mode.
+    """Per-slot state as tensors; what changes it runs under inference mode.
 
     A step reads and writes tensors that stay where they are, never waits for the device, and
     depends on nothing else but what names it in `step`: so it can be recorded and replayed.
