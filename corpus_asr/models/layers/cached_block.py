@@ -15,7 +15,7 @@ from corpus_asr.models.layers.attention import attend_cached, merge_heads, split
 from corpus_asr.models.layers.blocks import DecoderBlock
 from corpus_asr.models.layers.cache import LayerCache, SpanView, StepView
 from corpus_asr.models.layers.packed_block import blocks_of
-from corpus_asr.models.layers.projection import Projection
+from corpus_asr.models.layers.projection import NormedProjection, Projection
 
 
 class CachedDecoderBlock:
@@ -30,18 +30,23 @@ class CachedDecoderBlock:
         own, cross = block.self_attn, block.encoder_attn
         self._heads = own.heads
         # Not the block itself: its linear maps need not stay in memory beside their copies.
-        self._own_norm = block.self_attn_layer_norm
-        self._cross_norm = block.encoder_attn_layer_norm
-        self._last_norm = block.final_layer_norm
         self._activate = block.activate
         # A power of two for Whisper's head_dim of 64: folding it in rounds nothing.
         scale = own.head_dim**-0.5
-        self._qkv = Projection([own.q_proj, own.k_proj, own.v_proj], scales=[scale], int8=int8)
+        self._qkv = NormedProjection(
+            block.self_attn_layer_norm,
+            [own.q_proj, own.k_proj, own.v_proj],
+            scales=[scale],
+            int8=int8,
+        )
         self._out = Projection([own.out_proj], int8=int8)
-        self._cross_query = Projection([cross.q_proj], scales=[scale], int8=int8)
-        self._cross_kv = Projection([cross.k_proj, cross.v_proj], int8=int8)
+        self._cross_query = NormedProjection(
+            block.encoder_attn_layer_norm, [cross.q_proj], scales=[scale], int8=int8
+        )
+        # Never in 8 bits: once per window, and every token reads what it gives.
+        self._cross_kv = Projection([cross.k_proj, cross.v_proj])
         self._cross_out = Projection([cross.out_proj], int8=int8)
-        self._fc1 = Projection([block.fc1], int8=int8)
+        self._fc1 = NormedProjection(block.final_layer_norm, [block.fc1], int8=int8)
         self._fc2 = Projection([block.fc2], int8=int8)
 
     def fill(
@@ -61,9 +66,8 @@ class CachedDecoderBlock:
         self, cache: LayerCache, slots: Sequence[int], hidden: Float[Tensor, "batch token width"]
     ) -> Float[Tensor, "batch token width"]:
         """Run whole prompts from position 0 and leave their keys and values in `slots`."""
-        normed = self._own_norm(hidden)
         query, key, value = (
-            split_heads(part, self._heads) for part in self._qkv(normed).chunk(3, dim=-1)
+            split_heads(part, self._heads) for part in self._qkv(hidden).chunk(3, dim=-1)
         )
         cache.write_prompts(slots, key, value)
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
@@ -75,9 +79,8 @@ class CachedDecoderBlock:
     ) -> Float[Tensor, "slot 1 width"]:
         """Run one token of each of the slots 0, 1, ..."""
         num_slots = len(hidden)
-        normed = self._own_norm(hidden)
         query, key, value = (
-            split_heads(part, self._heads) for part in self._qkv(normed).chunk(3, dim=-1)
+            split_heads(part, self._heads) for part in self._qkv(hidden).chunk(3, dim=-1)
         )  # (slot, head, 1, head_dim)
         cache.write_step(view, key.squeeze(2), value.squeeze(2))
         attended = attend_cached(
@@ -99,9 +102,8 @@ class CachedDecoderBlock:
         self, cache: LayerCache, view: SpanView, hidden: Float[Tensor, "batch token width"]
     ) -> Float[Tensor, "batch token width"]:
         """Run several more tokens of each of the view's slots."""
-        normed = self._own_norm(hidden)
         query, key, value = (
-            split_heads(part, self._heads) for part in self._qkv(normed).chunk(3, dim=-1)
+            split_heads(part, self._heads) for part in self._qkv(hidden).chunk(3, dim=-1)
         )
         cache.write_span(view, key, value)
         attended = attend_cached(query, *cache.read_span(view), unseen=view.unseen)
@@ -119,9 +121,8 @@ class CachedDecoderBlock:
 
         Also returns how `heads` attend to the window, after the softmax, in float32.
         """
-        normed = self._own_norm(hidden)
         query, key, value = (
-            split_heads(part, self._heads) for part in self._qkv(normed).chunk(3, dim=-1)
+            split_heads(part, self._heads) for part in self._qkv(hidden).chunk(3, dim=-1)
         )
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
         hidden = hidden + self._out(merge_heads(attended))
@@ -134,8 +135,7 @@ class CachedDecoderBlock:
     def _ask_window(
         self, hidden: Float[Tensor, "batch token width"]
     ) -> Float[Tensor, "batch head token head_dim"]:
-        normed = self._cross_norm(hidden)
-        return split_heads(self._cross_query(normed), self._heads)
+        return split_heads(self._cross_query(hidden), self._heads)
 
     def _cross_and_feed_forward(
         self,
@@ -145,5 +145,4 @@ class CachedDecoderBlock:
     ) -> Float[Tensor, "batch token width"]:
         attended = attend_cached(self._ask_window(hidden), keys, values)
         hidden = hidden + self._cross_out(merge_heads(attended))
-        normed = self._last_norm(hidden)
-        return hidden + self._fc2(self._activate(self._fc1(normed)))
+        return hidden + self._fc2(self._activate(self._fc1(hidden)))

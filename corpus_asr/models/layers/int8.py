@@ -7,15 +7,18 @@ result depends on its block alone, never on the rest of the batch: the sums are 
 
 import math
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 _ROWS_HINT = 16  # what the packed layout is chosen for
 _TINY = 1e-12  # keeps the scale of all-zero numbers above zero
+_SMALLEST = 1e-4  # of what is raised to a power
+_SPREAD = 3.0  # standard deviations that a normed channel is reckoned to reach
 _WEIGHT_STEPS = 127
 _ROW_STEPS = 127
 _BLOCK_STEPS = 254  # one less than fits, so that rounding the zero point cannot overflow
@@ -47,31 +50,37 @@ class Int8Weights:
         self._bias = None if bias is None else bias.float()
 
     def by_row(self, hidden: Float[Tensor, "row width"]) -> Float[Tensor, "row out"]:
-        """Apply the map with a scale for every row: for few rows, each of another sequence."""
+        """Apply the map with a scale for every row: rows may be of different sequences."""
+        product, scale = self._by_row(hidden)
+        product.mul_(scale)
+        if self._bias is not None:
+            product.add_(self._bias)
+        return product.to(hidden.dtype)
+
+    def add_by_row(
+        self, hidden: Float[Tensor, "row width"], target: Float[Tensor, "row out"]
+    ) -> None:
+        """Apply the map with a scale for every row, and add the outcome to float32 `target`."""
+        product, scale = self._by_row(hidden)
+        target.addcmul_(product, scale)
+        if self._bias is not None:
+            target.add_(self._bias)
+
+    def _by_row(
+        self, hidden: Float[Tensor, "row width"]
+    ) -> tuple[Float[Tensor, "row out"], Float[Tensor, "row 1"]]:
+        """The product without bias, in float32, and what it is still to be multiplied with."""
         largest = hidden.abs().amax(dim=1, keepdim=True)
         scale = largest.float().div_(_ROW_STEPS).clamp_(min=_TINY)
         # Shifted into what 8 bits without a sign hold; adding a half makes cutting off rounding.
         values = (hidden / scale).add_(128.5).to(torch.uint8)
-        product = self._multiply(_Quantised(values, 1.0, 128), None, torch.float32).mul_(scale)
-        if self._bias is not None:
-            product.add_(self._bias)
-        return product.to(hidden.dtype)
+        return self._multiply(_Quantised(values, 1.0, 128), None, torch.float32), scale
 
     def by_block(
         self, hidden: Float[Tensor, "row width"], *, after: Literal["none", "gelu"] = "none"
     ) -> Float[Tensor, "row out"]:
         """Apply the map, and GELU where asked for, with one scale for all rows."""
         return self._multiply(_quantise(hidden), self._bias, hidden.dtype, after)
-
-    def add_by_block(
-        self, hidden: Float[Tensor, "row width"], target: Float[Tensor, "row out"]
-    ) -> None:
-        """Apply the map with one scale for all rows, and add the outcome to float32 `target`."""
-        block = _quantise(hidden)
-        _onednn().qlinear_pointwise.binary(
-            block.values, block.scale, block.zero_point, self._packed, self._scales, self._zeros,
-            target, self._bias, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "",
-        )  # fmt: skip
 
     def _multiply(
         self,
@@ -85,6 +94,31 @@ class Int8Weights:
             bias, 1.0, 0, dtype, after, [], "none",
         )  # fmt: skip
         return product
+
+
+def smoothed(
+    norm: nn.LayerNorm, linears: Sequence[nn.Linear]
+) -> tuple[nn.LayerNorm, Float[Tensor, " width"]]:
+    """Even out the channels between a norm and the maps that read it, before rounding to 8 bits.
+
+    A few channels are many times as large as the others, and would take most of the steps. How
+    large each gets is judged by the norm's own weights: no recordings are needed.
+
+    Returns:
+        The norm with every channel divided by a factor, and the factors, with which the maps'
+        weights are to be multiplied.
+
+    Source: Xiao et al. 2022, "SmoothQuant", section 4, with exponent 0.7.
+    """
+    with torch.inference_mode():
+        gain, shift = norm.weight.float(), norm.bias.float()
+        inputs = (_SPREAD * gain.abs() + shift.abs()).clamp(min=_SMALLEST)
+        weights = torch.stack([linear.weight.float().abs().amax(dim=0) for linear in linears])
+        factors = inputs.pow(0.7) / weights.amax(dim=0).clamp(min=_SMALLEST).pow(0.3)
+        even = nn.LayerNorm(len(gain), eps=norm.eps, device=gain.device, dtype=norm.weight.dtype)
+        even.weight.copy_(gain / factors)
+        even.bias.copy_(shift / factors)
+    return even, factors
 
 
 def can_use_int8() -> bool:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corpus_asr.models.layers.blocks import EncoderBlock
-from corpus_asr.models.layers.projection import Projection
+from corpus_asr.models.layers.projection import NormedProjection, Projection
 
 # Rows whose inner states stay in a core's own cache. They share a scale where they are rounded to
 # 8 bits, so this is part of the result.
@@ -31,35 +31,33 @@ class PackedEncoderBlock:
         attention = block.self_attn
         self._heads = attention.heads
         self._dtype = attention.q_proj.weight.dtype
-        self._own_norm = _Float32Norm(block.self_attn_layer_norm)
-        self._last_norm = _Float32Norm(block.final_layer_norm)
         self._activate = None if block.activate is F.gelu else block.activate
-        scale = attention.head_dim**-0.5
-        self._qkv = Projection(
-            [attention.q_proj, attention.k_proj, attention.v_proj], scales=[scale], int8=int8
+        self._qkv = NormedProjection(
+            block.self_attn_layer_norm,
+            [attention.q_proj, attention.k_proj, attention.v_proj],
+            scales=[attention.head_dim**-0.5],
+            int8=int8,
+            wide=True,
         )
         self._out = Projection([attention.out_proj], int8=int8)
-        self._fc1 = Projection([block.fc1], int8=int8)
+        self._fc1 = NormedProjection(block.final_layer_norm, [block.fc1], int8=int8, wide=True)
         self._fc2 = Projection([block.fc2], int8=int8)
 
     def __call__(self, hidden: Float[Tensor, "pos width"]) -> None:
         """Let every position see every other; changes `hidden`, which is float32."""
         attended = self._attend(hidden)
         for rows, seen in zip(blocks_of(hidden), blocks_of(attended), strict=True):
-            self._out.add_by_block(seen, rows)
-            self._fc2.add_by_block(self._inner(rows), rows)
+            self._out.add_to(rows, seen)
+            self._fc2.add_to(rows, self._inner(rows))
 
     def _inner(self, rows: Float[Tensor, "row width"]) -> Float[Tensor, "row inner"]:
-        normed = self._last_norm(rows).to(self._dtype)
         if self._activate is None:
-            return self._fc1.by_block(normed, after="gelu")
-        return self._activate(self._fc1.by_block(normed))
+            return self._fc1.by_block(rows, after="gelu")
+        return self._activate(self._fc1.by_block(rows))
 
     def _attend(self, hidden: Float[Tensor, "pos width"]) -> Float[Tensor, "pos width"]:
         positions, width = hidden.shape
-        qkv = torch.cat(
-            [self._qkv.by_block(self._own_norm(rows).to(self._dtype)) for rows in blocks_of(hidden)]
-        )
+        qkv = torch.cat([self._qkv.by_block(rows) for rows in blocks_of(hidden)])
         # (3, head, pos, head_dim)
         query, key, value = qkv.view(positions, 3, self._heads, -1).permute(1, 2, 0, 3).contiguous()
         if self._dtype != torch.bfloat16:
@@ -86,15 +84,3 @@ def _attend_by_head(
 def blocks_of(rows: Float[Tensor, "pos width"]) -> tuple[Tensor, ...]:
     """Return the positions of a window in blocks that are multiplied together."""
     return torch.split(rows, _BLOCK_ROWS)
-
-
-class _Float32Norm:
-    """A layer norm that takes and gives float32 whatever the model's type."""
-
-    def __init__(self, norm: torch.nn.LayerNorm) -> None:
-        with torch.inference_mode():
-            self._weight, self._bias = norm.weight.float(), norm.bias.float()
-        self._eps = norm.eps
-
-    def __call__(self, hidden: Float[Tensor, "row width"]) -> Float[Tensor, "row width"]:
-        return F.layer_norm(hidden, self._weight.shape, self._weight, self._bias, self._eps)

@@ -5,6 +5,7 @@ state_dict lists: several maps of one input stacked into one product, and on x86
 oneDNN's blocked layout, or rounded to 8 bits. Knows nothing of what the maps are for.
 """
 
+import copy
 import platform
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from corpus_asr.models.layers.int8 import Int8Weights
+from corpus_asr.models.layers.int8 import Int8Weights, smoothed
 
 # Rows the packed layout is chosen for. Measured from 1 to 256 rows: 16 is never far from the best.
 _PACKED_ROWS = 16
@@ -30,16 +31,24 @@ class Projection:
         linears: maps with the same input width, dtype and device.
         scales: factor of each map's output, folded into its weights; default 1.
         int8: whether weights and inputs are rounded to 8 bits; see `int8.can_use_int8`.
+        input_factors: what the inputs have been divided by; see `int8.smoothed`.
     """
 
     def __init__(
-        self, linears: Sequence[nn.Linear], *, scales: Sequence[float] = (), int8: bool = False
+        self,
+        linears: Sequence[nn.Linear],
+        *,
+        scales: Sequence[float] = (),
+        int8: bool = False,
+        input_factors: Float[Tensor, " width"] | None = None,
     ) -> None:
         factors = [*scales, *[1.0] * (len(linears) - len(scales))]
         self._int8: Int8Weights | None = None
         self._packed = False
         with torch.inference_mode():
             weight = _stacked([m.weight for m in linears], factors)
+            if input_factors is not None:
+                weight = weight.float() * input_factors
             self._bias = _stacked_bias(linears, factors)
             if int8:
                 self._int8 = Int8Weights(weight, self._bias)
@@ -62,12 +71,10 @@ class Projection:
             return self._int8.by_block(hidden, after=after)
         return self._multiply(hidden, after)
 
-    def add_by_block(
-        self, hidden: Float[Tensor, "row width"], target: Float[Tensor, "row out"]
-    ) -> None:
-        """Add what the maps make of neighbouring rows of one window to `target`, in float32."""
+    def add_to(self, target: Float[Tensor, "row out"], hidden: Float[Tensor, "row width"]) -> None:
+        """Add what the maps make of `hidden` to `target`, in float32."""
         if self._int8 is not None:
-            self._int8.add_by_block(hidden, target)
+            self._int8.add_by_row(hidden, target)
         else:
             target.add_(self._multiply(hidden))
 
@@ -79,6 +86,42 @@ class Projection:
             hidden, self._weight, self._bias, after, [], "none"
         )
         return fused
+
+
+class NormedProjection:
+    """A layer norm and the maps that read it.
+
+    Args:
+        norm: shared, unless it has to be changed.
+        linears, scales, int8: as in `Projection`.
+        wide: whether the norm takes float32, whatever the type of the maps.
+    """
+
+    def __init__(
+        self,
+        norm: nn.LayerNorm,
+        linears: Sequence[nn.Linear],
+        *,
+        scales: Sequence[float] = (),
+        int8: bool = False,
+        wide: bool = False,
+    ) -> None:
+        self._dtype = linears[0].weight.dtype
+        factors: Tensor | None = None
+        if int8:
+            norm, factors = smoothed(norm, linears)
+        self._norm = copy.deepcopy(norm).float() if wide else norm
+        self._maps = Projection(linears, scales=scales, int8=int8, input_factors=factors)
+
+    def __call__(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch out"]:
+        """Norm and apply the maps; no row's result depends on another row."""
+        return self._maps(self._norm(hidden).to(self._dtype))
+
+    def by_block(
+        self, hidden: Float[Tensor, "row width"], *, after: Literal["none", "gelu"] = "none"
+    ) -> Float[Tensor, "row out"]:
+        """Norm and apply the maps to neighbouring rows of one window, as `Projection.by_block`."""
+        return self._maps.by_block(self._norm(hidden).to(self._dtype), after=after)
 
 
 def _stacked(tensors: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
