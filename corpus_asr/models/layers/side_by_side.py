@@ -7,6 +7,7 @@ one window do so thousands of times: on busy machines the difference is large.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Semaphore
 from typing import TypeVar
 
 import torch
@@ -34,19 +35,25 @@ def run_side_by_side(function: Callable[[Item], Result], items: Sequence[Item]) 
 def _run(
     function: Callable[[Item], Result], items: Sequence[Item], *, threads_each: int
 ) -> list[Result]:
-    def run(item: Item) -> Result:
-        # Of this thread alone; inference mode is a thread's own affair too.
-        torch.set_num_threads(threads_each)
-        with torch.inference_mode():
-            return function(item)
-
     if len(items) == 1:
         with torch.inference_mode():
             return [function(items[0])]
     threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(len(items), thread_name_prefix="window") as pool:
-            return list(pool.map(run, items))
-    finally:
-        # What threads started later begin with is whatever was set last anywhere.
+    begun = Semaphore(0)
+
+    def run(item: Item) -> Result:
+        # Asked for once, as the first product would: after that, what is set here stays.
+        torch.get_num_threads()
+        torch.set_num_threads(threads_each)
+        begun.release()
+        # Inference mode is a thread's own affair too.
+        with torch.inference_mode():
+            return function(item)
+
+    with ThreadPoolExecutor(len(items), thread_name_prefix="window") as pool:
+        results = pool.map(run, items)
+        for _ in items:
+            begun.acquire()
+        # Threads that others start begin with what was set last anywhere: not with a share.
         torch.set_num_threads(threads)
+        return list(results)
