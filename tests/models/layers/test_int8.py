@@ -104,6 +104,19 @@ def test_a_row_is_the_same_alone_and_in_any_company(dtype: torch.dtype, inputs: 
     assert torch.equal(found_by.by_row(others)[3:].flip(0), together)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_nor_does_a_row_depend_on_how_threads_share_the_work(threads: int) -> None:
+    _, _, found_by = maps(5187, 64)
+    hidden = rows(16, 64)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        together = found_by.by_row(hidden)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(torch.cat([found_by.by_row(row) for row in hidden.split(1)]), together)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_adding_is_adding_in_float32(bias: bool) -> None:
     weight, offsets, _ = maps(40, 64)
