@@ -87,6 +87,12 @@ class DecodingSettings(Settings):
         default=None,
         description="How the first window begins; what follows is transcribed.",
     )
+    padding_s: float | None = Field(
+        default=None, ge=0, allow_inf_nan=False,
+        description="Seconds of silence heard after the audio of a window that it does not fill; "
+        "null fills it up to 30 s, as the models were trained. Less is quicker for short clips, "
+        "and may change their text.",
+    )  # fmt: skip
     word_timestamps: bool = Field(
         default=False, description="Find start, end and probability of every word."
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from corpus_asr.decoding.alignment import align_window
 from corpus_asr.decoding.checks import check_numbers
 from corpus_asr.decoding.graphs import Recorder, StepGraphs
-from corpus_asr.decoding.lanes import pad_prompts
+from corpus_asr.decoding.lanes import frames_heard, pad_prompts
 from corpus_asr.decoding.loops import LoopWatch
 from corpus_asr.decoding.options import SlotOptions, Texts
 from corpus_asr.decoding.protocols import (
@@ -71,6 +71,7 @@ class SlotBatch:
         self._options = SlotOptions(Texts(self._text, self._length, self._ended))
         self._lookout = Lookout(self._ended, behind=recorder is not None or device.type == "cuda")
         self._graphs = StepGraphs(slots, recorder) if recorder else None
+        self._heard_short = False  # whether a step has to tell windows of several lengths apart
         self._jobs: list[WindowJob | None] = [None] * slots
         self._aligned: dict[int, AlignResult] = {}
 
@@ -79,7 +80,9 @@ class SlotBatch:
         self, slots: Sequence[int], jobs: Sequence[Job], encoded: Float[Tensor, "batch pos width"]
     ) -> None:
         """Put the jobs' encoded windows into `slots`; they stay until the next fill."""
-        self.model.fill(self._state, slots, encoded)
+        num_frames = frames_heard(jobs)
+        self._heard_short |= num_frames is not None
+        self.model.fill(self._state, slots, encoded, num_frames=num_frames)
 
     @torch.inference_mode()
     def admit(self, slots: Sequence[int], jobs: Sequence[Job]) -> None:
@@ -108,7 +111,7 @@ class SlotBatch:
             return
         count = self._graphs.rung(active)
         self._graphs.run(
-            (count, sampled, watched, *self._rules.layout),
+            (count, sampled, watched, self._heard_short, *self._rules.layout),
             partial(self._advance, count, sampled=sampled, watched=watched),
         )
 

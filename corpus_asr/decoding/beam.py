@@ -16,7 +16,7 @@ from torch import Tensor
 from corpus_asr.decoding.beam_results import result_of
 from corpus_asr.decoding.beams import OUT, Beams, pick, repeats_itself
 from corpus_asr.decoding.checks import check_numbers
-from corpus_asr.decoding.lanes import pad_prompts
+from corpus_asr.decoding.lanes import frames_heard, pad_prompts
 from corpus_asr.decoding.options import SlotOptions, Texts
 from corpus_asr.decoding.processors import should_stop
 from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult
@@ -85,7 +85,8 @@ class BeamBatch:
         encoded: Float[Tensor, "batch pos width"],
     ) -> None:
         """Put the jobs' encoded windows into `places`; they stay until the next fill."""
-        self.model.fill(self._state, [place * self.num_beams for place in places], encoded)
+        firsts = [place * self.num_beams for place in places]
+        self.model.fill(self._state, firsts, encoded, num_frames=frames_heard(jobs))
 
     @torch.inference_mode()
     def admit(self, places: Sequence[int], jobs: Sequence[WindowJob]) -> None:

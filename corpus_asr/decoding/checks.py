@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from corpus_asr.decoding.assistants import ReadsWindows, check_assistant
 from corpus_asr.decoding.protocols import AlignJob, Job, SlotModel, WindowJob
 from corpus_asr.errors import EngineError
+from corpus_asr.units import FRAMES_PER_SECOND
 
 
 def check_job(job: Job, model: SlotModel) -> None:
@@ -17,9 +18,11 @@ def check_job(job: Job, model: SlotModel) -> None:
 
     Raises:
         ValueError: too many tokens, none, or some that the vocabulary lacks; no heads to align by;
-            too many beams, an assistant that does not fit, or an encoding of another model.
+            too many beams, an assistant that does not fit, an encoding of another model, or a
+            part of the window that cannot be heard alone.
     """
     _check_encoded(job, model)
+    _check_heard(job)
     if isinstance(job, WindowJob):
         _check_window(job, model)
     else:
@@ -81,6 +84,17 @@ def _check_encoded(job: Job, model: SlotModel) -> None:
         raise ValueError(
             f"decoding an encoded window: found shape {tuple(job.encoded.shape)}, expected "
             f"{model.window_shape} (positions, width); encode it with this very model"
+        )
+
+
+def _check_heard(job: Job) -> None:
+    whole = job.features.shape[1]
+    if job.num_frames is not None and (
+        not 0 < job.num_frames <= whole or job.num_frames % FRAMES_PER_SECOND
+    ):
+        raise ValueError(
+            f"hearing {job.num_frames} frames of a window: expected a multiple of "
+            f"{FRAMES_PER_SECOND}, at most {whole}; correct num_frames"
         )
 
 

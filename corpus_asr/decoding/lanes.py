@@ -91,7 +91,8 @@ def encode_windows(model: SlotModel, jobs: Sequence[Job]) -> Float[Tensor, "batc
         if missing:
             features = [torch.from_numpy(jobs[row].features) for row in missing]
             # In their own type, mostly half as wide, until they are there.
-            encoded = model.encode(upload_stack(features, model.device).to(model.dtype))
+            stacked = upload_stack(features, model.device).to(model.dtype)
+            encoded = model.encode(stacked, num_frames=frames_heard([jobs[row] for row in missing]))
             if not rows:
                 return encoded
             rows.update(zip(missing, encoded, strict=True))
@@ -102,6 +103,13 @@ def encode_windows(model: SlotModel, jobs: Sequence[Job]) -> Float[Tensor, "batc
                 "(pos, width) for all; encode each with this very model"
             )
         return torch.stack([rows[row] for row in range(len(jobs))])
+
+
+def frames_heard(jobs: Sequence[Job]) -> list[int] | None:
+    """The frames of each job's window that are heard; None where all are."""
+    whole = [job.features.shape[1] for job in jobs]
+    heard = [job.num_frames or frames for job, frames in zip(jobs, whole, strict=True)]
+    return None if heard == whole else heard
 
 
 def pad_prompts(jobs: Sequence[WindowJob]) -> Int[Tensor, "batch token"]:
@@ -142,7 +150,7 @@ class Running:
             self.task.close()
             self.done(None, error)
             return False
-        if job.window != self.job.window:
+        if (job.window, job.num_frames) != (self.job.window, self.job.num_frames):
             self.forget()
         self.job = job
         return True

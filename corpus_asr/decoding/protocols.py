@@ -45,14 +45,31 @@ class SlotModel(Protocol):
         """
 
     def encode(
-        self, features: Float[Tensor, "batch mel frame"]
+        self,
+        features: Float[Tensor, "batch mel frame"],
+        *,
+        num_frames: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch pos width"]:
-        """Encode full windows (always the model's whole window length)."""
+        """Encode windows, given whole (always the model's whole window length).
+
+        Of each the first `num_frames` are heard, as if there were no more; None hears them all.
+        What is returned has the shape of whole windows either way.
+        """
 
     def fill(
-        self, state: Any, slots: Sequence[int], encoded: Float[Tensor, "batch pos width"]
+        self,
+        state: Any,
+        slots: Sequence[int],
+        encoded: Float[Tensor, "batch pos width"],
+        *,
+        num_frames: Sequence[int] | None = None,
     ) -> None:
-        """Write the cross-attention keys and values of `encoded` into `slots`."""
+        """Write the cross-attention keys and values of `encoded` into `slots`.
+
+        From then on they look at what was heard of each window alone: its first `num_frames`, the
+        same that it was encoded with. Steps recorded before `num_frames` were first given to a
+        state must not be replayed afterwards.
+        """
 
     def prefill(
         self,
@@ -231,6 +248,8 @@ class WindowJob:
     score_token: int | None = None
     """A token (no-speech) whose raw probability is wanted, as said after `score_position`."""
     score_position: int = 0
+    num_frames: int | None = None
+    """Frames of the window that are heard, a multiple of 100; None for the whole window."""
     encoded: Float[Tensor, "pos width"] | None = None
     """The encoder's output, where the caller has it already; `features` are then read only by an
     assistant that listens for itself."""
@@ -249,6 +268,8 @@ class AlignJob:
     """(decoder layer, head) pairs."""
     choices: int | None = None
     """Log-probabilities are among the ids below this, the text; None for the whole vocabulary."""
+    num_frames: int | None = None
+    """As in `WindowJob`."""
     encoded: Float[Tensor, "pos width"] | None = None
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from corpus_asr.decoding.assistants import check_assistant, listens
 from corpus_asr.decoding.batch import SlotBatch
-from corpus_asr.decoding.lanes import encode_windows
+from corpus_asr.decoding.lanes import encode_windows, frames_heard
 from corpus_asr.decoding.protocols import Job, SlotModel, WindowJob
 from corpus_asr.decoding.samplers import choose
 from corpus_asr.decoding.transfers import upload
@@ -66,7 +66,8 @@ class SpeculativeBatch(SlotBatch):
         super().fill(places, jobs, encoded)
         if listens(self.assistant):
             encoded = encode_windows(self.assistant, [replace(job, encoded=None) for job in jobs])
-        self.assistant.fill(self._assistant_state, places, encoded)
+        num_frames = frames_heard(jobs)
+        self.assistant.fill(self._assistant_state, places, encoded, num_frames=num_frames)
 
     @torch.inference_mode()
     def step(self, active: int, *, sampled: bool) -> None:

@@ -15,7 +15,7 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Search, WindowJob, WindowResult
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.dialect import Dialect
-from corpus_asr.transcription.windows import PartRequest
+from corpus_asr.transcription.windows import PartRequest, frames_to_hear
 from corpus_asr.units import WINDOW_FRAMES
 
 
@@ -33,6 +33,8 @@ class LanguageWindow:
 
     name: tuple[int, ...]
     features: Float16[np.ndarray, "mel frame"]
+    num_frames: int | None = None
+    """Those to be heard; None for all."""
 
 
 def given_language(dialect: Dialect, settings: DecodingSettings) -> Language | None:
@@ -58,7 +60,7 @@ def find_language(
     if given is not None:
         return given
     carried = settings.language_mode == "recording" and part.language_features is not None
-    windows = _carried_windows(part) if carried else _own_windows(part)
+    windows = _carried_windows(part) if carried else _own_windows(part, settings.padding_s)
     return (yield from ask_language(windows, dialect, settings))
 
 
@@ -77,6 +79,7 @@ def ask_language(
     for window in windows:
         result = yield WindowJob(
             features=window.features,
+            num_frames=window.num_frames,
             window=window.name,
             prompt=(dialect.start,),
             rules=rules,
@@ -126,7 +129,7 @@ def _carried_windows(part: PartRequest) -> list[LanguageWindow]:
     ]
 
 
-def _own_windows(part: PartRequest) -> list[LanguageWindow]:
+def _own_windows(part: PartRequest, padding_s: float | None) -> list[LanguageWindow]:
     speech = None if part.speech is None else [(span.start_s, span.end_s) for span in part.speech]
     end = part.num_frames
     windows = []
@@ -134,9 +137,13 @@ def _own_windows(part: PartRequest) -> list[LanguageWindow]:
         start = part.frame(start_s)
         # The seek loop's first window is the same one unless it is filled up otherwise.
         same = part.fits_one_window or start + WINDOW_FRAMES <= end
+        # What other parts are to agree on is heard whole: they do not know where its audio ends.
+        alone = part.fits_one_window
         windows.append(
             LanguageWindow(
-                name=(start, end if same else -1), features=part.window_in_silence(start, end)
+                name=(start, end if same else -1),
+                features=part.window_in_silence(start, end),
+                num_frames=frames_to_hear(end - start, padding_s) if alone else None,
             )
         )
     return windows

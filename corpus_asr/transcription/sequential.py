@@ -22,7 +22,7 @@ from corpus_asr.transcription.hallucinations import Place, without_hallucination
 from corpus_asr.transcription.language import Language, LanguageWindow, ask_language
 from corpus_asr.transcription.prompts import Prompts
 from corpus_asr.transcription.timestamps import Piece, ends_closed, split_at_timestamps
-from corpus_asr.transcription.windows import PartRequest
+from corpus_asr.transcription.windows import PartRequest, frames_to_hear
 from corpus_asr.transcription.words import Stretch, last_word_end, time_words
 from corpus_asr.units import WINDOW_FRAMES
 
@@ -45,6 +45,8 @@ class _Window:
     """Where the stretch it belongs to ends."""
     content_frames: int
     features: Float16[np.ndarray, "mel frame"]
+    num_frames: int | None
+    """Those that were heard; None for all."""
     language: Language
     decoded: DecodedWindow
 
@@ -129,9 +131,11 @@ class SeekLoop:
 
     def _decode(self, at: int, end: int) -> Steps[_Window]:
         features = self._cut(at, end)
+        content_frames = min(WINDOW_FRAMES, end - at)
+        num_frames = frames_to_hear(content_frames, self._settings.padding_s)
         language = self._language
         if language is None:
-            here = LanguageWindow(name=(at, end), features=features)
+            here = LanguageWindow(name=(at, end), features=features, num_frames=num_frames)
             language = yield from ask_language([here], self._dialect, self._settings)
         prompt, start_position = self._prompts.take(language.code)
 
@@ -146,13 +150,15 @@ class SeekLoop:
                 seed=_seed(self._part, at, temperature),
                 score_token=self._dialect.no_speech,
                 score_position=start_position,
+                num_frames=num_frames,
             )
 
         return _Window(
             at=at,
             end=end,
-            content_frames=min(WINDOW_FRAMES, end - at),
+            content_frames=content_frames,
             features=features,
+            num_frames=num_frames,
             language=language,
             decoded=(yield from decode_window(job_at, self._settings, self._dialect.text)),
         )
@@ -171,6 +177,7 @@ class SeekLoop:
         stretches = yield from time_words(
             [self._stretch(window, piece) for piece in pieces],
             features=window.features,
+            num_frames=window.num_frames,
             window=(window.at, window.end),
             window_start_s=start_s,
             content_frames=window.content_frames,

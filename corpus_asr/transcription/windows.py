@@ -9,6 +9,7 @@ one is cut at its last whole frame and filled with 0.0, which no silence looks l
 """
 
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 from jaxtyping import Float16
@@ -109,6 +110,23 @@ class PartRequest:
             return None
         overlaps = (min(end_s, span.end_s) - max(start_s, span.start_s) for span in self.speech)
         return min(1.0, sum(max(0.0, overlap) for overlap in overlaps) / (end_s - start_s))
+
+
+def frames_to_hear(content_frames: int, padding_s: float | None) -> int | None:
+    """Frames of a window that the encoder is to hear; None for all of them.
+
+    Args:
+        content_frames: of audio at its start.
+        padding_s: seconds of what follows that are heard too; None for all.
+
+    Returns:
+        Whole seconds, so that windows come in few lengths.
+    """
+    if padding_s is None:
+        return None
+    seconds = ceil(content_frames / FRAMES_PER_SECOND + padding_s)
+    frames = max(1, seconds) * FRAMES_PER_SECOND
+    return frames if frames < WINDOW_FRAMES else None
 
 
 def pad_window(

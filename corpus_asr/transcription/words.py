@@ -60,6 +60,7 @@ def time_words(
     stretches: Sequence[Stretch],
     *,
     features: Float[np.ndarray, "mel frame"],
+    num_frames: int | None = None,
     window: tuple[int, ...],
     window_start_s: float,
     content_frames: int,
@@ -75,6 +76,7 @@ def time_words(
     Args:
         stretches: the window's segments in order, in recording time, before any is dropped.
         features: the window, as it was decoded.
+        num_frames: those that were heard; None for all.
         window: its name in the `WindowJob`; the same one spares encoding it again.
         window_start_s: where the window starts, in recording time.
         content_frames: frames of audio in the window, padding left out.
@@ -102,6 +104,7 @@ def time_words(
         tokens=read,
         heads=dialect.alignment_heads,
         choices=dialect.end,
+        num_frames=num_frames,
     )
 
     first = len(prompt) - 1  # where the first text token is foretold

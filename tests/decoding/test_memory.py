@@ -48,11 +48,20 @@ class Hungry(MarkovModel):
         self.states.append(weakref.ref(state))
         return state
 
-    def encode(self, features: torch.Tensor) -> torch.Tensor:
+    def encode(
+        self, features: torch.Tensor, *, num_frames: Sequence[int] | None = None
+    ) -> torch.Tensor:
         self._ask("encode", len(features))
         return super().encode(features)
 
-    def fill(self, state: Any, slots: Sequence[int], encoded: torch.Tensor) -> None:
+    def fill(
+        self,
+        state: Any,
+        slots: Sequence[int],
+        encoded: torch.Tensor,
+        *,
+        num_frames: Sequence[int] | None = None,
+    ) -> None:
         self._ask("fill", len(slots))
         super().fill(state, slots, encoded)
 

@@ -166,12 +166,21 @@ class Counted(ScriptedModel):
         self.batches: list[int] = []
         self.kept = self.most_kept = 0
 
-    def encode(self, features: torch.Tensor) -> torch.Tensor:
+    def encode(
+        self, features: torch.Tensor, *, num_frames: Sequence[int] | None = None
+    ) -> torch.Tensor:
         self.batches.append(len(features))
         self.kept += len(features)
         return super().encode(features)
 
-    def fill(self, state: Any, slots: Sequence[int], encoded: torch.Tensor) -> None:
+    def fill(
+        self,
+        state: Any,
+        slots: Sequence[int],
+        encoded: torch.Tensor,
+        *,
+        num_frames: Sequence[int] | None = None,
+    ) -> None:
         self.kept -= len(slots)
         super().fill(state, slots, encoded)
 

@@ -35,12 +35,19 @@ class MarkovModel:
     def new_state(self, slots: int, *, beams: int = 1) -> Tensor:
         return torch.full((slots,), -1)
 
-    def encode(self, features: Tensor) -> Tensor:
+    def encode(self, features: Tensor, *, num_frames: Sequence[int] | None = None) -> Tensor:
         numbers = features[:, 0, 0]
         self.encoded.extend(int(number) for number in numbers)
         return numbers.reshape(-1, 1, 1)
 
-    def fill(self, state: Tensor, slots: Sequence[int], encoded: Tensor) -> None:
+    def fill(
+        self,
+        state: Tensor,
+        slots: Sequence[int],
+        encoded: Tensor,
+        *,
+        num_frames: Sequence[int] | None = None,
+    ) -> None:
         state[list(slots)] = encoded[:, 0, 0].long()
         self.filled.extend(int(number) for number in encoded[:, 0, 0])
 

@@ -32,12 +32,19 @@ class ScriptedModel:
     def new_state(self, slots: int, *, beams: int = 1) -> dict[str, Tensor]:
         return {"script": torch.full((slots,), -1), "prompt": torch.zeros(slots, dtype=torch.long)}
 
-    def encode(self, features: Tensor) -> Tensor:
+    def encode(self, features: Tensor, *, num_frames: Sequence[int] | None = None) -> Tensor:
         numbers = features[:, 0, 0]
         self.encoded.extend(int(number) for number in numbers)
         return numbers.reshape(-1, 1, 1)
 
-    def fill(self, state: dict[str, Tensor], slots: Sequence[int], encoded: Tensor) -> None:
+    def fill(
+        self,
+        state: dict[str, Tensor],
+        slots: Sequence[int],
+        encoded: Tensor,
+        *,
+        num_frames: Sequence[int] | None = None,
+    ) -> None:
         state["script"][list(slots)] = encoded[:, 0, 0].long()
 
     def prefill(

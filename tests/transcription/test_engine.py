@@ -30,7 +30,9 @@ class Network(ScriptedModel):
         super().__init__(scripts)
         self.fails = fails
 
-    def encode(self, features: torch.Tensor) -> torch.Tensor:
+    def encode(
+        self, features: torch.Tensor, *, num_frames: Sequence[int] | None = None
+    ) -> torch.Tensor:
         if self.fails:
             raise RuntimeError("CUDA error: device lost")
         return super().encode(features)

@@ -152,7 +152,7 @@ def attend_cached(
     key: Float[Tensor, "batch head pos head_dim"],
     value: Float[Tensor, "batch head pos head_dim"],
     *,
-    unseen: Bool[Tensor, "batch 1 token pos"] | None = None,
+    unseen: Bool[Tensor, "batch 1 #token pos"] | None = None,
 ) -> Float[Tensor, "batch head token head_dim"]:
     """Attend with scaled queries to many cached keys.
 
@@ -163,10 +163,13 @@ def attend_cached(
         query: already scaled by 1 / sqrt(head_dim).
         key: cached keys; contiguous along `pos` and `head_dim`.
         value: cached values; finite at unseen keys too, since 0 * nan is nan.
-        unseen: keys a query must not see; every query must see at least one.
+        unseen: keys a query must not see; every query must see at least one. Where it is the same
+            for all queries, these keys must be finite too.
     """
-    if unseen is None and query.shape[2] > _FEW_QUERIES:
-        return F.scaled_dot_product_attention(query, key, value, scale=1.0)
+    alike = unseen is None or unseen.shape[2] == 1
+    if alike and query.shape[2] > _FEW_QUERIES:
+        seen = None if unseen is None else ~unseen
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=1.0)
     scores = torch.matmul(query, key.transpose(-1, -2))  # (batch, head, token, pos)
     if unseen is not None:
         # Filled, not added: an unseen key may hold anything, and nan + -inf is nan.

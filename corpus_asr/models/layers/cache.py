@@ -87,6 +87,16 @@ class SpanView:
 
 
 @dataclass(frozen=True, slots=True)
+class WindowView:
+    """What some slots may see of their windows, where one is short: the same for every layer."""
+
+    length: int
+    """Positions looked at."""
+    unseen: Bool[Tensor, "window 1 1 pos"] | None
+    """The looked-at positions past a window's own end; None where all windows end here."""
+
+
+@dataclass(frozen=True, slots=True)
 class LayerCache:
     """One layer's part of a `SlotCache`."""
 
@@ -103,17 +113,26 @@ class LayerCache:
         keys: Float[Tensor, "batch head pos head_dim"],
         values: Float[Tensor, "batch head pos head_dim"],
     ) -> None:
-        """Replace the cross-attention keys and values of `slots`."""
+        """Replace the cross-attention keys and values of `slots`; short windows end early."""
         rows = self._windows(slots)
-        self.cross_keys[rows] = keys
-        self.cross_values[rows] = values
+        length = keys.shape[2]
+        self.cross_keys[rows, :, :length] = keys
+        self.cross_values[rows, :, :length] = values
+        # As in `write_prompts`: what a longer window left may be nan.
+        self.cross_keys[rows, :, length:] = 0
+        self.cross_values[rows, :, length:] = 0
 
     def read_window(
-        self, slots: Sequence[int]
+        self, slots: Sequence[int], view: WindowView | None = None
     ) -> tuple[Float[Tensor, "batch head pos head_dim"], Float[Tensor, "batch head pos head_dim"]]:
-        """Return the cross-attention keys and values of `slots`; a view if they are adjacent."""
+        """Return the cross-attention keys and values of `slots`, whole or up to the view's length.
+
+        They are views if the slots are adjacent.
+        """
         rows = self._windows(slots)
-        return self.cross_keys[rows], self.cross_values[rows]
+        if view is None:
+            return self.cross_keys[rows], self.cross_values[rows]
+        return self.cross_keys[rows, :, : view.length], self.cross_values[rows, :, : view.length]
 
     def _windows(self, slots: Sequence[int]) -> slice | Tensor:
         return _rows([slot // self.beams for slot in slots], device=self.cross_keys.device)
@@ -210,6 +229,11 @@ class SlotCache:
         # Of no use off the CPU: there a captured step advances without this being told.
         self._lengths = [0 if device.type == "cpu" else tokens] * slots
         self._on_cpu = device.type == "cpu"
+        self._positions = positions
+        # Of each window, once there was a short one: for the host, and for steps off the CPU.
+        self._any_short = False
+        self._heard = [positions] * (slots // beams)
+        self._heard_there = torch.full((slots // beams,), positions, device=device)
         tensors = zip(*self._texts, *self._windows, strict=True)  # layer by layer
         self.layers = tuple(
             LayerCache(keys, values, window_keys, window_values, beams)
@@ -222,6 +246,7 @@ class SlotCache:
             tensor[:, target].copy_(tensor[:, source])
         for tensor in self._windows:
             tensor[:, target // self.beams].copy_(tensor[:, source // self.beams])
+        self._copy_heard(source // self.beams, target // self.beams)
         self._lengths[target] = self._lengths[source]
 
     def note_length(self, slots: Sequence[int], length: int) -> None:
@@ -229,6 +254,52 @@ class SlotCache:
         if self._on_cpu:
             for slot in slots:
                 self._lengths[slot] = length
+
+    def note_windows(self, slots: Sequence[int], num_positions: Sequence[int] | None) -> None:
+        """Note how many positions the windows of `slots` have; None means that they are whole.
+
+        Once numbers were given, steps off the CPU mask windows for good: what was captured before
+        does not.
+        """
+        if num_positions is None:
+            if not self._any_short:
+                return
+            num_positions = [self._positions] * len(slots)
+        self._any_short = True
+        windows = [slot // self.beams for slot in slots]
+        for window, number in zip(windows, num_positions, strict=True):
+            self._heard[window] = number
+        device = self._heard_there.device
+        numbers = to_device(torch.tensor(num_positions), device)
+        self._heard_there[_rows(windows, device=device)] = numbers
+
+    def view_windows(self, slots: Sequence[int]) -> WindowView | None:
+        """What `slots` may see of their windows; None where all of them are whole."""
+        windows = [slot // self.beams for slot in slots]
+        heard = [self._heard[window] for window in windows]
+        shortest, longest = min(heard), max(heard)
+        if shortest == self._positions:
+            return None
+        if shortest == longest:
+            return WindowView(longest, None)
+        rows = _rows(windows, device=self._heard_there.device)
+        return WindowView(longest, self._past_end(rows, longest))
+
+    def view_step(self, slots: int) -> WindowView | None:
+        """What a step of the first `slots` may see; off the CPU, the same shape every time."""
+        if self._on_cpu or not self._any_short:
+            return self.view_windows(range(0, slots, self.beams))
+        rows = slice(0, slots // self.beams)
+        return WindowView(self._positions, self._past_end(rows, self._positions))
+
+    def _past_end(self, rows: slice | Tensor, length: int) -> Bool[Tensor, "window 1 1 pos"]:
+        position = torch.arange(length, device=self._heard_there.device)
+        unseen = position >= self._heard_there[rows].unsqueeze(1)  # (window, pos)
+        return unseen[:, None, None, :]
+
+    def _copy_heard(self, source: int, target: int) -> None:
+        self._heard[target] = self._heard[source]
+        self._heard_there[target] = self._heard_there[source]
 
     def reorder(self, slots: Sequence[int], sources: Int[Tensor, " slot"]) -> None:
         """Give `slots` the self-attention keys and values of `sources`, all at once.
@@ -263,6 +334,7 @@ class SlotCache:
         for other in {target // self.beams for target in targets} - {window}:
             for tensor in self._windows:
                 tensor[:, other].copy_(tensor[:, window])
+            self._copy_heard(window, other)
         self.note_length(targets, self._lengths[source])
 
 

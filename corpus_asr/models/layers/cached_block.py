@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from corpus_asr.models.layers.attention import attend_cached, merge_heads, split_heads
 from corpus_asr.models.layers.blocks import DecoderBlock
-from corpus_asr.models.layers.cache import LayerCache, SpanView, StepView
+from corpus_asr.models.layers.cache import LayerCache, SpanView, StepView, WindowView
 from corpus_asr.models.layers.packed_block import blocks_of
 from corpus_asr.models.layers.projection import NormedProjection, Projection
 
@@ -63,7 +63,11 @@ class CachedDecoderBlock:
         cache.write_window([slot], split_heads(keys, self._heads), split_heads(values, self._heads))
 
     def prefill(
-        self, cache: LayerCache, slots: Sequence[int], hidden: Float[Tensor, "batch token width"]
+        self,
+        cache: LayerCache,
+        slots: Sequence[int],
+        hidden: Float[Tensor, "batch token width"],
+        windows: WindowView | None = None,
     ) -> Float[Tensor, "batch token width"]:
         """Run whole prompts from position 0 and leave their keys and values in `slots`."""
         query, key, value = (
@@ -72,10 +76,14 @@ class CachedDecoderBlock:
         cache.write_prompts(slots, key, value)
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
         hidden = hidden + self._out(merge_heads(attended))
-        return self._cross_and_feed_forward(hidden, *cache.read_window(slots))
+        return self._hear_and_feed_forward(cache, slots, hidden, windows)
 
     def step(
-        self, cache: LayerCache, view: StepView, hidden: Float[Tensor, "slot 1 width"]
+        self,
+        cache: LayerCache,
+        view: StepView,
+        hidden: Float[Tensor, "slot 1 width"],
+        windows: WindowView | None = None,
     ) -> Float[Tensor, "slot 1 width"]:
         """Run one token of each of the slots 0, 1, ..."""
         num_slots = len(hidden)
@@ -92,14 +100,16 @@ class CachedDecoderBlock:
         hidden = hidden + self._out(merge_heads(attended))
         # Slots that share a window ask it together: that reads it once.
         together = hidden.view(-1, cache.beams, hidden.shape[2])
-        num_windows = len(together)
-        together = self._cross_and_feed_forward(
-            together, cache.cross_keys[:num_windows], cache.cross_values[:num_windows]
-        )
+        firsts = range(0, num_slots, cache.beams)
+        together = self._hear_and_feed_forward(cache, firsts, together, windows)
         return together.view(num_slots, 1, -1)
 
     def extend(
-        self, cache: LayerCache, view: SpanView, hidden: Float[Tensor, "batch token width"]
+        self,
+        cache: LayerCache,
+        view: SpanView,
+        hidden: Float[Tensor, "batch token width"],
+        windows: WindowView | None = None,
     ) -> Float[Tensor, "batch token width"]:
         """Run several more tokens of each of the view's slots."""
         query, key, value = (
@@ -108,7 +118,7 @@ class CachedDecoderBlock:
         cache.write_span(view, key, value)
         attended = attend_cached(query, *cache.read_span(view), unseen=view.unseen)
         hidden = hidden + self._out(merge_heads(attended))
-        return self._cross_and_feed_forward(hidden, *cache.read_window(view.slots))
+        return self._hear_and_feed_forward(cache, view.slots, hidden, windows)
 
     def align(
         self,
@@ -116,6 +126,7 @@ class CachedDecoderBlock:
         slot: int,
         hidden: Float[Tensor, "1 token width"],
         heads: Sequence[int],
+        windows: WindowView | None = None,
     ) -> tuple[Float[Tensor, "1 token width"], Float[Tensor, "head token pos"]]:
         """Run a whole sequence over the window in `slot`, writing nothing to the cache.
 
@@ -126,7 +137,7 @@ class CachedDecoderBlock:
         )
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
         hidden = hidden + self._out(merge_heads(attended))
-        keys, values = cache.read_window([slot])
+        keys, values = cache.read_window([slot], windows)
         query = self._ask_window(hidden)
         scores = torch.matmul(query[0, list(heads)], keys[0, list(heads)].transpose(-1, -2))
         weights = scores.float().softmax(dim=-1)  # (head, token, pos)
@@ -137,12 +148,24 @@ class CachedDecoderBlock:
     ) -> Float[Tensor, "batch head token head_dim"]:
         return split_heads(self._cross_query(hidden), self._heads)
 
+    def _hear_and_feed_forward(
+        self,
+        cache: LayerCache,
+        slots: Sequence[int],
+        hidden: Float[Tensor, "batch token width"],
+        windows: WindowView | None,
+    ) -> Float[Tensor, "batch token width"]:
+        keys, values = cache.read_window(slots, windows)
+        unseen = None if windows is None else windows.unseen
+        return self._cross_and_feed_forward(hidden, keys, values, unseen)
+
     def _cross_and_feed_forward(
         self,
         hidden: Float[Tensor, "batch token width"],
         keys: Float[Tensor, "batch head pos head_dim"],
         values: Float[Tensor, "batch head pos head_dim"],
+        unseen: Bool[Tensor, "batch 1 1 pos"] | None = None,
     ) -> Float[Tensor, "batch token width"]:
-        attended = attend_cached(self._ask_window(hidden), keys, values)
+        attended = attend_cached(self._ask_window(hidden), keys, values, unseen=unseen)
         hidden = hidden + self._cross_out(merge_heads(attended))
         return hidden + self._fc2(self._activate(self._fc1(hidden)))

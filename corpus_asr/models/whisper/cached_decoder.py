@@ -62,12 +62,24 @@ class CachedWhisperDecoder:
         )
 
     def fill(
-        self, cache: SlotCache, slots: Sequence[int], encoded: Float[Tensor, "batch pos width"]
+        self,
+        cache: SlotCache,
+        slots: Sequence[int],
+        encoded: Float[Tensor, "batch pos width"],
+        *,
+        num_positions: Sequence[int] | None = None,
     ) -> None:
-        """Write the cross-attention keys and values of `encoded` into `slots`."""
+        """Write the cross-attention keys and values of `encoded` into `slots`.
+
+        Of each window only its `num_positions` are looked at from then on; None means all.
+        """
+        cache.note_windows(slots, num_positions)
+        ends = num_positions or [encoded.shape[1]] * len(slots)
         if encoded.device.type == "cpu":
-            run_side_by_side(partial(self._fill_one, cache), list(zip(slots, encoded, strict=True)))
+            heard = [window[:end] for window, end in zip(encoded, ends, strict=True)]
+            run_side_by_side(partial(self._fill_one, cache), list(zip(slots, heard, strict=True)))
             return
+        encoded = encoded[:, : max(ends)]
         for block, layer in zip(self._blocks, cache.layers, strict=True):
             block.fill(layer, slots, encoded)
 
@@ -86,8 +98,9 @@ class CachedWhisperDecoder:
             ValueError: the prompts are longer than the model's positions.
         """
         hidden = self._embed(tokens)
+        windows = cache.view_windows(slots)
         for block, layer in zip(self._blocks, cache.layers, strict=True):
-            hidden = block.prefill(layer, slots, hidden)
+            hidden = block.prefill(layer, slots, hidden, windows)
         cache.note_length(slots, tokens.shape[1])
         normed: Tensor = self._layer_norm(hidden)
         return normed
@@ -107,11 +120,12 @@ class CachedWhisperDecoder:
                 "expected all of these or none; pass a token for each"
             )
         view = StepView.at(positions, max_positions=self._max_target_positions)
+        windows = cache.view_step(len(tokens))
         embedded = F.embedding(tokens, self._embed_tokens.weight)
         embedded = embedded + F.embedding(positions, self._embed_positions.weight)
         hidden = embedded.unsqueeze(1)  # (slot, 1, width)
         for block, layer in zip(self._blocks, cache.layers, strict=True):
-            hidden = block.step(layer, view, hidden)
+            hidden = block.step(layer, view, hidden, windows)
         cache.note_length(range(len(tokens)), view.length)
         normed: Tensor = self._layer_norm(hidden.squeeze(1))
         return normed
@@ -134,10 +148,11 @@ class CachedWhisperDecoder:
             num_tokens=tokens.shape[1],
             max_positions=self._max_target_positions,
         )
+        windows = cache.view_windows(slots)
         hidden = F.embedding(tokens, self._embed_tokens.weight)
         hidden = hidden + F.embedding(view.positions, self._embed_positions.weight)
         for block, layer in zip(self._blocks, cache.layers, strict=True):
-            hidden = block.extend(layer, view, hidden)
+            hidden = block.extend(layer, view, hidden, windows)
         cache.note_length(slots, view.length)
         normed: Tensor = self._layer_norm(hidden)
         return normed
@@ -151,20 +166,23 @@ class CachedWhisperDecoder:
     ) -> tuple[Float[Tensor, "token width"], Float[Tensor, "head token pos"]]:
         """Run a sequence over the window in `slot`, writing nothing to the cache.
 
-        Also returns how these (layer, head) attend to the window, after the softmax, in float32.
+        Also returns how these (layer, head) attend to the window, after the softmax, in float32;
+        not at all past its end.
 
         Raises:
             ValueError: the model has no such head, or not as many positions.
         """
         asked = self._heads_by_layer(heads)
+        windows = cache.view_windows([slot])
         hidden = self._embed(tokens.unsqueeze(0))
         weights = hidden.new_zeros(
             len(heads), len(tokens), self._max_source_positions, dtype=torch.float32
         )
         for number, (block, layer) in enumerate(zip(self._blocks, cache.layers, strict=True)):
             rows = [row for row, _ in asked[number]]
-            hidden, found = block.align(layer, slot, hidden, [head for _, head in asked[number]])
-            weights[rows] = found
+            own = [head for _, head in asked[number]]
+            hidden, found = block.align(layer, slot, hidden, own, windows)
+            weights[rows, :, : found.shape[2]] = found
         normed: Tensor = self._layer_norm(hidden[0])
         return normed, weights
 

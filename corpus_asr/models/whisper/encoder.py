@@ -4,6 +4,7 @@ In: log-mel features of whole windows. Out: one hidden state per 20 ms. Knows no
 tokens and no decoder.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -85,14 +86,34 @@ class WhisperEncoder(Tower):
         return output if _or(return_dict, config.return_dict) else output.to_tuple()
 
     def encode(
-        self, input_features: Float[Tensor, "batch mel frame"]
+        self,
+        input_features: Float[Tensor, "batch mel frame"],
+        *,
+        num_frames: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch pos width"]:
-        """Encode whole windows, and return the last hidden states only.
+        """Encode windows, and return the last hidden states only.
+
+        Args:
+            input_features: whole windows.
+            num_frames: of each window, the frames that are heard, as if there were no more; what
+                is returned holds zeros after them. None hears whole windows.
 
         Raises:
-            ValueError: the features have another number of mel bins or frames than the model.
+            ValueError: the features have another number of mel bins or frames than the model, or
+                no such part of a window can be heard.
         """
-        return self._run(input_features, None, None, None)
+        if num_frames is None:
+            return self._run(input_features, None, None, None)
+        check_windows(input_features, num_mel_bins=self.num_mel_bins, num_frames=self.num_frames)
+        check_heard(num_frames, windows=len(input_features), whole=self.num_frames)
+        whole = input_features.new_zeros(len(input_features), *self.embed_positions.weight.shape)
+        for length in sorted(set(num_frames)):  # those of one length together
+            rows = [row for row, heard in enumerate(num_frames) if heard == length]
+            some = torch.stack([input_features[row, :, :length] for row in rows])
+            encoded = self._run(some, None, None, None, num_frames=length)
+            for row, states in zip(rows, encoded, strict=True):
+                whole[row, : len(states)] = states
+        return whole
 
     def _run(
         self,
@@ -100,15 +121,19 @@ class WhisperEncoder(Tower):
         head_mask: Tensor | None,
         states: list[Tensor] | None,
         weights: AttentionWeights | None,
+        *,
+        num_frames: int | None = None,
     ) -> Float[Tensor, "batch pos width"]:
         """Encode; put what every layer gives into `states` and `weights` where they are given."""
-        check_windows(features, num_mel_bins=self.num_mel_bins, num_frames=self.num_frames)
+        num_frames = num_frames or self.num_frames
+        check_windows(features, num_mel_bins=self.num_mel_bins, num_frames=num_frames)
         heads = self.config.encoder_attention_heads
         masks = head_masks(head_mask, layers=len(self.layers), heads=heads, name="head_mask")
         # GELU whatever `activation_function` says: that is for the blocks.
         hidden = F.gelu(self.conv1(features))
         hidden = F.gelu(self.conv2(hidden))
-        hidden = hidden.transpose(1, 2) + self.embed_positions.weight  # (batch, pos, width)
+        positions = self.embed_positions.weight[: hidden.shape[2]]
+        hidden = hidden.transpose(1, 2) + positions  # (batch, pos, width)
         hidden = F.dropout(hidden, self.config.dropout, self.training)
         for layer, mask in zip(self.layers, masks, strict=True):
             if states is not None:
@@ -153,6 +178,21 @@ def check_windows(features: Tensor, *, num_mel_bins: int, num_frames: int) -> No
         raise ValueError(
             "encoding windows: found an empty batch, expected one window or more; leave the "
             "call out"
+        )
+
+
+def check_heard(num_frames: Sequence[int], *, windows: int, whole: int) -> None:
+    """Check that so many frames of each of some windows can be heard.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    stride = FRAMES_PER_POSITION
+    fitting = all(stride <= number <= whole and not number % stride for number in num_frames)
+    if len(num_frames) != windows or not fitting:
+        raise ValueError(
+            f"hearing parts of {windows} windows: found {list(num_frames)} frames, expected for "
+            f"each window a multiple of {stride}, {stride} to {whole}; correct num_frames"
         )
 
 

@@ -4,6 +4,8 @@ In: log-mel features of whole windows. Out: one hidden state per 20 ms. Runs win
 one per thread; what a window gives does not depend on the others.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -12,7 +14,7 @@ from torch import Tensor
 from corpus_asr.models.layers.blocks import EncoderBlock
 from corpus_asr.models.layers.packed_block import PackedEncoderBlock
 from corpus_asr.models.layers.side_by_side import run_side_by_side
-from corpus_asr.models.whisper.encoder import WhisperEncoder, check_windows
+from corpus_asr.models.whisper.encoder import WhisperEncoder, check_heard, check_windows
 
 
 class PackedWhisperEncoder:
@@ -34,21 +36,37 @@ class PackedWhisperEncoder:
         self._layer_norm = encoder.layer_norm
 
     def encode(
-        self, input_features: Float[Tensor, "batch mel frame"]
+        self,
+        input_features: Float[Tensor, "batch mel frame"],
+        *,
+        num_frames: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch pos width"]:
-        """Encode whole windows.
+        """Encode windows.
+
+        Args:
+            input_features: whole windows.
+            num_frames: as for `WhisperEncoder.encode`.
 
         Raises:
-            ValueError: the features have another number of mel bins or frames than the model.
+            ValueError: the features have another number of mel bins or frames than the model, or
+                no such part of a window can be heard.
         """
         check_windows(input_features, num_mel_bins=self._num_mel_bins, num_frames=self._num_frames)
-        return torch.stack(run_side_by_side(self._encode, list(input_features)))
+        windows = list(input_features)
+        if num_frames is None:
+            return torch.stack(run_side_by_side(self._encode, windows))
+        check_heard(num_frames, windows=len(windows), whole=self._num_frames)
+        heard = [window[:, :end] for window, end in zip(windows, num_frames, strict=True)]
+        positions = len(self._positions)
+        encoded = run_side_by_side(self._encode, heard)
+        return torch.stack([F.pad(one, (0, 0, 0, positions - len(one))) for one in encoded])
 
     def _encode(self, features: Float[Tensor, "mel frame"]) -> Float[Tensor, "pos width"]:
         # GELU whatever `activation_function` says: that is for the blocks.
         hidden = F.gelu(self._conv1(features.unsqueeze(0)))
         hidden = F.gelu(self._conv2(hidden))
-        states = (hidden[0].t() + self._positions).contiguous()  # (pos, width) in float32
+        positions = self._positions[: hidden.shape[2]]
+        states = (hidden[0].t() + positions).contiguous()  # (pos, width) in float32
         for block in self._blocks:
             block(states)
         normed: Tensor = self._layer_norm(states.to(features.dtype))

@@ -15,6 +15,7 @@ from corpus_asr.decoding.sizes import ModelSize
 from corpus_asr.models.layers.cache import SlotCache
 from corpus_asr.models.layers.projection import Projection
 from corpus_asr.models.whisper.cached_decoder import CachedWhisperDecoder
+from corpus_asr.models.whisper.encoder import check_heard
 from corpus_asr.models.whisper.packed_encoder import PackedWhisperEncoder
 from corpus_asr.units import FRAMES_PER_POSITION
 
@@ -95,7 +96,10 @@ class WhisperDecoderSlots:
         return self._config.max_source_positions, self._config.d_model
 
     def encode(
-        self, features: Float[Tensor, "batch mel frame"]
+        self,
+        features: Float[Tensor, "batch mel frame"],
+        *,
+        num_frames: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch pos width"]:
         """Refuse: there is no encoder.
 
@@ -120,12 +124,23 @@ class WhisperDecoderSlots:
 
     @torch.inference_mode()
     def fill(
-        self, state: SlotCache, slots: Sequence[int], encoded: Float[Tensor, "batch pos width"]
+        self,
+        state: SlotCache,
+        slots: Sequence[int],
+        encoded: Float[Tensor, "batch pos width"],
+        *,
+        num_frames: Sequence[int] | None = None,
     ) -> None:
         """Write the cross-attention keys and values of `encoded` into `slots`.
 
+        Args:
+            state: holds the slots.
+            slots: one per window.
+            encoded: whole windows, or such as were encoded with the same `num_frames`.
+            num_frames: of each window, the frames that were heard; None for all.
+
         Raises:
-            ValueError: the windows are not of this model's shape.
+            ValueError: the windows are not of this model's shape, or have no such frames.
         """
         if tuple(encoded.shape[1:]) != self.window_shape:
             raise ValueError(
@@ -133,7 +148,12 @@ class WhisperDecoderSlots:
                 f"(positions, width), expected {self.window_shape}; encode them with this model, "
                 "or with one of the same shape"
             )
-        self._decoder.fill(state, slots, encoded)
+        num_positions: list[int] | None = None
+        if num_frames is not None:
+            whole = self._config.max_source_positions * FRAMES_PER_POSITION
+            check_heard(num_frames, windows=len(encoded), whole=whole)
+            num_positions = [number // FRAMES_PER_POSITION for number in num_frames]
+        self._decoder.fill(state, slots, encoded, num_positions=num_positions)
 
     @torch.inference_mode()
     def prefill(
@@ -207,7 +227,8 @@ class WhisperDecoderSlots:
         """Cross-attention, after the softmax, of these (layer, head) while `tokens` are read.
 
         Also returns the raw logits after each token. Uses the window in `slot`; leaves the slot's
-        self-attention cache as it is. Both are float32.
+        self-attention cache as it is. Both are float32. Nothing past the frames that were heard
+        is attended to.
 
         Raises:
             ValueError: the model has no such head, or not as many positions as tokens.
@@ -254,14 +275,22 @@ class WhisperSlotModel(WhisperDecoderSlots):
 
     @torch.inference_mode()
     def encode(
-        self, features: Float[Tensor, "batch mel frame"]
+        self,
+        features: Float[Tensor, "batch mel frame"],
+        *,
+        num_frames: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch pos width"]:
-        """Encode whole windows.
+        """Encode windows.
+
+        Args:
+            features: whole windows.
+            num_frames: of each window, the frames that are heard, as if there were no more; what
+                is returned holds zeros after them. None hears whole windows.
 
         Raises:
-            ValueError: the features are no whole window.
+            ValueError: the features are no whole window, or no such part of it can be heard.
         """
-        return self._encoder.encode(features.to(self.device, self.dtype))
+        return self._encoder.encode(features.to(self.device, self.dtype), num_frames=num_frames)
 
 
 def causal_slot_model(model: "WhisperForCausalLM") -> WhisperDecoderSlots:
