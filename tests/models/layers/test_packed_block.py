@@ -37,8 +37,8 @@ def random_block(
         with torch.no_grad():
             block.self_attn.q_proj.weight *= 6.0
             for norm in (block.self_attn_layer_norm, block.final_layer_norm):
-                norm.weight += 0.3 * torch.randn(WIDTH)
-                norm.bias += 0.3 * torch.randn(WIDTH)
+                norm.weight.add_(torch.randn(WIDTH), alpha=0.3)
+                norm.bias.add_(torch.randn(WIDTH), alpha=0.3)
     return block.eval()
 
 
