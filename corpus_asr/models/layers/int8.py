@@ -24,6 +24,9 @@ _ROW_STEPS = 127
 _BLOCK_STEPS = 254  # one less than fits, so that rounding the zero point cannot overflow
 
 
+_SHIFT = torch.tensor(128.5)
+
+
 @dataclass(frozen=True, slots=True)
 class _Quantised:
     values: UInt8[Tensor, "row width"]
@@ -45,6 +48,7 @@ class Int8Weights:
         wide = weight.float()
         self._scales = (wide.abs().amax(dim=1) / _WEIGHT_STEPS).clamp(min=_TINY)
         rounded = (wide / self._scales.unsqueeze(1)).round_().to(torch.int8)
+        self._row_scales = self._scales / _ROW_STEPS
         self._packed: Tensor = _onednn().qlinear_prepack(rounded, [_ROWS_HINT, weight.shape[1]])
         self._zeros = torch.zeros(len(weight), dtype=torch.long)
         self._bias = None if bias is None else bias.float()
@@ -52,29 +56,35 @@ class Int8Weights:
     def by_row(self, hidden: Float[Tensor, "row width"]) -> Float[Tensor, "row out"]:
         """Apply the map with a scale for every row: rows may be of different sequences."""
         product, scale = self._by_row(hidden)
-        product.mul_(scale)
-        if self._bias is not None:
-            product.add_(self._bias)
-        return product.to(hidden.dtype)
+        if self._bias is None:
+            return product.mul_(scale).to(hidden.dtype)
+        return torch.addcmul(self._bias, product, scale).to(hidden.dtype)
 
     def add_by_row(
         self, hidden: Float[Tensor, "row width"], target: Float[Tensor, "row out"]
     ) -> None:
         """Apply the map with a scale for every row, and add the outcome to float32 `target`."""
-        product, scale = self._by_row(hidden)
-        target.addcmul_(product, scale)
+        target.addcmul_(*self._by_row(hidden))
         if self._bias is not None:
             target.add_(self._bias)
 
     def _by_row(
         self, hidden: Float[Tensor, "row width"]
     ) -> tuple[Float[Tensor, "row out"], Float[Tensor, "row 1"]]:
-        """The product without bias, in float32, and what it is still to be multiplied with."""
-        largest = hidden.abs().amax(dim=1, keepdim=True)
-        scale = largest.float().div_(_ROW_STEPS).clamp_(min=_TINY)
-        # Shifted into what 8 bits without a sign hold; adding a half makes cutting off rounding.
-        values = (hidden / scale).add_(128.5).to(torch.uint8)
-        return self._multiply(_Quantised(values, 1.0, 128), None, torch.float32), scale
+        """The product without bias, and what it is still to be multiplied with; in float32.
+
+        As few operations as can be: with a row per slot each costs more to call than to compute.
+        """
+        wide = hidden.float()
+        # Anything but 0 will do for rows of zeros.
+        largest = wide.abs().amax(dim=1, keepdim=True).clamp_(min=_TINY)
+        # Shifted into what 8 bits without a sign hold; the half makes cutting off rounding.
+        values = torch.addcdiv(_SHIFT, wide, largest, value=_ROW_STEPS).to(torch.uint8)
+        product: Tensor = _onednn().qlinear_pointwise(
+            values, 1.0, 128, self._packed, self._row_scales, self._zeros,
+            None, 1.0, 0, torch.float32, "none", [], "none",
+        )  # fmt: skip
+        return product, largest
 
     def by_block(
         self, hidden: Float[Tensor, "row width"], *, after: Literal["none", "gelu"] = "none"
