@@ -81,6 +81,11 @@ def run(
     """
     options = _parser().parse_intermixed_args(arguments)
     _check(options)
+    if options.extract:
+        from corpus_asr.benchmark.extraction import run as run_extraction
+
+        run_extraction(options.audio, runs=options.runs, say=say)
+        return
 
     # Only from here on, so that --help does not wait for torch.
     from corpus_asr.benchmark.machine import hardware, versions
@@ -131,12 +136,17 @@ def _check(options: argparse.Namespace) -> None:
         options.language = resolve_language(options.language)
     except ValueError as error:
         raise ConfigError(f"--language: {error}") from error
+    if options.extract and (options.model or options.shape or options.manifest):
+        raise ConfigError(
+            "choosing what to measure: found --extract together with a model, a shape or a "
+            "manifest; --extract takes audio files, and neither --model nor --shape"
+        )
     if options.shape and (options.audio or options.manifest or options.model):
         raise ConfigError(
             "choosing what to measure: found --shape together with a model or audio; a shape has "
             "random weights and hears noise: give one or the other"
         )
-    if not options.shape and options.model is None:
+    if not options.extract and not options.shape and options.model is None:
         raise ConfigError(
             "choosing what to measure: found neither --model nor --shape; give a checkpoint folder "
             "with --model and audio files, or a size with --shape"
@@ -180,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
         help="time encoder and decoder alone with random weights of these sizes: tiny, base, "
         "small, medium, large-v3, large-v3-turbo",
     )
+    add("--extract", action="store_true", help="time extraction of the files alone, on one core")
     add("--tokens-per-window", type=int, default=100, help="tokens decoded, with --shape")
     add(
         "--peers",

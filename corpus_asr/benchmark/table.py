@@ -25,12 +25,13 @@ def render(summaries: Sequence[Summary]) -> str:
         ["peak GPU MiB", *_numbers([one.peak_gpu_mib for one in done], ".0f")],
         ["WER %", *_numbers([_percent(one.word_error_rate) for one in done], ".2f")],
     ]  # fmt: skip
-    drawn = _aligned([column for column in columns if any(column[1:])]) if done else []
+    drawn = aligned([column for column in columns if any(column[1:])]) if done else []
     failed = [f"{one.label}  failed: {one.failed}" for one in summaries if one.failed is not None]
     return "\n".join([*drawn, *failed])
 
 
-def _aligned(columns: Sequence[Sequence[str]]) -> list[str]:
+def aligned(columns: Sequence[Sequence[str]]) -> list[str]:
+    """Return lines of columns, the first to the left and the others to the right."""
     widths = [max(map(len, column)) for column in columns]
     lines = []
     for first, *others in zip(*columns, strict=True):

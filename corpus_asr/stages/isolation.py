@@ -43,6 +43,12 @@ _START_TIMEOUT_S = 300.0
 _EXIT_TIMEOUT_S = 5.0
 _POLL_S = 1.0  # how soon a death is noticed when a grandchild keeps the pipe open
 
+# A child has one core, whatever the machine has: threads of numpy's linear algebra that wait for
+# each other took twice the processor's time for features.
+_ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
+)
+
 # Not `-m`: that would import this module twice. Not multiprocessing: its children import the
 # parent's `__main__` again, which in a Ray worker or an unguarded script starts everything anew.
 _CHILD_CODE = (
@@ -192,6 +198,7 @@ class _Child:
                 # Unbuffered, and with a stack for a crash: what was said last is not lost.
                 [sys.executable, "-u", "-X", "faulthandler", "-c", _CHILD_CODE, *arguments],
                 stdin=subprocess.DEVNULL,
+                env=os.environ | _ONE_THREAD,
                 stdout=2,  # what libraries print belongs to the log; the protocol has its own pipe
                 pass_fds=(requests_read, replies_write),
             )

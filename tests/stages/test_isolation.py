@@ -203,6 +203,10 @@ def test_memory_does_not_grow_with_the_messages(run):
     assert after - before < 50 * 1024
 
 
+def test_linear_algebra_in_the_child_starts_no_threads(run):
+    assert run("threads") == [2]  # the one that works and the one that waits for requests
+
+
 def test_the_child_imports_no_torch(run):
     (modules,) = run("modules")
     assert "corpus_asr.stages.isolation" in modules

@@ -75,6 +75,12 @@ def _arrays(shape: tuple[int, ...], settings: dict[str, Any]) -> Iterator[Any]:
         yield np.full(shape, index, dtype=np.float32)
 
 
+def _threads(_: None, settings: dict[str, Any]) -> Iterator[int]:
+    matrix = np.ones((500, 500), dtype=np.float32)
+    matrix @ matrix
+    yield len(os.listdir("/proc/self/task"))
+
+
 def _modules(_: None, settings: dict[str, Any]) -> Iterator[list[str]]:
     yield sorted(sys.modules)
 

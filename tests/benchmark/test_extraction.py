@@ -1,0 +1,114 @@
+"""What one core extracts: the table's structure, a missing ffmpeg, files it cannot measure."""
+
+import numpy as np
+import pytest
+
+from corpus_asr.benchmark import command, extraction
+from corpus_asr.benchmark.extraction import FFMPEG, STEPS, main, measure, render, run
+from corpus_asr.benchmark.recordings import Recording, find_recordings
+from corpus_asr.errors import ConfigError, DecodeError, EngineError
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.audio import tone, wav_bytes
+
+FAILING = '#!/bin/sh\n[ "$1" = -version ] && exit 0\necho "no such codec" >&2\nexit 7\n'
+
+
+@pytest.fixture
+def clip(tmp_path):
+    path = tmp_path / "clip.wav"
+    path.write_bytes(wav_bytes(tone(4.0), rate_hz=SAMPLE_RATE_HZ))
+    return path
+
+
+@pytest.fixture
+def no_ffmpeg(tmp_path, monkeypatch):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", str(programs))
+    return programs
+
+
+def measured(*paths, runs=1):
+    said: list[str] = []
+    run(paths, runs=runs, say=said.append)
+    return said
+
+
+def test_without_ffmpeg_its_column_is_left_out_and_a_line_says_so(clip, no_ffmpeg):
+    title, missing, header, row, _, total = measured(clip, clip)
+    assert "CPU seconds" in title
+    assert missing == "ffmpeg is not installed: it is left out"
+    assert header.split() == ["audio", "s", "decoding", "+", "speech", "+", "features"]
+    assert row.split()[:2] == ["clip.wav", "4.0"]
+    assert total.split()[0] == "all"
+    assert all(int(speed) > 0 for speed in row.split()[2:] + total.split()[2:])
+
+
+def test_each_step_holds_the_one_before(clip, no_ffmpeg):
+    found = measure(find_recordings([clip], None), STEPS, runs=3)
+    decoding, speech, features = (found[step][0] for step in STEPS)
+    assert 0 < decoding < speech < features
+
+
+def test_speeds_are_of_seconds_by_seconds_and_the_sum_weighs_by_length(tmp_path):
+    recordings = [
+        Recording(path=tmp_path / name, duration_s=duration_s, text=None)
+        for name, duration_s in (("a.mp3", 10.0), ("b.mp3", 30.0))
+    ]
+    lines = render(recordings, {FFMPEG: [0.1, 0.1], STEPS[0]: [0.2, 0.6]})
+    assert [line.split() for line in lines] == [
+        ["audio", "s", "ffmpeg", "decoding"],
+        ["a.mp3", "10.0", "100", "50"],
+        ["b.mp3", "30.0", "300", "50"],
+        ["all", "40.0", "200", "50"],
+    ]
+
+
+def test_what_a_child_process_spends_is_counted():
+    def spend():
+        extraction.subprocess.run(
+            [extraction.sys.executable, "-c", "sum(range(3_000_000))"], check=True
+        )
+
+    assert extraction._cpu_s_of(spend) > 0.02
+
+
+def test_an_ffmpeg_that_fails_says_on_which_file_and_why(clip, no_ffmpeg):
+    program = no_ffmpeg / "ffmpeg"
+    program.write_text(FAILING)
+    program.chmod(0o755)
+    with pytest.raises(EngineError, match=r"clip\.wav with ffmpeg: exit code 7 \(no such codec\)"):
+        measured(clip)
+
+
+def test_a_broken_file_is_one_clear_error(tmp_path, capsys):
+    path = tmp_path / "broken.mp3"
+    path.write_bytes(np.random.default_rng(0).bytes(2000))
+    with pytest.raises(DecodeError, match=r"broken\.mp3"):
+        measured(path)
+    assert main([str(path)]) == command.EXIT_UNUSABLE
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.count("\n") == 1
+    assert "broken.mp3" in err
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.mp3: no such file"):
+        measured(tmp_path / "none.mp3")
+
+
+def test_less_than_one_run_is_refused(clip):
+    with pytest.raises(ConfigError, match="--runs: found 0, expected 1 or more"):
+        measured(clip, runs=0)
+
+
+def test_the_bench_command_measures_extraction_without_a_model(clip, no_ffmpeg):
+    said: list[str] = []
+    command.run(["--extract", str(clip), "--runs", "1"], say=said.append)
+    assert said[-1].split()[0] == "all"
+
+
+def test_extraction_has_no_shape_or_model(clip):
+    with pytest.raises(ConfigError, match=r"--extract .*neither --model nor --shape"):
+        command.run(["--extract", str(clip), "--shape", "tiny"])
