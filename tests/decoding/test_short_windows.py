@@ -1,0 +1,282 @@
+"""Jobs that hear only the front of their windows say what a network says that has no room for more,
+whatever is decoded beside them."""
+
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from corpus_asr.decoding.checks import check_job
+from corpus_asr.decoding.protocols import (
+    AlignJob,
+    AlignResult,
+    Job,
+    Result,
+    Search,
+    SlotModel,
+    TokenRules,
+    WindowJob,
+    WindowResult,
+)
+from corpus_asr.decoding.slots import SlotScheduler
+from corpus_asr.models.layers import cache
+from corpus_asr.models.layers.cache import SlotCache
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper.slot_model import WhisperDecoderSlots, WhisperSlotModel
+from tests.support.checkpoints import tiny_whisper
+from tests.support.cut import cut_network
+from tests.support.tape import TapeRecorder
+
+END, VOCAB, FRAMES = 30, 60, 400
+LENGTHS = (100, 200, 300, None)
+RULES = TokenRules(end=END, suppress_first=(END,))
+SEARCHES = {
+    "greedy": Search(),
+    "sampled": Search(temperature=0.8),
+    "beams": Search(num_beams=3),
+}
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> WhisperForConditionalGeneration:
+    folder = tiny_whisper(
+        tmp_path_factory.mktemp("checkpoint"),
+        d_model=16,
+        heads=2,
+        vocab_size=VOCAB,
+        max_target_positions=40,
+        max_source_positions=FRAMES // 2,
+        spread=0.3,
+    )
+    return WhisperForConditionalGeneration.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def model(network: WhisperForConditionalGeneration) -> WhisperSlotModel:
+    return network.slot_model()
+
+
+def frames_of(number: int) -> int | None:
+    return LENGTHS[number % len(LENGTHS)]
+
+
+def ask(kind: str, number: int, **changes: Any) -> Job:
+    features = np.random.default_rng(number).standard_normal((80, FRAMES), dtype=np.float32)
+    if kind == "align":
+        return AlignJob(
+            features=features,
+            window=(number,),
+            tokens=(21, 4, 5, number),
+            heads=((0, 1), (1, 0)),
+            num_frames=frames_of(number),
+        )
+    usual: dict[str, Any] = {
+        "features": features,
+        "window": (number,),
+        "prompt": (31, 32, *range(20))[: 2 + 10 * (number % 3)],  # some are long
+        "rules": RULES,
+        "max_new_tokens": 6 + number % 7,
+        "search": SEARCHES.get(kind, Search()),
+        "seed": number,
+        "score_token": 3,
+        "num_frames": frames_of(number),
+    }
+    return WindowJob(**(usual | changes))
+
+
+def run(
+    model: SlotModel, tasks: list[list[Job]], *, slots: int, recorder: TapeRecorder | None = None
+) -> list[list[Result]]:
+    scheduler = SlotScheduler(model, slots, encode_batch=3, check_every=2, recorder=recorder)
+    found: dict[int, list[Result]] = {}
+
+    def task(jobs: list[Job]) -> Generator[Job, Result, list[Result]]:
+        results: list[Result] = []
+        for job in jobs:
+            result = yield job
+            results.append(result)
+        return results
+
+    for index, jobs in enumerate(tasks):
+
+        def done(value: list[Result], error: Exception | None, index: int = index) -> None:
+            if error is not None:
+                raise error
+            found[index] = value
+
+        scheduler.add(task(jobs), done)
+    while scheduler.pending:
+        scheduler.advance()
+    return [found[index] for index in range(len(tasks))]
+
+
+def same(found: Result, expected: Result) -> None:
+    assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+    if isinstance(expected, AlignResult):
+        assert isinstance(found, AlignResult)
+        heard = expected.weights.shape[2]
+        np.testing.assert_allclose(found.weights[:, :, :heard], expected.weights, atol=1e-5)
+        assert not found.weights[:, :, heard:].any()
+        return
+    assert isinstance(found, WindowResult)
+    assert isinstance(expected, WindowResult)
+    assert found.tokens == expected.tokens
+    assert found.end_logprob == pytest.approx(expected.end_logprob, abs=1e-4)
+    assert found.score == pytest.approx(expected.score, abs=1e-5)
+
+
+NUMBERS = range(8)
+KINDS = (*SEARCHES, "align")
+Alone = dict[tuple[str, int], Result]
+
+
+@pytest.fixture(scope="module")
+def alone(network: WhisperForConditionalGeneration) -> Alone:
+    """Each job by itself, on a network made for windows of its length."""
+    found: Alone = {}
+    for length in LENGTHS:
+        frames = length or FRAMES
+        model = cut_network(network, frames=frames).slot_model()
+        for kind in KINDS:
+            for number in (one for one in NUMBERS if frames_of(one) == length):
+                whole = ask(kind, number)
+                job = replace(whole, features=whole.features[:, :frames].copy(), num_frames=None)
+                [[found[kind, number]]] = run(model, [[job]], slots=1)
+    return found
+
+
+def test_texts_differ_by_what_is_heard(model: WhisperSlotModel, alone: Alone) -> None:
+    whole = run(model, [[ask("greedy", number, num_frames=None)] for number in NUMBERS], slots=4)
+    differ = [
+        result.logprobs != pytest.approx(alone["greedy", number].logprobs, abs=1e-3)
+        for number, [result] in zip(NUMBERS, whole, strict=True)
+    ]
+    assert differ == [frames_of(number) is not None for number in NUMBERS]
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8])
+def test_jobs_of_all_lengths_and_kinds_side_by_side(
+    model: WhisperSlotModel, alone: Alone, slots: int
+) -> None:
+    names = [[(kind, number), ("align", number)] for number in NUMBERS for kind in SEARCHES]
+    np.random.default_rng(slots).shuffle(names)
+    found = run(model, [[ask(*name) for name in task] for task in names], slots=slots)
+    for task, results in zip(names, found, strict=True):
+        for (kind, number), result in zip(task, results, strict=True):
+            same(result, alone[kind, int(number)])
+
+
+class Counting(WhisperSlotModel):
+    """Counts the checks of drafts."""
+
+    checks = 0
+
+    def extend(self, *args: Any) -> torch.Tensor:
+        self.checks += 1
+        return super().extend(*args)
+
+
+@pytest.mark.parametrize("listens", [True, False], ids=["own encoder", "decoder alone"])
+@pytest.mark.parametrize("slots", [1, 3, 8])
+def test_drafts_are_of_what_is_heard_too(
+    network: WhisperForConditionalGeneration,
+    alone: Alone,
+    slots: int,
+    listens: bool,
+) -> None:
+    assistant: SlotModel = (
+        network.slot_model()
+        if listens
+        else WhisperDecoderSlots(network.config, network.model.decoder, network.proj_out)
+    )
+    counting = Counting(network)
+    search = Search(assistant=assistant, num_draft_tokens=4)
+    tasks = [[ask("greedy", number, search=search)] for number in NUMBERS]
+    tokens = 0
+    for number, [result] in zip(NUMBERS, run(counting, tasks, slots=slots), strict=True):
+        same(result, alone["greedy", number])
+        assert isinstance(result, WindowResult)
+        tokens += len(result.tokens)
+    if slots == 1:  # the same network guesses all tokens right, if it hears the same
+        assert counting.checks <= tokens // 5 + 2 * len(NUMBERS)
+
+
+def test_whole_windows_by_their_length_give_the_same_bits(model: WhisperSlotModel) -> None:
+    found = []
+    for heard in (None, FRAMES):
+        tasks = [
+            [ask(kind, number, num_frames=heard)]
+            for number, kind in enumerate(["greedy", "sampled", "beams"] * 3)
+        ]
+        found.append(run(model, tasks, slots=3))
+    assert repr(found[0]) == repr(found[1])
+
+
+class OffTheCpu(WhisperSlotModel):
+    """Looks at what is the same for every step, as where the cache is on a GPU."""
+
+    def new_state(self, slots: int, *, beams: int = 1) -> SlotCache:
+        state = super().new_state(slots, beams=beams)
+        state._on_cpu = False
+        return state
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8])
+def test_what_was_recorded_before_the_first_short_window_is_recorded_anew(
+    network: WhisperForConditionalGeneration,
+    alone: Alone,
+    slots: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cache, "_looked_at", lambda positions, *, max_positions: max_positions)
+    numbers = [3, 7, 3, *NUMBERS]  # whole windows first
+    recorder = TapeRecorder()
+    tasks = [[ask(kind, number) for kind in ("greedy", "sampled")] for number in numbers]
+    found = run(OffTheCpu(network), tasks, slots=slots, recorder=recorder)
+    for number, results in zip(numbers, found, strict=True):
+        for kind, result in zip(("greedy", "sampled"), results, strict=True):
+            same(result, alone[kind, number])
+    assert recorder.replayed > 0
+
+
+def test_the_same_window_heard_further_is_encoded_again(
+    model: WhisperSlotModel, alone: Alone
+) -> None:
+    short = ask("greedy", 0)
+    longer = replace(short, num_frames=200)
+    [[first, second, third]] = run(model, [[short, longer, short]], slots=2)
+    same(first, alone["greedy", 0])
+    same(third, first)
+    [[expected]] = run(model, [[longer]], slots=1)
+    same(second, expected)
+    assert second.logprobs != pytest.approx(first.logprobs, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["greedy", "align"])
+@pytest.mark.parametrize("heard", [0, -100, 150, 500])
+def test_parts_that_cannot_be_heard_are_refused(
+    model: WhisperSlotModel, kind: str, heard: int
+) -> None:
+    job = replace(ask(kind, 1), num_frames=heard)
+    with pytest.raises(ValueError, match=f"hearing {heard} frames .* multiple of 100, at most 400"):
+        check_job(job, model)
+
+
+def test_a_model_in_bfloat16_hears_short_windows_too(tmp_path: Path) -> None:
+    folder = tiny_whisper(
+        tmp_path, d_model=32, vocab_size=VOCAB, max_source_positions=FRAMES // 2, spread=0.2
+    )
+    network = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16)
+    cut = cut_network(network, frames=100).slot_model()
+    jobs = [replace(ask("greedy", number), num_frames=100) for number in range(6)]
+    found = run(network.slot_model(), [[job] for job in jobs], slots=1)
+    for job, [result] in zip(jobs, found, strict=True):
+        own = replace(job, features=job.features[:, :100].copy(), num_frames=None)
+        [[expected]] = run(cut, [[own]], slots=1)
+        assert isinstance(result, WindowResult)
+        assert isinstance(expected, WindowResult)
+        assert (result.tokens, result.logprobs) == (expected.tokens, expected.logprobs)
