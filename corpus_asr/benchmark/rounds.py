@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from corpus_asr.benchmark.orders import Case, Order
+from corpus_asr.benchmark.orders import OURS, Case, Order
+from corpus_asr.threads import SLEEPING, WAIT_POLICY
 
 # OpenMP threads spin for up to 0.2 s after their last work, and would do so in the next one's run.
 SETTLE_S = 0.5
@@ -147,15 +148,21 @@ def measure(
 
 
 def environment(order: Order, inherited: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a worker: its threads, its GPU if any, no network."""
+    """Return the environment of a worker: its threads, its GPU if any, no network.
+
+    Our threads wait as those of the command do; the other engines wait as they do by themselves.
+    """
     paths = [str(_PACKAGES), *filter(None, [inherited.get("PYTHONPATH")])]
     gpu = {}
     if order.device != "cpu":
         index = int(order.device.partition(":")[2] or 0)
         visible = list(filter(None, inherited.get(_GPUS, "").split(",")))
         gpu = {_GPUS: visible[index] if visible else str(index)}
+    kept = {name: value for name, value in inherited.items() if name != WAIT_POLICY}
+    if order.engine == OURS:
+        kept[WAIT_POLICY] = inherited.get(WAIT_POLICY, SLEEPING)
     return {
-        **inherited,
+        **kept,
         **gpu,
         **dict.fromkeys(_THREADS, str(order.threads)),
         "PYTHONPATH": os.pathsep.join(paths),
