@@ -59,6 +59,8 @@ def test_clips_that_cannot_be_are_refused(written: Any, words: str) -> None:
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size"),
         ({"hotwords": 5}, "put it in quotes"),
         ({"drop_nonspeech": "perhaps"}, "expected true or false"),
+        ({"padding_s": -0.5}, "padding_s: found -0.5"),
+        ({"padding_s": float("inf")}, "padding_s"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_by_name(options: dict[str, Any], words: str) -> None:
