@@ -12,7 +12,7 @@ from corpus_asr.storage.addresses import public, without_secrets
 
 PACKAGES = (
     "corpus-asr", "torch", "ray", "av", "numpy", "pyarrow", "fsspec", "s3fs", "huggingface_hub",
-    "tokenizers", "onnxruntime", "silero-vad",
+    "tokenizers", "silero-vad",
 )  # fmt: skip
 
 
