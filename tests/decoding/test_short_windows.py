@@ -221,7 +221,8 @@ class OffTheCpu(WhisperSlotModel):
 
     def new_state(self, slots: int, *, beams: int = 1) -> SlotCache:
         state = super().new_state(slots, beams=beams)
-        state._on_cpu = False
+        state.on_cpu = False
+        state._lengths = [self.max_target_positions] * slots
         return state
 
 
@@ -235,10 +236,10 @@ def test_what_was_recorded_before_the_first_short_window_is_recorded_anew(
     monkeypatch.setattr(cache, "_looked_at", lambda positions, *, max_positions: max_positions)
     numbers = [3, 7, 3, *NUMBERS]  # whole windows first
     recorder = TapeRecorder()
-    tasks = [[ask(kind, number) for kind in ("greedy", "sampled")] for number in numbers]
+    tasks = [[ask(kind, number) for kind in KINDS] for number in numbers]
     found = run(OffTheCpu(network), tasks, slots=slots, recorder=recorder)
     for number, results in zip(numbers, found, strict=True):
-        for kind, result in zip(("greedy", "sampled"), results, strict=True):
+        for kind, result in zip(KINDS, results, strict=True):
             same(result, alone[kind, number])
     assert recorder.replayed > 0
 

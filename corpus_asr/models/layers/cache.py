@@ -88,12 +88,15 @@ class SpanView:
 
 @dataclass(frozen=True, slots=True)
 class WindowView:
-    """What some slots may see of their windows, where one is short: the same for every layer."""
+    """What some slots may see of their windows, where one may be short: the same for every layer.
 
-    length: int
-    """Positions looked at."""
-    unseen: Bool[Tensor, "window 1 1 pos"] | None
-    """The looked-at positions past a window's own end; None where all windows end here."""
+    On a CPU each window is looked at by itself, up to its end. A GPU keeps one shape for all.
+    """
+
+    ends: Sequence[int] = ()
+    """On a CPU, the positions that each slot's window has."""
+    unseen: Bool[Tensor, "window 1 1 pos"] | None = None
+    """Elsewhere, the positions past each window's end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,26 +116,33 @@ class LayerCache:
         keys: Float[Tensor, "batch head pos head_dim"],
         values: Float[Tensor, "batch head pos head_dim"],
     ) -> None:
-        """Replace the cross-attention keys and values of `slots`; short windows end early."""
+        """Replace the cross-attention keys and values of `slots`."""
         rows = self._windows(slots)
-        length = keys.shape[2]
-        self.cross_keys[rows, :, :length] = keys
-        self.cross_values[rows, :, :length] = values
-        # As in `write_prompts`: what a longer window left may be nan.
-        self.cross_keys[rows, :, length:] = 0
-        self.cross_values[rows, :, length:] = 0
+        self.cross_keys[rows] = keys
+        self.cross_values[rows] = values
 
     def read_window(
-        self, slots: Sequence[int], view: WindowView | None = None
+        self, slots: Sequence[int]
     ) -> tuple[Float[Tensor, "batch head pos head_dim"], Float[Tensor, "batch head pos head_dim"]]:
-        """Return the cross-attention keys and values of `slots`, whole or up to the view's length.
-
-        They are views if the slots are adjacent.
-        """
+        """Return the cross-attention keys and values of `slots`; a view if they are adjacent."""
         rows = self._windows(slots)
-        if view is None:
-            return self.cross_keys[rows], self.cross_values[rows]
-        return self.cross_keys[rows, :, : view.length], self.cross_values[rows, :, : view.length]
+        return self.cross_keys[rows], self.cross_values[rows]
+
+    def packed_window(
+        self, slot: int, end: int
+    ) -> tuple[Float[Tensor, "1 head pos head_dim"], Float[Tensor, "1 head pos head_dim"]]:
+        """Views of a slot's window of `end` positions, for writing and reading it.
+
+        Its heads follow one another without gaps: bfloat16 products would copy it otherwise, which
+        takes several times as long as they do.
+        """
+        heads, _, head_dim = self.cross_keys.shape[1:]
+        shape = 1, heads, end, head_dim
+        keys, values = (
+            held[slot // self.beams].view(-1)[: heads * end * head_dim].view(shape)
+            for held in (self.cross_keys, self.cross_values)
+        )
+        return keys, values
 
     def _windows(self, slots: Sequence[int]) -> slice | Tensor:
         return _rows([slot // self.beams for slot in slots], device=self.cross_keys.device)
@@ -228,12 +238,12 @@ class SlotCache:
         self.slots = slots
         # Of no use off the CPU: there a captured step advances without this being told.
         self._lengths = [0 if device.type == "cpu" else tokens] * slots
-        self._on_cpu = device.type == "cpu"
+        self.on_cpu = device.type == "cpu"
         self._positions = positions
-        # Of each window, once there was a short one: for the host, and for steps off the CPU.
+        # How many each window has: on a CPU, and elsewhere.
+        self._ends = [positions] * (slots // beams)
+        self._ends_there = torch.full((slots // beams,), positions, device=device)
         self._any_short = False
-        self._heard = [positions] * (slots // beams)
-        self._heard_there = torch.full((slots // beams,), positions, device=device)
         tensors = zip(*self._texts, *self._windows, strict=True)  # layer by layer
         self.layers = tuple(
             LayerCache(keys, values, window_keys, window_values, beams)
@@ -246,20 +256,20 @@ class SlotCache:
             tensor[:, target].copy_(tensor[:, source])
         for tensor in self._windows:
             tensor[:, target // self.beams].copy_(tensor[:, source // self.beams])
-        self._copy_heard(source // self.beams, target // self.beams)
+        self._copy_end(source // self.beams, target // self.beams)
         self._lengths[target] = self._lengths[source]
 
     def note_length(self, slots: Sequence[int], length: int) -> None:
         """Note that `slots` hold at most `length` tokens from now on, so that less is copied."""
-        if self._on_cpu:
+        if self.on_cpu:
             for slot in slots:
                 self._lengths[slot] = length
 
     def note_windows(self, slots: Sequence[int], num_positions: Sequence[int] | None) -> None:
         """Note how many positions the windows of `slots` have; None means that they are whole.
 
-        Once numbers were given, steps off the CPU mask windows for good: what was captured before
-        does not.
+        Once numbers were given, windows off the CPU are masked for good: steps that were captured
+        before do not.
         """
         if num_positions is None:
             if not self._any_short:
@@ -268,38 +278,27 @@ class SlotCache:
         self._any_short = True
         windows = [slot // self.beams for slot in slots]
         for window, number in zip(windows, num_positions, strict=True):
-            self._heard[window] = number
-        device = self._heard_there.device
+            self._ends[window] = number
+        device = self._ends_there.device
         numbers = to_device(torch.tensor(num_positions), device)
-        self._heard_there[_rows(windows, device=device)] = numbers
+        self._ends_there[_rows(windows, device=device)] = numbers
 
     def view_windows(self, slots: Sequence[int]) -> WindowView | None:
-        """What `slots` may see of their windows; None where all of them are whole."""
-        windows = [slot // self.beams for slot in slots]
-        heard = [self._heard[window] for window in windows]
-        shortest, longest = min(heard), max(heard)
-        if shortest == self._positions:
+        """Tell what `slots` may see of their windows; None where these are whole."""
+        if not self._any_short:
             return None
-        if shortest == longest:
-            return WindowView(longest, None)
-        rows = _rows(windows, device=self._heard_there.device)
-        return WindowView(longest, self._past_end(rows, longest))
+        windows = [slot // self.beams for slot in slots]
+        if self.on_cpu:
+            ends = [self._ends[window] for window in windows]
+            return WindowView(ends=ends) if min(ends) < self._positions else None
+        device = self._ends_there.device
+        ends_there = self._ends_there[_rows(windows, device=device)].unsqueeze(1)
+        unseen = torch.arange(self._positions, device=device) >= ends_there  # (window, pos)
+        return WindowView(unseen=unseen[:, None, None, :])
 
-    def view_step(self, slots: int) -> WindowView | None:
-        """What a step of the first `slots` may see; off the CPU, the same shape every time."""
-        if self._on_cpu or not self._any_short:
-            return self.view_windows(range(0, slots, self.beams))
-        rows = slice(0, slots // self.beams)
-        return WindowView(self._positions, self._past_end(rows, self._positions))
-
-    def _past_end(self, rows: slice | Tensor, length: int) -> Bool[Tensor, "window 1 1 pos"]:
-        position = torch.arange(length, device=self._heard_there.device)
-        unseen = position >= self._heard_there[rows].unsqueeze(1)  # (window, pos)
-        return unseen[:, None, None, :]
-
-    def _copy_heard(self, source: int, target: int) -> None:
-        self._heard[target] = self._heard[source]
-        self._heard_there[target] = self._heard_there[source]
+    def _copy_end(self, source: int, target: int) -> None:
+        self._ends[target] = self._ends[source]
+        self._ends_there[target] = self._ends_there[source]
 
     def reorder(self, slots: Sequence[int], sources: Int[Tensor, " slot"]) -> None:
         """Give `slots` the self-attention keys and values of `sources`, all at once.
@@ -311,7 +310,7 @@ class SlotCache:
             raise ValueError(
                 f"reordering {len(slots)} slots: found {len(sources)} sources; give one per slot"
             )
-        if self._on_cpu:
+        if self.on_cpu:
             pairs = zip(slots, sources.tolist(), strict=True)
             changed = [(slot, source) for slot, source in pairs if slot != source]
             if not changed:
@@ -334,7 +333,7 @@ class SlotCache:
         for other in {target // self.beams for target in targets} - {window}:
             for tensor in self._windows:
                 tensor[:, other].copy_(tensor[:, window])
-            self._copy_heard(window, other)
+            self._copy_end(window, other)
         self.note_length(targets, self._lengths[source])
 
 

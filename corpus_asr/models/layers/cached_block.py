@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from corpus_asr.models.layers.attention import attend_cached, merge_heads, split_heads
@@ -57,10 +57,15 @@ class CachedDecoderBlock:
         cache.write_window(slots, split_heads(keys, self._heads), split_heads(values, self._heads))
 
     def fill_one(self, cache: LayerCache, slot: int, window: Float[Tensor, "pos width"]) -> None:
-        """Write what cross-attention needs of one window, a few positions at a time."""
+        """Write what cross-attention needs of one window, a few positions at a time.
+
+        The window may be short; on a CPU it is then looked at no further.
+        """
         blocks = [self._cross_kv.by_block(rows) for rows in blocks_of(window)]
-        keys, values = torch.cat(blocks).unsqueeze(0).chunk(2, dim=-1)
-        cache.write_window([slot], split_heads(keys, self._heads), split_heads(values, self._heads))
+        found = torch.cat(blocks).unsqueeze(0).chunk(2, dim=-1)
+        held = cache.packed_window(slot, len(window))
+        for there, here in zip(held, found, strict=True):
+            there.copy_(split_heads(here, self._heads))
 
     def prefill(
         self,
@@ -137,11 +142,14 @@ class CachedDecoderBlock:
         )
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
         hidden = hidden + self._out(merge_heads(attended))
-        keys, values = cache.read_window([slot], windows)
+        ends = windows.ends if windows is not None else ()
+        keys, _ = cache.packed_window(slot, ends[0]) if ends else cache.read_window([slot])
         query = self._ask_window(hidden)
         scores = torch.matmul(query[0, list(heads)], keys[0, list(heads)].transpose(-1, -2))
+        if windows is not None and windows.unseen is not None:
+            scores = scores.masked_fill(windows.unseen[0], -torch.inf)
         weights = scores.float().softmax(dim=-1)  # (head, token, pos)
-        return self._cross_and_feed_forward(hidden, keys, values), weights
+        return self._hear_and_feed_forward(cache, [slot], hidden, windows), weights
 
     def _ask_window(
         self, hidden: Float[Tensor, "batch token width"]
@@ -155,17 +163,14 @@ class CachedDecoderBlock:
         hidden: Float[Tensor, "batch token width"],
         windows: WindowView | None,
     ) -> Float[Tensor, "batch token width"]:
-        keys, values = cache.read_window(slots, windows)
-        unseen = None if windows is None else windows.unseen
-        return self._cross_and_feed_forward(hidden, keys, values, unseen)
-
-    def _cross_and_feed_forward(
-        self,
-        hidden: Float[Tensor, "batch token width"],
-        keys: Float[Tensor, "batch head pos head_dim"],
-        values: Float[Tensor, "batch head pos head_dim"],
-        unseen: Bool[Tensor, "batch 1 1 pos"] | None = None,
-    ) -> Float[Tensor, "batch token width"]:
-        attended = attend_cached(self._ask_window(hidden), keys, values, unseen=unseen)
+        query = self._ask_window(hidden)
+        if windows is None:
+            attended = attend_cached(query, *cache.read_window(slots))
+        elif windows.unseen is not None:
+            attended = attend_cached(query, *cache.read_window(slots), unseen=windows.unseen)
+        else:
+            each = zip(torch.split(query, 1), slots, windows.ends, strict=True)
+            parts = [attend_cached(one, *cache.packed_window(slot, end)) for one, slot, end in each]
+            attended = torch.cat(parts)
         hidden = hidden + self._cross_out(merge_heads(attended))
         return hidden + self._fc2(self._activate(self._fc1(hidden)))

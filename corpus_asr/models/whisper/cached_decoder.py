@@ -74,12 +74,11 @@ class CachedWhisperDecoder:
         Of each window only its `num_positions` are looked at from then on; None means all.
         """
         cache.note_windows(slots, num_positions)
-        ends = num_positions or [encoded.shape[1]] * len(slots)
-        if encoded.device.type == "cpu":
+        if cache.on_cpu:
+            ends = num_positions or [encoded.shape[1]] * len(slots)
             heard = [window[:end] for window, end in zip(encoded, ends, strict=True)]
             run_side_by_side(partial(self._fill_one, cache), list(zip(slots, heard, strict=True)))
             return
-        encoded = encoded[:, : max(ends)]
         for block, layer in zip(self._blocks, cache.layers, strict=True):
             block.fill(layer, slots, encoded)
 
@@ -120,7 +119,7 @@ class CachedWhisperDecoder:
                 "expected all of these or none; pass a token for each"
             )
         view = StepView.at(positions, max_positions=self._max_target_positions)
-        windows = cache.view_step(len(tokens))
+        windows = cache.view_windows(range(0, len(tokens), cache.beams))
         embedded = F.embedding(tokens, self._embed_tokens.weight)
         embedded = embedded + F.embedding(positions, self._embed_positions.weight)
         hidden = embedded.unsqueeze(1)  # (slot, 1, width)
