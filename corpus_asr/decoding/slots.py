@@ -21,12 +21,26 @@ from corpus_asr.decoding.speculative import SpeculativeBatch
 from corpus_asr.decoding.statistics import EngineStatistics
 from corpus_asr.errors import EngineError
 
-__all__ = ["Done", "SlotScheduler", "Steps", "Task"]
+__all__ = ["Done", "SlotScheduler", "Steps", "Task", "check_every_on", "encode_batch_on"]
 
 logger = logging.getLogger(__name__)
 
 _Kind = tuple[str, int, int]
 _PLAIN: _Kind = ("plain", 1, 0)
+
+
+def encode_batch_on(device_type: str) -> int:
+    """How many windows to encode at once on `cpu`, or on an accelerator."""
+    if device_type == "cpu":
+        # Windows run side by side, one per thread; more of them would only take memory.
+        return max(2, torch.get_num_threads())
+    return 16
+
+
+def check_every_on(device_type: str) -> int:
+    """How many steps to take between looks for finished slots on `cpu`, or on an accelerator."""
+    # Looking makes the host wait for the device; an accelerator had better be kept busy.
+    return 1 if device_type == "cpu" else 8
 
 
 class SlotScheduler:
