@@ -12,7 +12,7 @@ from corpus_asr.storage.addresses import public, without_secrets
 
 PACKAGES = (
     "corpus-asr", "torch", "ray", "av", "numpy", "pyarrow", "fsspec", "s3fs", "huggingface_hub",
-    "tokenizers", "silero-vad",
+    "tokenizers", "onnxruntime", "silero-vad",
 )  # fmt: skip
 
 

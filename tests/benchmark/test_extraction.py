@@ -1,8 +1,5 @@
 """What one core extracts: the table's structure, a missing ffmpeg, files it cannot measure."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -69,7 +66,9 @@ def test_speeds_are_of_seconds_by_seconds_and_the_sum_weighs_by_length(tmp_path)
 
 def test_what_a_child_process_spends_is_counted():
     def spend():
-        subprocess.run([sys.executable, "-c", "sum(range(3_000_000))"], check=True)
+        extraction.subprocess.run(
+            [extraction.sys.executable, "-c", "sum(range(3_000_000))"], check=True
+        )
 
     assert extraction._cpu_s_of(spend) > 0.02
 

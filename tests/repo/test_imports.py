@@ -153,7 +153,7 @@ def test_every_library_imported_is_a_declared_dependency_and_the_other_way_round
     assert declared - used == set(NEVER_IMPORTED)
 
 
-DISTRIBUTIONS = {"google": "protobuf", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"yaml": "pyyaml"}
 NEVER_IMPORTED = {
     "silero-vad": "its ONNX file is used, its torch code is not",
 }
