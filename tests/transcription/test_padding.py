@@ -193,6 +193,7 @@ def test_parts_say_what_networks_say_that_were_made_for_their_lengths(
     heard = {frames for _, frames in oracle.heard}
     assert None in heard
     assert 600 in heard
+    assert len(dict(oracle.heard)) == len(set(oracle.heard))  # a window has one length
     for slots in (1, 3, 8) if name == "sequential" else (3,):
         found, windows = transcribe(network, checkpoint, PARTS, settings, slots=slots)
         # Asking for the language, decoding and timing words share an encoding.
