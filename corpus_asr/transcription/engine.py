@@ -17,7 +17,7 @@ import torch
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.decoding.slots import SlotScheduler
+from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batch_on
 from corpus_asr.decoding.statistics import EngineStatistics
 from corpus_asr.errors import EngineError
 from corpus_asr.models.device import device_name
@@ -32,11 +32,6 @@ from corpus_asr.transcription.windows import PartRequest
 __all__ = ["Engine", "EngineStatistics", "PartRequest", "PartTranscript"]
 
 logger = logging.getLogger(__name__)
-
-# A CPU is busy with two windows; every further one only takes memory.
-_ENCODE_BATCH = {"cpu": 2, "cuda": 16}
-# Looking for finished slots makes the host wait for the device; on a GPU that is worth avoiding.
-_CHECK_EVERY = {"cpu": 1, "cuda": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +63,14 @@ class Engine:
         self._dialect = dialect
         self._decoding = decoding
         kind = model.device.type
-        encode_batch = _ENCODE_BATCH.get(kind, 8)
+        encode_batch = encode_batch_on(kind)
         wanted = auto_slots(model, encode_batch=encode_batch) if slots == "auto" else slots
         try:
             self._scheduler = SlotScheduler(
                 model,
                 wanted,
                 encode_batch=encode_batch,
-                check_every=_CHECK_EVERY.get(kind, 1),
+                check_every=check_every_on(kind),
             )
         except torch.OutOfMemoryError as error:
             raise EngineError(

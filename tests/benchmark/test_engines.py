@@ -14,7 +14,6 @@ from corpus_asr.benchmark.orders import ENGINES, Order
 from corpus_asr.benchmark.rounds import Worker
 from corpus_asr.benchmark.shapes import Shape, write_checkpoint
 from corpus_asr.errors import ConfigError, EngineError
-from corpus_asr.transcription import engine
 
 NANO = Shape(name="nano", width=64, encoder_layers=1, decoder_layers=1)
 TOKENS = 5
@@ -106,11 +105,6 @@ def test_a_checkpoint_that_cannot_be_converted_is_one_row(tmp_path):
     with Worker(replace(broken, runner=runner, scratch=str(tmp_path))) as worker:
         assert worker.failed is not None
         assert "converting" in worker.failed
-
-
-def test_windows_alone_are_encoded_and_looked_at_as_in_the_engine():
-    assert ours_decoding.ENCODE_BATCH == engine._ENCODE_BATCH
-    assert ours_decoding.CHECK_EVERY == engine._CHECK_EVERY
 
 
 def test_batches_cover_everything_in_order():

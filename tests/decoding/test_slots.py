@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus_asr.decoding.protocols import TokenRules, WindowJob, WindowResult
-from corpus_asr.decoding.slots import SlotScheduler
+from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batch_on
 from tests.support.models import END, LENGTH, ScriptedModel, window
 
 RULES = TokenRules(end=END)
@@ -235,3 +235,19 @@ def test_statistics_tell_how_full_the_slots_were() -> None:
 def test_statistics_of_nothing() -> None:
     found = SlotScheduler(ScriptedModel([[5]]), 3).statistics
     assert (found.slots, found.occupancy, found.body_occupancy) == (3, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(1, 2), (2, 2), (5, 5)])
+def test_a_cpu_encodes_a_window_per_thread(threads: int, expected: int) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert encode_batch_on("cpu") == expected
+        assert encode_batch_on("cuda") == 16  # whatever the host has
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_only_an_accelerator_runs_ahead_of_its_host() -> None:
+    assert check_every_on("cpu") == 1
+    assert check_every_on("cuda") > 1

@@ -10,13 +10,8 @@ from corpus_asr.benchmark.engines.samples import batches
 from corpus_asr.benchmark.engines.windows import WindowTimer
 from corpus_asr.benchmark.orders import Order
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
-from corpus_asr.decoding.slots import SlotScheduler, Steps
+from corpus_asr.decoding.slots import SlotScheduler, Steps, check_every_on, encode_batch_on
 from corpus_asr.models.loading import load_slot_model
-
-# What the engine encodes at once, and how often it looks for finished windows
-# (transcription/engine.py, which also needs what reads YAML; the tests compare the two).
-ENCODE_BATCH = {"cpu": 2, "cuda": 16}
-CHECK_EVERY = {"cpu": 1, "cuda": 8}
 
 
 class Decoding(WindowTimer):
@@ -28,12 +23,12 @@ class Decoding(WindowTimer):
         folder = Path(order.model)
         self._model = load_slot_model(folder, device=order.device, dtype=order.dtype)
         kind = self._model.device.type
-        self._encode_batch = ENCODE_BATCH[kind]
+        self._encode_batch = encode_batch_on(kind)
         self._scheduler = SlotScheduler(
             self._model,
             order.batch * order.beams,
             encode_batch=self._encode_batch,
-            check_every=CHECK_EVERY[kind],
+            check_every=check_every_on(kind),
         )
 
     def encode(self) -> Any:

@@ -11,14 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.decoding.slots import SlotScheduler, Task
+from corpus_asr.decoding.slots import SlotScheduler, Task, check_every_on, encode_batch_on
 
 _CACHE = "_generation_slots"
 
 _MAX_SLOTS = {"cpu": 8, "cuda": 64}
-_ENCODE_BATCH = {"cpu": 2, "cuda": 16}
-# Looking for finished slots makes the host wait for the device; on a GPU that is worth avoiding.
-_CHECK_EVERY = {"cpu": 1, "cuda": 8}
 
 # Values looked at in each parameter to see that nobody changed it behind torch's back.
 _SAMPLES = 64
@@ -79,8 +76,8 @@ def run(model: SlotModel, tasks: Sequence[Task]) -> list[Any]:
     scheduler = SlotScheduler(
         model,
         max(1, min(len(tasks), _MAX_SLOTS.get(kind, 8))),
-        encode_batch=_ENCODE_BATCH.get(kind, 8),
-        check_every=_CHECK_EVERY.get(kind, 1),
+        encode_batch=encode_batch_on(kind),
+        check_every=check_every_on(kind),
     )
 
     def done(number: int, result: Any, error: Exception | None) -> None:
