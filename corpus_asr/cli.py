@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol, TextIO
 import typer
 
 from corpus_asr.errors import CheckpointError, ConfigError, CorpusAsrError, ItemError
-from corpus_asr.threads import sleep_while_waiting
+from corpus_asr.threads import spin_briefly
 
 if TYPE_CHECKING:
     from corpus_asr.config.load import Setting
@@ -76,7 +76,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         # File names need not be UTF-8, nor need the terminal be: show the byte, never fail on it.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    sleep_while_waiting()
+    spin_briefly()
     try:
         app()
     except SystemExit as end:

@@ -1,4 +1,4 @@
-"""Torch's threads sleep while they wait, unless somebody has said otherwise."""
+"""Torch's threads spin briefly while they wait, unless somebody has said otherwise."""
 
 import os
 import subprocess
@@ -6,20 +6,31 @@ import sys
 
 import pytest
 
-from corpus_asr.threads import WAIT_POLICY, sleep_while_waiting
+from corpus_asr.threads import BRIEFLY, SPIN_COUNT, spin_briefly
 
 
-def test_threads_sleep_while_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(WAIT_POLICY, raising=False)
-    sleep_while_waiting()
-    assert os.environ[WAIT_POLICY] == "passive"
-    monkeypatch.delenv(WAIT_POLICY)
+@pytest.fixture(autouse=True)
+def nobody_has_set_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Set first, so that what a test sets is taken back as well.
+    for name in (SPIN_COUNT, "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
 
-def test_whoever_set_it_knows_better(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(WAIT_POLICY, "active")
-    sleep_while_waiting()
-    assert os.environ[WAIT_POLICY] == "active"
+def test_threads_spin_briefly() -> None:
+    spin_briefly()
+    assert os.environ[SPIN_COUNT] == BRIEFLY
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "count"), [(SPIN_COUNT, "7", "7"), ("OMP_WAIT_POLICY", "active", None)]
+)
+def test_whoever_set_it_knows_better(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, count: str | None
+) -> None:
+    monkeypatch.setenv(name, value)
+    spin_briefly()
+    assert os.environ.get(SPIN_COUNT) == count
 
 
 def test_the_command_says_so_before_torch_is_there() -> None:
@@ -27,10 +38,7 @@ def test_the_command_says_so_before_torch_is_there() -> None:
         "import os, sys; from corpus_asr import cli; sys.argv = ['corpus-asr', '--version']\n"
         "try: cli.main()\n"
         "except SystemExit: pass\n"
-        f"print('torch' in sys.modules, os.environ['{WAIT_POLICY}'])"
+        f"print('torch' in sys.modules, os.environ['{SPIN_COUNT}'])"
     )
-    environment = {name: value for name, value in os.environ.items() if name != WAIT_POLICY}
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
-    )
-    assert found.stdout.splitlines()[-1] == "False passive"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == f"False {BRIEFLY}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from corpus_asr.benchmark.orders import OURS, Case, Order
-from corpus_asr.threads import SLEEPING, WAIT_POLICY
+from corpus_asr.threads import BRIEFLY, SPIN_COUNT
 
 # OpenMP threads spin for up to 0.2 s after their last work, and would do so in the next one's run.
 SETTLE_S = 0.5
@@ -158,9 +158,9 @@ def environment(order: Order, inherited: Mapping[str, str]) -> dict[str, str]:
         index = int(order.device.partition(":")[2] or 0)
         visible = list(filter(None, inherited.get(_GPUS, "").split(",")))
         gpu = {_GPUS: visible[index] if visible else str(index)}
-    kept = {name: value for name, value in inherited.items() if name != WAIT_POLICY}
+    kept = {name: value for name, value in inherited.items() if name != SPIN_COUNT}
     if order.engine == OURS:
-        kept[WAIT_POLICY] = inherited.get(WAIT_POLICY, SLEEPING)
+        kept[SPIN_COUNT] = inherited.get(SPIN_COUNT, BRIEFLY)
     return {
         **kept,
         **gpu,

@@ -23,7 +23,7 @@ from corpus_asr.segments import SpeechSpan
 from corpus_asr.stages.stage import OK, failure_fields, half_views
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.model_files import fetch_checkpoint
-from corpus_asr.threads import sleep_while_waiting
+from corpus_asr.threads import spin_briefly
 
 if TYPE_CHECKING:  # imports torch
     from corpus_asr.transcription.part_job import PartTranscript
@@ -78,7 +78,7 @@ def load_engine(
     num_threads: int | None,
 ) -> TranscribingEngine:
     """Fetch the weights to this machine, once, and load the engine."""
-    sleep_while_waiting()
+    spin_briefly()
     from corpus_asr.transcription.engine import Engine  # imports torch: in the worker only
 
     folder = fetch_checkpoint(checkpoint, revision=revision)
