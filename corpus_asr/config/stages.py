@@ -92,7 +92,7 @@ class ModelSettings(Settings):
     dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = Field(
         default="auto",
         description="`auto`: float16 on CUDA; on CPUs bfloat16 where they compute in it, else "
-        "float32. `int8`, on CPUs only, is fastest and least exact.",
+        "float32. `int8`, on CPUs only, is less exact; measure whether it is faster.",
     )
     device: str = Field(
         default="auto", description="`auto` takes a GPU if there is one; or cpu, cuda, cuda:1."

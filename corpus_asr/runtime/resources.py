@@ -37,7 +37,7 @@ MAX_STORE_SHARE_OF_MEMORY = 0.3
 # mp3); the actor around it is an estimate.
 EXTRACT_BASE_BYTES = 630 * MEBIBYTE
 EXTRACT_COPIES_OF_PART = 4
-# One core extracts about 300 times faster than real time, far ahead of a model on the other three.
+# One core extracts about 250 times faster than real time, far ahead of a model on the other three.
 CORES_PER_EXTRACT_WORKER_ON_CPU = 4
 # Reading the plan and writing results must find a CPU when the actors hold all others.
 SPARE_CPUS = 1

@@ -31,7 +31,10 @@ class MemoryParts:
 
     weights: int
     fused_copies: int
-    """The decoder's linear maps once more, as `CachedDecoderBlock` stacks and scales them."""
+    """The decoder's linear maps once more, as `CachedDecoderBlock` stacks and scales them.
+
+    Both are there while loading; later only the copies are.
+    """
     self_cache: int
     cross_cache: int
     slot_rows: int

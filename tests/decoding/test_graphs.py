@@ -1,7 +1,7 @@
 """Recorded steps say what steps say that are run one by one."""
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from corpus_asr.models.layers import cache
 from tests.support.markov import BEGIN, END, NO_TIMESTAMPS, MarkovModel, window
 from tests.support.slots import SOURCE_POSITIONS, load
 from tests.support.tape import TapeRecorder
+from tests.support.tasks import run_jobs
 
 PLAIN = TokenRules(end=END, suppress_first=(END,))
 GRAMMAR = TokenRules(
@@ -82,29 +83,7 @@ def run(
     scheduler = SlotScheduler(
         model, slots, encode_batch=2, check_every=check_every, recorder=recorder
     )
-    found: dict[int, list[Result]] = {}
-
-    def task(jobs: list[Job]) -> Generator[Job, Result, list[Result]]:
-        results: list[Result] = []
-        for job in jobs:
-            result = yield job
-            results.append(result)
-        return results
-
-    for index, jobs in enumerate(tasks):
-
-        def done(value: list[Result], error: Exception | None, index: int = index) -> None:
-            if error is not None:
-                raise error
-            found[index] = value
-
-        scheduler.add(task(jobs), done)
-    rounds = 0
-    while scheduler.pending:
-        scheduler.advance()
-        rounds += 1
-        assert rounds < 10_000
-    return [found[index] for index in range(len(tasks))]
+    return run_jobs(scheduler, tasks)
 
 
 def same(found: Result, expected: Result) -> None:

@@ -24,6 +24,7 @@ from corpus_asr.decoding.protocols import (
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.errors import EngineError
 from tests.support.markov import END, LENGTH, VOCAB, MarkovModel, window
+from tests.support.tasks import run_jobs
 
 RULES = TokenRules(end=END)
 GREEDY, BEAMS = Search(), Search(num_beams=3)
@@ -51,26 +52,7 @@ def run(
     model: MarkovModel, tasks: Sequence[Sequence[Job]], *, slots: int = 3, check_every: int = 1
 ) -> list[list[Result]]:
     scheduler = SlotScheduler(model, slots, encode_batch=2, check_every=check_every)
-    found: dict[int, list[Result]] = {}
-
-    def task(jobs: Sequence[Job]) -> Generator[Job, Result, list[Result]]:
-        results: list[Result] = []
-        for one in jobs:
-            result = yield one
-            results.append(result)
-        return results
-
-    for index, jobs in enumerate(tasks):
-
-        def done(value: list[Result], error: Exception | None, index: int = index) -> None:
-            if error is not None:
-                raise error
-            found[index] = value
-
-        scheduler.add(task(jobs), done)
-    while scheduler.pending:
-        scheduler.advance()
-    return [found[index] for index in range(len(tasks))]
+    return run_jobs(scheduler, tasks)
 
 
 def plain(result: Result) -> Any:

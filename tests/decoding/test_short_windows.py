@@ -1,7 +1,6 @@
 """Jobs that hear only the front of their windows say what a network says that has no room for more,
 whatever is decoded beside them."""
 
-from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from corpus_asr.models.whisper.slot_model import WhisperDecoderSlots, WhisperSlo
 from tests.support.checkpoints import tiny_whisper
 from tests.support.cut import cut_network
 from tests.support.tape import TapeRecorder
+from tests.support.tasks import run_jobs
 
 END, VOCAB, FRAMES = 30, 60, 400
 LENGTHS = (100, 200, 300, None)
@@ -92,26 +92,7 @@ def run(
     model: SlotModel, tasks: list[list[Job]], *, slots: int, recorder: TapeRecorder | None = None
 ) -> list[list[Result]]:
     scheduler = SlotScheduler(model, slots, encode_batch=3, check_every=2, recorder=recorder)
-    found: dict[int, list[Result]] = {}
-
-    def task(jobs: list[Job]) -> Generator[Job, Result, list[Result]]:
-        results: list[Result] = []
-        for job in jobs:
-            result = yield job
-            results.append(result)
-        return results
-
-    for index, jobs in enumerate(tasks):
-
-        def done(value: list[Result], error: Exception | None, index: int = index) -> None:
-            if error is not None:
-                raise error
-            found[index] = value
-
-        scheduler.add(task(jobs), done)
-    while scheduler.pending:
-        scheduler.advance()
-    return [found[index] for index in range(len(tasks))]
+    return run_jobs(scheduler, tasks)
 
 
 def same(found: Result, expected: Result) -> None:

@@ -20,7 +20,8 @@ from corpus_asr.models.whisper.encoder import WhisperEncoder, check_heard, check
 class PackedWhisperEncoder:
     """A `WhisperEncoder` that holds packed copies of its linear maps, with `int8` in 8 bits.
 
-    Shares convolutions and norms with `encoder`. Equal to it within the rounding of its type.
+    Shares convolutions and the last norm with `encoder`. Equal to it within the rounding of its
+    type.
     """
 
     def __init__(self, encoder: WhisperEncoder, *, int8: bool) -> None:
