@@ -150,10 +150,10 @@ def test_beams_that_do_not_fit_break_the_engine_and_nobody_waits_for_ever() -> N
 
     settings = DecodingSettings(**GREEDY, num_beams=3, language="de")
     with Engine(Small([[1]]), dialect(), decoding=settings, slots=1) as engine:
-        futures = [engine.submit(part(0)) for _ in range(3)]
-        for future in futures:
+        # The engine may have broken down before the second part reaches it.
+        for _ in range(3):
             with pytest.raises(EngineError, match="use fewer slots"):
-                future.result(timeout=30)
+                engine.submit(part(0)).result(timeout=30)
 
 
 class Small(Network):
@@ -188,10 +188,9 @@ def test_too_little_memory_for_one_window_breaks_the_engine() -> None:
     settings = DecodingSettings(**GREEDY)
     model = Small([[BEGIN, 1, BEGIN + 5, END]], most=0)
     with Engine(model, dialect(), decoding=settings, slots=4) as engine:
-        futures = [engine.submit(part(0)) for _ in range(3)]
-        for future in futures:
+        for _ in range(3):
             with pytest.raises(EngineError, match="out of memory"):
-                future.result(timeout=30)
+                engine.submit(part(0)).result(timeout=30)
 
 
 def test_statistics_can_be_read_while_the_engine_works(engine: Engine) -> None:
