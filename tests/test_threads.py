@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from corpus_asr.threads import BRIEFLY, SPIN_COUNT, spin_briefly
+from corpus_asr.threads import BRIEFLY, SPIN_COUNT, run_apart, spin_briefly
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +32,12 @@ def test_whoever_set_it_knows_better(
     monkeypatch.setenv(name, value)
     spin_briefly()
     assert os.environ.get(SPIN_COUNT) == count
+
+
+def test_what_runs_apart_leaves_no_thread_behind() -> None:
+    assert run_apart(threading.current_thread) not in threading.enumerate()
+    with pytest.raises(ZeroDivisionError):
+        run_apart(lambda: 1 // 0)
 
 
 def test_the_command_says_so_before_torch_is_there() -> None:

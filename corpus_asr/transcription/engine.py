@@ -23,6 +23,7 @@ from corpus_asr.errors import EngineError
 from corpus_asr.models.device import device_name
 from corpus_asr.models.loading import load_slot_model
 from corpus_asr.segments import Segment
+from corpus_asr.threads import run_apart
 from corpus_asr.transcription.dialect import Dialect
 from corpus_asr.transcription.language import Language
 from corpus_asr.transcription.part_job import PartJob, PartTranscript
@@ -65,12 +66,12 @@ class Engine:
         kind = model.device.type
         encode_batch = encode_batch_on(kind)
         wanted = auto_slots(model, encode_batch=encode_batch) if slots == "auto" else slots
+        check_every = check_every_on(kind)
         try:
-            self._scheduler = SlotScheduler(
-                model,
-                wanted,
-                encode_batch=encode_batch,
-                check_every=check_every_on(kind),
+            self._scheduler = run_apart(
+                lambda: SlotScheduler(
+                    model, wanted, encode_batch=encode_batch, check_every=check_every
+                )
             )
         except torch.OutOfMemoryError as error:
             raise EngineError(
@@ -112,7 +113,7 @@ class Engine:
             torch.set_num_threads(num_threads)
         dialect = Dialect.from_folder(folder)
         dialect.check(decoding)
-        model = load_slot_model(folder, device=device, dtype=dtype)
+        model = run_apart(lambda: load_slot_model(folder, device=device, dtype=dtype))
         logger.info(
             "model=%s device=%s dtype=%s weights=%s", folder.name, model.device, dtype, model.dtype
         )
