@@ -36,6 +36,15 @@ class Store(RangeStore, Protocol):
     def write(self, uri: str, data: bytes) -> None:
         """Put the whole object, or leave things as they were."""
 
+    def create(self, uri: str, data: bytes) -> bool:
+        """Put the whole object where there is none; tell whether there was none."""
+
+    def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
+        """Replace the object if it holds exactly `expected`; tell whether it did."""
+
+    def move(self, uri: str, target: str) -> None:
+        """Give the object another name in the same store, replacing what has it."""
+
     def remove(self, uri: str) -> None:
         """Remove the object if it is there."""
 
@@ -158,6 +167,24 @@ def remove(
     uri = normalise(uri)
     store = store_for(uri, endpoint_url=endpoint_url, policy=policy)
     persist("removing", uri, lambda: store.remove(uri), policy=policy)
+
+
+def move(
+    uri: str, target: str, *, endpoint_url: str | None = None, policy: RetryPolicy = DEFAULT_POLICY
+) -> None:
+    """Give an object another name in the same store; one that was moved already is as good.
+
+    Raises:
+        FetchError: it cannot be moved, or is neither here nor there.
+    """
+    uri, target = normalise(uri), normalise(target)
+    store = store_for(uri, endpoint_url=endpoint_url, policy=policy)
+    try:
+        persist("moving", uri, lambda: store.move(uri, target), policy=policy)
+    except FetchError as error:
+        # A request whose answer was lost has done its work, and so had a run that was killed.
+        if error.kind != NOT_FOUND or not exists(target, endpoint_url=endpoint_url, policy=policy):
+            raise
 
 
 def describe(

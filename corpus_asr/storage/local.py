@@ -5,6 +5,8 @@ In: absolute paths, taken literally. Out: bytes, and pages of names in stable or
 """
 
 import contextlib
+import errno
+import fcntl
 import logging
 import os
 import shutil
@@ -23,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 TEMPORARY_PREFIX = ".tmp-"  # hidden from Parquet readers
 PAGE_ROWS = 10_000
+# What mounts without hard links, or without file locks, answer.
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EINVAL}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF}
 
 
 class Page(NamedTuple):
@@ -83,20 +88,40 @@ class LocalStore:
     def write(self, uri: str, data: bytes) -> None:
         """Replace the file: whole and on disk, or as it was."""
         path = Path(uri)
-        temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-        with _translated():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with open(temporary, "xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-            except BaseException:
-                with contextlib.suppress(FileNotFoundError):
-                    temporary.unlink()
-                raise
+        with _translated(), _whole(path, data) as temporary:
+            os.replace(temporary, path)
             _sync_folder(path.parent)
+
+    def create(self, uri: str, data: bytes) -> bool:
+        """Make the file, whole and on disk; tell whether there was none."""
+        path = Path(uri)
+        with _translated(), _whole(path, data) as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                return _create_in_place(path, data)
+            _sync_folder(path.parent)
+        return True
+
+    def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
+        """Replace the file if it holds `expected`; False also while another does the same."""
+        with _translated(), _sole_writer(uri) as descriptor:
+            if descriptor is None:
+                return False
+            if b"".join(_pieces(descriptor, 0, len(expected) + 1)) != expected:
+                return False
+            self.write(uri, data)
+        return True
+
+    def move(self, uri: str, target: str) -> None:
+        """Rename a file."""
+        with _translated():
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(uri, target)
 
     def remove(self, uri: str) -> None:
         """Remove a file; one that is gone already is as good."""
@@ -123,6 +148,68 @@ def _pieces(descriptor: int, start: int, end: int) -> Iterator[bytes]:
             return
         start += len(piece)
         yield piece
+
+
+@contextlib.contextmanager
+def _whole(path: Path, data: bytes) -> Iterator[Path]:
+    """Write a temporary file beside `path`, whole and on disk; it is removed if it is left."""
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def _create_in_place(path: Path, data: bytes) -> bool:
+    """Make a file on a mount without hard links; for a moment readers see it empty."""
+    try:
+        with open(path, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _sole_writer(uri: str) -> Iterator[int | None]:
+    """Open a file that no other process replaces meanwhile; None where one just does."""
+    try:
+        descriptor = os.open(uri, os.O_RDWR | os.O_CLOEXEC)  # NFS locks only what may be written
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        yield descriptor if _locked(descriptor) and _still_named(uri, descriptor) else None
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        # Not waiting: who holds it may have been stopped.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        # Two writers at the same moment are then told apart by reading back who was last.
+    return True
+
+
+def _still_named(uri: str, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(uri), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _sync_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ from fsspec import AbstractFileSystem
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.storage.addresses import scheme_of, shown, without_secrets
-from corpus_asr.storage.failures import FETCH, StoreError, from_os_error, from_status
+from corpus_asr.storage.failures import FETCH, NOT_FOUND, StoreError, from_os_error, from_status
 from corpus_asr.storage.local import PAGE_ROWS, Page
 from corpus_asr.storage.ranges import ObjectInfo
 from corpus_asr.units import MEBIBYTE
@@ -122,6 +122,34 @@ class FsspecStore:
         """Put the object, in one call."""
         with _translated():
             self.filesystem.pipe_file(self._path(uri), data)
+
+    def create(self, uri: str, data: bytes) -> bool:
+        """Put the object if there is none, as exclusively as the library does it."""
+        with _translated():
+            try:
+                self.filesystem.pipe_file(self._path(uri), data, mode="create")
+            except FileExistsError:
+                return False
+        return True
+
+    def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
+        """Replace the object if it holds `expected`: a look, then a put."""
+        try:
+            found, _ = self.read_range(uri, 0, len(expected) + 1)
+        except StoreError as error:
+            if error.kind == NOT_FOUND:
+                return False
+            raise
+        if found != expected:
+            return False
+        self.write(uri, data)
+        return True
+
+    def move(self, uri: str, target: str) -> None:
+        """Copy the object within the store, then remove it."""
+        with _translated():
+            self.filesystem.cp_file(self._path(uri), self._path(target))
+            self.filesystem.rm_file(self._path(uri))
 
     def remove(self, uri: str) -> None:
         """Remove the object; one that is gone already is as good."""

@@ -92,6 +92,18 @@ def _translate(error: Exception) -> StoreError:
     return StoreError(FETCH, f"{type(error).__name__}: {error}", transient=transient)
 
 
+class _NoConditionsError(Exception):
+    """The store has no conditional put."""
+
+
+def _status_of(error: StoreError) -> int:
+    """Return the HTTP status behind a failure; 0 where there was no answer."""
+    cause = error.__cause__
+    if not isinstance(cause, exceptions.ClientError):
+        return 0
+    return int(cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
 def split(uri: str) -> tuple[str, str]:
     """Return bucket and key."""
     bucket, _, key = uri.partition("://")[2].partition("/")
@@ -163,8 +175,72 @@ class S3Store:
 
     def write(self, uri: str, data: bytes) -> None:
         """Put the object, in one request."""
+        self._put(uri, data)
+
+    def create(self, uri: str, data: bytes) -> bool:
+        """Put the object if there is none; on stores without conditions after a look."""
+        try:
+            return self._put_if(uri, data, IfNoneMatch="*")
+        except _NoConditionsError:
+            if self._content(uri, 1) is not None:
+                return False
+            self._put(uri, data)
+            return True
+
+    def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
+        """Replace the object if it holds `expected`; on stores without conditions after a look."""
+        found = self._content(uri, len(expected) + 1)
+        if found is None or found[0] != expected:
+            return False
+        try:
+            return self._put_if(uri, data, IfMatch=f'"{found[1].etag}"')
+        except _NoConditionsError:
+            self._put(uri, data)
+            return True
+
+    def move(self, uri: str, target: str) -> None:
+        """Copy the object within the store, then remove it; of 5 GB at most, as S3 copies."""
         bucket, key = split(uri)
-        self._run(lambda client: client.put_object(Bucket=bucket, Key=key, Body=data))
+        target_bucket, target_key = split(target)
+        source = {"Bucket": bucket, "Key": key}
+        self._run(
+            lambda client: client.copy_object(
+                Bucket=target_bucket, Key=target_key, CopySource=source
+            )
+        )
+        self.remove(uri)
+
+    def _put(self, uri: str, data: bytes, **conditions: str) -> None:
+        bucket, key = split(uri)
+        self._run(lambda client: client.put_object(Bucket=bucket, Key=key, Body=data, **conditions))
+
+    def _put_if(self, uri: str, data: bytes, **condition: str) -> bool:
+        """Put the object under a condition; tell whether that held.
+
+        Raises:
+            _NoConditionsError: the store does not know conditions.
+        """
+        try:
+            self._put(uri, data, **condition)
+        except StoreError as error:
+            status = _status_of(error)
+            if status == 501:
+                raise _NoConditionsError from error
+            if status in (404, 412):
+                return False
+            if status == 409:  # another conditional put at the same moment
+                raise StoreError(FETCH, str(error), transient=True) from error
+            raise
+        return True
+
+    def _content(self, uri: str, num_bytes: int) -> tuple[bytes, ObjectInfo] | None:
+        """Return the first bytes and the version of an object; None where there is none."""
+        try:
+            return self.read_range(uri, 0, num_bytes)
+        except StoreError as error:
+            if error.kind == NOT_FOUND:
+                return None
+            raise
 
     def remove(self, uri: str) -> None:
         """Remove the object; one that is gone already is as good."""

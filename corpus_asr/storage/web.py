@@ -161,6 +161,20 @@ class WebStore:
         """Refuse: web addresses are read only."""
         raise StoreError(FETCH, f"cannot write {len(data)} bytes: http addresses are read only")
 
+    def create(self, uri: str, data: bytes) -> bool:
+        """Refuse: web addresses are read only."""
+        self.write(uri, data)
+        return False
+
+    def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
+        """Refuse: web addresses are read only."""
+        self.write(uri, data)
+        return False
+
+    def move(self, uri: str, target: str) -> None:
+        """Refuse: web addresses are read only."""
+        raise StoreError(FETCH, "cannot move: http addresses are read only")
+
     def remove(self, uri: str) -> None:
         """Refuse: web addresses are read only."""
         raise StoreError(FETCH, "cannot remove: http addresses are read only")

@@ -1,0 +1,301 @@
+"""One run at a time on an output folder: a lock object with a heartbeat.
+
+In: an output folder. Out: a lock that is held while a context is open, and a key to it that any
+worker of the run can check. Whether a holder still lives is never read from its clock: a process
+of this machine is looked up, any other is watched for whether its lock changes. Losing the lock
+loses no results (commits of two runs are told apart by the ledger): it keeps two runs from doing
+the same work, and from tidying up under each other's hands.
+"""
+
+import datetime
+import json
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from types import TracebackType
+from typing import Self
+
+from corpus_asr.errors import ConfigError, EngineError, FetchError
+from corpus_asr.storage import conditional, filesystem
+from corpus_asr.storage.addresses import LOCAL, scheme_of, shown
+from corpus_asr.storage.failures import RetryPolicy
+from corpus_asr.storage.processes import ProcessName
+from corpus_asr.storage.tables import OutputStore
+
+logger = logging.getLogger(__name__)
+
+LOCK_NAME = "_run/lock.json"
+# A heartbeat that is late is better than one that is stuck.
+BEAT_POLICY = RetryPolicy(attempts=2, request_timeout_s=10.0)
+_ATTEMPTS = 5  # to get hold of a lock that changes hands while we look
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """How often the holder shows that it lives, and how long others wait for that."""
+
+    heartbeat_s: float = 15.0
+    looks: int = 6
+    """A lock is stale when so many looks, a heartbeat apart, find it unchanged. Counted in looks:
+    a watcher that was itself stopped for long does not take that for the holder's silence."""
+    settle_s: float = 1.0
+    """Stores that ignore conditions let the last of several writers win: so much later it is
+    known who that was. Local disks need none."""
+
+
+USUAL = Timing()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """Who holds a lock."""
+
+    token: str
+    run_id: str
+    process: ProcessName
+    started_at: str
+    heartbeat_at: str
+    """By the holder's clock: for people."""
+    beats: int = 0
+
+    def encoded(self) -> bytes:
+        """Return the lock object's content."""
+        return (json.dumps(asdict(self), indent=2) + "\n").encode()
+
+    @classmethod
+    def decoded(cls, content: bytes) -> "Holder | None":
+        """Return the holder; None where the content is of no lock we know."""
+        try:
+            values = json.loads(content)
+            if not isinstance(values["process"]["pid"], int):
+                return None
+            return cls(**{**values, "process": ProcessName(**values["process"])})
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def __str__(self) -> str:
+        where = f"process {self.process.pid} of {self.process.user} on {self.process.host}"
+        return (
+            f"run {self.run_id} ({where}), since {self.started_at}, last heartbeat "
+            f"{self.heartbeat_at} by its clock"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockKey:
+    """What a worker needs to see whether its run still holds the lock; picklable."""
+
+    uri: str
+    endpoint_url: str | None
+    token: str
+
+    def check(self) -> None:
+        """Return if the run holds its lock.
+
+        Raises:
+            EngineError: another run took it over, or it was removed.
+            FetchError: the store does not answer.
+        """
+        content = conditional.peek(self.uri, endpoint_url=self.endpoint_url)
+        holder = None if content is None else Holder.decoded(content)
+        if holder is not None and holder.token == self.token:
+            return
+        found = "no lock" if content is None else f"the lock of {holder or 'something unknown'}"
+        raise EngineError(
+            f"committing below {shown(self.uri.removesuffix(LOCK_NAME))}: found {found}, expected "
+            "that of this run; it was taken over or removed, so this run stops; what it committed "
+            "is kept"
+        )
+
+
+def read_holder(store: OutputStore) -> Holder | None:
+    """Return who holds an output folder's lock; None if nobody does, or nobody we know.
+
+    Raises:
+        FetchError: the store does not answer.
+    """
+    content = conditional.peek(store.address(LOCK_NAME), endpoint_url=store.endpoint_url)
+    return None if content is None else Holder.decoded(content)
+
+
+class Lock:
+    """The lock of an output folder, held while the context is open.
+
+    Args:
+        store: the output folder.
+        run_id: the run that is to hold it.
+        steal: whether a lock that shows no sign of life is taken over, after watching it.
+        say: told what is being waited for.
+        timing: for tests.
+
+    Raises:
+        ConfigError: (on entering) another run holds it.
+        FetchError: (on entering) the store does not answer.
+    """
+
+    def __init__(
+        self,
+        store: OutputStore,
+        run_id: str,
+        *,
+        steal: bool = False,
+        say: Callable[[str], object] = logger.info,
+        timing: Timing = USUAL,
+    ) -> None:
+        self._store, self._steal, self._say, self._timing = store, steal, say, timing
+        self._uri = store.address(LOCK_NAME)
+        now = _now()
+        self._holder = Holder(
+            token=uuid.uuid4().hex,
+            run_id=run_id,
+            process=ProcessName.mine(),
+            started_at=now,
+            heartbeat_at=now,
+        )
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
+
+    @property
+    def key(self) -> LockKey:
+        """What workers check."""
+        return LockKey(
+            uri=self._uri, endpoint_url=self._store.endpoint_url, token=self._holder.token
+        )
+
+    def __enter__(self) -> Self:
+        try:
+            self._acquire()
+        except BaseException:
+            self._release()
+            raise
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._release()
+
+    def _release(self) -> None:
+        try:
+            if self._is_mine(self._peek(policy=BEAT_POLICY)):
+                filesystem.remove(
+                    self._uri, endpoint_url=self._store.endpoint_url, policy=BEAT_POLICY
+                )
+        except FetchError as failure:
+            # Not worth hiding how the run ended; the next one is told what to do.
+            logger.warning("lock not released: %s", failure)
+
+    def _acquire(self) -> None:
+        for _ in range(_ATTEMPTS):
+            content = self._peek()
+            if self._take(content) and self._is_settled():
+                return
+        raise ConfigError(
+            f"locking {shown(self._store.uri)}: the lock changes hands all the time, expected one "
+            "run at most; see that only one is started"
+        )
+
+    def _take(self, content: bytes | None) -> bool:
+        """Try to get a lock that holds this (None: there is none); False if it changed meanwhile.
+
+        Raises:
+            ConfigError: it is held.
+        """
+        mine, endpoint_url = self._holder.encoded(), self._store.endpoint_url
+        if content is None:
+            return conditional.create(self._uri, mine, endpoint_url=endpoint_url)
+        holder = Holder.decoded(content)
+        if holder is None or not holder.process.is_surely_dead():
+            if not self._steal:
+                raise self._held(holder, "")
+            self._watch(content, holder)
+        if conditional.swap(self._uri, mine, content, endpoint_url=endpoint_url):
+            self._say(f"took over the lock of {_called(holder)}, which is dead")
+            return True
+        return False
+
+    def _watch(self, content: bytes, holder: Holder | None) -> None:
+        """Return once the lock was long enough as it is.
+
+        Raises:
+            ConfigError: its holder lives.
+        """
+        heartbeat_s, looks = self._timing.heartbeat_s, self._timing.looks
+        self._say(
+            f"watching the lock of {_called(holder)} for {heartbeat_s * looks:g} s: it is taken "
+            "over if no heartbeat comes"
+        )
+        for _ in range(looks):
+            time.sleep(heartbeat_s)
+            found = self._peek()
+            if found is None:
+                return
+            if found != content:
+                raise self._held(Holder.decoded(found), " that is alive")
+
+    def _held(self, holder: Holder | None, alive: str) -> ConfigError:
+        advice = "wait for it to end"
+        if not alive:
+            watch_s = self._timing.heartbeat_s * self._timing.looks
+            advice += (
+                f"; if it is dead, run again with --steal-lock: that takes the lock over if no "
+                f"heartbeat comes for {watch_s:g} s"
+            )
+        return ConfigError(
+            f"locking {shown(self._store.uri)}: found it in use by {_called(holder)}{alive}, "
+            f"expected no other run; {advice}"
+        )
+
+    def _is_settled(self) -> bool:
+        if scheme_of(self._uri) == LOCAL:
+            return True
+        time.sleep(self._timing.settle_s)
+        return self._is_mine(self._peek())
+
+    def _peek(self, *, policy: RetryPolicy | None = None) -> bytes | None:
+        options = {} if policy is None else {"policy": policy}
+        return conditional.peek(self._uri, endpoint_url=self._store.endpoint_url, **options)
+
+    def _is_mine(self, content: bytes | None) -> bool:
+        holder = None if content is None else Holder.decoded(content)
+        return holder is not None and holder.token == self._holder.token
+
+    def _beat_on(self) -> None:
+        while not self._ended.wait(self._timing.heartbeat_s):
+            try:
+                if not self._beat():
+                    logger.warning("lock lost: uri=%s", shown(self._uri))
+                    return
+            except FetchError as error:
+                logger.warning("heartbeat failed: %s", error)
+
+    def _beat(self) -> bool:
+        """Show that we live; tell whether the lock is still ours."""
+        content = self._peek(policy=BEAT_POLICY)
+        if content is None or not self._is_mine(content):
+            return False
+        self._holder = replace(self._holder, beats=self._holder.beats + 1, heartbeat_at=_now())
+        mine = self._holder.encoded()
+        conditional.swap(
+            self._uri, mine, content, endpoint_url=self._store.endpoint_url, policy=BEAT_POLICY
+        )
+        # Where that did not work another run was quicker: the next look tells.
+        return True
+
+
+def _called(holder: Holder | None) -> str:
+    return str(holder) if holder is not None else "something unknown"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

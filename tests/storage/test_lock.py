@@ -1,0 +1,278 @@
+"""One run at a time: who wins a race, who may take over, and what the loser is told."""
+
+import json
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from corpus_asr.errors import ConfigError, EngineError
+from corpus_asr.storage import conditional, lock
+from corpus_asr.storage.lock import LOCK_NAME, Holder, Lock, Timing, read_holder
+from corpus_asr.storage.processes import ProcessName
+from corpus_asr.storage.tables import OutputStore
+from tests.support.stores import S3Server
+
+QUICK = Timing(heartbeat_s=0.05, looks=4, settle_s=0.2)
+ELSEWHERE = ProcessName(host="other", user="someone", pid=7)
+
+
+@pytest.fixture(params=["local", "s3", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> OutputStore:
+    if request.param == "local":
+        return OutputStore(str(tmp_path))
+    if request.param == "memory":
+        return OutputStore(request.getfixturevalue("memory"))
+    server: S3Server = request.getfixturevalue("s3")
+    bucket = request.getfixturevalue("bucket")
+    return OutputStore(f"s3://{bucket}/out", endpoint_url=server.endpoint_url)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> OutputStore:
+    return OutputStore(str(tmp_path))
+
+
+def left_by(store: OutputStore, process: ProcessName, *, at: str = "2026-01-01T00:00:00+00:00"):
+    """Leave a lock as a process would that died while holding it."""
+    holder = Holder(token="t", run_id="old", process=process, started_at=at, heartbeat_at=at)
+    store.write_bytes(LOCK_NAME, holder.encoded())
+    return holder
+
+
+def dead_here() -> ProcessName:
+    """Name a process of this machine that has ended."""
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    begun = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    child.kill()
+    child.communicate()
+    return replace(ProcessName.mine(), pid=child.pid, begun=begun)
+
+
+def test_a_lock_is_held_beats_and_is_given_back(store: OutputStore) -> None:
+    with Lock(store, "run", timing=QUICK) as held:
+        held.key.check()
+        pickle.loads(pickle.dumps(held.key)).check()
+        first = read_holder(store)
+        assert first is not None
+        assert first.run_id == "run"
+        assert first.process == ProcessName.mine()
+        while (later := read_holder(store)) == first:
+            time.sleep(0.01)
+        assert later is not None
+        assert later.beats > first.beats
+        assert replace(later, beats=0, heartbeat_at=first.heartbeat_at) == replace(first, beats=0)
+        held.key.check()
+    assert not store.exists(LOCK_NAME)
+    assert read_holder(store) is None
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, EngineError, SystemExit])
+def test_a_lock_is_given_back_whatever_ends_the_run(
+    local: OutputStore, error: type[BaseException]
+) -> None:
+    with pytest.raises(error), Lock(local, "run", timing=QUICK):
+        raise error
+    assert not local.exists(LOCK_NAME)
+
+
+def test_a_second_run_is_refused_at_once_and_told_everything(store: OutputStore) -> None:
+    with Lock(store, "first", timing=QUICK) as held:
+        with pytest.raises(ConfigError) as caught, Lock(store, "second", timing=QUICK):
+            pass
+        message = str(caught.value)
+        holder = read_holder(store)
+        assert holder is not None
+        for part in ("first", str(os.getpid()), holder.process.host, holder.started_at,
+                     "last heartbeat", "--steal-lock", "wait for it to end"):  # fmt: skip
+            assert part in message
+        held.key.check()
+
+
+def test_a_living_holder_is_not_robbed(store: OutputStore) -> None:
+    with Lock(store, "first", timing=replace(QUICK, heartbeat_s=0.01)) as held:
+        slow = replace(QUICK, heartbeat_s=0.3)
+        with pytest.raises(ConfigError, match="alive"), Lock(store, "2", steal=True, timing=slow):
+            pass
+        held.key.check()
+
+
+@pytest.mark.parametrize("skew", ["1999-01-01T00:00:00+00:00", "2099-01-01T00:00:00+00:00", "?"])
+def test_the_holders_clock_does_not_matter(local: OutputStore, skew: str) -> None:
+    """Silence is what makes a lock stale, and only with leave; whatever time it shows."""
+    left_by(local, ELSEWHERE, at=skew)
+    with pytest.raises(ConfigError, match="process 7 of someone on other"):
+        Lock(local, "new", timing=QUICK).__enter__()
+    said: list[str] = []
+    with Lock(local, "new", steal=True, say=said.append, timing=QUICK) as held:
+        held.key.check()
+    assert "watching" in said[0]
+    assert "took over" in said[1]
+
+
+@pytest.mark.parametrize("days", [-1, 1])
+def test_a_living_holder_with_a_wrong_clock_is_not_robbed(
+    local: OutputStore, days: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = f"2026-03-0{5 + days}T00:00:00+00:00"
+    monkeypatch.setattr(lock, "_now", lambda: wrong)  # the same at each heartbeat
+    with Lock(local, "first", timing=replace(QUICK, heartbeat_s=0.01)):
+        thief = Lock(local, "second", steal=True, timing=replace(QUICK, heartbeat_s=0.3))
+        with pytest.raises(ConfigError, match="alive"):
+            thief.__enter__()
+
+
+def test_a_silent_lock_is_taken_over_on_every_store(store: OutputStore) -> None:
+    left_by(store, ELSEWHERE)
+    with Lock(store, "new", steal=True, timing=QUICK) as held:
+        held.key.check()
+        holder = read_holder(store)
+        assert holder is not None
+        assert holder.run_id == "new"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"process": {"pid": "x"}}'])
+def test_what_is_no_lock_of_ours_is_treated_like_one(local: OutputStore, content: bytes) -> None:
+    local.write_bytes(LOCK_NAME, content)
+    assert read_holder(local) is None
+    with pytest.raises(ConfigError, match="something unknown"):
+        Lock(local, "new", timing=QUICK).__enter__()
+    with Lock(local, "new", steal=True, timing=QUICK) as held:
+        held.key.check()
+
+
+def test_the_lock_of_a_dead_process_of_this_machine_is_taken_over_at_once(
+    store: OutputStore,
+) -> None:
+    left_by(store, dead_here())
+    with Lock(store, "new", timing=replace(QUICK, heartbeat_s=1e6)) as held:
+        held.key.check()
+
+
+def test_a_pid_that_is_used_again_is_not_taken_for_its_first_owner(local: OutputStore) -> None:
+    mine = ProcessName.mine()
+    assert not mine.is_surely_dead()
+    assert replace(mine, begun="1").is_surely_dead()
+    left_by(local, replace(mine, begun="1"))
+    with Lock(local, "new", timing=QUICK) as held:
+        held.key.check()
+
+
+@pytest.mark.parametrize(
+    "unsure", [{"machine": None}, {"begun": None}, {"machine": "another boot/pid:[1]"}]
+)
+def test_what_cannot_be_known_is_not_called_dead(unsure: dict) -> None:
+    assert not replace(dead_here(), **unsure).is_surely_dead()
+
+
+def test_an_unburied_process_is_dead() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "pass"], stdout=subprocess.DEVNULL)
+    stat = Path(f"/proc/{child.pid}/stat")
+    begun = stat.read_text().rpartition(")")[2].split()[19]
+    while stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
+    assert replace(ProcessName.mine(), pid=child.pid, begun=begun).is_surely_dead()
+    child.wait()
+
+
+def test_a_robbed_holder_commits_no_more_and_leaves_the_new_lock_alone(store: OutputStore) -> None:
+    with Lock(store, "old", timing=replace(QUICK, heartbeat_s=0.02)) as held:
+        thief = left_by(store, ELSEWHERE)
+        with pytest.raises(EngineError, match=r"run old .*on other.*committed is kept"):
+            held.key.check()
+        held._thread.join(10)
+        assert not held._thread.is_alive(), "it still beats"
+    assert read_holder(store) == thief
+
+
+def test_a_lock_removed_by_hand_is_not_made_again(local: OutputStore) -> None:
+    with Lock(local, "old", timing=replace(QUICK, heartbeat_s=0.02)) as held:
+        local.remove(LOCK_NAME)
+        held._thread.join(10)
+        with pytest.raises(EngineError, match="found no lock"):
+            held.key.check()
+    assert not local.exists(LOCK_NAME)
+
+
+def race(store: OutputStore, racers: int, *, steal: bool = False) -> list[str]:
+    """Let many runs lock one output at once; return those that held it at the same time."""
+    ready, all_tried = threading.Barrier(racers), threading.Barrier(racers)
+
+    def one(index: int) -> str | None:
+        held = Lock(store, f"run-{index}", steal=steal, timing=replace(QUICK, heartbeat_s=0.1))
+        ready.wait(60)
+        try:
+            with held:
+                all_tried.wait(60)
+                held.key.check()
+                return f"run-{index}"
+        except ConfigError:
+            all_tried.wait(60)
+            return None
+
+    with ThreadPoolExecutor(racers) as pool:
+        return [winner for winner in pool.map(one, range(racers)) if winner]
+
+
+def test_of_many_at_once_exactly_one_wins(store: OutputStore) -> None:
+    for _ in range(3):
+        assert len(race(store, 12)) == 1
+        assert not store.exists(LOCK_NAME)
+
+
+def test_of_many_thieves_exactly_one_wins(store: OutputStore) -> None:
+    left_by(store, ELSEWHERE)
+    assert len(race(store, 8, steal=True)) == 1
+
+
+def test_a_store_that_ignores_conditions_still_has_one_winner(
+    memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create(uri: str, data: bytes, **_: object) -> bool:
+        time.sleep(0.05)  # all have looked before any has written
+        store.write_bytes(LOCK_NAME, data)
+        return True
+
+    store = OutputStore(memory)
+    monkeypatch.setattr(conditional, "create", create)
+    assert len(race(store, 8)) == 1
+
+
+def _compete(folder: str, index: int, start: float, found: "multiprocessing.Queue[str]") -> None:
+    time.sleep(max(0.0, start - time.monotonic()))
+    won = conditional.create(f"{folder}/object", f"process {index}".encode() * 1000)
+    found.put(f"process {index}" if won else "")
+
+
+def test_of_many_processes_exactly_one_creates(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    found: multiprocessing.Queue[str] = context.Queue()
+    start = time.monotonic() + 0.2
+    children = [
+        context.Process(target=_compete, args=(str(tmp_path), index, start, found))
+        for index in range(8)
+    ]
+    for child in children:
+        child.start()
+    winners = [name for name in (found.get(timeout=60) for _ in children) if name]
+    for child in children:
+        child.join()
+    assert len(winners) == 1
+    assert (tmp_path / "object").read_bytes() == winners[0].encode() * 1000
+    assert [path.name for path in tmp_path.iterdir()] == ["object"]
+
+
+def test_the_lock_is_a_file_for_people(local: OutputStore, tmp_path: Path) -> None:
+    with Lock(local, "run", timing=QUICK):
+        content = json.loads((tmp_path / LOCK_NAME).read_text())
+    assert content["run_id"] == "run"
+    assert content["process"]["pid"] == os.getpid()
+    assert content["heartbeat_at"]
