@@ -1,12 +1,14 @@
 """Transcribe a corpus: a job in, tables of segments and outcomes and a summary out.
 
 Only the order of things is decided here; each is done elsewhere. Safe to repeat: what is committed
-is not done again, and a run with nothing left to do starts neither Ray nor a model.
+is not done again, and a run with nothing left to do starts neither Ray nor a model. One run at a
+time works on an output folder.
 """
 
 import time
 from dataclasses import asdict
 
+from corpus_asr.config.choices import CONTINUE, Choices
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import EngineError
 from corpus_asr.runtime.commit import Committer
@@ -15,43 +17,73 @@ from corpus_asr.runtime.progress import Progress, Stream, Tally
 from corpus_asr.runtime.resources import Resources, resolve_resources, store_bytes_for, this_machine
 from corpus_asr.runtime.summary import RunSummary
 from corpus_asr.storage.finish import finish
-from corpus_asr.storage.ledger import begin_run, fingerprint
+from corpus_asr.storage.ledger import begin_run, fingerprint, new_run_id
+from corpus_asr.storage.lock import Lock
 from corpus_asr.storage.model_files import fetch_checkpoint, model_revision
 from corpus_asr.storage.plan import Plan, make_plan, read_listing, read_packs
 from corpus_asr.storage.tables import OutputStore
 
 
-def run(config: RunConfig, *, local: bool, progress: Stream | None) -> RunSummary:
+def run(
+    config: RunConfig, *, local: bool, progress: Stream | None, choices: Choices = CONTINUE
+) -> RunSummary:
     """Do what is left of the job, and finish its output folder.
 
     Args:
         config: the job.
         local: in this process, without Ray.
         progress: where lines about the run go; None for none.
+        choices: how what earlier runs left is treated.
 
     Raises:
-        ConfigError: the job cannot be done as configured; nothing was transcribed.
+        ConfigError: the job cannot be done as configured, or another run is at work in the output
+            folder; nothing was transcribed.
         CheckpointError: the model cannot be had or loaded.
         EngineError: the work could not go on; what was committed is kept.
         FetchError: the output store or the listing failed.
     """
-    started = time.monotonic()
     folder = fetch_checkpoint(config.model.checkpoint, revision=config.model.revision)
     revision = model_revision(folder)
     store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
-    plan = make_plan(config, store, model_revision=revision)
-    begun = begin_run(store, config, fingerprint(config, revision))
+
+    def say(words: str) -> None:
+        if progress is not None:
+            progress.write(words + "\n")
+
+    with Lock(store, new_run_id(), steal=choices.steal_lock, say=say) as lock:
+        return _run_locked(
+            config, store, lock, revision, local=local, progress=progress, choices=choices
+        )
+
+
+def _run_locked(
+    config: RunConfig,
+    store: OutputStore,
+    lock: Lock,
+    revision: str,
+    *,
+    local: bool,
+    progress: Stream | None,
+    choices: Choices,
+) -> RunSummary:
+    started = time.monotonic()
+    plan = make_plan(config, store, model_revision=revision, choices=choices)
+    begun = begin_run(
+        store, config, fingerprint(config, revision), run_id=lock.run_id, new_run=choices.new_run
+    )
     committer = Committer(
         uri=config.output.uri,
         endpoint_url=config.output.endpoint_url,
         run_id=begun.run_id,
         model=config.model.checkpoint,
         model_revision=revision,
+        lock=lock.key,
     )
     committed = Tally()
     if plan.num_remaining:
         work = _work_here if local else _work_on_ray
         committed = work(config, store, plan, committer, progress)
+    lock.key.check()  # a finish tidies up: not under the hands of another run
     counts = finish(
         store,
         begun,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from corpus_asr.storage.lock import LockKey
 from corpus_asr.storage.tables import OutputStore
 
 
@@ -22,13 +23,18 @@ class Committer:
     run_id: str
     model: str
     model_revision: str
+    lock: LockKey | None = None
+    """Looked at before each commit; None where nobody else can be at work."""
 
     def __call__(self, results: pa.Table) -> None:
         """Commit RESULTS rows as one segments object and one outcomes object.
 
         Raises:
+            EngineError: another run took over the output.
             FetchError: the output store failed beyond its retries.
         """
+        if self.lock is not None:
+            self.lock.check()
         OutputStore(self.uri, endpoint_url=self.endpoint_url).commit(
             results,
             run_id=self.run_id,

@@ -12,6 +12,7 @@ import logging
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
@@ -19,10 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from corpus_asr.config.choices import Retry
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import FILES
 from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.aside import ASIDE_NAME, EARLIER_FOLDER, interrupted, set_aside
 from corpus_asr.storage.tables import OUTCOMES_FOLDER, SEGMENTS_FOLDER, OutputStore
 from corpus_asr.storage.versions import safe_config
 
@@ -32,12 +35,24 @@ FINGERPRINT_NAME = "_run/fingerprint.json"
 CONFIG_NAME = "_run/config.json"
 RUN_NAME = "run.json"
 SUCCESS_NAME = "_SUCCESS"
+REPORT_NAME = "report.json"
 
 # How the work is spread and bounded; results do not depend on it.
 _RESOURCE_KEYS = {"extract.workers", "extract.pack_mb", "extract.item_timeout_s"}
 _LEDGER_COLUMNS = ("recording_id", "etag", "size_bytes", "part", "last_part")
+_OUTCOME_COLUMNS = ("status", "retryable")
 DONE_PARTS = pa.field("done_parts", pa.list_(pa.int32()))
 REMAINING = FILES.append(DONE_PARTS)
+
+
+class Earlier(StrEnum):
+    """What an output folder holds when a run begins."""
+
+    nothing = "nothing"
+    same = "same"
+    """Results of this run's fingerprint."""
+    other = "other"
+    """Results of another one, to be put aside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +84,24 @@ def fingerprint(config: RunConfig, model_revision: str) -> str:
     return f"{hashlib.sha256(settings.encode()).hexdigest()[:16]}-{model_revision}"
 
 
-def check_fingerprint(store: OutputStore, config: RunConfig, fingerprint: str) -> bool:
-    """Tell whether the folder holds results of the same fingerprint; False if it holds none.
+def check_fingerprint(
+    store: OutputStore, config: RunConfig, fingerprint: str, *, new_run: bool = False
+) -> Earlier:
+    """Tell what results the folder holds; those of another fingerprint only for a new run.
 
     Raises:
         ConfigError: it holds results of another; the message shows what differs.
     """
     stored = store.read_json(FINGERPRINT_NAME)
+    moving = interrupted(store)
+    if moving is not None:
+        if new_run or moving["fingerprint"] == fingerprint:
+            return Earlier.other
+        raise ConfigError(
+            f"beginning a run in {shown(store.uri)}: found {ASIDE_NAME}, expected none: a "
+            f"--new-run with other settings was stopped while it moved the earlier results to "
+            f"{moving['folder']}; go on with its settings, or with --new-run and these"
+        )
     has_results = bool(store.names(OUTCOMES_FOLDER))
     if stored is None:
         if has_results:
@@ -84,14 +110,19 @@ def check_fingerprint(store: OutputStore, config: RunConfig, fingerprint: str) -
                 f"{FINGERPRINT_NAME}, expected an empty folder or one of this program; choose "
                 "another output.uri"
             )
-        return False
-    if stored["fingerprint"] == fingerprint or not has_results:
-        return has_results
+        return Earlier.nothing
+    if not has_results:
+        return Earlier.nothing
+    if stored["fingerprint"] == fingerprint:
+        return Earlier.same
+    if new_run:
+        return Earlier.other
     changes = _changes(stored, config, fingerprint)
     raise ConfigError(
         f"beginning a run in {shown(store.uri)}: found results made with other settings "
         f"(fingerprint {stored['fingerprint']}, expected {fingerprint}); {changes}; use the old "
-        "settings, or choose another output.uri"
+        "settings, choose another output.uri, or begin anew here with --new-run, which moves these "
+        f"results to {EARLIER_FOLDER}/"
     )
 
 
@@ -108,23 +139,50 @@ def _changes(stored: dict[str, Any], config: RunConfig, fingerprint: str) -> str
     return ", ".join(changes)
 
 
-def begin_run(store: OutputStore, config: RunConfig, fingerprint: str) -> Run:
+def new_run_id() -> str:
+    """Return an identity no other run has; identities sort by the time runs began."""
+    return f"{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+
+
+def begin_run(
+    store: OutputStore,
+    config: RunConfig,
+    fingerprint: str,
+    *,
+    run_id: str | None = None,
+    new_run: bool = False,
+) -> Run:
     """Begin a run in an output folder, or continue the ones before it.
 
     Until the finish, the folder has no `_SUCCESS`.
+
+    Args:
+        store: the output folder.
+        config: the job.
+        fingerprint: what changes results, see `fingerprint()`.
+        run_id: the run's identity; None makes one.
+        new_run: whether results of another fingerprint are put aside.
 
     Raises:
         ConfigError: the folder holds results that must not be mixed with this run's.
         FetchError: the store does not answer.
     """
-    continues = check_fingerprint(store, config, fingerprint)
+    earlier = check_fingerprint(store, config, fingerprint, new_run=new_run)
     now = datetime.datetime.now(datetime.UTC)
     run = Run(
-        run_id=f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}",
+        run_id=run_id or new_run_id(),
         fingerprint=fingerprint,
         started_at=now.isoformat(timespec="seconds"),
-        continues=continues,
+        continues=earlier is Earlier.same,
     )
+    if earlier is Earlier.other:
+        set_aside(
+            store,
+            fingerprint=fingerprint,
+            folder=f"{EARLIER_FOLDER}/before-{run.run_id}",
+            names=(RUN_NAME, REPORT_NAME, CONFIG_NAME, FINGERPRINT_NAME),
+            mark=SUCCESS_NAME,
+        )
     store.remove(SUCCESS_NAME)
     store.write_json(CONFIG_NAME, safe_config(config))
     store.write_json(
@@ -136,9 +194,9 @@ def begin_run(store: OutputStore, config: RunConfig, fingerprint: str) -> Run:
 class Ledger:
     """The committed parts of an output folder, in memory.
 
-    Rows are sorted by recording, part, commit and position, so that of several commits of one
-    part the one that counts comes first. Commits whose segments object is gone are left out: what
-    they transcribed is to be done again.
+    Rows are sorted by recording and part, and so that of several commits of one part the one that
+    counts comes first: the oldest that did not fail, else the newest failure, which knows most.
+    Commits whose segments object is gone are left out: what they transcribed is to be done again.
     """
 
     def __init__(
@@ -147,17 +205,25 @@ class Ledger:
         ids = rows["recording_id"].combine_chunks().dictionary_encode()
         codes = ids.indices.to_numpy()
         keys = [rows[name].to_numpy() for name in ("row", "object", "part")]
-        order = np.lexsort((*keys, codes))
+        failed = rows["failed"].to_numpy()
+        age = np.where(failed, -1, 1)
+        order = np.lexsort((keys[0] * age, keys[1] * age, failed, keys[2], codes))
         self._ids = ids.dictionary
         self._code = codes[order]
         self._row, self._object, self._part = (key[order] for key in keys)
         self._last = rows["last_part"].to_numpy()[order]
+        self._failed, self._retryable = failed[order], rows["retryable"].to_numpy()[order]
         versions = rows.select(["etag", "size_bytes"]).take(order)
         self._etag = versions["etag"].combine_chunks().dictionary_encode()
         self._size = versions["size_bytes"].combine_chunks()
         self._starts = np.searchsorted(self._code, np.arange(len(self._ids) + 1))
         self._names = names
         self._lost = lost
+
+    @classmethod
+    def empty(cls) -> "Ledger":
+        """Return the ledger of a folder without commits."""
+        return cls(_EMPTY_ROWS, [])
 
     @classmethod
     def load(cls, store: OutputStore) -> "Ledger":
@@ -171,11 +237,17 @@ class Ledger:
         counts = np.zeros(len(names), dtype=np.int32)
         tables = [_EMPTY_ROWS]
         promised: dict[str, set[str]] = {}
-        for batch in store.committed((*_LEDGER_COLUMNS, "segments_object"), names):
+        for batch in store.committed(
+            (*_LEDGER_COLUMNS, *_OUTCOME_COLUMNS, "segments_object"), names
+        ):
             index, length = number[batch.name], batch.rows.num_rows
             segments = batch.rows.column("segments_object").unique().drop_null()
             promised.setdefault(batch.name, set()).update(segments.to_pylist())
             table = pa.Table.from_batches([batch.rows.select(_LEDGER_COLUMNS)])
+            failed = pc.equal(batch.rows.column("status"), "failed")
+            table = table.append_column("failed", failed)
+            retryable = pc.fill_null(batch.rows.column("retryable"), False)
+            table = table.append_column("retryable", retryable)
             table = table.append_column("object", pa.array(np.full(length, index, np.int32)))
             positions = np.arange(counts[index], counts[index] + length, dtype=np.int32)
             tables.append(table.append_column("row", pa.array(positions)).cast(_EMPTY_ROWS.schema))
@@ -197,24 +269,34 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._code)
 
-    def remaining(self, batch: pa.RecordBatch) -> pa.Table:
+    def remaining(self, batch: pa.RecordBatch, retry: Retry = Retry.none) -> pa.Table:
         """Return the FILES rows that are not fully committed, with the parts that are.
 
-        A recording counts as committed when all parts up to its last are, failed ones included,
-        for the size and etag it has now (where both are known).
+        A recording counts as committed when all parts up to its last are, for the size and etag it
+        has now (where both are known). Failed parts are among them unless `retry` is for them.
         """
         rows, files = self._rows_of(batch)
         fresh = self._fresh(rows, files, batch)
         rows, files = rows[fresh], files[fresh]
         first = _first_of_runs(files, self._part[rows])
         rows, files = rows[first], files[first]
-        left = np.flatnonzero(~self._covered(rows, files, batch.num_rows))
+        again = self._again(rows, retry)
+        due = np.bincount(files[again], minlength=batch.num_rows) > 0
+        rows, files = rows[~again], files[~again]
+        left = np.flatnonzero(due | ~self._covered(rows, files, batch.num_rows))
         half = np.isin(files, left)
         lengths = np.bincount(files[half], minlength=batch.num_rows)[left]
         offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
         parts = pa.ListArray.from_arrays(pa.array(offsets), pa.array(self._part[rows[half]]))
         kept = pa.Table.from_batches([batch]).take(pa.array(left))
         return kept.append_column(DONE_PARTS, parts.cast(DONE_PARTS.type)).cast(REMAINING)
+
+    def _again(self, rows: np.ndarray, retry: Retry) -> np.ndarray:
+        """Tell which rows are failures that are to be done again."""
+        if retry is Retry.none:
+            return np.zeros(len(rows), dtype=bool)
+        again: np.ndarray = self._failed[rows]
+        return again if retry is Retry.all else again & self._retryable[rows]
 
     def _rows_of(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
         """Return the ledger's rows of a batch of files, and each one's position in the batch."""
@@ -322,6 +404,8 @@ _EMPTY_ROWS = pa.schema(
         ("size_bytes", pa.int64()),
         ("part", pa.int32()),
         ("last_part", pa.bool_()),
+        ("failed", pa.bool_()),
+        ("retryable", pa.bool_()),
         ("object", pa.int32()),
         ("row", pa.int32()),
     ]

@@ -165,6 +165,11 @@ class Lock:
             uri=self._uri, endpoint_url=self._store.endpoint_url, token=self._holder.token
         )
 
+    @property
+    def run_id(self) -> str:
+        """The run that holds it."""
+        return self._holder.run_id
+
     def __enter__(self) -> Self:
         try:
             self._acquire()

@@ -15,10 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from corpus_asr.config.choices import CONTINUE, Choices, Retry
 from corpus_asr.config.run import RunConfig
 from corpus_asr.schemas import FILES, PACK_FILE, PACKS
 from corpus_asr.storage.ledger import (
     REMAINING,
+    Earlier,
     Ledger,
     check_fingerprint,
     fingerprint,
@@ -68,24 +70,35 @@ class Plan:
     """Named more than once; listed once."""
 
 
-def make_plan(config: RunConfig, store: OutputStore, *, model_revision: str | None = None) -> Plan:
+def make_plan(
+    config: RunConfig,
+    store: OutputStore,
+    *,
+    model_revision: str | None = None,
+    choices: Choices = CONTINUE,
+) -> Plan:
     """List the source, drop what is done, pack the rest and write the packs.
 
     Args:
         config: the job.
         store: its output folder.
         model_revision: if given, the folder is checked to hold nothing made otherwise.
+        choices: what is done again; for a new run, results made otherwise are planned for as if
+            they were put aside already.
 
     Raises:
         ConfigError: the source names nothing, or the folder's results must not be mixed with.
         FetchError: a store does not answer.
     """
+    earlier = Earlier.same
     if model_revision is not None:
-        check_fingerprint(store, config, fingerprint(config, model_revision))
+        name = fingerprint(config, model_revision)
+        earlier = check_fingerprint(store, config, name, new_run=choices.new_run)
+    ledger = Ledger.empty() if earlier is Earlier.other else Ledger.load(store)
     name = f"{PLANS_FOLDER}/{unique_stem()}"
     with tempfile.TemporaryDirectory(prefix="corpus-asr-plan-") as folder:
         drawer = _Drawer(config, store, name, str(Path(folder) / "remaining.parquet"))
-        drawer.list_source()
+        drawer.list_source(ledger, choices.retry)
         num_packs = drawer.write_packs(config.extract.pack_mb * MEBIBYTE)
     return Plan(
         uri=store.address(f"{name}/packs"),
@@ -157,9 +170,8 @@ class _Drawer:
         """Of the remaining files, in listing order; -1 where unknown."""
         self._ids = np.empty(0, "S16")
 
-    def list_source(self) -> None:
+    def list_source(self, ledger: Ledger, retry: Retry) -> None:
         """Stream the listing into the plan's folder, and what is left of it into the scratch."""
-        ledger = Ledger.load(self._store)
         sizes, ids = [self.sizes], [self._ids]
         scratch = ParquetFile(self._scratch, REMAINING)
         try:
@@ -168,7 +180,7 @@ class _Drawer:
                 self.num_files += files.num_rows
                 self.num_bytes += pc.sum(files["size_bytes"]).as_py() or 0
                 self.num_unknown_sizes += files["size_bytes"].null_count
-                remaining = ledger.remaining(files.combine_chunks().to_batches()[0])
+                remaining = ledger.remaining(files.combine_chunks().to_batches()[0], retry)
                 scratch.append(remaining)
                 sizes.append(pc.fill_null(remaining["size_bytes"], -1).to_numpy())
                 ids.append(np.array(remaining["recording_id"].to_pylist(), "S16"))

@@ -1,0 +1,30 @@
+"""What may be asked of one run beyond its YAML: how it treats what earlier runs left.
+
+In: options of the command line. Out: frozen values. Nothing here changes what a transcript says.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Retry(StrEnum):
+    """Which failed recordings are done again."""
+
+    none = "none"
+    retryable = "retryable"
+    """Those of which another try may come out otherwise: a store that did not answer, say."""
+    all = "all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """The choices of one run; the defaults continue what is there and touch nothing else."""
+
+    steal_lock: bool = False
+    """Take over the lock of a run that shows no sign of life."""
+    retry: Retry = Retry.none
+    new_run: bool = False
+    """Where the results were made with other settings: put them aside and begin anew."""
+
+
+CONTINUE = Choices()
