@@ -7,9 +7,9 @@ have this package installed. Knows nothing of the pipeline that runs on it.
 import contextlib
 import logging
 import os
+import signal
 import socket
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,10 +21,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.runtime.progress import Tally
 from corpus_asr.runtime.resources import NodeShape, this_machine
 
 # With fewer logical CPUs the plan's read tasks and the actors can wait for each other for ever.
@@ -80,10 +78,25 @@ def _connect(address: str, *, store_bytes: int) -> None:
             "object_store_memory": store_bytes,
             "include_dashboard": False,
         }
+    with _sigterm_kept():
+        try:
+            ray.init(address=address, **options)
+        except ConnectionError as error:
+            raise _unreachable(address, error) from error
+
+
+@contextlib.contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Keep what SIGTERM does: Ray makes it an exit with code 1 that stops its processes first.
+
+    They stop at every exit; and results that are there want to be committed before.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, **options)
-    except ConnectionError as error:
-        raise _unreachable(address, error) from error
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is not handler:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _check_reachable(address: str) -> None:
@@ -126,46 +139,3 @@ def _describe() -> Cluster:
             )
         )
     return Cluster(nodes=tuple(nodes), store_bytes=store_bytes)
-
-
-class Board:
-    """What the workers of a run tell each other: results committed, and parts begun.
-
-    One actor per run. A part that was begun and never ended was in an actor that died.
-    """
-
-    def __init__(self) -> None:
-        self._tally = Tally()
-        self._begun: Counter[tuple[str, int]] = Counter()
-
-    def add(self, tally: Tally) -> None:
-        """Count committed results."""
-        self._tally += tally
-
-    def read(self) -> Tally:
-        """Return the count."""
-        return self._tally
-
-    def unfinished(self, parts: Iterable[tuple[str, int]]) -> list[int]:
-        """Return how often each part was begun without an end."""
-        return [self._begun[part] for part in parts]
-
-    def begin(self, parts: Iterable[tuple[str, int]]) -> None:
-        """Note that a worker starts on these parts."""
-        self._begun.update(parts)
-
-    def end(self, parts: Iterable[tuple[str, int]]) -> None:
-        """Note that a worker has these parts' results."""
-        for part in parts:
-            self._begun.pop(part, None)
-
-
-def start_board() -> Any:
-    """Start the run's board and return its handle; it ends with the last handle.
-
-    It lives on the driver's machine, whose end is the run's end anyway, and not on one that may be
-    taken away. Should it die all the same, an empty one takes its place.
-    """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board)
-    return board.options(scheduling_strategy=here).remote()

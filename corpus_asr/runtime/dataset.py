@@ -5,9 +5,10 @@ the reason beside it. The stages themselves know nothing of Ray.
 """
 
 import logging
+import signal
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -16,12 +17,14 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CorpusAsrError, EngineError
-from corpus_asr.runtime.cluster import start_board
+from corpus_asr.runtime.board import BoardMemory, start_board
 from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.progress import Progress
-from corpus_asr.runtime.quarantine import PartKey, Quarantine
+from corpus_asr.runtime.quarantine import Quarantine
 from corpus_asr.runtime.resources import Resources
 from corpus_asr.runtime.sink import ResultsSink
+from corpus_asr.runtime.stopping import Stop, stoppable
+from corpus_asr.schemas import RESULTS
 from corpus_asr.stages.extract import EXTRACTOR, ExtractStage
 from corpus_asr.stages.transcribe import EngineFactory, TranscribeStage, load_engine
 from corpus_asr.storage.filesystem import open_store
@@ -48,43 +51,43 @@ _LOG_LEVELS = {
 _RAY_ADVICE = "\nFailed to apply UDF transform"
 
 
+class ExtractWorker:
+    """The extract stage of one actor, which begins nothing new once the run is to stop."""
+
+    def __init__(self, *arguments: Any, board: Any, **stage: Any) -> None:
+        self._board = BoardMemory(board)
+        self._stage = ExtractStage(*arguments, **stage)
+
+    def __call__(self, packs: pa.Table) -> Iterator[pa.Table]:
+        """Yield PARTS tables; those of a run that stops are not all."""
+        if self._board.stopping():
+            return
+        try:
+            for parts in self._stage(packs):
+                yield parts
+                if self._board.stopping():
+                    return
+        except EngineError as error:
+            self._board.leave(error)
+            raise
+
+
 class TranscribeWorker:
     """The transcribe stage of one actor, with the run's board as its memory of deaths."""
 
     def __init__(self, *, board: Any, **stage: Any) -> None:
-        self._stage = Quarantine(TranscribeStage(**stage), BoardMemory(board))
+        self._board = BoardMemory(board)
+        self._stage = Quarantine(TranscribeStage(**stage), self._board)
 
     def __call__(self, parts: pa.Table) -> pa.Table:
-        """Return one RESULTS row per part; several calls run at once."""
-        return self._stage(parts)
-
-
-class BoardMemory:
-    """The board as a `Memory`; without an answer nothing is known, and work goes on."""
-
-    def __init__(self, board: Any) -> None:
-        self._board = board
-
-    def unfinished(self, parts: Sequence[PartKey]) -> list[int]:
-        """Return how often each part was begun without an end; 0 where that is not known."""
-        counts: list[int] | None = self._ask("unfinished", parts)
-        return [0] * len(parts) if counts is None else counts
-
-    def begin(self, parts: Sequence[PartKey]) -> None:
-        """Note that a worker starts on these parts."""
-        self._ask("begin", parts)
-
-    def end(self, parts: Sequence[PartKey]) -> None:
-        """Note that a worker has these parts' results."""
-        self._ask("end", parts)
-
-    def _ask(self, method: str, parts: Sequence[PartKey]) -> Any:
+        """Return one RESULTS row per part, or none of a run that stops; several calls at once."""
+        if self._board.stopping():
+            return RESULTS.empty_table()
         try:
-            return ray.get(getattr(self._board, method).remote(parts))
-        except ray.exceptions.RayError as error:
-            # Only a part that kills its worker is harder to find now.
-            _LOG.warning("event=board_lost method=%s error=%r", method, error)
-            return None
+            return self._stage(parts)
+        except EngineError as error:
+            self._board.leave(error)
+            raise
 
 
 def run_on_ray(
@@ -109,11 +112,16 @@ def run_on_ray(
         extractor: what extracts, as `module:callable`.
 
     Raises:
-        EngineError: a worker became unusable, or nothing happened for too long.
+        EngineError: workers became unusable one after the other, or nothing happened for too long.
+        RunStoppedError: a signal asked the run to end.
         CorpusAsrError: whatever else of this package ended the run, with its own type.
     """
     board = start_board()
-    with DataContext.current(_context(resources)), _Poll(board, progress):
+    with (
+        stoppable(lambda: progress.files_left) as stop,
+        DataContext.current(_context(resources)),
+        _Poll(board, progress, stop),
+    ):
         dataset = build(
             config,
             plan_uri,
@@ -166,9 +174,10 @@ def build(
     filesystem, path = open_store(plan_uri, endpoint_url=config.output.endpoint_url)
     packs = ray.data.read_parquet(path, filesystem=filesystem)
     parts = packs.repartition(target_num_rows_per_block=1).map_batches(
-        ExtractStage,
+        ExtractWorker,
         fn_constructor_args=(config.model.checkpoint,),
         fn_constructor_kwargs={
+            "board": board,
             "revision": config.model.revision,
             "settings": config.extract,
             "endpoint_url": config.source.endpoint_url,
@@ -235,12 +244,13 @@ def own_error(error: BaseException) -> CorpusAsrError:
 
 
 class _Poll(threading.Thread):
-    """Copies the board's count into the progress line while the context is open."""
+    """Carries counts from the board, and the wish to stop to it, while the context is open."""
 
-    def __init__(self, board: Any, progress: Progress) -> None:
+    def __init__(self, board: Any, progress: Progress, stop: Stop) -> None:
         super().__init__(name="poll-board", daemon=True)
         self._board = board
         self._progress = progress
+        self._stop_asked = stop
         self._finished = threading.Event()
 
     def __enter__(self) -> None:
@@ -253,11 +263,19 @@ class _Poll(threading.Thread):
     def run(self) -> None:
         while not self._finished.wait(POLL_S):
             self._copy()
+            if self._stop_asked.expired:
+                # Only a signal gets the main thread out of Ray.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                return
         self._copy()
 
     def _copy(self) -> None:
         try:
+            if self._stop_asked.requested:
+                self._board.stop.remote()
             self._progress.set(ray.get(self._board.read.remote(), timeout=POLL_S))
+            for why in ray.get(self._board.take_replaced.remote(), timeout=POLL_S):
+                _LOG.warning("event=worker_replaced why=%r", why)
         except ray.exceptions.RayError:
             # Only the line is late; if Ray is gone, the run itself says so.
             _LOG.debug("event=board_not_read", exc_info=True)

@@ -19,6 +19,7 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.runtime.commit import CommitBuffer, Committer
 from corpus_asr.runtime.progress import Progress, tally_of
 from corpus_asr.runtime.resources import Resources
+from corpus_asr.runtime.stopping import Stop, stoppable
 from corpus_asr.stages.extract import EXTRACTOR, ExtractStage
 from corpus_asr.stages.transcribe import EngineFactory, TranscribeStage, load_engine
 
@@ -61,6 +62,7 @@ def run_local(
     Raises:
         EngineError: the engine cannot go on.
         CheckpointError: the model cannot be loaded.
+        RunStoppedError: a signal asked the run to end.
     """
 
     def commit(results: pa.Table) -> None:
@@ -69,6 +71,7 @@ def run_local(
 
     buffer = CommitBuffer(commit, min_bytes=MIN_BYTES_PER_COMMIT, max_age_s=MAX_COMMIT_AGE_S)
     with ExitStack() as stack:
+        stop = stack.enter_context(stoppable(lambda: progress.files_left))
         stage = TranscribeStage(
             config.model.checkpoint,
             revision=config.model.revision,
@@ -83,13 +86,15 @@ def run_local(
         parts = stack.enter_context(
             closing(_extracted(config, packs, resources.extract_workers, extractor))
         )
-        results = _transcribed(stage, parts, in_flight=resources.parts_in_flight)
+        results = _transcribed(stage, parts, stop, in_flight=resources.parts_in_flight)
         for result in stack.enter_context(closing(results)):
             if result is None:
                 buffer.poll()
             else:
                 buffer.add(result)
         buffer.flush()
+        if stop.expired:
+            raise KeyboardInterrupt  # nobody waits for the engine
 
 
 @contextmanager
@@ -106,18 +111,22 @@ def _closed(stage: TranscribeStage) -> Iterator[None]:
 
 
 def _transcribed(
-    stage: TranscribeStage, parts: Iterator[pa.Table | None], *, in_flight: int
+    stage: TranscribeStage, parts: Iterator[pa.Table | None], stop: Stop, *, in_flight: int
 ) -> Generator[pa.Table | None, None, None]:
     """Yield results as they are ready, and None when a while passed without one."""
     running: set[Future[pa.Table]] = set()
     for table in parts:
-        if table is not None:
-            running.add(_transcribing(stage, table))
-        full = len(running) >= in_flight
-        yield from _ready(running, timeout_s=None if full else 0)
+        if stop.requested:
+            break
         if table is None:
             yield None
-    while running:
+        else:
+            running.add(_transcribing(stage, table))
+        yield from _ready(running, timeout_s=0)
+        while len(running) >= in_flight and not stop.requested:
+            yield from _ready(running, timeout_s=POLL_S)
+            yield None
+    while running and not stop.expired:
         yield from _ready(running, timeout_s=POLL_S)
         yield None
 
@@ -140,7 +149,7 @@ def _transcribing(stage: TranscribeStage, parts: pa.Table) -> Future[pa.Table]:
     return future
 
 
-def _ready(running: set[Future[pa.Table]], *, timeout_s: float | None) -> Iterator[pa.Table]:
+def _ready(running: set[Future[pa.Table]], *, timeout_s: float) -> Iterator[pa.Table]:
     done, _ = wait(running, timeout=timeout_s, return_when=FIRST_COMPLETED)
     for future in done:
         running.remove(future)

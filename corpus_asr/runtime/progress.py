@@ -108,6 +108,11 @@ class Progress:
         with self._lock:
             return self._tally
 
+    @property
+    def files_left(self) -> int:
+        """Recordings without a last part."""
+        return max(0, self._total_files - self.tally.files)
+
     def add(self, tally: Tally) -> None:
         """Count results just committed."""
         with self._lock:
@@ -122,11 +127,10 @@ class Progress:
         """Return the line as it is now."""
         tally = self.tally
         elapsed_s = self._clock() - self._started
-        left = max(0, self._total_files - tally.files)
         speed = tally.audio_s / elapsed_s if elapsed_s > 0 else 0.0
         return (
-            f"{tally.files}/{self._total_files} files, {tally.failed} failed, {left} left; "
-            f"{tally.audio_s / 3600:.2f} h of audio, {speed:.1f} h per hour; "
+            f"{tally.files}/{self._total_files} files, {tally.failed} failed, "
+            f"{self.files_left} left; {tally.audio_s / 3600:.2f} h of audio, {speed:.1f} h per hour; "
             f"elapsed {_clock_time(elapsed_s)}, left {self._time_left(tally, elapsed_s)}"
         )
 

@@ -53,6 +53,8 @@ class Quarantine:
             CheckpointError: the weights cannot be loaded.
         """
         keys = _keys(parts)
+        if keys:
+            self._stage.wait_until_loaded()
         if any(self._memory.unfinished(keys)):
             with self._turns.alone():
                 rows = [self._try_alone(parts.slice(row, 1)) for row in range(parts.num_rows)]

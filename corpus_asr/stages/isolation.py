@@ -314,8 +314,10 @@ def serve(requests_fd: int, replies_fd: int) -> None:
     """Be the child: make the function, then answer items until the parent ends."""
     for fd in (requests_fd, replies_fd):
         os.set_inheritable(fd, False)
-    # Ctrl-C reaches the whole process group; the parent decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches the whole process group, as SIGTERM of a scheduler does; the parent decides
+    # what they mean, and a child that ended by itself would look like a crash of its recording.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     items: queue.SimpleQueue[Any] = queue.SimpleQueue()
     requests = os.fdopen(requests_fd, "rb")
     # A thread of its own sees the parent's end also while the main thread is at work.

@@ -130,6 +130,16 @@ class TranscribeStage:
         )
         loader.shutdown(wait=False)
 
+    def wait_until_loaded(self) -> None:
+        """Return once the engine is there, so that no part is blamed for what loading does.
+
+        Raises:
+            CheckpointError: the weights cannot be loaded.
+            ConfigError: the checkpoint cannot do what is asked.
+            EngineError: the device cannot be used.
+        """
+        self._engine.result()
+
     def __call__(self, parts: pa.Table) -> pa.Table:
         """Return one RESULTS row per row of `parts`, in the same order.
 

@@ -7,8 +7,9 @@ import ray
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, EngineError, FetchError
-from corpus_asr.runtime.cluster import Cluster, start_board
-from corpus_asr.runtime.dataset import BoardMemory, own_error, run_on_ray
+from corpus_asr.runtime.board import BoardMemory, start_board
+from corpus_asr.runtime.cluster import Cluster
+from corpus_asr.runtime.dataset import own_error, run_on_ray
 from corpus_asr.runtime.progress import Progress, Tally
 from corpus_asr.runtime.resources import resolve_resources
 from tests.support.engines import broken_engine, scripted_engine

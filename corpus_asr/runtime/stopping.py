@@ -1,0 +1,144 @@
+"""Ending a run on request: a first Ctrl-C or SIGTERM is a wish, a second one an order.
+
+After the first, nothing new is begun and what is being decoded may end within a grace; whoever
+runs the work asks `Stop` for that. Knows neither Ray nor the work itself.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+# A scheduler that sends SIGTERM usually kills after 30 s (Slurm, Kubernetes), so that what is
+# finished has to be committed before.
+GRACE_S = 20.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class RunStoppedError(KeyboardInterrupt):
+    """A run ended because a signal asked it to; what was committed is kept.
+
+    Args:
+        message: what is left and how to go on.
+        signal_number: what asked.
+    """
+
+    def __init__(self, message: str = "", *, signal_number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a process that such a signal ended."""
+        return 128 + self.signal_number
+
+
+class Stop:
+    """Whether a run was asked to end, and whether its grace is over."""
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self._deadline_s = float("inf")
+        self.signal_number: int | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether nothing new is to be begun."""
+        return self.signal_number is not None
+
+    @property
+    def expired(self) -> bool:
+        """Whether what is still going on is to be left."""
+        return time.monotonic() >= self._deadline_s
+
+    def request(self, number: int) -> None:
+        """Ask the run to end.
+
+        Raises:
+            KeyboardInterrupt: it was asked before.
+        """
+        if self.requested:
+            raise KeyboardInterrupt
+        self.signal_number = number
+        self._deadline_s = time.monotonic() + self._grace_s
+        # Unbuffered: a signal may have come in the middle of another write to stderr.
+        os.write(2, self._words(number))
+
+    def _words(self, number: int) -> bytes:
+        return (
+            f"\ncorpus-asr: {signal.Signals(number).name}: nothing new is begun; what is being "
+            f"decoded may take {self._grace_s:g} s more, a second signal ends at once\n"
+        ).encode()
+
+    def error(self, left: int) -> RunStoppedError:
+        """Return what tells that `left` recordings were not done."""
+        number = self.signal_number or signal.SIGINT
+        return RunStoppedError(
+            f"stopped by {signal.Signals(number).name}: {left:,} recordings are left; what was "
+            "committed is kept: run the same command again to continue",
+            signal_number=number,
+        )
+
+
+@contextmanager
+def stoppable(left: Callable[[], int], *, grace_s: float = GRACE_S) -> Iterator[Stop]:
+    """Let signals end the work in the context; outside the main thread they are not seen.
+
+    Args:
+        left: how many recordings are not done.
+        grace_s: how long what was begun may take.
+
+    Raises:
+        RunStoppedError: a signal came before the work was done.
+    """
+    stop = Stop(grace_s)
+
+    def handle(number: int, _: FrameType | None) -> None:
+        stop.request(number)
+
+    before = _replace_handlers(handle)
+    try:
+        yield stop
+    except BaseException as error:
+        if not stop.requested:
+            raise
+        raise stop.error(left()) from error  # a scheduler may have ended our helpers as well
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stop.requested and (count := left()):
+        raise stop.error(count)
+
+
+def _replace_handlers(handle: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    # What is ignored stays so: `nohup` and shells' background jobs ask for that.
+    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handle) for number in heard}
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end what is in the context in order, as Ctrl-C does.
+
+    Raises:
+        RunStoppedError: it came.
+    """
+
+    def handle(number: int, _: FrameType | None) -> None:
+        raise RunStoppedError(
+            "stopped by SIGTERM; what was committed is kept: run the same command again to "
+            "continue",
+            signal_number=number,
+        )
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,152 @@
+import functools
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from corpus_asr.runtime import local
+from corpus_asr.runtime.progress import Progress
+from corpus_asr.runtime.resources import resolve_resources, this_machine
+from corpus_asr.runtime.stopping import RunStoppedError, ended_by_sigterm, stoppable
+from tests.support.engines import ScriptedEngine, always
+from tests.support.killing import PAUSE, killable_job, tables_of
+from tests.support.scripted import EXTRACTOR, committer_of, outcomes_by_part, scripted_job
+from tests.support.tables import packs_of
+
+
+def ordered_to_end() -> None:
+    with stoppable(lambda: 3, grace_s=0.0) as stop:
+        assert not stop.requested
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.expired
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("a second signal ends at once")
+
+
+def test_a_signal_is_a_wish_first_and_an_order_then():
+    with pytest.raises(RunStoppedError) as caught:
+        ordered_to_end()
+    assert caught.value.exit_code == 143
+    assert "stopped by SIGTERM: 3 recordings are left" in str(caught.value)
+
+
+def test_work_that_was_done_when_the_signal_came_is_done():
+    before = signal.getsignal(signal.SIGINT)
+    with stoppable(lambda: 0):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_error_without_a_signal_passes():
+    with pytest.raises(KeyError), stoppable(lambda: 1):
+        raise KeyError
+
+
+def bereft_of_helpers() -> None:
+    with stoppable(lambda: 1):
+        signal.raise_signal(signal.SIGINT)
+        raise OSError("a pipe is closed")
+
+
+def test_what_helpers_do_after_a_signal_is_the_signals_doing():
+    with pytest.raises(RunStoppedError) as caught:
+        bereft_of_helpers()
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_signals_that_were_ignored_stay_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stoppable(lambda: 1) as stop:
+            signal.raise_signal(signal.SIGINT)
+        assert not stop.requested
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_other_threads_hear_no_signals():
+    seen = []
+
+    def work() -> None:
+        with stoppable(lambda: 1) as stop:
+            seen.append(stop.requested)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+def test_sigterm_outside_the_work_ends_at_once():
+    with pytest.raises(RunStoppedError) as caught, ended_by_sigterm():
+        signal.raise_signal(signal.SIGTERM)
+    assert caught.value.exit_code == 143
+
+
+def test_nobody_waits_for_an_engine_beyond_the_grace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(local, "stoppable", functools.partial(stoppable, grace_s=0.5))
+    config = scripted_job(tmp_path)
+    engine = ScriptedEngine(held=True)
+
+    def packs() -> Iterator[pa.Table]:
+        yield packs_of("silent/parts=1/silent=0", "held/parts=1")
+        with engine.submitted:
+            engine.submitted.wait_for(lambda: engine.requests, timeout=60)
+        os.kill(os.getpid(), signal.SIGINT)
+        for number in range(1000):
+            yield packs_of(f"{number}/parts=1")
+
+    resources = resolve_resources(config, (this_machine(),), num_packs=1)
+    with pytest.raises(RunStoppedError, match="9 recordings are left"):
+        local.run_local(
+            config,
+            packs(),
+            committer_of(config),
+            resources=replace(resources, extract_workers=1),
+            progress=Progress(total_files=10, total_bytes=0, stream=None),
+            engine_factory=always(engine),
+            extractor=EXTRACTOR,
+        )
+    assert set(outcomes_by_part(config)) == {("silent/parts=1/silent=0", 0)}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_everything_of_a_run_keeps_what_is_being_decoded(
+    tmp_path: Path, number: signal.Signals
+):
+    job = killable_job(tmp_path, files=24, environment={PAUSE: "0.2"})
+    with job.started() as process:
+        job.wait_for_commits(process, 2)
+        os.killpg(process.pid, number)
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 128 + number, said
+    assert f"stopped by {number.name}" in said
+    assert "run the same command again" in said
+    assert not list((tmp_path / "output" / "_run").glob("lock*"))
+    done = sum(row["last_part"] for row in tables_of(job.config)["outcomes"])
+    assert 0 < done < 24
+    assert f"{24 - done} recordings are left" in said
+    job.environment[PAUSE] = "0"
+    code, said = job.finish()
+    assert code == 0, said
+    assert len(tables_of(job.config)["recordings"]) == 24
+
+
+def test_a_second_signal_ends_at_once(tmp_path: Path):
+    job = killable_job(tmp_path, files=24, environment={PAUSE: "3600"})
+    with job.started() as process:
+        job.wait_for_commits(process, 1)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 130, said
+    assert "stopped by SIGINT" in said

@@ -1,0 +1,291 @@
+"""Runs in processes of their own that are killed at random moments, and what they leave.
+
+    job = killable_job(folder, files=200)
+    kill_and_resume(job, kills=20, seed=1)
+    assert tables_of(job.config) == tables_of(undisturbed)
+
+Run as a module it is the command line with a scripted engine and extractor, which take their time:
+`python -m tests.support.killing run JOB.yaml --local`.
+"""
+
+import functools
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
+from tests.support.engines import ScriptedEngine, scripted_engine
+from tests.support.scripted import EXTRACTOR, scripted_job
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# What differs between two runs that did the same.
+VARYING = {"run_id", "decode_s", "transcribe_s", "attempts", "device", "segments_object"}
+PAUSE = "CORPUS_ASR_TEST_PAUSE_S"
+GONE_LIMIT_S = 120.0  # this machine stops processes for minutes
+
+
+class SlowEngine(ScriptedEngine):
+    """Answers two parts at a time, each after a pause."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._pause_s = float(os.environ.get(PAUSE, "0.02"))
+        self._pool = ThreadPoolExecutor(2)
+
+    def submit(self, request: Any) -> "Future[Any]":
+        submit = super().submit
+
+        def answer() -> Any:
+            time.sleep(self._pause_s)
+            return submit(request).result()
+
+        return self._pool.submit(answer)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        super().close()
+
+
+def slow_engine(checkpoint: str, **options: Any) -> ScriptedEngine:
+    """Meet `EngineFactory`."""
+    scripted_engine(checkpoint, **options)  # checks what it is given
+    return SlowEngine()
+
+
+def scripted_corpus(folder: Path, *, files: int) -> Path:
+    """Write files whose names say what becomes of them: parts, silence and failures."""
+    folder.mkdir(parents=True)
+    for number in range(files):
+        what = ("parts=1", "parts=2", "parts=3+silent=1", "parts=2+fail=1")[number % 4]
+        (folder / f"{number:04d}-{what}.wav").write_bytes(b"x" * (100 + number))
+    return folder
+
+
+@dataclass
+class KillableJob:
+    """A job that a process of its own runs; `with job.started() as process`."""
+
+    config: RunConfig
+    folder: Path
+    ray: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def store(self) -> OutputStore:
+        output = self.config.output
+        return OutputStore(output.uri, endpoint_url=output.endpoint_url)
+
+    def commits(self) -> int:
+        """How many outcomes objects there are."""
+        return len(list(self.store.names(OUTCOMES_FOLDER)))
+
+    @contextmanager
+    def started(self) -> Iterator["subprocess.Popen[str]"]:
+        """Run the job; at the end of the context nothing of it runs any more."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        job = self.folder / "job.yaml"
+        job.write_text(self.config.model_dump_json())
+        command = [sys.executable, "-m", "tests.support.killing", "run", str(job)]
+        process = subprocess.Popen(
+            command if self.ray else [*command, "--local"],
+            cwd=REPOSITORY,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        known: set[int] = set()
+        try:
+            with _watched(process.pid, known):
+                yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+            wait_until_gone(known)
+
+    def finish(self) -> tuple[int, str]:
+        """Let it run to its end; returns the exit code and what it said."""
+        with self.started() as process:
+            out, err = process.communicate(timeout=GONE_LIMIT_S * 5)
+            return process.returncode, out + err
+
+    def wait_for_commits(self, process: "subprocess.Popen[str]", count: int) -> None:
+        """Return once there are so many, or the process has ended."""
+        while process.poll() is None and self.commits() < count:
+            time.sleep(0.02)
+
+
+def killable_job(
+    folder: Path, *, files: int, output: str | None = None, **options: Any
+) -> KillableJob:
+    """Return a job over a scripted corpus below `folder`; a run of it never loads its model."""
+    corpus = scripted_corpus(folder / "corpus", files=files)
+    config = scripted_job(
+        folder,
+        source={"uri": str(corpus)},
+        extract={"pack_mb": 0.001, "workers": 1},
+        output={"uri": output or str(folder / "output"), "max_failed_fraction": 1.0},
+    )
+    (Path(config.model.checkpoint) / "model.safetensors").touch()
+    return KillableJob(config, folder / "job", **options)
+
+
+def kill_and_resume(job: KillableJob, *, kills: int, seed: int, most: int = 8) -> dict[str, int]:
+    """Run the job, killed at random moments, until it ends by itself; returns what was killed.
+
+    Moments are counted in commits rather than in seconds, so that they are spread over the run
+    however slow the machine is. With Ray, workers are killed as well; the run goes on then.
+    """
+    chance = random.Random(seed)
+    killed = {"driver": 0, "extract": 0, "transcribe": 0}
+    while sum(killed.values()) < kills:
+        with job.started() as process:
+            while process.poll() is None and sum(killed.values()) < kills:
+                if chance.random() < 0.2:
+                    time.sleep(chance.uniform(0.0, 2.0))  # while it starts, too
+                else:
+                    job.wait_for_commits(process, job.commits() + chance.randint(1, most))
+                    time.sleep(chance.uniform(0.0, 0.05))
+                victim = chance.choice(list(killed)) if job.ray else "driver"
+                if victim == "driver":
+                    process.kill()
+                    process.wait()
+                    killed["driver"] += 1
+                elif kill_worker(process.pid, victim):
+                    killed[victim] += 1
+            if process.returncode == 0:
+                return killed  # the work ran out
+            if process.returncode not in (None, -signal.SIGKILL):
+                raise AssertionError(process.communicate()[1])
+    code, said = job.finish()
+    assert code == 0, said
+    return killed
+
+
+def kill_worker(driver: int, stage: str) -> bool:
+    """Kill an actor of a stage (`extract`, `transcribe`) of this driver's Ray, if there is one."""
+    for pid in descendants(driver):
+        title = _command_line(pid)
+        if title.startswith("ray::") and f"{stage.capitalize()}Worker" in title:
+            os.kill(pid, signal.SIGKILL)
+            return True
+    return False
+
+
+def tables_of(config: RunConfig) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of all tables, sorted, without what differs between runs."""
+    store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
+    found: dict[str, list[dict[str, Any]]] = {}
+    tables = {
+        "segments": store.segments(), "outcomes": store.outcomes(),
+        "recordings": store.recordings(),
+    }  # fmt: skip
+    for name, batches in tables.items():
+        rows = [row for batch in batches for row in batch.to_pylist()]
+        kept = [{k: v for k, v in row.items() if k not in VARYING} for row in rows]
+        found[name] = sorted(
+            kept,
+            key=lambda row: (row["uri"], row.get("part") or 0, row.get("segment") or 0, repr(row)),
+        )
+    return found
+
+
+def descendants(pid: int) -> set[int]:
+    """Return the processes below a process."""
+    parents: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents.setdefault(int(fields[1]), []).append(int(folder.name))
+    found: set[int] = set()
+    queue = [pid]
+    while queue:
+        below = parents.get(queue.pop(), [])
+        found.update(below)
+        queue += below
+    return found
+
+
+def wait_until_gone(pids: set[int]) -> None:
+    """Return once none of these processes is alive.
+
+    Raises:
+        AssertionError: one lives on; it is killed then.
+    """
+    deadline = time.monotonic() + GONE_LIMIT_S
+    while alive := {pid for pid in pids if _is_alive(pid)}:
+        if time.monotonic() > deadline:
+            names = {pid: _command_line(pid) for pid in alive}
+            for pid in alive:
+                os.kill(pid, signal.SIGKILL)
+            raise AssertionError(f"still running after their driver: {names}")
+        time.sleep(0.05)
+
+
+@contextmanager
+def _watched(pid: int, known: set[int]) -> Iterator[None]:
+    """Collect the processes below `pid` while the context is open: orphans have no parent."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.1):
+            known.update(descendants(pid))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def _command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def _main() -> None:
+    """Be the command line, with a scripted engine and extractor and a commit per result."""
+    import pipelines.transcribe_corpus as pipeline
+    from corpus_asr import cli
+    from corpus_asr.runtime import dataset, local
+
+    local.MIN_BYTES_PER_COMMIT = 1
+    scripted: dict[str, Any] = {"engine_factory": slow_engine, "extractor": EXTRACTOR}
+    setattr(pipeline, "run_local", functools.partial(local.run_local, **scripted))  # noqa: B010
+    if "--local" not in sys.argv:
+        dataset.run_on_ray = functools.partial(dataset.run_on_ray, **scripted)
+    cli.main()
+
+
+if __name__ == "__main__":
+    # By its own name, so that Ray's workers find the engine's factory.
+    from tests.support import killing
+
+    killing._main()
