@@ -5,7 +5,8 @@ at the top: a shell completes and a user reads without waiting for torch, Ray or
 
 Exit codes: 0 done; 1 done, but more recordings failed than the configuration allows (for
 `transcribe`: a file failed); 2 the configuration, the command line or the model is unusable; 3 the
-work could not go on; 130 interrupted. `CORPUS_ASR_DEBUG=1` shows the traceback of an error.
+work could not go on; 130 interrupted, 143 by SIGTERM. `CORPUS_ASR_DEBUG=1` shows the traceback of
+an error.
 """
 
 import atexit
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol, TextIO
 import typer
 
 from corpus_asr.errors import CheckpointError, ConfigError, CorpusAsrError, ItemError
+from corpus_asr.runtime.stopping import RunStoppedError, ended_by_sigterm
 from corpus_asr.threads import spin_briefly
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ EXIT_SOME_FAILED = 1
 EXIT_UNUSABLE = 2
 EXIT_STOPPED_BY_FAILURE = 3
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_TERMINATED = 143  # 128 + SIGTERM
 
 _PLAIN_WORD = re.compile(r"[A-Za-z/][\w/.@+-]*(?::[\w/.@+-]+)*", re.ASCII)
 _NOT_TEXT = {"true", "false", "null"}
@@ -80,14 +83,14 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
-        if end.code != EXIT_INTERRUPTED:
+        if end.code not in (EXIT_INTERRUPTED, EXIT_TERMINATED):
             raise
         # An orderly end would wait for the threads that are in the middle of the network; what Ray
         # and others have registered is done all the same.
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        os._exit(EXIT_INTERRUPTED)
+        os._exit(end.code)
 
 
 @app.command()
@@ -101,7 +104,8 @@ def run(
     """Transcribe a corpus, or continue where an earlier run stopped."""
     from corpus_asr.config.load import load_config
 
-    with _readable_errors(on_interrupt="run the same command again to continue"):
+    advice = "run the same command again to continue"
+    with _readable_errors(on_interrupt=advice), ended_by_sigterm():
         settings = load_config(config, overrides or ())
         # Pipelines stand above the command line in the layers, so they are found by name.
         pipeline: _Pipeline = importlib.import_module(f"pipelines.{settings.pipeline}")
@@ -255,6 +259,10 @@ def _readable_errors(*, on_interrupt: str = "") -> Iterator[None]:
     """Turn what went wrong into one message on stderr and an exit code."""
     try:
         yield
+    except RunStoppedError as stop:
+        _debug_traceback()
+        _say(str(stop))
+        raise typer.Exit(stop.exit_code) from None
     except KeyboardInterrupt:
         _debug_traceback()
         advice = f"; what was committed is kept: {on_interrupt}" if on_interrupt else ""
