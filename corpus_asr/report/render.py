@@ -4,11 +4,11 @@ In: counts. Out: lines of at most about 100 characters, the same on a terminal a
 no store and prints nothing itself.
 """
 
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from corpus_asr.report.advice import advice
 from corpus_asr.report.balance import Balance
 from corpus_asr.report.statistics import (
     CONFIDENCE_BINS,
@@ -16,24 +16,9 @@ from corpus_asr.report.statistics import (
     Report,
     Statistics,
 )
+from corpus_asr.report.text import counted, duration, row, table, wrapped
 
-WIDTH = 100
-_LABEL_WIDTH = 12
 _BAR_WIDTH = 40
-
-# What to do about a kind of failure, where its own message cannot say it for the whole corpus.
-_ADVICE = {
-    "access_denied": "check the credentials' rights on these addresses",
-    "changed": "these were replaced while being read; run again when nothing writes there",
-    "decoder_crashed": "their decoder crashed; convert them (ffmpeg -i IN OUT.flac) and run again",
-    "decoder_timeout": "raise extract.item_timeout_s, or convert them (ffmpeg -i IN OUT.flac)",
-    "not_found": "these were gone when they were read; list again with a new run",
-    "poison": "they brought a model worker down twice; try them one by one with `transcribe`",
-    "too_many_channels": "set extract.channels to mix or to one channel's number",
-}
-# A run does not repeat what failed: the failure is an outcome like any other.
-_RETRY = "trying again may help: name them in a manifest, with another output.uri"
-_NO_RETRY = "running again will not help; replace them or leave them out of the source"
 
 
 def as_data(report: Report) -> dict[str, Any]:
@@ -55,44 +40,18 @@ def _lines(report: Report) -> Iterator[str]:
     yield f"{report.uri} ({state})"
     if report.model is not None:
         revision = f", revision {report.model_revision}" if report.model_revision else ""
-        yield _row("model", f"{report.model}{revision}")
-    yield _row("recordings", _recordings(found))
-    yield _row("audio", _audio(found))
-    yield _row("segments", f"{found.segments:,}")
+        yield row("model", f"{report.model}{revision}")
+    yield row("recordings", _recordings(found))
+    yield row("audio", _audio(found))
+    yield row("segments", f"{found.segments:,}")
     if report.wall_s is not None and report.speed is not None:
         speed = f"{report.speed:,.1f} hours of audio per hour in the last run"
-        yield _row("speed", f"{speed}, which took {duration(report.wall_s)}")
+        yield row("speed", f"{speed}, which took {duration(report.wall_s)}")
     yield from _stages(found)
     yield from _languages(found)
     yield from _confidence(found)
     yield from _failures(found.failures)
     yield from _balance(found.balance, finished=report.finished)
-
-
-def duration(seconds: float) -> str:
-    """Say a stretch of time with the unit that suits it."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:,.1f} h"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def _row(label: str, text: str) -> str:
-    return f"  {label:<{_LABEL_WIDTH}}{text}"
-
-
-def _table(label: str, rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Align columns: the first to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for number, row in enumerate(rows):
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        yield _row(label if number == 0 else "", "  ".join(cells)).rstrip()
 
 
 def _recordings(found: Statistics) -> str:
@@ -110,7 +69,7 @@ def _recordings(found: Statistics) -> str:
 
 
 def _audio(found: Statistics) -> str:
-    parts = _counted(found.parts, "part")
+    parts = counted(found.parts, "part")
     speech = "speech was not looked for"
     if found.speech_s is not None:
         speech = f"{duration(found.speech_s)} of it speech"
@@ -122,17 +81,17 @@ def _audio(found: Statistics) -> str:
 def _stages(found: Statistics) -> Iterator[str]:
     if not found.parts:
         return
-    yield _row("extract", f"{duration(found.extract_s)}, summed over processes")
+    yield row("extract", f"{duration(found.extract_s)}, summed over processes")
     if found.devices:
         parts = sum(count for _, count in found.devices)
         devices = ", ".join(name for name, _ in found.devices)
         mean = duration(found.transcribe_s / parts)
-        yield _row("transcribe", f"{mean} per part from hand-over to result, on {devices}")
+        yield row("transcribe", f"{mean} per part from hand-over to result, on {devices}")
     if found.skipped_packets:
         files = found.recordings_with_skipped_packets
-        yield _row(
+        yield row(
             "damage",
-            f"{found.skipped_packets:,} broken packets skipped in {_counted(files, 'recording')}",
+            f"{found.skipped_packets:,} broken packets skipped in {counted(files, 'recording')}",
         )
 
 
@@ -145,12 +104,12 @@ def _languages(found: Statistics) -> Iterator[str]:
             share.language,
             duration(share.audio_s),
             f"{share.audio_s / total:.0%}",
-            _counted(share.recordings, "recording"),
-            _counted(share.segments, "segment"),
+            counted(share.recordings, "recording"),
+            counted(share.segments, "segment"),
         )
         for share in found.languages
     ]
-    yield from _table("languages", rows)
+    yield from table("languages", rows)
 
 
 def _confidence(found: Statistics) -> Iterator[str]:
@@ -163,36 +122,19 @@ def _confidence(found: Statistics) -> Iterator[str]:
         bar = "#" * round(count / largest * _BAR_WIDTH)
         span = f"{number * width:.1f}-{(number + 1) * width:.1f}"
         text = f"{span}  {count:>10,}  {count / total:>4.0%}  {bar}"
-        yield _row("confidence" if number == 0 else "", text).rstrip()
+        yield row("confidence" if number == 0 else "", text).rstrip()
 
 
 def _failures(groups: tuple[FailureGroup, ...]) -> Iterator[str]:
     for group in groups:
-        count = _counted(group.recordings, "recording")
-        yield _row("failed", f"{count}: {group.kind}, in {group.stage}")
+        count = counted(group.recordings, "recording")
+        yield row("failed", f"{count}: {group.kind}, in {group.stage}")
         for example in group.examples:
             # A message names its recording; one that does not is given the address.
             named = example.uri in example.message
             text = example.message if named else f"{example.uri}: {example.message}"
-            yield from _wrapped(text, bullet="- ")
-        yield from _wrapped(f"What to do: {advice(group)}.", bullet="")
-
-
-def _wrapped(text: str, *, bullet: str) -> Iterator[str]:
-    indent = " " * (_LABEL_WIDTH + 2)
-    yield from textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=indent + bullet,
-        subsequent_indent=indent + " " * len(bullet),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
-def advice(group: FailureGroup) -> str:
-    """Say what to do about a kind of failure."""
-    return _ADVICE.get(group.kind, _RETRY if group.retryable else _NO_RETRY)
+            yield from wrapped(text, bullet="- ")
+        yield from wrapped(f"What to do: {advice(group.kind, retryable=group.retryable)}.")
 
 
 def _balance(balance: Balance, *, finished: bool) -> Iterator[str]:
@@ -203,16 +145,16 @@ def _balance(balance: Balance, *, finished: bool) -> Iterator[str]:
             f"{balance.waiting:,} are waiting"
         )
     if problems:
-        yield _row("balance", "OFF")
+        yield row("balance", "OFF")
         for problem in problems:
-            yield from _wrapped(problem, bullet="- ")
+            yield from wrapped(problem, bullet="- ")
         return
     if balance.listed is None:
-        yield _row("balance", f"{balance.ended:,} ended exactly once; the listing is not known")
+        yield row("balance", f"{balance.ended:,} ended exactly once; the listing is not known")
     elif balance.ended == balance.listed:
-        yield _row("balance", f"all {balance.listed:,} listed files ended exactly once")
+        yield row("balance", f"all {balance.listed:,} listed files ended exactly once")
     else:
-        yield _row(
+        yield row(
             "balance",
             f"{balance.ended:,} of {balance.listed:,} listed files ended, each exactly once; "
             "run the same command again for the rest",

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 from corpus_asr.report.balance import Balance
-from corpus_asr.report.render import advice, as_data, duration, render
+from corpus_asr.report.render import as_data, render
 from corpus_asr.report.statistics import (
     FailureExample,
     FailureGroup,
@@ -12,6 +12,7 @@ from corpus_asr.report.statistics import (
     Report,
     Statistics,
 )
+from corpus_asr.report.text import duration
 
 SOUND = Balance(
     listed=100, ended=100, unfinished=0, waiting=0, unlisted=0, superseded_parts=0, problems=()
@@ -78,7 +79,7 @@ def test_a_full_report_says_everything_within_the_width() -> None:
         "de  16.7 h  17%   5 recordings     345 segments",
         "2 recordings: no_audio_stream, in extract",
         "s3://b/2.mp3: the store said no",
-        "What to do: running again will not help",
+        "What to do: these hold no sound: leave them out",
         "all 100 listed files ended exactly once",
     ):
         assert told in text
@@ -148,12 +149,6 @@ def test_a_finished_run_with_files_left_is_off() -> None:
     assert with_balance(balance).startswith("- the run finished, yet 1 recordings are only begun")
     broken = replace(SOUND, problems=("committed more than once: 1 part",))
     assert with_balance(broken) == "- committed more than once: 1 part"
-
-
-def test_advice_depends_on_the_kind_and_on_whether_a_retry_may_help() -> None:
-    assert "replace them" in advice(MISSING)
-    assert "trying again may help" in advice(replace(MISSING, kind="timeout", retryable=True))
-    assert "ffmpeg" in advice(replace(MISSING, kind="decoder_crashed"))
 
 
 def test_the_data_of_a_report_is_json() -> None:

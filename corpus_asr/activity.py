@@ -1,0 +1,154 @@
+"""What the workers of a run have been doing, as counts and seconds that add up.
+
+In: what each worker counted since it began. Out: sums over workers, and the shares and depths that
+follow from them. Plain values: knows no clock, no store and no Ray, so every layer may use it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+EXAMPLES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activity:
+    """Counts of one worker since it began, or their sums over workers; adds up."""
+
+    extract_alive_s: float = 0.0
+    """Time since an extract worker began."""
+    extract_s: float = 0.0
+    """Of it, waiting for its child process to read, decode and make features."""
+    extract_cpu_s: float = 0.0
+    """CPU time of that child; the rest of `extract_s` it waited, mostly for the store."""
+    hand_over_s: float = 0.0
+    """Time extracted parts waited for room in what comes next."""
+    fetch_retries: int = 0
+    """Requests of recordings that a store had to be asked again."""
+    parts_extracted: int = 0
+    load_s: float = 0.0
+    """Loading the model."""
+    transcribe_alive_s: float = 0.0
+    """Time since a transcribe worker's model was loaded."""
+    encode_s: float = 0.0
+    fill_s: float = 0.0
+    prefill_s: float = 0.0
+    step_s: float = 0.0
+    wait_s: float = 0.0
+    """These five: as in the engine's statistics."""
+    slots: int = 0
+    """Of one worker, the largest; the only count that does not add up."""
+    halvings: int = 0
+    steps: int = 0
+    slot_steps: int = 0
+    slot_room: int = 0
+    body_slot_steps: int = 0
+    body_slot_room: int = 0
+    windows: int = 0
+    tokens: int = 0
+    parts_begun: int = 0
+    """Parts handed to an engine, those that were without speech included."""
+    parts_transcribed: int = 0
+    """Of these, parts with a result."""
+    commits: int = 0
+    commit_s: float = 0.0
+    workers_replaced: int = 0
+    """Transcribe workers that were found unusable."""
+
+    def __add__(self, other: "Activity") -> "Activity":
+        sums = {name: getattr(self, name) + getattr(other, name) for name in _NAMES}
+        return Activity(**{**sums, "slots": max(self.slots, other.slots)})
+
+    @classmethod
+    def total(cls, activities: "Iterable[Activity]") -> "Activity":
+        """Add up any number of them."""
+        return sum(activities, cls())
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> Self:
+        """Return what JSON holds; counts of another version are left out, or 0."""
+        return cls(**{name: data[name] for name in _NAMES if name in data})
+
+    @property
+    def engine_s(self) -> float:
+        """Time the engines worked."""
+        return self.encode_s + self.fill_s + self.prefill_s + self.step_s + self.wait_s
+
+    @property
+    def engine_share(self) -> float | None:
+        """Share of the time with a loaded model in which the engines worked; None before."""
+        return _share(self.engine_s, self.transcribe_alive_s)
+
+    @property
+    def extract_share(self) -> float | None:
+        """Share of the extract workers' time in which they extracted; None without any."""
+        return _share(self.extract_s, self.extract_alive_s)
+
+    @property
+    def hand_over_share(self) -> float | None:
+        """Share of the extract workers' time in which finished parts were not taken."""
+        return _share(self.hand_over_s, self.extract_alive_s)
+
+    @property
+    def extract_cpu_share(self) -> float | None:
+        """Share of the time of extraction that was computing; the rest is mostly the store's."""
+        return _share(self.extract_cpu_s, self.extract_s)
+
+    @property
+    def occupancy(self) -> float | None:
+        """Mean share of the decoder slots in use; None before the first step."""
+        return _share(self.slot_steps, self.slot_room)
+
+    @property
+    def body_occupancy(self) -> float | None:
+        """The same while there was work for all slots."""
+        return _share(self.body_slot_steps, self.body_slot_room)
+
+    @property
+    def parts_ready(self) -> int:
+        """Extracted parts that wait for an engine."""
+        return max(0, self.parts_extracted - self.parts_begun)
+
+    @property
+    def parts_in_engines(self) -> int:
+        """Parts handed to an engine that have no result yet."""
+        return max(0, self.parts_begun - self.parts_transcribed)
+
+
+_NAMES = tuple(field.name for field in fields(Activity))
+
+
+def _share(part: float, whole: float) -> float | None:
+    return min(1.0, part / whole) if whole > 0 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureCount:
+    """How many recordings failed in one way."""
+
+    stage: str
+    kind: str
+    count: int
+    retryable: bool
+    examples: tuple[str, ...]
+    """Addresses of the first few, without credentials."""
+
+
+def merged(counts: Iterable[FailureCount]) -> tuple[FailureCount, ...]:
+    """Add up counts of the same stage and kind, the most frequent first."""
+    found: dict[tuple[str, str], FailureCount] = {}
+    for one in counts:
+        before = found.get((one.stage, one.kind))
+        found[one.stage, one.kind] = one if before is None else _both(before, one)
+    return tuple(sorted(found.values(), key=lambda one: (-one.count, one.stage, one.kind)))
+
+
+def _both(left: FailureCount, right: FailureCount) -> FailureCount:
+    examples = dict.fromkeys((*left.examples, *right.examples))
+    return FailureCount(
+        stage=left.stage,
+        kind=left.kind,
+        count=left.count + right.count,
+        retryable=left.retryable or right.retryable,
+        examples=tuple(examples)[:EXAMPLES],
+    )

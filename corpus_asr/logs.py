@@ -1,0 +1,175 @@
+"""Log lines with fields: for people as `event=... key=value`, for machines as one JSON object.
+
+In: an event's name and its fields, from any module. Out: lines on stderr once `configure` was
+called; before that, whatever the program around this package does with its logs. Knows nothing of
+what is logged; how secrets look is told by whoever configures it.
+"""
+
+import datetime
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Self, TextIO
+
+FORMAT_VARIABLE = "CORPUS_ASR_LOG_FORMAT"
+LEVEL_VARIABLE = "CORPUS_ASR_LOG_LEVEL"
+RUN_VARIABLE = "CORPUS_ASR_RUN_ID"
+
+_OWN_LOGGERS = ("corpus_asr", "pipelines")
+_FIELDS = "fields"  # the attribute of a record that holds what `event` was given
+
+Redact = Callable[[str], str]
+
+
+class LogFormat(StrEnum):
+    """How lines look."""
+
+    text = "text"
+    json = "json"
+
+
+class LogLevel(StrEnum):
+    """The least important lines that are shown."""
+
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """How a process logs; picklable, for workers."""
+
+    format: LogFormat = LogFormat.text
+    level: LogLevel = LogLevel.warning
+    run_id: str | None = None
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Return what this process was started with; what it does not know is the usual."""
+        found = cls(run_id=os.environ.get(RUN_VARIABLE) or None)
+        kind, level = os.environ.get(FORMAT_VARIABLE), os.environ.get(LEVEL_VARIABLE)
+        return cls(
+            format=LogFormat(kind) if kind in set(LogFormat) else found.format,
+            level=LogLevel(level) if level in set(LogLevel) else found.level,
+            run_id=found.run_id,
+        )
+
+    def export(self) -> None:
+        """Let processes that this one starts log alike."""
+        os.environ[FORMAT_VARIABLE] = self.format.value
+        os.environ[LEVEL_VARIABLE] = self.level.value
+        if self.run_id is not None:
+            os.environ[RUN_VARIABLE] = self.run_id
+
+
+def event(
+    logger: logging.Logger,
+    level: int,
+    name: str,
+    /,
+    *,
+    exc_info: BaseException | bool | None = None,
+    **fields: object,
+) -> None:
+    """Log that something happened, with what it happened to."""
+    if not logger.isEnabledFor(level):
+        return
+    told = {"event": name, **fields}
+    message = " ".join(f"{key}={_plain(value)}" for key, value in told.items())
+    logger.log(level, "%s", message, exc_info=exc_info, extra={_FIELDS: told}, stacklevel=2)
+
+
+def configure(settings: LogSettings, *, redact: Redact) -> None:
+    """Send this process's log to its stderr, and let its children do the same.
+
+    Args:
+        settings: how.
+        redact: hides credentials in a text; every line passes through it.
+    """
+    settings.export()
+    root = logging.getLogger()
+    for handler in [one for one in root.handlers if isinstance(one, _StderrHandler)]:
+        root.removeHandler(handler)
+    handler = _StderrHandler()
+    if settings.format is LogFormat.json:
+        handler.setFormatter(_JsonFormatter(settings.run_id, redact))
+    else:
+        handler.setFormatter(_TextFormatter(redact))
+    root.addHandler(handler)
+    for name in _OWN_LOGGERS:  # of libraries only warnings are of interest
+        logging.getLogger(name).setLevel(settings.level.upper())
+
+
+def speaks_json() -> bool:
+    """Tell whether stderr is to hold nothing but JSON."""
+    return LogSettings.from_environment().format is LogFormat.json
+
+
+def _plain(value: object) -> str:
+    text = str(value)
+    return text if text and text.isprintable() and not set(text) & set(" \"'=") else repr(text)
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is at the time: it may be replaced meanwhile."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        raise AttributeError("this handler always writes to stderr")
+
+
+class _TextFormatter(logging.Formatter):
+    def __init__(self, redact: Redact) -> None:
+        super().__init__("{asctime} {levelname} {name}: {message}", style="{")
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._redact(super().format(record))
+
+
+class _JsonFormatter(logging.Formatter):
+    def __init__(self, run_id: str | None, redact: Redact) -> None:
+        super().__init__()
+        self._run_id = run_id
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        line: dict[str, Any] = {
+            "time": when.isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+        }
+        told: dict[str, object] | None = getattr(record, _FIELDS, None)
+        line |= {"event": "log", "message": record.getMessage()} if told is None else told
+        if self._run_id is not None:
+            line.setdefault("run_id", self._run_id)
+        line["process"] = record.process
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps({key: self._safe(value) for key, value in line.items()})
+
+    def _safe(self, value: object) -> object:
+        if value is None or isinstance(value, bool | int):
+            return value
+        if isinstance(value, float):
+            return value if math.isfinite(value) else str(value)  # JSON knows no infinity
+        if isinstance(value, dict):
+            return {str(key): self._safe(one) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._safe(one) for one in value]
+        return self._redact(str(value))
