@@ -236,12 +236,13 @@ def test_of_many_thieves_exactly_one_wins(store: OutputStore) -> None:
 def test_a_store_that_ignores_conditions_still_has_one_winner(
     memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    store = OutputStore(memory)
+
     def create(uri: str, data: bytes, **_: object) -> bool:
         time.sleep(0.05)  # all have looked before any has written
         store.write_bytes(LOCK_NAME, data)
         return True
 
-    store = OutputStore(memory)
     monkeypatch.setattr(conditional, "create", create)
     assert len(race(store, 8)) == 1
 
