@@ -25,7 +25,7 @@ CONFIG = RunConfig.model_validate(
 
 
 def failed(name: str, index: int = 0, *, retryable: bool = True, **values: Any) -> dict[str, Any]:
-    kind = {"error_stage": "extract", "error_kind": "fetch", "retryable": retryable}
+    kind: dict[str, Any] = {"error_stage": "extract", "error_kind": "fetch", "retryable": retryable}
     return part(name, index, texts=None, status="failed", **(kind | values))
 
 
@@ -140,7 +140,7 @@ def test_the_first_success_counts_else_the_last_failure(history: list[str], toge
         commit(store, results(*batch))
     good = [number for number, what in enumerate(history) if what in ("ok", "no_speech")]
     expected = good[0] if good else len(history) - 1
-    again = {"a": []} if not good and history[-1] == "failed" else {}
+    again: dict[str, list[int]] = {"a": []} if not good and history[-1] == "failed" else {}
     assert left(store, "a", retry=Retry.retryable) == again
     for _ in range(2):
         done(store, "a")
