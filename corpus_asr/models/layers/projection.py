@@ -82,6 +82,11 @@ class Projection:
         if not self._packed:
             product = F.linear(hidden, self._weight, self._bias)
             return F.gelu(product) if after == "gelu" else product
+        if hidden.numel() == hidden.shape[-1]:
+            # oneDNN adds up a single row in another order than the rows of a batch, and what a
+            # row gives must not depend on the others.
+            two = hidden.reshape(1, -1).expand(2, -1)
+            return self._multiply(two, after)[:1].view(*hidden.shape[:-1], -1)
         fused: Tensor = _onednn()._linear_pointwise(
             hidden, self._weight, self._bias, after, [], "none"
         )

@@ -52,3 +52,14 @@ def test_fusing_leaves_the_maps_trainable() -> None:
     Projection([linear])
     linear(torch.randn(2, 4)).sum().backward()
     assert linear.weight.grad is not None
+
+
+def test_what_a_row_gives_does_not_depend_on_how_many_there_are() -> None:
+    linear = nn.Linear(2048, 512).to(torch.bfloat16)
+    projection = Projection([linear])
+    rows = torch.randn(20, 8, 2048, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    with torch.inference_mode():
+        for batch in rows:
+            together = projection(batch)
+            for number in range(1, 8):
+                assert torch.equal(projection(batch[:number]), together[:number])
