@@ -30,6 +30,7 @@ from corpus_asr.runtime.stopping import RunStoppedError, ended_by_sigterm
 from corpus_asr.threads import spin_briefly
 
 if TYPE_CHECKING:
+    from corpus_asr.config.choices import Choices
     from corpus_asr.config.load import Setting
     from corpus_asr.config.run import RunConfig
     from corpus_asr.runtime.summary import RunSummary
@@ -70,7 +71,9 @@ class Format(StrEnum):
 
 
 class _Pipeline(Protocol):
-    def run(self, config: "RunConfig", *, local: bool, progress: TextIO | None) -> "RunSummary":
+    def run(
+        self, config: "RunConfig", *, local: bool, progress: TextIO | None, choices: "Choices"
+    ) -> "RunSummary":
         """Do the job and return what came of it."""
 
 
@@ -100,8 +103,23 @@ def run(
     local: Annotated[
         bool, typer.Option("--local", help="Run in this process, without Ray.")
     ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Do again what failed and may go well now.")
+    ] = False,
+    retry_all_failed: Annotated[
+        bool, typer.Option("--retry-all-failed", help="Do again all that failed, hopeless or not.")
+    ] = False,
+    new_run: Annotated[
+        bool,
+        typer.Option("--new-run", help="First move results of other settings to OUTPUT/_earlier."),
+    ] = False,
+    steal_lock: Annotated[
+        bool,
+        typer.Option("--steal-lock", help="Take over a lock without a sign of life for 90 s."),
+    ] = False,
 ) -> None:
     """Transcribe a corpus, or continue where an earlier run stopped."""
+    from corpus_asr.config.choices import Choices, Retry
     from corpus_asr.config.load import load_config
 
     advice = "run the same command again to continue"
@@ -109,7 +127,11 @@ def run(
         settings = load_config(config, overrides or ())
         # Pipelines stand above the command line in the layers, so they are found by name.
         pipeline: _Pipeline = importlib.import_module(f"pipelines.{settings.pipeline}")
-        summary = pipeline.run(settings, local=local, progress=sys.stderr)
+        retry = Retry.retryable if retry_failed else Retry.none
+        choices = Choices(
+            steal_lock=steal_lock, new_run=new_run, retry=Retry.all if retry_all_failed else retry
+        )
+        summary = pipeline.run(settings, local=local, progress=sys.stderr, choices=choices)
         typer.echo(_summary_words(summary))
         allowed = settings.output.max_failed_fraction
         if summary.failed_fraction > allowed:

@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from corpus_asr import cli
+from corpus_asr.config.choices import CONTINUE, Choices, Retry
 from corpus_asr.config.load import load_config
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import (
@@ -59,9 +60,13 @@ class FakePipeline:
 
     outcome: RunSummary | BaseException = SUMMARY
     calls: list[tuple[RunConfig, bool]] = field(default_factory=list)
+    choices: list[Choices] = field(default_factory=list)
 
-    def run(self, config: RunConfig, *, local: bool, progress: object) -> RunSummary:
+    def run(
+        self, config: RunConfig, *, local: bool, progress: object, choices: Choices
+    ) -> RunSummary:
         self.calls.append((config, local))
+        self.choices.append(choices)
         if isinstance(self.outcome, BaseException):
             raise self.outcome
         return self.outcome
@@ -93,6 +98,23 @@ def segment(start_s: float, text: str, confidence: float = 0.9) -> Segment:
         temperature=0.0,
         speech_fraction=1.0,
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "choices"),
+    [
+        ((), CONTINUE),
+        (("--retry-failed",), Choices(retry=Retry.retryable)),
+        (("--retry-all-failed",), Choices(retry=Retry.all)),
+        (("--retry-failed", "--retry-all-failed"), Choices(retry=Retry.all)),
+        (("--new-run", "--steal-lock"), Choices(new_run=True, steal_lock=True)),
+    ],
+)
+def test_run_passes_on_what_is_chosen(
+    pipeline: FakePipeline, options: tuple[str, ...], choices: Choices
+) -> None:
+    assert call("run", DEMO, *options).exit_code == 0
+    assert pipeline.choices == [choices]
 
 
 class FakeTranscriber:
