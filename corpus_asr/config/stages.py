@@ -127,6 +127,11 @@ class OutputSettings(Settings):
         default=0.01, ge=0, le=1,
         description="Share of failed recordings above which the command exits with 1.",
     )  # fmt: skip
+    target_file_mb: float | None = Field(
+        default=128.0, gt=0,
+        description="A finished run merges small objects of its tables into files of about this "
+        "many MiB; null leaves them as they were written.",
+    )  # fmt: skip
 
 
 class ClusterSettings(Settings):

@@ -15,12 +15,14 @@ import pyarrow as pa
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.schemas import SCHEMA_VERSION
+from corpus_asr.storage.compaction import compact
 from corpus_asr.storage.ledger import RUN_NAME, SUCCESS_NAME, Ledger, Run, Settlement
 from corpus_asr.storage.plan import retire_plans
 from corpus_asr.storage.recordings import Totals, write_recordings
 from corpus_asr.storage.settlement import keep_only, remove_leftovers
 from corpus_asr.storage.tables import OutputStore
 from corpus_asr.storage.versions import code_versions, safe_config
+from corpus_asr.units import MEBIBYTE
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +59,10 @@ def finish(
     """Make the output folder exact and complete; may be repeated after being killed anywhere.
 
     Removes what lost (second commits of a part, rows of replaced recordings, outcomes whose
-    segments object is gone, orphans), writes the recordings
-    table and `run.json`. If nothing is left, older plans and what this one held of raw addresses
-    are removed, and `_SUCCESS` is written last. No writer of this run may be at work meanwhile.
+    segments object is gone, orphans), writes the recordings table and `run.json`. If nothing is
+    left, small objects are merged before that, and after it older plans and what this one held of
+    raw addresses are removed, and `_SUCCESS` is written last. No writer of this run may be at work
+    meanwhile.
 
     Args:
         store: the output folder.
@@ -77,6 +80,10 @@ def finish(
     store.remove(SUCCESS_NAME)
     settlement = Ledger.load(store).settle(listing)
     keep_only(store, settlement.keep)
+    # While something is left, more commits are to come, and their names tell when work was done.
+    target_mb = config.output.target_file_mb
+    if target_mb is not None and _left(settlement, num_listed) == 0:
+        compact(store, target_mb * MEBIBYTE)
     totals = write_recordings(
         store, complete_ids=settlement.complete_ids, listed_ids=settlement.listed_ids
     )
@@ -102,6 +109,10 @@ def finish(
         store.write_bytes(SUCCESS_NAME, b"")
     logger.info("finished run_id=%s listed=%d left=%d", run.run_id, counts.listed, counts.left)
     return counts
+
+
+def _left(settlement: Settlement, num_listed: int) -> int:
+    return max(num_listed, settlement.num_listed) - len(settlement.listed_ids)
 
 
 def _counts(settlement: Settlement, totals: Totals, num_listed: int) -> RunCounts:

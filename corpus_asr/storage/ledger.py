@@ -356,10 +356,7 @@ class Ledger:
         now_listed[self._code[listed]] = True
         return Settlement(
             num_listed=num_listed,
-            keep={
-                self._names[index]: self._mask(index, keep)
-                for index in np.unique(self._object[~keep]).tolist()
-            }
+            keep=self._masks(keep)
             | {name: np.zeros(count, dtype=bool) for name, count in self._lost.items()},
             complete_ids=self._ids.filter(pa.array(complete)),
             listed_ids=self._ids.filter(pa.array(complete & now_listed)),
@@ -376,12 +373,20 @@ class Ledger:
         same: np.ndarray = _same(etag, newest_etag) & _same(size, newest_size)
         return ~same
 
-    def _mask(self, index: int, keep: np.ndarray) -> np.ndarray:
-        """Return one object's part of `keep`, in the order of its rows."""
-        mine = np.flatnonzero(self._object == index)
-        mask = np.zeros(len(mine), dtype=bool)
-        mask[self._row[mine]] = keep[mine]
-        return mask
+    def _masks(self, keep: np.ndarray) -> dict[str, np.ndarray]:
+        """Return, of objects with rows not to keep, the part of `keep`, in the order of rows."""
+        in_order = np.lexsort((self._row, self._object))
+        objects = self._object[in_order]
+        losing = np.unique(self._object[~keep])
+        bounds = zip(
+            np.searchsorted(objects, losing, "left").tolist(),
+            np.searchsorted(objects, losing, "right").tolist(),
+            strict=True,
+        )
+        return {
+            self._names[index]: keep[in_order[start:stop]]
+            for index, (start, stop) in zip(losing.tolist(), bounds, strict=True)
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

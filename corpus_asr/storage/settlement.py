@@ -7,7 +7,7 @@ nothing of why a row lost.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -37,26 +37,78 @@ def keep_only(store: OutputStore, keep: Mapping[str, np.ndarray]) -> None:
         CorpusAsrError: a segments object does not hold what its commit says.
         FetchError: the store failed beyond its retries.
     """
-    for name in sorted(keep):
+    # One at a time: they may be large. Those that lost as a whole are not even read.
+    for name in sorted(name for name, mask in keep.items() if mask.any()):
         mask = keep[name]
         outcomes = store.read_table(name, OUTCOMES)
-        named = outcomes["segments_object"].unique().drop_null().to_pylist()
-        if mask.any():
-            segments = [store.read_table(segments_name, SEGMENTS) for segments_name in named]
-            segments_mask = np.repeat(mask, outcomes["segments_written"].to_numpy())
-            table = pa.concat_tables([SEGMENTS.empty_table(), *segments])
-            if len(table) != len(segments_mask):
-                raise CorpusAsrError(
-                    f"rewriting {shown(store.address(name))}: its segments object holds "
-                    f"{len(table)} rows, expected {len(segments_mask)} as the outcomes say; "
-                    "restore both, or remove both to have these recordings transcribed again"
-                )
-            store.write_commit(outcomes.filter(mask), table.filter(segments_mask))
-        # First the commit, then what it named: in between there is an orphan, no broken promise.
-        store.remove(name)
-        for segments_name in named:
-            store.remove(segments_name)
+        segments = claimed_segments(store, outcomes, name)
+        store.write_commit(outcomes.filter(mask), _filtered(segments, outcomes, mask))
         logger.info("settled object=%s kept=%d of=%d", name, int(mask.sum()), len(mask))
+    remove_commits(store, sorted(keep))
+
+
+def remove_commits(store: OutputStore, names: Iterable[str]) -> None:
+    """Remove outcomes objects, and the segments objects they name.
+
+    Raises:
+        FetchError: the store failed beyond its retries.
+    """
+    names = list(names)
+    if not names:
+        return
+    named = store.named_segments(names)
+    # First the commits, then what they named: in between there are orphans, no broken promises.
+    store.remove_all(names)
+    store.remove_all(named)
+    logger.info("removed commits=%d", len(names))
+
+
+def claimed_segments(store: OutputStore, outcomes: pa.Table, title: str) -> Iterator[pa.Table]:
+    """Yield the segments of outcomes rows, in their order, a bounded number at a time.
+
+    Args:
+        store: the output folder.
+        outcomes: OUTCOMES rows of whole objects.
+        title: names them in messages.
+
+    Raises:
+        CorpusAsrError: (while iterating) a segments object does not hold what the outcomes say.
+        FetchError: (while iterating) the store failed beyond its retries.
+    """
+    claims = outcomes.group_by("segments_object", use_threads=False).aggregate(
+        [("segments_written", "sum")]
+    )
+    claimed = dict(
+        zip(
+            claims["segments_object"].to_pylist(),
+            claims["segments_written_sum"].to_pylist(),
+            strict=True,
+        )
+    )
+    named = [name for name in claimed if name is not None]
+    found = dict.fromkeys(claimed, 0)
+    for name, table in store.read_tables(named, SEGMENTS):
+        found[name] += table.num_rows
+        yield table
+    for name, count in claimed.items():
+        if found[name] != count:
+            raise CorpusAsrError(
+                f"rewriting {shown(store.address(title))}: its segments object {name} holds "
+                f"{found[name]} rows, expected {count} as the outcomes say; restore both, or "
+                "remove both to have these recordings transcribed again"
+            )
+
+
+def _filtered(
+    segments: Iterable[pa.Table], outcomes: pa.Table, mask: np.ndarray
+) -> Iterator[pa.Table]:
+    rows = np.repeat(mask, outcomes["segments_written"].to_numpy())
+    start = 0
+    for table in segments:
+        chosen = rows[start : start + table.num_rows]
+        start += table.num_rows
+        # Rows beyond those claimed are refused at the end; they have no place in the mask.
+        yield table.slice(0, len(chosen)).filter(chosen)
 
 
 def remove_leftovers(store: OutputStore) -> None:

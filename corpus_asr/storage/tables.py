@@ -10,10 +10,11 @@ import io
 import json
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -30,6 +31,7 @@ SEGMENTS_FOLDER, OUTCOMES_FOLDER, RECORDINGS_FOLDER = "segments", "outcomes", "r
 SUFFIX = ".parquet"
 ROW_GROUP_ROWS = 50_000
 BATCH_ROWS = 65_536
+READ_AHEAD_ROWS = 16_384
 READERS = 8  # commits are many small objects: reading them is waiting for the store
 
 
@@ -49,15 +51,23 @@ class CommittedBatch:
     rows: pa.RecordBatch
 
 
-def unique_stem() -> str:
-    """Return a name no other commit has; names sort by the time they were made."""
-    return f"{time.time_ns():020d}-{uuid.uuid4().hex[:12]}"
+def unique_stem(time_ns: int | None = None) -> str:
+    """Return a name no other commit has; names sort by the time they were made, or by this one."""
+    return f"{time.time_ns() if time_ns is None else time_ns:020d}-{uuid.uuid4().hex[:12]}"
 
 
-def encode_parquet(table: pa.Table) -> bytes:
-    """Return a table as one zstd Parquet object."""
+def stem_before(name: str) -> str:
+    """Return a unique stem that sorts before an object's; both stand for the same time."""
+    time_ns = name.rpartition("/")[2].partition("-")[0]
+    return unique_stem(max(0, int(time_ns) - 1) if time_ns.isdecimal() else 0)
+
+
+def encode_parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> bytes:
+    """Return rows as one zstd Parquet object; only what is encoded is held as a whole."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
     return sink.getvalue()
 
 
@@ -153,16 +163,19 @@ class OutputStore:
         results = without_credentials(results)
         return self.write_commit(
             outcomes_of(results, run_id=run_id),
-            segments_of(results, run_id=run_id, model=public(model), model_revision=model_revision),
-        )
+            [segments_of(results, run_id=run_id, model=public(model),
+                         model_revision=model_revision)],
+        )  # fmt: skip
 
-    def write_commit(self, outcomes: pa.Table, segments: pa.Table) -> Commit:
+    def write_commit(
+        self, outcomes: pa.Table, segments: Iterable[pa.Table], *, stem: str | None = None
+    ) -> Commit:
         """Write outcomes rows and their segments rows, which stand in the same order."""
-        stem = unique_stem()
+        stem = stem or unique_stem()
         segments_name = None
-        if segments.num_rows:
+        if pc.sum(outcomes["segments_written"]).as_py():
             segments_name = f"{SEGMENTS_FOLDER}/{stem}{SUFFIX}"
-            self.write_table(segments_name, segments)
+            self.write_bytes(segments_name, encode_parquet(SEGMENTS, segments))
         named = pa.repeat(pa.scalar(segments_name, pa.string()), outcomes.num_rows)
         position = OUTCOMES.get_field_index("segments_object")
         outcomes = outcomes.set_column(position, OUTCOMES.field(position), named)
@@ -186,14 +199,16 @@ class OutputStore:
         """
         names = self.names(OUTCOMES_FOLDER) if names is None else names
         schema = _projected(OUTCOMES, columns)
-        for name, table in self._read_ahead(names, schema):
+        for name, table in self.read_tables(names, schema):
             for rows in table.to_batches():
                 yield CommittedBatch(name, rows)
 
-    def segments(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield segments rows of committed objects; orphans are left out."""
+    def segments(
+        self, columns: Sequence[str] | None = None, outcomes_names: Iterable[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the segments rows that outcomes objects name, all or these; orphans never."""
         schema = _projected(SEGMENTS, columns)
-        for _, table in self._read_ahead(self.named_segments(), schema):
+        for _, table in self.read_tables(self.named_segments(outcomes_names), schema):
             yield from table.to_batches()
 
     def recordings(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -203,30 +218,45 @@ class OutputStore:
             for rows in self.batches(name, columns=schema.names):
                 yield from conform(rows, schema).to_batches()
 
-    def named_segments(self) -> list[str]:
+    def named_segments(self, outcomes_names: Iterable[str] | None = None) -> list[str]:
         """Return the names of the segments objects that outcomes name, in commit order."""
         named: dict[str, None] = {}
-        for batch in self.committed(["segments_object"]):
+        for batch in self.committed(["segments_object"], outcomes_names):
             named.update(dict.fromkeys(batch.rows.column(0).unique().drop_null().to_pylist()))
         return list(named)
 
-    def _read_ahead(
+    def read_tables(
         self, names: Iterable[str], schema: pa.Schema
     ) -> Iterator[tuple[str, pa.Table]]:
-        """Read objects whole, a few at a time, in the order given."""
+        """Yield the rows of many objects, in the order given, a bounded number at a time.
+
+        Of a few objects that are still to come the beginning is read ahead: all of a small one.
+
+        Raises:
+            FetchError: an object cannot be read.
+            CorpusAsrError: an object is no Parquet file.
+        """
         waiting = iter(names)
         with ThreadPoolExecutor(READERS, thread_name_prefix="read-tables") as pool:
-            reads = [(name, pool.submit(self.read_table, name, schema))
-                     for name in islice(waiting, READERS)]  # fmt: skip
+            begun = deque((name, pool.submit(self._begin, name, schema))
+                          for name in islice(waiting, READERS))  # fmt: skip
             try:
-                while reads:
-                    name, read = reads.pop(0)
-                    yield name, read.result()
+                while begun:
+                    name, beginning = begun.popleft()
                     following = next(waiting, None)
                     if following is not None:
-                        reads.append((following, pool.submit(self.read_table, following, schema)))
+                        begun.append((following, pool.submit(self._begin, following, schema)))
+                    first, others = beginning.result()
+                    for rows in chain(first, others):
+                        yield name, conform(rows, schema)
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+
+    def _begin(
+        self, name: str, schema: pa.Schema
+    ) -> tuple[list[pa.RecordBatch], Iterator[pa.RecordBatch]]:
+        batches = self.batches(name, columns=schema.names, batch_rows=READ_AHEAD_ROWS)
+        return list(islice(batches, 1)), batches
 
     def address(self, name: str) -> str:
         """Return the address of an object of this folder."""
@@ -234,19 +264,27 @@ class OutputStore:
 
     def names(self, folder: str) -> list[str]:
         """Return the names of a folder's Parquet objects, sorted."""
-        return sorted(name for name in self.all_names(folder) if _is_table(name))
+        return sorted(self.sizes(folder))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the bytes of a folder's Parquet objects, by name; 0 where not known."""
+        return {name: size or 0 for name, size in self._objects(folder) if _is_table(name)}
 
     def all_names(self, folder: str) -> Iterator[str]:
         """Yield the names of everything below a folder of the output."""
+        for name, _ in self._objects(folder):
+            yield name
+
+    def _objects(self, folder: str) -> Iterator[tuple[str, int | None]]:
         base = self.address("")
         pages = filesystem.list_pages(self.address(folder) + "/", endpoint_url=self.endpoint_url)
         for page in pages:
-            for uri in page.uris:
-                yield uri.removeprefix(base)
+            for uri, size in zip(page.uris, page.sizes, strict=True):
+                yield uri.removeprefix(base), size
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Put a table as one object."""
-        self.write_bytes(name, encode_parquet(table))
+        self.write_bytes(name, encode_parquet(table.schema, [table]))
 
     def read_table(self, name: str, schema: pa.Schema) -> pa.Table:
         """Return an object's columns of `schema`, in exactly that schema."""
@@ -305,6 +343,12 @@ class OutputStore:
     def remove(self, name: str) -> None:
         """Remove an object; one that is gone already is as good."""
         filesystem.remove(self.address(name), endpoint_url=self.endpoint_url)
+
+    def remove_all(self, names: Iterable[str]) -> None:
+        """Remove objects, several at a time: each is a request that waits for the store."""
+        with ThreadPoolExecutor(READERS, thread_name_prefix="remove-tables") as pool:
+            for _ in pool.map(self.remove, names):
+                pass
 
 
 def _is_table(name: str) -> bool:

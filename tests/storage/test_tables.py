@@ -243,4 +243,4 @@ def test_leftovers_of_killed_writes_are_no_tables(tmp_path: Path) -> None:
 
 def test_encoded_tables_round_trip() -> None:
     table = results(part("a", 0, texts=["x"]))
-    assert pq.read_table(io.BytesIO(tables.encode_parquet(table))).equals(table)
+    assert pq.read_table(io.BytesIO(tables.encode_parquet(table.schema, [table]))).equals(table)
