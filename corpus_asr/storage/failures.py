@@ -7,24 +7,27 @@ particular store: each translates its library's exceptions itself.
 import errno
 import logging
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from corpus_asr.errors import FetchError
+from corpus_asr.logs import event
 from corpus_asr.storage.addresses import shown, without_secrets
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-NOT_FOUND, ACCESS_DENIED, TIMEOUT, CHANGED, FETCH, UNSUPPORTED_SCHEME = (
+NOT_FOUND, ACCESS_DENIED, TIMEOUT, CHANGED, FETCH, UNSUPPORTED_SCHEME, REFUSED_HOST = (
     "not_found",
     "access_denied",
     "timeout",
     "changed",
     "fetch",
     "unsupported_scheme",
+    "refused_host",
 )
 _ADVICE = {
     NOT_FOUND: "check the address, or take it out of the source",
@@ -32,9 +35,11 @@ _ADVICE = {
     TIMEOUT: "check the network, then try again",
     CHANGED: "try again once nothing writes to it any more",
     FETCH: "check the store, then try again",
+    REFUSED_HOST: "list the host in source.allow_hosts if it is to be asked",
 }
 _EXPIRED_ADVICE = "the credentials expired: renew the credentials, then try again"
-_PERMANENT = {NOT_FOUND, ACCESS_DENIED}
+FEW_ATTEMPTS = 3  # where the next answer is another at once, or not for a long time
+_PERMANENT = {NOT_FOUND, ACCESS_DENIED, REFUSED_HOST}
 _TRANSIENT_ERRNO = {
     errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET,
     errno.EHOSTUNREACH, errno.EINTR, errno.EIO, errno.ENETUNREACH, errno.EPIPE, errno.ESTALE,
@@ -51,6 +56,7 @@ class StoreError(Exception):
         transient: whether trying again at once may help.
         retry_after_s: how long the store asked us to wait.
         expired: whether access is denied only because credentials are too old.
+        attempts: if given, no more than so many failures of such kinds are worth bearing.
     """
 
     def __init__(
@@ -61,19 +67,24 @@ class StoreError(Exception):
         transient: bool = False,
         retry_after_s: float = 0.0,
         expired: bool = False,
+        attempts: int | None = None,
     ) -> None:
         super().__init__(found)
         self.kind = kind
         self.transient = transient
         self.retry_after_s = retry_after_s
         self.expired = expired
+        self.attempts = attempts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
     """How often and how patiently a store is asked."""
 
-    attempts: int = 5
+    attempts: int = 10
+    """Of requests that a store refuses one in five of, one in ten million fails so often."""
+    patience_s: float = 180.0
+    """Once so much time has passed there is no further attempt, however few there were."""
     first_wait_s: float = 0.25
     """Doubled after each attempt, then shortened at random so that workers do not march in step."""
     longest_wait_s: float = 20.0
@@ -88,6 +99,12 @@ class RetryPolicy:
 
 
 DEFAULT_POLICY = RetryPolicy()
+_retries_of_threads: dict[int, int] = {}  # each thread counts in a place of its own: no lock
+
+
+def retries_so_far() -> int:
+    """Return how often this process has asked a store again."""
+    return sum(_retries_of_threads.copy().values())
 
 
 def persist(
@@ -98,16 +115,22 @@ def persist(
     Raises:
         FetchError: it failed for good, or once more than the policy allows.
     """
+    started, few = time.monotonic(), 0
     for failures in range(1, policy.attempts + 1):
         try:
             return operation()
         except StoreError as error:
-            if not error.transient or failures == policy.attempts:
-                raise fetch_error(doing, uri, error, attempts=failures) from error
             wait_s = policy.wait_s(failures, at_least_s=error.retry_after_s)
-            logger.info(
-                "retry doing=%s uri=%s failures=%d wait_s=%.2f found=%s",
-                doing, shown(uri), failures, wait_s, error,
+            late = time.monotonic() + wait_s - started > policy.patience_s
+            few += error.attempts is not None
+            enough = failures == policy.attempts or few == error.attempts
+            if not error.transient or enough or late:
+                raise fetch_error(doing, uri, error, attempts=failures) from error
+            thread = threading.get_ident()
+            _retries_of_threads[thread] = _retries_of_threads.get(thread, 0) + 1
+            event(
+                logger, logging.INFO, "retry", doing=doing, uri=shown(uri), failures=failures,
+                wait_s=round(wait_s, 2), found=without_secrets(str(error)),
             )  # fmt: skip
             time.sleep(wait_s)
     raise AssertionError("a policy allows at least one attempt")
@@ -137,6 +160,11 @@ def from_os_error(error: OSError) -> StoreError:
     return StoreError(FETCH, f"the store failed ({reason})", transient=transient)
 
 
+def asked_wait_s(retry_after: str | None) -> float:
+    """Return the seconds of a Retry-After header; 0 where it is missing or a date."""
+    return float(retry_after) if retry_after and retry_after.isdecimal() else 0.0
+
+
 def from_status(status: int, reason: str, *, retry_after: str | None = None) -> StoreError:
     """Translate an HTTP status that is no success."""
     found = f"the store answered {status} {reason}".rstrip()
@@ -148,6 +176,6 @@ def from_status(status: int, reason: str, *, retry_after: str | None = None) -> 
         return StoreError(TIMEOUT, found, transient=True)
     if status == 412:
         return StoreError(CHANGED, f"{found}: the object changed while it was read")
-    wait_s = float(retry_after) if retry_after and retry_after.isdecimal() else 0.0
+    wait_s = asked_wait_s(retry_after)
     return StoreError(FETCH, found, transient=status in (425, 429) or status >= 500,
                       retry_after_s=wait_s)  # fmt: skip

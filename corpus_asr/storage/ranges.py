@@ -15,6 +15,7 @@ from typing import IO, Any, Protocol, TypeVar
 from corpus_asr.storage.failures import (
     CHANGED,
     FETCH,
+    FEW_ATTEMPTS,
     RetryPolicy,
     StoreError,
     persist,
@@ -129,7 +130,8 @@ class RangeFile(io.RawIOBase):
         ):
             if before is not None and now is not None and before != now:
                 found = f"the object changed while it was read ({name} {before}, now {now})"
-                raise StoreError(CHANGED, found)
+                # A replica that lags behind answers like this, too: asked again, another may not.
+                raise StoreError(CHANGED, found, transient=True, attempts=FEW_ATTEMPTS)
 
     def _block(self, index: int) -> bytes:
         if index not in self._blocks:

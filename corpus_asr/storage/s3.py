@@ -12,15 +12,18 @@ from typing import IO, Any, TypeVar
 
 import s3fs
 from botocore import exceptions
+from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
 
 from corpus_asr.storage.failures import (
     ACCESS_DENIED,
     FETCH,
+    FEW_ATTEMPTS,
     NOT_FOUND,
     TIMEOUT,
     RetryPolicy,
     StoreError,
+    asked_wait_s,
     from_os_error,
     from_status,
     persist,
@@ -58,12 +61,21 @@ def _from_client_error(error: exceptions.ClientError) -> StoreError:
         return StoreError(NOT_FOUND, f"not found ({code})")
     # Presigned requests and other stores say it in words only.
     if code in _EXPIRED or (status in (401, 403) and "expired" in told.lower()):
-        return StoreError(ACCESS_DENIED, f"access denied ({status} {code})", expired=True)
+        return _expired(f"{status} {code}")
     if code in _DENIED:
         return StoreError(ACCESS_DENIED, f"access denied ({code})")
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    asked_for = headers.get("retry-after")
     if code in _BUSY:
-        return StoreError(FETCH, f"the store answered {status} {code}", transient=True)
-    return from_status(status, code)
+        return StoreError(FETCH, f"the store answered {status} {code}", transient=True,
+                          retry_after_s=asked_wait_s(asked_for))  # fmt: skip
+    return from_status(status, code, retry_after=asked_for)
+
+
+def _expired(told: str) -> StoreError:
+    # Asked again with what profile, role or environment hold by then.
+    return StoreError(ACCESS_DENIED, f"access denied ({told})", expired=True, transient=True,
+                      attempts=FEW_ATTEMPTS)  # fmt: skip
 
 
 def _translate(error: Exception) -> StoreError:
@@ -72,7 +84,7 @@ def _translate(error: Exception) -> StoreError:
     if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
         return StoreError(ACCESS_DENIED, "no credentials found in environment, profile or role")
     if isinstance(error, exceptions.UnauthorizedSSOTokenError):
-        return StoreError(ACCESS_DENIED, "access denied (single sign-on)", expired=True)
+        return _expired("single sign-on")
     if isinstance(
         error,
         TimeoutError
@@ -83,6 +95,8 @@ def _translate(error: Exception) -> StoreError:
         return StoreError(TIMEOUT, "no answer within the time limit", transient=True)
     if isinstance(error, exceptions.HTTPClientError | exceptions.IncompleteReadError):
         return StoreError(FETCH, f"the connection failed ({error})", transient=True)
+    if isinstance(error, ResponseParserError):  # the page of a proxy, or half an answer
+        return StoreError(FETCH, "the store's answer is no valid XML", transient=True)
     if isinstance(error, exceptions.ParamValidationError):
         return StoreError(NOT_FOUND, f"no possible name of an object ({error})")
     if isinstance(error, OSError):
@@ -115,6 +129,7 @@ class S3Store:
 
     def __init__(self, endpoint_url: str | None, policy: RetryPolicy) -> None:
         self._policy = policy
+        self._renew = False
         self.filesystem = s3fs.S3FileSystem(
             endpoint_url=endpoint_url, config_kwargs=dict(CLIENT_OPTIONS),
             use_listings_cache=False, skip_instance_cache=True,
@@ -123,7 +138,8 @@ class S3Store:
     def _run(self, call: Callable[[Any], Awaitable[T]]) -> T:
         async def limited() -> T:
             # Making a client reads files and asks for credentials: not part of a request's time.
-            client = await self.filesystem.set_session()
+            client = await self.filesystem.set_session(refresh=self._renew)
+            self._renew = False
             return await asyncio.wait_for(call(client), self._policy.request_timeout_s)
 
         try:
@@ -131,7 +147,9 @@ class S3Store:
         except StoreError:
             raise
         except Exception as error:
-            raise _translate(error) from error
+            failure = _translate(error)
+            self._renew = self._renew or failure.expired
+            raise failure from error
         return result
 
     def info(self, uri: str) -> ObjectInfo:

@@ -1,0 +1,194 @@
+"""A store that throttles, resets, cuts short and forgets: what comes through is exact."""
+
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pytest
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.config.stages import SourceSettings
+from corpus_asr.errors import FetchError
+from corpus_asr.storage import filesystem, ranges
+from corpus_asr.storage import s3 as s3_module
+from corpus_asr.storage.failures import RetryPolicy
+from corpus_asr.storage.filesystem import list_objects, open_binary, read_bytes, write_atomic
+from corpus_asr.storage.finish import finish
+from corpus_asr.storage.ledger import SUCCESS_NAME, begin_run
+from corpus_asr.storage.listing import list_files
+from corpus_asr.storage.plan import make_plan, read_listing, read_packs
+from corpus_asr.storage.tables import OutputStore
+from tests.support.commits import commit, part, results
+from tests.support.faulty_store import BAD_NIGHT, FaultyStore, faulty_store
+from tests.support.stores import S3Server
+
+# Far more often than on any real night; but each renewal of credentials takes a moment.
+TERRIBLE = {fault: 2 * rate for fault, rate in BAD_NIGHT.items() if fault != "expired"}
+NUM_FILES = 8
+
+
+@pytest.fixture
+def faulty(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
+    """A store without faults yet, and a client that hardly waits between attempts."""
+    monkeypatch.setattr(RetryPolicy, "wait_s", lambda *args, **options: 0.002)
+    with faulty_store(s3.endpoint_url, {}, seed=7, max_in_a_row=2) as store:
+        store.slow_s = 0.01
+        yield store
+
+
+def job(faulty: FaultyStore, bucket: str) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "source": {"uri": f"s3://{bucket}/in", "endpoint_url": faulty.endpoint_url},
+            "model": {"checkpoint": "model"},
+            "output": {"uri": f"s3://{bucket}/out", "endpoint_url": faulty.endpoint_url},
+        }
+    )
+
+
+def test_plan_fetch_commit_and_finish_end_exact(
+    faulty: FaultyStore, s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_module, "PAGE_KEYS", 5)
+    monkeypatch.setattr(ranges, "BLOCK_BYTES", 3000)
+    content = {
+        s3.put(bucket, f"in/{number:02d}.mp3", bytes([number]) * 10_000)
+        for number in range(NUM_FILES)
+    }
+    faulty.rates = TERRIBLE
+    config = job(faulty, bucket)
+    store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
+    plan = make_plan(config, store, model_revision="revision")
+    run = begin_run(store, config, "fingerprint")
+
+    def transcribe(pack: pa.Table) -> None:
+        for file in pack["files"].to_pylist()[0]:
+            with open_binary(file["uri"], endpoint_url=faulty.endpoint_url) as opened:
+                text = f"{opened.read()[5000]} of {file['uri']}"
+            row = part("", 0, texts=[text], uri=file["uri"], etag=file["etag"])
+            row["size_bytes"] = file["size_bytes"]
+            commit(store, results(row))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(transcribe, read_packs(store, plan)))
+    counts = finish(store, run, config, model_revision="revision", num_listed=plan.num_files,
+                    listing=read_listing(store, plan), plan_name=plan.name)  # fmt: skip
+    faulty.rates = {}
+    assert (counts.listed, counts.ok, counts.left, counts.segments) == (8, 8, 0, 8)
+    assert store.exists(SUCCESS_NAME)
+    said = [row["text"] for batch in store.segments() for row in batch.to_pylist()]
+    assert sorted(said) == sorted(f"{int(uri[-6:-4])} of {uri}" for uri in content)
+    rows = [row for batch in store.recordings() for row in batch.to_pylist()]
+    assert sorted(row["uri"] for row in rows) == sorted(content)
+    assert {"slow_down", "too_many", "truncated", "reset", "lost_answer"} <= set(faulty.injected)
+
+
+@pytest.mark.parametrize("fault", ["slow_down", "lost_answer", "truncated", "no_xml"])
+def test_lists_reads_and_writes_survive_each_fault(
+    faulty: FaultyStore, s3: S3Server, bucket: str, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_module, "PAGE_KEYS", 1)
+    monkeypatch.setattr(ranges, "BLOCK_BYTES", 2000)
+    data = bytes(range(250)) * 20
+    faulty.rates = {fault: 0.6}
+    uris = [f"s3://{bucket}/folder/{number}" for number in range(3)]
+    write_atomic(uris[0], data, endpoint_url=faulty.endpoint_url)
+    assert read_bytes(uris[0], endpoint_url=faulty.endpoint_url) == data
+    filesystem.move(uris[0], uris[1], endpoint_url=faulty.endpoint_url)
+    write_atomic(uris[2], data, endpoint_url=s3.endpoint_url)
+    source = SourceSettings(uri=(f"s3://{bucket}/folder",), endpoint_url=faulty.endpoint_url)
+    assert [u for batch in list_files(source) for u in batch["uri"].to_pylist()] == uris[1:]
+    filesystem.remove(uris[1], endpoint_url=faulty.endpoint_url)
+    found = list_objects(f"s3://{bucket}/folder", endpoint_url=s3.endpoint_url)
+    assert [place[0] for place in found] == uris[2:]
+    assert faulty.injected[fault]
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "retryable", "attempts"),
+    [
+        ("slow_down", "fetch", True, 10),
+        ("too_many", "fetch", True, 10),
+        ("internal", "fetch", True, 10),
+        ("reset", "fetch", True, 10),
+        ("truncated", "fetch", True, 10),
+        ("expired", "access_denied", True, 3),
+        ("denied", "access_denied", False, 1),
+    ],
+)
+def test_a_lasting_fault_ends_after_a_bounded_number_of_attempts(
+    faulty: FaultyStore,
+    s3: S3Server,
+    bucket: str,
+    fault: str,
+    kind: str,
+    retryable: bool,
+    attempts: int,
+) -> None:
+    uri = s3.put(bucket, "a.mp3", b"sound" * 100)
+    faulty.rates, faulty.max_in_a_row = {fault: 1.0}, None
+    with pytest.raises(FetchError) as caught:
+        open_binary(uri, endpoint_url=faulty.endpoint_url)
+    assert (caught.value.kind, caught.value.retryable) == (kind, retryable)
+    # The HTTP library asks a second time where a connection that was used before breaks.
+    assert attempts <= faulty.requests <= 2 * attempts
+    assert f"({attempts} attempts)" in str(caught.value) or attempts == 1
+
+
+def test_no_attempt_is_made_when_patience_is_over(faulty: FaultyStore, bucket: str) -> None:
+    faulty.rates, faulty.max_in_a_row = {"slow_down": 1.0}, None
+    policy = RetryPolicy(attempts=50, patience_s=0.0)
+    with pytest.raises(FetchError, match="503 SlowDown; check the store"):
+        open_binary(f"s3://{bucket}/a", endpoint_url=faulty.endpoint_url, policy=policy)
+    assert faulty.requests == 1
+
+
+def test_an_object_replaced_between_two_ranges_is_a_retryable_failure(
+    faulty: FaultyStore, s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(filesystem, "READ_BUFFER_BYTES", 10)
+    uri = f"s3://{bucket}/a.mp3"
+    write_atomic(uri, b"1" * 5000, endpoint_url=s3.endpoint_url)
+    with open_binary(uri, endpoint_url=faulty.endpoint_url) as file:
+        assert file.read(500) == b"1" * 500
+        write_atomic(uri, b"2" * 5000, endpoint_url=s3.endpoint_url)
+        with pytest.raises(FetchError, match=r"changed while it was read .*3 attempts") as caught:
+            file.read()
+    assert (caught.value.kind, caught.value.retryable) == ("changed", True)
+
+
+def test_a_replica_that_lags_behind_for_one_answer_does_no_harm(
+    faulty: FaultyStore, s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges, "BLOCK_BYTES", 1000)
+    data = bytes(range(250)) * 20
+    uri = s3.put(bucket, "a.mp3", data)
+    with open_binary(uri, endpoint_url=faulty.endpoint_url) as file:
+        faulty.rates = {"changed": 0.5}
+        assert file.read() == data
+    assert faulty.injected["changed"]
+
+
+def test_expired_credentials_are_read_anew(
+    faulty: FaultyStore, s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = s3.put(bucket, "a.mp3", b"sound")
+    store = filesystem.store_for(uri, endpoint_url=faulty.endpoint_url)
+    assert isinstance(store, s3_module.S3Store)
+    read_bytes(uri, endpoint_url=faulty.endpoint_url)
+    before = store.filesystem.session
+    faulty.rates, faulty.max_in_a_row = {"expired": 1.0}, 1
+    assert read_bytes(uri, endpoint_url=faulty.endpoint_url) == b"sound"
+    assert store.filesystem.session is not before
+
+
+def test_the_same_seed_draws_the_same_faults() -> None:
+    def drawn(seed: int) -> list[str | None]:
+        store = FaultyStore("", "", dict(BAD_NIGHT), seed)
+        return [store.draw(("GET", "/a", ""), frozenset(BAD_NIGHT)) for _ in range(300)]
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    faults = [fault for fault, _ in itertools.groupby(sorted(filter(None, drawn(1))))]
+    assert set(faults) == set(BAD_NIGHT)
