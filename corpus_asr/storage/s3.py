@@ -244,7 +244,7 @@ class S3Store:
             status = _status_of(error)
             if status == 501:
                 raise _NoConditionsError from error
-            if status in (404, 412):
+            if status == 412 or (status == 404 and "IfMatch" in condition):
                 return False
             if status == 409:  # another conditional put at the same moment
                 raise StoreError(FETCH, str(error), transient=True) from error
