@@ -284,7 +284,9 @@ class Ledger:
         due = np.bincount(files[again], minlength=batch.num_rows) > 0
         rows, files = rows[~again], files[~again]
         left = np.flatnonzero(due | ~self._covered(rows, files, batch.num_rows))
-        half = np.isin(files, left)
+        # A failure that ended an incomplete recording may come again, and has to find its place free.
+        ended = self._failed[rows] & self._last[rows]
+        half = np.isin(files, left) & ~ended
         lengths = np.bincount(files[half], minlength=batch.num_rows)[left]
         offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
         parts = pa.ListArray.from_arrays(pa.array(offsets), pa.array(self._part[rows[half]]))

@@ -4,14 +4,8 @@ import pytest
 import ray
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.runtime.cluster import (
-    MIN_LOGICAL_CPUS,
-    Board,
-    Cluster,
-    connected,
-    local_machine,
-    start_board,
-)
+from corpus_asr.runtime.board import MAX_REPLACEMENTS, Board, start_board
+from corpus_asr.runtime.cluster import MIN_LOGICAL_CPUS, Cluster, connected, local_machine
 from corpus_asr.runtime.progress import Tally
 
 
@@ -24,6 +18,23 @@ def test_a_board_adds_up_and_remembers_what_was_begun():
     board.begin([("a", 0)])
     board.end([("b", 0), ("never begun", 0)])
     assert board.unfinished([("a", 0), ("b", 0), ("c", 0)]) == [2, 0, 0]
+
+
+def test_workers_are_replaced_as_long_as_parts_are_finished():
+    board = Board()
+    assert all(board.replace("device lost") for _ in range(MAX_REPLACEMENTS))
+    assert not board.replace("device lost")
+    board.end([("a", 0)])
+    assert board.replace("again")
+    assert board.take_replaced() == ["device lost"] * MAX_REPLACEMENTS + ["again"]
+    assert board.take_replaced() == []
+
+
+def test_the_wish_to_stop_is_passed_on():
+    board = Board()
+    assert not board.stopping()
+    board.stop()
+    assert board.stopping()
 
 
 def test_this_machine_gets_enough_logical_cpus_not_to_wait_for_itself():

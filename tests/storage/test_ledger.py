@@ -73,6 +73,14 @@ def test_covered_recordings_are_dropped_and_half_done_ones_keep_their_parts(memo
     assert left(store, batch) == {"half": [0, 2], "new": [], "gap": [0, 2]}
 
 
+def test_a_failure_that_came_before_the_parts_in_front_of_it_may_come_again(memory: str) -> None:
+    # The run was killed while the part before the failure was being transcribed.
+    store = OutputStore(memory)
+    commit(store, results(part("a", 1, texts=None, status="failed")))
+    commit(store, results(part("b", 1, texts=None, status="failed", last=False)))
+    assert left(store, files("a", "b")) == {"a": [], "b": [1]}
+
+
 def test_parts_beyond_a_failed_end_do_not_uncover_a_recording(memory: str) -> None:
     store = OutputStore(memory)
     commit(store, results(part("a", 0, texts=["x"], last=False)))
