@@ -28,8 +28,8 @@ from corpus_asr.storage.tables import OutputStore
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = "_run/lock.json"
-# A heartbeat that is late is better than one that is stuck.
-BEAT_POLICY = RetryPolicy(attempts=2, request_timeout_s=10.0)
+# A heartbeat that is left out is better than one that is stuck, and so is the end of a run.
+BEAT_POLICY = RetryPolicy(attempts=6, patience_s=10.0, longest_wait_s=2.0, request_timeout_s=10.0)
 _ATTEMPTS = 5  # to get hold of a lock that changes hands while we look
 
 
