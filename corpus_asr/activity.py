@@ -45,6 +45,8 @@ class Activity:
     body_slot_steps: int = 0
     body_slot_room: int = 0
     windows: int = 0
+    encoder_batches: int = 0
+    refills: int = 0
     tokens: int = 0
     parts_begun: int = 0
     """Parts handed to an engine, those that were without speech included."""
@@ -52,6 +54,8 @@ class Activity:
     """Of these, parts with a result."""
     commits: int = 0
     commit_s: float = 0.0
+    commit_retries: int = 0
+    """Requests of commits that the output's store had to be asked again."""
     workers_replaced: int = 0
     """Transcribe workers that were found unusable."""
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self, TextIO, cast
+from typing import Any, Protocol, Self, TextIO, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from corpus_asr.activity import Activity, FailureCount, merged
 from corpus_asr.stages.stage import FAILED
+from corpus_asr.storage.addresses import public, shown
 
 
 class Stream(Protocol):
@@ -49,6 +51,9 @@ class Tally:
     audio_s: float = 0.0
     size_bytes: int = 0
     """Sizes of the recordings in `files`."""
+    retried: int = 0
+    """Parts that were tried more than once."""
+    failures: tuple[FailureCount, ...] = ()
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(
@@ -57,19 +62,36 @@ class Tally:
             failed=self.failed + other.failed,
             audio_s=self.audio_s + other.audio_s,
             size_bytes=self.size_bytes + other.size_bytes,
+            retried=self.retried + other.retried,
+            failures=merged((*self.failures, *other.failures)),
         )
 
 
 def tally_of(results: pa.Table) -> Tally:
     """Count RESULTS rows."""
     last = results.filter(results.column("last_part"))
-    failed = pc.sum(pc.equal(results.column("status"), FAILED)).as_py()
+    failed = results.filter(pc.equal(results.column("status"), FAILED))
     return Tally(
         parts=results.num_rows,
         files=last.num_rows,
-        failed=failed or 0,
+        failed=failed.num_rows,
         audio_s=pc.sum(results.column("duration_s")).as_py() or 0.0,
         size_bytes=pc.sum(last.column("size_bytes")).as_py() or 0,
+        retried=pc.sum(pc.greater(results.column("attempts"), 1)).as_py() or 0,
+        failures=merged(_failure_of(row) for row in failed.select(_FAILURE).to_pylist()),
+    )
+
+
+_FAILURE = ["error_stage", "error_kind", "retryable", "uri"]
+
+
+def _failure_of(row: dict[str, Any]) -> FailureCount:
+    return FailureCount(
+        stage=row["error_stage"] or "unknown",
+        kind=row["error_kind"] or "unknown",
+        count=1,
+        retryable=bool(row["retryable"]),
+        examples=(shown(public(row["uri"])),),
     )
 
 
@@ -97,6 +119,8 @@ class Progress:
         self._clock = clock
         self._lock = threading.Lock()
         self._tally = Tally()
+        self._committed_at: float | None = None
+        self._read_activity: Callable[[], Activity] = Activity
         self._started = clock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -117,20 +141,48 @@ class Progress:
         """Count results just committed."""
         with self._lock:
             self._tally += tally
+            self._committed_at = time.time()
 
     def set(self, tally: Tally) -> None:
         """Replace the count, where it is kept elsewhere."""
         with self._lock:
+            if tally.parts != self._tally.parts:
+                self._committed_at = time.time()
             self._tally = tally
+
+    def watch(self, read: Callable[[], Activity]) -> None:
+        """Say where the workers' counts are read from, quickly and from any thread."""
+        self._read_activity = read
+
+    @property
+    def activity(self) -> Activity:
+        """What the workers did so far."""
+        return self._read_activity()
+
+    @property
+    def committed_at(self) -> float | None:
+        """When results were committed last, in seconds since 1970; None before."""
+        with self._lock:
+            return self._committed_at
+
+    @property
+    def elapsed_s(self) -> float:
+        """Time since the work began."""
+        return self._clock() - self._started
+
+    def time_left_s(self) -> float | None:
+        """Estimate from the sizes of what is done; None while nothing is."""
+        return self._estimate(self.tally, self.elapsed_s)
 
     def line(self) -> str:
         """Return the line as it is now."""
         tally = self.tally
-        elapsed_s = self._clock() - self._started
+        elapsed_s = self.elapsed_s
         speed = tally.audio_s / elapsed_s if elapsed_s > 0 else 0.0
         return (
             f"{tally.files}/{self._total_files} files, {tally.failed} failed, "
-            f"{self.files_left} left; {tally.audio_s / 3600:.2f} h of audio, {speed:.1f} h per hour; "
+            f"{self.files_left} left; "
+            f"{tally.audio_s / 3600:.2f} h of audio, {speed:.1f} h per hour; "
             f"elapsed {_clock_time(elapsed_s)}, left {self._time_left(tally, elapsed_s)}"
         )
 
@@ -177,14 +229,16 @@ class Progress:
         self._stream.flush()
 
     def _time_left(self, tally: Tally, elapsed_s: float) -> str:
+        left_s = self._estimate(tally, elapsed_s)
+        return "unknown" if left_s is None else _clock_time(left_s)
+
+    def _estimate(self, tally: Tally, elapsed_s: float) -> float | None:
         share = (
             tally.size_bytes / self._total_bytes
             if self._total_bytes
             else tally.files / max(1, self._total_files)
         )
-        if share <= 0:
-            return "unknown"
-        return _clock_time(elapsed_s * max(0.0, 1.0 - share) / share)
+        return elapsed_s * max(0.0, 1.0 - share) / share if share > 0 else None
 
 
 def _clock_time(seconds: float) -> str:

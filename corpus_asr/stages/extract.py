@@ -5,11 +5,15 @@ back into rows and failures into failure rows, so a crashing, hanging or memory-
 costs one recording. Knows no decoder, no feature and no model.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
+from corpus_asr.activity import Activity
 from corpus_asr.config.stages import ExtractSettings
 from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, EngineError
 from corpus_asr.schemas import FILES, PARTS
@@ -59,6 +63,13 @@ class ExtractStage:
             },
             timeout_s=settings.item_timeout_s,
         )
+        self._began_s = time.monotonic()
+        self._activity = Activity()
+
+    @property
+    def activity(self) -> Activity:
+        """What was done so far; from any thread."""
+        return replace(self._activity, extract_alive_s=time.monotonic() - self._began_s)
 
     def __call__(self, packs: pa.Table) -> Iterator[pa.Table]:
         """Yield one PARTS table per part, as soon as the part after it is known or there is none.
@@ -69,13 +80,18 @@ class ExtractStage:
         """
         for files in packs.column("files").to_pylist():
             for file in files:
-                yield from self._extract(file)
+                with closing(self._extract(file)) as found:
+                    for parts in found:
+                        self._count(parts_extracted=parts.num_rows)
+                        handed_s = time.monotonic()
+                        yield parts
+                        self._count(hand_over_s=time.monotonic() - handed_s)
 
     def close(self) -> None:
         """End the child process."""
         self._child.close()
 
-    def _extract(self, file: dict[str, Any]) -> Iterator[pa.Table]:
+    def _extract(self, file: dict[str, Any]) -> Generator[pa.Table, None, None]:
         """Yield the parts of one file, held back by one so that the last is known as such."""
         identity = {name: file[name] for name in FILES.names}
         done = frozenset(file["done_parts"] or ())
@@ -85,6 +101,7 @@ class ExtractStage:
         failure: dict[str, Any] | None = None
         messages = self._child.run(request)
         while True:
+            asked_s = time.monotonic()
             try:
                 extracted = next(messages, None)
             except (CheckpointError, ConfigError, EngineError):
@@ -92,6 +109,7 @@ class ExtractStage:
             except Exception as error:  # whatever one recording did, it is that recording's row
                 failure = failure_fields(error, stage="extract")
                 extracted = None
+            self._count_extraction(extracted, time.monotonic() - asked_s)
             if held is not None and held.wanted:
                 last = extracted is None and failure is None
                 yield _part_row(held, identity=identity, last=last)
@@ -108,6 +126,13 @@ class ExtractStage:
             while next_part in done:
                 next_part += 1
             yield one_row(PARTS, identity | failure | {"part": next_part, "last_part": True})
+
+    def _count_extraction(self, part: ExtractedPart | None, spent_s: float) -> None:
+        cpu_s, retries = (0.0, 0) if part is None else (part.cpu_s, part.fetch_retries)
+        self._count(extract_s=spent_s, extract_cpu_s=cpu_s, fetch_retries=retries)
+
+    def _count(self, **counts: Any) -> None:
+        self._activity += Activity(**counts)
 
 
 def _changed(uri: str, parts: int, done: frozenset[int]) -> DecodeError:

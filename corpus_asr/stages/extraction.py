@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from jaxtyping import Float16
@@ -24,6 +24,7 @@ from corpus_asr.models.family import PartFeatures
 from corpus_asr.models.registry import family_of, resolve
 from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
 from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.failures import retries_so_far
 from corpus_asr.storage.filesystem import open_binary
 from corpus_asr.units import FRAMES_PER_SECOND, SAMPLE_RATE_HZ, WINDOW_FRAMES
 
@@ -39,6 +40,21 @@ class _LanguageWindow:
     part: int
     start_s: float
     features: Float16[np.ndarray, "frame mel"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Begun:
+    """What this process has spent so far; a part's share is a difference."""
+
+    wall_s: float
+    cpu_s: float
+    fetch_retries: int
+
+    @classmethod
+    def now(cls) -> Self:
+        return cls(
+            wall_s=time.perf_counter(), cpu_s=time.process_time(), fetch_retries=retries_so_far()
+        )
 
 
 class PartExtractor:
@@ -82,7 +98,7 @@ class PartExtractor:
             FetchError: the store failed.
             DecodeError: the bytes hold no usable audio, or no sample of it.
         """
-        started = time.perf_counter()
+        begun = _Begun.now()
         uri = shown(request.uri)  # from here on it is only said
         window: _LanguageWindow | None = None
         part = -1
@@ -107,9 +123,9 @@ class PartExtractor:
                     features=features if wanted else None,
                     window=window if wanted and spoken else None,
                     wanted=wanted,
-                    decode_s=time.perf_counter() - started,
+                    begun=begun,
                 )
-                started = time.perf_counter()
+                begun = _Begun.now()
         if part < 0:
             raise DecodeError(
                 f"decoding {uri}: the stream ended without one sample of audio; the file "
@@ -177,9 +193,10 @@ class PartExtractor:
         features: PartFeatures | None,
         window: _LanguageWindow | None,
         wanted: bool,
-        decode_s: float,
+        begun: "_Begun",
     ) -> ExtractedPart:
         info = decoder.info
+        now = _Begun.now()
         return ExtractedPart(
             part=part,
             wanted=wanted,
@@ -197,7 +214,9 @@ class PartExtractor:
             channels=info.channels,
             header_duration_s=info.header_duration_s,
             decode_errors=decoder.decode_errors,
-            decode_s=decode_s,
+            decode_s=now.wall_s - begun.wall_s,
+            cpu_s=now.cpu_s - begun.cpu_s,
+            fetch_retries=now.fetch_retries - begun.fetch_retries,
         )
 
 

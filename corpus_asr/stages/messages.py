@@ -41,3 +41,7 @@ class ExtractedPart:
     header_duration_s: float | None
     decode_errors: int
     decode_s: float
+    cpu_s: float = 0.0
+    """CPU time of the process that extracted; `decode_s` beyond it was waiting."""
+    fetch_retries: int = 0
+    """Requests that its store had to be asked again."""

@@ -7,6 +7,8 @@ that extraction can begin meanwhile.
 """
 
 import logging
+import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,9 +17,11 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float16
 
+from corpus_asr.activity import Activity
 from corpus_asr.config.base import Auto
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
+from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.segments import SpeechSpan
 from corpus_asr.stages.stage import OK, failure_fields, half_views
@@ -26,6 +30,7 @@ from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.threads import spin_briefly
 
 if TYPE_CHECKING:  # imports torch
+    from corpus_asr.decoding.statistics import EngineStatistics
     from corpus_asr.transcription.part_job import PartTranscript
     from corpus_asr.transcription.windows import PartRequest
 
@@ -45,6 +50,9 @@ class TranscribingEngine(Protocol):
 
     def submit(self, request: "PartRequest") -> "Future[PartTranscript]":
         """Queue one part; thread-safe."""
+
+    def statistics(self) -> "EngineStatistics":
+        """What was done since the engine began."""
 
     def close(self) -> None:
         """Give the device back."""
@@ -129,6 +137,28 @@ class TranscribeStage:
             num_threads=num_threads,
         )
         loader.shutdown(wait=False)
+        self._began_s, self._loaded_s = time.monotonic(), float("inf")
+        self._engine.add_done_callback(self._note_loaded)
+        self._lock = threading.Lock()
+        self._begun = self._transcribed = 0
+
+    @property
+    def activity(self) -> Activity:
+        """What was done so far; from any thread."""
+        parts = Activity(parts_begun=self._begun, parts_transcribed=self._transcribed)
+        loaded = self._engine.done() and not self._engine.cancelled()
+        if not loaded or self._engine.exception() is not None:
+            return parts
+        now_s = time.monotonic()
+        loaded_s = min(now_s, self._loaded_s)
+        return parts + Activity(
+            load_s=loaded_s - self._began_s,
+            transcribe_alive_s=now_s - loaded_s,
+            **asdict(self._engine.result().statistics()),
+        )
+
+    def _note_loaded(self, _: "Future[TranscribingEngine]") -> None:
+        self._loaded_s = time.monotonic()
 
     def wait_until_loaded(self) -> None:
         """Return once the engine is there, so that no part is blamed for what loading does.
@@ -150,6 +180,14 @@ class TranscribeStage:
             ConfigError: the checkpoint cannot do what is asked.
             EngineError: the engine cannot go on.
         """
+        with self._lock:
+            self._begun += parts.num_rows
+        results = self._transcribe(parts)
+        with self._lock:
+            self._transcribed += parts.num_rows
+        return results
+
+    def _transcribe(self, parts: pa.Table) -> pa.Table:
         rows = parts.drop_columns(list(_FEATURES)).to_pylist()
         if not any(row["status"] == OK for row in rows):
             return _results([_carry(row) for row in rows])
@@ -210,9 +248,10 @@ def _finish(
         raise
     except Exception as error:  # whatever one part did, it is that part's row
         if not isinstance(error, ItemError):
-            _LOG.error(
-                "event=part_failed uri=%s part=%d", shown(row["uri"]), row["part"], exc_info=error
-            )
+            event(
+                _LOG, logging.ERROR, "part_failed", recording_id=row["recording_id"],
+                part=row["part"], uri=shown(row["uri"]), exc_info=error,
+            )  # fmt: skip
         return carried | failure_fields(error, stage="transcribe")
     segments = [
         asdict(segment) | {"segment": index, "tokens": list(segment.tokens)}

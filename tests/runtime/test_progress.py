@@ -1,19 +1,34 @@
 import io
+from dataclasses import replace
 
+from corpus_asr.activity import Activity, FailureCount
 from corpus_asr.runtime.progress import Progress, Tally, tally_of
 from tests.support.tables import results_of
+
+FAILED = {
+    "uri": "https://host/a.mp3?sig=secret", "status": "failed", "duration_s": None,
+    "size_bytes": None, "error_stage": "extract", "error_kind": "not_audio", "retryable": False,
+}  # fmt: skip
+FAILURE = FailureCount(
+    stage="extract", kind="not_audio", count=1, retryable=False, examples=("https://host/a.mp3",)
+)
 
 
 def test_a_recording_counts_when_its_last_part_is_committed():
     tally = tally_of(
         results_of(
-            {"part": 0, "last_part": False},
+            {"part": 0, "last_part": False, "attempts": 2},
             {"part": 1, "last_part": True},
-            {"part": 0, "status": "failed", "duration_s": None, "size_bytes": None},
+            FAILED,
         )
     )
-    assert tally == Tally(parts=3, files=2, failed=1, audio_s=20.0, size_bytes=1000)
-    assert tally + tally == Tally(parts=6, files=4, failed=2, audio_s=40.0, size_bytes=2000)
+    assert tally == Tally(
+        parts=3, files=2, failed=1, audio_s=20.0, size_bytes=1000, retried=1, failures=(FAILURE,)
+    )
+    twice = replace(FAILURE, count=2)
+    assert tally + tally == Tally(
+        parts=6, files=4, failed=2, audio_s=40.0, size_bytes=2000, retried=2, failures=(twice,)
+    )
 
 
 def test_the_line_says_done_failed_left_speed_and_time_left():
@@ -51,3 +66,20 @@ def test_no_stream_means_silence():
     with Progress(total_files=1, total_bytes=0, stream=None) as progress:
         progress.add(Tally(parts=1))
     assert progress.tally.parts == 1
+
+
+def test_what_is_watched_is_read_when_asked():
+    now_s = iter([0.0, 0.0, 10.0, 10.0])
+    progress = Progress(total_files=4, total_bytes=0, stream=None, clock=lambda: next(now_s))
+    assert progress.activity == Activity()
+    assert progress.committed_at is None
+    progress.watch(lambda: Activity(steps=3))
+    with progress:
+        progress.set(Tally(parts=1, files=1))
+        before = progress.committed_at
+        progress.set(Tally(parts=1, files=1))
+        assert before is not None
+        assert progress.committed_at == before  # nothing new
+        assert progress.activity.steps == 3
+        assert progress.elapsed_s == 10.0
+        assert progress.time_left_s() == 30.0

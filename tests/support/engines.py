@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.statistics import EngineStatistics
 from corpus_asr.errors import EngineError, ItemError
 from corpus_asr.segments import Segment, Word
 from corpus_asr.stages.transcribe import EngineFactory
@@ -59,6 +60,9 @@ class ScriptedEngine:
             held, self._held = self._held or [], None
         for request, future in reversed(held):
             _answer(request, future)
+
+    def statistics(self) -> EngineStatistics:
+        return EngineStatistics(slots=1, windows=len(self.requests))
 
     def close(self) -> None:
         self.closed = True
