@@ -1,0 +1,77 @@
+"""A month of nights over one folder: files come, change and go, stores fail, runs are killed."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from corpus_asr.config.choices import Choices, Retry
+from tests.support.nights import Nights
+
+RETRY = Choices(retry=Retry.retryable)
+RETRY_ALL = Choices(retry=Retry.all)
+
+
+def spend(nights: Nights, count: int, *, seed: int) -> int:
+    """Let nights pass, some of them bad; returns how many runs were killed."""
+    chance = random.Random(seed)
+    killed = 0
+    for number in range(count):
+        nights.day()
+        choices = RETRY if number % 3 == 1 else Choices()
+        down = 0.3 if number % 4 == 2 else 0.0
+        dying = chance.randint(0, 2)  # so often
+        for attempt in range(dying + 1):
+            after = None if attempt == dying else chance.randint(1, 40)
+            counts = nights.night(choices=choices, down=down, killed_after=after)
+            killed += counts is None
+        nights.check()
+    return killed
+
+
+def settle(nights: Nights) -> None:
+    """See that one quiet night mends what the store did, and that the next has nothing to do."""
+    nights.night(choices=RETRY)
+    assert not nights.down
+    nights.check()
+    before = sorted(nights.store.all_names("outcomes"))
+    counts = nights.night(choices=RETRY)
+    assert counts is not None
+    assert counts.left == 0
+    assert counts.listed == len(nights.listed()) == counts.ok + counts.no_speech + counts.failed
+    assert sorted(nights.store.all_names("outcomes")) == before
+    nights.night(choices=RETRY_ALL)
+    nights.check()
+
+
+def test_a_few_nights(tmp_path: Path) -> None:
+    nights = Nights(tmp_path, seed=1, files=6)
+    assert spend(nights, 3, seed=1)
+    settle(nights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_month_of_nights(tmp_path: Path, seed: int) -> None:
+    nights = Nights(tmp_path, seed=seed, files=60)
+    assert spend(nights, 31, seed=seed) > 5
+    settle(nights)
+
+
+def test_another_model_in_the_middle_of_the_week(tmp_path: Path) -> None:
+    """A --new-run is killed again and again; what is in the tables is of one language only."""
+    nights = Nights(tmp_path, seed=3, files=6)
+    nights.night()
+    nights.check()
+    before = nights.read("segments")
+    decoding = nights.config.decoding.model_copy(update={"language": "de"})
+    nights.config = nights.config.model_copy(update={"decoding": decoding})
+    for after in (2, 4, 6, 9, 13):
+        assert nights.night(choices=Choices(new_run=True), killed_after=after) is None
+    nights.day()
+    nights.night(choices=Choices(new_run=True))
+    nights.check()
+    assert {row["text"].split()[-1] for row in nights.read("segments")} == {"de"}
+    [earlier] = (nights.output / "_earlier").iterdir()
+    nights.output = earlier
+    assert sorted(map(repr, nights.read("segments"))) == sorted(map(repr, before))
