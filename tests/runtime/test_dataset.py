@@ -1,3 +1,7 @@
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +16,9 @@ from corpus_asr.runtime.cluster import Cluster
 from corpus_asr.runtime.dataset import own_error, run_on_ray
 from corpus_asr.runtime.progress import Progress, Tally
 from corpus_asr.runtime.resources import resolve_resources
+from corpus_asr.runtime.stopping import RunStoppedError
 from tests.support.engines import broken_engine, scripted_engine
+from tests.support.killing import slow_engine
 from tests.support.scripted import EXTRACTOR, committer_of, outcomes_by_part, scripted_job
 from tests.support.tables import packs_of
 
@@ -23,12 +29,13 @@ def run(
     *packs: pa.Table,
     engine=scripted_engine,
     extractor: str = EXTRACTOR,
+    files: int = 1,
 ) -> Tally:
     """Write a plan of `packs` and work it off on the session's Ray."""
     folder = Path(config.output.uri) / "_run" / "plan" / "packs"
     folder.mkdir(parents=True)
     pq.write_table(pa.concat_tables(packs), folder / "00000.parquet")
-    progress = Progress(total_files=1, total_bytes=0, stream=None)
+    progress = Progress(total_files=files, total_bytes=0, stream=None)
     run_on_ray(
         config,
         str(folder),
@@ -76,6 +83,41 @@ def test_crashes_on_either_side_cost_one_part_and_nothing_is_lost_or_doubled(
         outcomes[f"{n}/parts=2", part]["status"] == "ok" for n in range(5) for part in (0, 1)
     )
     assert (tally.parts, tally.files, tally.failed) == (17, 9, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_worker_whose_engine_is_lost_is_replaced(ray_session: Cluster, tmp_path: Path):
+    config = scripted_job(tmp_path)
+    names = [f"{number}/parts=1" for number in range(12)]
+    run(ray_session, config, packs_of("engine-error/parts=1", *names), packs_of("z/parts=2"))
+    outcomes = outcomes_by_part(config)
+    lost = outcomes.pop(("engine-error/parts=1", 0))
+    assert (lost["status"], lost["error_kind"], lost["attempts"]) == ("failed", "poison", 2)
+    assert len(outcomes) == 14
+    assert {row["status"] for row in outcomes.values()} == {"ok"}
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_signal_lets_workers_end_what_they_began(ray_session: Cluster, tmp_path: Path):
+    config = scripted_job(tmp_path, extract={"workers": 1})
+    before = signal.getsignal(signal.SIGTERM)
+
+    def interrupt() -> None:
+        while not list(Path(config.output.uri).glob("outcomes/*")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    packs = [packs_of(f"{number}/parts=20") for number in range(50)]
+    with pytest.raises(RunStoppedError) as caught:
+        run(ray_session, config, *packs, engine=slow_engine, files=50)
+    assert caught.value.exit_code == 143
+    outcomes = outcomes_by_part(config)
+    assert 0 < len(outcomes) < 1000
+    assert {row["status"] for row in outcomes.values()} == {"ok"}
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.ray

@@ -32,6 +32,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # What differs between two runs that did the same.
 VARYING = {"run_id", "decode_s", "transcribe_s", "attempts", "device", "segments_object"}
 PAUSE = "CORPUS_ASR_TEST_PAUSE_S"
+_COMMAND_LINE = "from corpus_asr.cli import main; main()"
 GONE_LIMIT_S = 120.0  # this machine stops processes for minutes
 
 
@@ -80,6 +81,8 @@ class KillableJob:
     folder: Path
     ray: bool = False
     environment: dict[str, str] = field(default_factory=dict)
+    scripted: bool = True
+    """Whether engine and extractor are the scripted ones."""
 
     @property
     def store(self) -> OutputStore:
@@ -96,7 +99,8 @@ class KillableJob:
         self.folder.mkdir(parents=True, exist_ok=True)
         job = self.folder / "job.yaml"
         job.write_text(self.config.model_dump_json())
-        command = [sys.executable, "-m", "tests.support.killing", "run", str(job)]
+        program = ["-m", "tests.support.killing"] if self.scripted else ["-c", _COMMAND_LINE]
+        command = [sys.executable, *program, "run", str(job)]
         process = subprocess.Popen(
             command if self.ray else [*command, "--local"],
             cwd=REPOSITORY,
@@ -129,18 +133,32 @@ class KillableJob:
 
 
 def killable_job(
-    folder: Path, *, files: int, output: str | None = None, **options: Any
+    folder: Path,
+    *,
+    files: int,
+    ray: bool = False,
+    output: str | None = None,
+    endpoint_url: str | None = None,
+    environment: dict[str, str] | None = None,
 ) -> KillableJob:
     """Return a job over a scripted corpus below `folder`; a run of it never loads its model."""
     corpus = scripted_corpus(folder / "corpus", files=files)
+    target = {"uri": output or str(folder / "output"), "endpoint_url": endpoint_url}
     config = scripted_job(
         folder,
         source={"uri": str(corpus)},
         extract={"pack_mb": 0.001, "workers": 1},
-        output={"uri": output or str(folder / "output"), "max_failed_fraction": 1.0},
+        output={"max_failed_fraction": 1.0} | target,
     )
     (Path(config.model.checkpoint) / "model.safetensors").touch()
-    return KillableJob(config, folder / "job", **options)
+    return KillableJob(config, folder / "job", ray=ray, environment=environment or {})
+
+
+def into(job: KillableJob, output: Path) -> KillableJob:
+    """Return the same job into a folder of its own, in one process."""
+    target = job.config.output.model_copy(update={"uri": str(output), "endpoint_url": None})
+    config = job.config.model_copy(update={"output": target})
+    return KillableJob(config, output.with_name(f"{output.name}-job"), scripted=job.scripted)
 
 
 def kill_and_resume(job: KillableJob, *, kills: int, seed: int, most: int = 8) -> dict[str, int]:
