@@ -37,8 +37,17 @@ class SourceSettings(Settings):
         description="Name patterns (any case) left out of listings; addresses named in full and "
         "manifests are never filtered.",
     )
+    allow_local_files: bool = Field(
+        default=False,
+        description="Let a manifest that is read from a remote store name files of this machine.",
+    )
+    allow_hosts: tuple[str, ...] | None = Field(
+        default=None,
+        description="The only hosts that http(s) addresses may lead to, beside those in this "
+        "section: names, *.wildcards, networks. null: what the user names, and public hosts.",
+    )
 
-    @field_validator("uri", "exclude", mode="before")
+    @field_validator("uri", "exclude", "allow_hosts", mode="before")
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value

@@ -22,6 +22,7 @@ from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
 from corpus_asr.stages.stage import NO_SPEECH, OK, failure_fields, one_row
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.model_files import fetch_checkpoint
+from corpus_asr.storage.trust import ANY_NAMED_HOST, HostRules
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 EXTRACTOR = "corpus_asr.stages.extraction:PartExtractor"
@@ -35,6 +36,7 @@ class ExtractStage:
         revision: of a hub checkpoint.
         settings: the `extract` section.
         endpoint_url: the store of the recordings, where it is not the default one.
+        hosts: which hosts web addresses may lead to.
         extractor: `module:callable` run in the child; another one in tests.
 
     Raises:
@@ -48,6 +50,7 @@ class ExtractStage:
         revision: str | None = None,
         settings: ExtractSettings,
         endpoint_url: str | None = None,
+        hosts: HostRules = ANY_NAMED_HOST,
         extractor: str = EXTRACTOR,
     ) -> None:
         folder = fetch_checkpoint(checkpoint, revision=revision, weights=False)
@@ -56,6 +59,7 @@ class ExtractStage:
             init_kwargs={
                 "folder": str(folder),
                 "endpoint_url": endpoint_url,
+                "hosts": hosts,
                 "part_s": settings.part_s,
                 "channels": settings.channels,
                 "speech_detection": settings.speech_detection,

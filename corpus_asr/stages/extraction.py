@@ -26,6 +26,7 @@ from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.failures import retries_so_far
 from corpus_asr.storage.filesystem import open_binary
+from corpus_asr.storage.trust import ANY_NAMED_HOST, HostRules
 from corpus_asr.units import FRAMES_PER_SECOND, SAMPLE_RATE_HZ, WINDOW_FRAMES
 
 # Every channel keeps a part's audio and a detector; beyond this memory is no longer bounded.
@@ -63,6 +64,7 @@ class PartExtractor:
     Args:
         folder: the checkpoint; only its configuration files are read.
         endpoint_url: the store of the recordings, where it is not the default one.
+        hosts: which hosts web addresses may lead to.
         part_s, channels, speech_detection, speech_pad_s: as in the `extract` settings.
 
     Raises:
@@ -79,10 +81,12 @@ class PartExtractor:
         channels: Literal["mix", "each"] | int,
         speech_detection: Literal["silero", "none"],
         speech_pad_s: float,
+        hosts: HostRules = ANY_NAMED_HOST,
     ) -> None:
         family = family_of(Path(folder))
         self._features = resolve(family.part_features).from_folder(Path(folder))
         self._endpoint_url = endpoint_url
+        self._hosts = hosts
         self._part_s = part_s
         self._channels = channels
         self._detects_speech = speech_detection == "silero"
@@ -103,7 +107,7 @@ class PartExtractor:
         window: _LanguageWindow | None = None
         part = -1
         with (
-            open_binary(request.uri, endpoint_url=self._endpoint_url) as file,
+            open_binary(request.uri, endpoint_url=self._endpoint_url, hosts=self._hosts) as file,
             open_audio(file, uri=uri, channels=self._channels) as decoder,
         ):
             for part, (channel, audio) in enumerate(self._cut(decoder, uri=uri)):

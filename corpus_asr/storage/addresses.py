@@ -80,15 +80,26 @@ def parent(uri: str) -> str:
 
 
 def resolve(uri: str, *, folder: str) -> str:
-    """Return `uri` in normal form; a relative one is taken to start at `folder`."""
+    """Return `uri` in normal form; a relative one is taken to start at `folder`.
+
+    Raises:
+        ConfigError: it is no address, or leads out of the store that `folder` is in.
+    """
     if not uri or _SCHEME.match(uri) or uri.startswith("/"):
         return normalise(uri)
     if scheme_of(folder) == LOCAL:
         return os.path.abspath(os.path.join(folder, uri))
     # A key may hold "..", so only leading steps are walked.
     base = folder.rstrip("/")
+    root = re.match(_SCHEME.pattern + "[^/]*", base)
+    top = len(root.group()) if root else 0
     while uri.startswith(("./", "../")):
         if uri.startswith("../"):
+            if len(base) <= top:
+                raise ConfigError(
+                    f"reading the address {uri!r} relative to {shown(folder)}: it leads out of the "
+                    "store, expected a place within; correct the address"
+                )
             base = parent(base)
         uri = uri.split("/", 1)[1]
     return normalise(join(base, uri))

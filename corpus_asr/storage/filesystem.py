@@ -26,6 +26,7 @@ from corpus_asr.storage.failures import (
 )
 from corpus_asr.storage.local import LocalStore, Page
 from corpus_asr.storage.ranges import ObjectInfo, RangeFile, RangeStore
+from corpus_asr.storage.trust import ANY_NAMED_HOST, HostRules
 
 READ_BUFFER_BYTES = 128 * 1024  # what a demuxer's many small reads are served from
 
@@ -56,7 +57,11 @@ class Store(RangeStore, Protocol):
 
 
 def store_for(
-    uri: str, *, endpoint_url: str | None = None, policy: RetryPolicy = DEFAULT_POLICY
+    uri: str,
+    *,
+    endpoint_url: str | None = None,
+    policy: RetryPolicy = DEFAULT_POLICY,
+    hosts: HostRules = ANY_NAMED_HOST,
 ) -> Store:
     """Return the store an address belongs to.
 
@@ -68,12 +73,17 @@ def store_for(
         return LocalStore()
     # Connections of a parent process cannot be used after a fork: the process is part of the key.
     place = "" if scheme in ("s3", "http", "https") else uri
-    return _connected(os.getpid(), scheme, endpoint_url, policy, place)
+    return _connected(os.getpid(), scheme, endpoint_url, policy, place, hosts)
 
 
 @functools.lru_cache(maxsize=64)
 def _connected(
-    process: int, scheme: str, endpoint_url: str | None, policy: RetryPolicy, uri: str
+    process: int,
+    scheme: str,
+    endpoint_url: str | None,
+    policy: RetryPolicy,
+    uri: str,
+    hosts: HostRules,
 ) -> Store:
     # Imported here: workers that read local files need none of these libraries.
     if scheme == "s3":
@@ -83,7 +93,7 @@ def _connected(
     if scheme in ("http", "https"):
         from corpus_asr.storage.web import WebStore
 
-        return WebStore(policy)
+        return WebStore(policy, hosts)
     from corpus_asr.storage.other import FsspecStore
 
     return FsspecStore(uri)
@@ -104,24 +114,40 @@ def open_store(uri: str, *, endpoint_url: str | None = None) -> tuple[AbstractFi
 
 
 def open_binary(
-    uri: str, *, endpoint_url: str | None = None, policy: RetryPolicy = DEFAULT_POLICY
+    uri: str,
+    *,
+    endpoint_url: str | None = None,
+    policy: RetryPolicy = DEFAULT_POLICY,
+    hosts: HostRules = ANY_NAMED_HOST,
 ) -> io.BufferedReader:
     """Open an object for reading by ranges; a few blocks of it are in memory at a time.
 
+    Args:
+        uri: its address.
+        endpoint_url: the S3 endpoint, where it is not Amazon's.
+        policy: how patiently the store is asked.
+        hosts: which hosts a web address may lead to; by default the one it names, and public ones.
+
     Raises:
         FetchError: also from later reads. Kinds: not_found, access_denied, timeout, changed,
-            fetch, unsupported_scheme.
+            fetch, unsupported_scheme, refused_host.
     """
     try:
-        return _open(uri, endpoint_url=endpoint_url, policy=policy)
+        return _open(uri, endpoint_url=endpoint_url, policy=policy, hosts=hosts)
     except ConfigError as error:
         # One bad address among many is that recording's failure.
         raise FetchError(str(error), uri=uri, kind=UNSUPPORTED_SCHEME, retryable=False) from error
 
 
-def _open(uri: str, *, endpoint_url: str | None, policy: RetryPolicy) -> io.BufferedReader:
+def _open(
+    uri: str,
+    *,
+    endpoint_url: str | None,
+    policy: RetryPolicy,
+    hosts: HostRules = ANY_NAMED_HOST,
+) -> io.BufferedReader:
     uri = normalise(uri)
-    store = store_for(uri, endpoint_url=endpoint_url, policy=policy)
+    store = store_for(uri, endpoint_url=endpoint_url, policy=policy, hosts=hosts)
     raw = RangeFile(store, uri, policy=policy)
     return io.BufferedReader(raw, READ_BUFFER_BYTES)
 

@@ -70,7 +70,9 @@ class FileListing(Iterator[pa.RecordBatch]):
     def _found(self) -> Iterator["_Rows"]:
         if self._source.manifest is not None:
             for uris, metadata in manifest_rows(
-                self._source.manifest, endpoint_url=self._source.endpoint_url
+                self._source.manifest,
+                endpoint_url=self._source.endpoint_url,
+                allow_local_files=self._source.allow_local_files,
             ):
                 yield _Rows.of(uris, [None] * len(uris), [None] * len(uris), metadata)
             return

@@ -9,6 +9,7 @@ import csv
 import datetime
 import difflib
 import io
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -17,21 +18,35 @@ from typing import Any
 import pyarrow as pa
 
 from corpus_asr.errors import ConfigError, FetchError
-from corpus_asr.storage.addresses import normalise, parent, resolve, shown
+from corpus_asr.storage.addresses import LOCAL, normalise, parent, resolve, scheme_of, shown
 from corpus_asr.storage.failures import UNSUPPORTED_SCHEME
 from corpus_asr.storage.filesystem import open_binary
 from corpus_asr.storage.tables import parquet_batches, parquet_columns
+from corpus_asr.storage.trust import may_name
+from corpus_asr.units import MEBIBYTE
 
 CHUNK_ROWS = 5_000
+# Far above what is in use; a manifest may come from elsewhere and must not fill the memory.
+MAX_LINE_BYTES = 4 * MEBIBYTE
+MAX_URI_CHARACTERS = 8_192
+MAX_METADATA_CHARACTERS = 65_536
 URI_COLUMN = "uri"
 Chunk = tuple[list[str], list[str | None]]
 
 
-def manifest_rows(manifest: str, *, endpoint_url: str | None = None) -> Iterator[Chunk]:
+def manifest_rows(
+    manifest: str, *, endpoint_url: str | None = None, allow_local_files: bool = False
+) -> Iterator[Chunk]:
     """Yield addresses in normal form, and metadata (JSON text or None), chunk by chunk.
 
+    Args:
+        manifest: its address.
+        endpoint_url: the S3 endpoint, where it is not Amazon's.
+        allow_local_files: whether a manifest in a remote store may name files of this machine.
+
     Raises:
-        ConfigError: unknown format, no `uri` column, a broken line, or no rows at all.
+        ConfigError: unknown format, no `uri` column, a broken line, a line that is too large or
+            names what a manifest from elsewhere must not (`trust.may_name`), or no rows at all.
         FetchError: the manifest cannot be read.
     """
     manifest = normalise(manifest)
@@ -48,6 +63,7 @@ def manifest_rows(manifest: str, *, endpoint_url: str | None = None) -> Iterator
         chunk: Chunk = ([], [])
         for place, row in reader(file, manifest):
             uri, metadata = _entry(row, place, manifest, folder)
+            _check_trust(uri, place, manifest, allow_local_files)
             chunk[0].append(uri)
             chunk[1].append(metadata)
             if len(chunk[0]) == CHUNK_ROWS:
@@ -84,8 +100,44 @@ def _entry(row: dict[str, Any], place: str, manifest: str, folder: str) -> tuple
             f"reading the manifest {shown(manifest)}, {place}: found {found}, expected a column "
             f"uri with the address of a recording; {hint}correct the manifest"
         )
-    rest = {str(name): _json_safe(row[name]) for name in sorted(row, key=str) if name != URI_COLUMN}
-    return resolve(uri, folder=folder), json.dumps(rest, ensure_ascii=False) if rest else None
+    metadata = _metadata(row, place, manifest)
+    for what, text, most in (
+        ("a uri", uri, MAX_URI_CHARACTERS),
+        ("further columns", metadata or "", MAX_METADATA_CHARACTERS),
+    ):
+        if len(text) > most:
+            raise ConfigError(
+                f"reading the manifest {shown(manifest)}, {place}: found {what} of {len(text)} "
+                f"characters, expected at most {most}; leave out what is not needed"
+            )
+    return resolve(uri, folder=folder), metadata
+
+
+def _metadata(row: dict[str, Any], place: str, manifest: str) -> str | None:
+    names = [name for name in sorted(row, key=str) if name != URI_COLUMN]
+    try:
+        rest = {str(name): _json_safe(row[name]) for name in names}
+        return json.dumps(rest, ensure_ascii=False) if rest else None
+    except RecursionError as error:
+        raise ConfigError(
+            f"reading the manifest {shown(manifest)}, {place}: found columns nested too deep, "
+            "expected plain ones; leave out what is not needed"
+        ) from error
+
+
+def _check_trust(uri: str, place: str, manifest: str, allow_local_files: bool) -> None:
+    if may_name(manifest, uri, allow_local_files=allow_local_files):
+        return
+    if scheme_of(uri) == LOCAL:
+        what = "a file of this machine"
+        advice = "set source.allow_local_files to true if that is meant, or correct the manifest"
+    else:
+        what = "a store of another kind"
+        advice = "keep a local copy of the manifest if that is meant, or correct it"
+    raise ConfigError(
+        f"reading the manifest {shown(manifest)}, {place}: found {shown(uri)}, {what}, expected "
+        f"addresses of its own store, of object stores or of the web; {advice}"
+    )
 
 
 def _json_safe(value: Any) -> Any:
@@ -106,13 +158,20 @@ def _json_safe(value: Any) -> Any:
 
 
 def _jsonl(file: io.BufferedReader, manifest: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(file, start=1):
+    for number in itertools.count(1):
+        line = file.readline(MAX_LINE_BYTES + 1)
+        if not line:
+            return
+        if len(line) > MAX_LINE_BYTES:
+            raise _broken(manifest, number, "a longer line", f"at most {MAX_LINE_BYTES} bytes")
         if not line.strip():
             continue
         try:
             row = json.loads(line.decode("utf-8-sig"))
         except ValueError as error:
             raise _broken(manifest, number, f"no valid JSON ({error})", "a JSON object") from error
+        except RecursionError as error:
+            raise _broken(manifest, number, "JSON nested too deep", "a JSON object") from error
         if not isinstance(row, dict):
             raise _broken(manifest, number, f"JSON of type {type(row).__name__}", "a JSON object")
         yield f"line {number}", row

@@ -1,21 +1,27 @@
 """Objects behind http(s) addresses as a store: read only, one address at a time.
 
-In: addresses as given, presigned ones included. Out: bytes. Failures are `StoreError`s. Knows no
-folders: the web has no listing.
+In: addresses as given, presigned ones included. Out: bytes, from hosts that the rules admit,
+redirects included. Failures are `StoreError`s. Knows no folders: the web has no listing.
 """
 
 import asyncio
+import ipaddress
+import socket
+import urllib.request
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import aiohttp
 import yarl
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
 from fsspec.asyn import sync
 from fsspec.implementations.http import HTTPFileSystem
 
 from corpus_asr.storage.failures import (
     ACCESS_DENIED,
     FETCH,
+    REFUSED_HOST,
     TIMEOUT,
     RetryPolicy,
     StoreError,
@@ -24,6 +30,7 @@ from corpus_asr.storage.failures import (
 )
 from corpus_asr.storage.local import Page
 from corpus_asr.storage.ranges import ObjectInfo, RangesUnsupportedError
+from corpus_asr.storage.trust import WEB, HostRules, Verdict, host_of, is_public
 from corpus_asr.units import MEBIBYTE
 
 T = TypeVar("T")
@@ -33,6 +40,8 @@ READ_TIMEOUT_S = 30  # silence on an open connection
 # A compressed answer would have other offsets than the object.
 _IDENTITY = {"Accept-Encoding": "identity"}
 _RANGES_MISSING = 200
+_REDIRECTS = {301, 302, 303, 307, 308}
+MAX_REDIRECTS = 10
 
 
 def _translate(error: Exception) -> StoreError:
@@ -61,18 +70,83 @@ def _decimal(text: str | None) -> int | None:
     return int(text) if text and text.isdecimal() else None
 
 
-class WebStore:
-    """Objects of any web server."""
+class _PublicResolver(AbstractResolver):
+    """Looks up hosts and refuses those with an address that is no public one.
 
-    def __init__(self, policy: RetryPolicy) -> None:
+    The connection is made to the very addresses that were looked at here.
+    """
+
+    def __init__(self) -> None:
+        self._inner = ThreadedResolver()
+        # A proxy of the user's is asked for public hosts; where it leads is its own affair.
+        self._proxies = _proxy_hosts()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await self._inner.resolve(host, port, family)
+        if host.lower() not in self._proxies:
+            for entry in found:
+                address = ipaddress.ip_address(entry["host"].partition("%")[0])
+                if not is_public(address):
+                    raise _refused(host, str(address))
+        return found
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+def _proxy_hosts() -> set[str]:
+    proxies = urllib.request.getproxies()
+    return {host_of(proxies[scheme]) for scheme in WEB if scheme in proxies} - {""}
+
+
+def _refused(host: str, address: str | None = None) -> StoreError:
+    leads = f", which is {address}" if address and address != host else ""
+    return StoreError(
+        REFUSED_HOST,
+        f"refused to ask the host {host}{leads}: expected a public one, one that the source "
+        "settings name, or one that source.allow_hosts admits",
+    )
+
+
+async def _public_client(**options: Any) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(resolver=_PublicResolver())
+    return aiohttp.ClientSession(connector=connector, **options)
+
+
+class WebStore:
+    """Objects of any web server that the rules admit."""
+
+    def __init__(self, policy: RetryPolicy, hosts: HostRules) -> None:
         self._policy = policy
+        self._hosts = hosts
         limits = aiohttp.ClientTimeout(
             total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S
         )
-        self.filesystem = HTTPFileSystem(
-            client_kwargs={"timeout": limits, "trust_env": True, "auto_decompress": False},
-            skip_instance_cache=True,
+        options = {"timeout": limits, "trust_env": True, "auto_decompress": False}
+        self.filesystem = HTTPFileSystem(client_kwargs=options, skip_instance_cache=True)
+        # Connections of its own: none that was made without looking at the address is used again.
+        self._public = HTTPFileSystem(
+            client_kwargs=options, get_client=_public_client, skip_instance_cache=True
         )
+
+    async def _session(self, address: yarl.URL, *, redirected: bool) -> aiohttp.ClientSession:
+        """Return connections to use for an address.
+
+        Raises:
+            StoreError: the host may not be asked.
+        """
+        host = address.host or ""
+        verdict = self._hosts.verdict(host, redirected=redirected)
+        public_only = verdict is Verdict.IF_PUBLIC
+        if address.scheme not in WEB or verdict is Verdict.REFUSED:
+            raise _refused(host)
+        if public_only and host in _proxy_hosts():
+            raise _refused(host)
+        chosen = self._public if public_only else self.filesystem
+        session: aiohttp.ClientSession = await chosen.set_session()
+        return session
 
     def _request(
         self,
@@ -84,15 +158,23 @@ class WebStore:
         limit_s: float | None,
     ) -> T:
         async def ask() -> T:
-            session = await self.filesystem.set_session()
-            async with session.request(
-                method, _address(uri), headers={**_IDENTITY, **headers}, allow_redirects=True
-            ) as response:
-                if response.status >= 400 and response.status != 416:
-                    retry_after = response.headers.get("Retry-After")
-                    reason = response.reason or ""
-                    raise from_status(response.status, reason, retry_after=retry_after)
-                return await use(response)
+            address = _address(uri)
+            for hops in range(MAX_REDIRECTS + 1):
+                session = await self._session(address, redirected=hops > 0)
+                # Followed here, so that every host on the way is looked at before it is asked.
+                async with session.request(
+                    method, address, headers={**_IDENTITY, **headers}, allow_redirects=False
+                ) as response:
+                    target = response.headers.get("Location")
+                    if response.status in _REDIRECTS and target:
+                        address = address.join(_address(target))
+                        continue
+                    if response.status >= 400 and response.status != 416:
+                        retry_after = response.headers.get("Retry-After")
+                        reason = response.reason or ""
+                        raise from_status(response.status, reason, retry_after=retry_after)
+                    return await use(response)
+            raise StoreError(FETCH, f"found more than {MAX_REDIRECTS} redirects")
 
         async def limited() -> T:
             return await asyncio.wait_for(ask(), limit_s)

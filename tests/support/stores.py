@@ -112,6 +112,8 @@ class WebServer:
     files: dict[str, bytes] = field(default_factory=dict)
     """Bodies by decoded path without the leading slash."""
     etags: dict[str, str] = field(default_factory=dict)
+    redirects: dict[str, str] = field(default_factory=dict)
+    """Where requests for a decoded path are sent to."""
     faults: deque[str] = field(default_factory=deque)
     """Taken one by one by GET requests: a status such as `503`, `reset`, `short` or `stall`."""
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
@@ -170,6 +172,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         fault = state.faults.popleft() if with_body and state.faults else None
         path = urllib.parse.unquote(self.path.partition("?")[0]).lstrip("/")
         body = state.files.get(path)
+        if path in state.redirects:
+            self._redirect(state.redirects[path])
+            return
         if fault == "stall":
             time.sleep(state.stall_s)
         if fault == "reset":
@@ -183,6 +188,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._status(404)
         else:
             self._send(body, path, asked, with_body=with_body, short=fault == "short")
+
+    def _redirect(self, target: str) -> None:
+        self.send_response(302)
+        self.send_header("Location", target)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def _status(self, status: int) -> None:
         self.send_response(status)
