@@ -6,14 +6,18 @@ time works on an output folder.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
+from corpus_asr.activity import Activity
 from corpus_asr.config.choices import CONTINUE, Choices
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import EngineError
 from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import Progress, Stream, Tally
+from corpus_asr.runtime.recorder import Recorder
 from corpus_asr.runtime.resources import Resources, resolve_resources, store_bytes_for, this_machine
 from corpus_asr.runtime.summary import RunSummary
 from corpus_asr.storage.finish import finish
@@ -79,10 +83,11 @@ def _run_locked(
         model_revision=revision,
         lock=lock.key,
     )
-    committed = Tally()
+    committed, activity = Tally(), Activity()
     if plan.num_remaining:
         work = _work_here if local else _work_on_ray
-        committed = work(config, store, plan, committer, progress)
+        done = work(config, store, plan, committer, progress)
+        committed, activity = done.tally, done.activity
     lock.key.check()  # a finish tidies up: not under the hands of another run
     counts = finish(
         store,
@@ -92,7 +97,11 @@ def _run_locked(
         listing=read_listing(store, plan),
         num_listed=plan.num_files,
         plan_name=plan.name,
-        extra={"plan": asdict(plan), "committed": asdict(committed)},
+        extra={
+            "plan": asdict(plan),
+            "committed": asdict(committed),
+            "activity": asdict(activity),
+        },
     )
     if counts.left:
         raise EngineError(
@@ -120,13 +129,13 @@ def _work_here(
     plan: Plan,
     committer: Committer,
     stream: Stream | None,
-) -> Tally:
+) -> Progress:
     resources = resolve_resources(config, (this_machine(),), num_packs=plan.num_packs)
-    with _told(resources, plan, stream) as progress:
+    with _told(store, committer.run_id, resources, plan, stream) as progress:
         run_local(
             config, read_packs(store, plan), committer, resources=resources, progress=progress
         )
-    return progress.tally
+    return progress
 
 
 def _work_on_ray(
@@ -135,7 +144,7 @@ def _work_on_ray(
     plan: Plan,
     committer: Committer,
     stream: Stream | None,
-) -> Tally:
+) -> Progress:
     # Ray takes seconds to import, and local runs do without it.
     from corpus_asr.runtime.cluster import connected, local_machine
     from corpus_asr.runtime.dataset import run_on_ray
@@ -150,15 +159,20 @@ def _work_on_ray(
             store_bytes=cluster.store_bytes,
             fixed=config.cluster.address == "local",
         )
-        with _told(resources, plan, stream) as progress:
+        with _told(store, committer.run_id, resources, plan, stream) as progress:
             run_on_ray(config, plan.uri, committer, resources=resources, progress=progress)
-    return progress.tally
+    return progress
 
 
-def _told(resources: Resources, plan: Plan, stream: Stream | None) -> Progress:
-    """Say what the run will use, and return the line that follows it."""
+@contextmanager
+def _told(
+    store: OutputStore, run_id: str, resources: Resources, plan: Plan, stream: Stream | None
+) -> Iterator[Progress]:
+    """Say what the run will use, and how far it is while the context is open."""
     if stream is not None:
         stream.write(resources.describe() + "\n")
-    return Progress(
+    progress = Progress(
         total_files=plan.num_remaining, total_bytes=plan.num_remaining_bytes, stream=stream
     )
+    with progress, Recorder(store, progress, run_id=run_id, plan=plan, resources=resources):
+        yield progress

@@ -8,14 +8,17 @@ import logging
 import os
 import threading
 import time
+import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from corpus_asr.activity import Activity
 from corpus_asr.errors import EngineError
+from corpus_asr.runtime.metrics import Metrics
 from corpus_asr.runtime.progress import Tally
 from corpus_asr.runtime.quarantine import PartKey
 
@@ -26,6 +29,9 @@ _LOG = logging.getLogger(__name__)
 MAX_REPLACEMENTS = 3
 # How often a worker in the middle of something asks whether to stop.
 ASK_EVERY_S = 1.0
+# How often a worker says what it did, beside the ends of its calls.
+REPORT_EVERY_S = 5.0
+NOTHING = Activity()
 _EXIT_CODE = 70  # EX_SOFTWARE; any but 0, which Ray takes for a wish to end
 
 
@@ -38,10 +44,25 @@ class Board:
         self._stopping = False
         self._replaced_in_a_row = 0
         self._replaced: list[str] = []
+        self._own = Activity()
+        self._workers: dict[str, Activity] = {}
+        self._metrics = Metrics()
 
-    def add(self, tally: Tally) -> None:
-        """Count committed results."""
+    def add(self, tally: Tally, spent: Activity = NOTHING) -> None:
+        """Count committed results, and what committing them took."""
         self._tally += tally
+        self._own += spent
+        self._metrics.committed(spent.commit_s)
+        self._metrics.update(self._tally, self.activity())
+
+    def report(self, worker: str, activity: Activity) -> None:
+        """Take a worker's counts since it began, in place of those it sent before."""
+        self._workers[worker] = activity
+        self._metrics.update(self._tally, self.activity())
+
+    def activity(self) -> Activity:
+        """Return what all workers did, dead ones included."""
+        return self._own + Activity.total(self._workers.values())
 
     def read(self) -> Tally:
         """Return the count."""
@@ -75,6 +96,7 @@ class Board:
         if self._replaced_in_a_row > MAX_REPLACEMENTS:
             return False
         self._replaced.append(why)
+        self._own += Activity(workers_replaced=1)
         return True
 
     def take_replaced(self) -> list[str]:
@@ -92,6 +114,30 @@ def start_board() -> Any:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board)
     return board.options(scheduling_strategy=here).remote()
+
+
+class Reporter(threading.Thread):
+    """Sends a worker's counts to the board every few seconds, and when told to.
+
+    Args:
+        board: the run's board.
+        read: returns the counts, from any thread.
+    """
+
+    def __init__(self, board: Any, read: Callable[[], Activity]) -> None:
+        super().__init__(name="report-activity", daemon=True)
+        self._board, self._read = board, read
+        self._worker = uuid.uuid4().hex
+
+    def run(self) -> None:
+        """Report until the process ends."""
+        while True:
+            time.sleep(REPORT_EVERY_S)
+            self.send()
+
+    def send(self) -> None:
+        """Report now; nobody waits for it: only a count is late."""
+        self._board.report.remote(self._worker, self._read())
 
 
 class BoardMemory:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from corpus_asr.activity import Activity
+from corpus_asr.storage.failures import retries_so_far
 from corpus_asr.storage.lock import LockKey
 from corpus_asr.storage.tables import OutputStore
 
@@ -40,6 +42,21 @@ class Committer:
             run_id=self.run_id,
             model=self.model,
             model_revision=self.model_revision,
+        )
+
+    def timed(self, results: pa.Table) -> Activity:
+        """Commit, and return what that took.
+
+        Raises:
+            EngineError: another run took over the output.
+            FetchError: the output store failed beyond its retries.
+        """
+        began_s, retries = time.monotonic(), retries_so_far()
+        self(results)
+        return Activity(
+            commits=1,
+            commit_s=time.monotonic() - began_s,
+            commit_retries=retries_so_far() - retries,
         )
 
 

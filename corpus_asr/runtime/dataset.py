@@ -15,9 +15,10 @@ import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
+from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CorpusAsrError, EngineError
-from corpus_asr.runtime.board import BoardMemory, start_board
+from corpus_asr.runtime.board import BoardMemory, Reporter, start_board
 from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.quarantine import Quarantine
@@ -28,6 +29,7 @@ from corpus_asr.schemas import RESULTS
 from corpus_asr.stages.extract import EXTRACTOR, ExtractStage
 from corpus_asr.stages.transcribe import EngineFactory, TranscribeStage, load_engine
 from corpus_asr.storage.filesystem import open_store
+from corpus_asr.storage.trust import HostRules
 from corpus_asr.units import MEBIBYTE
 
 _LOG = logging.getLogger(__name__)
@@ -57,6 +59,8 @@ class ExtractWorker:
     def __init__(self, *arguments: Any, board: Any, **stage: Any) -> None:
         self._board = BoardMemory(board)
         self._stage = ExtractStage(*arguments, **stage)
+        self._reporter = Reporter(board, lambda: self._stage.activity)
+        self._reporter.start()
 
     def __call__(self, packs: pa.Table) -> Iterator[pa.Table]:
         """Yield PARTS tables; those of a run that stops are not all."""
@@ -70,6 +74,8 @@ class ExtractWorker:
         except EngineError as error:
             self._board.leave(error)
             raise
+        finally:
+            self._reporter.send()
 
 
 class TranscribeWorker:
@@ -77,7 +83,10 @@ class TranscribeWorker:
 
     def __init__(self, *, board: Any, **stage: Any) -> None:
         self._board = BoardMemory(board)
-        self._stage = Quarantine(TranscribeStage(**stage), self._board)
+        own = TranscribeStage(**stage)
+        self._stage = Quarantine(own, self._board)
+        self._reporter = Reporter(board, lambda: own.activity)
+        self._reporter.start()
 
     def __call__(self, parts: pa.Table) -> pa.Table:
         """Return one RESULTS row per part, or none of a run that stops; several calls at once."""
@@ -88,6 +97,8 @@ class TranscribeWorker:
         except EngineError as error:
             self._board.leave(error)
             raise
+        finally:
+            self._reporter.send()
 
 
 def run_on_ray(
@@ -181,6 +192,7 @@ def build(
             "revision": config.model.revision,
             "settings": config.extract,
             "endpoint_url": config.source.endpoint_url,
+            "hosts": HostRules.of(config.source),
             "extractor": extractor,
         },
         compute=ActorPoolStrategy(
@@ -274,6 +286,8 @@ class _Poll(threading.Thread):
             if self._stop_asked.requested:
                 self._board.stop.remote()
             self._progress.set(ray.get(self._board.read.remote(), timeout=POLL_S))
+            found: Activity = ray.get(self._board.activity.remote(), timeout=POLL_S)
+            self._progress.watch(lambda: found)
             for why in ray.get(self._board.take_replaced.remote(), timeout=POLL_S):
                 _LOG.warning("event=worker_replaced why=%r", why)
         except ray.exceptions.RayError:

@@ -8,13 +8,14 @@ corpora and tests; one engine, on one GPU at most.
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, closing, contextmanager
 from typing import TypeAlias
 
 import pyarrow as pa
 
+from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
 from corpus_asr.runtime.commit import CommitBuffer, Committer
 from corpus_asr.runtime.progress import Progress, tally_of
@@ -22,6 +23,7 @@ from corpus_asr.runtime.resources import Resources
 from corpus_asr.runtime.stopping import Stop, stoppable
 from corpus_asr.stages.extract import EXTRACTOR, ExtractStage
 from corpus_asr.stages.transcribe import EngineFactory, TranscribeStage, load_engine
+from corpus_asr.storage.trust import HostRules
 
 # A commit is two objects: worth it for one long part or a hundred short recordings ...
 MIN_BYTES_PER_COMMIT = 64 * 1024
@@ -64,9 +66,11 @@ def run_local(
         CheckpointError: the model cannot be loaded.
         RunStoppedError: a signal asked the run to end.
     """
+    committed = Activity()
 
     def commit(results: pa.Table) -> None:
-        committer(results)
+        nonlocal committed
+        committed += committer.timed(results)
         progress.add(tally_of(results))
 
     buffer = CommitBuffer(commit, min_bytes=MIN_BYTES_PER_COMMIT, max_age_s=MAX_COMMIT_AGE_S)
@@ -83,9 +87,13 @@ def run_local(
             engine_factory=engine_factory,
         )
         stack.enter_context(_closed(stage))
-        parts = stack.enter_context(
-            closing(_extracted(config, packs, resources.extract_workers, extractor))
+        extracting = [_extract_stage(config, extractor) for _ in range(resources.extract_workers)]
+        progress.watch(
+            lambda: Activity.total(
+                (committed, stage.activity, *(one.activity for one in extracting))
+            )
         )
+        parts = stack.enter_context(closing(_extracted(extracting, packs)))
         results = _transcribed(stage, parts, stop, in_flight=resources.parts_in_flight)
         for result in stack.enter_context(closing(results)):
             if result is None:
@@ -156,22 +164,23 @@ def _ready(running: set[Future[pa.Table]], *, timeout_s: float) -> Iterator[pa.T
         yield future.result()
 
 
+def _extract_stage(config: RunConfig, extractor: str) -> ExtractStage:
+    return ExtractStage(
+        config.model.checkpoint,
+        revision=config.model.revision,
+        settings=config.extract,
+        endpoint_url=config.source.endpoint_url,
+        hosts=HostRules.of(config.source),
+        extractor=extractor,
+    )
+
+
 def _extracted(
-    config: RunConfig, packs: Iterable[pa.Table], workers: int, extractor: str
+    stages: Sequence[ExtractStage], packs: Iterable[pa.Table]
 ) -> Generator[pa.Table | None, None, None]:
-    """Yield parts from `workers` threads, and None when a while passed without one."""
+    """Yield parts from a thread per stage, and None when a while passed without one."""
     found: queue.Queue[_Found] = queue.Queue(maxsize=PARTS_WAITING)
     shared = _Shared(packs)
-    stages = [
-        ExtractStage(
-            config.model.checkpoint,
-            revision=config.model.revision,
-            settings=config.extract,
-            endpoint_url=config.source.endpoint_url,
-            extractor=extractor,
-        )
-        for _ in range(workers)
-    ]
     threads = [
         threading.Thread(target=_extract, args=(stage, shared, found), name="extract", daemon=True)
         for stage in stages
