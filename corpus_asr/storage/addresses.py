@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, CorpusAsrError
 
 LOCAL = "file"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://", re.ASCII)
@@ -71,6 +71,21 @@ def _absolute_path(uri: str) -> str:
 def join(folder: str, name: str) -> str:
     """Return the address of `name` in `folder`, both taken literally."""
     return f"{folder.rstrip('/')}/{name}"
+
+
+def within(folder: str, name: str) -> str:
+    """Return the address of `name` in `folder`, wherever the name was read.
+
+    Raises:
+        CorpusAsrError: it leads out of the folder.
+    """
+    if name.startswith("/") or "\0" in name or ".." in name.split("/") or _SCHEME.match(name):
+        raise CorpusAsrError(
+            f"looking for {name!r} in {shown(folder)}: the name leads out of the folder, expected "
+            "one of an object in it; somebody else wrote to this folder: restore it, or choose "
+            "another output.uri"
+        )
+    return join(folder, name)
 
 
 def parent(uri: str) -> str:

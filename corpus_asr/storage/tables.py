@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, RESULTS, SEGMENT_FIELDS, SEGMENTS
 from corpus_asr.storage import filesystem
-from corpus_asr.storage.addresses import join, normalise, public, public_text, shown
+from corpus_asr.storage.addresses import normalise, public, public_text, shown, within
 from corpus_asr.storage.local import TEMPORARY_PREFIX
 
 SEGMENTS_FOLDER, OUTCOMES_FOLDER, RECORDINGS_FOLDER = "segments", "outcomes", "recordings"
@@ -195,13 +195,27 @@ class OutputStore:
 
         Raises:
             FetchError: an object cannot be read.
-            CorpusAsrError: an object is no Parquet file.
+            CorpusAsrError: an object is no Parquet file, or names what are no segments.
         """
         names = self.names(OUTCOMES_FOLDER) if names is None else names
         schema = _projected(OUTCOMES, columns)
         for name, table in self.read_tables(names, schema):
+            self._check_segments_names(name, table)
             for rows in table.to_batches():
                 yield CommittedBatch(name, rows)
+
+    def _check_segments_names(self, name: str, table: pa.Table) -> None:
+        """Refuse outcomes that name anything but segments: what is named may be removed later."""
+        if "segments_object" not in table.schema.names:
+            return
+        for named in table["segments_object"].unique().drop_null().to_pylist():
+            self.address(named)
+            if not (named.startswith(f"{SEGMENTS_FOLDER}/") and _is_table(named)):
+                raise CorpusAsrError(
+                    f"reading {shown(self.address(name))}: found the segments object {named!r}, "
+                    f"expected a name in {SEGMENTS_FOLDER}/; restore the object, or remove it to "
+                    "have its recordings transcribed again"
+                )
 
     def segments(
         self, columns: Sequence[str] | None = None, outcomes_names: Iterable[str] | None = None
@@ -260,7 +274,7 @@ class OutputStore:
 
     def address(self, name: str) -> str:
         """Return the address of an object of this folder."""
-        return join(self.uri, name)
+        return within(self.uri, name)
 
     def names(self, folder: str) -> list[str]:
         """Return the names of a folder's Parquet objects, sorted."""

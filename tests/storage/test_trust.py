@@ -7,16 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from corpus_asr.config.stages import SourceSettings
-from corpus_asr.errors import ConfigError, FetchError
+from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
+from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.addresses import resolve
 from corpus_asr.storage.failures import RetryPolicy
 from corpus_asr.storage.filesystem import open_binary, write_atomic
+from corpus_asr.storage.ledger import Ledger
 from corpus_asr.storage.listing import list_files
 from corpus_asr.storage.manifest import manifest_rows
+from corpus_asr.storage.tables import OutputStore
 from corpus_asr.storage.trust import HostRules, Verdict, is_public, may_name
+from tests.support.commits import commit, part, results
 from tests.support.stores import WebServer, web_server
 
 QUICK = RetryPolicy(attempts=2, first_wait_s=0.001, request_timeout_s=5.0)
@@ -192,3 +197,32 @@ def test_what_is_far_too_large_for_a_manifest_is_refused(
     (tmp_path / name).write_text(content)
     with pytest.raises(ConfigError, match=message):
         list(manifest_rows(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize(
+    "named",
+    ["../victim.parquet", "segments/../../victim.parquet", "/victim.parquet", "run.json",
+     "segments/x.txt", "recordings/x.parquet", "s3://other/segments/a.parquet"],
+)  # fmt: skip
+def test_outcomes_cannot_name_anything_but_segments(tmp_path: Path, named: str) -> None:
+    victim = tmp_path / "victim.parquet"
+    victim.write_bytes(b"mine")
+    store = OutputStore(str(tmp_path / "out"))
+    written = commit(store, results(part("a", 0, texts=["x"])))
+    outcomes = store.read_table(written.outcomes_name, OUTCOMES)
+    position = OUTCOMES.get_field_index("segments_object")
+    forged = outcomes.set_column(position, OUTCOMES.field(position), [pa.array([named])])
+    store.write_table(written.outcomes_name, forged)
+    for use in (lambda: Ledger.load(store), lambda: list(store.segments())):
+        with pytest.raises(CorpusAsrError, match=r"leads out of the folder|expected a name in"):
+            use()
+    assert victim.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/x", "file:///x", "a/\0"])
+def test_no_name_leads_out_of_the_output_folder(tmp_path: Path, name: str) -> None:
+    store = OutputStore(str(tmp_path / "out"))
+    for use in (store.remove, store.exists, store.read_json, lambda n: store.write_bytes(n, b"")):
+        with pytest.raises(CorpusAsrError, match="leads out of the folder"):
+            use(name)
+    assert store.address("a..b/..c") == f"{tmp_path}/out/a..b/..c"
