@@ -20,7 +20,7 @@ from corpus_asr.storage.addresses import shown, without_secrets
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-NOT_FOUND, ACCESS_DENIED, TIMEOUT, CHANGED, FETCH, UNSUPPORTED_SCHEME, REFUSED_HOST = (
+NOT_FOUND, ACCESS_DENIED, TIMEOUT, CHANGED, FETCH, UNSUPPORTED_SCHEME, REFUSED_HOST, NO_SPACE = (
     "not_found",
     "access_denied",
     "timeout",
@@ -28,6 +28,7 @@ NOT_FOUND, ACCESS_DENIED, TIMEOUT, CHANGED, FETCH, UNSUPPORTED_SCHEME, REFUSED_H
     "fetch",
     "unsupported_scheme",
     "refused_host",
+    "no_space",
 )
 _ADVICE = {
     NOT_FOUND: "check the address, or take it out of the source",
@@ -36,10 +37,13 @@ _ADVICE = {
     CHANGED: "try again once nothing writes to it any more",
     FETCH: "check the store, then try again",
     REFUSED_HOST: "list the host in source.allow_hosts if it is to be asked",
+    NO_SPACE: "free some, or raise the quota, then run the same command again to continue",
 }
 _EXPIRED_ADVICE = "the credentials expired: renew the credentials, then try again"
 FEW_ATTEMPTS = 3  # where the next answer is another at once, or not for a long time
 _PERMANENT = {NOT_FOUND, ACCESS_DENIED, REFUSED_HOST}
+# The disk, what this user or process may have of it, or the largest file.
+FULL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _TRANSIENT_ERRNO = {
     errno.EAGAIN, errno.EBUSY, errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET,
     errno.EHOSTUNREACH, errno.EINTR, errno.EIO, errno.ENETUNREACH, errno.EPIPE, errno.ESTALE,
@@ -156,6 +160,8 @@ def from_os_error(error: OSError) -> StoreError:
         return StoreError(ACCESS_DENIED, f"access denied ({reason})")
     if isinstance(error, TimeoutError):
         return StoreError(TIMEOUT, "no answer within the time limit", transient=True)
+    if error.errno in FULL_ERRNO:
+        return StoreError(NO_SPACE, f"no space left ({reason})")
     transient = isinstance(error, ConnectionError) or error.errno in _TRANSIENT_ERRNO
     return StoreError(FETCH, f"the store failed ({reason})", transient=transient)
 

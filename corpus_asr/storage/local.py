@@ -18,7 +18,7 @@ from typing import IO, NamedTuple
 
 import pyarrow as pa
 
-from corpus_asr.storage.failures import FETCH, StoreError, from_os_error
+from corpus_asr.storage.failures import FETCH, FULL_ERRNO, NO_SPACE, StoreError, from_os_error
 from corpus_asr.storage.ranges import ObjectInfo
 
 logger = logging.getLogger(__name__)
@@ -160,10 +160,25 @@ def _whole(path: Path, data: bytes) -> Iterator[Path]:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno not in FULL_ERRNO:
+            raise
+        raise _no_space(path.parent, len(data), error) from error
+    try:
         yield temporary
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def _no_space(folder: Path, num_bytes: int, error: OSError) -> StoreError:
+    free = shutil.disk_usage(folder).free
+    return StoreError(
+        NO_SPACE,
+        f"no space left ({error.strerror}): found {free:,} bytes free in {folder}, expected room "
+        f"for {num_bytes:,} and the right to use it; nothing of the object was written",
+    )
 
 
 def _create_in_place(path: Path, data: bytes) -> bool:
