@@ -85,7 +85,8 @@ def claimed_segments(store: OutputStore, outcomes: pa.Table, title: str) -> Iter
             strict=True,
         )
     )
-    named = [name for name in claimed if name is not None]
+    # Not in the order of the groups, which is no order of theirs at all.
+    named = outcomes["segments_object"].unique().drop_null().to_pylist()
     found = dict.fromkeys(claimed, 0)
     for name, table in store.read_tables(named, SEGMENTS):
         found[name] += table.num_rows
