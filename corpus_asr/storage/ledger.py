@@ -284,7 +284,7 @@ class Ledger:
         due = np.bincount(files[again], minlength=batch.num_rows) > 0
         rows, files = rows[~again], files[~again]
         left = np.flatnonzero(due | ~self._covered(rows, files, batch.num_rows))
-        # A failure that ended an incomplete recording may come again, and has to find its place free.
+        # A failure that ended an incomplete recording may come again: its place has to be free.
         ended = self._failed[rows] & self._last[rows]
         half = np.isin(files, left) & ~ended
         lengths = np.bincount(files[half], minlength=batch.num_rows)[left]

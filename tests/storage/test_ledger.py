@@ -1,6 +1,5 @@
 """What counts as done, and that a finished folder is exact however it came about."""
 
-import itertools
 import json
 import random
 import uuid
@@ -20,6 +19,7 @@ from corpus_asr.storage.finish import RunCounts, finish
 from corpus_asr.storage.ledger import Ledger, Run, begin_run, fingerprint
 from corpus_asr.storage.tables import OutputStore, segments_of, unique_stem
 from tests.support.commits import commit, files, part, results, same_schema
+from tests.support.dying import Killed, dying
 
 
 def config(**changes) -> RunConfig:
@@ -366,22 +366,6 @@ def check_exact(folder: Path, counts: RunCounts) -> None:
         assert same_schema(pq.read_schema(path), SEGMENTS)
 
 
-class Killed(BaseException):
-    """The process died."""
-
-
-def dying(function, after: int):
-    """Return `function` that works `after` times and then raises."""
-    calls = itertools.count()
-
-    def call(*args, **kwargs):
-        if next(calls) >= after:
-            raise Killed
-        return function(*args, **kwargs)
-
-    return call
-
-
 @settings(max_examples=15, deadline=None)
 @given(
     commits=st.lists(st.sets(st.sampled_from(PARTS), min_size=1), max_size=6),
@@ -410,7 +394,9 @@ def test_any_history_ends_exact(
     for death in deaths:
         with pytest.MonkeyPatch.context() as patch:
             for name in ("write_atomic", "remove"):
-                patch.setattr(filesystem, name, dying(getattr(filesystem, name), death))
+                patch.setattr(
+                    filesystem, name, dying(getattr(filesystem, name), iter(range(death)))
+                )
             try:
                 done(store, files(*NAMES))
             except Killed:
