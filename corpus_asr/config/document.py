@@ -23,6 +23,12 @@ from corpus_asr.errors import ConfigError
 
 KeyPath = tuple[str, ...]
 
+# Far above any job written by hand; what aliases stand for counts each time.
+MAX_FILE_BYTES = 1_000_000
+MAX_NODES = 10_000
+MAX_CHARACTERS = 2_000_000
+MAX_DEPTH = 32
+
 _INTERPOLATION = re.compile(
     r"(?P<escaped>\$\$(?=\{))"
     r"|\$\{env:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<has_default>:-(?P<default>[^}]*))?\}"
@@ -119,7 +125,14 @@ def read_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
 
 def _read_text(path: Path, name: str) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise ConfigError(
+                f"reading {name}: found more than {MAX_FILE_BYTES} bytes, expected the YAML of one "
+                "job; name long lists of recordings in a source.manifest"
+            )
+        return content.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise ConfigError(f"reading {name}: no such file{_nearest_file(path)}") from error
     except IsADirectoryError as error:
@@ -144,6 +157,7 @@ def _nearest_file(path: Path) -> str:
 
 def _parse(text: str, name: str) -> Document:
     try:
+        _check_depth(text, name)
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
@@ -154,11 +168,57 @@ def _parse(text: str, name: str) -> Document:
                 "expected keys such as source: and model: at the top level"
             )
         document = Document(name=name, values={})
-        _survey(node, (), document, name)
-        document.values = _text_keys(loader.construct_document(node))
+        _survey(node, (), document, name, _Budget(name))
+        document.values = _text_keys(_constructed(loader, node, name))
     except yaml.YAMLError as error:
         raise ConfigError(f"reading {name}: {_yaml_words(error, text)}") from error
     return document
+
+
+def _constructed(loader: _Loader, node: yaml.Node, name: str) -> Any:
+    try:
+        return loader.construct_document(node)
+    except ValueError as error:  # Python reads no number of thousands of digits
+        raise ConfigError(f"reading {name}: found a value that is none ({error})") from error
+
+
+def _check_depth(text: str, name: str) -> None:
+    """Refuse nesting that would exhaust the stack; events are read without one."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            mark = event.start_mark
+            place = f"line {mark.line + 1}: " if mark is not None else ""
+            raise ConfigError(
+                f"reading {name}: {place}found more than {MAX_DEPTH} "
+                "levels of nesting, expected sections of keys; correct the brackets"
+            )
+
+
+@dataclass(slots=True)
+class _Budget:
+    """What a document may still unfold to, aliases written out."""
+
+    name: str
+    nodes: int = MAX_NODES
+    characters: int = MAX_CHARACTERS
+
+    def spend(self, node: yaml.Node) -> None:
+        """Take a node into account.
+
+        Raises:
+            ConfigError: there is too much of it.
+        """
+        self.nodes -= 1
+        self.characters -= len(node.value) if isinstance(node, yaml.ScalarNode) else 0
+        if self.nodes < 0 or self.characters < 0:
+            raise ConfigError(
+                f"reading {self.name}: its aliases (*name) and values unfold to more than "
+                f"{MAX_NODES} values or {MAX_CHARACTERS} characters, expected the YAML of one job; "
+                "write it without aliases, and name long lists in a source.manifest"
+            )
 
 
 def _node_kind(node: yaml.Node) -> str:
@@ -166,9 +226,15 @@ def _node_kind(node: yaml.Node) -> str:
 
 
 def _survey(
-    node: yaml.Node, key: KeyPath, document: Document, name: str, above: tuple[int, ...] = ()
+    node: yaml.Node,
+    key: KeyPath,
+    document: Document,
+    name: str,
+    budget: _Budget,
+    above: tuple[int, ...] = (),
 ) -> None:
     """Note the line of every key, and keys written twice, which YAML would let pass."""
+    budget.spend(node)
     if id(node) in above:
         raise ConfigError(
             f"reading {name}: {'.'.join(key)}: an alias contains itself; write it out"
@@ -176,12 +242,14 @@ def _survey(
     above = (*above, id(node))
     if isinstance(node, yaml.SequenceNode):
         for child in node.value:
-            _survey(child, key, document, name, above)
+            _survey(child, key, document, name, budget, above)
     if not isinstance(node, yaml.MappingNode):
         return
     seen: dict[str, int] = {}
     for key_node, value_node in node.value:
-        own = str(key_node.value)
+        budget.spend(key_node)
+        # What is no text is refused later; to spell it out could fill the memory.
+        own = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "?"
         line = key_node.start_mark.line + 1
         path = (*key, own)
         if own in seen:
@@ -189,7 +257,7 @@ def _survey(
             document.problems.append(Problem(key=path, message=message))
         seen.setdefault(own, line)
         document.origins[path] = f"line {line}"
-        _survey(value_node, path, document, name, above)
+        _survey(value_node, path, document, name, budget, above)
 
 
 def _text_keys(value: Any) -> Any:
@@ -245,8 +313,15 @@ def override_value(text: str, where: str) -> Any:
     """
     stripped = text.strip()
     quoted = stripped.startswith(('"', "'", "[", "{"))
+    if len(text) > MAX_FILE_BYTES:
+        raise ConfigError(f"reading {where}: found more than {MAX_FILE_BYTES} characters")
     try:
-        value = yaml.load(stripped, Loader=_Loader)  # a SafeLoader
+        _check_depth(stripped, where)
+        loader = _Loader(stripped)
+        node = loader.get_single_node()
+        if node is not None:
+            _survey(node, (), Document(name=where, values={}), where, _Budget(where))
+        value = None if node is None else _constructed(loader, node, where)
     except yaml.YAMLError as error:
         if not quoted:
             return stripped

@@ -142,3 +142,57 @@ def test_any_unquoted_text_is_an_override_value(text: str) -> None:
         return
     value = override_value(text, "--set key")
     assert value == text.strip() or isinstance(value, int | float | None)
+
+
+def bomb(level: str, levels: int = 9) -> str:
+    """Nine levels, each nine times the one above."""
+    lines = ["a0: &a0 " + level]
+    for number in range(1, levels):
+        aliases = ", ".join([f"*a{number - 1}"] * 9)
+        lines.append(f"a{number}: &a{number} [{aliases}]")
+    return "\n".join(lines)
+
+
+def merge_bomb(levels: int = 9) -> str:
+    """Each mapping merges the one before it nine times."""
+    lines = ["a0: &a0 {x: 1}"]
+    for number in range(1, levels):
+        merged = ", ".join([f"*a{number - 1}"] * 9)
+        lines.append(f"a{number}: &a{number}\n  <<: [{merged}]")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (bomb("lol"), "unfold to more than"),
+        (bomb("{x: 1}"), "unfold to more than"),
+        (merge_bomb(), "unfold to more than"),
+        (f"a: &a {'x' * 100_000}\nb: [{', '.join(['*a'] * 100)}]", "unfold to more than"),
+        ("a: [" + "1, " * 20_000 + "1]", "unfold to more than"),
+        ("a: " + "[" * 100_000, "levels of nesting"),
+        ("a: " + "{b: " * 50 + "1" + "}" * 50, "line 1: found more than 32 levels of nesting"),
+        ("\n".join("  " * depth + "a:" for depth in range(50)), "levels of nesting"),
+        ("a: " + "9" * 5000, "found a value that is none"),
+        ("# " + "x" * 1_000_001, "found more than 1000000 bytes"),
+        (bomb("x", 5) + "\n? *a4\n: 1", "unhashable key"),
+        ("? " + "[" * 200 + "]" * 200 + "\n: 1", "levels of nesting"),
+    ],
+    ids=["lists", "mappings", "merges", "texts", "many", "unclosed", "flow", "blocks", "digits",
+         "bytes", "key of lists", "keys"],
+)  # fmt: skip
+def test_what_would_fill_memory_or_stack_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    assert told in refusal(tmp_path, text.encode())
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "{a: " * 5000, '["a", ' + "[" * 40 + "]" * 40 + "]"])
+def test_an_override_is_held_to_the_same_limits(text: str) -> None:
+    with pytest.raises(ConfigError, match="levels of nesting"):
+        override_value(text, "--set a")
+    with pytest.raises(ConfigError, match="a value that is none"):
+        override_value("9" * 5000, "--set a")
+
+
+def test_a_few_aliases_are_fine(tmp_path: Path) -> None:
+    document = read(tmp_path, "a: &a {x: 1}\nb: *a\nc:\n  <<: *a\n  y: 2\n")
+    assert document.values == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}}
