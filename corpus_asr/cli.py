@@ -12,20 +12,22 @@ an error.
 import atexit
 import importlib
 import json
+import logging
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol, TextIO
 
 import typer
 
 from corpus_asr.errors import CheckpointError, ConfigError, CorpusAsrError, ItemError
+from corpus_asr.logs import LogFormat, LogLevel, LogSettings, configure, event, speaks_json
+from corpus_asr.report.transcript import Format, printer
 from corpus_asr.runtime.stopping import RunStoppedError, ended_by_sigterm
 from corpus_asr.threads import spin_briefly
 
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from corpus_asr.config.load import Setting
     from corpus_asr.config.run import RunConfig
     from corpus_asr.runtime.summary import RunSummary
-    from corpus_asr.segments import Segment, Transcript
     from corpus_asr.storage.plan import Plan
 
 EXIT_SOME_FAILED = 1
@@ -43,6 +44,9 @@ EXIT_STOPPED_BY_FAILURE = 3
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EXIT_TERMINATED = 143  # 128 + SIGTERM
 
+WATCH_EVERY_S = 5.0
+
+_LOG = logging.getLogger(__name__)
 _PLAIN_WORD = re.compile(r"[A-Za-z/][\w/.@+-]*(?::[\w/.@+-]+)*", re.ASCII)
 _NOT_TEXT = {"true", "false", "null"}
 
@@ -61,13 +65,11 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as extract.part_s=300."),
 ]
-
-
-class Format(StrEnum):
-    """How `transcribe` prints."""
-
-    txt = "txt"
-    jsonl = "jsonl"
+Output = Annotated[
+    str, typer.Argument(metavar="OUTPUT_URI", help="The output.uri of a run, done or not.")
+]
+Endpoint = Annotated[str | None, typer.Option(help="S3 endpoint, where it is not Amazon's.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 class _Pipeline(Protocol):
@@ -94,6 +96,23 @@ def main() -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(end.code)
+
+
+@app.callback()
+def logging_options(
+    log_format: Annotated[
+        LogFormat | None, typer.Option(help="How stderr looks: text, or a JSON object per line.")
+    ] = None,
+    log_level: Annotated[
+        LogLevel | None, typer.Option(help="What is logged at least; default: warning.")
+    ] = None,
+) -> None:
+    """Set up logging; CORPUS_ASR_LOG_FORMAT and CORPUS_ASR_LOG_LEVEL say the same."""
+    from corpus_asr.storage.addresses import without_secrets
+
+    usual = LogSettings.from_environment()
+    settings = LogSettings(format=log_format or usual.format, level=log_level or usual.level)
+    configure(settings, redact=without_secrets)
 
 
 @app.command()
@@ -131,7 +150,8 @@ def run(
         choices = Choices(
             steal_lock=steal_lock, new_run=new_run, retry=Retry.all if retry_all_failed else retry
         )
-        summary = pipeline.run(settings, local=local, progress=sys.stderr, choices=choices)
+        lines = None if speaks_json() else sys.stderr
+        summary = pipeline.run(settings, local=local, progress=lines, choices=choices)
         typer.echo(_summary_words(summary))
         allowed = settings.output.max_failed_fraction
         if summary.failed_fraction > allowed:
@@ -168,15 +188,7 @@ def plan(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def report(
-    output_uri: Annotated[
-        str, typer.Argument(metavar="OUTPUT_URI", help="The output.uri of a run, done or not.")
-    ],
-    endpoint_url: Annotated[
-        str | None, typer.Option(help="S3 endpoint, where it is not Amazon's.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
-) -> None:
+def report(output_uri: Output, endpoint_url: Endpoint = None, as_json: AsJson = False) -> None:
     """Show what a run has done so far, what failed, and whether every file is accounted for."""
     from corpus_asr.report.load import REPORT_NAME, load_report
     from corpus_asr.report.render import as_data, render
@@ -188,6 +200,29 @@ def report(
         data = as_data(found)
         typer.echo(json.dumps(data, indent=2, ensure_ascii=False) if as_json else render(found))
         store.write_json(REPORT_NAME, data)
+
+
+@app.command()
+def status(
+    output_uri: Output,
+    endpoint_url: Endpoint = None,
+    as_json: AsJson = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again every 5 s until the run has ended.")
+    ] = False,
+) -> None:
+    """Show whether a run lives, how far it is, where its time goes and what has failed."""
+    from corpus_asr.report.status import as_data, load_status, render
+    from corpus_asr.storage.tables import OutputStore
+
+    with _readable_errors():
+        store = OutputStore(output_uri, endpoint_url=endpoint_url)
+        while True:
+            found = load_status(store)
+            typer.echo(json.dumps(as_data(found), ensure_ascii=False) if as_json else render(found))
+            if not watch or not found.alive:
+                return
+            time.sleep(WATCH_EVERY_S)
 
 
 @app.command()
@@ -226,7 +261,7 @@ def transcribe(
             failed.append(uri)
             _say(str(error))
 
-        show = _printer(output_format, many=len(files) > 1)
+        show = printer(output_format, many=len(files) > 1)
         with Transcriber.from_pretrained(model, device=device, dtype=dtype, **options) as loaded:
             for transcript in loaded.transcribe_many(files, on_error=tell):
                 show(transcript)
@@ -320,11 +355,14 @@ def _debug_traceback() -> None:
 def _say(message: str) -> None:
     from corpus_asr.config.secrets import hide_secrets
 
+    if speaks_json():
+        event(_LOG, logging.ERROR, "failed", message=message)
+        return
     typer.echo(f"corpus-asr: {hide_secrets(message)}", err=True)
 
 
 def _summary_words(summary: "RunSummary") -> str:
-    from corpus_asr.report.render import duration
+    from corpus_asr.report.text import duration
 
     return (
         f"{summary.output_uri}: {summary.files:,} recordings, {summary.done:,} done "
@@ -373,59 +411,6 @@ def _size(num_bytes: int) -> str:
     if num_bytes < 1_000_000:
         return f"{num_bytes / 1e3:,.1f} kB"
     return f"{num_bytes / 1e6:,.1f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:,.1f} GB"
-
-
-class _Printer(Protocol):
-    def __call__(self, transcript: "Transcript") -> None:
-        """Print one transcript."""
-
-
-def _printer(output_format: Format, *, many: bool) -> _Printer:
-    if output_format is Format.jsonl:
-        return _print_json
-    if not sys.stdout.isatty():
-        return lambda transcript: _print_plain(transcript, heading=many)
-    return _print_rich
-
-
-def _print_json(transcript: "Transcript") -> None:
-    typer.echo(json.dumps(asdict(transcript), ensure_ascii=False))
-
-
-def _print_plain(transcript: "Transcript", *, heading: bool) -> None:
-    if heading:
-        typer.echo(f"{transcript.uri}:")
-    for segment in transcript.segments:
-        typer.echo(f"{_times(segment)} {segment.text.strip()}")
-
-
-def _print_rich(transcript: "Transcript") -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    language = transcript.language or "no speech"
-    if transcript.language_probability is not None:
-        language += f" {transcript.language_probability:.0%}"
-    console.print(Text(f"{transcript.uri}  ", style="bold").append(language, style="not bold dim"))
-    for segment in transcript.segments:
-        line = Text(f"{_times(segment)} ", style="cyan")
-        # What the model was unsure of is worth a second look.
-        line.append(segment.text.strip(), style="yellow" if segment.confidence < 0.5 else "")
-        console.print(line, soft_wrap=True)
-
-
-def _times(segment: "Segment") -> str:
-    return f"[{_clock(segment.start_s)} --> {_clock(segment.end_s)}]"
-
-
-def _clock(seconds: float) -> str:
-    """Write a time as MM:SS.mmm, with hours in front from the first hour on."""
-    total_ms = round(seconds * 1000)
-    minutes, rest_ms = divmod(total_ms, 60_000)
-    hours, minutes = divmod(minutes, 60)
-    shown = f"{minutes:02d}:{rest_ms / 1000:06.3f}"
-    return f"{hours:02d}:{shown}" if hours else shown
 
 
 if __name__ == "__main__":

@@ -99,12 +99,17 @@ def configure(settings: LogSettings, *, redact: Redact) -> None:
         root.removeHandler(handler)
     handler = _StderrHandler()
     if settings.format is LogFormat.json:
-        handler.setFormatter(_JsonFormatter(settings.run_id, redact))
+        handler.setFormatter(_JsonFormatter(redact))
     else:
         handler.setFormatter(_TextFormatter(redact))
     root.addHandler(handler)
     for name in _OWN_LOGGERS:  # of libraries only warnings are of interest
         logging.getLogger(name).setLevel(settings.level.upper())
+
+
+def name_run(run_id: str) -> None:
+    """Put a run's identity into every later JSON line of this process and its children."""
+    os.environ[RUN_VARIABLE] = run_id
 
 
 def speaks_json() -> bool:
@@ -142,9 +147,8 @@ class _TextFormatter(logging.Formatter):
 
 
 class _JsonFormatter(logging.Formatter):
-    def __init__(self, run_id: str | None, redact: Redact) -> None:
+    def __init__(self, redact: Redact) -> None:
         super().__init__()
-        self._run_id = run_id
         self._redact = redact
 
     def format(self, record: logging.LogRecord) -> str:
@@ -156,8 +160,8 @@ class _JsonFormatter(logging.Formatter):
         }
         told: dict[str, object] | None = getattr(record, _FIELDS, None)
         line |= {"event": "log", "message": record.getMessage()} if told is None else told
-        if self._run_id is not None:
-            line.setdefault("run_id", self._run_id)
+        if run_id := os.environ.get(RUN_VARIABLE):
+            line.setdefault("run_id", run_id)
         line["process"] = record.process
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)

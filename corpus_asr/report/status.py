@@ -60,6 +60,11 @@ class Status:
     commits_since: int
     """Commits made after the snapshot."""
 
+    @property
+    def alive(self) -> bool:
+        """Whether a driver is at work, as far as can be seen from outside."""
+        return self.state in (BEGINNING, RUNNING, FINISHING)
+
 
 def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> Status:
     """Look at an output folder.
@@ -138,7 +143,7 @@ def as_data(status: Status) -> dict[str, Any]:
     return {
         "uri": status.uri,
         "state": status.state,
-        "alive": status.state in (BEGINNING, RUNNING, FINISHING),
+        "alive": status.alive,
         "driver": None if status.holder is None else _driver(status.holder),
         "last_commit_at": None if last is None else last.isoformat(timespec="seconds"),
         "commits_since_snapshot": status.commits_since,
