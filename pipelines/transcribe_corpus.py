@@ -14,6 +14,7 @@ from corpus_asr.activity import Activity
 from corpus_asr.config.choices import CONTINUE, Choices
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import EngineError
+from corpus_asr.logs import name_run
 from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import Progress, Stream, Tally
@@ -75,6 +76,7 @@ def _run_locked(
     begun = begin_run(
         store, config, fingerprint(config, revision), run_id=lock.run_id, new_run=choices.new_run
     )
+    name_run(begun.run_id)
     committer = Committer(
         uri=config.output.uri,
         endpoint_url=config.output.endpoint_url,

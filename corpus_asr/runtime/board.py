@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from corpus_asr.activity import Activity
 from corpus_asr.errors import EngineError
+from corpus_asr.logs import event
 from corpus_asr.runtime.metrics import Metrics
 from corpus_asr.runtime.progress import Tally
 from corpus_asr.runtime.quarantine import PartKey
@@ -177,7 +178,7 @@ class BoardMemory:
         # Every call in flight sees the same error; it is one worker all the same.
         with self._leaving:
             if self._ask("replace", str(error)):
-                _LOG.error("event=worker_unusable error=%r", str(error))
+                event(_LOG, logging.ERROR, "worker_unusable", error=str(error))
                 logging.shutdown()
                 os._exit(_EXIT_CODE)
 
@@ -186,5 +187,5 @@ class BoardMemory:
             return ray.get(getattr(self._board, method).remote(*arguments))
         except ray.exceptions.RayError as error:
             # Only a part that kills its worker is harder to find now.
-            _LOG.warning("event=board_lost method=%s error=%r", method, error)
+            event(_LOG, logging.WARNING, "board_lost", method=method, error=repr(error))
             return None

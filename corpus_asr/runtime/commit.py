@@ -4,6 +4,7 @@ Knows neither Ray nor the pipeline. Committing the same part twice is harmless: 
 one.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +12,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from corpus_asr.activity import Activity
+from corpus_asr.logs import event
 from corpus_asr.storage.failures import retries_so_far
 from corpus_asr.storage.lock import LockKey
 from corpus_asr.storage.tables import OutputStore
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +57,16 @@ class Committer:
         """
         began_s, retries = time.monotonic(), retries_so_far()
         self(results)
-        return Activity(
+        spent = Activity(
             commits=1,
             commit_s=time.monotonic() - began_s,
             commit_retries=retries_so_far() - retries,
         )
+        event(
+            _LOG, logging.INFO, "committed", run_id=self.run_id, parts=results.num_rows,
+            commit_s=round(spent.commit_s, 3), retries=spent.commit_retries,
+        )  # fmt: skip
+        return spent
 
 
 class CommitBuffer:

@@ -18,6 +18,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CorpusAsrError, EngineError
+from corpus_asr.logs import LogSettings, configure, event
 from corpus_asr.runtime.board import BoardMemory, Reporter, start_board
 from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.progress import Progress
@@ -28,6 +29,7 @@ from corpus_asr.runtime.stopping import Stop, stoppable
 from corpus_asr.schemas import RESULTS
 from corpus_asr.stages.extract import EXTRACTOR, ExtractStage
 from corpus_asr.stages.transcribe import EngineFactory, TranscribeStage, load_engine
+from corpus_asr.storage.addresses import without_secrets
 from corpus_asr.storage.filesystem import open_store
 from corpus_asr.storage.trust import HostRules
 from corpus_asr.units import MEBIBYTE
@@ -56,7 +58,8 @@ _RAY_ADVICE = "\nFailed to apply UDF transform"
 class ExtractWorker:
     """The extract stage of one actor, which begins nothing new once the run is to stop."""
 
-    def __init__(self, *arguments: Any, board: Any, **stage: Any) -> None:
+    def __init__(self, *arguments: Any, board: Any, logs: LogSettings, **stage: Any) -> None:
+        configure(logs, redact=without_secrets)
         self._board = BoardMemory(board)
         self._stage = ExtractStage(*arguments, **stage)
         self._reporter = Reporter(board, lambda: self._stage.activity)
@@ -81,7 +84,8 @@ class ExtractWorker:
 class TranscribeWorker:
     """The transcribe stage of one actor, with the run's board as its memory of deaths."""
 
-    def __init__(self, *, board: Any, **stage: Any) -> None:
+    def __init__(self, *, board: Any, logs: LogSettings, **stage: Any) -> None:
+        configure(logs, redact=without_secrets)
         self._board = BoardMemory(board)
         own = TranscribeStage(**stage)
         self._stage = Quarantine(own, self._board)
@@ -189,6 +193,7 @@ def build(
         fn_constructor_args=(config.model.checkpoint,),
         fn_constructor_kwargs={
             "board": board,
+            "logs": LogSettings.from_environment(),
             "revision": config.model.revision,
             "settings": config.extract,
             "endpoint_url": config.source.endpoint_url,
@@ -211,6 +216,7 @@ def build(
         TranscribeWorker,
         fn_constructor_kwargs={
             "board": board,
+            "logs": LogSettings.from_environment(),
             "checkpoint": config.model.checkpoint,
             "revision": config.model.revision,
             "decoding": config.decoding,
@@ -289,7 +295,7 @@ class _Poll(threading.Thread):
             found: Activity = ray.get(self._board.activity.remote(), timeout=POLL_S)
             self._progress.watch(lambda: found)
             for why in ray.get(self._board.take_replaced.remote(), timeout=POLL_S):
-                _LOG.warning("event=worker_replaced why=%r", why)
+                event(_LOG, logging.WARNING, "worker_replaced", why=why)
         except ray.exceptions.RayError:
             # Only the line is late; if Ray is gone, the run itself says so.
-            _LOG.debug("event=board_not_read", exc_info=True)
+            event(_LOG, logging.DEBUG, "board_not_read", exc_info=True)

@@ -5,6 +5,7 @@ back into rows and failures into failure rows, so a crashing, hanging or memory-
 costs one recording. Knows no decoder, no feature and no model.
 """
 
+import logging
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -16,6 +17,7 @@ import pyarrow as pa
 from corpus_asr.activity import Activity
 from corpus_asr.config.stages import ExtractSettings
 from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, EngineError
+from corpus_asr.logs import event
 from corpus_asr.schemas import FILES, PARTS
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
@@ -25,7 +27,10 @@ from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.trust import ANY_NAMED_HOST, HostRules
 from corpus_asr.units import SAMPLE_RATE_HZ
 
+_LOG = logging.getLogger(__name__)
+
 EXTRACTOR = "corpus_asr.stages.extraction:PartExtractor"
+_TOLD = ["recording_id", "part", "uri", "status", "error_kind", "decode_s"]
 
 
 class ExtractStage:
@@ -87,6 +92,7 @@ class ExtractStage:
                 with closing(self._extract(file)) as found:
                     for parts in found:
                         self._count(parts_extracted=parts.num_rows)
+                        _tell(parts)
                         handed_s = time.monotonic()
                         yield parts
                         self._count(hand_over_s=time.monotonic() - handed_s)
@@ -137,6 +143,14 @@ class ExtractStage:
 
     def _count(self, **counts: Any) -> None:
         self._activity += Activity(**counts)
+
+
+def _tell(parts: pa.Table) -> None:
+    if not _LOG.isEnabledFor(logging.INFO):
+        return
+    for row in parts.select(_TOLD).to_pylist():
+        told = row | {"uri": shown(row["uri"])}
+        event(_LOG, logging.INFO, "part_extracted", **told)
 
 
 def _changed(uri: str, parts: int, done: frozenset[int]) -> DecodeError:

@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from corpus_asr.errors import CorpusAsrError, DecodeError, EngineError, ItemError
+from corpus_asr.logs import LogSettings, configure, event
 from corpus_asr.storage.addresses import without_secrets
 
 _LOG = logging.getLogger(__name__)
@@ -289,7 +290,7 @@ def _end(
     try:
         requests.close()
     except BrokenPipeError:  # a request that was never read
-        _LOG.debug("event=request_dropped pid=%d", process.pid)
+        event(_LOG, logging.DEBUG, "request_dropped", pid=process.pid)
     os.close(replies)
 
 
@@ -314,6 +315,7 @@ def serve(requests_fd: int, replies_fd: int) -> None:
     """Be the child: make the function, then answer items until the parent ends."""
     for fd in (requests_fd, replies_fd):
         os.set_inheritable(fd, False)
+    configure(LogSettings.from_environment(), redact=without_secrets)
     # Ctrl-C reaches the whole process group, as SIGTERM of a scheduler does; the parent decides
     # what they mean, and a child that ended by itself would look like a crash of its recording.
     for number in (signal.SIGINT, signal.SIGTERM):

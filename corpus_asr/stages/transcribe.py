@@ -253,6 +253,11 @@ def _finish(
                 part=row["part"], uri=shown(row["uri"]), exc_info=error,
             )  # fmt: skip
         return carried | failure_fields(error, stage="transcribe")
+    event(
+        _LOG, logging.INFO, "part_transcribed", recording_id=row["recording_id"], part=row["part"],
+        segments=len(transcript.segments), language=transcript.language,
+        transcribe_s=round(transcript.transcribe_s, 3),
+    )  # fmt: skip
     segments = [
         asdict(segment) | {"segment": index, "tokens": list(segment.tokens)}
         for index, segment in enumerate(transcript.segments)
