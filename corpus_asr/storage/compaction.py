@@ -122,7 +122,7 @@ def merge(store: OutputStore, names: list[str]) -> None:
     done = store.write_commit(
         outcomes.take(order), sorted_rows(segments, places), stem=stem_before(names[0])
     )
-    remove_commits(store, names)
+    remove_commits(store, names, outcomes["segments_object"].unique().drop_null().to_pylist())
     logger.info("merged commits=%d rows=%d into=%s", len(names), done.rows, done.outcomes_name)
 
 
@@ -179,10 +179,12 @@ def sorted_rows(segments: Iterable[pa.Table], places: np.ndarray) -> Iterator[pa
 def _chunks(segments: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Collect tables until they are worth being sorted together."""
     waiting: list[pa.Table] = []
+    num_bytes = 0
     for table in segments:
         waiting.append(table)
-        if sum(table.nbytes for table in waiting) >= CHUNK_BYTES:
+        num_bytes += table.nbytes
+        if num_bytes >= CHUNK_BYTES:
             yield pa.concat_tables(waiting).combine_chunks()
-            waiting = []
+            waiting, num_bytes = [], 0
     if waiting:
         yield pa.concat_tables(waiting).combine_chunks()

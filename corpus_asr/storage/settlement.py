@@ -44,23 +44,20 @@ def keep_only(store: OutputStore, keep: Mapping[str, np.ndarray]) -> None:
         segments = claimed_segments(store, outcomes, name)
         store.write_commit(outcomes.filter(mask), _filtered(segments, outcomes, mask))
         logger.info("settled object=%s kept=%d of=%d", name, int(mask.sum()), len(mask))
-    remove_commits(store, sorted(keep))
+    remove_commits(store, sorted(keep), store.named_segments(sorted(keep)))
 
 
-def remove_commits(store: OutputStore, names: Iterable[str]) -> None:
+def remove_commits(
+    store: OutputStore, outcomes_names: Iterable[str], segments_names: Iterable[str]
+) -> None:
     """Remove outcomes objects, and the segments objects they name.
 
     Raises:
         FetchError: the store failed beyond its retries.
     """
-    names = list(names)
-    if not names:
-        return
-    named = store.named_segments(names)
     # First the commits, then what they named: in between there are orphans, no broken promises.
-    store.remove_all(names)
-    store.remove_all(named)
-    logger.info("removed commits=%d", len(names))
+    store.remove_all(outcomes_names)
+    store.remove_all(segments_names)
 
 
 def claimed_segments(store: OutputStore, outcomes: pa.Table, title: str) -> Iterator[pa.Table]:

@@ -120,12 +120,13 @@ def conform(rows: pa.RecordBatch | pa.Table, schema: pa.Schema) -> pa.Table:
     Raises:
         ValueError: a column is unknown or does not fit its type.
     """
-    unknown = [name for name in rows.schema.names if name not in schema.names]
+    names, expected = set(rows.schema.names), set(schema.names)
+    unknown = [name for name in rows.schema.names if name not in expected]
     if unknown:
         raise ValueError(f"conforming rows to {_title(schema)}: unknown columns {unknown}")
     columns = []
     for field in schema:
-        if field.name not in rows.schema.names:
+        if field.name not in names:
             columns.append(pa.nulls(rows.num_rows, field.type))
             continue
         column = rows.column(field.name)

@@ -144,7 +144,7 @@ def test_segments_that_are_not_what_the_outcomes_say_are_not_merged(memory: str)
     assert store.names("outcomes") + store.names("segments") == before
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     commits=st.lists(
         st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 4)), min_size=1, max_size=6),
@@ -246,11 +246,14 @@ def history(store: OutputStore) -> pa.RecordBatch:
     commit(store, results(part("a", 0, texts=["a0", "x"], last=False), part("b", 0, texts=["b"])))
     commit(store, results(part("a", 1, texts=["a1"]), part("c", 0, texts=["old"], etag="v0")))
     commit(store, results(part("c", 0, texts=[], status="no_speech")))
+    for attempt in range(2):
+        bad = part("bad", 0, texts=None, status="failed", error_kind=f"attempt {attempt}")
+        commit(store, results(bad))
     commit(store, results(part("b", 0, texts=["again"]), part("unlisted", 0, texts=["u"])))
     rows = results(part("d", 0, texts=["orphan"]))
     orphan = segments_of(rows, run_id="other", model="m", model_revision="r")
     store.write_table(f"segments/{unique_stem()}.parquet", orphan)
-    return files(*"abc")
+    return files("a", "b", "c", "bad")
 
 
 @pytest.mark.parametrize(
@@ -309,7 +312,7 @@ def _counting(store: OutputStore, keep: dict[str, np.ndarray]) -> list[str]:
     return sorted(map(repr, rows))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     deaths=st.lists(st.integers(1, 25), max_size=4),
     targets=st.lists(st.sampled_from([None, 0.05, 0.2, 128]), min_size=5, max_size=5),

@@ -1,0 +1,52 @@
+"""What a run costs that has nothing left to do: seconds, memory, and per file."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from corpus_asr.storage.tables import OutputStore
+from tests.support.many_files import ROWS_PER_COMMIT, Cost, cost_of_resuming, measured
+
+logger = logging.getLogger(__name__)  # shown by --log-cli-level=INFO
+
+LIMIT_S = 60.0
+LIMIT_MIB = 1024.0
+# Of a small folder: the libraries, and what is read at a time.
+SMALL_LIMIT_MIB = 400.0
+
+
+def check_counts(cost: Cost, folder: Path, *, files: int, objects: int) -> None:
+    assert (cost.listed, cost.objects) == (files, objects)
+    store = OutputStore(str(folder / "output"))
+    assert len(store.names("outcomes")) == len(store.names("segments")) == 1
+    assert sum(batch.num_rows for batch in store.segments(["part"])) == files
+    assert sum(batch.num_rows for batch in store.recordings(["uri"])) == files
+
+
+@pytest.mark.parametrize("source", ["listing", "manifest"])
+def test_a_run_over_few_thousand_finished_files_needs_little(tmp_path: Path, source: str) -> None:
+    files = 2_000
+    measured("build", tmp_path, files, source)
+    cost = cost_of_resuming(tmp_path, files, source)
+    check_counts(cost, tmp_path, files=files, objects=files // ROWS_PER_COMMIT)
+    assert cost.cpu_s < LIMIT_S / 6
+    assert cost.peak_mib < SMALL_LIMIT_MIB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["listing", "manifest"])
+def test_a_hundred_thousand_finished_files_take_less_than_a_minute_and_a_gibibyte(
+    tmp_path: Path, source: str
+) -> None:
+    files = 100_000
+    measured("build", tmp_path, files, source)
+    first = cost_of_resuming(tmp_path, files, source)  # merges a thousand commits, too
+    check_counts(first, tmp_path, files=files, objects=files // ROWS_PER_COMMIT)
+    later = cost_of_resuming(tmp_path, files, source)
+    check_counts(later, tmp_path, files=files, objects=1)
+    for cost in (first, later):
+        # Processor time: on a machine that others use the clock says little.
+        logger.info("%s %s: %.0f us/file", source, cost, 1e6 * cost.cpu_s / files)
+        assert cost.cpu_s < LIMIT_S
+        assert cost.peak_mib < LIMIT_MIB

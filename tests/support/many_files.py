@@ -1,0 +1,156 @@
+"""Folders of many listed files whose work is done, and what it costs to find that out.
+
+    python -m tests.support.many_files build FOLDER FILES SOURCE     SOURCE: listing or manifest
+    python -m tests.support.many_files resume FOLDER FILES SOURCE    prints JSON, see `Cost`
+
+Each as a process of its own, so that its memory is its own.
+"""
+
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.schemas import RESULTS
+from corpus_asr.storage.ledger import begin_run, fingerprint
+from corpus_asr.storage.listing import list_files
+from corpus_asr.storage.model_files import model_revision
+from corpus_asr.storage.tables import OutputStore
+from tests.support.scripted import scripted_job
+
+FILE_BYTES = 32_000  # one second of 16-bit audio; sparse, so that it takes no disk
+FILES_PER_FOLDER = 1_000
+# What a worker on a GPU collects before it commits: 64 KiB, 100-200 one-second files.
+ROWS_PER_COMMIT = 100
+WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "in", "town")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a process took that had nothing left to do."""
+
+    listed: int
+    objects: int
+    """Outcomes objects it found."""
+    wall_s: float
+    cpu_s: float
+    peak_mib: float
+    """Most memory it held, Python and libraries included."""
+    started_mib: float
+    """What it held before it began."""
+
+
+def measured(command: str, folder: Path, files: int, source: str) -> str:
+    """Run a command of this module in a process of its own; return what it printed."""
+    arguments = [command, str(folder), str(files), source]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.many_files", *arguments],
+        cwd=Path(__file__).resolve().parents[2],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def cost_of_resuming(folder: Path, files: int, source: str) -> Cost:
+    """Run a job whose work is done."""
+    return Cost(**json.loads(measured("resume", folder, files, source)))
+
+
+def job(folder: Path, source: str) -> RunConfig:
+    """Return the job of a folder that `build` made."""
+    sources = {
+        "listing": {"uri": str(folder / "in")},
+        "manifest": {"manifest": str(folder / "manifest.jsonl")},
+    }
+    config = scripted_job(folder, source=sources[source])
+    (folder / "model" / "model.safetensors").write_bytes(b"never loaded")
+    return config
+
+
+def build(folder: Path, files: int, source: str) -> None:
+    """Make the files, the manifest that names them, and the commits of a run that did them all."""
+    with open(_made(folder) / "manifest.jsonl", "w") as manifest:
+        for index in range(files):
+            path = folder / "in" / f"{index // FILES_PER_FOLDER:06d}" / f"episode-{index:09d}.wav"
+            if index % FILES_PER_FOLDER == 0:
+                path.parent.mkdir(parents=True)
+            path.touch()
+            os.truncate(path, FILE_BYTES)
+            manifest.write(json.dumps({"uri": str(path), "speaker": index % 997}) + "\n")
+    config = job(folder, source)
+    store = OutputStore(config.output.uri)
+    revision = model_revision(Path(config.model.checkpoint))
+    run = begin_run(store, config, fingerprint(config, revision))
+    chance = random.Random(0)
+    for batch in list_files(config.source):
+        rows = batch.to_pylist()
+        chance.shuffle(rows)  # recordings are done in any order
+        for start in range(0, len(rows), ROWS_PER_COMMIT):
+            some = [_result(row, chance) for row in rows[start : start + ROWS_PER_COMMIT]]
+            table = pa.Table.from_pylist(some, schema=RESULTS)
+            store.commit(
+                table, run_id=run.run_id, model="openai/whisper-small", model_revision=revision
+            )
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _result(file: dict, chance: random.Random) -> dict:
+    segment = {
+        "segment": 0, "start_s": 0.0, "end_s": 1.0, "text": " ".join(chance.choices(WORDS, k=6)),
+        "tokens": chance.choices(range(50_000), k=8), "language": "en", "task": "transcribe",
+        "confidence": chance.random(), "avg_logprob": -chance.random(),
+        "no_speech_prob": chance.random(), "compression_ratio": 1.0, "temperature": 0.0,
+    }  # fmt: skip
+    return {
+        **file, "part": 0, "last_part": True, "part_start_s": 0.0, "part_end_s": 1.0,
+        "duration_s": 1.0, "speech_s": 1.0, "status": "ok", "attempts": 1, "codec": "pcm_s16le",
+        "sample_rate_hz": 16_000, "channels": 1, "language": "en", "decode_s": chance.random(),
+        "transcribe_s": chance.random(), "device": "cuda:0", "segments": [segment],
+    }  # fmt: skip
+
+
+def resume(folder: Path, source: str) -> Cost:
+    """Do what `corpus-asr run` does where nothing is left."""
+    started, started_cpu = time.monotonic(), time.process_time()
+    from pipelines.transcribe_corpus import run
+
+    config = job(folder, source)
+    objects = len(OutputStore(config.output.uri).names("outcomes"))
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    summary = run(config, local=True, progress=None)
+    assert summary.processed_files == 0, "there was work left"
+    assert summary.done == summary.files
+    return Cost(
+        listed=summary.files,
+        objects=objects,
+        wall_s=time.monotonic() - started,
+        cpu_s=time.process_time() - started_cpu,
+        peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        started_mib=before_kib / 1024,
+    )
+
+
+def main() -> None:
+    command, folder, files, source = sys.argv[1:]
+    if command == "build":
+        build(Path(folder), int(files), source)
+    else:
+        json.dump(asdict(resume(Path(folder), source)), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
