@@ -36,6 +36,7 @@ from corpus_asr.units import MEBIBYTE
 T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 10
+CONNECT_ATTEMPTS = 5  # about four seconds
 READ_TIMEOUT_S = 30  # silence on an open connection
 # A compressed answer would have other offsets than the object.
 _IDENTITY = {"Accept-Encoding": "identity"}
@@ -51,6 +52,10 @@ def _translate(error: Exception) -> StoreError:
         return StoreError(FETCH, "no valid http address")
     if isinstance(error, aiohttp.ClientSSLError):
         return StoreError(FETCH, f"no trusted connection ({type(error).__name__})")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        # Web addresses go out of date: a host that is gone must not hold a run up for minutes.
+        found = f"the host cannot be reached ({type(error).__name__})"
+        return StoreError(FETCH, found, transient=True, attempts=CONNECT_ATTEMPTS)
     if isinstance(error, aiohttp.ClientError):
         # Their texts hold the whole address, signature included.
         return StoreError(FETCH, f"the connection failed ({type(error).__name__})", transient=True)
