@@ -5,10 +5,13 @@ the reason beside it. The stages themselves know nothing of Ray.
 """
 
 import logging
+import shutil
 import signal
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -52,6 +55,7 @@ _LOG_LEVELS = {
     "ray.data.exceptions": logging.CRITICAL,
     "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
 }
+_FULL = (ray.exceptions.OutOfDiskError, ray.exceptions.ObjectStoreFullError)
 _RAY_ADVICE = "\nFailed to apply UDF transform"
 
 
@@ -253,11 +257,26 @@ def own_error(error: BaseException) -> CorpusAsrError:
             assert isinstance(found, CorpusAsrError)
             # Ray 2.60 appends advice about its own retries to the message.
             return type(found)(str(found).split(_RAY_ADVICE)[0])
+        if isinstance(found, _FULL):
+            return _no_room(found)
         queue += [getattr(found, "cause", None), found.__cause__, found.__context__]
     last_line = str(error).strip().splitlines()[-1] if str(error).strip() else ""
     return EngineError(
         f"running the pipeline on Ray: {type(error).__name__}: {last_line}; everything committed "
         "so far is kept, and running again continues from there"
+    )
+
+
+def _no_room(error: BaseException) -> EngineError:
+    # On a cluster it may have been another machine; its places have the same names.
+    places = [place for place in ("/dev/shm", tempfile.gettempdir()) if Path(place).is_dir()]
+    free = ", ".join(f"{shutil.disk_usage(place).free:,} bytes in {place}" for place in places)
+    return EngineError(
+        f"keeping features for the next stage in Ray's object store: {type(error).__name__}, "
+        f"found {free} free on the driver's machine, expected room in shared memory and for what "
+        "is spilled; free some, start Ray with a larger object store or with its temporary folder "
+        "(RAY_TMPDIR) on a larger disk, or lower extract.part_s or transcribe.slots; what was "
+        "committed is kept, and running again continues from there"
     )
 
 

@@ -170,6 +170,14 @@ def test_own_errors_are_found_below_rays():
     assert str(found) == "writing: no space"
 
 
+def test_a_full_object_store_is_told_with_its_places():
+    inner = ray.exceptions.OutOfDiskError("Local disk is full")
+    found = own_error(ray.exceptions.RayTaskError("f", "traceback", inner))
+    assert isinstance(found, EngineError)
+    for words in ("OutOfDiskError", "/dev/shm", "bytes in", "RAY_TMPDIR", "running again"):
+        assert words in str(found)
+
+
 def test_anything_else_becomes_an_engine_error_that_says_what_is_kept():
     found = own_error(TimeoutError("nothing happened\nfor an hour"))
     assert isinstance(found, EngineError)

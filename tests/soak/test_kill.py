@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.killing import KillableJob, into, kill_and_resume, killable_job, tables_of
+from tests.support.killing import PAUSE, KillableJob, into, kill_and_resume, killable_job, tables_of
 from tests.support.stores import S3Server, environment, s3_server
 
 FILES, A_FEW = 240, 32
@@ -21,13 +22,12 @@ def s3() -> Iterator[S3Server]:
 def job(request: pytest.FixtureRequest, tmp_path: Path) -> KillableJob:
     """A job on Ray or not, into a folder or into S3."""
     ray, to_s3, files = request.param
-    options = {}
+    # Ray takes seconds to begin: work that is done in them could not be interrupted.
+    options: dict[str, Any] = {"environment": {PAUSE: "0.2"}} if ray else {}
     if to_s3:
         server = request.getfixturevalue("s3")
-        options = {
-            "output": server.make_bucket(f"kill-{'ray' if ray else 'local'}"),
-            "endpoint_url": server.endpoint_url,
-        }
+        options["output"] = server.make_bucket(f"kill-{'ray' if ray else 'local'}")
+        options["endpoint_url"] = server.endpoint_url
     return killable_job(tmp_path / "killed", files=files, ray=ray, **options)
 
 
@@ -62,4 +62,4 @@ def test_a_driver_killed_twenty_times(job: KillableJob, tmp_path: Path):
     "job", [(True, False, FILES), (True, True, FILES)], ids=["folder", "s3"], indirect=True
 )
 def test_drivers_and_workers_on_ray_killed_twenty_times(job: KillableJob, tmp_path: Path):
-    check(job, tmp_path, kills=20, most=10)
+    check(job, tmp_path, kills=20, most=8)
