@@ -108,6 +108,7 @@ def aggregate(outcomes: pa.Table) -> pa.Table:
             ("channel", "count_distinct", pc.CountOptions(mode="only_valid")),
         ]
     )
+    grouped = grouped.sort_by("recording_id")  # groups come in no order
     ids = grouped["recording_id"].combine_chunks()
     columns = {name: grouped[f"{name}_first"] for name in _FIRST_COLUMNS}
     columns |= _first_failures(parts, ids)

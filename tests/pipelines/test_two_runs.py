@@ -1,11 +1,24 @@
-"""Two runs on one output, as processes of their own: one works, the other is told and leaves."""
+"""Several runs on one output: at the same time, one after a killed one, and with a choice."""
 
+import functools
 import json
 import time
 from pathlib import Path
+from typing import Any
 
-from corpus_asr.storage.lock import LOCK_NAME
+import pytest
+
+import pipelines.transcribe_corpus as pipeline
+from corpus_asr.config.choices import Choices, Retry
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import ConfigError, EngineError
+from corpus_asr.runtime import local
+from corpus_asr.storage.lock import LOCK_NAME, Holder
+from corpus_asr.storage.processes import ProcessName
+from corpus_asr.storage.tables import OutputStore
+from tests.support.engines import scripted_engine
 from tests.support.killing import PAUSE, KillableJob, killable_job, tables_of
+from tests.support.scripted import EXTRACTOR, outcomes_by_part
 
 FILES = 12
 
@@ -39,3 +52,71 @@ def test_a_second_run_leaves_and_one_after_a_killed_one_takes_over(tmp_path: Pat
     assert len(tables["recordings"]) == len({row["uri"] for row in tables["recordings"]}) == FILES
     parts = [(row["uri"], row["part"]) for row in tables["outcomes"]]
     assert len(parts) == len(set(parts))
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """A job over four files, of which one has a part that fails, with nothing real in it."""
+    scripted = functools.partial(
+        local.run_local, engine_factory=scripted_engine, extractor=EXTRACTOR
+    )
+    monkeypatch.setattr(pipeline, "run_local", scripted)
+    return killable_job(tmp_path, files=4).config
+
+
+def test_a_robbed_run_stops_committing_and_keeps_what_it_has(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = OutputStore(config.output.uri)
+    real = pipeline.run_local
+
+    def robbed(*args: Any, **kwargs: Any) -> None:
+        thief = ProcessName(host="other", user="someone", pid=7)
+        store.write_bytes(
+            LOCK_NAME,
+            Holder(
+                token="t", run_id="thief", process=thief, started_at="", heartbeat_at=""
+            ).encoded(),
+        )
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(pipeline, "run_local", robbed)
+    with pytest.raises(EngineError, match="run thief"):
+        pipeline.run(config, local=True, progress=None)
+    assert store.names("outcomes") == []
+    assert not store.exists("_SUCCESS")
+    assert store.exists(LOCK_NAME), "it is not ours to remove"
+
+
+def test_failures_are_done_again_part_by_part(config: RunConfig) -> None:
+    first = pipeline.run(config, local=True, progress=None)
+    assert (first.files, first.failed) == (4, 1)
+    before = outcomes_by_part(config)
+    for retry in (Retry.none, Retry.retryable):
+        choices = Choices(retry=retry)
+        assert pipeline.run(config, local=True, progress=None, choices=choices).processed_files == 0
+    choices = Choices(retry=Retry.all)
+    again = pipeline.run(config, local=True, progress=None, choices=choices)
+    assert (again.processed_files, again.failed) == (1, 1)
+    after = outcomes_by_part(config)
+    assert after.keys() == before.keys()
+    redone = [key for key, row in after.items() if row["run_id"] == again.run_id]
+    assert [before[key]["status"] for key in redone] == ["failed"]
+
+
+def test_a_new_run_begins_anew_and_keeps_the_earlier_one(config: RunConfig) -> None:
+    first = pipeline.run(config, local=True, progress=None)
+    before = tables_of(config)
+    decoding = config.decoding.model_copy(update={"language": "de"})
+    other = config.model_copy(update={"decoding": decoding})
+    with pytest.raises(ConfigError, match="--new-run"):
+        pipeline.run(other, local=True, progress=None)
+    assert OutputStore(config.output.uri).exists("_SUCCESS")
+    for processed in (4, 0):  # the second time it only continues
+        anew = pipeline.run(other, local=True, progress=None, choices=Choices(new_run=True))
+        assert anew.processed_files == processed
+    earlier = Path(config.output.uri) / "_earlier"
+    [folder] = earlier.iterdir()
+    assert json.loads((folder / "run.json").read_text())["run_id"] == first.run_id
+    output = config.output.model_copy(update={"uri": str(folder)})
+    assert tables_of(config.model_copy(update={"output": output})) == before
