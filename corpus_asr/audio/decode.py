@@ -248,8 +248,8 @@ def open_audio(file: BinarySource, *, uri: str, channels: Channels = "mix") -> A
         channels: `mix` for one row, `each` for a row per channel, or one channel's number from 0.
 
     Raises:
-        DecodeError: kinds `empty_file`, `not_audio`, `no_audio_stream`, `unsupported_codec`,
-            `bad_stream`, `no_such_channel`, `empty_audio`.
+        DecodeError: kinds `empty_file`, `not_audio`, `refused_format`, `no_audio_stream`,
+            `unsupported_codec`, `bad_stream`, `no_such_channel`, `empty_audio`.
         FetchError: reading failed.
         ValueError: `channels` is none of these.
     """

@@ -16,6 +16,7 @@ import av.container
 import av.error
 from av.stream import Discard
 
+from corpus_asr.audio.containers import open_limited, refused_container
 from corpus_asr.errors import DecodeError, FetchError
 
 # Outside of these no recording of speech is meant: a header of 1 Hz or 4 GHz is damaged. Ultrasonic
@@ -23,13 +24,7 @@ from corpus_asr.errors import DecodeError, FetchError
 MIN_SAMPLE_RATE_HZ = 1_000
 MAX_SAMPLE_RATE_HZ = 4_000_000
 
-_READ_BYTES = 1 << 16
 _DESCRIBED_BYTES = 4096
-# Playlists (m3u8, dash, concat) name other files and hosts. An object of the corpus must never
-# make a worker open those, so no protocol is allowed: the name matches none.
-_NO_PROTOCOL = {"protocol_whitelist": "none"}
-# For the decoders libav opens while it looks at the streams; the machine's cores belong to others.
-_ONE_THREAD = {"threads": "1"}
 
 
 class BinarySource(Protocol):
@@ -151,8 +146,8 @@ def open_container(file: GuardedFile, *, uri: str) -> av.container.InputContaine
     """Recognise the container and read its headers.
 
     Raises:
-        DecodeError: kind `empty_file`, or `not_audio`: libav knows no such container, or its
-            header is damaged.
+        DecodeError: kind `empty_file`; `not_audio`, libav knows no such container, or its header
+            is damaged; or `refused_format`, it holds no sound itself or leads to other files.
         FetchError: reading failed.
     """
     if file.num_bytes == 0:
@@ -163,16 +158,13 @@ def open_container(file: GuardedFile, *, uri: str) -> av.container.InputContaine
             kind="empty_file",
         )
     try:
-        container = av.open(
-            file,
-            mode="r",
-            options=_ONE_THREAD,
-            container_options=_NO_PROTOCOL,
-            metadata_errors="replace",  # a tag in another alphabet is no reason to lose the audio
-            buffer_size=_READ_BYTES,
-        )
+        container = open_limited(file)
     except (av.error.FFmpegError, ValueError) as error:
         file.check()
+        refused = refused_container(file) if isinstance(error, av.error.ArgumentError) else None
+        file.check()
+        if refused is not None:
+            raise _refused(refused, file, uri=uri) from error
         raise DecodeError(
             f"decoding {uri}: not recognised as audio or video "
             f"({_reason(error)}; {_describe(file)}), expected a media file that FFmpeg reads; "
@@ -261,6 +253,16 @@ def _open_decoder(stream: av.AudioStream, file: GuardedFile, *, uri: str) -> Non
         "codec allows; upload it again or exclude it from the source",
         uri=uri,
         kind="bad_stream",
+    )
+
+
+def _refused(container: str, file: GuardedFile, *, uri: str) -> DecodeError:
+    return DecodeError(
+        f"decoding {uri}: found what FFmpeg calls {container} ({_describe(file)}), which is text, "
+        "pictures or a list of other files; expected a file that holds sound itself, as nothing "
+        "else is opened for it; list the recordings themselves, or exclude it from the source",
+        uri=uri,
+        kind="refused_format",
     )
 
 
