@@ -39,9 +39,9 @@ GONE_LIMIT_S = 120.0  # this machine stops processes for minutes
 class SlowEngine(ScriptedEngine):
     """Answers two parts at a time, each after a pause."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._pause_s = float(os.environ.get(PAUSE, "0.02"))
+    def __init__(self, *, pause_s: float = 0.02) -> None:
+        super().__init__()
+        self._pause_s = pause_s
         self._pool = ThreadPoolExecutor(2)
 
     def submit(self, request: Any) -> "Future[Any]":
@@ -61,7 +61,7 @@ class SlowEngine(ScriptedEngine):
 def slow_engine(checkpoint: str, **options: Any) -> ScriptedEngine:
     """Meet `EngineFactory`."""
     scripted_engine(checkpoint, **options)  # checks what it is given
-    return SlowEngine()
+    return SlowEngine(pause_s=float(os.environ.get(PAUSE, "0.02")))
 
 
 def scripted_corpus(folder: Path, *, files: int) -> Path:

@@ -1,0 +1,123 @@
+"""A cluster of a CPU machine and a GPU machine, as far as one machine can play both.
+
+The GPU is a number to Ray: the model runs on the CPU of what Ray takes for another machine.
+"""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from corpus_asr.config.run import RunConfig
+from tests.support.corpora import DEMO, job, tiny_model
+from tests.support.killing import KillableJob, descendants, into, tables_of
+
+STORE_BYTES = 150 * 1024 * 1024
+COPIES = 12
+GPU_MACHINE: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": STORE_BYTES}
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A long-lived Ray of one CPU machine, which is its head."""
+    head = {"num_cpus": 4, "num_gpus": 0, "object_store_memory": STORE_BYTES}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> RunConfig:
+    """A job over copies of the demo clips, for that cluster."""
+    folder = tmp_path_factory.mktemp("job")
+    for number in range(COPIES):
+        shutil.copytree(DEMO, folder / "corpus" / f"{number:02d}")
+    (folder / "corpus" / "broken.mp3").write_text("<html>404 not found</html>")
+    usual = job(
+        folder / "corpus",
+        tiny_model(folder),
+        folder / "output",
+        extract={"part_s": 30, "pack_mb": 0.2, "workers": 1},
+        transcribe={"slots": 2, "workers": 1, "gpus_per_worker": 1},
+        cluster={"address": cluster.address},
+    )
+    return usual.model_copy(update={"model": usual.model.model_copy(update={"device": "cpu"})})
+
+
+@pytest.fixture(scope="module")
+def expected(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """The tables of the same job in one process."""
+    output = tmp_path_factory.mktemp("here") / "output"
+    transcribe = config.transcribe.model_copy(update={"gpus_per_worker": 0.0})
+    job = KillableJob(config.model_copy(update={"transcribe": transcribe}), output, scripted=False)
+    here = into(job, output)
+    code, said = here.finish()
+    assert code == 0, said
+    return tables_of(here.config)
+
+
+def test_a_gpu_machine_that_goes_and_comes_back(
+    cluster: Cluster, config: RunConfig, expected: dict, tmp_path: Path
+):
+    run = KillableJob(with_output(config, tmp_path / "output"), tmp_path / "job", ray=True,
+                      scripted=False)  # fmt: skip
+    machine = cluster.add_node(**GPU_MACHINE)
+    with run.started() as process:
+        run.wait_for_commits(process, 3)
+        assert process.poll() is None, process.communicate()[1]
+        cluster.remove_node(machine, allow_graceful=False)
+        before = run.commits()
+        time.sleep(5)
+        machine = cluster.add_node(**GPU_MACHINE)
+        _, said = process.communicate(timeout=1200)
+    cluster.remove_node(machine)
+    assert process.returncode == 0, said
+    assert before < run.commits()
+    assert tables_of(run.config) == expected
+
+
+def test_a_driver_that_is_killed_leaves_the_cluster_as_it_was(
+    cluster: Cluster, config: RunConfig, expected: dict, tmp_path: Path
+):
+    run = KillableJob(with_output(config, tmp_path / "output"), tmp_path / "job", ray=True,
+                      scripted=False)  # fmt: skip
+    machine = cluster.add_node(**GPU_MACHINE)
+    with run.started() as process:
+        run.wait_for_commits(process, 3)
+        process.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 300
+    while workers := [title for title in titles() if "Worker(MapBatches" in title]:
+        assert time.monotonic() < deadline, workers
+        time.sleep(0.5)
+    code, said = run.finish()
+    assert code == 0, said
+    cluster.remove_node(machine)
+    assert tables_of(run.config) == expected
+
+
+def with_output(config: RunConfig, output: Path) -> RunConfig:
+    """Return the job with another output."""
+    return config.model_copy(
+        update={"output": config.output.model_copy(update={"uri": str(output)})}
+    )
+
+
+def titles() -> list[str]:
+    """Return the command lines of the processes that this one has started, whoever did it."""
+    found = []
+    for pid in descendants(os.getpid()):
+        try:
+            found.append(Path(f"/proc/{pid}/cmdline").read_bytes().decode())
+        except OSError:
+            continue
+    return found
