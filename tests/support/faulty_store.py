@@ -32,7 +32,7 @@ _REFUSALS = {
     "expired": (400, "ExpiredToken", "The provided token has expired."),
     "denied": (403, "AccessDenied", "Access Denied"),
 }
-_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "upgrade", "expect"}
+_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "upgrade", "expect"}
 _UPSTREAM_LIMIT_S = 300.0  # the machine of a test may be stopped for minutes
 
 
