@@ -29,14 +29,21 @@ ADVICE: Mapping[str, str] = MappingProxyType(
         "report it, and run again with --retry-failed",
         "item": _NO_RETRY,
         "no_audio_stream": "these hold no sound: leave them out (source.exclude)",
+        "no_space": "make room where this program keeps its files, or give it another TMPDIR, then "
+        "run again with --retry-failed",
         "no_such_channel": "set extract.channels to mix, or to a channel that they have",
         "not_audio": "these are no audio, or damaged at their beginning: leave them out "
         "(source.exclude)",
         "not_found": "these were gone when they were read: the next run lists again",
         "poison": "they brought a model worker down twice: look for lack of memory in its log, try "
         "them one by one with `corpus-asr transcribe`",
+        "refused_format": "these are texts, pictures or playlists: list the recordings themselves",
         "refused_host": "name the host in source.allow_hosts if it is to be asked",
         "timeout": "the store did not answer in time: run again with --retry-failed",
+        "too_large": "raise extract.max_file_gb if these are recordings, then run again with "
+        "--retry-all-failed",
+        "too_long": "their first hours are transcribed; if they really are that long, raise "
+        "extract.max_duration_h and run again with --retry-all-failed",
         "too_many_channels": "set extract.channels to mix or to one channel's number",
         "unsupported_codec": _CONVERT,
         "unsupported_scheme": "correct these addresses, or install what fsspec needs for them",

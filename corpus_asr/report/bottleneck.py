@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from corpus_asr.activity import Activity
 from corpus_asr.report.text import counted, duration, row, wrapped
-from corpus_asr.storage.snapshot import Snapshot
+from corpus_asr.storage.snapshot import RUNNING, Snapshot
 
 # A stage that is at work for this share of its time is what the others wait for.
 BUSY = 0.75
@@ -100,7 +100,7 @@ def time_lines(seen: Snapshot) -> Iterator[str]:
     """Yield where the time went, what waited for what, and the verdict."""
     found = seen.activity
     if found.extract_share is not None:
-        yield row("extract", _extract_words(found, seen.extract_workers))
+        yield from wrapped(_extract_words(found, seen.extract_workers), label="extract")
     if found.engine_share is not None:
         yield from wrapped(_engine_words(found, seen.transcribe_workers), label="engine")
     if found.commits:
@@ -109,11 +109,12 @@ def time_lines(seen: Snapshot) -> Iterator[str]:
     repeated = _repeated(seen)
     if repeated:
         yield row("repeated", ", ".join(repeated))
-    yield row(
-        "queues",
-        f"{counted(found.parts_ready, 'part')} extracted, {found.parts_in_engines:,} in engines, "
-        f"{seen.parts_uncommitted:,} to be committed",
-    )
+    if seen.state == RUNNING:
+        yield row(
+            "queues",
+            f"{counted(found.parts_ready, 'part')} before the engines, "
+            f"{found.parts_in_engines:,} in them, {seen.parts_uncommitted:,} behind them",
+        )
     verdict = bottleneck(
         found, elapsed_s=seen.elapsed_s, transcribe_workers=seen.transcribe_workers
     )
@@ -153,8 +154,8 @@ def _engine_words(found: Activity, workers: int) -> str:
 def _repeated(seen: Snapshot) -> list[str]:
     found = seen.activity
     told = []
-    if found.fetch_retries:
-        told.append(counted(found.fetch_retries, "request") + " to stores")
+    if requests := found.fetch_retries + found.commit_retries:
+        told.append(counted(requests, "request") + " to stores")
     if seen.parts_retried:
         told.append(counted(seen.parts_retried, "part") + " after their worker died")
     if found.workers_replaced:

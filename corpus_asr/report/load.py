@@ -33,6 +33,7 @@ from corpus_asr.storage.ledger import (
     Ledger,
 )
 from corpus_asr.storage.plan import PLANS_FOLDER
+from corpus_asr.storage.snapshot import read_snapshot
 from corpus_asr.storage.tables import OUTCOMES_FOLDER, READERS, OutputStore
 
 REPORT_NAME = "report.json"
@@ -88,6 +89,7 @@ def _report(
         revision = fingerprint.get("fingerprint", "").partition("-")[2] or None
         wall_s = _time_so_far(run_id, names)
     audio_s = audio_by_run.get(run_id, 0.0) if run_id is not None else 0.0
+    snapshot = read_snapshot(store)
     return Report(
         uri=shown(store.uri),
         finished=run is not None,
@@ -97,6 +99,7 @@ def _report(
         wall_s=wall_s,
         speed=audio_s / wall_s if wall_s and audio_s else None,
         statistics=statistics,
+        snapshot=snapshot if snapshot is not None and snapshot.run_id == run_id else None,
     )
 
 

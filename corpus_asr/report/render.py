@@ -10,6 +10,7 @@ from typing import Any
 
 from corpus_asr.report.advice import advice
 from corpus_asr.report.balance import Balance
+from corpus_asr.report.bottleneck import time_lines
 from corpus_asr.report.statistics import (
     CONFIDENCE_BINS,
     FailureGroup,
@@ -48,6 +49,8 @@ def _lines(report: Report) -> Iterator[str]:
         speed = f"{report.speed:,.1f} hours of audio per hour in the last run"
         yield row("speed", f"{speed}, which took {duration(report.wall_s)}")
     yield from _stages(found)
+    if report.snapshot is not None:
+        yield from time_lines(report.snapshot)
     yield from _languages(found)
     yield from _confidence(found)
     yield from _failures(found.failures)
@@ -81,7 +84,7 @@ def _audio(found: Statistics) -> str:
 def _stages(found: Statistics) -> Iterator[str]:
     if not found.parts:
         return
-    yield row("extract", f"{duration(found.extract_s)}, summed over processes")
+    yield row("extracting", f"{duration(found.extract_s)}, summed over processes")
     if found.devices:
         parts = sum(count for _, count in found.devices)
         devices = ", ".join(name for name, _ in found.devices)

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from corpus_asr.report.balance import EXAMPLES, Balance, balance_of, by_recording, contradictions
 from corpus_asr.schemas import OUTCOMES
+from corpus_asr.storage.snapshot import Snapshot
 
 OUTCOME_COLUMNS = (
     "run_id", "recording_id", "uri", "part", "last_part", "channel", "status", "duration_s",
@@ -106,6 +107,8 @@ class Report:
     speed: float | None
     """Hours of audio it committed per hour."""
     statistics: Statistics
+    snapshot: Snapshot | None = None
+    """What the workers of that run did; None where it left no word of it."""
 
 
 def summarise(

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.load import load_report
-from corpus_asr.schemas import RESULTS
+from corpus_asr.schemas import OUTCOMES, RESULTS, SEGMENTS
 from corpus_asr.storage.addresses import recording_id
 from corpus_asr.storage.finish import finish as finish_run
 from corpus_asr.storage.ledger import Run, begin_run, fingerprint
@@ -193,13 +194,18 @@ def test_segments_that_went_missing_are_told(job: Job) -> None:
     for name in NAMES:
         job.commit(name)
     job.finish()
-    outcomes = job.store.names(OUTCOMES_FOLDER)
-    segments = job.store.names(SEGMENTS_FOLDER)
-    # As if somebody had copied one object over another.
-    data = Path(job.store.address(segments[0])).read_bytes()
-    Path(job.store.address(segments[1])).write_bytes(data)
+    (outcomes,) = job.store.names(OUTCOMES_FOLDER)
+    (segments,) = job.store.names(SEGMENTS_FOLDER)
+    # As if somebody had taken one recording's text for another's.
+    rows = job.store.read_table(segments, SEGMENTS).to_pylist()
+    first, *others = sorted({row["recording_id"] for row in rows})
+    for row in rows:
+        if row["recording_id"] == first:
+            row["recording_id"] = others[0]
+    job.store.write_table(segments, pa.Table.from_pylist(rows, SEGMENTS))
     (problem,) = load_report(job.store).statistics.balance.problems
     assert problem.startswith("other segments than their outcomes claim: 2 recordings")
-    job.store.remove(outcomes[2])
+    table = job.store.read_table(outcomes, OUTCOMES)
+    job.store.write_table(outcomes, table.filter(pc.field("recording_id") != others[1]))
     problems = load_report(job.store).statistics.balance.problems
     assert any("recordings table and outcomes differ on 1 recording" in told for told in problems)

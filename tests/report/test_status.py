@@ -1,0 +1,147 @@
+"""A run is seen from its output folder alone: alive, dead, silent, stopped or finished."""
+
+import datetime
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.report import status as looking
+from corpus_asr.report.status import Status, as_data, load_status, render
+from corpus_asr.storage.lock import LOCK_NAME, Holder
+from corpus_asr.storage.processes import ProcessName
+from corpus_asr.storage.snapshot import STOPPED, TRANSCRIBED, Snapshot, write_snapshot
+from corpus_asr.storage.tables import OutputStore
+from tests.support.snapshots import snapshot
+
+NOW = datetime.datetime(2026, 1, 1, 13, 0, 10, tzinfo=datetime.UTC)
+HOLDER = Holder(
+    token="t",
+    run_id="run-1",
+    process=ProcessName(host="elsewhere", user="me", pid=7),
+    started_at="2026-01-01T12:00:00+00:00",
+    heartbeat_at="2026-01-01T13:00:05+00:00",
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> OutputStore:
+    return OutputStore(str(tmp_path))
+
+
+def look(
+    store: OutputStore, *, seen: Snapshot | None = None, holder: Holder | None = None
+) -> Status:
+    if seen is not None:
+        write_snapshot(store, seen)
+    if holder is not None:
+        store.write_bytes(LOCK_NAME, holder.encoded())
+    return load_status(store, now=NOW)
+
+
+def commit_at(store: OutputStore, when: datetime.datetime) -> None:
+    store.write_bytes(f"outcomes/{int(when.timestamp() * 1e9):020d}-abc.parquet", b"never read")
+
+
+def test_a_running_run_says_how_far_it_is_and_what_failed(store: OutputStore) -> None:
+    commit_at(store, NOW - datetime.timedelta(seconds=4))
+    commit_at(store, NOW - datetime.timedelta(hours=1))
+    found = look(store, seen=snapshot(), holder=HOLDER)
+    text = render(found)
+    for told in (
+        f"{store.uri} (running)",
+        "process 7 of me on elsewhere, heartbeat 5.0 s ago, at 2026-01-01 13:00:05 UTC",
+        "counted     10.0 s ago",
+        "80 planned: 38 done, 2 failed, 40 left; 20 done before",
+        "10.0 h in 1.0 h: 10.0 hours of audio per hour",
+        "time left   about 1.0 h",
+        "last commit 4.0 s ago, at 2026-01-01 13:00:06 UTC; 1 since the counts",
+        "2 recordings: not_audio, in extract",
+        "- /b.mp3",
+        "What to do: these are no audio",
+    ):
+        assert told in text, told
+    data = json.loads(json.dumps(as_data(found)))
+    assert (data["state"], data["alive"], data["left"]) == ("running", True, 40)
+    assert data["driver"]["host"] == "elsewhere"
+    assert data["failures"][0]["advice"].startswith("these are no audio")
+    assert data["snapshot"]["activity"]["steps"] == 0
+
+
+def dead_process() -> ProcessName:
+    code = (
+        "import json, dataclasses; from corpus_asr.storage.processes import ProcessName; "
+        "print(json.dumps(dataclasses.asdict(ProcessName.mine())))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    return ProcessName(**json.loads(done.stdout))
+
+
+def test_a_driver_is_dead_silent_or_alive(store: OutputStore) -> None:
+    alive = replace(HOLDER, process=ProcessName.mine())
+    assert look(store, seen=snapshot(), holder=alive).alive
+    dead = look(store, holder=replace(HOLDER, process=dead_process()))
+    assert dead.state == "dead"
+    assert "run the same command again" in render(dead)
+    silent = look(store, holder=replace(HOLDER, heartbeat_at="2026-01-01T12:00:00+00:00"))
+    assert silent.state == "silent"
+    assert "--steal-lock" in render(silent)
+    assert not silent.alive
+
+
+def test_a_run_without_a_lock_has_stopped(store: OutputStore) -> None:
+    found = look(store, seen=snapshot(state=STOPPED))
+    assert found.state == "stopped"
+    assert "40 left" in render(found)
+    assert "time left" not in render(found)
+
+
+def test_a_run_that_still_plans_does_not_show_the_counts_of_the_one_before(
+    store: OutputStore,
+) -> None:
+    found = look(store, seen=snapshot(run_id="run-0"), holder=HOLDER)
+    assert found.state == "beginning"
+    assert found.snapshot is None
+    assert "planned" not in render(found)
+
+
+def test_the_time_between_the_last_commit_and_success_is_told(store: OutputStore) -> None:
+    found = look(store, seen=snapshot(state=TRANSCRIBED), holder=HOLDER)
+    assert found.state == "finishing"
+
+
+def test_a_finished_run_shows_what_its_tables_hold(store: OutputStore) -> None:
+    counts = {"listed": 100, "ok": 90, "no_speech": 5, "failed": 5, "left": 0}
+    store.write_json("run.json", {"run_id": "run-1", "counts": counts})
+    store.write_bytes("_SUCCESS", b"")
+    found = look(store, seen=snapshot(state=TRANSCRIBED, files=80))
+    assert found.state == "finished"
+    text = render(found)
+    assert "100 listed: 90 with text, 5 without speech, 5 failed, 0 left" in text
+    assert "at 2026-01-01 12:59:50 UTC" in text
+    assert "counted" not in text
+
+
+def test_a_folder_of_something_else_is_refused(store: OutputStore) -> None:
+    with pytest.raises(ConfigError, match="no _run/"):
+        look(store)
+
+
+def test_a_snapshot_of_another_version_is_left_out(store: OutputStore) -> None:
+    store.write_json("_run/progress.json", asdict(snapshot()) | {"failures": 3})
+    found = look(store, holder=HOLDER)
+    assert found.snapshot is None
+    store.write_json("_run/progress.json", asdict(snapshot()) | {"of_tomorrow": 1})
+    assert look(store).snapshot == snapshot()
+
+
+def test_no_table_is_read(store: OutputStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What keeps it quick however many recordings there are."""
+    commit_at(store, NOW)
+    monkeypatch.setattr(OutputStore, "batches", pytest.fail)
+    assert look(store, seen=snapshot(), holder=HOLDER).commits_since == 1
+    assert looking.SILENT_S == 90.0
