@@ -74,11 +74,16 @@ class ExtractStage:
         )
         self._began_s = time.monotonic()
         self._activity = Activity()
+        self._doing = ("", 0.0)  # which seconds are growing, since when
 
     @property
     def activity(self) -> Activity:
         """What was done so far; from any thread."""
-        return replace(self._activity, extract_alive_s=time.monotonic() - self._began_s)
+        now_s = time.monotonic()
+        count, since_s = self._doing
+        under_way: dict[str, Any] = {count: now_s - since_s} if count else {}
+        found = self._activity + Activity(**under_way)
+        return replace(found, extract_alive_s=now_s - self._began_s)
 
     def __call__(self, packs: pa.Table) -> Iterator[pa.Table]:
         """Yield one PARTS table per part, as soon as the part after it is known or there is none.
@@ -93,9 +98,9 @@ class ExtractStage:
                     for parts in found:
                         self._count(parts_extracted=parts.num_rows)
                         _tell(parts)
-                        handed_s = time.monotonic()
+                        self._begin("hand_over_s")
                         yield parts
-                        self._count(hand_over_s=time.monotonic() - handed_s)
+                        self._end()
 
     def close(self) -> None:
         """End the child process."""
@@ -111,7 +116,7 @@ class ExtractStage:
         failure: dict[str, Any] | None = None
         messages = self._child.run(request)
         while True:
-            asked_s = time.monotonic()
+            self._begin("extract_s")
             try:
                 extracted = next(messages, None)
             except (CheckpointError, ConfigError, EngineError):
@@ -119,7 +124,9 @@ class ExtractStage:
             except Exception as error:  # whatever one recording did, it is that recording's row
                 failure = failure_fields(error, stage="extract")
                 extracted = None
-            self._count_extraction(extracted, time.monotonic() - asked_s)
+            self._end()
+            if extracted is not None:
+                self._count(extract_cpu_s=extracted.cpu_s, fetch_retries=extracted.fetch_retries)
             if held is not None and held.wanted:
                 last = extracted is None and failure is None
                 yield _part_row(held, identity=identity, last=last)
@@ -137,9 +144,13 @@ class ExtractStage:
                 next_part += 1
             yield one_row(PARTS, identity | failure | {"part": next_part, "last_part": True})
 
-    def _count_extraction(self, part: ExtractedPart | None, spent_s: float) -> None:
-        cpu_s, retries = (0.0, 0) if part is None else (part.cpu_s, part.fetch_retries)
-        self._count(extract_s=spent_s, extract_cpu_s=cpu_s, fetch_retries=retries)
+    def _begin(self, count: str) -> None:
+        self._doing = (count, time.monotonic())
+
+    def _end(self) -> None:
+        count, since_s = self._doing
+        self._doing = ("", 0.0)
+        self._count(**{count: time.monotonic() - since_s})
 
     def _count(self, **counts: Any) -> None:
         self._activity += Activity(**counts)
