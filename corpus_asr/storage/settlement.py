@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
@@ -72,29 +73,34 @@ def claimed_segments(store: OutputStore, outcomes: pa.Table, title: str) -> Iter
         CorpusAsrError: (while iterating) a segments object does not hold what the outcomes say.
         FetchError: (while iterating) the store failed beyond its retries.
     """
-    claims = outcomes.group_by("segments_object", use_threads=False).aggregate(
-        [("segments_written", "sum")]
-    )
-    claimed = dict(
-        zip(
-            claims["segments_object"].to_pylist(),
-            claims["segments_written_sum"].to_pylist(),
-            strict=True,
-        )
-    )
-    # Not in the order of the groups, which is no order of theirs at all.
-    named = outcomes["segments_object"].unique().drop_null().to_pylist()
-    found = dict.fromkeys(claimed, 0)
-    for name, table in store.read_tables(named, SEGMENTS):
+    written = outcomes["segments_written"].to_numpy()
+    owners = np.repeat(np.arange(outcomes.num_rows), written)
+    keys = outcomes.select(["recording_id", "part"]).combine_chunks()
+    objects = outcomes["segments_object"].combine_chunks().dictionary_encode()
+    # Numbered by first appearance; the groups of a `group_by` would come in no order.
+    names = objects.dictionary.to_pylist()
+    numbers = pc.fill_null(objects.indices, len(names)).to_numpy()
+    claims = np.bincount(numbers, written, minlength=len(names) + 1).astype(np.int64)
+    starts = dict(zip(names, np.cumsum(claims) - claims, strict=False))
+    found = dict.fromkeys(names, 0)
+    for name, table in store.read_tables(names, SEGMENTS):
+        start = int(starts[name]) + found[name]
         found[name] += table.num_rows
+        theirs = keys.take(owners[start : start + table.num_rows])
+        if not theirs.equals(table.select(keys.schema.names).cast(theirs.schema)):
+            raise _broken(store, title, name, "rows of other parts")
         yield table
-    for name, count in claimed.items():
-        if found[name] != count:
-            raise CorpusAsrError(
-                f"rewriting {shown(store.address(title))}: its segments object {name} holds "
-                f"{found[name]} rows, expected {count} as the outcomes say; restore both, or "
-                "remove both to have these recordings transcribed again"
-            )
+    for name, count in zip([*names, "(none)"], claims.tolist(), strict=True):
+        if found.get(name, 0) != count:
+            raise _broken(store, title, name, f"{found.get(name, 0)} rows instead of {count}")
+
+
+def _broken(store: OutputStore, title: str, name: str, holds: str) -> CorpusAsrError:
+    return CorpusAsrError(
+        f"rewriting {shown(store.address(title))}: its segments object {name} holds {holds}, "
+        "expected the segments that the outcomes say; restore both, or remove both to have these "
+        "recordings transcribed again"
+    )
 
 
 def _filtered(
@@ -105,8 +111,7 @@ def _filtered(
     for table in segments:
         chosen = rows[start : start + table.num_rows]
         start += table.num_rows
-        # Rows beyond those claimed are refused at the end; they have no place in the mask.
-        yield table.slice(0, len(chosen)).filter(chosen)
+        yield table.filter(chosen)
 
 
 def remove_leftovers(store: OutputStore) -> None:

@@ -1,0 +1,165 @@
+"""What each file, part and object costs a run outside extraction and the model.
+
+    python -m tests.bench.scaling --files 1000000 --rows-per-commit 5000
+
+A manifest names that many files which do not exist; each is committed as one part of one segment.
+Times are processor seconds of this process, so that other work on the machine matters little;
+memory is its peak so far. Nothing is downloaded, and nothing is left behind.
+"""
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.schemas import RESULTS
+from corpus_asr.storage.compaction import compact
+from corpus_asr.storage.ledger import Ledger, begin_run, fingerprint
+from corpus_asr.storage.listing import list_files
+from corpus_asr.storage.plan import Plan, make_plan, read_listing
+from corpus_asr.storage.recordings import write_recordings
+from corpus_asr.storage.tables import OutputStore
+from corpus_asr.units import MEBIBYTE
+
+SEGMENT: dict[str, Any] = {
+    "segment": 0, "start_s": 0.0, "end_s": 5.0, "text": "", "tokens": [], "language": "en",
+    "task": "transcribe", "confidence": 0.9, "avg_logprob": -0.2, "no_speech_prob": 0.01,
+    "compression_ratio": 1.2, "temperature": 0.0,
+}  # fmt: skip
+CONSTANT: dict[str, Any] = {
+    "part": 0, "last_part": True, "part_start_s": 0.0, "part_end_s": 5.0, "duration_s": 5.0,
+    "speech_s": 5.0, "status": "ok", "attempts": 1, "codec": "mp3", "sample_rate_hz": 44_100,
+    "channels": 2, "language": "en", "device": "cuda:0", "decode_s": 0.01, "transcribe_s": 0.1,
+}  # fmt: skip
+TEXTS = [f"{a} {b} {c} and that is all there is to say" for a in ("the cat", "a dog", "no one")
+         for b in ("ran", "slept", "sang") for c in ("home", "away", "on and on")]  # fmt: skip
+
+
+class Bench:
+    """Phases one after another over one output folder."""
+
+    def __init__(self, folder: Path, files: int, rows_per_commit: int) -> None:
+        self.files, self.rows_per_commit = files, rows_per_commit
+        self.config = RunConfig.model_validate(
+            {
+                "source": {"manifest": str(folder / "manifest.jsonl")},
+                "model": {"checkpoint": "none"},
+                "output": {"uri": str(folder / "output")},
+            }
+        )
+        self.store = OutputStore(self.config.output.uri)
+        with open(folder / "manifest.jsonl", "w") as manifest:
+            manifest.writelines(
+                f'{{"uri": "s3://podcasts/2026/{i // 1000:06d}/episode-{i:09d}.mp3"}}\n'
+                for i in range(files)
+            )
+
+    def timed(self, name: str, work: Callable[[], Any], units: int, unit: str) -> Any:
+        """Do something; print what it took."""
+        started = time.process_time()
+        result = work()
+        cpu_s = time.process_time() - started
+        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        per = f"{1e6 * cpu_s / max(1, units):.1f} us/{unit}"
+        print(f"{name:28} {cpu_s:8.2f} s  {per:>18}  peak {peak_mib:,.0f} MiB", flush=True)
+        return result
+
+    def run(self) -> None:
+        """Measure everything, in the order of a run."""
+        count, store = self.files, self.store
+        objects = -(-count // self.rows_per_commit)
+        self.timed("list (manifest)", self._list, count, "file")
+        begin_run(store, self.config, fingerprint(self.config, "revision"))
+        plan = self.timed("plan, nothing done", self._plan, count, "file")
+        self.timed("commit", lambda: self._commit(plan), objects, "commit")
+        ledger = self.timed(
+            f"ledger of {objects} objects", lambda: Ledger.load(store), count, "part"
+        )
+        self.timed("settle", lambda: ledger.settle(read_listing(store, plan)), count, "file")
+        self.timed("merge small commits", lambda: compact(store, 128 * MEBIBYTE), count, "part")
+        ledger = self.timed(
+            f"ledger of {len(store.names('outcomes'))} objects", lambda: Ledger.load(store), count,
+            "part",
+        )  # fmt: skip
+        done = ledger.settle(read_listing(store, plan))
+        self.timed(
+            "recordings",
+            lambda: write_recordings(
+                store, complete_ids=done.complete_ids, listed_ids=done.listed_ids
+            ),
+            count,
+            "recording",
+        )
+        again = self.timed("plan, all done", self._plan, count, "file")
+        assert again.num_remaining == 0
+        for name in ("outcomes", "segments", "recordings"):
+            sizes = store.sizes(name)
+            print(f"{name}: {len(sizes)} objects, {sum(sizes.values()) / count:.1f} bytes/file")
+
+    def _list(self) -> int:
+        return sum(batch.num_rows for batch in list_files(self.config.source))
+
+    def _plan(self) -> Plan:
+        return make_plan(self.config, self.store)
+
+    def _commit(self, plan: Plan) -> None:
+        chance = np.random.default_rng(0)
+        for batch in read_listing(self.store, plan):
+            table = pa.Table.from_batches([batch])
+            for start in range(0, table.num_rows, self.rows_per_commit):
+                files = table.slice(start, self.rows_per_commit)
+                results = _results(files, chance)  # cheap beside the commit
+                self.store.commit(results, run_id="run", model="m", model_revision="revision")
+
+
+def _results(files: pa.Table, chance: np.random.Generator) -> pa.Table:
+    """Return RESULTS of files, one part and one segment each."""
+    count = files.num_rows
+    kinds = RESULTS.field("segments").type
+    texts = pa.array(TEXTS).take(pa.array(chance.integers(len(TEXTS), size=count)))
+    tokens = pa.ListArray.from_arrays(
+        pa.array(np.arange(count + 1, dtype=np.int32) * 12),
+        pa.array(chance.integers(50_000, size=12 * count).astype(np.int32)),
+    )
+    values = SEGMENT | {"text": texts, "tokens": tokens}
+    columns = []
+    for field in kinds.value_type:
+        value = values.get(field.name)
+        constant = not isinstance(value, pa.Array)
+        columns.append(pa.repeat(pa.scalar(value, field.type), count) if constant else value)
+    structs = pa.StructArray.from_arrays(columns, fields=list(kinds.value_type))
+    segments = pa.ListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int32)), structs)
+    arrays = []
+    for field in RESULTS:
+        if field.name == "segments":
+            arrays.append(segments.cast(field.type))
+        elif field.name in files.schema.names:
+            arrays.append(pc.cast(files[field.name].combine_chunks(), field.type))
+        else:
+            value = CONSTANT.get(field.name)
+            arrays.append(pa.repeat(pa.scalar(value, field.type), count))
+    return pa.table(arrays, schema=RESULTS)
+
+
+def main() -> None:
+    """Read the command line, make a folder, measure."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--files", type=int, default=100_000)
+    parser.add_argument("--rows-per-commit", type=int, default=100)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="corpus-asr-scaling-") as folder:
+        print(json.dumps(vars(arguments)))
+        Bench(Path(folder), arguments.files, arguments.rows_per_commit).run()
+
+
+if __name__ == "__main__":
+    main()
