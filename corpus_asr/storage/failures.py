@@ -88,7 +88,7 @@ class RetryPolicy:
     attempts: int = 10
     """Of requests that a store refuses one in five of, one in ten million fails so often."""
     patience_s: float = 180.0
-    """Once so much time has passed there is no further attempt, however few there were."""
+    """Once so much time has passed, a few attempts are enough."""
     first_wait_s: float = 0.25
     """Doubled after each attempt, then shortened at random so that workers do not march in step."""
     longest_wait_s: float = 20.0
@@ -128,7 +128,7 @@ def persist(
             late = time.monotonic() + wait_s - started > policy.patience_s
             few += error.attempts is not None
             enough = failures == policy.attempts or few == error.attempts
-            if not error.transient or enough or late:
+            if not error.transient or enough or (late and failures >= FEW_ATTEMPTS):
                 raise fetch_error(doing, uri, error, attempts=failures) from error
             thread = threading.get_ident()
             _retries_of_threads[thread] = _retries_of_threads.get(thread, 0) + 1

@@ -24,6 +24,7 @@ from corpus_asr.storage.failures import (
     RetryPolicy,
     StoreError,
     asked_wait_s,
+    fetch_error,
     from_os_error,
     from_status,
     persist,
@@ -36,6 +37,7 @@ T = TypeVar("T")
 CONNECT_TIMEOUT_S = 10
 PAGE_KEYS = 1000  # the protocol's limit
 READ_TIMEOUT_S = 30  # silence on an open connection
+SLOWEST_UPLOAD_BYTES_PER_S = 256 * 1024  # merged tables are large, and some uplinks slow
 CLIENT_OPTIONS = {
     "connect_timeout": CONNECT_TIMEOUT_S,
     "read_timeout": READ_TIMEOUT_S,
@@ -135,12 +137,14 @@ class S3Store:
             use_listings_cache=False, skip_instance_cache=True,
         )  # fmt: skip
 
-    def _run(self, call: Callable[[Any], Awaitable[T]]) -> T:
+    def _run(self, call: Callable[[Any], Awaitable[T]], *, sent_bytes: int = 0) -> T:
+        limit_s = self._policy.request_timeout_s + sent_bytes / SLOWEST_UPLOAD_BYTES_PER_S
+
         async def limited() -> T:
             # Making a client reads files and asks for credentials: not part of a request's time.
             client = await self.filesystem.set_session(refresh=self._renew)
             self._renew = False
-            return await asyncio.wait_for(call(client), self._policy.request_timeout_s)
+            return await asyncio.wait_for(call(client), limit_s)
 
         try:
             result: T = sync(self.filesystem.loop, limited)
@@ -230,7 +234,10 @@ class S3Store:
 
     def _put(self, uri: str, data: bytes, **conditions: str) -> None:
         bucket, key = split(uri)
-        self._run(lambda client: client.put_object(Bucket=bucket, Key=key, Body=data, **conditions))
+        self._run(
+            lambda client: client.put_object(Bucket=bucket, Key=key, Body=data, **conditions),
+            sent_bytes=len(data),
+        )
 
     def _put_if(self, uri: str, data: bytes, **condition: str) -> bool:
         """Put the object under a condition; tell whether that held.
@@ -291,7 +298,11 @@ class S3Store:
             )
             if not answer.get("IsTruncated"):
                 return
-            options["ContinuationToken"] = answer["NextContinuationToken"]
+            following = answer.get("NextContinuationToken")
+            if not following or following == options.get("ContinuationToken"):
+                failure = StoreError(FETCH, "a page is not the last but names none after it")
+                raise fetch_error("listing", prefix, failure)
+            options["ContinuationToken"] = following
 
 
 def _bare(etag: str | None) -> str | None:

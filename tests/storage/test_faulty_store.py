@@ -136,12 +136,22 @@ def test_a_lasting_fault_ends_after_a_bounded_number_of_attempts(
     assert f"({attempts} attempts)" in str(caught.value) or attempts == 1
 
 
-def test_no_attempt_is_made_when_patience_is_over(faulty: FaultyStore, bucket: str) -> None:
+def test_few_attempts_are_made_when_patience_is_over(faulty: FaultyStore, bucket: str) -> None:
     faulty.rates, faulty.max_in_a_row = {"slow_down": 1.0}, None
     policy = RetryPolicy(attempts=50, patience_s=0.0)
-    with pytest.raises(FetchError, match="503 SlowDown; check the store"):
+    with pytest.raises(FetchError, match=r"503 SlowDown \(3 attempts\)"):
         open_binary(f"s3://{bucket}/a", endpoint_url=faulty.endpoint_url, policy=policy)
-    assert faulty.requests == 1
+    assert faulty.requests == 3
+
+
+@pytest.mark.parametrize("token", [{}, {"NextContinuationToken": "x"}])
+def test_a_listing_that_leads_nowhere_ends(
+    token: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = {"Contents": [{"Key": "a.mp3", "Size": 1}], "IsTruncated": True, **token}
+    monkeypatch.setattr(s3_module.S3Store, "_run", lambda *_, **options: page)
+    with pytest.raises(FetchError, match="names none after it"):
+        list(list_objects("s3://bucket", endpoint_url="http://127.0.0.1:9"))
 
 
 def test_an_object_replaced_between_two_ranges_is_a_retryable_failure(
