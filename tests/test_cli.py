@@ -31,6 +31,7 @@ from corpus_asr.segments import Segment, Transcript
 from corpus_asr.storage.ledger import begin_run, fingerprint
 from corpus_asr.storage.plan import make_plan
 from corpus_asr.storage.tables import OutputStore
+from tests.support.logs import logging_put_back
 
 DEMO = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
 REPOSITORY = Path(__file__).parents[1]
@@ -48,6 +49,12 @@ SUMMARY = RunSummary(
     processed_audio_s=3600.0,
     wall_s=60.0,
 )
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    with logging_put_back():
+        yield
 
 
 def call(*arguments: str) -> Result:

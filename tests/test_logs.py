@@ -11,31 +11,25 @@ import pytest
 from corpus_asr.logs import (
     FORMAT_VARIABLE,
     LEVEL_VARIABLE,
-    RUN_VARIABLE,
     LogFormat,
     LogLevel,
     LogSettings,
     configure,
     event,
+    name_run,
     speaks_json,
 )
 from corpus_asr.storage.addresses import without_secrets
+from tests.support.logs import logging_put_back
 
 LOG = logging.getLogger("corpus_asr.tests")
 SIGNED = "https://me:pass@host/a.mp3?X-Amz-Signature=abc"
 
 
 @pytest.fixture(autouse=True)
-def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Put handlers, levels and environment back."""
-    for name in (FORMAT_VARIABLE, LEVEL_VARIABLE, RUN_VARIABLE):
-        monkeypatch.setenv(name, "")  # so that it is put back
-        monkeypatch.delenv(name)
-    root, own = logging.getLogger(), logging.getLogger("corpus_asr")
-    handlers, level = list(root.handlers), own.level
-    yield
-    root.handlers[:] = handlers
-    own.setLevel(level)
+def _as_before() -> Iterator[None]:
+    with logging_put_back():
+        yield
 
 
 def json_lines(text: str) -> list[dict[str, object]]:
@@ -104,6 +98,17 @@ def test_workers_are_told_by_the_environment_or_by_value() -> None:
     assert LogSettings.from_environment() == settings
     assert speaks_json()
     assert pickle.loads(pickle.dumps(settings)) == settings
+
+
+def test_a_run_is_named_once_it_has_a_name(capfd: pytest.CaptureFixture[str]) -> None:
+    configure(LogSettings(format=LogFormat.json), redact=without_secrets)
+    LOG.warning("before")
+    name_run("run-1")
+    LOG.warning("after")
+    before, after = json_lines(capfd.readouterr().err)
+    assert "run_id" not in before
+    assert after["run_id"] == "run-1"
+    assert LogSettings.from_environment().run_id == "run-1"
 
 
 def test_an_environment_of_nonsense_is_no_reason_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,24 +76,18 @@ class Metrics:
 
     def update(self, tally: Tally, activity: Activity) -> None:
         """Show these counts, which only grow unless a worker's are lost."""
-        for metric in COMMITTED:
-            self._add(self._counters[metric], metric, self._tally, tally)
-        for metric in WORKED:
-            self._add(self._counters[metric], metric, self._activity, activity)
+        grown = {metric: _growth(metric, self._tally, tally) for metric in COMMITTED}
+        grown |= {metric: _growth(metric, self._activity, activity) for metric in WORKED}
+        for metric, more in grown.items():
+            if more > 0:
+                self._counters[metric].inc(more)
         failed = max(0, tally.failed - self._tally.failed)
         done = max(0, tally.files - self._tally.files - failed)
-        for status, grown in (("done", done), ("failed", failed)):
-            if grown:
-                self._recordings.inc(grown, {"status": status})
+        for status, number in (("done", done), ("failed", failed)):
+            if number:
+                self._recordings.inc(number, {"status": status})
         self._show(activity)
         self._tally, self._activity = tally, activity
-
-    def _add(
-        self, counter: Counter, metric: Metric, before: Tally | Activity, now: Tally | Activity
-    ) -> None:
-        grown = getattr(now, metric.count) - getattr(before, metric.count)
-        if grown > 0:
-            counter.inc(grown)
 
     def _show(self, activity: Activity) -> None:
         room = activity.slot_room - self._activity.slot_room
@@ -106,3 +100,7 @@ class Metrics:
         for metric, gauge in self._gauges.items():
             if metric.count in values:
                 gauge.set(values[metric.count])
+
+
+def _growth(metric: Metric, before: Tally | Activity, now: Tally | Activity) -> float:
+    return float(getattr(now, metric.count) - getattr(before, metric.count))

@@ -115,3 +115,26 @@ def test_an_unusable_checkpoint_propagates(tmp_path: Path):
     with pytest.raises(CheckpointError, match="scripted"):
         list(stage(packs_of("x/parts=1")))
     stage.close()
+
+
+def test_what_was_done_is_counted(stage: ExtractStage, caplog: pytest.LogCaptureFixture):
+    assert stage.activity.parts_extracted == 0
+    with caplog.at_level("INFO", logger="corpus_asr.stages.extract"):
+        tables = stage(packs_of("x/parts=3/silent=1", "y/parts=1/fail=0"))
+        next(tables)
+        held = stage.activity
+        for _ in tables:
+            pass
+    done = stage.activity
+    assert held.parts_extracted == 1
+    assert done.parts_extracted == 4
+    assert 0 < done.extract_s <= done.extract_alive_s
+    assert done.hand_over_s >= held.hand_over_s > 0  # counted while it lasts
+    told = [record.__dict__["fields"] for record in caplog.records]
+    assert [(one["recording_id"], one["part"], one["status"]) for one in told] == [
+        ("x/parts=3/silent=1", 0, "ok"),
+        ("x/parts=3/silent=1", 1, "no_speech"),
+        ("x/parts=3/silent=1", 2, "ok"),
+        ("y/parts=1/fail=0", 0, "failed"),
+    ]
+    assert {one["event"] for one in told} == {"part_extracted"}

@@ -5,6 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from corpus_asr.activity import Activity
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import EngineError, ItemError
 from corpus_asr.schemas import PARTS, RESULTS
@@ -184,3 +185,27 @@ def test_closing_closes_the_engine():
 def test_refused_parts_say_why_and_how_often_they_were_tried():
     (row,) = refuse(part_row("a"), ItemError("died", kind="poison"), attempts=2).to_pylist()
     assert (row["status"], row["error_kind"], row["attempts"]) == ("failed", "poison", 2)
+
+
+def test_what_was_done_is_counted():
+    engine = ScriptedEngine(held=True)
+    stage = stage_with(engine)
+    call = threading.Thread(target=stage, args=(pa.concat_tables([part_row(), silent_row("b")]),))
+    call.start()
+    with engine.submitted:
+        assert engine.submitted.wait_for(lambda: engine.requests, timeout=60)
+    working = stage.activity
+    assert (working.parts_begun, working.parts_transcribed) == (2, 0)
+    assert (working.slots, working.windows) == (1, 1)
+    assert working.transcribe_alive_s > 0
+    engine.release()
+    call.join()
+    assert stage.activity.parts_transcribed == 2
+    stage.close()
+
+
+def test_an_engine_that_was_never_loaded_has_done_nothing():
+    stage = TranscribeStage("checkpoint", decoding=DecodingSettings(), engine_factory=broken_engine)
+    with pytest.raises(EngineError):
+        stage.wait_until_loaded()
+    assert stage.activity == Activity()
