@@ -21,6 +21,7 @@ from tests.support.killing import PAUSE, KillableJob, killable_job, tables_of
 from tests.support.scripted import EXTRACTOR, outcomes_by_part
 
 FILES = 12
+SCRIPTED = functools.partial(local.run_local, engine_factory=scripted_engine, extractor=EXTRACTOR)
 
 
 def wait_for(path: Path) -> None:
@@ -57,10 +58,7 @@ def test_a_second_run_leaves_and_one_after_a_killed_one_takes_over(tmp_path: Pat
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """A job over four files, of which one has a part that fails, with nothing real in it."""
-    scripted = functools.partial(
-        local.run_local, engine_factory=scripted_engine, extractor=EXTRACTOR
-    )
-    monkeypatch.setattr(pipeline, "run_local", scripted)
+    monkeypatch.setattr(pipeline, "run_local", SCRIPTED)
     return killable_job(tmp_path, files=4).config
 
 
@@ -68,7 +66,6 @@ def test_a_robbed_run_stops_committing_and_keeps_what_it_has(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = OutputStore(config.output.uri)
-    real = pipeline.run_local
 
     def robbed(*args: Any, **kwargs: Any) -> None:
         thief = ProcessName(host="other", user="someone", pid=7)
@@ -78,7 +75,7 @@ def test_a_robbed_run_stops_committing_and_keeps_what_it_has(
                 token="t", run_id="thief", process=thief, started_at="", heartbeat_at=""
             ).encoded(),
         )
-        real(*args, **kwargs)
+        SCRIPTED(*args, **kwargs)
 
     monkeypatch.setattr(pipeline, "run_local", robbed)
     with pytest.raises(EngineError, match="run thief"):
