@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from corpus_asr.cli import app
 from corpus_asr.config.run import RunConfig
 from corpus_asr.storage.failures import RetryPolicy
+from corpus_asr.storage.tables import OutputStore
 from pipelines.transcribe_corpus import run
 from tests.support.audio import tone, wav_bytes
 from tests.support.corpora import job, tiny_model
@@ -54,6 +56,7 @@ def manifest(folder: Path, web: WebServer) -> Path:
     uris = [uri for name in ("good.wav", "missing.wav", "broken.wav") for uri in signed(web, name)]
     uris += [
         signed(web, "away.wav")[0],
+        signed(web, "good.wav")[0].replace("127.0.0.1", "localhost"),
         f"http://user:{SECRET}-dead@127.0.0.1:9/dead.wav?sig={SECRET}-dead",
         f"ftp://user:{SECRET}-port@host:port/x.wav",
         f"quux://user:{SECRET}-quux@host/x.wav",
@@ -78,14 +81,18 @@ def everything_in(folder: Path) -> str:
 def test_no_output_of_a_run_holds_a_credential(
     web: WebServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = job(tmp_path, tiny_model(tmp_path / "checkpoint"), tmp_path / "output",
-                 source={"manifest": str(manifest(tmp_path, web))})  # fmt: skip
+    source = {"manifest": str(manifest(tmp_path, web)), "allow_hosts": ["127.0.0.1"]}
+    model = tiny_model(tmp_path / "checkpoint")
+    config = job(tmp_path, model, tmp_path / "output", source=source)
     web.faults.append("503")
     told = io.StringIO()
     with caplog.at_level(logging.DEBUG, logger="corpus_asr"):
         summary = run(config, local=True, progress=told)
-    assert summary.files == 13
-    assert summary.failed == 10
+    assert summary.files == 14
+    rows = [row for batch in OutputStore(config.output.uri).outcomes() for row in batch.to_pylist()]
+    kinds = Counter(row["error_kind"] for row in rows if row["status"] == "failed")
+    assert kinds.pop("not_audio") == kinds.pop("not_found") == 3
+    assert kinds == {"refused_host": 2, "fetch": 1, "unsupported_scheme": 2}
     report = CliRunner().invoke(app, ["report", config.output.uri])
     assert report.exit_code == 0, report.output
     found = everything_in(Path(config.output.uri))
