@@ -196,7 +196,7 @@ def kill_and_resume(job: KillableJob, *, kills: int, seed: int, most: int = 8) -
 def kill_worker(driver: int, stage: str) -> bool:
     """Kill an actor of a stage (`extract`, `transcribe`) of this driver's Ray, if there is one."""
     for pid in descendants(driver):
-        title = _command_line(pid)
+        title = command_line(pid)
         if title.startswith("ray::") and f"{stage.capitalize()}Worker" in title:
             os.kill(pid, signal.SIGKILL)
             return True
@@ -248,7 +248,7 @@ def wait_until_gone(pids: set[int]) -> None:
     deadline = time.monotonic() + GONE_LIMIT_S
     while alive := {pid for pid in pids if _is_alive(pid)}:
         if time.monotonic() > deadline:
-            names = {pid: _command_line(pid) for pid in alive}
+            names = {pid: command_line(pid) for pid in alive}
             for pid in alive:
                 os.kill(pid, signal.SIGKILL)
             raise AssertionError(f"still running after their driver: {names}")
@@ -281,7 +281,8 @@ def _is_alive(pid: int) -> bool:
     return state != "Z"
 
 
-def _command_line(pid: int) -> str:
+def command_line(pid: int) -> str:
+    """Return what a process is called; nothing where there is none any more."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     except OSError:
