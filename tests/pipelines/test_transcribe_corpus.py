@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import OUTCOMES
+from corpus_asr.storage.settlement import keep_only
 from corpus_asr.storage.tables import OutputStore
 from pipelines.transcribe_corpus import run
 from tests.support.corpora import demo_corpus, job, outcomes_in, segments_in, tiny_model
@@ -106,7 +108,7 @@ def test_a_half_done_recording_redoes_only_its_missing_parts(finished: RunConfig
             not (row["uri"].endswith("longer.mp3") and row["part"] == 1)
             for row in outcomes.to_pylist()
         ]
-        store.write_table(name, outcomes.filter(keep))
+        keep_only(store, {name: np.array(keep)})
     summary = run(config, local=True, progress=None)
     assert summary.processed_files == 1
     after = outcomes_in(tmp_path / "output")
