@@ -89,6 +89,15 @@ class ExtractSettings(Settings):
         default=600.0, gt=0,
         description="A recording whose decoder gives no part for this long becomes a failure.",
     )  # fmt: skip
+    max_file_gb: float = Field(
+        default=100.0, gt=0,
+        description="A larger file becomes a failure before it is opened.",
+    )  # fmt: skip
+    max_duration_h: float = Field(
+        default=48.0, gt=0,
+        description="Of a longer recording the rest becomes a failure: some kilobytes can be made "
+        "to decode to years.",
+    )  # fmt: skip
 
 
 class ModelSettings(Settings):

@@ -20,14 +20,19 @@ from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, EngineE
 from corpus_asr.logs import event
 from corpus_asr.schemas import FILES, PARTS
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
+from corpus_asr.stages.messages import GIGABYTE, ExtractedPart, ExtractRequest, check_size
 from corpus_asr.stages.stage import NO_SPEECH, OK, failure_fields, one_row
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.model_files import fetch_checkpoint
+from corpus_asr.storage.ranges import BLOCK_BYTES
 from corpus_asr.storage.trust import ANY_NAMED_HOST, HostRules
-from corpus_asr.units import SAMPLE_RATE_HZ
+from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 
 _LOG = logging.getLogger(__name__)
+
+# Opened while an earlier file is decoded: a store that takes 100 ms to answer delays none of them.
+FILES_AHEAD = 8
+BYTES_AHEAD = 16 * MEBIBYTE
 
 EXTRACTOR = "corpus_asr.stages.extraction:PartExtractor"
 _TOLD = ["recording_id", "part", "uri", "status", "error_kind", "decode_s"]
@@ -69,9 +74,12 @@ class ExtractStage:
                 "channels": settings.channels,
                 "speech_detection": settings.speech_detection,
                 "speech_pad_s": settings.speech_pad_s,
+                "max_file_gb": settings.max_file_gb,
+                "max_duration_h": settings.max_duration_h,
             },
             timeout_s=settings.item_timeout_s,
         )
+        self._max_file_gb = settings.max_file_gb
         self._began_s = time.monotonic()
         self._activity = Activity()
         self._doing = ("", 0.0)  # which seconds are growing, since when
@@ -93,8 +101,8 @@ class ExtractStage:
             EngineError: extraction cannot go on for any recording.
         """
         for files in packs.column("files").to_pylist():
-            for file in files:
-                with closing(self._extract(file)) as found:
+            for index, file in enumerate(files, start=1):
+                with closing(self._extract(file, files[index:])) as found:
                     for parts in found:
                         self._count(parts_extracted=parts.num_rows)
                         _tell(parts)
@@ -106,15 +114,19 @@ class ExtractStage:
         """End the child process."""
         self._child.close()
 
-    def _extract(self, file: dict[str, Any]) -> Generator[pa.Table, None, None]:
+    def _extract(
+        self, file: dict[str, Any], following: list[dict[str, Any]]
+    ) -> Generator[pa.Table, None, None]:
         """Yield the parts of one file, held back by one so that the last is known as such."""
         identity = {name: file[name] for name in FILES.names}
         done = frozenset(file["done_parts"] or ())
-        request = ExtractRequest(uri=file["uri"], done_parts=done)
+        request = ExtractRequest(
+            uri=file["uri"], done_parts=done, upcoming=self._upcoming(following)
+        )
         next_part, emitted = 0, False
         held: ExtractedPart | None = None
         failure: dict[str, Any] | None = None
-        messages = self._child.run(request)
+        messages = self._messages(file, request)
         while True:
             self._begin("extract_s")
             try:
@@ -143,6 +155,25 @@ class ExtractStage:
             while next_part in done:
                 next_part += 1
             yield one_row(PARTS, identity | failure | {"part": next_part, "last_part": True})
+
+    def _messages(self, file: dict[str, Any], request: ExtractRequest) -> Iterator[ExtractedPart]:
+        uri = shown(file["uri"])
+        # As listed: a store without ranges would be asked for the whole object to tell its size.
+        check_size(file["size_bytes"] or 0, uri=uri, max_file_gb=self._max_file_gb)
+        yield from self._child.run(request)
+
+    def _upcoming(self, following: list[dict[str, Any]]) -> tuple[str, ...]:
+        """Choose what may be opened ahead: a few, whose first blocks fit into memory."""
+        uris: list[str] = []
+        left = BYTES_AHEAD
+        for file in following[:FILES_AHEAD]:
+            num_bytes = BLOCK_BYTES if file["size_bytes"] is None else file["size_bytes"]
+            left -= min(num_bytes, BLOCK_BYTES)
+            if left < 0:
+                break
+            if num_bytes <= self._max_file_gb * GIGABYTE:
+                uris.append(file["uri"])
+        return tuple(uris)
 
     def _begin(self, count: str) -> None:
         self._doing = (count, time.monotonic())

@@ -6,6 +6,8 @@ no time is more than about two parts' audio in memory. Native decoders may crash
 Knows nothing of tables, packs or of what is done with a failure.
 """
 
+import io
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +24,8 @@ from corpus_asr.audio.parts import AudioPart, PartCutter
 from corpus_asr.errors import DecodeError
 from corpus_asr.models.family import PartFeatures
 from corpus_asr.models.registry import family_of, resolve
-from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
+from corpus_asr.stages.ahead import OpenedAhead
+from corpus_asr.stages.messages import ExtractedPart, ExtractRequest, check_size
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.failures import retries_so_far
 from corpus_asr.storage.filesystem import open_binary
@@ -34,6 +37,7 @@ MAX_CHANNELS_APART = 64
 # Audio buffered over all channels; with more channels parts get shorter, never below 30 s.
 MAX_BUFFERED_S = 3600.0
 MIN_PART_S = 30.0
+OPENED_AT_A_TIME = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +69,8 @@ class PartExtractor:
         folder: the checkpoint; only its configuration files are read.
         endpoint_url: the store of the recordings, where it is not the default one.
         hosts: which hosts web addresses may lead to.
-        part_s, channels, speech_detection, speech_pad_s: as in the `extract` settings.
+        part_s, channels, speech_detection, speech_pad_s, max_file_gb, max_duration_h: as in the
+            `extract` settings; without the limits nothing is too large or too long.
 
     Raises:
         CheckpointError: `folder` names no known model family or lacks feature settings.
@@ -81,6 +86,8 @@ class PartExtractor:
         channels: Literal["mix", "each"] | int,
         speech_detection: Literal["silero", "none"],
         speech_pad_s: float,
+        max_file_gb: float = math.inf,
+        max_duration_h: float = math.inf,
         hosts: HostRules = ANY_NAMED_HOST,
     ) -> None:
         family = family_of(Path(folder))
@@ -94,20 +101,25 @@ class PartExtractor:
         # machine without the network says so before it takes a recording.
         self._detectors = [SileroDetector()] if self._detects_speech else []
         self._speech_pad_s = speech_pad_s
+        self._max_file_gb = max_file_gb
+        self._max_duration_h = max_duration_h
+        self._ahead = OpenedAhead(self._open, threads=OPENED_AT_A_TIME)
 
     def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart]:
         """Yield the recording's parts in order; done parts come without their features.
 
         Raises:
             FetchError: the store failed.
-            DecodeError: the bytes hold no usable audio, or no sample of it.
+            DecodeError: the bytes hold no usable audio, or no sample of it, or too much.
         """
         begun = _Begun.now()
         uri = shown(request.uri)  # from here on it is only said
         window: _LanguageWindow | None = None
         part = -1
+        if request.upcoming:
+            self._ahead.expect((request.uri, *request.upcoming))
         with (
-            open_binary(request.uri, endpoint_url=self._endpoint_url, hosts=self._hosts) as file,
+            self._ahead.take(request.uri) as file,
             open_audio(file, uri=uri, channels=self._channels) as decoder,
         ):
             for part, (channel, audio) in enumerate(self._cut(decoder, uri=uri)):
@@ -138,11 +150,22 @@ class PartExtractor:
                 kind="empty_audio",
             )
 
+    def _open(self, uri: str) -> io.BufferedIOBase:
+        file = open_binary(uri, endpoint_url=self._endpoint_url, hosts=self._hosts)
+        try:
+            num_bytes = file.seek(0, io.SEEK_END)
+            file.seek(0)
+            check_size(num_bytes, uri=shown(uri), max_file_gb=self._max_file_gb)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
     def _cut(self, decoder: AudioDecoder, *, uri: str) -> Iterator[tuple[int | None, AudioPart]]:
         """Yield (channel, part) in the order in which parts are complete, channel by channel.
 
         Raises:
-            DecodeError: the recording is damaged; the parts before the damage were yielded.
+            DecodeError: the recording is damaged or too long; the parts before were yielded.
         """
         apart = self._channels == "each"
         cutters = self._cutters(decoder.num_channels, uri=uri)
@@ -150,8 +173,13 @@ class PartExtractor:
         if isinstance(self._channels, int):
             names = [self._channels]
         damage: DecodeError | None = None
+        left = self._max_duration_h * 3600 * SAMPLE_RATE_HZ
         try:
             for chunk in decoder:  # (channel, sample)
+                left -= chunk.shape[1]
+                if left < 0:
+                    damage = self._too_long(decoder, uri=uri)
+                    break
                 for name, cutter, samples in zip(names, cutters, chunk, strict=True):
                     for audio in cutter.feed(samples):
                         yield name, audio
@@ -164,6 +192,17 @@ class PartExtractor:
                 yield name, audio
         if damage is not None:
             raise damage
+
+    def _too_long(self, decoder: AudioDecoder, *, uri: str) -> DecodeError:
+        claimed_s = decoder.info.header_duration_s
+        claim = "claims no duration" if claimed_s is None else f"claims {claimed_s / 3600:.1f} h"
+        return DecodeError(
+            f"decoding {uri}: more than {self._max_duration_h:g} h of audio (its header {claim}), "
+            "expected at most extract.max_duration_h; what was before is kept; raise the limit if "
+            "it really is that long",
+            uri=uri,
+            kind="too_long",
+        )
 
     def _cutters(self, count: int, *, uri: str) -> list[PartCutter]:
         if count > MAX_CHANNELS_APART:

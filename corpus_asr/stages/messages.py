@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float16
 
+from corpus_asr.errors import DecodeError
+
+GIGABYTE = 1_000_000_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractRequest:
@@ -15,6 +19,8 @@ class ExtractRequest:
 
     uri: str
     done_parts: frozenset[int] = frozenset()
+    upcoming: tuple[str, ...] = ()
+    """Addresses of the next requests, as many as may be opened ahead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,3 +51,24 @@ class ExtractedPart:
     """CPU time of the process that extracted; `decode_s` beyond it was waiting."""
     fetch_retries: int = 0
     """Requests that its store had to be asked again."""
+
+
+def check_size(num_bytes: int, *, uri: str, max_file_gb: float) -> None:
+    """Refuse a file by its size, before anything is read of it.
+
+    Args:
+        num_bytes: as listed, or as its store says.
+        uri: as it may be shown.
+        max_file_gb: `extract.max_file_gb`.
+
+    Raises:
+        DecodeError: kind `too_large`.
+    """
+    if num_bytes > max_file_gb * GIGABYTE:
+        raise DecodeError(
+            f"decoding {uri}: {num_bytes / GIGABYTE:.3g} GB, expected at most "
+            f"{max_file_gb:g} (extract.max_file_gb); raise the limit if it is a recording, or "
+            "exclude it from the source",
+            uri=uri,
+            kind="too_large",
+        )

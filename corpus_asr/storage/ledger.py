@@ -38,7 +38,10 @@ SUCCESS_NAME = "_SUCCESS"
 REPORT_NAME = "report.json"
 
 # How the work is spread and bounded; results do not depend on it.
-_RESOURCE_KEYS = {"extract.workers", "extract.pack_mb", "extract.item_timeout_s"}
+_RESOURCE_KEYS = {
+    f"extract.{key}"
+    for key in ("workers", "pack_mb", "item_timeout_s", "max_file_gb", "max_duration_h")
+}
 _LEDGER_COLUMNS = ("recording_id", "etag", "size_bytes", "part", "last_part")
 _OUTCOME_COLUMNS = ("status", "retryable")
 DONE_PARTS = pa.field("done_parts", pa.list_(pa.int32()))
