@@ -30,8 +30,10 @@ from corpus_asr.runtime.summary import RunSummary
 from corpus_asr.segments import Segment, Transcript
 from corpus_asr.storage.ledger import begin_run, fingerprint
 from corpus_asr.storage.plan import make_plan
+from corpus_asr.storage.snapshot import write_snapshot
 from corpus_asr.storage.tables import OutputStore
 from tests.support.logs import logging_put_back
+from tests.support.snapshots import snapshot
 
 DEMO = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
 REPOSITORY = Path(__file__).parents[1]
@@ -68,12 +70,14 @@ class FakePipeline:
     outcome: RunSummary | BaseException = SUMMARY
     calls: list[tuple[RunConfig, bool]] = field(default_factory=list)
     choices: list[Choices] = field(default_factory=list)
+    progress: list[object] = field(default_factory=list)
 
     def run(
         self, config: RunConfig, *, local: bool, progress: object, choices: Choices
     ) -> RunSummary:
         self.calls.append((config, local))
         self.choices.append(choices)
+        self.progress.append(progress)
         if isinstance(self.outcome, BaseException):
             raise self.outcome
         return self.outcome
@@ -379,6 +383,35 @@ def test_report_of_no_output_is_refused(tmp_path: Path) -> None:
     result = call("report", str(tmp_path))
     assert result.exit_code == 2
     assert "expected the output folder of a run" in result.stderr
+
+
+def test_status_shows_a_run_and_refuses_what_is_none(job: list[str], tmp_path: Path) -> None:
+    refused = call("status", str(tmp_path / "nothing"))
+    assert refused.exit_code == 2
+    assert "expected the output folder of a run" in refused.stderr
+    store = OutputStore(str(tmp_path / "output"))
+    write_snapshot(store, snapshot(state="stopped"))
+    result = call("status", store.uri, "--watch")  # which ends with the run
+    assert result.exit_code == 0, result.stderr
+    assert "80 planned: 38 done, 2 failed, 40 left" in result.stdout
+    assert json.loads(call("status", store.uri, "--json").stdout)["state"] == "stopped"
+
+
+def test_stderr_holds_nothing_but_objects_when_asked(
+    pipeline: FakePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline.outcome = EngineError("reading https://me:secret@host/a: gone")
+    result = call("--log-format", "json", "run", DEMO)
+    assert result.exit_code == 3
+    (line,) = result.stderr.splitlines()
+    told = json.loads(line)
+    assert (told["event"], told["level"]) == ("failed", "error")
+    assert told["message"] == "reading https://host/a: gone"
+    assert pipeline.progress == [None]
+    monkeypatch.setenv("CORPUS_ASR_LOG_FORMAT", "text")
+    assert call("run", DEMO).stderr.startswith("corpus-asr: reading")
+    assert pipeline.progress[1] is not None
+    assert call("--log-level", "loud", "run", DEMO).exit_code == 2
 
 
 BUSY = """

@@ -72,7 +72,8 @@ def test_what_is_watched_is_read_when_asked():
     now_s = iter([0.0, 0.0, 10.0, 10.0])
     progress = Progress(total_files=4, total_bytes=0, stream=None, clock=lambda: next(now_s))
     assert progress.activity == Activity()
-    assert progress.committed_at is None
+    at_first = progress.committed_at
+    assert at_first is None
     progress.watch(lambda: Activity(steps=3))
     with progress:
         progress.set(Tally(parts=1, files=1))
