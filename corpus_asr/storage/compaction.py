@@ -29,7 +29,7 @@ from corpus_asr.units import MEBIBYTE
 
 logger = logging.getLogger(__name__)
 
-OUTCOMES_WEIGHT = 8  # outcomes are sorted in memory, where they take several times their bytes
+OUTCOMES_WEIGHT = 16  # sorted in memory, where they take so many times their bytes and more
 GROWTH = 2
 SORTED_ROWS = 32_768  # of segments, sorted at once; a row group of what is written
 CHUNK_BYTES = 32 * MEBIBYTE  # of segments, in memory, before they go to the scratch file

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from corpus_asr.schemas import OUTCOMES, RECORDINGS
 from corpus_asr.storage.tables import RECORDINGS_FOLDER, SUFFIX, OutputStore, unique_stem
 
-RECORDINGS_PER_OBJECT = 500_000  # with their parts, some hundred MiB of memory
+RECORDINGS_PER_OBJECT = 250_000  # with their parts, some hundred MiB of memory
 _ERROR_COLUMNS = ("error_stage", "error_kind", "error_message", "retryable")
 # The same in every part; what only some parts know (a failed one has no codec) comes from those.
 _FIRST_COLUMNS = (

@@ -19,7 +19,8 @@ SMALL_LIMIT_MIB = 400.0
 def check_counts(cost: Cost, folder: Path, *, files: int, objects: int) -> None:
     assert (cost.listed, cost.objects) == (files, objects)
     store = OutputStore(str(folder / "output"))
-    assert len(store.names("outcomes")) == len(store.names("segments")) == 1
+    # Files that are not of one order of size are left apart.
+    assert len(store.names("outcomes")) == len(store.names("segments")) <= 3
     assert sum(batch.num_rows for batch in store.segments(["part"])) == files
     assert sum(batch.num_rows for batch in store.recordings(["uri"])) == files
 
@@ -44,7 +45,8 @@ def test_a_hundred_thousand_finished_files_take_less_than_a_minute_and_a_gibibyt
     first = cost_of_resuming(tmp_path, files, source)  # merges a thousand commits, too
     check_counts(first, tmp_path, files=files, objects=files // ROWS_PER_COMMIT)
     later = cost_of_resuming(tmp_path, files, source)
-    check_counts(later, tmp_path, files=files, objects=1)
+    assert later.objects <= 3
+    check_counts(later, tmp_path, files=files, objects=later.objects)
     for cost in (first, later):
         # Processor time: on a machine that others use the clock says little.
         logger.info("%s %s: %.0f us/file", source, cost, 1e6 * cost.cpu_s / files)
