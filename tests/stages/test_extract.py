@@ -8,8 +8,10 @@ import pytest
 
 from corpus_asr.config.stages import ExtractSettings
 from corpus_asr.errors import CheckpointError
-from corpus_asr.schemas import PARTS
+from corpus_asr.schemas import PACKS, PARTS
 from corpus_asr.stages.extract import ExtractStage
+from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.stages.messages import ExtractRequest
 from tests.support.tables import packs_of
 
 SCRIPTED = "tests.support.extractors:make"
@@ -138,3 +140,32 @@ def test_what_was_done_is_counted(stage: ExtractStage, caplog: pytest.LogCapture
         ("y/parts=1/fail=0", 0, "failed"),
     ]
     assert {one["event"] for one in told} == {"part_extracted"}
+
+
+def test_a_file_listed_as_too_large_never_reaches_the_child(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "whisper"}')
+    settings = ExtractSettings(max_file_gb=5e-7)  # 500 bytes; listed are 1,000
+    stage = ExtractStage(
+        str(tmp_path), settings=settings, extractor="tests.support.isolated:crash_at_start"
+    )
+    (row,) = rows_of(stage, packs_of("x/parts=1"))
+    assert (row["status"], row["error_kind"], row["last_part"]) == ("failed", "too_large", True)
+    assert "extract.max_file_gb" in row["error_message"]
+
+
+def test_only_as_much_is_opened_ahead_as_fits_into_memory(
+    stage: ExtractStage, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[ExtractRequest] = []
+    monkeypatch.setattr(
+        IsolatedGenerator, "run", lambda _, request: asked.append(request) or iter(())
+    )
+    names = [f"{number}/parts=1" for number in range(12)]
+    packs = packs_of(*names).to_pylist()
+    for number, file in enumerate(packs[0]["files"]):
+        file["size_bytes"] = (1000, None, 5 << 20, 3 << 20)[number % 4]
+    list(stage(pa.Table.from_pylist(packs, schema=PACKS)))
+    assert [request.uri for request in asked] == names
+    # After the first: 4 MiB (unknown), 4 (a block of 5), 3, nearly nothing, 4; one more is 4 again.
+    assert asked[0].upcoming == tuple(names[1:6])
+    assert asked[-1].upcoming == ()
