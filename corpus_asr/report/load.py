@@ -7,7 +7,6 @@ rows are found and which of them count, not what is counted (`statistics.py`).
 
 import datetime
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from corpus_asr.report.statistics import (
     Statistics,
     summarise,
 )
-from corpus_asr.schemas import SEGMENTS
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.ledger import (
     CONFIG_NAME,
@@ -34,7 +32,7 @@ from corpus_asr.storage.ledger import (
 )
 from corpus_asr.storage.plan import PLANS_FOLDER
 from corpus_asr.storage.snapshot import read_snapshot
-from corpus_asr.storage.tables import OUTCOMES_FOLDER, READERS, OutputStore
+from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
 
 REPORT_NAME = "report.json"
 _RUN_ID_TIME = "%Y%m%dT%H%M%SZ"  # what a run's identity begins with
@@ -60,7 +58,8 @@ def load_report(store: OutputStore) -> Report:
     counts = Ledger.load(store).settle(_files(store, listing or ())).keep
     statistics = summarise(
         _outcomes(store, names, counts),
-        _segments(store, names),
+        # Of these outcomes alone: a running output may have younger commits by now.
+        store.segments(SEGMENT_COLUMNS, names),
         None if listing is None else _files(store, listing),
         store.recordings(RECORDING_COLUMNS) if finished else None,
     )
@@ -146,21 +145,3 @@ def _outcomes(
         mask = keep.get(batch.name)
         counts = np.ones(stop - start, dtype=bool) if mask is None else mask[start:stop]
         yield batch.rows.append_column(COUNTS, pa.array(counts))
-
-
-def _segments(store: OutputStore, outcomes_names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Yield the segments these outcomes objects name.
-
-    Not `store.segments()`: on a running output that would find commits younger than the outcomes
-    that were counted.
-    """
-    schema = pa.schema([SEGMENTS.field(name) for name in SEGMENT_COLUMNS])
-    named: dict[str, None] = {}
-    for batch in store.committed(["segments_object"], outcomes_names):
-        named.update(dict.fromkeys(batch.rows.column(0).unique().drop_null().to_pylist()))
-    names = list(named)
-    with ThreadPoolExecutor(READERS, thread_name_prefix="read-segments") as pool:
-        for start in range(0, len(names), READERS):  # a few objects in memory at a time
-            some = names[start : start + READERS]
-            for table in pool.map(lambda name: store.read_table(name, schema), some):
-                yield from table.to_batches()
