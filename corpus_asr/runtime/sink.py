@@ -12,9 +12,11 @@ from ray.data import Datasink
 from ray.data.block import Block
 from ray.data.datasource import WriteResult  # noqa: F401  (named in the base class)
 
+from corpus_asr.logs import LogSettings, configure
 from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.progress import tally_of
 from corpus_asr.schemas import RESULTS
+from corpus_asr.storage.addresses import without_secrets
 
 
 class ResultsSink(Datasink[int]):
@@ -30,6 +32,7 @@ class ResultsSink(Datasink[int]):
         self._committer = committer
         self._board = board
         self._min_bytes = min_bytes
+        self._logs = LogSettings.from_environment()  # of the driver; it is pickled with the rest
 
     def write(self, blocks: Iterable[Block], ctx: Any) -> int:
         """Commit the rows of `blocks` together and return their number.
@@ -37,6 +40,7 @@ class ResultsSink(Datasink[int]):
         Raises:
             FetchError: the output store failed beyond its retries.
         """
+        configure(self._logs, redact=without_secrets)
         tables = [block for block in blocks if block.num_rows]
         if not tables:
             return 0
