@@ -187,6 +187,11 @@ class AudioDecoder:
                         failures = 0
                         yield packet
                 break
+            except IndexError:
+                # A stream began in mid-file (broadcasts, Flash); PyAV looks it up among those of
+                # the start. It is another one than ours, and asked anew PyAV passes it over.
+                self._file.check()
+                failures += 1
             except av.error.FFmpegError as error:
                 self._file.check()
                 failures += 1

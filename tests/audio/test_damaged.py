@@ -48,3 +48,21 @@ def test_a_file_without_one_good_packet_is_empty(monkeypatch):
     with pytest.raises(DecodeError) as caught:
         decode(MP3)
     assert caught.value.kind == "empty_audio"
+
+
+def test_a_stream_that_begins_in_mid_file_costs_nothing_of_the_first():
+    """A video tag after the sound of a Flash file whose header announces sound only."""
+    data = encode(tone(120), rate_hz=16000, container="flv", codec="aac")
+    whole = decode(data)
+    # An empty AVC frame: type 9, 5 bytes, time 0, stream 0; then the length of the tag.
+    video = (
+        b"\x09\x00\x00\x05\x00\x00\x00\x00\x00\x00\x00" + b"\x17\x01\x00\x00\x00" + b"\0\0\0\x10"
+    )
+    tags, position = [], 13
+    while position < len(data):
+        size = int.from_bytes(data[position + 1 : position + 4], "big") + 15
+        tags.append(data[position : position + size])
+        position += size
+    middle = len(tags) * 9 // 10  # behind what libav looks at to find the streams
+    mixed = data[:13] + b"".join(tags[:middle]) + 3 * video + b"".join(tags[middle:])
+    np.testing.assert_array_equal(decode(mixed, uri="a.flv"), whole)
