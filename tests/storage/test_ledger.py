@@ -117,7 +117,13 @@ def test_a_folder_that_is_continued_keeps_its_fingerprint(memory: str) -> None:
     assert not first.continues
     commit(store, results(part("a", 0, texts=["x"])))
     again = config(
-        extract={"workers": 3, "pack_mb": 1, "item_timeout_s": 9},
+        extract={
+            "workers": 3,
+            "pack_mb": 1,
+            "item_timeout_s": 9,
+            "max_file_gb": 1,
+            "max_duration_h": 9,
+        },
         transcribe={"slots": 2},
         source={"uri": ["/elsewhere"]},
     )
