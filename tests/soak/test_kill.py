@@ -22,8 +22,8 @@ def s3() -> Iterator[S3Server]:
 def job(request: pytest.FixtureRequest, tmp_path: Path) -> KillableJob:
     """A job on Ray or not, into a folder or into S3."""
     ray, to_s3, files = request.param
-    # Ray takes seconds to begin: work that is done in them could not be interrupted.
-    options: dict[str, Any] = {"environment": {PAUSE: "0.2"}} if ray else {}
+    # Commits on Ray take a second or more: the work has to outlast twenty times a few of them.
+    options: dict[str, Any] = {"environment": {PAUSE: "2"}} if ray else {}
     if to_s3:
         server = request.getfixturevalue("s3")
         options["output"] = server.make_bucket(f"kill-{'ray' if ray else 'local'}")
@@ -62,4 +62,4 @@ def test_a_driver_killed_twenty_times(job: KillableJob, tmp_path: Path):
     "job", [(True, False, FILES), (True, True, FILES)], ids=["folder", "s3"], indirect=True
 )
 def test_drivers_and_workers_on_ray_killed_twenty_times(job: KillableJob, tmp_path: Path):
-    check(job, tmp_path, kills=20, most=8)
+    check(job, tmp_path, kills=20, most=2)

@@ -165,11 +165,14 @@ def kill_and_resume(job: KillableJob, *, kills: int, seed: int, most: int = 8) -
     """Run the job, killed at random moments, until it ends by itself; returns what was killed.
 
     Moments are counted in commits rather than in seconds, so that they are spread over the run
-    however slow the machine is. With Ray, workers are killed as well; the run goes on then.
+    however slow the machine is. With Ray, workers are killed as well; the run goes on then, and
+    at most one worker of a kind dies per start.
     """
     chance = random.Random(seed)
     killed = {"driver": 0, "extract": 0, "transcribe": 0}
     while sum(killed.values()) < kills:
+        # A second death of those who transcribe could make poison of a part that saw the first.
+        victims = list(killed) if job.ray else ["driver"]
         with job.started() as process:
             while process.poll() is None and sum(killed.values()) < kills:
                 if chance.random() < 0.2:
@@ -177,13 +180,14 @@ def kill_and_resume(job: KillableJob, *, kills: int, seed: int, most: int = 8) -
                 else:
                     job.wait_for_commits(process, job.commits() + chance.randint(1, most))
                     time.sleep(chance.uniform(0.0, 0.05))
-                victim = chance.choice(list(killed)) if job.ray else "driver"
+                victim = chance.choice(victims)
                 if victim == "driver":
                     process.kill()
                     process.wait()
                     killed["driver"] += 1
                 elif kill_worker(process.pid, victim):
                     killed[victim] += 1
+                    victims.remove(victim)
             if process.returncode == 0:
                 return killed  # the work ran out
             if process.returncode not in (None, -signal.SIGKILL):
