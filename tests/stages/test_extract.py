@@ -157,9 +157,12 @@ def test_only_as_much_is_opened_ahead_as_fits_into_memory(
     stage: ExtractStage, monkeypatch: pytest.MonkeyPatch
 ):
     asked: list[ExtractRequest] = []
-    monkeypatch.setattr(
-        IsolatedGenerator, "run", lambda _, request: asked.append(request) or iter(())
-    )
+
+    def run(_: IsolatedGenerator, request: ExtractRequest) -> Iterator[Any]:
+        asked.append(request)
+        return iter(())
+
+    monkeypatch.setattr(IsolatedGenerator, "run", run)
     names = [f"{number}/parts=1" for number in range(12)]
     packs = packs_of(*names).to_pylist()
     for number, file in enumerate(packs[0]["files"]):
