@@ -38,7 +38,9 @@ def check(job: KillableJob, folder: Path, *, kills: int, most: int, seed: int = 
     assert code == 0, said
     expected = tables_of(undisturbed.config)
     assert len({row["uri"] for row in expected["recordings"]}) in (FILES, A_FEW)
-    killed = kill_and_resume(job, kills=kills, seed=seed, most=most)
+    killed = kill_and_resume(
+        job, kills=kills, seed=seed, most=most, total=len(expected["outcomes"])
+    )
     assert sum(killed.values()) == kills
     assert tables_of(job.config) == expected
 

@@ -1,7 +1,7 @@
 """Runs in processes of their own that are killed at random moments, and what they leave.
 
     job = killable_job(folder, files=200)
-    kill_and_resume(job, kills=20, seed=1)
+    kill_and_resume(job, kills=20, seed=1, total=300)
     assert tables_of(job.config) == tables_of(undisturbed)
 
 Run as a module it is the command line with a scripted engine and extractor, which take their time:
@@ -161,12 +161,15 @@ def into(job: KillableJob, output: Path) -> KillableJob:
     return KillableJob(config, output.with_name(f"{output.name}-job"), scripted=job.scripted)
 
 
-def kill_and_resume(job: KillableJob, *, kills: int, seed: int, most: int = 8) -> dict[str, int]:
+def kill_and_resume(
+    job: KillableJob, *, kills: int, seed: int, total: int, most: int = 8
+) -> dict[str, int]:
     """Run the job, killed at random moments, until it ends by itself; returns what was killed.
 
-    Moments are counted in commits rather than in seconds, so that they are spread over the run
-    however slow the machine is. With Ray, workers are killed as well; the run goes on then, and
-    at most one worker of a kind dies per start.
+    Moments are counted in commits rather than in seconds, at most `most` apart and so that there
+    are enough of the `total`: they are spread over the run however fast the machine is. With Ray,
+    workers are killed as well; the run goes on then, and at most one worker of a kind dies per
+    start.
     """
     chance = random.Random(seed)
     killed = {"driver": 0, "extract": 0, "transcribe": 0}
@@ -175,10 +178,12 @@ def kill_and_resume(job: KillableJob, *, kills: int, seed: int, most: int = 8) -
         victims = list(killed) if job.ray else ["driver"]
         with job.started() as process:
             while process.poll() is None and sum(killed.values()) < kills:
+                done = job.commits()
                 if chance.random() < 0.2:
-                    time.sleep(chance.uniform(0.0, 2.0))  # while it starts, too
+                    _wait_while_it_starts(job, done, chance.uniform(0.0, 2.0))
                 else:
-                    job.wait_for_commits(process, job.commits() + chance.randint(1, most))
+                    room = (total - done) // (kills - sum(killed.values()) + 1)
+                    job.wait_for_commits(process, done + chance.randint(1, max(1, min(most, room))))
                     time.sleep(chance.uniform(0.0, 0.05))
                 victim = chance.choice(victims)
                 if victim == "driver":
@@ -195,6 +200,12 @@ def kill_and_resume(job: KillableJob, *, kills: int, seed: int, most: int = 8) -
     code, said = job.finish()
     assert code == 0, said
     return killed
+
+
+def _wait_while_it_starts(job: KillableJob, done: int, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and job.commits() == done:
+        time.sleep(0.02)
 
 
 def kill_worker(driver: int, stage: str) -> bool:

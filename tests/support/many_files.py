@@ -9,7 +9,6 @@ Each as a process of its own, so that its memory is its own.
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import time
@@ -130,7 +129,7 @@ def resume(folder: Path, source: str) -> Cost:
 
     config = job(folder, source)
     objects = len(OutputStore(config.output.uri).names("outcomes"))
-    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started_mib = _peak_mib()
     summary = run(config, local=True, progress=None)
     assert summary.processed_files == 0, "there was work left"
     assert summary.done == summary.files
@@ -139,9 +138,15 @@ def resume(folder: Path, source: str) -> Cost:
         objects=objects,
         wall_s=time.monotonic() - started,
         cpu_s=time.process_time() - started_cpu,
-        peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        started_mib=before_kib / 1024,
+        peak_mib=_peak_mib(),
+        started_mib=started_mib,
     )
+
+
+def _peak_mib() -> float:
+    """The peak of this program; `ru_maxrss` begins with that of whoever started it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def main() -> None:
