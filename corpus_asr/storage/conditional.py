@@ -6,10 +6,12 @@ are written to, and whoever writes last has won: a caller that must know reads b
 Knows nothing of what is stored.
 """
 
+from collections.abc import Callable
+
 from corpus_asr.errors import FetchError
 from corpus_asr.storage.addresses import normalise
 from corpus_asr.storage.failures import DEFAULT_POLICY, NOT_FOUND, RetryPolicy, persist
-from corpus_asr.storage.filesystem import store_for
+from corpus_asr.storage.filesystem import Store, store_for
 from corpus_asr.units import MEBIBYTE
 
 PEEK_BYTES = MEBIBYTE // 16
@@ -54,12 +56,8 @@ def create(
     Raises:
         FetchError: the store does not answer.
     """
-    uri = normalise(uri)
-    store = store_for(uri, endpoint_url=endpoint_url, policy=policy)
-    if persist("creating", uri, lambda: store.create(uri, data), policy=policy):
-        return True
-    # The first of two attempts may have done it, its answer lost.
-    return peek(uri, endpoint_url=endpoint_url, policy=policy) == data
+    return _put("creating", uri, lambda store, uri: store.create(uri, data), data,
+                endpoint_url=endpoint_url, policy=policy)  # fmt: skip
 
 
 def swap(
@@ -82,8 +80,22 @@ def swap(
     Raises:
         FetchError: the store does not answer.
     """
+    return _put("replacing", uri, lambda store, uri: store.swap(uri, data, expected), data,
+                endpoint_url=endpoint_url, policy=policy)  # fmt: skip
+
+
+def _put(
+    doing: str,
+    uri: str,
+    put: Callable[[Store, str], bool],
+    data: bytes,
+    *,
+    endpoint_url: str | None,
+    policy: RetryPolicy,
+) -> bool:
     uri = normalise(uri)
     store = store_for(uri, endpoint_url=endpoint_url, policy=policy)
-    if persist("replacing", uri, lambda: store.swap(uri, data, expected), policy=policy):
+    if persist(doing, uri, lambda: put(store, uri), policy=policy):
         return True
+    # The first of two attempts may have done it, its answer lost.
     return peek(uri, endpoint_url=endpoint_url, policy=policy) == data
