@@ -26,7 +26,23 @@ _WHISPER = Family(
     speech_seq2seq="corpus_asr.models.whisper.model:WhisperForConditionalGeneration",
 )
 
-FAMILIES: Mapping[str, Family] = MappingProxyType({_WHISPER.model_type: _WHISPER})
+_SPEECH2TEXT = Family(
+    model_type="speech_to_text",
+    config="corpus_asr.models.speech2text.config:Speech2TextConfig",
+    generation="corpus_asr.models.speech2text.generation_config:GenerationConfig",
+    tokenizer="corpus_asr.models.speech2text.tokenizer:Speech2TextTokenizer",
+    part_features="corpus_asr.models.speech2text.features:Speech2TextPartFeatures",
+    slot_model="corpus_asr.models.speech2text.model:Speech2TextForConditionalGeneration",
+    feature_extractor=(
+        "corpus_asr.models.speech2text.feature_extractor:Speech2TextFeatureExtractor"
+    ),
+    processor="corpus_asr.models.speech2text.processor:Speech2TextProcessor",
+    speech_seq2seq="corpus_asr.models.speech2text.model:Speech2TextForConditionalGeneration",
+)
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {family.model_type: family for family in (_SPEECH2TEXT, _WHISPER)}
+)
 """Every family by the `model_type` of its checkpoints."""
 
 

@@ -5,8 +5,9 @@ needs no torch stays without it. What runs the engine lies in a higher layer and
 only, so that the reference documents' imports work from here.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from corpus_asr.models.lazy import lazy_names
 
 if TYPE_CHECKING:
     from corpus_asr.models.auto import (
@@ -65,17 +66,4 @@ _HOMES = {
     "pipeline": "corpus_asr.transcription.speech_pipeline:pipeline",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import the module that holds `name` (PEP 562)."""
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = home.partition(":")
-    value = getattr(importlib.import_module(module), attribute)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -3,13 +3,14 @@
 Holds no behaviour: `WhisperConfig` reads, checks and writes them. Imports no torch.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+
+from corpus_asr.models.model_config import GeneralSettings
 
 
 @dataclass(kw_only=True)
-class WhisperSettings:
-    """The fields of `WhisperConfig`."""
+class WhisperSettings(GeneralSettings):
+    """The fields of `WhisperConfig` beside those of every family."""
 
     vocab_size: int = 51865
     """Rows of the token embedding: 51,864 English-only, 51,865 multilingual, 51,866 large-v3."""
@@ -65,35 +66,3 @@ class WhisperSettings:
     mask_feature_min_masks: int = 0
     median_filter_width: int = 7
     """Positions of the median filter over cross-attention in word timing; odd."""
-    tie_word_embeddings: bool = True
-    """Whether the output projection shares the token embedding's weights."""
-    id2label: dict[int, str] = field(default_factory=lambda: numbered_labels(2))
-    """Names of the classes of audio classification."""
-    label2id: dict[str, int] = field(default_factory=lambda: inverse_labels(numbered_labels(2)))
-    problem_type: str | None = None
-    """Loss of audio classification; None means regression for one class, else single label."""
-    return_dict: bool = True
-    """Whether networks return values by name, not plain tuples, unless told otherwise."""
-    output_attentions: bool = False
-    """Whether they return attention weights unless told otherwise."""
-    output_hidden_states: bool = False
-    """Whether they return the states after every layer unless told otherwise."""
-    architectures: tuple[str, ...] | None = None
-    """Class that saved the checkpoint."""
-    dtype: str | None = None
-    """Type of the stored weights, such as `float16`."""
-    attn_implementation: str = field(default="sdpa", metadata={"in_file": False})
-    """`sdpa`, `eager` (plain products), or `flash_attention_2`, which is `sdpa`: torch takes its
-    flash kernel by itself where device and type allow it."""
-    extra: dict[str, Any] = field(default_factory=dict, repr=False, metadata={"in_file": False})
-    """Keys that this class does not know, kept for saving."""
-
-
-def numbered_labels(count: int) -> dict[int, str]:
-    """Name classes by their numbers."""
-    return {i: f"LABEL_{i}" for i in range(count)}
-
-
-def inverse_labels(labels: dict[Any, Any]) -> dict[Any, Any]:
-    """Return the number of each name."""
-    return {label: number for number, label in labels.items()}

@@ -20,8 +20,8 @@ from corpus_asr.models.config_file import (
     typed_values,
     write_json_object,
 )
+from corpus_asr.models.model_config import CONFIG_NAME
 from corpus_asr.models.saved_files import Uploads, finish_saving, made_folder, take_source
-from corpus_asr.models.whisper.config import CONFIG_NAME
 from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.units import FRAMES_PER_POSITION, FRAMES_PER_SECOND

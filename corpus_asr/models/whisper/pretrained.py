@@ -20,9 +20,10 @@ from corpus_asr.models.device import resolve_device
 from corpus_asr.models.layers.attention import Attention
 from corpus_asr.models.layers.positions import sinusoids
 from corpus_asr.models.layers.tower import Tower
-from corpus_asr.models.saved_files import Uploads, finish_saving, made_folder
+from corpus_asr.models.model_config import CONFIG_NAME
+from corpus_asr.models.saved_files import Uploads, finish_saving, made_folder, take_source
 from corpus_asr.models.shards import save_weights
-from corpus_asr.models.whisper.config import CONFIG_NAME, WHERE, WhisperConfig
+from corpus_asr.models.whisper.config import WhisperConfig
 from corpus_asr.models.whisper.generation_config import GENERATION_NAME, GenerationConfig
 from corpus_asr.storage.model_files import fetch_checkpoint
 
@@ -115,7 +116,7 @@ class WhisperPreTrainedModel(nn.Module, Uploads):
             ValueError: a keyword has a value that cannot be used.
         """
         del low_cpu_mem_usage
-        where = {name: kwargs.pop(name) for name in WHERE if name in kwargs}
+        where = take_source(kwargs)
         _refuse_unknown(cls.__name__, kwargs)
         folder = fetch_checkpoint(str(pretrained_model_name_or_path), **where)
         if config is None:
