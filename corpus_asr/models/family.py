@@ -24,7 +24,14 @@ class Family:
     tokenizer: str
     """Class with `from_pretrained(folder)`: text to ids and back."""
     part_features: str
-    """Class with `from_folder(folder)`: samples of one part to `PartFeatures`; torch-free."""
+    """Class with `from_folder(folder)`: samples of one part to `PartFeatures`; torch-free.
+
+    Its `num_mel_bins` is the width of what it gives; its `language_window_frames` the length of
+    the windows that a part's language is asked for in, None where nobody asks.
+    """
+    jobs: str
+    """Class with `from_folder(folder)`: how parts are transcribed; imports torch. Meets
+    `transcription.family_jobs.FamilyJobs`."""
     slot_model: str
     """Class with `from_pretrained(folder, dtype=, device=)` and `slot_model()`; imports torch."""
     feature_extractor: str | None = None

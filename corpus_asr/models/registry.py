@@ -20,6 +20,7 @@ _WHISPER = Family(
     generation="corpus_asr.models.whisper.generation_config:GenerationConfig",
     tokenizer="corpus_asr.models.whisper.tokenizer:WhisperTokenizer",
     part_features="corpus_asr.models.whisper.features:WhisperPartFeatures",
+    jobs="corpus_asr.transcription.part_job:WhisperJobs",
     slot_model="corpus_asr.models.whisper.model:WhisperForConditionalGeneration",
     feature_extractor="corpus_asr.models.whisper.feature_extractor:WhisperFeatureExtractor",
     processor="corpus_asr.models.whisper.processor:WhisperProcessor",
@@ -32,6 +33,7 @@ _SPEECH2TEXT = Family(
     generation="corpus_asr.models.speech2text.generation_config:GenerationConfig",
     tokenizer="corpus_asr.models.speech2text.tokenizer:Speech2TextTokenizer",
     part_features="corpus_asr.models.speech2text.features:Speech2TextPartFeatures",
+    jobs="corpus_asr.transcription.speech2text.part_job:Speech2TextJobs",
     slot_model="corpus_asr.models.speech2text.model:Speech2TextForConditionalGeneration",
     feature_extractor=(
         "corpus_asr.models.speech2text.feature_extractor:Speech2TextFeatureExtractor"

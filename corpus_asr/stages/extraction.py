@@ -30,7 +30,7 @@ from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.failures import retries_so_far
 from corpus_asr.storage.filesystem import open_binary
 from corpus_asr.storage.trust import ANY_NAMED_HOST, HostRules
-from corpus_asr.units import FRAMES_PER_SECOND, SAMPLE_RATE_HZ, WINDOW_FRAMES
+from corpus_asr.units import FRAMES_PER_SECOND, SAMPLE_RATE_HZ
 
 # Every channel keeps a part's audio and a detector; beyond this memory is no longer bounded.
 MAX_CHANNELS_APART = 64
@@ -127,10 +127,13 @@ class PartExtractor:
                 spoken = audio.speech is None or bool(audio.speech)
                 # The first speech decides the language of all parts, so a done part that
                 # holds it needs its features again.
+                window_frames = self._features.language_window_frames
+                asked = window is None and window_frames is not None
                 features = None
-                if spoken and (wanted or window is None):
+                if spoken and (wanted or asked):
                     features = self._features(audio.samples)
-                    window = window or _language_window(part, audio, features)
+                if asked and features is not None:
+                    window = _language_window(part, audio, features, window_frames)
                 yield self._describe(
                     decoder,
                     part=part,
@@ -263,7 +266,9 @@ class PartExtractor:
         )
 
 
-def _language_window(part: int, audio: AudioPart, features: PartFeatures) -> _LanguageWindow:
+def _language_window(
+    part: int, audio: AudioPart, features: PartFeatures, window_frames: int
+) -> _LanguageWindow:
     """Cut the windows that this part's own language is asked for in."""
     start_s = audio.start_sample / SAMPLE_RATE_HZ
     starts_s = language_window_starts(
@@ -272,11 +277,11 @@ def _language_window(part: int, audio: AudioPart, features: PartFeatures) -> _La
         end_s=(audio.start_sample + len(audio.samples)) / SAMPLE_RATE_HZ,
     )
     # Padded here, with this part's silence: the parts that carry them have another floor.
-    shape = (len(starts_s), WINDOW_FRAMES, features.values.shape[1])
+    shape = (len(starts_s), window_frames, features.values.shape[1])
     padded = np.full(shape, features.pad_value, dtype=np.float16)
     for window, window_start_s in zip(padded, starts_s, strict=True):
         first_frame = round((window_start_s - start_s) * FRAMES_PER_SECOND)
-        values = features.values[first_frame : first_frame + WINDOW_FRAMES]
+        values = features.values[first_frame : first_frame + window_frames]
         window[: len(values)] = values
     return _LanguageWindow(part=part, start_s=starts_s[0], features=padded.reshape(-1, shape[2]))
 

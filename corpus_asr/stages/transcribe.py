@@ -31,7 +31,7 @@ from corpus_asr.threads import spin_briefly
 
 if TYPE_CHECKING:  # imports torch
     from corpus_asr.decoding.statistics import EngineStatistics
-    from corpus_asr.transcription.part_job import PartTranscript
+    from corpus_asr.transcription.engine import PartTranscript
     from corpus_asr.transcription.windows import PartRequest
 
 _LOG = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""How one checkpoint is spoken to: its special tokens, its limits, its prompts and rules.
+"""How a Whisper checkpoint is spoken to: its special tokens, its limits, its prompts and rules.
 
 In: a checkpoint folder. Out: prompts and `TokenRules` for any window, and text for any tokens.
 Knows nothing of audio or of how windows follow one another.
@@ -13,6 +13,9 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import TokenRules
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.models.registry import family_of, resolve
+from corpus_asr.transcription.punctuation import split_words
+from corpus_asr.transcription.reading import Reading
+from corpus_asr.units import FRAMES_PER_POSITION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +77,7 @@ class Dialect:
             suppress_first=tuple(generation.begin_suppress_tokens or ()),
             max_initial_timestamp=generation.initial_timestamp_bound,
             max_target_positions=config.max_target_positions,
-            alignment_heads=_alignment_heads(folder, config, generation.alignment_heads),
+            alignment_heads=alignment_heads(folder, config, generation.alignment_heads),
             alignment_filter_width=config.median_filter_width,
         )
 
@@ -153,6 +156,19 @@ class Dialect:
             return start, 0
         return (self.start_of_previous, *hotwords, *kept, *start), 1 + len(hotwords) + len(kept)
 
+    def reading(self, language: str | None, task: str) -> Reading:
+        """How it reads text in a language again, to tell when its words were said."""
+        return Reading(
+            prompt=self.request(language, task, False),
+            end=self.end,
+            room=self.max_target_positions,
+            heads=self.alignment_heads,
+            filter_width=self.alignment_filter_width,
+            frames_per_position=FRAMES_PER_POSITION,
+            choices=self.end,
+            spell=lambda tokens: split_words(tokens, self.text, language),
+        )
+
     @property
     def text_rules(self) -> TokenRules:
         """Rules for text with timestamps."""
@@ -170,7 +186,7 @@ class Dialect:
         return TokenRules(end=self.end, only=tuple(self.languages[code] for code in among))
 
 
-def _alignment_heads(
+def alignment_heads(
     folder: Path, config: Any, given: Sequence[Sequence[int]] | None
 ) -> tuple[tuple[int, int], ...]:
     """Return the heads the checkpoint names, or all those of the upper half of the layers.

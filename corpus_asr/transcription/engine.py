@@ -22,17 +22,28 @@ from corpus_asr.decoding.statistics import EngineStatistics
 from corpus_asr.errors import EngineError
 from corpus_asr.models.device import device_name
 from corpus_asr.models.loading import load_slot_model
+from corpus_asr.models.registry import family_of, resolve
 from corpus_asr.segments import Segment
 from corpus_asr.threads import run_apart
-from corpus_asr.transcription.dialect import Dialect
+from corpus_asr.transcription.family_jobs import FamilyJobs
 from corpus_asr.transcription.language import Language
-from corpus_asr.transcription.part_job import PartJob, PartTranscript
 from corpus_asr.transcription.slot_budget import auto_slots
 from corpus_asr.transcription.windows import PartRequest
 
 __all__ = ["Engine", "EngineStatistics", "PartRequest", "PartTranscript"]
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartTranscript:
+    """What one part says."""
+
+    segments: tuple[Segment, ...]
+    language: str | None
+    language_probability: float | None
+    transcribe_s: float
+    """Wall time from submission to result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +59,7 @@ class Engine:
     def __init__(
         self,
         model: SlotModel,
-        dialect: Dialect,
+        jobs: FamilyJobs,
         *,
         decoding: DecodingSettings,
         slots: int | Literal["auto"] = "auto",
@@ -59,9 +70,9 @@ class Engine:
             ConfigError: the checkpoint cannot do what `decoding` asks.
             EngineError: not even one slot fits into the device's memory.
         """
-        dialect.check(decoding)
+        jobs.check(decoding)
         self.device_name = device_name(model.device)
-        self._dialect = dialect
+        self._jobs = jobs
         self._decoding = decoding
         kind = model.device.type
         encode_batch = encode_batch_on(kind)
@@ -111,21 +122,21 @@ class Engine:
         """
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        dialect = Dialect.from_folder(folder)
-        dialect.check(decoding)
+        jobs: FamilyJobs = resolve(family_of(folder).jobs).from_folder(folder)
+        jobs.check(decoding)
         model = run_apart(lambda: load_slot_model(folder, device=device, dtype=dtype))
         logger.info(
             "model=%s device=%s dtype=%s weights=%s", folder.name, model.device, dtype, model.dtype
         )
-        return cls(model, dialect, decoding=decoding, slots=slots)
+        return cls(model, jobs, decoding=decoding, slots=slots)
 
     def check(self, decoding: DecodingSettings) -> None:
         """Refuse what the checkpoint cannot do.
 
         Raises:
-            ConfigError: an unknown language, a task for another checkpoint, or a prompt too long.
+            ConfigError: names the key.
         """
-        self._dialect.check(decoding)
+        self._jobs.check(decoding)
 
     def submit(
         self, part: PartRequest, *, decoding: DecodingSettings | None = None
@@ -213,13 +224,9 @@ class Engine:
             )
 
         try:
-            PartJob(
-                order.part,
-                dialect=self._dialect,
-                settings=order.decoding,
-                add=self._scheduler.add,
-                done=done,
-            ).start()
+            self._jobs.start(
+                order.part, settings=order.decoding, add=self._scheduler.add, done=done
+            )
         except Exception as error:  # the scheduler does not hold this part, so would not end it
             future.set_exception(self._broken(error))
             raise

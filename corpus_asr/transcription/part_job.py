@@ -1,17 +1,17 @@
-"""All the decoding one part needs: its language, then its ranges, in order or side by side.
+"""Whisper's jobs for one part: its language, then its ranges, in order or side by side.
 
-In: a part and the settings. Out: one `PartTranscript`, once every range is done.
+In: a part and the settings. Out: the part's segments and its language, once every range is done.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.slots import Done, Task
+from corpus_asr.decoding.slots import Done
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.chunked import chunk_ranges
 from corpus_asr.transcription.clips import clip_ranges, holds_the_beginning
 from corpus_asr.transcription.dialect import Dialect
+from corpus_asr.transcription.family_jobs import Add, PartDone
 from corpus_asr.transcription.language import (
     Language,
     find_language,
@@ -22,15 +22,34 @@ from corpus_asr.transcription.sequential import SeekLoop, Steps
 from corpus_asr.transcription.windows import PartRequest
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartTranscript:
-    """What one part says."""
+class WhisperJobs:
+    """Transcribes parts with one Whisper checkpoint; meets `FamilyJobs`."""
 
-    segments: tuple[Segment, ...]
-    language: str | None
-    language_probability: float | None
-    transcribe_s: float
-    """Wall time from submission to result."""
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "WhisperJobs":
+        """Read what the checkpoint says of its vocabulary and limits.
+
+        Raises:
+            CheckpointError: a file is missing or unreadable, or the vocabulary has no timestamps.
+        """
+        return cls(Dialect.from_folder(folder))
+
+    def check(self, settings: DecodingSettings) -> None:
+        """Refuse what this checkpoint cannot do.
+
+        Raises:
+            ConfigError: names the key.
+        """
+        self._dialect.check(settings)
+
+    def start(
+        self, part: PartRequest, *, settings: DecodingSettings, add: Add, done: PartDone
+    ) -> None:
+        """Add the part's first task; the others follow from it."""
+        PartJob(part, dialect=self._dialect, settings=settings, add=add, done=done).start()
 
 
 class PartJob:
@@ -47,8 +66,8 @@ class PartJob:
         *,
         dialect: Dialect,
         settings: DecodingSettings,
-        add: Callable[[Task, Done], None],
-        done: Callable[[list[Segment], Language | None, Exception | None], None],
+        add: Add,
+        done: PartDone,
     ) -> None:
         self._part = part
         self._dialect = dialect

@@ -182,9 +182,7 @@ class SeekLoop:
             window_start_s=start_s,
             content_frames=window.content_frames,
             last_speech_s=self._last_speech_s,
-            language=window.language.code,
-            task=self._settings.task,
-            dialect=self._dialect,
+            reading=self._dialect.reading(window.language.code, self._settings.task),
         )
         closed = ends_closed(decoded.tokens, timestamp_begin=self._dialect.timestamp_begin)
         end_s = last_word_end(stretches)

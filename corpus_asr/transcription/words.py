@@ -14,12 +14,10 @@ from jaxtyping import Float
 
 from corpus_asr.decoding.protocols import AlignJob, AlignResult
 from corpus_asr.segments import Word
-from corpus_asr.transcription.dialect import Dialect
 from corpus_asr.transcription.dtw import dynamic_time_warping, median_filter
-from corpus_asr.transcription.punctuation import SENTENCE_ENDS, merge_punctuation, split_words
-from corpus_asr.units import FRAMES_PER_POSITION, FRAMES_PER_SECOND
-
-_POSITIONS_PER_SECOND = FRAMES_PER_SECOND // FRAMES_PER_POSITION  # 50
+from corpus_asr.transcription.punctuation import SENTENCE_ENDS, merge_punctuation
+from corpus_asr.transcription.reading import Reading
+from corpus_asr.units import FRAMES_PER_SECOND
 
 # The median length of a window's words counts as at most this much. Source: openai-whisper.
 _LONGEST_USUAL_WORD_S = 0.7
@@ -65,9 +63,7 @@ def time_words(
     window_start_s: float,
     content_frames: int,
     last_speech_s: float,
-    language: str | None,
-    task: str,
-    dialect: Dialect,
+    reading: Reading,
 ) -> Generator[AlignJob, AlignResult, list[Stretch]]:
     """Split the segments of one window into words with times, and set their own times by them.
 
@@ -81,9 +77,7 @@ def time_words(
         window_start_s: where the window starts, in recording time.
         content_frames: frames of audio in the window, padding left out.
         last_speech_s: where the last word before this window ended; 0.0 if there was none.
-        language: the code it was decoded in.
-        task: `transcribe` or `translate`.
-        dialect: of the checkpoint.
+        reading: how the checkpoint reads text of this language and task.
 
     Returns:
         The segments with their words; `last_word_end` of them is the next `last_speech_s`.
@@ -95,15 +89,15 @@ def time_words(
     tokens = [token for stretch in stretches for token in stretch.tokens]
     if not tokens:
         return list(stretches)
-    prompt = dialect.request(language, task, False)
-    read = (*prompt, *tokens, dialect.end)[: dialect.max_target_positions]
+    prompt = reading.prompt
+    read = (*prompt, *tokens, reading.end)[: reading.room]
     assert len(read) >= len(prompt) + len(tokens), "what was decoded fits the decoder"
     result = yield AlignJob(
         features=features,
         window=window,
         tokens=read,
-        heads=dialect.alignment_heads,
-        choices=dialect.end,
+        heads=reading.heads,
+        choices=reading.choices,
         num_frames=num_frames,
     )
 
@@ -111,15 +105,15 @@ def time_words(
     times_s = _token_times(
         result.weights,
         rows=slice(first, first + len(tokens) + 1),
-        positions=max(1, content_frames // FRAMES_PER_POSITION),
-        filter_width=dialect.alignment_filter_width,
+        frames=content_frames,
+        reading=reading,
     )
     probabilities = np.exp(result.logprobs[first : first + len(tokens)])
     at = 0
     words: list[list[_Timed]] = []
     for stretch in stretches:
         stop = at + len(stretch.tokens)
-        spelled = split_words(stretch.tokens, dialect.text, language)
+        spelled = reading.spell(stretch.tokens)
         words.append(list(_timed(spelled, times_s[at : stop + 1], probabilities[at:stop])))
         at = stop
     usual_s = _usual_length([word for own in words for word in own])
@@ -139,22 +133,24 @@ def last_word_end(stretches: Sequence[Stretch]) -> float | None:
 
 
 def _token_times(
-    weights: Float[np.ndarray, "head token pos"], *, rows: slice, positions: int, filter_width: int
+    weights: Float[np.ndarray, "head token pos"], *, rows: slice, frames: int, reading: Reading
 ) -> list[float]:
     """Seconds into the window at which each of some tokens begins.
 
     Attention to the padding is left out. What counts is where a token is attended to more than
     other tokens are, so each position is normalised over the tokens, prompt included.
     """
+    positions = max(1, frames // reading.frames_per_position)
     weights = weights[:, :, :positions].astype(np.float32)
     weights /= _not_zero(weights.sum(axis=-1, keepdims=True))
     spread = weights.std(axis=-2, keepdims=True)
     weights -= weights.mean(axis=-2, keepdims=True)
     weights /= _not_zero(spread)
-    matrix = median_filter(weights, filter_width).mean(axis=0)[rows]
+    matrix = median_filter(weights, reading.filter_width).mean(axis=0)[rows]
     tokens, places = dynamic_time_warping(-matrix)
     begins = np.diff(tokens, prepend=-1) > 0
-    return [place / _POSITIONS_PER_SECOND for place in places[begins].tolist()]
+    per_second = FRAMES_PER_SECOND / reading.frames_per_position
+    return [place / per_second for place in places[begins].tolist()]
 
 
 def _not_zero(divisors: Float[np.ndarray, "*_"]) -> Float[np.ndarray, "*_"]:

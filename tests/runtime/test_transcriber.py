@@ -11,7 +11,7 @@ from corpus_asr.config.stages import ExtractSettings
 from corpus_asr.errors import ConfigError, DecodeError, ItemError
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import Segment
-from corpus_asr.transcription.part_job import PartTranscript
+from corpus_asr.transcription.engine import PartTranscript
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import noise, tone, wav_bytes
 from tests.support.corpora import tiny_model

@@ -20,7 +20,7 @@ from corpus_asr.segments import Segment
 from corpus_asr.transcription.dialect import Dialect
 from corpus_asr.transcription.engine import Engine, PartRequest
 from corpus_asr.transcription.language import find_language
-from corpus_asr.transcription.part_job import PartJob
+from corpus_asr.transcription.part_job import PartJob, WhisperJobs
 from corpus_asr.transcription.windows import frames_to_hear
 from corpus_asr.units import FRAMES_PER_SECOND, HOP_SAMPLES, TAIL_FRAMES, WINDOW_FRAMES
 from tests.support.checkpoints import tiny_whisper
@@ -167,7 +167,7 @@ def transcribe(
     slots: int,
 ) -> tuple[list[tuple[Segment, ...]], int]:
     """What each part says, and how many windows were encoded for it."""
-    read = Dialect.from_folder(checkpoint)
+    read = WhisperJobs.from_folder(checkpoint)
     with Engine(network.slot_model(), read, decoding=settings, slots=slots) as engine:
         futures = [engine.submit(part) for part in parts]
         found = [future.result(timeout=120).segments for future in futures]

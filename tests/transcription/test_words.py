@@ -119,9 +119,9 @@ def test_words_times_and_probabilities_are_those_of_openai_whisper(
             window=(0, 3000),
             window_start_s=start_s,
             content_frames=frames,
-            task="transcribe",
-            dialect=own,
-            **given,
+            reading=own.reading(given["language"], "transcribe"),
+            features=given["features"],
+            last_speech_s=given["last_speech_s"],
         ),
         network,
     )
@@ -165,9 +165,7 @@ def test_slots_give_the_words_that_the_whole_network_gives(
                 window_start_s=0.0,
                 content_frames=700,
                 last_speech_s=0.0,
-                language=language,
-                task="transcribe",
-                dialect=own,
+                reading=own.reading(language, "transcribe"),
             )
             for seed, (language, texts) in enumerate(PARAGRAPH.items())
         ]
@@ -223,9 +221,7 @@ def timed(
         "window_start_s": 10.0,
         "content_frames": 200,
         "last_speech_s": 9.0,
-        "language": "en",
-        "task": "transcribe",
-        "dialect": dialect(alignment_heads=((0, 0),)),
+        "reading": dialect(alignment_heads=((0, 0),)).reading("en", "transcribe"),
     }
     steps = time_words(stretches, **asked | changes)
     job = next(steps)
@@ -285,9 +281,7 @@ def test_a_window_that_says_nothing_asks_for_nothing() -> None:
         window_start_s=0.0,
         content_frames=3000,
         last_speech_s=0.0,
-        language="en",
-        task="transcribe",
-        dialect=dialect(),
+        reading=dialect().reading("en", "transcribe"),
     )
     with pytest.raises(StopIteration) as stop:
         next(steps)

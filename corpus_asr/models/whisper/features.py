@@ -6,7 +6,7 @@ CPU workers stay small. Knows nothing of windows, files of audio or speech.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float32
@@ -14,7 +14,13 @@ from jaxtyping import Float32
 from corpus_asr.errors import CheckpointError
 from corpus_asr.models.family import PartFeatures
 from corpus_asr.spectral.mel import log10_mel, scale_log10_mel
-from corpus_asr.units import FFT_SAMPLES, HOP_SAMPLES, SAMPLE_RATE_HZ, TAIL_FRAMES
+from corpus_asr.units import (
+    FFT_SAMPLES,
+    HOP_SAMPLES,
+    SAMPLE_RATE_HZ,
+    TAIL_FRAMES,
+    WINDOW_FRAMES,
+)
 
 DEFAULT_NUM_MEL_BINS = 80  # what a config.json without the key means in transformers
 
@@ -33,6 +39,8 @@ class WhisperPartFeatures:
 
     Source: `whisper/transcribe.py` (`log_mel_spectrogram(audio, padding=N_SAMPLES)`).
     """
+
+    language_window_frames: ClassVar[int | None] = WINDOW_FRAMES
 
     def __init__(self, *, num_mel_bins: int) -> None:
         self.num_mel_bins = num_mel_bins
