@@ -1,29 +1,28 @@
 """A generator run in one warm child process, so that what crashes or hangs there costs one item.
 
 In: a function's name and picklable items. Out: the messages it yields for each item, as they come;
-its exceptions with their types kept; a `DecodeError` when the child dies or falls silent, after
-which the next item gets a fresh child. Knows nothing of audio, tables or Ray.
+its exceptions with their types kept; a `DecodeError` when the child dies or falls silent over one,
+after which the next item gets a fresh child. Knows nothing of audio, tables or Ray.
 
     parent  -- item -->  requests pipe  -->  child: function(item)
             <- message, message, ..., end or error --  replies pipe
 
 Both pipes carry pickles behind their length. The replies pipe holds 64 KiB, so a child that is
-ahead of its reader waits. Only the parent writes to the requests pipe: when the parent ends,
-however it ends, the child reads its end and exits.
+ahead of its reader waits. Through a third pipe nothing is ever sent: when the parent ends, however
+it ends, the kernel ends the child, whatever native code that is in.
 """
 
 import enum
+import fcntl
 import importlib
 import logging
 import os
 import pickle
-import queue
 import select
 import signal
 import struct
 import subprocess
 import sys
-import threading
 import time
 import traceback
 import weakref
@@ -53,8 +52,8 @@ _ONE_THREAD = dict.fromkeys(
 # Not `-m`: that would import this module twice. Not multiprocessing: its children import the
 # parent's `__main__` again, which in a Ray worker or an unguarded script starts everything anew.
 _CHILD_CODE = (
-    "import sys; sys.path[:] = sys.argv[3:]; "
-    "from corpus_asr.stages.isolation import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
+    "import sys; sys.path[:] = sys.argv[4:]; "
+    "from corpus_asr.stages.isolation import serve; serve(*map(int, sys.argv[1:4]))"
 )
 
 
@@ -66,7 +65,16 @@ class _Reply(enum.IntEnum):
 
 
 class _DiedError(Exception):
-    """The child's end of the replies pipe is closed, or the child is gone."""
+    """The child's end of the replies pipe is closed, or the child is gone.
+
+    Args:
+        how: in words.
+        killed: whether somebody else ended it.
+    """
+
+    def __init__(self, how: str, *, killed: bool = False) -> None:
+        super().__init__(how)
+        self.killed = killed
 
 
 class _SilentError(Exception):
@@ -102,8 +110,9 @@ class IsolatedGenerator:
         A generator closed before its end replaces the child: it may be in the middle of anything.
 
         Raises:
-            DecodeError: kind `decoder_crashed`, the child died; kind `decoder_timeout`, no message
-                came for `timeout_s` and the child was killed.
+            DecodeError: kind `decoder_crashed`, the child died; kind `decoder_killed`, retryable,
+                somebody killed it; kind `decoder_timeout`, no message came for `timeout_s` and the
+                child was killed for that.
             EngineError: the child could not be started: no item is at fault.
             CheckpointError: the function's maker raised it; so for ConfigError.
             Exception: whatever the function raised, with the child's traceback as a note.
@@ -116,11 +125,9 @@ class IsolatedGenerator:
         self._busy = True
         finished = False
         try:
-            if self._child is None:
-                self._child = self._start()
-            self._child.send(item)
+            child = self._child = self._handed_over(item)
             while True:
-                kind, value = self._child.receive(self._timeout_s)
+                kind, value = child.receive(self._timeout_s)
                 if kind is not _Reply.MESSAGE:
                     break
                 yield value
@@ -128,7 +135,7 @@ class IsolatedGenerator:
             if kind is _Reply.ERROR:
                 raise value
         except _DiedError as death:
-            raise self._crashed(item, str(death)) from None
+            raise self._crashed(item, death) from None
         except _SilentError:
             raise self._timed_out(item) from None
         finally:
@@ -141,6 +148,20 @@ class IsolatedGenerator:
         if self._child is not None:
             self._child.kill()
             self._child = None
+
+    def _handed_over(self, item: Any) -> "_Child":
+        """Send an item to the child, to a new one if there is none or it died without an item."""
+        if self._child is not None:
+            try:
+                self._child.check_alive()
+                self._child.send(item)
+                return self._child
+            except _DiedError as death:
+                event(_LOG, logging.WARNING, "idle_child_replaced", why=str(death))
+                self.close()
+        child = self._child = self._start()
+        child.send(item)
+        return child
 
     def _start(self) -> "_Child":
         """Start a child; whatever goes wrong here is the machine's fault, never an item's."""
@@ -172,11 +193,12 @@ class IsolatedGenerator:
             "and run again"
         )
 
-    def _crashed(self, item: Any, death: str) -> DecodeError:
+    def _crashed(self, item: Any, death: _DiedError) -> DecodeError:
         return DecodeError(
             f"running {self._target} on {_name(item)}: its child process died ({death}), expected "
             "messages; the item is given up, others go on in a new child",
-            kind="decoder_crashed",
+            kind="decoder_killed" if death.killed else "decoder_crashed",
+            retryable=death.killed,
         )
 
     def _timed_out(self, item: Any) -> DecodeError:
@@ -188,36 +210,47 @@ class IsolatedGenerator:
 
 
 class _Child:
-    """The parent's view of one child process: two pipes and a process to reap."""
+    """The parent's view of one child process: three pipes and a process to reap."""
 
     def __init__(self) -> None:
         requests_read, requests_write = os.pipe()
         replies_read, replies_write = os.pipe()
-        arguments = [str(requests_read), str(replies_write), *sys.path]
+        life_read, life_write = os.pipe()
+        theirs = (requests_read, replies_write, life_read)
         try:
             self._process = subprocess.Popen(
                 # Unbuffered, and with a stack for a crash: what was said last is not lost.
-                [sys.executable, "-u", "-X", "faulthandler", "-c", _CHILD_CODE, *arguments],
+                [sys.executable, "-u", "-X", "faulthandler", "-c", _CHILD_CODE,
+                 *map(str, theirs), *sys.path],
                 stdin=subprocess.DEVNULL,
                 env=os.environ | _ONE_THREAD,
                 stdout=2,  # what libraries print belongs to the log; the protocol has its own pipe
-                pass_fds=(requests_read, replies_write),
-            )
+                pass_fds=theirs,
+            )  # fmt: skip
         except BaseException:
-            os.close(requests_write)
-            os.close(replies_read)
+            for fd in (requests_write, replies_read, life_write):
+                os.close(fd)
             raise
         finally:
-            os.close(requests_read)
-            os.close(replies_write)
+            for fd in theirs:
+                os.close(fd)
         self._requests = os.fdopen(requests_write, "wb")
         self._replies = replies_read
         self._poll = select.poll()
         self._poll.register(replies_read, select.POLLIN)
         # Also when the owner is dropped without `close`, and at the interpreter's exit.
         self.kill = weakref.finalize(
-            self, _end, self._process, self._requests, replies_read, os.getpid()
+            self, _end, self._process, self._requests, (replies_read, life_write), os.getpid()
         )
+
+    def check_alive(self) -> None:
+        """Return if the child runs.
+
+        Raises:
+            _DiedError: the child is gone.
+        """
+        if self._process.poll() is not None:
+            raise self._death()
 
     def send(self, value: Any) -> None:
         """Send a request.
@@ -230,7 +263,7 @@ class _Child:
             self._requests.write(_HEADER.pack(0, len(data)) + data)
             self._requests.flush()
         except BrokenPipeError:
-            raise _DiedError(self._death()) from None
+            raise self._death() from None
 
     def receive(self, timeout_s: float) -> tuple[_Reply, Any]:
         """Wait for the next reply; an exception comes as a value.
@@ -253,7 +286,7 @@ class _Child:
             self._wait(deadline)
             count = os.readv(self._replies, [view[filled : filled + _READ_BYTES]])
             if not count:
-                raise _DiedError(self._death())
+                raise self._death()
             filled += count
         return data
 
@@ -263,24 +296,26 @@ class _Child:
             if self._poll.poll(max(0.0, min(_POLL_S, remaining_s)) * 1000):
                 return
             if self._process.poll() is not None and not self._poll.poll(0):
-                raise _DiedError(self._death())
+                raise self._death()
             if remaining_s <= 0:
                 raise _SilentError
 
-    def _death(self) -> str:
+    def _death(self) -> _DiedError:
         """Say how the child ended; it has closed its pipe, so it is about to."""
         try:
             code = self._process.wait(_EXIT_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            return "it closed its pipe without ending"
+            return _DiedError("it closed its pipe without ending")
         if code >= 0:
-            return f"exit code {code}"
-        name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
-        return f"{name}, perhaps for lack of memory" if -code == signal.SIGKILL else name
+            return _DiedError(f"exit code {code}")
+        if -code == signal.SIGKILL:  # no crash: the kernel for lack of memory, or a person
+            return _DiedError("SIGKILL, perhaps for lack of memory", killed=True)
+        known = -code in list(signal.Signals)
+        return _DiedError(signal.Signals(-code).name if known else f"signal {-code}")
 
 
 def _end(
-    process: "subprocess.Popen[bytes]", requests: BinaryIO, replies: int, owner_pid: int
+    process: "subprocess.Popen[bytes]", requests: BinaryIO, fds: tuple[int, ...], owner_pid: int
 ) -> None:
     """Kill and reap a child: it holds nothing that would need saving."""
     if os.getpid() != owner_pid:  # a fork of the owner that ends must not take the child along
@@ -291,7 +326,8 @@ def _end(
         requests.close()
     except BrokenPipeError:  # a request that was never read
         event(_LOG, logging.DEBUG, "request_dropped", pid=process.pid)
-    os.close(replies)
+    for fd in fds:
+        os.close(fd)
 
 
 def _rebuild(sent: tuple[bytes | None, str, str]) -> BaseException:
@@ -311,30 +347,47 @@ def _name(item: Any) -> str:
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 
-def serve(requests_fd: int, replies_fd: int) -> None:
+def serve(requests_fd: int, replies_fd: int, life_fd: int) -> None:
     """Be the child: make the function, then answer items until the parent ends."""
-    for fd in (requests_fd, replies_fd):
+    for fd in (requests_fd, replies_fd, life_fd):
         os.set_inheritable(fd, False)
+    _end_with_parent(life_fd)
     configure(LogSettings.from_environment(), redact=without_secrets)
     # Ctrl-C reaches the whole process group, as SIGTERM of a scheduler does; the parent decides
     # what they mean, and a child that ended by itself would look like a crash of its recording.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    items: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    requests = os.fdopen(requests_fd, "rb")
-    # A thread of its own sees the parent's end also while the main thread is at work.
-    threading.Thread(target=_read_requests, args=(requests, items), daemon=True).start()
-    replies = os.fdopen(replies_fd, "wb")
+    requests, replies = os.fdopen(requests_fd, "rb"), os.fdopen(replies_fd, "wb")
     try:
-        target, init_kwargs = pickle.loads(items.get())
+        target, init_kwargs = pickle.loads(_next_request(requests))
         module, _, name = target.partition(":")
         function = getattr(importlib.import_module(module), name)(**init_kwargs)
         _reply(replies, _Reply.READY)
     except Exception as error:
         _reply_error(replies, error)
-        os._exit(1)  # the thread still reads: an orderly end would wait for it
+        os._exit(1)  # an orderly end would wait for threads of what was loaded
     while True:
-        _answer(replies, function, items.get())
+        _answer(replies, function, _next_request(requests))
+
+
+def _end_with_parent(life_fd: int) -> None:
+    """Have the kernel end this process when the parent's end of a pipe is closed.
+
+    Not from a thread that reads: native code that hangs with Python's lock held would stop that,
+    too. Not PR_SET_PDEATHSIG: a child would end with the thread that started it.
+    """
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    fcntl.fcntl(life_fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(life_fd, fcntl.F_SETFL, fcntl.fcntl(life_fd, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([life_fd], [], [], 0)[0]:
+        os._exit(0)  # it ended before we asked to be told
+
+
+def _next_request(requests: BinaryIO) -> bytes:
+    header = requests.read(_HEADER.size)
+    if len(header) < _HEADER.size:
+        os._exit(0)  # the parent is gone
+    return requests.read(_HEADER.unpack(header)[1])
 
 
 def _answer(replies: BinaryIO, function: Callable[[Any], Iterator[Any]], request: bytes) -> None:
@@ -346,14 +399,6 @@ def _answer(replies: BinaryIO, function: Callable[[Any], Iterator[Any]], request
         os._exit(0)  # the parent is gone
     except Exception as error:
         _reply_error(replies, error)
-
-
-def _read_requests(requests: BinaryIO, items: "queue.SimpleQueue[bytes]") -> None:
-    while True:
-        header = requests.read(_HEADER.size)
-        if len(header) < _HEADER.size:
-            os._exit(0)  # at once, whatever native code the main thread is in
-        items.put(requests.read(_HEADER.unpack(header)[1]))
 
 
 def _reply(replies: BinaryIO, kind: _Reply, data: bytes = b"") -> None:

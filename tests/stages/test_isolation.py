@@ -100,24 +100,33 @@ def test_a_message_that_cannot_travel_is_an_error(run):
 
 
 @pytest.mark.parametrize(
-    ("name", "argument", "found"),
+    ("name", "argument", "kind", "found"),
     [
-        ("kill", isolated.SEGFAULT, "SIGSEGV"),
-        ("read_null", None, "SIGSEGV"),
-        ("kill", int(signal.SIGKILL), "SIGKILL, perhaps for lack of memory"),
-        ("kill", int(signal.SIGABRT), "SIGABRT"),
-        ("exit", 0, "exit code 0"),
-        ("exit", 77, "exit code 77"),
+        ("kill", isolated.SEGFAULT, "decoder_crashed", "SIGSEGV"),
+        ("read_null", None, "decoder_crashed", "SIGSEGV"),
+        ("kill", int(signal.SIGKILL), "decoder_killed", "SIGKILL, perhaps for lack of memory"),
+        ("kill", int(signal.SIGABRT), "decoder_crashed", "SIGABRT"),
+        ("exit", 0, "decoder_crashed", "exit code 0"),
+        ("exit", 77, "decoder_crashed", "exit code 77"),
     ],
 )
-def test_a_dying_child_costs_its_item_only(run, shared_child, name, argument, found):
+def test_a_dying_child_costs_its_item_only(run, shared_child, name, argument, kind, found):
     stream = shared_child.run((name, argument))
     assert next(stream) == 1
     with pytest.raises(DecodeError) as caught:
         next(stream)
-    assert caught.value.kind == "decoder_crashed"
+    assert caught.value.kind == kind
+    assert caught.value.retryable == (kind == "decoder_killed")
     assert found in str(caught.value)
     assert repr(name) in str(caught.value)  # names the item
+
+
+def test_a_child_that_dies_between_two_items_costs_none(shared_child):
+    child = pid_of(shared_child)
+    os.kill(child, signal.SIGKILL)
+    assert gone(child)
+    assert list(shared_child.run(("count", 3))) == [0, 1, 2]
+    assert pid_of(shared_child) != child
 
 
 def test_a_death_is_noticed_although_a_grandchild_keeps_the_pipe_open(run, shared_child):
@@ -141,6 +150,14 @@ def test_a_silent_child_is_killed_after_its_time():
     assert gone(child)
     assert list(generator.run(("count", 2))) == [0, 1]
     generator.close()
+
+
+def test_native_code_that_hangs_with_pythons_lock_held_is_ended_all_the_same():
+    generator = IsolatedGenerator(TARGET, init_kwargs={}, timeout_s=0.5)
+    child = pid_of(generator)
+    with pytest.raises(DecodeError, match=r"no message for 0\.5 s"):
+        list(generator.run(("hang_with_the_lock_held", None)))
+    assert gone(child)
 
 
 def test_the_time_limit_is_for_each_message_and_not_for_the_consumer():
@@ -204,7 +221,7 @@ def test_memory_does_not_grow_with_the_messages(run):
 
 
 def test_linear_algebra_in_the_child_starts_no_threads(run):
-    assert run("threads") == [2]  # the one that works and the one that waits for requests
+    assert run("threads") == [1]
 
 
 def test_the_child_imports_no_torch(run):
@@ -308,22 +325,31 @@ def test_no_descriptor_is_left_open():
 # A script without a guard around its main part, as users write them.
 SCRIPT = f"""
 import signal
+import sys
 from corpus_asr.stages.isolation import IsolatedGenerator
 # A shell starts what runs in the background with interrupts ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 generator = IsolatedGenerator({TARGET!r}, init_kwargs={{}}, timeout_s=60)
 print(list(generator.run(("pid", None)))[0], flush=True)
-for _ in generator.run(("hang", None)):
+for _ in generator.run((sys.argv[1], None)):
     print("hanging", flush=True)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_the_child_dies_with_its_parent(tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "doing"),
+    [
+        (signal.SIGKILL, "hang"),
+        (signal.SIGKILL, "hang_with_the_lock_held"),
+        (signal.SIGTERM, "hang"),
+        (signal.SIGINT, "hang"),
+    ],
+)
+def test_the_child_dies_with_its_parent(tmp_path, number, doing):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     parent = subprocess.Popen(
-        [sys.executable, str(script)],
+        [sys.executable, str(script), doing],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -132,6 +132,11 @@ def _hang(_: None, settings: dict[str, Any]) -> Iterator[int]:
         time.sleep(60)
 
 
+def _hang_with_the_lock_held(_: None, settings: dict[str, Any]) -> Iterator[int]:
+    yield 1
+    ctypes.PyDLL(None).sleep(60)  # PyDLL: no other thread of this process runs meanwhile
+
+
 def _pause(pause_s: float, settings: dict[str, Any]) -> Iterator[int]:
     for index in range(3):
         time.sleep(pause_s)
