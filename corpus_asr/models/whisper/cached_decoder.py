@@ -1,210 +1,49 @@
 """Whisper's decoder, token by token in slots.
 
-In: token ids, positions and slots. Out: hidden states, one per token. Knows no text, no sampling,
-and not the projection to the vocabulary.
+In: a loaded decoder. Out: a `CachedDecoder` made of it. Knows no text and no sampling.
 """
 
-from collections.abc import Sequence
-from functools import partial
-
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from corpus_asr.models.layers.blocks import DecoderBlock
-from corpus_asr.models.layers.cache import SlotCache, SpanView, StepView
-from corpus_asr.models.layers.cached_block import CachedDecoderBlock
-from corpus_asr.models.layers.side_by_side import run_side_by_side
+from corpus_asr.models.layers.cached_decoder import CachedDecoder
 from corpus_asr.models.whisper.decoder import WhisperDecoder
 
 
-class CachedWhisperDecoder:
-    """A `WhisperDecoder` that keeps the keys and values of many sequences in slots.
+class LearnedPositions:
+    """Tokens and positions each have learned rows, which are added."""
 
-    Shares the decoder's embeddings and norms; its linear maps are fused copies, with `int8`
-    rounded to 8 bits.
-    """
+    def __init__(self, tokens: nn.Embedding, positions: nn.Embedding) -> None:
+        self._tokens = tokens
+        self._positions = positions
 
-    def __init__(self, decoder: WhisperDecoder, *, int8: bool = False) -> None:
-        # Not the decoder itself: its linear maps need not stay in memory beside their copies.
-        self._embed_tokens = decoder.embed_tokens
-        self._embed_positions = decoder.embed_positions
-        self._layer_norm = decoder.layer_norm
-        self._heads = decoder.heads
-        self._max_source_positions = decoder.max_source_positions
-        self._max_target_positions = decoder.max_target_positions
-        self._blocks = [
-            CachedDecoderBlock(block, int8=int8)
-            for block in decoder.layers
-            if isinstance(block, DecoderBlock)
-        ]
+    @property
+    def weight(self) -> Float[Tensor, "vocab width"]:
+        """Of the tokens."""
+        return self._tokens.weight
 
-    def new_cache(self, slots: int, *, beams: int = 1) -> SlotCache:
-        """Allocate caches for `slots` sequences, of the weights' dtype, where the weights are.
-
-        Each `beams` adjacent slots share a window.
-
-        Raises:
-            ValueError: the slots cannot share windows evenly.
-        """
-        weight = self._embed_tokens.weight
-        return SlotCache(
-            layers=len(self._blocks),
-            slots=slots,
-            beams=beams,
-            heads=self._heads,
-            head_dim=weight.shape[1] // self._heads,
-            tokens=self._max_target_positions,
-            positions=self._max_source_positions,
-            dtype=weight.dtype,
-            device=weight.device,
-        )
-
-    def fill(
-        self,
-        cache: SlotCache,
-        slots: Sequence[int],
-        encoded: Float[Tensor, "batch pos width"],
-        *,
-        num_positions: Sequence[int] | None = None,
-    ) -> None:
-        """Write the cross-attention keys and values of `encoded` into `slots`.
-
-        Of each window only its `num_positions` are looked at from then on; None means all.
-        """
-        cache.note_windows(slots, num_positions)
-        if cache.on_cpu:
-            ends = num_positions or [encoded.shape[1]] * len(slots)
-            heard = [window[:end] for window, end in zip(encoded, ends, strict=True)]
-            run_side_by_side(partial(self._fill_one, cache), list(zip(slots, heard, strict=True)))
-            return
-        for block, layer in zip(self._blocks, cache.layers, strict=True):
-            block.fill(layer, slots, encoded)
-
-    def _fill_one(
-        self, cache: SlotCache, slot_and_window: tuple[int, Float[Tensor, "pos width"]]
-    ) -> None:
-        for block, layer in zip(self._blocks, cache.layers, strict=True):
-            block.fill_one(layer, *slot_and_window)
-
-    def prefill(
-        self, cache: SlotCache, slots: Sequence[int], tokens: Int[Tensor, "batch token"]
-    ) -> Float[Tensor, "batch token width"]:
-        """Run prompts from position 0, starting `slots` anew.
-
-        Raises:
-            ValueError: the prompts are longer than the model's positions.
-        """
-        hidden = self._embed(tokens)
-        windows = cache.view_windows(slots)
-        for block, layer in zip(self._blocks, cache.layers, strict=True):
-            hidden = block.prefill(layer, slots, hidden, windows)
-        cache.note_length(slots, tokens.shape[1])
-        normed: Tensor = self._layer_norm(hidden)
-        return normed
-
-    def step(
-        self, cache: SlotCache, tokens: Int[Tensor, " slot"], positions: Int[Tensor, " slot"]
-    ) -> Float[Tensor, "slot width"]:
-        """Run one token in each of the slots 0, 1, ..., at its own position.
-
-        Raises:
-            ValueError: some slots of a window are left out; on a CPU, a position is outside the
-                model's.
-        """
-        if len(tokens) % cache.beams:
-            raise ValueError(
-                f"advancing {len(tokens)} slots: each {cache.beams} of them share a window, "
-                "expected all of these or none; pass a token for each"
-            )
-        view = StepView.at(positions, max_positions=self._max_target_positions)
-        windows = cache.view_windows(range(0, len(tokens), cache.beams))
-        embedded = F.embedding(tokens, self._embed_tokens.weight)
-        embedded = embedded + F.embedding(positions, self._embed_positions.weight)
-        hidden = embedded.unsqueeze(1)  # (slot, 1, width)
-        for block, layer in zip(self._blocks, cache.layers, strict=True):
-            hidden = block.step(layer, view, hidden, windows)
-        cache.note_length(range(len(tokens)), view.length)
-        normed: Tensor = self._layer_norm(hidden.squeeze(1))
-        return normed
-
-    def extend(
-        self,
-        cache: SlotCache,
-        slots: Sequence[int],
-        tokens: Int[Tensor, "batch token"],
-        positions: Int[Tensor, " batch"],
-    ) -> Float[Tensor, "batch token width"]:
-        """Run several tokens of each of `slots`, the first at `positions`.
-
-        Raises:
-            ValueError: on a CPU, a position is outside the model's.
-        """
-        view = SpanView.at(
-            slots,
-            positions,
-            num_tokens=tokens.shape[1],
-            max_positions=self._max_target_positions,
-        )
-        windows = cache.view_windows(slots)
-        hidden = F.embedding(tokens, self._embed_tokens.weight)
-        hidden = hidden + F.embedding(view.positions, self._embed_positions.weight)
-        for block, layer in zip(self._blocks, cache.layers, strict=True):
-            hidden = block.extend(layer, view, hidden, windows)
-        cache.note_length(slots, view.length)
-        normed: Tensor = self._layer_norm(hidden)
-        return normed
-
-    def align(
-        self,
-        cache: SlotCache,
-        slot: int,
-        tokens: Int[Tensor, " token"],
-        heads: Sequence[tuple[int, int]],
-    ) -> tuple[Float[Tensor, "token width"], Float[Tensor, "head token pos"]]:
-        """Run a sequence over the window in `slot`, writing nothing to the cache.
-
-        Also returns how these (layer, head) attend to the window, after the softmax, in float32;
-        not at all past its end.
-
-        Raises:
-            ValueError: the model has no such head, or not as many positions.
-        """
-        asked = self._heads_by_layer(heads)
-        windows = cache.view_windows([slot])
-        hidden = self._embed(tokens.unsqueeze(0))
-        weights = hidden.new_zeros(
-            len(heads), len(tokens), self._max_source_positions, dtype=torch.float32
-        )
-        for number, (block, layer) in enumerate(zip(self._blocks, cache.layers, strict=True)):
-            rows = [row for row, _ in asked[number]]
-            own = [head for _, head in asked[number]]
-            hidden, found = block.align(layer, slot, hidden, own, windows)
-            weights[rows, :, : found.shape[2]] = found
-        normed: Tensor = self._layer_norm(hidden[0])
-        return normed, weights
-
-    def _embed(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token width"]:
+    def start(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token width"]:
         """Embed sequences that start at position 0."""
-        length = tokens.shape[1]
-        if length > self._max_target_positions:
-            raise ValueError(
-                f"decoding {length} tokens: the model has {self._max_target_positions} positions; "
-                "cut the prompt or the sequence"
-            )
-        embedded = F.embedding(tokens, self._embed_tokens.weight)
-        return embedded + self._embed_positions.weight[:length]
+        embedded = F.embedding(tokens, self._tokens.weight)
+        return embedded + self._positions.weight[: tokens.shape[1]]
 
-    def _heads_by_layer(self, heads: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-        """List, for every layer, the asked heads with their places among `heads`."""
-        asked: list[list[tuple[int, int]]] = [[] for _ in self._blocks]
-        for row, (layer, head) in enumerate(heads):
-            if not (0 <= layer < len(self._blocks) and 0 <= head < self._heads):
-                raise ValueError(
-                    f"aligning with head {head} of decoder layer {layer}: the model has "
-                    f"{len(self._blocks)} layers of {self._heads} heads; correct the "
-                    "alignment heads"
-                )
-            asked[layer].append((row, head))
-        return asked
+    def at(
+        self, tokens: Int[Tensor, "*batch"], positions: Int[Tensor, "*batch"]
+    ) -> Float[Tensor, "*batch width"]:
+        """Embed tokens, each at its own position."""
+        embedded = F.embedding(tokens, self._tokens.weight)
+        return embedded + F.embedding(positions, self._positions.weight)
+
+
+def cached_whisper_decoder(decoder: WhisperDecoder, *, int8: bool = False) -> CachedDecoder:
+    """Make the form of a decoder that keeps the keys and values of many sequences in slots."""
+    return CachedDecoder(
+        LearnedPositions(decoder.embed_tokens, decoder.embed_positions),
+        decoder.layers,
+        decoder.layer_norm,
+        heads=decoder.heads,
+        max_source_positions=decoder.max_source_positions,
+        max_target_positions=decoder.max_target_positions,
+        int8=int8,
+    )
