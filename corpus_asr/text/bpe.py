@@ -19,13 +19,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from corpus_asr.errors import CheckpointError
-
-TOKENIZER_NAME = "tokenizer.json"
-VOCAB_NAME = "vocab.json"
-MERGES_NAME = "merges.txt"
-ADDED_NAME = "added_tokens.json"
-SPECIAL_NAME = "special_tokens_map.json"
-SETTINGS_NAME = "tokenizer_config.json"
+from corpus_asr.text.tokenizer_files import (
+    ADDED_NAME,
+    MERGES_NAME,
+    SETTINGS_NAME,
+    SPECIAL_NAME,
+    TOKENIZER_NAME,
+    VOCAB_NAME,
+)
 
 _OTHER_SPECIAL = "additional_special_tokens"
 

@@ -12,8 +12,14 @@ from pathlib import Path
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.models.config_file import write_json_object
-from corpus_asr.text.bpe import ADDED_NAME, MERGES_NAME, SETTINGS_NAME, SPECIAL_NAME, VOCAB_NAME
 from corpus_asr.text.languages import LANGUAGES
+from corpus_asr.text.tokenizer_files import (
+    ADDED_NAME,
+    MERGES_NAME,
+    SETTINGS_NAME,
+    SPECIAL_NAME,
+    VOCAB_NAME,
+)
 from corpus_asr.units import TIMESTAMP_STEP_S
 
 _END = "<|endoftext|>"

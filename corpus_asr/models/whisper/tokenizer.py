@@ -13,22 +13,23 @@ from typing import Any, Self
 from corpus_asr.models.config_file import read_json_object, write_json_object
 from corpus_asr.models.saved_files import Uploads, finish_saving, made_folder
 from corpus_asr.models.tensors import as_tensors
+from corpus_asr.models.token_settings import NO_LIMIT
 from corpus_asr.models.whisper.chunk_merging import merged_chunks
 from corpus_asr.models.whisper.tokenizer_decoding import WhisperTextDecoding
 from corpus_asr.models.whisper.tokenizer_encoding import WhisperTextEncoding
-from corpus_asr.models.whisper.tokenizer_settings import END, NO_LIMIT, TokenizerSettings
+from corpus_asr.models.whisper.tokenizer_settings import END, TokenizerSettings
 from corpus_asr.storage.model_files import fetch_checkpoint
-from corpus_asr.text.bpe import (
+from corpus_asr.text.bpe import BytePairEncoding
+from corpus_asr.text.languages import resolve_language
+from corpus_asr.text.normalize import american_spellings
+from corpus_asr.text.tokenizer_files import (
     ADDED_NAME,
     MERGES_NAME,
     SETTINGS_NAME,
     SPECIAL_NAME,
     TOKENIZER_NAME,
     VOCAB_NAME,
-    BytePairEncoding,
 )
-from corpus_asr.text.languages import resolve_language
-from corpus_asr.text.normalize import american_spellings
 
 NORMALIZER_NAME = "normalizer.json"
 
@@ -197,7 +198,9 @@ class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding, Uploads):
             TypeError: an option of the upload is not known.
         """
         folder = made_folder(save_directory)
-        self._settings.save(folder, special_tokens=self.all_special_tokens)
+        self._settings.save(
+            folder, tokenizer_class="WhisperTokenizer", special_tokens=self.all_special_tokens
+        )
         self._bpe.save(folder)
         vocabulary = self.save_vocabulary(folder, filename_prefix)
         write_json_object(folder / ADDED_NAME, self._tokens_beside_vocabulary())

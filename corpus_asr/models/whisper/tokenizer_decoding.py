@@ -4,11 +4,10 @@ In: ids as a model or a tokenizer wrote them. Out: text, with timestamps written
 offsets beside it. Knows no prompts and no audio.
 """
 
-import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from corpus_asr.models.tensors import as_lists
+from corpus_asr.models.text_decoding import TextDecoding, id_lists
 from corpus_asr.models.whisper.timestamps import (
     TimedTokens,
     split_timestamps,
@@ -20,23 +19,8 @@ from corpus_asr.models.whisper.tokenizer_vocabulary import WhisperVocabulary
 from corpus_asr.text.normalize import BasicTextNormalizer, EnglishTextNormalizer
 from corpus_asr.units import TIMESTAMP_STEP_S
 
-# In this order: a later pair sees what the earlier ones left.
-# Source: transformers 5.23, `PreTrainedTokenizerBase.clean_up_tokenization`.
-_TIGHT = {
-    " .": ".",
-    " ?": "?",
-    " !": "!",
-    " ,": ",",
-    " ' ": "'",
-    " n't": "n't",
-    " 'm": "'m",
-    " 's": "'s",
-    " 've": "'ve",
-    " 're": "'re",
-}
 
-
-class WhisperTextDecoding(WhisperVocabulary):
+class WhisperTextDecoding(TextDecoding, WhisperVocabulary):
     """What turns ids into text."""
 
     english_spelling_normalizer: Mapping[str, str] | None
@@ -81,7 +65,7 @@ class WhisperTextDecoding(WhisperVocabulary):
             ValueError: an id is negative, such as a label's padding.
             TypeError: these are no ids.
         """
-        found = _as_lists(token_ids)
+        found = id_lists(token_ids)
         options: dict[str, Any] = {
             "skip_special_tokens": skip_special_tokens,
             "clean_up_tokenization_spaces": clean_up_tokenization_spaces,
@@ -111,31 +95,6 @@ class WhisperTextDecoding(WhisperVocabulary):
             return {"text": text, "offsets": self._offsets(found, time_precision)}
         return text
 
-    def batch_decode(
-        self,
-        sequences: Any,
-        skip_special_tokens: bool = False,
-        clean_up_tokenization_spaces: bool | None = None,
-        **kwargs: Any,
-    ) -> list[Any]:
-        """Decode each sequence as `decode` does; one sequence gives a list of one text.
-
-        Args:
-            sequences: a list, array or tensor of two dimensions; rows may differ in length.
-            skip_special_tokens: leave control tokens and the previous text out.
-            clean_up_tokenization_spaces: remove blanks before punctuation.
-            kwargs: the other options of `decode`.
-
-        Raises:
-            ValueError: an id is negative, such as a label's padding.
-            TypeError: these are no ids.
-        """
-        rows = _as_lists(sequences)
-        if not rows:
-            return []
-        found = self.decode(rows, skip_special_tokens, clean_up_tokenization_spaces, **kwargs)
-        return found if isinstance(found, list) else [found]
-
     def decode_text(self, token_ids: Iterable[int]) -> str:
         """Return what was said: control tokens and timestamps left out, wherever they stand."""
         return self._bpe.decode([i for i in token_ids if i < self.eot])
@@ -156,13 +115,6 @@ class WhisperTextDecoding(WhisperVocabulary):
     def basic_normalize(text: str, remove_diacritics: bool = False) -> str:
         """Normalise text of any language."""
         return BasicTextNormalizer(remove_diacritics)(text)
-
-    @staticmethod
-    def clean_up_tokenization(text: str) -> str:
-        """Remove blanks before punctuation and English endings."""
-        for loose, tight in _TIGHT.items():
-            text = text.replace(loose, tight)
-        return text
 
     def _plain_text(self, ids: list[int], skip_special_tokens: bool, clean: bool) -> str:
         text = self._bpe.decode(ids, skip_special_tokens=skip_special_tokens, errors=self.errors)
@@ -196,28 +148,3 @@ class WhisperTextDecoding(WhisperVocabulary):
         if not ids or ids[0] != self.start_of_prev:
             return ids
         return ids[ids.index(self.sot) :] if self.sot in ids else []
-
-
-def _as_lists(token_ids: Any) -> list[Any]:
-    """Return ids as a list of numbers, or of such lists."""
-    values = as_lists(token_ids["input_ids"] if isinstance(token_ids, dict) else token_ids)
-    if isinstance(values, int):
-        return [values]
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise _no_ids(values)
-    found = [as_lists(value) for value in values]
-    return [list(value) if isinstance(value, list | tuple) else _as_id(value) for value in found]
-
-
-def _as_id(value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise _no_ids(value) from error
-
-
-def _no_ids(found: Any) -> TypeError:
-    return TypeError(
-        f"decoding: found {str(found)[:40]!r} of type {type(found).__name__}, expected token ids: "
-        f"whole numbers, or lists or tensors of them; pass what generate() or a call returned"
-    )

@@ -6,11 +6,12 @@ and large-v3 checkpoints. Knows no text.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import Any, Generic, TypeVar, overload
+from typing import Any
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.models.whisper.tokenizer_settings import END, ROLES, TokenizerSettings
+from corpus_asr.models.token_roles import Setting, TokenRoles
+from corpus_asr.models.token_settings import ROLES
+from corpus_asr.models.whisper.tokenizer_settings import END, TokenizerSettings
 from corpus_asr.text.bpe import BytePairEncoding
 from corpus_asr.text.languages import LANGUAGES, resolve_language
 
@@ -22,68 +23,16 @@ _NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")
 # The English-only models kept GPT-2's vocabulary, which ends here; all others have one token more.
 _ENGLISH_ONLY_END = 50256
 
-T = TypeVar("T")
-
 TASKS = ("transcribe", "translate")
 
 
-class Setting(Generic[T]):
-    """A setting of a tokenizer, to read and to change."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, tokenizer: "WhisperVocabulary", owner: type | None = None) -> T:
-        value: T = getattr(tokenizer._settings, self._name)
-        return value
-
-    def __set__(self, tokenizer: "WhisperVocabulary", value: T) -> None:
-        tokenizer._change({self._name: value})
-
-
-class _RoleId:
-    """The id of the token that plays a role; None where none does."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name.removesuffix("_id")
-
-    def __get__(self, tokenizer: "WhisperVocabulary", owner: type | None = None) -> int | None:
-        token: str | None = getattr(tokenizer._settings, self._name)
-        return None if token is None else tokenizer._bpe.token_to_id(token)
-
-    def __set__(self, tokenizer: "WhisperVocabulary", token_id: int) -> None:
-        token = tokenizer._bpe.id_to_token(token_id)
-        if token is None:
-            raise ValueError(
-                f"setting {self._name}_id: found no token {token_id} among {len(tokenizer)}; "
-                f"choose the id of one, or add it first"
-            )
-        tokenizer._change({self._name: token})
-
-
-class WhisperVocabulary:
+class WhisperVocabulary(TokenRoles):
     """The tokens of a Whisper checkpoint and what they are for."""
 
-    bos_token = Setting[str | None]()
-    eos_token = Setting[str | None]()
-    unk_token = Setting[str | None]()
-    pad_token = Setting[str | None]()
-    bos_token_id = _RoleId()
-    eos_token_id = _RoleId()
-    unk_token_id = _RoleId()
-    pad_token_id = _RoleId()
     language = Setting[str | None]()
     task = Setting[str | None]()
     predict_timestamps = Setting[bool]()
     errors = Setting[str]()
-    padding_side = Setting[str]()
-    truncation_side = Setting[str]()
-    model_max_length = Setting[int]()
-    clean_up_tokenization_spaces = Setting[bool]()
-
-    model_input_names = ("input_ids", "attention_mask")
-    """What a model takes of the result of a call."""
-    pad_token_type_id = 0
     is_fast = True
 
     _bpe: BytePairEncoding
@@ -120,10 +69,6 @@ class WhisperVocabulary:
 
     def __len__(self) -> int:
         return len(self._bpe)
-
-    def __bool__(self) -> bool:
-        """Be true, though a tokenizer has a length."""
-        return True
 
     @property
     def vocab_size(self) -> int:
@@ -171,12 +116,6 @@ class WhisperVocabulary:
         named = set(self.special_tokens_map.values())
         return [token for token in self.all_special_tokens if token not in named]
 
-    @property
-    def special_tokens_map(self) -> dict[str, str]:
-        """Tokens by their roles."""
-        tokens = {role: getattr(self._settings, role) for role in ROLES}
-        return {role: token for role, token in tokens.items() if token is not None}
-
     def add_tokens(self, new_tokens: str | Iterable[str], special_tokens: bool = False) -> int:
         """Add tokens after the last id; returns how many were new.
 
@@ -184,29 +123,6 @@ class WhisperVocabulary:
         """
         tokens = [new_tokens] if isinstance(new_tokens, str) else list(new_tokens)
         return self._bpe.add_tokens(tokens, special=special_tokens)
-
-    def add_special_tokens(self, special_tokens_dict: Mapping[str, str | list[str]]) -> int:
-        """Add control tokens by role, and let them play it; returns how many were new.
-
-        Args:
-            special_tokens_dict: such as `{"pad_token": "<|pad|>"}`; tokens without a role under
-                `additional_special_tokens`.
-
-        Raises:
-            ValueError: there is no such role.
-        """
-        others = ("additional_special_tokens", "extra_special_tokens")
-        count = 0
-        for role, value in special_tokens_dict.items():
-            if role not in (*ROLES, *others) or isinstance(value, str) != (role in ROLES):
-                raise ValueError(
-                    f"adding special tokens: found {role}={value!r}, expected a token for one of "
-                    f"{', '.join(ROLES)}, or a list for {others[0]}; correct it"
-                )
-            count += self.add_tokens(value, special_tokens=True)
-            if isinstance(value, str):
-                self._change({role: value})
-        return count
 
     # What labels start with
 
@@ -238,58 +154,11 @@ class WhisperVocabulary:
             prefix.append(self._task_id(self.task))
         return prefix if self.predict_timestamps else [*prefix, self.no_timestamps]
 
-    # Ids and tokens
+    def _token_id(self, token: str) -> int | None:
+        return self._bpe.token_to_id(token)
 
-    @overload
-    def convert_tokens_to_ids(self, tokens: str) -> int: ...
-    @overload
-    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]: ...
-    def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int]:
-        """Look up ids; a token the vocabulary lacks gives the id of the unknown token.
-
-        Raises:
-            ValueError: it lacks one, and no token stands for unknown ones.
-        """
-        if not isinstance(tokens, str):
-            return [self.convert_tokens_to_ids(token) for token in tokens]
-        found = self._bpe.token_to_id(tokens)
-        found = self.unk_token_id if found is None else found
-        if found is None:
-            raise ValueError(
-                f"looking up the token {tokens!r}: found no such token among {len(self)}, and no "
-                f"unk_token to stand for it; choose another token or set unk_token"
-            )
-        return found
-
-    @overload
-    def convert_ids_to_tokens(self, ids: int, skip_special_tokens: bool = ...) -> str | None: ...
-    @overload
-    def convert_ids_to_tokens(
-        self, ids: Iterable[int], skip_special_tokens: bool = ...
-    ) -> list[str | None]: ...
-    def convert_ids_to_tokens(
-        self, ids: int | Iterable[int], skip_special_tokens: bool = False
-    ) -> str | list[str | None] | None:
-        """Look up tokens as the vocabulary spells them; None for an id it lacks."""
-        if isinstance(ids, int):
-            return self._bpe.id_to_token(ids)
-        skip = set(self._bpe.special_ids) if skip_special_tokens else set()
-        return [self._bpe.id_to_token(int(i)) for i in ids if int(i) not in skip]
-
-    def _change(self, settings: Mapping[str, Any]) -> None:
-        """Change settings by name, all or none.
-
-        Raises:
-            ValueError: a token is not in the vocabulary, or a value is not among those allowed.
-        """
-        for role in settings.keys() & set(ROLES):
-            token = settings[role]
-            if token is not None and self._bpe.token_to_id(token) is None:
-                raise ValueError(
-                    f"setting {role}: found no token {token!r} among {len(self)}; choose one of "
-                    f"the vocabulary, or add it by add_special_tokens"
-                )
-        self._settings = replace(self._settings, **settings)
+    def _id_token(self, token_id: int) -> str | None:
+        return self._bpe.id_to_token(token_id)
 
     def _control(self, *names: str) -> int:
         """Return the id of a control token that goes by one of `names`."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from corpus_asr.models.batch import BatchEncoding
 from corpus_asr.models.tensors import as_lists, is_tensor
-from corpus_asr.models.whisper.tokenizer_settings import NO_LIMIT, check_side
+from corpus_asr.models.token_settings import NO_LIMIT, check_side
 
 # Lengths above this are no lengths but a file's way to say that there is none.
 # Source: transformers 5.23, tokenization_utils_base.py, LARGE_INTEGER.
