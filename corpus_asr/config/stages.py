@@ -85,6 +85,12 @@ class ExtractSettings(Settings):
     workers: PositiveInt | Auto = Field(
         default="auto", description="Extract processes; `auto` uses the CPUs transcription leaves."
     )
+    ahead_mb: Annotated[float, Field(gt=0)] | Auto = Field(
+        default="auto",
+        description="Features extracted and not yet transcribed, in MiB over all machines; beyond, "
+        "extraction waits. `auto`: half of Ray's object stores; without Ray 64 MiB beside what "
+        "the model works on.",
+    )
     item_timeout_s: float = Field(
         default=600.0, gt=0,
         description="A recording whose decoder gives no part for this long becomes a failure.",

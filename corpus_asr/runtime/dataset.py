@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionResources
 
 from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
@@ -26,7 +26,7 @@ from corpus_asr.runtime.board import BoardMemory, Reporter, start_board
 from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.quarantine import Quarantine
-from corpus_asr.runtime.resources import Resources
+from corpus_asr.runtime.resources import STORE_SHARE_AHEAD, Resources
 from corpus_asr.runtime.sink import ResultsSink
 from corpus_asr.runtime.stopping import Stop, stoppable
 from corpus_asr.schemas import RESULTS
@@ -138,7 +138,7 @@ def run_on_ray(
     board = start_board()
     with (
         stoppable(lambda: progress.files_left) as stop,
-        DataContext.current(_context(resources)),
+        DataContext.current(_context(config, resources)),
         _Poll(board, progress, stop),
     ):
         dataset = build(
@@ -158,7 +158,7 @@ def run_on_ray(
             raise own_error(error) from error
 
 
-def _context(resources: Resources) -> DataContext:
+def _context(config: RunConfig, resources: Resources) -> DataContext:
     """Return the settings of a dataset, which have to be set before it is made."""
     with warnings.catch_warnings():
         # Ray 2.60 warns of its own deprecated fields whenever it fills them with their defaults.
@@ -166,6 +166,11 @@ def _context(resources: Resources) -> DataContext:
         context = DataContext.get_current().copy()
     context.target_max_block_size = BLOCK_BYTES
     context.target_min_block_size = 1
+    # The bound on features that wait: in bytes, or as a share that grows with the cluster.
+    context.override_object_store_memory_limit_fraction = STORE_SHARE_AHEAD
+    if config.extract.ahead_mb != "auto":
+        limits = ExecutionResources.for_limits(object_store_memory=resources.ahead_bytes)
+        context.execution_options.resource_limits = limits
     context.execution_no_progress_timeout_s = resources.no_progress_timeout_s
     context.max_errored_blocks = 0  # drops whole blocks of good rows
     context.actor_task_retry_on_errors = False

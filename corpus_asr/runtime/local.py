@@ -1,7 +1,7 @@
 """The pipeline in this process, without Ray: the same stages, the same tables.
 
 Extraction runs in threads (each with a child process that does the work), so that it overlaps
-with transcription; between them waits a bounded number of parts. For scripts, notebooks, small
+with transcription; what waits between them is bounded in bytes. For scripts, notebooks, small
 corpora and tests; one engine, on one GPU at most.
 """
 
@@ -29,8 +29,6 @@ from corpus_asr.storage.trust import HostRules
 MIN_BYTES_PER_COMMIT = 64 * 1024
 # ... but nobody should lose more than this to a crash.
 MAX_COMMIT_AGE_S = 10.0
-# Extracted parts that wait for the engine, beside those it holds.
-PARTS_WAITING = 4
 POLL_S = 1.0
 # How long extraction and the engine are waited for after a run broke off: extraction's processes
 # are then ended, the engine's thread ends after the windows that it is encoding.
@@ -93,8 +91,9 @@ def run_local(
                 (committed, stage.activity, *(one.activity for one in extracting))
             )
         )
-        parts = stack.enter_context(closing(_extracted(extracting, packs)))
-        results = _transcribed(stage, parts, stop, in_flight=resources.parts_in_flight)
+        room = _Room(resources.ahead_bytes)
+        parts = stack.enter_context(closing(_extracted(extracting, packs, room)))
+        results = _transcribed(stage, parts, stop, room, in_flight=resources.parts_in_flight)
         for result in stack.enter_context(closing(results)):
             if result is None:
                 buffer.poll()
@@ -119,7 +118,12 @@ def _closed(stage: TranscribeStage) -> Iterator[None]:
 
 
 def _transcribed(
-    stage: TranscribeStage, parts: Iterator[pa.Table | None], stop: Stop, *, in_flight: int
+    stage: TranscribeStage,
+    parts: Iterator[pa.Table | None],
+    stop: Stop,
+    room: "_Room",
+    *,
+    in_flight: int,
 ) -> Generator[pa.Table | None, None, None]:
     """Yield results as they are ready, and None when a while passed without one."""
     running: set[Future[pa.Table]] = set()
@@ -129,7 +133,7 @@ def _transcribed(
         if table is None:
             yield None
         else:
-            running.add(_transcribing(stage, table))
+            running.add(_transcribing(stage, table, room))
         yield from _ready(running, timeout_s=0)
         while len(running) >= in_flight and not stop.requested:
             yield from _ready(running, timeout_s=POLL_S)
@@ -139,7 +143,7 @@ def _transcribed(
         yield None
 
 
-def _transcribing(stage: TranscribeStage, parts: pa.Table) -> Future[pa.Table]:
+def _transcribing(stage: TranscribeStage, parts: pa.Table, room: "_Room") -> Future[pa.Table]:
     """Call the stage in a thread of its own.
 
     Not in an executor's: Python waits for those when it ends, and a run that breaks off would hang
@@ -152,6 +156,8 @@ def _transcribing(stage: TranscribeStage, parts: pa.Table) -> Future[pa.Table]:
             future.set_result(stage(parts))
         except BaseException as error:
             future.set_exception(error)
+        finally:
+            room.give_back(parts.nbytes)
 
     threading.Thread(target=call, name="transcribe", daemon=True).start()
     return future
@@ -176,13 +182,15 @@ def _extract_stage(config: RunConfig, extractor: str) -> ExtractStage:
 
 
 def _extracted(
-    stages: Sequence[ExtractStage], packs: Iterable[pa.Table]
+    stages: Sequence[ExtractStage], packs: Iterable[pa.Table], room: "_Room"
 ) -> Generator[pa.Table | None, None, None]:
     """Yield parts from a thread per stage, and None when a while passed without one."""
-    found: queue.Queue[_Found] = queue.Queue(maxsize=PARTS_WAITING)
+    found: queue.SimpleQueue[_Found] = queue.SimpleQueue()
     shared = _Shared(packs)
     threads = [
-        threading.Thread(target=_extract, args=(stage, shared, found), name="extract", daemon=True)
+        threading.Thread(
+            target=_extract, args=(stage, shared, found, room), name="extract", daemon=True
+        )
         for stage in stages
     ]
     for thread in threads:
@@ -203,32 +211,64 @@ def _extracted(
                 yield table
     finally:
         shared.stop()
-        _drain(found, threads)
+        room.close()
+        deadline = time.monotonic() + GRACE_S
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
         for stage in stages:
             stage.close()
 
 
-def _extract(stage: ExtractStage, packs: "_Shared", found: "queue.Queue[_Found]") -> None:
+def _extract(
+    stage: ExtractStage, packs: "_Shared", found: "queue.SimpleQueue[_Found]", room: "_Room"
+) -> None:
     try:
         for pack in packs:
             for table in stage(pack):
-                found.put(table)
+                room.take(table.nbytes)
                 if packs.stopped:
                     return
+                found.put(table)
     except BaseException as error:  # raised again in the main thread
         found.put(error)
     else:
         found.put(None)
 
 
-def _drain(found: "queue.Queue[_Found]", threads: list[threading.Thread]) -> None:
-    """Make room until the threads have noticed that they are to stop, for a while."""
-    deadline = time.monotonic() + GRACE_S
-    while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
-        try:
-            found.get(timeout=0.05)
-        except queue.Empty:
-            continue
+class _Room:
+    """Bytes for features that are not transcribed yet; who has more waits.
+
+    Args:
+        num_bytes: how many there are; something larger gets them once nobody else has any.
+    """
+
+    def __init__(self, num_bytes: int) -> None:
+        self._num_bytes = num_bytes
+        self._taken = 0
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def take(self, num_bytes: int) -> None:
+        """Wait until there are so many, or the room is closed, and take them."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: (
+                    self._closed or not self._taken or self._taken + num_bytes <= self._num_bytes
+                )
+            )
+            self._taken += num_bytes
+
+    def give_back(self, num_bytes: int) -> None:
+        """Let others have them."""
+        with self._changed:
+            self._taken -= num_bytes
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let everybody go on who waits: nothing more is kept."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
 
 class _Shared:

@@ -6,6 +6,7 @@ In: the settings and the machines' shape. Out: numbers with their reasons in pla
 
 import math
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,8 +29,14 @@ MAX_MEL_BINS = 128
 FEATURE_BYTES_PER_S = FRAMES_PER_SECOND * MAX_MEL_BINS * 2  # float16: 25,600
 # About one long part, or a hundred short recordings: seconds of a GPU's work.
 COMMIT_BYTES_GPU = 64 * 1024
-# Ray Data works with half of the object store, and other blocks than those in flight live there.
-STORE_SHARE_IN_FLIGHT = 4
+# Features between the stages take half of the object store, so that none is spilled to disk while
+# others are on their way; half of that is in flight, the other waits to take its place.
+STORE_SHARE_AHEAD = 0.5
+AHEAD_SHARE_IN_FLIGHT = 2
+# Parts that Ray holds for each extract worker beside those.
+PARTS_PER_EXTRACT_WORKER = 2
+# Without Ray: four long parts beside those in flight.
+AHEAD_BYTES_LOCAL = 64 * MEBIBYTE
 MIN_STORE_BYTES = 512 * MEBIBYTE
 MAX_STORE_SHARE_OF_MEMORY = 0.3
 # An extract worker: samples and features of two parts, beside interpreters, decoder and detector.
@@ -76,6 +83,8 @@ class Resources:
     """Threads of the model; None where a GPU does the work."""
     rows_per_call: int
     calls_in_flight: int
+    ahead_bytes: int
+    """Features extracted and not yet transcribed, over all machines; beyond, extraction waits."""
     commit_bytes: int
     """Results collected before they are committed together; at least 1."""
     no_progress_timeout_s: float
@@ -94,7 +103,8 @@ class Resources:
             else f", {self.extract_memory_bytes / MEBIBYTE:.0f} MiB"
         )
         return (
-            f"extract: up to {self.extract_workers} workers of {self.extract_cpus:g} CPU{memory}\n"
+            f"extract: up to {self.extract_workers} workers of {self.extract_cpus:g} CPU{memory}; "
+            f"{self.ahead_bytes / MEBIBYTE:.0f} MiB of features ahead of transcription at most\n"
             f"transcribe: {self.transcribe_workers} workers of {self.transcribe_gpus:g} GPU, "
             f"{self.transcribe_cpus:g} CPU{threads}; {self.parts_in_flight} parts in flight each "
             f"({self.calls_in_flight} calls of {self.rows_per_call})\n"
@@ -151,7 +161,8 @@ def resolve_resources(
     )
     memory = _extract_bytes(config)
     fits = sum(node.memory_bytes // memory for node in nodes) >= extract_workers
-    rows, calls = _in_flight(config, on_gpu=gpus_each > 0, workers=workers, store_bytes=store_bytes)
+    ahead_bytes = _ahead_bytes(config, store_bytes)
+    rows, calls = _in_flight(config, on_gpu=gpus_each > 0, workers=workers, ahead_bytes=ahead_bytes)
     speed = SLOWEST_SPEED["gpu" if gpus_each > 0 else "cpu"]
     found = Resources(
         extract_workers=extract_workers,
@@ -165,6 +176,7 @@ def resolve_resources(
         transcribe_threads=_threads(config, largest, gpus_each, workers_per_node=workers_per_node),
         rows_per_call=rows,
         calls_in_flight=calls,
+        ahead_bytes=ahead_bytes or AHEAD_BYTES_LOCAL + rows * calls * _part_bytes(config),
         # Ray bundles by size alone: a slow worker's results would wait for minutes.
         commit_bytes=COMMIT_BYTES_GPU if gpus_each > 0 else 1,
         no_progress_timeout_s=max(MIN_NO_PROGRESS_S, rows * calls * config.extract.part_s / speed),
@@ -176,10 +188,13 @@ def resolve_resources(
 
 def store_bytes_for(config: RunConfig, node: NodeShape) -> int:
     """Return how much object store a Ray started on this machine gets."""
-    on_gpu = _gpus_per_worker(config, (node,)) > 0
-    workers = _transcribe_workers(config, (node,), gpus_each=_gpus_per_worker(config, (node,)))
-    rows, calls = _in_flight(config, on_gpu=on_gpu, workers=workers, store_bytes=None)
-    needed = STORE_SHARE_IN_FLIGHT * workers * rows * calls * _part_bytes(config)
+    ahead_bytes = _ahead_bytes(config, None)
+    if ahead_bytes is None:
+        resources = resolve_resources(config, (node,), num_packs=sys.maxsize)
+        in_flight = resources.transcribe_workers * resources.parts_in_flight
+        held = PARTS_PER_EXTRACT_WORKER * resources.extract_workers
+        ahead_bytes = (AHEAD_SHARE_IN_FLIGHT * in_flight + held) * _part_bytes(config)
+    needed = int(ahead_bytes / STORE_SHARE_AHEAD)
     return max(MIN_STORE_BYTES, min(needed, int(node.memory_bytes * MAX_STORE_SHARE_OF_MEMORY)))
 
 
@@ -294,7 +309,7 @@ def _whole_steps(cpus: float) -> float:
 
 
 def _in_flight(
-    config: RunConfig, *, on_gpu: bool, workers: int, store_bytes: int | None
+    config: RunConfig, *, on_gpu: bool, workers: int, ahead_bytes: int | None
 ) -> tuple[int, int]:
     """Return rows per call and calls in flight of one transcribe worker."""
     slots = config.transcribe.slots
@@ -303,12 +318,19 @@ def _in_flight(
     parts = PARTS_PER_SLOT * slots
     if not on_gpu:
         parts = min(parts, max(slots, READY_BYTES_CPU // _part_bytes(config)))
-    if store_bytes is not None:
-        room = store_bytes // STORE_SHARE_IN_FLIGHT // workers // _part_bytes(config)
+    if ahead_bytes is not None:
+        room = ahead_bytes // AHEAD_SHARE_IN_FLIGHT // workers // _part_bytes(config)
         parts = max(2, min(parts, room))
     call_bytes = CALL_BYTES["gpu" if on_gpu else "cpu"]
     rows = max(1, min(parts // 4, call_bytes // _part_bytes(config)))
     return rows, math.ceil(parts / rows)
+
+
+def _ahead_bytes(config: RunConfig, store_bytes: int | None) -> int | None:
+    """Return the bound that is set or follows from the object stores; None where neither is."""
+    if config.extract.ahead_mb != "auto":
+        return int(config.extract.ahead_mb * MEBIBYTE)
+    return None if store_bytes is None else int(store_bytes * STORE_SHARE_AHEAD)
 
 
 def _part_bytes(config: RunConfig) -> int:

@@ -26,7 +26,8 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import FILES
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.aside import ASIDE_NAME, EARLIER_FOLDER, interrupted, set_aside
-from corpus_asr.storage.tables import OUTCOMES_FOLDER, SEGMENTS_FOLDER, OutputStore
+from corpus_asr.storage.results import PART_ROWS_FOLDERS
+from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
 from corpus_asr.storage.versions import safe_config
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ REPORT_NAME = "report.json"
 # How the work is spread and bounded; results do not depend on it.
 _RESOURCE_KEYS = {
     f"extract.{key}"
-    for key in ("workers", "pack_mb", "item_timeout_s", "max_file_gb", "max_duration_h")
+    for key in ("workers", "ahead_mb", "pack_mb", "item_timeout_s", "max_file_gb", "max_duration_h")
 }
 _LEDGER_COLUMNS = ("recording_id", "etag", "size_bytes", "part", "last_part")
 _OUTCOME_COLUMNS = ("status", "retryable")
@@ -256,7 +257,7 @@ class Ledger:
             tables.append(table.append_column("row", pa.array(positions)).cast(_EMPTY_ROWS.schema))
             counts[index] += length
         # Listed after the outcomes were: each commit puts its segments first.
-        present = set(store.names(SEGMENTS_FOLDER))
+        present = {name for folder in PART_ROWS_FOLDERS for name in store.names(folder)}
         lost = {
             name: int(counts[number[name]])
             for name, segments_names in promised.items()

@@ -112,7 +112,8 @@ def test_object_stores_hold_what_is_in_flight():
     part = PART_S * sizes.FEATURE_BYTES_PER_S
     parts = sizes.PARTS_PER_SLOT * sizes.ASSUMED_SLOTS_GPU
     gpus = int(sum(node.gpus for node in nodes("rayjob.yaml")))
-    needed = sizes.STORE_SHARE_IN_FLIGHT * gpus * parts * part / GIBIBYTE
+    share = sizes.STORE_SHARE_AHEAD / sizes.AHEAD_SHARE_IN_FLIGHT
+    needed = gpus * parts * part / share / GIBIBYTE
     assert f"{parts} x {part / MEBIBYTE:.1f} MiB = {parts * part / GIBIBYTE:.2f} GiB" in GUIDE
     assert f"= {needed:.1f} GiB for {gpus} GPUs" in GUIDE
     there = sum(

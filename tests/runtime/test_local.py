@@ -13,6 +13,7 @@ from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import Progress, Tally
 from corpus_asr.runtime.resources import resolve_resources, this_machine
+from corpus_asr.units import MEBIBYTE
 from tests.support.engines import ScriptedEngine, always, broken_engine, scripted_engine
 from tests.support.scripted import EXTRACTOR, committer_of, outcomes_by_part, scripted_job
 from tests.support.tables import packs_of
@@ -57,8 +58,11 @@ def test_every_part_is_committed_and_counted(tmp_path: Path):
     assert tally.audio_s == pytest.approx(5.0)
 
 
-def test_extraction_goes_on_while_the_engine_is_busy_and_waits_when_it_is_full(tmp_path: Path):
-    config = scripted_job(tmp_path, transcribe={"slots": 2})
+def test_extraction_goes_on_while_the_engine_is_busy_and_waits_when_its_bytes_are_full(
+    tmp_path: Path,
+):
+    ahead_mb = 0.02
+    config = scripted_job(tmp_path, transcribe={"slots": 2}, extract={"ahead_mb": ahead_mb})
     engine = ScriptedEngine(held=True)
     given = []
 
@@ -70,15 +74,20 @@ def test_extraction_goes_on_while_the_engine_is_busy_and_waits_when_it_is_full(t
     runner = threading.Thread(target=run, args=(config, packs()), kwargs={"engine": always(engine)})
     runner.start()
     with engine.submitted:
-        # Two slots hold two parts each: all four are there before one is answered.
-        assert engine.submitted.wait_for(lambda: len(engine.requests) == 4, timeout=60)
+        assert engine.submitted.wait_for(lambda: len(engine.requests) == 2, timeout=60)
     runner.join(timeout=1)
-    assert len(engine.requests) == 4
-    assert len(given) < 20
+    part_bytes = engine.requests[0].features.nbytes
+    # One more has been extracted and waits for room, its file being the last one asked for.
+    assert 10 < len(given) <= ahead_mb * MEBIBYTE / part_bytes + 1
     engine.release()
     runner.join(timeout=60)
     assert len(outcomes_by_part(config)) == 100
     assert engine.closed
+
+
+def test_a_part_larger_than_all_room_goes_through_alone(tmp_path: Path):
+    config = scripted_job(tmp_path, extract={"ahead_mb": 1e-6})
+    assert run(config, [packs_of(f"{number}/parts=2") for number in range(5)]).parts == 10
 
 
 def test_an_engine_error_ends_the_run_and_keeps_what_was_committed(tmp_path: Path):

@@ -136,6 +136,26 @@ def test_the_object_store_is_bounded_by_what_is_in_flight_and_by_memory():
     assert store_bytes_for(config(), small) <= 8 * GIBIBYTE * 0.3
 
 
+def test_what_waits_is_bounded_by_half_of_the_object_store_or_as_asked():
+    found = resolve_resources(config(), (GPU_BOX,), num_packs=9, store_bytes=8 * GIBIBYTE)
+    assert found.ahead_bytes == 4 * GIBIBYTE
+    assert found.parts_in_flight * 600 * 25_600 <= 2 * GIBIBYTE
+    asked = config(extract={"ahead_mb": 300})
+    for store_bytes in (None, 8 * GIBIBYTE):
+        found = resolve_resources(asked, (GPU_BOX,), num_packs=9, store_bytes=store_bytes)
+        assert found.ahead_bytes == 300 * MEBIBYTE
+        assert found.parts_in_flight * 600 * 25_600 <= 150 * MEBIBYTE
+    assert store_bytes_for(asked, GPU_BOX) == 600 * MEBIBYTE
+    alone = resolve_resources(config(), (LAPTOP,), num_packs=9)
+    assert alone.ahead_bytes == alone.parts_in_flight * 600 * 25_600 + 64 * MEBIBYTE
+
+
+def test_a_store_started_here_holds_what_is_in_flight_twice_and_two_parts_per_extract_worker():
+    found = resolve_resources(config(), (GPU_BOX,), num_packs=9999)
+    parts = 2 * found.parts_in_flight + 2 * found.extract_workers
+    assert store_bytes_for(config(), GPU_BOX) == 2 * parts * 600 * 25_600
+
+
 def test_the_answer_can_be_read():
     text = resolve_resources(config(), (GPU_BOX,), num_packs=100).describe()
     assert "extract: up to 15 workers of 1 CPU" in text

@@ -17,7 +17,8 @@ from corpus_asr.schemas import OUTCOMES, RECORDINGS, SEGMENTS
 from corpus_asr.storage import filesystem, recordings
 from corpus_asr.storage.finish import RunCounts, finish
 from corpus_asr.storage.ledger import Ledger, Run, begin_run, fingerprint
-from corpus_asr.storage.tables import OutputStore, segments_of, unique_stem
+from corpus_asr.storage.results import segments_of
+from corpus_asr.storage.tables import OutputStore, unique_stem
 from tests.support.commits import commit, files, part, results, same_schema
 from tests.support.dying import Killed, dying
 
@@ -120,6 +121,7 @@ def test_a_folder_that_is_continued_keeps_its_fingerprint(memory: str) -> None:
         extract={
             "workers": 3,
             "pack_mb": 1,
+            "ahead_mb": 9,
             "item_timeout_s": 9,
             "max_file_gb": 1,
             "max_duration_h": 9,
