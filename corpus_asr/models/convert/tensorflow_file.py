@@ -20,6 +20,7 @@ TENSORFLOW_NAME = "tf_model.h5"
 _LEAVES = {"kernel": "weight", "embeddings": "weight", "gamma": "weight", "beta": "bias"}
 # A variable's path begins with the class and layer it was made in; the weights begin here.
 _TOWERS = ("encoder", "decoder")
+_PROJECTION = "lm_head"  # Speech2Text's, beside the towers
 
 
 def read_tensorflow(path: Path) -> dict[str, Tensor]:
@@ -60,12 +61,13 @@ def _library() -> Any:
 def _translate(name: str, values: np.ndarray) -> tuple[str, np.ndarray]:
     parts = name.rsplit(":", 1)[0].split("/")
     start = next((at for at, part in enumerate(parts) if part in _TOWERS), None)
+    above = ["model"]
+    if start is None and parts[-2:-1] == [_PROJECTION]:
+        start, above = len(parts) - 2, []
     if start is None or values.dtype.kind != "f":
-        raise ValueError(
-            f"the variable {name} of {values.dtype}, expected a Whisper model's floats"
-        )
-    *above, leaf = parts[start:]
+        raise ValueError(f"the variable {name} of {values.dtype}, expected a speech model's floats")
+    *within, leaf = parts[start:]
     if leaf == "kernel":
         # Keras keeps the input before the output, and a convolution's width before both.
         values = values.transpose()
-    return ".".join(["model", *above, _LEAVES.get(leaf, leaf)]), values
+    return ".".join([*above, *within, _LEAVES.get(leaf, leaf)]), values

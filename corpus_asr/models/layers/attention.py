@@ -54,7 +54,7 @@ class Attention(nn.Module):
         context: Float[Tensor, "batch pos width"] | None = None,
         *,
         causal: bool = False,
-        mask: Float[Tensor, "#batch 1 token _"] | None = None,
+        mask: Float[Tensor, "#batch 1 #token _"] | None = None,
         kept: KeyValues | None = None,
         head_mask: Float[Tensor, " head"] | None = None,
         weights: list[Tensor] | None = None,
@@ -66,7 +66,7 @@ class Attention(nn.Module):
             context: what is asked; None means `hidden`.
             causal: whether a token sees only itself and those before it; `mask`, where given,
                 must say so itself.
-            mask: added to the scores.
+            mask: added to the scores of the tokens themselves, or of `context`.
             kept: keys and values of earlier calls. Those of `hidden` are added to them; those of
                 `context` are computed once.
             head_mask: what each head's weights are multiplied with.
@@ -108,7 +108,7 @@ class Attention(nn.Module):
         query: Float[Tensor, "batch head token head_dim"],
         key: Float[Tensor, "batch head pos head_dim"],
         value: Float[Tensor, "batch head pos head_dim"],
-        mask: Float[Tensor, "#batch 1 token pos"] | None,
+        mask: Float[Tensor, "#batch 1 #token pos"] | None,
         head_mask: Float[Tensor, " head"] | None,
         weights: list[Tensor] | None,
     ) -> Float[Tensor, "batch head token head_dim"]:

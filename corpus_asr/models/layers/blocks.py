@@ -6,6 +6,7 @@ In: hidden states. Out: hidden states of the same shape. Knows no tokens, no aud
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,15 @@ class Dropouts:
     activation: float = 0.0
     """Of what the activation gives."""
 
+    @classmethod
+    def of(cls, config: Any) -> Self:
+        """Return what a configuration asks for, by the names of config.json."""
+        return cls(
+            hidden=config.dropout,
+            attention=config.attention_dropout,
+            activation=config.activation_dropout,
+        )
+
 
 @dataclass(slots=True)
 class AttentionWeights:
@@ -104,12 +114,14 @@ class EncoderBlock(nn.Module):
         self,
         hidden: Float[Tensor, "batch pos width"],
         *,
+        mask: Float[Tensor, "#batch 1 1 _"] | None = None,
         head_mask: Float[Tensor, " head"] | None = None,
         weights: AttentionWeights | None = None,
     ) -> Float[Tensor, "batch pos width"]:
-        """Let every position see every other."""
+        """Let every position see every other, as far as `mask`, added to the scores, lets it."""
         attended = self.self_attn(
             self.self_attn_layer_norm(hidden),
+            mask=mask,
             head_mask=head_mask,
             weights=None if weights is None else weights.own,
         )
@@ -152,6 +164,7 @@ class DecoderBlock(nn.Module):
         encoded: Float[Tensor, "batch pos width"] | None = None,
         *,
         mask: Float[Tensor, "#batch 1 token _"] | None = None,
+        cross_mask: Float[Tensor, "#batch 1 1 _"] | None = None,
         past: LayerPast | None = None,
         head_mask: Float[Tensor, " head"] | None = None,
         cross_head_mask: Float[Tensor, " head"] | None = None,
@@ -163,6 +176,7 @@ class DecoderBlock(nn.Module):
             hidden: of the tokens.
             encoded: of the window; without it there is no cross-attention.
             mask: added to the scores of self-attention; None lets a token see all before it.
+            cross_mask: added to those of cross-attention; None lets a token see all positions.
             past: what earlier calls kept; this call adds to it.
             head_mask: what each head of self-attention is multiplied with.
             cross_head_mask: likewise for cross-attention.
@@ -181,6 +195,7 @@ class DecoderBlock(nn.Module):
             attended = self.encoder_attn(
                 self.encoder_attn_layer_norm(hidden),
                 encoded,
+                mask=cross_mask,
                 kept=None if past is None else past.cross,
                 head_mask=cross_head_mask,
                 weights=None if weights is None else weights.cross,

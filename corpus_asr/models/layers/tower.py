@@ -1,15 +1,57 @@
-"""What a stack of blocks does in training: leaves out layers, and forgets states it can compute.
+"""What a stack of blocks does: it leaves out layers in training and records what is asked for.
 
 In: a block and its input. Out: the block's output, or its input where the layer is left out.
 Knows no model.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from corpus_asr.models.layers.blocks import AttentionWeights
+
+
+@dataclass(slots=True, kw_only=True)
+class Record:
+    """What a call was asked to return beside the last states."""
+
+    states: list[Tensor] | None
+    """Before every block and after the last norm; None where nobody asks."""
+    weights: AttentionWeights | None
+    """Of attention; None where nobody asks."""
+
+    @classmethod
+    def asked(cls, config: Any, attentions: bool | None, states: bool | None) -> Self:
+        """Make an empty one; None asks the configuration."""
+        attentions = config.output_attentions if attentions is None else attentions
+        states = config.output_hidden_states if states is None else states
+        return cls(
+            states=[] if states else None, weights=AttentionWeights() if attentions else None
+        )
+
+    def add(self, hidden: Float[Tensor, "batch pos width"]) -> None:
+        """Keep states if they are asked for."""
+        if self.states is not None:
+            self.states.append(hidden)
+
+    @property
+    def hidden_states(self) -> tuple[Tensor, ...] | None:
+        """All states kept."""
+        return None if self.states is None else tuple(self.states)
+
+    @property
+    def attentions(self) -> tuple[Tensor, ...] | None:
+        """Weights of self-attention."""
+        return None if self.weights is None else tuple(self.weights.own)
+
+    @property
+    def cross_attentions(self) -> tuple[Tensor, ...] | None:
+        """Weights of cross-attention."""
+        return None if self.weights is None else tuple(self.weights.cross)
 
 
 class Tower(nn.Module):

@@ -9,11 +9,12 @@ from typing import Any, ClassVar, NoReturn
 
 from torch import Tensor, nn
 
+from corpus_asr.models.outputs import CausalLMOutputWithCrossAttentions, as_encoder_output
+from corpus_asr.models.vocabulary import token_loss
 from corpus_asr.models.whisper.config import WhisperConfig
 from corpus_asr.models.whisper.decoder import WhisperDecoder
-from corpus_asr.models.whisper.outputs import CausalLMOutputWithCrossAttentions, as_encoder_output
 from corpus_asr.models.whisper.slot_model import WhisperDecoderSlots, causal_slot_model
-from corpus_asr.models.whisper.vocabulary import WhisperWithVocabulary, token_loss
+from corpus_asr.models.whisper.vocabulary import WhisperWithVocabulary
 
 
 class _DecoderOnly(nn.Module):
@@ -39,7 +40,7 @@ class WhisperForCausalLM(WhisperWithVocabulary):
         super().__init__(config)
         self.model = _DecoderOnly(config)
         self._draw_weights()
-        self._add_projection(config)
+        self._add_projection()
 
     def set_decoder(self, decoder: WhisperDecoder) -> None:
         """Replace the decoder."""

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from corpus_asr.models.whisper.config import WhisperConfig
-from corpus_asr.models.whisper.encoder import WhisperEncoder
-from corpus_asr.models.whisper.outputs import (
+from corpus_asr.models.outputs import (
     BaseModelOutput,
     SequenceClassifierOutput,
     as_encoder_output,
 )
+from corpus_asr.models.whisper.config import WhisperConfig
+from corpus_asr.models.whisper.encoder import WhisperEncoder
 from corpus_asr.models.whisper.pretrained import WhisperPreTrainedModel
 
 

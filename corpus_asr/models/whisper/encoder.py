@@ -12,14 +12,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from corpus_asr.models.layers.blocks import AttentionWeights, Dropouts, EncoderBlock
-from corpus_asr.models.layers.tower import Tower, head_masks
+from corpus_asr.models.feature_encoder import FeatureEncoder, check_values
+from corpus_asr.models.layers.tower import Record
+from corpus_asr.models.outputs import BaseModelOutput
 from corpus_asr.models.whisper.config import WhisperConfig
-from corpus_asr.models.whisper.outputs import BaseModelOutput
 from corpus_asr.units import FRAMES_PER_POSITION
 
+_NOTHING = Record(states=None, weights=None)
 
-class WhisperEncoder(Tower):
+
+class WhisperEncoder(FeatureEncoder):
     """Two convolutions, sinusoidal positions, pre-norm blocks and a last norm.
 
     Source: Radford et al. 2022, section 2.2; parameter names of
@@ -27,27 +29,14 @@ class WhisperEncoder(Tower):
     """
 
     def __init__(self, config: WhisperConfig) -> None:
-        super().__init__(config.encoder_layerdrop)
+        super().__init__(config)
         width = config.d_model
-        self.config = config
         self.num_mel_bins = config.num_mel_bins
         self.num_frames = config.max_source_positions * FRAMES_PER_POSITION
         self.conv1 = nn.Conv1d(config.num_mel_bins, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=FRAMES_PER_POSITION, padding=1)
         self.embed_positions = nn.Embedding(config.max_source_positions, width)
-        self.layers = nn.ModuleList(
-            EncoderBlock(
-                width,
-                heads=config.encoder_attention_heads,
-                ffn_dim=config.encoder_ffn_dim,
-                activation_name=config.activation_function,
-                key_bias=False,
-                dropouts=dropouts_of(config),
-                eager=config.attn_implementation == "eager",
-            )
-            for _ in range(config.encoder_layers)
-        )
-        self.layer_norm = nn.LayerNorm(width)
+        self._add_blocks(key_bias=False)
 
     def forward(
         self,
@@ -72,18 +61,9 @@ class WhisperEncoder(Tower):
             ValueError: the features have another type, or number of mel bins or frames, than the
                 model, or (where they are on a CPU) hold NaN or infinity; or a mask does not fit.
         """
-        self._check_values(input_features)
-        config = self.config
-        weights = AttentionWeights() if _or(output_attentions, config.output_attentions) else None
-        states: list[Tensor] | None = (
-            [] if _or(output_hidden_states, config.output_hidden_states) else None
-        )
-        output = BaseModelOutput(
-            last_hidden_state=self._run(input_features, head_mask, states, weights),
-            hidden_states=None if states is None else tuple(states),
-            attentions=None if weights is None else tuple(weights.own),
-        )
-        return output if _or(return_dict, config.return_dict) else output.to_tuple()
+        check_values(input_features, self.conv1.weight.dtype)
+        record = Record.asked(self.config, output_attentions, output_hidden_states)
+        return self._output(self._run(input_features, head_mask, record), record, return_dict)
 
     def encode(
         self,
@@ -103,14 +83,14 @@ class WhisperEncoder(Tower):
                 no such part of a window can be heard.
         """
         if num_frames is None:
-            return self._run(input_features, None, None, None)
+            return self._run(input_features, None, _NOTHING)
         check_windows(input_features, num_mel_bins=self.num_mel_bins, num_frames=self.num_frames)
         check_heard(num_frames, windows=len(input_features), whole=self.num_frames)
         whole = input_features.new_zeros(len(input_features), *self.embed_positions.weight.shape)
         for length in sorted(set(num_frames)):  # those of one length together
             rows = [row for row, heard in enumerate(num_frames) if heard == length]
             some = torch.stack([input_features[row, :, :length] for row in rows])
-            encoded = self._run(some, None, None, None, num_frames=length)
+            encoded = self._run(some, None, _NOTHING, num_frames=length)
             for row, states in zip(rows, encoded, strict=True):
                 whole[row, : len(states)] = states
         return whole
@@ -119,46 +99,19 @@ class WhisperEncoder(Tower):
         self,
         features: Tensor,
         head_mask: Tensor | None,
-        states: list[Tensor] | None,
-        weights: AttentionWeights | None,
+        record: Record,
         *,
         num_frames: int | None = None,
     ) -> Float[Tensor, "batch pos width"]:
-        """Encode; put what every layer gives into `states` and `weights` where they are given."""
+        """Encode; put what every layer gives into `record`."""
         num_frames = num_frames or self.num_frames
         check_windows(features, num_mel_bins=self.num_mel_bins, num_frames=num_frames)
-        heads = self.config.encoder_attention_heads
-        masks = head_masks(head_mask, layers=len(self.layers), heads=heads, name="head_mask")
         # GELU whatever `activation_function` says: that is for the blocks.
         hidden = F.gelu(self.conv1(features))
         hidden = F.gelu(self.conv2(hidden))
         positions = self.embed_positions.weight[: hidden.shape[2]]
         hidden = hidden.transpose(1, 2) + positions  # (batch, pos, width)
-        hidden = F.dropout(hidden, self.config.dropout, self.training)
-        for layer, mask in zip(self.layers, masks, strict=True):
-            if states is not None:
-                states.append(hidden)
-            hidden = self._through(layer, hidden, head_mask=mask, weights=weights)
-        encoded: Tensor = self.layer_norm(hidden)
-        if states is not None:
-            states.append(encoded)
-        return encoded
-
-    def _check_values(self, features: Tensor) -> None:
-        """Check what the convolutions would say badly or not at all."""
-        wanted = self.conv1.weight.dtype
-        if features.dtype != wanted and not torch.is_autocast_enabled(features.device.type):
-            raise ValueError(
-                f"encoding a window: found features of {features.dtype}, expected {wanted} as the "
-                f"weights are; convert with features.to(model.dtype)"
-            )
-        # Not on a GPU: the host would have to wait for it.
-        if features.device.type == "cpu" and not bool(features.isfinite().all()):
-            rows = (~features.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
-            raise ValueError(
-                f"encoding a window: found NaN or infinity in the features of rows {rows}, "
-                f"expected finite numbers; look at the audio they were made of"
-            )
+        return self._run_blocks(hidden, mask=None, head_mask=head_mask, record=record)
 
 
 def check_windows(features: Tensor, *, num_mel_bins: int, num_frames: int) -> None:
@@ -194,16 +147,3 @@ def check_heard(num_frames: Sequence[int], *, windows: int, whole: int) -> None:
             f"hearing parts of {windows} windows: found {list(num_frames)} frames, expected for "
             f"each window a multiple of {stride}, {stride} to {whole}; correct num_frames"
         )
-
-
-def dropouts_of(config: WhisperConfig) -> Dropouts:
-    """Return what both towers leave out in training."""
-    return Dropouts(
-        hidden=config.dropout,
-        attention=config.attention_dropout,
-        activation=config.activation_dropout,
-    )
-
-
-def _or(given: bool | None, configured: bool) -> bool:
-    return configured if given is None else given

@@ -7,26 +7,21 @@ text and no search; `WhisperSlotModel` is what search (`decoding.protocols.SlotM
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from corpus_asr.models.outputs import (
+    Seq2SeqLMOutput,
+    Seq2SeqModelOutput,
+    given_encoding,
+    seq2seq_output,
+)
 from corpus_asr.models.registry import resolve
 from corpus_asr.models.whisper.config import WhisperConfig
 from corpus_asr.models.whisper.decoder import WhisperDecoder
 from corpus_asr.models.whisper.encoder import WhisperEncoder
-from corpus_asr.models.whisper.outputs import (
-    Seq2SeqLMOutput,
-    Seq2SeqModelOutput,
-    as_encoder_output,
-)
 from corpus_asr.models.whisper.slot_model import WhisperSlotModel
 from corpus_asr.models.whisper.spec_augment import mask_features
-from corpus_asr.models.whisper.vocabulary import (
-    IGNORED_LABEL,
-    WhisperWithTokens,
-    WhisperWithVocabulary,
-    token_loss,
-)
+from corpus_asr.models.whisper.vocabulary import WhisperWithTokens, WhisperWithVocabulary
 
 _GENERATE = "corpus_asr.transcription.generation.generate:generate"
 _DETECT_LANGUAGE = "corpus_asr.transcription.generation.generate:detect_language"
@@ -112,17 +107,11 @@ class WhisperModel(WhisperWithTokens):
             "output_hidden_states": output_hidden_states,
             "return_dict": True,
         }
-        if (input_features is None) == (encoder_outputs is None):
-            found = "neither" if input_features is None else "both"
-            raise ValueError(
-                f"running {type(self).__name__}: found {found} of input_features and "
-                f"encoder_outputs, expected one of them"
-            )
-        if encoder_outputs is None:
+        encoded = given_encoding(input_features, encoder_outputs, running=type(self).__name__)
+        if encoded is None:
             assert input_features is not None
             masked = self._mask_input_features(input_features, attention_mask)
-            encoder_outputs = self.encoder(masked, head_mask=head_mask, **wanted)
-        encoded = as_encoder_output(encoder_outputs)
+            encoded = self.encoder(masked, head_mask=head_mask, **wanted)
         decoded = self.decoder(
             decoder_input_ids,
             attention_mask=decoder_attention_mask,
@@ -136,16 +125,7 @@ class WhisperModel(WhisperWithTokens):
             cache_position=cache_position,
             **wanted,
         )
-        output = Seq2SeqModelOutput(
-            last_hidden_state=decoded.last_hidden_state,
-            past_key_values=decoded.past_key_values,
-            decoder_hidden_states=decoded.hidden_states,
-            decoder_attentions=decoded.attentions,
-            cross_attentions=decoded.cross_attentions,
-            encoder_last_hidden_state=encoded.last_hidden_state,
-            encoder_hidden_states=encoded.hidden_states,
-            encoder_attentions=encoded.attentions,
-        )
+        output = seq2seq_output(encoded, decoded)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
@@ -158,7 +138,7 @@ class WhisperForConditionalGeneration(WhisperWithVocabulary):
     def __init__(self, config: WhisperConfig) -> None:
         super().__init__(config)
         self.model = WhisperModel(config)
-        self._add_projection(config)
+        self._add_projection()
 
     def get_encoder(self) -> WhisperEncoder:
         """Return the encoder."""
@@ -236,24 +216,7 @@ class WhisperForConditionalGeneration(WhisperWithVocabulary):
             decoder_head_mask=decoder_head_mask,
             cross_attn_head_mask=cross_attn_head_mask,
         )
-        logits = self.proj_out(outputs.last_hidden_state)
-        found = {name: outputs[name] for name in outputs if name != "last_hidden_state"}
-        output = Seq2SeqLMOutput(loss=token_loss(logits, labels), logits=logits, **found)
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
-
-    def _shifted(self, labels: Tensor) -> Tensor:
-        """Return what the decoder is given for `labels`: each token one place later."""
-        if self.config.pad_token_id is None:
-            raise ValueError(
-                "training: config.pad_token_id is None, expected the token that stands for "
-                "ignored labels; set it, or pass decoder_input_ids"
-            )
-        start = labels.new_full((len(labels), 1), self.config.decoder_start_token_id)
-        shifted = F.pad(labels, (1, -1))
-        shifted = shifted.masked_fill(shifted == IGNORED_LABEL, self.config.pad_token_id)
-        shifted[:, :1] = start
-        return shifted
+        return self._scored(outputs, labels, return_dict)
 
     def generate(
         self,

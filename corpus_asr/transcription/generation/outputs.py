@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from corpus_asr.models.whisper.outputs import ModelOutput
+from corpus_asr.models.outputs import ModelOutput
 from corpus_asr.transcription.generation.row import Attempt, RowResult, RowSegment
 from corpus_asr.transcription.generation.settings import Settings
 

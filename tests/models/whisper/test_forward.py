@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from corpus_asr.models.past import DecoderCache
 from corpus_asr.models.whisper.causal_lm import WhisperForCausalLM
 from corpus_asr.models.whisper.classifier import WhisperForAudioClassification
 from corpus_asr.models.whisper.config import WhisperConfig
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration, WhisperModel
-from corpus_asr.models.whisper.past import WhisperCache
 
 VOCAB, BINS, FRAMES, WIDTH, POSITIONS = 50, 80, 40, 24, 16
 
@@ -153,9 +153,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {
             "input_features": window(),
             "decoder_input_ids": tokens(),
-            "past_key_values": WhisperCache(7),
+            "past_key_values": DecoderCache(7),
         },
-        "a WhisperCache of 7 layers, expected what a model of 2 decoder layers returned",
+        "a DecoderCache of 7 layers, expected what a model of 2 decoder layers returned",
     ),
     "heads that are not there": (
         {

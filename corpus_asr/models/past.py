@@ -15,7 +15,7 @@ from corpus_asr.models.layers.past import LayerPast
 _PARTS = 4
 
 
-class WhisperCache:
+class DecoderCache:
     """Keys and values of every decoder layer.
 
     `cache[i]` are the keys and values of the tokens and those of the window, each
@@ -75,7 +75,7 @@ class WhisperCache:
             layer.own.change(lambda tensor: tensor[:, :, :keep])
 
 
-def taken(past_key_values: Any, *, num_layers: int) -> WhisperCache | None:
+def taken(past_key_values: Any, *, num_layers: int) -> DecoderCache | None:
     """Take what a caller gives as `past_key_values`; None stays None.
 
     Raises:
@@ -84,11 +84,11 @@ def taken(past_key_values: Any, *, num_layers: int) -> WhisperCache | None:
     if past_key_values is None:
         return None
     if isinstance(past_key_values, tuple | list):
-        past_key_values = WhisperCache.from_legacy_cache(past_key_values)
-    if isinstance(past_key_values, WhisperCache) and len(past_key_values) == num_layers:
+        past_key_values = DecoderCache.from_legacy_cache(past_key_values)
+    if isinstance(past_key_values, DecoderCache) and len(past_key_values) == num_layers:
         return past_key_values
     found = f"a {type(past_key_values).__name__}"
-    if isinstance(past_key_values, WhisperCache):
+    if isinstance(past_key_values, DecoderCache):
         found += f" of {len(past_key_values)} layers"
     raise ValueError(
         f"continuing with past_key_values: found {found}, expected what a model of {num_layers} "

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from corpus_asr.models.layers.past import KeyValues
-from corpus_asr.models.whisper.past import WhisperCache, taken
+from corpus_asr.models.past import DecoderCache, taken
 
 
 def keys(batch: int = 2, tokens: int = 3, heads: int = 2) -> torch.Tensor:
@@ -30,27 +30,27 @@ def test_keys_of_another_batch_or_model_are_an_error(other: torch.Tensor) -> Non
 
 
 def test_an_empty_cache_holds_nothing() -> None:
-    cache = WhisperCache(2)
+    cache = DecoderCache(2)
     assert (len(cache), cache.get_seq_length(), list(cache)) == (2, 0, [(), ()])
     cache.crop(3)
     cache.reorder_cache(torch.tensor([0]))
-    assert WhisperCache(0).get_seq_length() == 0
+    assert DecoderCache(0).get_seq_length() == 0
 
 
 def test_old_tuples_come_back_as_they_were() -> None:
     old = tuple((keys(), keys(), keys(tokens=9), keys(tokens=9)) for _ in range(2))
-    cache = WhisperCache.from_legacy_cache(old)
+    cache = DecoderCache.from_legacy_cache(old)
     assert cache.get_seq_length() == 3
     for found, expected in zip(cache.to_legacy_cache(), old, strict=True):
         assert all(a is b for a, b in zip(found, expected, strict=True))
-    assert len(WhisperCache.from_legacy_cache([(keys(), keys())])[0]) == 2
+    assert len(DecoderCache.from_legacy_cache([(keys(), keys())])[0]) == 2
     with pytest.raises(ValueError, match="found 3 tensors for a layer"):
-        WhisperCache.from_legacy_cache([(keys(), keys(), keys())])
+        DecoderCache.from_legacy_cache([(keys(), keys(), keys())])
 
 
 def test_crop_counts_from_either_end() -> None:
     for crop, left in ((2, 2), (9, 3), (-1, 2), (-9, 0), (0, 0)):
-        cache = WhisperCache.from_legacy_cache([(keys(), keys(), keys(tokens=9), keys(tokens=9))])
+        cache = DecoderCache.from_legacy_cache([(keys(), keys(), keys(tokens=9), keys(tokens=9))])
         cache.crop(crop)
         assert [part.shape[2] for part in cache[0]] == [left, left, 9, 9]
 
@@ -58,9 +58,9 @@ def test_crop_counts_from_either_end() -> None:
 @pytest.mark.parametrize(
     ("given", "found"),
     [
-        (WhisperCache(3), "a WhisperCache of 3 layers"),
+        (DecoderCache(3), "a DecoderCache of 3 layers"),
         ("past", "a str"),
-        ([(keys(), keys())], "a WhisperCache of 1 layers"),
+        ([(keys(), keys())], "a DecoderCache of 1 layers"),
     ],
 )
 def test_what_the_model_did_not_return_is_an_error(given: object, found: str) -> None:

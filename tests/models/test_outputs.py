@@ -7,8 +7,8 @@ import torch
 from transformers import modeling_outputs
 from transformers.modeling_outputs import Seq2SeqLMOutput as Reference
 
-from corpus_asr.models.whisper import outputs
-from corpus_asr.models.whisper.outputs import Seq2SeqLMOutput, as_encoder_output
+from corpus_asr.models import outputs
+from corpus_asr.models.outputs import Seq2SeqLMOutput, as_encoder_output
 
 LOGITS = torch.zeros(1, 2, 3)
 ENCODED = torch.ones(1, 4, 5)

@@ -11,7 +11,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from corpus_asr.models.whisper.past import WhisperCache
+from corpus_asr.models.past import DecoderCache
 
 States = tuple[Float[Tensor, "batch _ width"], ...]
 """After the embeddings and after every layer; the last one normed."""
@@ -64,7 +64,7 @@ class BaseModelOutputWithPastAndCrossAttentions(ModelOutput):
     """What the decoder computes."""
 
     last_hidden_state: Float[Tensor, "batch token width"] | None = None
-    past_key_values: WhisperCache | None = None
+    past_key_values: DecoderCache | None = None
     hidden_states: States | None = None
     attentions: Weights | None = None
     cross_attentions: Weights | None = None
@@ -72,10 +72,10 @@ class BaseModelOutputWithPastAndCrossAttentions(ModelOutput):
 
 @dataclass(eq=False)
 class Seq2SeqModelOutput(ModelOutput):
-    """What `WhisperModel` computes."""
+    """What a model without a projection to the vocabulary computes."""
 
     last_hidden_state: Float[Tensor, "batch token width"] | None = None
-    past_key_values: WhisperCache | None = None
+    past_key_values: DecoderCache | None = None
     decoder_hidden_states: States | None = None
     decoder_attentions: Weights | None = None
     cross_attentions: Weights | None = None
@@ -86,11 +86,11 @@ class Seq2SeqModelOutput(ModelOutput):
 
 @dataclass(eq=False)
 class Seq2SeqLMOutput(ModelOutput):
-    """What `WhisperForConditionalGeneration` computes."""
+    """What a model that turns audio into text computes."""
 
     loss: Float[Tensor, ""] | None = None
     logits: Float[Tensor, "batch token vocab"] | None = None
-    past_key_values: WhisperCache | None = None
+    past_key_values: DecoderCache | None = None
     decoder_hidden_states: States | None = None
     decoder_attentions: Weights | None = None
     cross_attentions: Weights | None = None
@@ -101,11 +101,11 @@ class Seq2SeqLMOutput(ModelOutput):
 
 @dataclass(eq=False)
 class CausalLMOutputWithCrossAttentions(ModelOutput):
-    """What `WhisperForCausalLM` computes."""
+    """What a decoder alone computes."""
 
     loss: Float[Tensor, ""] | None = None
     logits: Float[Tensor, "batch token vocab"] | None = None
-    past_key_values: WhisperCache | None = None
+    past_key_values: DecoderCache | None = None
     hidden_states: States | None = None
     attentions: Weights | None = None
     cross_attentions: Weights | None = None
@@ -113,12 +113,45 @@ class CausalLMOutputWithCrossAttentions(ModelOutput):
 
 @dataclass(eq=False)
 class SequenceClassifierOutput(ModelOutput):
-    """What `WhisperForAudioClassification` computes."""
+    """What a model that classifies audio computes."""
 
     loss: Float[Tensor, ""] | None = None
     logits: Float[Tensor, "batch label"] | None = None
     hidden_states: States | None = None
     attentions: Weights | None = None
+
+
+def seq2seq_output(
+    encoded: BaseModelOutput, decoded: BaseModelOutputWithPastAndCrossAttentions
+) -> Seq2SeqModelOutput:
+    """Join what encoder and decoder computed."""
+    return Seq2SeqModelOutput(
+        last_hidden_state=decoded.last_hidden_state,
+        past_key_values=decoded.past_key_values,
+        decoder_hidden_states=decoded.hidden_states,
+        decoder_attentions=decoded.attentions,
+        cross_attentions=decoded.cross_attentions,
+        encoder_last_hidden_state=encoded.last_hidden_state,
+        encoder_hidden_states=encoded.hidden_states,
+        encoder_attentions=encoded.attentions,
+    )
+
+
+def given_encoding(
+    input_features: Tensor | None, encoder_outputs: Any, *, running: str
+) -> BaseModelOutput | None:
+    """Return `encoder_outputs` as an output; None where there are features to encode instead.
+
+    Raises:
+        ValueError: neither is given, or both, or what is given is no encoding.
+    """
+    if (input_features is None) == (encoder_outputs is None):
+        found = "neither" if input_features is None else "both"
+        raise ValueError(
+            f"running {running}: found {found} of input_features and encoder_outputs, expected one "
+            f"of them"
+        )
+    return None if encoder_outputs is None else as_encoder_output(encoder_outputs)
 
 
 def as_encoder_output(encoder_outputs: Any) -> BaseModelOutput:
