@@ -23,6 +23,8 @@ _WEIGHT_STEPS = 127
 _ROW_STEPS = 127
 _BLOCK_STEPS = 254  # one less than fits, so that rounding the zero point cannot overflow
 
+Fused = Literal["none", "gelu", "relu"]
+"""What a product can apply to its outcome by itself."""
 
 _SHIFT = torch.tensor(128.5)
 
@@ -87,9 +89,9 @@ class Int8Weights:
         return product, largest
 
     def by_block(
-        self, hidden: Float[Tensor, "row width"], *, after: Literal["none", "gelu"] = "none"
+        self, hidden: Float[Tensor, "row width"], *, after: Fused = "none"
     ) -> Float[Tensor, "row out"]:
-        """Apply the map, and GELU where asked for, with one scale for all rows."""
+        """Apply the map, and what is fused to it, with one scale for all rows."""
         return self._multiply(_quantise(hidden), self._bias, hidden.dtype, after)
 
     def _multiply(
@@ -97,7 +99,7 @@ class Int8Weights:
         block: _Quantised,
         bias: Tensor | None,
         dtype: torch.dtype,
-        after: Literal["none", "gelu"] = "none",
+        after: Fused = "none",
     ) -> Tensor:
         product: Tensor = _onednn().qlinear_pointwise(
             block.values, block.scale, block.zero_point, self._packed, self._scales, self._zeros,

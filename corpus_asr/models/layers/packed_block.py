@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corpus_asr.models.layers.blocks import EncoderBlock
-from corpus_asr.models.layers.projection import NormedProjection, Projection
+from corpus_asr.models.layers.projection import NormedProjection, Projection, fused_activation
 
 # Rows whose inner states stay in a core's own cache. They share a scale where they are rounded to
 # 8 bits, so this is part of the result.
@@ -31,7 +31,8 @@ class PackedEncoderBlock:
         attention = block.self_attn
         self._heads = attention.heads
         self._dtype = attention.q_proj.weight.dtype
-        self._activate = None if block.activate is F.gelu else block.activate
+        self._activate = block.activate
+        self._after = fused_activation(block.activate)
         self._qkv = NormedProjection(
             block.self_attn_layer_norm,
             [attention.q_proj, attention.k_proj, attention.v_proj],
@@ -43,29 +44,34 @@ class PackedEncoderBlock:
         self._fc1 = NormedProjection(block.final_layer_norm, [block.fc1], int8=int8, wide=True)
         self._fc2 = Projection([block.fc2], int8=int8)
 
-    def __call__(self, hidden: Float[Tensor, "pos width"]) -> None:
-        """Let every position see every other; changes `hidden`, which is float32."""
-        attended = self._attend(hidden)
+    def __call__(self, hidden: Float[Tensor, "pos width"], *, heard: int | None = None) -> None:
+        """Let every position see every other; changes `hidden`, which is float32.
+
+        Args:
+            hidden: of one window.
+            heard: only the first so many positions are seen; None for all.
+        """
+        attended = self._attend(hidden, len(hidden) if heard is None else heard)
         for rows, seen in zip(blocks_of(hidden), blocks_of(attended), strict=True):
             self._out.add_to(rows, seen)
             self._fc2.add_to(rows, self._inner(rows))
 
     def _inner(self, rows: Float[Tensor, "row width"]) -> Float[Tensor, "row inner"]:
-        if self._activate is None:
-            return self._fc1.by_block(rows, after="gelu")
-        return self._activate(self._fc1.by_block(rows))
+        inner = self._fc1.by_block(rows, after=self._after)
+        return inner if self._after != "none" else self._activate(inner)
 
-    def _attend(self, hidden: Float[Tensor, "pos width"]) -> Float[Tensor, "pos width"]:
+    def _attend(self, hidden: Float[Tensor, "pos width"], heard: int) -> Float[Tensor, "pos width"]:
         positions, width = hidden.shape
         qkv = torch.cat([self._qkv.by_block(rows) for rows in blocks_of(hidden)])
         # (3, head, pos, head_dim)
         query, key, value = qkv.view(positions, 3, self._heads, -1).permute(1, 2, 0, 3).contiguous()
         if self._dtype != torch.bfloat16:
             # As a batch of one: without a batch the fused kernel is not chosen, 3 times as slow.
-            batch = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
+            seen = key[:, :heard], value[:, :heard]
+            batch = query.unsqueeze(0), seen[0].unsqueeze(0), seen[1].unsqueeze(0)
             attended = F.scaled_dot_product_attention(*batch, scale=1.0).squeeze(0)
         else:
-            attended = _attend_by_head(query, key, value)
+            attended = _attend_by_head(query, key, value, heard)
         return attended.transpose(0, 1).reshape(positions, width)
 
 
@@ -73,13 +79,18 @@ def _attend_by_head(
     query: Float[Tensor, "head pos head_dim"],
     key: Float[Tensor, "head pos head_dim"],
     value: Float[Tensor, "head pos head_dim"],
+    heard: int,
 ) -> Float[Tensor, "head pos head_dim"]:
     attended = torch.empty_like(query)
     for head, asked in enumerate(query):
         keys, values = key[head].t(), value[head]
         for first in range(0, len(asked), _ATTENTION_ROWS):
             rows = slice(first, first + _ATTENTION_ROWS)
-            torch.mm(torch.mm(asked[rows], keys).softmax(dim=1), values, out=attended[head, rows])
+            scores = torch.mm(asked[rows], keys)
+            if heard < len(asked):
+                # Hidden, not cut off: oneDNN compiles a product for every shape it meets.
+                scores[:, heard:] = -torch.inf
+            torch.mm(scores.softmax(dim=1), values, out=attended[head, rows])
     return attended
 
 

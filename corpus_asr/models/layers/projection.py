@@ -7,18 +7,25 @@ oneDNN's blocked layout, or rounded to 8 bits. Knows nothing of what the maps ar
 
 import copy
 import platform
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from corpus_asr.models.layers.int8 import Int8Weights, smoothed
+from corpus_asr.models.layers.int8 import Fused, Int8Weights, smoothed
 
 # Rows the packed layout is chosen for. Measured from 1 to 256 rows: 16 is never far from the best.
 _PACKED_ROWS = 16
+
+_FUSED: dict[Fused, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+
+
+def fused_activation(function: Callable[[Tensor], Tensor]) -> Fused:
+    """Return the name under which a product applies an activation itself; `none` if it cannot."""
+    return next((name for name, fused in _FUSED.items() if fused is function), "none")
 
 
 class Projection:
@@ -64,9 +71,9 @@ class Projection:
         return self._multiply(hidden)
 
     def by_block(
-        self, hidden: Float[Tensor, "row width"], *, after: Literal["none", "gelu"] = "none"
+        self, hidden: Float[Tensor, "row width"], *, after: Fused = "none"
     ) -> Float[Tensor, "row out"]:
-        """Apply the maps, and GELU where asked for, to neighbouring rows of one window."""
+        """Apply the maps, and what is fused to them, to neighbouring rows of one window."""
         if self._int8 is not None:
             return self._int8.by_block(hidden, after=after)
         return self._multiply(hidden, after)
@@ -78,10 +85,10 @@ class Projection:
         else:
             target.add_(self._multiply(hidden))
 
-    def _multiply(self, hidden: Tensor, after: Literal["none", "gelu"] = "none") -> Tensor:
+    def _multiply(self, hidden: Tensor, after: Fused = "none") -> Tensor:
         if not self._packed:
             product = F.linear(hidden, self._weight, self._bias)
-            return F.gelu(product) if after == "gelu" else product
+            return product if after == "none" else _FUSED[after](product)
         if hidden.numel() == hidden.shape[-1]:
             # oneDNN adds up a single row in another order than the rows of a batch, and what a
             # row gives must not depend on the others.
@@ -123,7 +130,7 @@ class NormedProjection:
         return self._maps(self._norm(hidden).to(self._dtype))
 
     def by_block(
-        self, hidden: Float[Tensor, "row width"], *, after: Literal["none", "gelu"] = "none"
+        self, hidden: Float[Tensor, "row width"], *, after: Fused = "none"
     ) -> Float[Tensor, "row out"]:
         """Norm and apply the maps to neighbouring rows of one window, as `Projection.by_block`."""
         return self._maps.by_block(self._norm(hidden).to(self._dtype), after=after)
