@@ -83,7 +83,7 @@ class TokenSettings:
         kept = {k: v for k, v in settings.items() if k not in ROLES and v is not None}
         content = {**special, **kept, **others, "tokenizer_class": tokenizer_class}
         # Without this line the reference's version 4 would remove blanks before punctuation.
-        content["clean_up_tokenization_spaces"] = False
+        content.setdefault("clean_up_tokenization_spaces", False)
         write_json_object(folder / SETTINGS_NAME, content)
         write_json_object(folder / SPECIAL_NAME, special)
 

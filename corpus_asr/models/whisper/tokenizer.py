@@ -8,17 +8,16 @@ the vocabulary, encoding, decoding, and the merging of chunks.
 
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar
 
 from corpus_asr.models.config_file import read_json_object, write_json_object
-from corpus_asr.models.saved_files import Uploads, finish_saving, made_folder
+from corpus_asr.models.pretrained_tokenizer import PretrainedTokenizer, vocabulary_paths
 from corpus_asr.models.tensors import as_tensors
-from corpus_asr.models.token_settings import NO_LIMIT
+from corpus_asr.models.token_settings import NO_LIMIT, TokenSettings
 from corpus_asr.models.whisper.chunk_merging import merged_chunks
 from corpus_asr.models.whisper.tokenizer_decoding import WhisperTextDecoding
 from corpus_asr.models.whisper.tokenizer_encoding import WhisperTextEncoding
 from corpus_asr.models.whisper.tokenizer_settings import END, TokenizerSettings
-from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.text.bpe import BytePairEncoding
 from corpus_asr.text.languages import resolve_language
 from corpus_asr.text.normalize import american_spellings
@@ -34,7 +33,7 @@ from corpus_asr.text.tokenizer_files import (
 NORMALIZER_NAME = "normalizer.json"
 
 
-class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding, Uploads):
+class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding, PretrainedTokenizer):
     """Whisper's byte-level BPE, control tokens and timestamps.
 
     Args:
@@ -61,6 +60,8 @@ class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding, Uploads):
         CheckpointError: a file is missing or broken, or the vocabulary lacks a control token.
         ValueError: `language` or `task` is not known, or the vocabulary lacks a named token.
     """
+
+    _settings_class: ClassVar[type[TokenSettings]] = TokenizerSettings
 
     def __init__(
         self,
@@ -110,94 +111,18 @@ class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding, Uploads):
         )
         self._finish(bpe, settings, None if normalizer_file is None else Path(normalizer_file))
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | PathLike[str],
-        *,
-        revision: str = "main",
-        subfolder: str = "",
-        cache_dir: str | PathLike[str] | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        **settings: Any,
-    ) -> Self:
-        """Load the tokenizer of a checkpoint.
-
-        What is not given is taken from tokenizer_config.json, where a saved tokenizer says it.
-
-        Args:
-            pretrained_model_name_or_path: a folder, an address such as s3://..., or a hub name.
-            revision: branch, tag or commit of a hub name.
-            subfolder: where below it the files are.
-            cache_dir: where the hub's copies are kept.
-            force_download: fetch again what there is a copy of.
-            local_files_only: use the copy there is, never the network.
-            token: of the hub; True for the one of this machine's login.
-            settings: `language`, `task`, `predict_timestamps` and the class's other arguments
-                beside its files, in place of what the checkpoint says.
-
-        Raises:
-            CheckpointError: files are missing or broken, or lack a control token.
-            TypeError: there is no such setting.
-            ValueError: `language` or `task` is not known.
-        """
-        folder = fetch_checkpoint(
-            str(pretrained_model_name_or_path),
-            revision=revision,
-            weights=False,
-            expect=None,
-            subfolder=subfolder,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-        )
-        given = {name: value for name, value in settings.items() if value is not None}
-        names = TokenizerSettings.__dataclass_fields__
-        unknown = sorted(settings.keys() - names.keys())
-        if unknown:
-            raise TypeError(
-                f"loading a tokenizer from {folder}: found the settings {', '.join(unknown)}, "
-                f"expected some of {', '.join(names)}; correct them"
-            )
+    def _load(self, folder: Path, given: dict[str, Any]) -> None:
         path = folder / "generation_config.json"
         says = read_json_object(path).get("is_multilingual") if path.is_file() else None
         normalizer = folder / NORMALIZER_NAME
-        tokenizer = cls.__new__(cls)
-        tokenizer._finish(
+        self._finish(
             BytePairEncoding.from_folder(folder),
             TokenizerSettings.from_folder(folder, **given),
             normalizer if normalizer.is_file() else None,
             is_multilingual=says if isinstance(says, bool) else None,
         )
-        return tokenizer
 
-    def save_pretrained(
-        self,
-        save_directory: str | PathLike[str],
-        filename_prefix: str | None = None,
-        push_to_hub: bool = False,
-        **kwargs: Any,
-    ) -> tuple[str, ...]:
-        """Write all files of the tokenizer, those of older readers among them.
-
-        Args:
-            save_directory: a folder; made if needed.
-            filename_prefix: put before the names of the vocabulary's files.
-            push_to_hub: also upload the files to the hub.
-            kwargs: of the upload: `repo_id`, `token`, `private`, `commit_message`, `revision`,
-                `create_pr`.
-
-        Returns:
-            The paths of the files.
-
-        Raises:
-            CheckpointError: `save_directory` is a file, or the hub does not take the upload.
-            TypeError: an option of the upload is not known.
-        """
-        folder = made_folder(save_directory)
+    def _save(self, folder: Path, filename_prefix: str | None) -> tuple[str, ...]:
         self._settings.save(
             folder, tokenizer_class="WhisperTokenizer", special_tokens=self.all_special_tokens
         )
@@ -205,10 +130,7 @@ class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding, Uploads):
         vocabulary = self.save_vocabulary(folder, filename_prefix)
         write_json_object(folder / ADDED_NAME, self._tokens_beside_vocabulary())
         others = (SETTINGS_NAME, SPECIAL_NAME, TOKENIZER_NAME, ADDED_NAME)
-        paths = (*(str(folder / name) for name in others), *vocabulary)
-        names = [Path(path).name for path in paths]
-        finish_saving(folder, names, push_to_hub=push_to_hub, **kwargs)
-        return paths
+        return (*(str(folder / name) for name in others), *vocabulary)
 
     def save_vocabulary(
         self, save_directory: str | PathLike[str], filename_prefix: str | None = None
@@ -225,14 +147,9 @@ class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding, Uploads):
         Raises:
             NotADirectoryError: there is no such folder.
         """
-        folder = Path(save_directory)
-        if not folder.is_dir():
-            raise NotADirectoryError(
-                f"saving a vocabulary: found no folder {folder}, expected one; make it first"
-            )
-        prefix = f"{filename_prefix}-" if filename_prefix else ""
-        names = (VOCAB_NAME, MERGES_NAME, NORMALIZER_NAME)
-        vocab, merges, normalizer = (folder / f"{prefix}{name}" for name in names)
+        vocab, merges, normalizer = vocabulary_paths(
+            save_directory, filename_prefix, VOCAB_NAME, MERGES_NAME, NORMALIZER_NAME
+        )
         write_json_object(vocab, self._bpe.vocabulary(with_added=False))
         lines = ["#version: 0.2", *(" ".join(pair) for pair in self._bpe.merges())]
         merges.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,121 @@
+"""Tokens beside a vocabulary, which texts are split at before anything else looks at them.
+
+In: tokens with their ids. Out: texts cut into such tokens and what lies between. Knows neither the
+vocabulary nor what a token is for.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tokenizers import AddedToken as AddedToken  # for others to name its type
+
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def added_token(token: str | AddedToken, *, special: bool) -> AddedToken:
+    """Make a token of its text; one that is described already keeps its description."""
+    if isinstance(token, AddedToken):
+        return token
+    return AddedToken(token, special=special, normalized=not special)
+
+
+def described_token(description: Any) -> AddedToken:
+    """Make a token of what a checkpoint's file says of it: its text, or an object with flags.
+
+    Raises:
+        ValueError: the file says neither.
+    """
+    if isinstance(description, str):
+        return added_token(description, special=True)
+    if isinstance(description, Mapping) and isinstance(description.get("content"), str):
+        flags = {name: description.get(name, name == "special") is True for name in _FLAGS}
+        return AddedToken(description["content"], **flags)
+    raise ValueError(
+        f"reading a token: found {str(description)[:60]!r}, expected its text, or an object with "
+        f"'content'; fetch the checkpoint again"
+    )
+
+
+def token_flags(token: AddedToken) -> dict[str, Any]:
+    """Return what a file says of a token."""
+    return {"content": token.content} | {name: getattr(token, name) for name in _FLAGS}
+
+
+class AddedTokens:
+    """Tokens by id and ids by token."""
+
+    def __init__(self) -> None:
+        self._tokens: dict[int, AddedToken] = {}
+        self._ids: dict[str, int] = {}
+        self._pattern: re.Pattern[str] | None = None
+
+    def __contains__(self, content: str) -> bool:
+        return content in self._ids
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"tokens": {i: token_flags(token) for i, token in self._tokens.items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+        for token_id, flags in state["tokens"].items():
+            self.put(token_id, described_token(flags))
+
+    @property
+    def tokens(self) -> dict[int, AddedToken]:
+        """The tokens by id, ascending."""
+        return dict(sorted(self._tokens.items()))
+
+    @property
+    def ids(self) -> Mapping[str, int]:
+        """The ids by token."""
+        return self._ids
+
+    def put(self, token_id: int, token: AddedToken) -> None:
+        """Let a token have an id, in place of the one that had it."""
+        former = self._tokens.get(token_id)
+        if former is not None:
+            self._ids.pop(former.content, None)
+        self._tokens[token_id] = token
+        self._ids[token.content] = token_id
+        self._pattern = None
+
+    def content(self, token_id: int) -> str | None:
+        """Return the token with an id, None where there is none."""
+        token = self._tokens.get(token_id)
+        return None if token is None else token.content
+
+    def split(self, text: str) -> list[str]:
+        """Cut a text into these tokens and what lies between, leaving out what is empty.
+
+        A token may swallow the blanks beside it, or count only as a word of its own.
+        """
+        if self._pattern is None:
+            self._pattern = _pattern(self._ids)
+        parts = self._pattern.split(text)
+        for i in range(1, len(parts), 2):  # tokens stand between texts
+            token = self._tokens[self._ids[parts[i]]]
+            if token.rstrip:
+                parts[i + 1] = parts[i + 1].lstrip()
+            if token.lstrip:
+                parts[i - 1] = parts[i - 1].rstrip()
+            if not token.single_word:
+                continue
+            if parts[i - 1] and parts[i - 1][-1] != " ":
+                parts[i - 1], parts[i] = parts[i - 1] + parts[i], ""
+            elif parts[i + 1] and parts[i + 1][0] != " ":
+                parts[i + 1], parts[i] = parts[i] + parts[i + 1], ""
+        return [part for part in parts if part]
+
+    def lower(self, text: str) -> str:
+        """Turn a text into lower case, but for tokens that are found in it as they are."""
+        kept = [t.content for t in self._tokens.values() if t.special or not t.normalized]
+        parts = _pattern(kept).split(text)
+        return "".join(part if i % 2 else part.lower() for i, part in enumerate(parts))
+
+
+def _pattern(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Find the first token, and of several that begin there the longest."""
+    longest_first = sorted(tokens, key=len, reverse=True)
+    # Without tokens, what is never found.
+    return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
