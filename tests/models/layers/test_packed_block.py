@@ -118,13 +118,26 @@ def test_attention_by_head_is_attention(positions: int) -> None:
     query, key, value = (
         states(positions * HEADS, seed=seed).view(HEADS, positions, WIDTH) for seed in range(3)
     )
-    found = packed_block._attend_by_head(query, key, value)
+    found = packed_block._attend_by_head(query, key, value, positions)
     expected = (query @ key.transpose(1, 2)).softmax(dim=2) @ value
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    low = packed_block._attend_by_head(query.bfloat16() * 0.1, key.bfloat16(), value.bfloat16())
+    low = packed_block._attend_by_head(
+        query.bfloat16() * 0.1, key.bfloat16(), value.bfloat16(), positions
+    )
     expected = (query * 0.1 @ key.transpose(1, 2)).softmax(dim=2) @ value
     assert low.dtype == torch.bfloat16
     assert relative_error(low.float(), expected) < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_positions_that_are_not_heard_change_nothing(activation: str, dtype: torch.dtype) -> None:
+    block = PackedEncoderBlock(random_block(activation).to(dtype), int8=False)
+    hidden, alone = states(150), states(150)[:110].clone()
+    hidden[110:] *= 100.0
+    block(hidden, heard=110)
+    block(alone)
+    assert relative_error(hidden[:110], alone) < TOLERANCES[dtype]
 
 
 def test_every_position_hears_the_last_one() -> None:
