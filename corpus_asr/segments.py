@@ -42,7 +42,8 @@ class Segment:
     """Share of the words expected to be right, in 0-1; see `transcription/confidence.py`."""
     avg_logprob: float
     """Mean log-probability over the whole window, end token included (Whisper's definition)."""
-    no_speech_prob: float
+    no_speech_prob: float | None
+    """Probability that its window holds no speech; None where the model has no token for that."""
     compression_ratio: float
     temperature: float
     speech_fraction: float | None
@@ -67,3 +68,30 @@ class Transcript:
     def text(self) -> str:
         """The segments' texts joined, outer blanks removed."""
         return "".join(segment.text for segment in self.segments).strip()
+
+
+Label = tuple[str, float]
+"""A language code or the name of a class, and its probability."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledWindow:
+    """The likeliest labels of one window."""
+
+    start_s: float
+    end_s: float
+    weight_s: float
+    """Detected speech in it; all of it without speech detection."""
+    labels: tuple[Label, ...]
+    """Likeliest first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartLabels:
+    """What a part's windows are, and what it is on average."""
+
+    windows: tuple[LabelledWindow, ...]
+    means: tuple[Label, ...]
+    """Over windows, by their weights; likeliest first, and not all where there are many."""
+    weight_s: float
+    """Sum of the windows' weights."""

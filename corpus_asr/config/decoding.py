@@ -27,6 +27,11 @@ class DecodingSettings(Settings):
     task: Literal["transcribe", "translate"] = Field(
         default="transcribe", description="`translate` writes English whatever is spoken."
     )
+    target_language: str | None = Field(
+        default=None,
+        description="Code of the language that a multilingual Speech2Text checkpoint translates "
+        "into, such as `fr`.",
+    )
     strategy: Literal["sequential", "chunked"] = Field(
         default="sequential",
         description="`sequential` moves window by window along the predicted timestamps; "
@@ -37,6 +42,11 @@ class DecodingSettings(Settings):
         description="Start, end, start, end ... in seconds of the recording: only these clips are "
         "transcribed; without a last end, to the end. A list, or text such as `10,20`.",
     )
+    window_s: float | None = Field(
+        default=None, ge=1, le=30,
+        description="Longest stretch of speech that Speech2Text hears, and writes a segment of, at "
+        "once; null for 15. (Whisper's windows are 30 s.)",
+    )  # fmt: skip
     temperature: tuple[Temperature, ...] = Field(
         default=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
         min_length=1,

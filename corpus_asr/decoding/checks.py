@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from corpus_asr.decoding.assistants import ReadsWindows, check_assistant
 from corpus_asr.decoding.protocols import AlignJob, Job, SlotModel, WindowJob
+from corpus_asr.decoding.sizes import TellsFrameStep
 from corpus_asr.errors import EngineError
 from corpus_asr.units import FRAMES_PER_SECOND
 
@@ -22,7 +23,7 @@ def check_job(job: Job, model: SlotModel) -> None:
             part of the window that cannot be heard alone.
     """
     _check_encoded(job, model)
-    _check_heard(job)
+    _check_heard(job, model)
     if isinstance(job, WindowJob):
         _check_window(job, model)
     else:
@@ -87,14 +88,13 @@ def _check_encoded(job: Job, model: SlotModel) -> None:
         )
 
 
-def _check_heard(job: Job) -> None:
+def _check_heard(job: Job, model: SlotModel) -> None:
     whole = job.features.shape[1]
-    if job.num_frames is not None and (
-        not 0 < job.num_frames <= whole or job.num_frames % FRAMES_PER_SECOND
-    ):
+    step = model.frame_step if isinstance(model, TellsFrameStep) else FRAMES_PER_SECOND
+    if job.num_frames is not None and (not 0 < job.num_frames <= whole or job.num_frames % step):
         raise ValueError(
             f"hearing {job.num_frames} frames of a window: expected a multiple of "
-            f"{FRAMES_PER_SECOND}, at most {whole}; correct num_frames"
+            f"{step}, at most {whole}; correct num_frames"
         )
 
 

@@ -249,7 +249,8 @@ class WindowJob:
     """A token (no-speech) whose raw probability is wanted, as said after `score_position`."""
     score_position: int = 0
     num_frames: int | None = None
-    """Frames of the window that are heard, a multiple of 100; None for the whole window."""
+    """Frames of the window that are heard, a multiple of 100 or of the model's own step
+    (`decoding.sizes.TellsFrameStep`); None for the whole window."""
     encoded: Float[Tensor, "pos width"] | None = None
     """The encoder's output, where the caller has it already; `features` are then read only by an
     assistant that listens for itself."""

@@ -1,6 +1,6 @@
-"""How much memory a model asks for, in numbers that sizing can reckon with.
+"""What a model may tell of its sizes: the memory it asks for, the lengths it can hear.
 
-In: nothing. Out: the dataclass a slot model fills in. Knows no device.
+In: nothing. Out: the dataclass a slot model fills in, and protocols it may meet. Knows no device.
 """
 
 from dataclasses import dataclass
@@ -36,3 +36,12 @@ class TellsSize(Protocol):
     @property
     def size(self) -> ModelSize:
         """Its shape and weights."""
+
+
+@runtime_checkable
+class TellsFrameStep(Protocol):
+    """A model that hears windows of finer lengths than whole seconds."""
+
+    @property
+    def frame_step(self) -> int:
+        """Windows are heard up to any multiple of so many frames: 1 for all lengths."""

@@ -54,7 +54,7 @@ def _print_rich(transcript: Transcript) -> None:
     from rich.text import Text
 
     console = Console(highlight=False)
-    language = transcript.language or "no speech"
+    language = transcript.language or ("language unknown" if transcript.segments else "no speech")
     if transcript.language_probability is not None:
         language += f" {transcript.language_probability:.0%}"
     console.print(Text(f"{transcript.uri}  ", style="bold").append(language, style="not bold dim"))

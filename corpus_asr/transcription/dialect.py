@@ -14,8 +14,13 @@ from corpus_asr.decoding.protocols import TokenRules
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.models.registry import family_of, resolve
 from corpus_asr.transcription.punctuation import split_words
-from corpus_asr.transcription.reading import Reading
+from corpus_asr.transcription.reading import Reading, upper_half
 from corpus_asr.units import FRAMES_PER_POSITION
+
+_NOT_WHISPERS = {
+    "target_language": "Whisper translates into English alone, by task: translate",
+    "window_s": "Whisper's windows are 30 s, always",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +82,7 @@ class Dialect:
             suppress_first=tuple(generation.begin_suppress_tokens or ()),
             max_initial_timestamp=generation.initial_timestamp_bound,
             max_target_positions=config.max_target_positions,
-            alignment_heads=alignment_heads(folder, config, generation.alignment_heads),
+            alignment_heads=_alignment_heads(folder, config, generation.alignment_heads),
             alignment_filter_width=config.median_filter_width,
         )
 
@@ -86,8 +91,8 @@ class Dialect:
 
         Raises:
             ConfigError: an unknown language, an English-only checkpoint asked for another one, to
-                tell languages apart or to translate, or a prompt that cannot be encoded or is
-                longer than the decoder has room for.
+                tell languages apart or to translate, a prompt that cannot be encoded or is longer
+                than the decoder has room for, or what only other families can do.
         """
         language = settings.language
         wanted = [language] if isinstance(language, str) else list(language)
@@ -98,6 +103,9 @@ class Dialect:
                 f"decoding.language: this checkpoint does not know {', '.join(unknown)}; it knows "
                 f"{', '.join(sorted(known))}"
             )
+        for name, words in _NOT_WHISPERS.items():
+            if getattr(settings, name) is not None:
+                raise ConfigError(f"decoding.{name}: {words}; leave it out")
         if settings.task == "translate" and not self.languages:
             raise ConfigError(
                 "decoding.task: found translate, but this checkpoint is English-only; use "
@@ -186,19 +194,17 @@ class Dialect:
         return TokenRules(end=self.end, only=tuple(self.languages[code] for code in among))
 
 
-def alignment_heads(
+def _alignment_heads(
     folder: Path, config: Any, given: Sequence[Sequence[int]] | None
 ) -> tuple[tuple[int, int], ...]:
     """Return the heads the checkpoint names, or all those of the upper half of the layers.
 
     Raises:
         CheckpointError: a head is named that the network does not have.
-
-    Source: the fallback is openai-whisper's `Whisper.alignment_heads`.
     """
     layers, heads = config.decoder_layers, config.decoder_attention_heads
     if not given:
-        return tuple((at, head) for at in range(layers // 2, layers) for head in range(heads))
+        return upper_half(layers, heads)
     named = tuple((int(layer), int(head)) for layer, head in given)
     missing = [pair for pair in named if not (0 <= pair[0] < layers and 0 <= pair[1] < heads)]
     if missing:

@@ -6,12 +6,12 @@ In: a part and the settings. Out: the part's segments and its language, once eve
 from pathlib import Path
 
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.slots import Done
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.chunked import chunk_ranges
 from corpus_asr.transcription.clips import clip_ranges, holds_the_beginning
 from corpus_asr.transcription.dialect import Dialect
 from corpus_asr.transcription.family_jobs import Add, PartDone
+from corpus_asr.transcription.in_order import InOrder
 from corpus_asr.transcription.language import (
     Language,
     find_language,
@@ -79,8 +79,7 @@ class PartJob:
         self._tasks: list[list[tuple[int, int]]] = [clips] if clips else []
         if settings.strategy == "chunked":
             self._tasks = [[chunk] for chunk in chunk_ranges(part, clips)]
-        self._segments: list[list[Segment]] = [[] for _ in self._tasks]
-        self._left = len(self._tasks)
+        self._found = InOrder(len(self._tasks), self._finish)
         self._language: Language | None = None
 
     def start(self) -> None:
@@ -88,7 +87,7 @@ class PartJob:
         if not self._tasks:
             self._done([], None, None)
             return
-        self._add(self._lead(), self._collector(0))
+        self._add(self._lead(), self._found.collector(0))
 
     def _lead(self) -> Steps[list[Segment]]:
         language = given_language(self._dialect, self._settings)
@@ -96,7 +95,7 @@ class PartJob:
             language = yield from find_language(self._part, self._dialect, self._settings)
         self._language = language
         for index in range(1, len(self._tasks)):
-            self._add(self._run(index, language), self._collector(index))
+            self._add(self._run(index, language), self._found.collector(index))
         return (yield from self._run(0, language))
 
     def _run(self, index: int, language: Language | None) -> Steps[list[Segment]]:
@@ -113,18 +112,5 @@ class PartJob:
         )
         return loop.run(self._tasks[index])
 
-    def _collector(self, index: int) -> Done:
-        def collect(segments: list[Segment] | None, error: Exception | None) -> None:
-            if self._left <= 0:
-                return  # the part has failed already
-            if error is not None:
-                self._left = 0
-                self._done([], self._language, error)
-                return
-            self._segments[index] = segments or []
-            self._left -= 1
-            if self._left == 0:
-                ordered = [segment for found in self._segments for segment in found]
-                self._done(ordered, self._language or spoken_most(ordered), None)
-
-        return collect
+    def _finish(self, segments: list[Segment], error: Exception | None) -> None:
+        self._done(segments, self._language or spoken_most(segments), error)

@@ -29,3 +29,11 @@ class Reading:
     """Words' probabilities are among the ids below this; None for the whole vocabulary."""
     spell: Callable[[Sequence[int]], list[Spelled]]
     """Text tokens to words with their tokens, nothing lost."""
+
+
+def upper_half(layers: int, heads: int) -> tuple[tuple[int, int], ...]:
+    """Return all heads of the upper half of the decoder's layers, where none are known to follow.
+
+    Source: openai-whisper's `Whisper.alignment_heads`.
+    """
+    return tuple((at, head) for at in range(layers // 2, layers) for head in range(heads))

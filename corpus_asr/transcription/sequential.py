@@ -5,15 +5,14 @@ generator that yields windows to decode, so that many loops advance side by side
 """
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
-from hashlib import blake2b
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float16
 
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.protocols import Job, Search, WindowJob
+from corpus_asr.decoding.protocols import Job, WindowJob
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.confidence import confidence
 from corpus_asr.transcription.dialect import Dialect
@@ -21,6 +20,7 @@ from corpus_asr.transcription.fallback import DecodedWindow, decode_window, is_s
 from corpus_asr.transcription.hallucinations import Place, without_hallucinations
 from corpus_asr.transcription.language import Language, LanguageWindow, ask_language
 from corpus_asr.transcription.prompts import Prompts
+from corpus_asr.transcription.searching import search_at, seed_of
 from corpus_asr.transcription.timestamps import Piece, ends_closed, split_at_timestamps
 from corpus_asr.transcription.windows import PartRequest, frames_to_hear
 from corpus_asr.transcription.words import Stretch, last_word_end, time_words
@@ -146,8 +146,8 @@ class SeekLoop:
                 prompt=prompt,
                 rules=self._dialect.text_rules,
                 max_new_tokens=self._dialect.max_target_positions,
-                search=_search(self._settings, temperature),
-                seed=_seed(self._part, at, temperature),
+                search=search_at(self._settings, temperature),
+                seed=seed_of(self._part, at, temperature),
                 score_token=self._dialect.no_speech,
                 score_position=start_position,
                 num_frames=num_frames,
@@ -253,22 +253,3 @@ class SeekLoop:
             speech_fraction=speech_fraction,
             words=timed.words if timed is not None else None,
         )
-
-
-def _search(settings: DecodingSettings, temperature: float) -> Search:
-    """Beams are followed at temperature 0 alone: above it, sampling takes their place."""
-    search = Search(
-        temperature=temperature,
-        repetition_penalty=settings.repetition_penalty,
-        no_repeat_ngram_size=settings.no_repeat_ngram_size,
-        stop_loops=settings.stop_loops,
-    )
-    if temperature > 0 or settings.num_beams == 1:
-        return search
-    return replace(search, num_beams=settings.num_beams, length_penalty=settings.length_penalty)
-
-
-def _seed(part: PartRequest, frame: int, temperature: float) -> int:
-    """A seed that names recording, window and temperature, and nothing about this run."""
-    name: Sequence[object] = (part.recording_id, round(part.seconds(frame), 2), temperature)
-    return int.from_bytes(blake2b(repr(name).encode(), digest_size=7).digest(), "big")

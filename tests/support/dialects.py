@@ -1,12 +1,13 @@
-"""A small vocabulary in Whisper's layout, to test transcription without a tokenizer.
+"""Small vocabularies in the layouts of the families, to test transcription without a tokenizer.
 
-1-9 are words, 10 ends; 30 starts, 31 begins the previous text, 32 and 33 are languages, 34 asks for
-text without timestamps; timestamps follow.
+Whisper's: 1-9 are words, 10 ends; 30 starts, 31 begins the previous text, 32 and 33 are languages,
+34 asks for text without timestamps; timestamps follow.
 """
 
 from typing import Any
 
 from corpus_asr.transcription.dialect import Dialect
+from corpus_asr.transcription.speech2text.dialect import Speech2TextDialect
 
 END, START, PREVIOUS, ENGLISH, GERMAN, BEGIN = 10, 30, 31, 32, 33, 35
 NO_SPEECH = 29
@@ -31,3 +32,24 @@ def dialect(**changes: Any) -> Dialect:
         max_target_positions=24,
     )
     return Dialect(**fields | changes)
+
+
+def speech2text_dialect(**changes: Any) -> Speech2TextDialect:
+    """Return a vocabulary in Speech2Text's manner.
+
+    0 ends and starts, 1 pads, 40 and 41 are targets. Words are 3-29, and what 30-39 spell goes on
+    with the word before.
+    """
+    fields: dict[str, Any] = dict(
+        spelling=lambda ids: "".join(f" w{token}" if token < 30 else "x" for token in ids).lstrip(),
+        begins_word=lambda token: token < 30,
+        special=frozenset({0, 1, 40, 41}),
+        start=0,
+        end=0,
+        targets={},
+        forced=None,
+        suppress=(),
+        max_target_positions=24,
+        alignment_heads=((0, 0), (0, 1)),
+    )
+    return Speech2TextDialect(**fields | changes)

@@ -60,6 +60,10 @@ def test_languages_that_are_not_known_are_refused_with_those_that_are() -> None:
     with pytest.raises(ConfigError, match="does not know fr, xx; it knows de, en"):
         own.check(DecodingSettings(language=("de", "fr", "xx")))
     assert own.language_rules(["de"]).only == (GERMAN,)
+    with pytest.raises(ConfigError, match=r"decoding\.target_language: Whisper .* English alone"):
+        own.check(DecodingSettings(target_language="fr"))
+    with pytest.raises(ConfigError, match=r"decoding\.window_s: Whisper's windows are 30 s"):
+        own.check(DecodingSettings(window_s=20))
 
 
 def checkpoint_naming(folder: Path, heads: Any) -> Path:

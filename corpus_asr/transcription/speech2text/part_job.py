@@ -1,0 +1,205 @@
+"""Speech2Text's jobs for one part: a window per stretch of speech, all side by side.
+
+In: a part and the settings. Out: one segment per window that says anything, with the times of the
+speech detected there, since the model knows none; words' times come from its cross-attention.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float16, Float32
+
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.protocols import WindowJob
+from corpus_asr.decoding.slots import Steps
+from corpus_asr.models.speech2text.features import Speech2TextPartFeatures
+from corpus_asr.segments import Segment, Word
+from corpus_asr.transcription.chunked import chunk_ranges
+from corpus_asr.transcription.clips import clip_ranges
+from corpus_asr.transcription.confidence import confidence
+from corpus_asr.transcription.fallback import DecodedWindow, decode_window
+from corpus_asr.transcription.family_jobs import Add, PartDone
+from corpus_asr.transcription.in_order import InOrder
+from corpus_asr.transcription.language import Language
+from corpus_asr.transcription.searching import search_at, seed_of
+from corpus_asr.transcription.speech2text.dialect import Speech2TextDialect
+from corpus_asr.transcription.windows import PartRequest
+from corpus_asr.transcription.words import Stretch, time_words
+from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_FRAMES
+
+# The utterances these models were trained on last 6 s (MuST-C) to 12 s (LibriSpeech) on average,
+# 30 s at most; a segment's times are those of its window, so shorter ones say more exactly when.
+DEFAULT_WINDOW_S = 15.0
+# Detected speech is padded: the silence is longer than this by that on both sides.
+_LONGEST_PAUSE_S = 1.0
+
+
+class Speech2TextJobs:
+    """Transcribes parts with one Speech2Text checkpoint; meets `FamilyJobs`."""
+
+    def __init__(self, dialect: Speech2TextDialect, features: Speech2TextPartFeatures) -> None:
+        self._dialect = dialect
+        self._features = features
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Speech2TextJobs":
+        """Read what the checkpoint says of its vocabulary, its limits and its features.
+
+        Raises:
+            CheckpointError: a file is missing or unusable.
+        """
+        return cls(
+            Speech2TextDialect.from_folder(folder), Speech2TextPartFeatures.from_folder(folder)
+        )
+
+    def check(self, settings: DecodingSettings) -> None:
+        """Refuse what this checkpoint cannot do.
+
+        Raises:
+            ConfigError: names the key.
+        """
+        self._dialect.check(settings)
+
+    def start(
+        self, part: PartRequest, *, settings: DecodingSettings, add: Add, done: PartDone
+    ) -> None:
+        """Add a task per window, the longest first; a part without any is done at once.
+
+        Windows of one length are then encoded together, and nothing long is begun last.
+        """
+        ranges = window_ranges(part, settings)
+        spoken = None if settings.language == "auto" else str(settings.language)
+        language = None if spoken is None else Language(code=spoken, probability=None)
+        if not ranges:
+            done([], None, None)
+            return
+        found = InOrder(len(ranges), lambda segments, error: done(segments, language, error))
+        by_length = sorted(range(len(ranges)), key=lambda at: ranges[at][0] - ranges[at][1])
+        for index in by_length:
+            task = _Window(
+                part, ranges[index], language=spoken, dialect=self._dialect, settings=settings
+            )
+            add(task.run(self._features), found.collector(index))
+
+
+def window_ranges(part: PartRequest, settings: DecodingSettings) -> list[tuple[int, int]]:
+    """Cut what is asked for of a part into windows, in hops of 10 ms."""
+    window_s = DEFAULT_WINDOW_S if settings.window_s is None else settings.window_s
+    return chunk_ranges(
+        part,
+        clip_ranges(part, settings.clip_timestamps),
+        window_frames=round(window_s * FRAMES_PER_SECOND),
+        pause_frames=round(_LONGEST_PAUSE_S * FRAMES_PER_SECOND),
+    )
+
+
+class _Window:
+    """One window, from its features to its segment."""
+
+    def __init__(
+        self,
+        part: PartRequest,
+        window: tuple[int, int],
+        *,
+        language: str | None,
+        dialect: Speech2TextDialect,
+        settings: DecodingSettings,
+    ) -> None:
+        self._part = part
+        self._window = window
+        self._language = language
+        self._dialect = dialect
+        self._settings = settings
+        self._start_s, self._end_s = (part.seconds(hop) for hop in window)
+
+    def run(self, features: Speech2TextPartFeatures) -> Steps[list[Segment]]:
+        """Give the window's segment, or none if it says nothing or holds no whole frame."""
+        heard = features.window(self._part.features, *self._window)
+        if not len(heard):
+            return []
+        values, num_frames = _whole_window(heard), len(heard)
+        decoded = yield from self._decode(values, num_frames)
+        said = [at for at, token in enumerate(decoded.tokens) if token not in self._dialect.special]
+        tokens = tuple(decoded.tokens[at] for at in said)
+        if not self._dialect.text(tokens).strip():
+            return []
+        words = None
+        if self._settings.word_timestamps:
+            words = yield from self._words(tokens, values, num_frames)
+        return [self._segment(decoded, tokens, [decoded.logprobs[at] for at in said], words)]
+
+    def _decode(
+        self, values: Float16[np.ndarray, "mel frame"], num_frames: int
+    ) -> Steps[DecodedWindow]:
+        def job_at(temperature: float) -> WindowJob:
+            return WindowJob(
+                features=values,
+                window=self._window,
+                prompt=self._dialect.prompt(self._settings.target_language),
+                rules=self._dialect.rules,
+                max_new_tokens=self._dialect.max_target_positions,
+                search=search_at(self._settings, temperature),
+                seed=seed_of(self._part, self._window[0], temperature),
+                num_frames=num_frames,
+            )
+
+        return (yield from decode_window(job_at, self._settings, self._dialect.text))
+
+    def _words(
+        self, tokens: tuple[int, ...], values: Float16[np.ndarray, "mel frame"], num_frames: int
+    ) -> Steps[tuple[Word, ...]]:
+        (timed,) = yield from time_words(
+            [Stretch(tokens=tokens, start_s=self._start_s, end_s=self._end_s)],
+            features=values,
+            num_frames=num_frames,
+            window=self._window,
+            window_start_s=self._start_s,
+            content_frames=self._window[1] - self._window[0],
+            last_speech_s=self._start_s,
+            reading=self._dialect.reading(self._settings.target_language),
+        )
+        first, *others = timed.words
+        return (replace(first, word=_after_a_blank(first.word)), *others)
+
+    def _segment(
+        self,
+        decoded: DecodedWindow,
+        tokens: tuple[int, ...],
+        logprobs: Sequence[float],
+        words: tuple[Word, ...] | None,
+    ) -> Segment:
+        return Segment(
+            start_s=self._start_s,
+            end_s=self._end_s,
+            text=_after_a_blank(self._dialect.text(tokens)),
+            tokens=tokens,
+            language=self._language,
+            language_probability=None,
+            task=self._dialect.task(self._settings),
+            confidence=confidence(logprobs),
+            avg_logprob=decoded.avg_logprob,
+            no_speech_prob=None,
+            compression_ratio=decoded.compression_ratio,
+            temperature=decoded.temperature,
+            speech_fraction=self._part.speech_fraction(self._start_s, self._end_s),
+            words=words,
+        )
+
+
+def _whole_window(
+    heard: Float32[np.ndarray, "heard mel"],
+) -> Float16[np.ndarray, "mel frame"]:
+    """Fill up to a whole window, mel axis first; what fills it is not heard.
+
+    Normalised values need no more than float16, which a part's windows wait in.
+    """
+    whole = np.zeros((heard.shape[1], WINDOW_FRAMES), dtype=np.float16)
+    whole[:, : len(heard)] = heard.T
+    return whole
+
+
+def _after_a_blank(text: str) -> str:
+    """Segments are joined as they are: a window's text must not stick to the one before."""
+    return text if text.startswith(" ") else f" {text}"
