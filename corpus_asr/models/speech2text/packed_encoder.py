@@ -99,10 +99,10 @@ class _GatedConvolution:
 
     def __init__(self, conv: nn.Conv1d) -> None:
         channels, inputs, self._size = conv.weight.shape
-        assert conv.bias is not None
+        weight = conv.weight.detach().transpose(1, 2).reshape(channels, -1)
         linear = nn.Linear(1, 1)
-        linear.weight = nn.Parameter(conv.weight.transpose(1, 2).reshape(channels, -1))
-        linear.bias = conv.bias
+        linear.weight = nn.Parameter(weight, requires_grad=False)
+        linear.register_parameter("bias", conv.bias)
         self._map = Projection([linear])
         self._inputs = inputs
 
