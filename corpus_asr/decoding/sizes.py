@@ -6,6 +6,8 @@ In: nothing. Out: the dataclass a slot model fills in, and protocols it may meet
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from corpus_asr.decoding.protocols import SlotModel
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSize:
@@ -45,3 +47,14 @@ class TellsFrameStep(Protocol):
     @property
     def frame_step(self) -> int:
         """Windows are heard up to any multiple of so many frames: 1 for all lengths."""
+
+
+@runtime_checkable
+class FitsWindows(Protocol):
+    """A model that can be had for windows of several lengths; shorter ones take less memory."""
+
+    window_frames: int
+    """Of the windows it is for now."""
+
+    def for_windows(self, num_frames: int) -> SlotModel:
+        """Return the same model, sharing all weights, for windows of so many frames at most."""

@@ -16,6 +16,7 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.models.registry import family_of, resolve
 from corpus_asr.transcription.punctuation import split_words
 from corpus_asr.transcription.reading import Reading, upper_half
+from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_FRAMES
 
 # Two convolutions halve the frames each: a position is 40 ms.
 FRAMES_PER_POSITION = 4
@@ -58,6 +59,8 @@ class Speech2TextDialect:
     suppress: tuple[int, ...]
     max_target_positions: int
     alignment_heads: tuple[tuple[int, int], ...]
+    window_frames: int = WINDOW_FRAMES
+    """Of the windows that the network is made for."""
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Speech2TextDialect":
@@ -72,7 +75,7 @@ class Speech2TextDialect:
         tokenizer = resolve(family.tokenizer).from_pretrained(folder)
         start, end = config.decoder_start_token_id, tokenizer.eos_token_id
         return cls(
-            spelling=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
+            spelling=lambda ids: str(tokenizer.decode(list(ids), True, False)),
             begins_word=lambda token: _piece(tokenizer, token).startswith(_BLANK),
             special=frozenset((*tokenizer.all_special_ids, *tokenizer.lang_code_to_id.values())),
             start=end if start is None else start,
@@ -82,6 +85,7 @@ class Speech2TextDialect:
             suppress=tuple(generation.suppress_tokens or ()),
             max_target_positions=config.max_target_positions,
             alignment_heads=upper_half(config.decoder_layers, config.decoder_attention_heads),
+            window_frames=min(WINDOW_FRAMES, config.max_source_positions),
         )
 
     def check(self, settings: DecodingSettings) -> None:
@@ -89,7 +93,7 @@ class Speech2TextDialect:
 
         Raises:
             ConfigError: a target language is missing or unknown, languages are to be told apart,
-                or a setting is for other families; names the key.
+                windows are too long, or a setting is for other families; names the key.
         """
         usual = DecodingSettings()
         for name, reason in _REFUSED.items():
@@ -104,6 +108,12 @@ class Speech2TextDialect:
                 f"decoding.language: found a choice of {len(settings.language)}, but the "
                 "checkpoint is of the family speech_to_text and cannot tell languages apart; name "
                 "the one that is spoken, or leave it out"
+            )
+        longest_s = self.window_frames / FRAMES_PER_SECOND
+        if settings.window_s is not None and settings.window_s > longest_s:
+            raise ConfigError(
+                f"decoding.window_s: found {settings.window_s:g}, but this checkpoint hears at "
+                f"most {longest_s:g} s at once; set it to less"
             )
         self._check_target(settings)
 

@@ -69,7 +69,7 @@ class Speech2TextJobs:
 
         Windows of one length are then encoded together, and nothing long is begun last.
         """
-        ranges = window_ranges(part, settings)
+        ranges = window_ranges(part, settings, longest_frames=self._dialect.window_frames)
         spoken = None if settings.language == "auto" else str(settings.language)
         language = None if spoken is None else Language(code=spoken, probability=None)
         if not ranges:
@@ -84,13 +84,15 @@ class Speech2TextJobs:
             add(task.run(self._features), found.collector(index))
 
 
-def window_ranges(part: PartRequest, settings: DecodingSettings) -> list[tuple[int, int]]:
+def window_ranges(
+    part: PartRequest, settings: DecodingSettings, *, longest_frames: int = WINDOW_FRAMES
+) -> list[tuple[int, int]]:
     """Cut what is asked for of a part into windows, in hops of 10 ms."""
     window_s = DEFAULT_WINDOW_S if settings.window_s is None else settings.window_s
     return chunk_ranges(
         part,
         clip_ranges(part, settings.clip_timestamps),
-        window_frames=round(window_s * FRAMES_PER_SECOND),
+        window_frames=min(longest_frames, round(window_s * FRAMES_PER_SECOND)),
         pause_frames=round(_LONGEST_PAUSE_S * FRAMES_PER_SECOND),
     )
 
@@ -119,7 +121,7 @@ class _Window:
         heard = features.window(self._part.features, *self._window)
         if not len(heard):
             return []
-        values, num_frames = _whole_window(heard), len(heard)
+        values, num_frames = _whole_window(heard, self._dialect.window_frames), len(heard)
         decoded = yield from self._decode(values, num_frames)
         said = [at for at, token in enumerate(decoded.tokens) if token not in self._dialect.special]
         tokens = tuple(decoded.tokens[at] for at in said)
@@ -189,13 +191,13 @@ class _Window:
 
 
 def _whole_window(
-    heard: Float32[np.ndarray, "heard mel"],
+    heard: Float32[np.ndarray, "heard mel"], window_frames: int
 ) -> Float16[np.ndarray, "mel frame"]:
     """Fill up to a whole window, mel axis first; what fills it is not heard.
 
     Normalised values need no more than float16, which a part's windows wait in.
     """
-    whole = np.zeros((heard.shape[1], WINDOW_FRAMES), dtype=np.float16)
+    whole = np.zeros((heard.shape[1], window_frames), dtype=np.float16)
     whole[:, : len(heard)] = heard.T
     return whole
 
