@@ -92,20 +92,27 @@ class AddedTokens:
         """
         if self._pattern is None:
             self._pattern = _pattern(self._ids)
-        parts = self._pattern.split(text)
-        for i in range(1, len(parts), 2):  # tokens stand between texts
-            token = self._tokens[self._ids[parts[i]]]
-            if token.rstrip:
-                parts[i + 1] = parts[i + 1].lstrip()
-            if token.lstrip:
-                parts[i - 1] = parts[i - 1].rstrip()
-            if not token.single_word:
-                continue
-            if parts[i - 1] and parts[i - 1][-1] != " ":
-                parts[i - 1], parts[i] = parts[i - 1] + parts[i], ""
-            elif parts[i + 1] and parts[i + 1][0] != " ":
-                parts[i + 1], parts[i] = parts[i] + parts[i + 1], ""
+        parts = [part for part in self._pattern.split(text) if part]
+        for i, part in enumerate(parts):
+            if part in self._ids:
+                self._settle(parts, i)
         return [part for part in parts if part]
+
+    def _settle(self, parts: list[str], i: int) -> None:
+        """Apply the flags of the token at `i` to it and to what stands beside it."""
+        token = self._tokens[self._ids[parts[i]]]
+        left = parts[i - 1] if i > 0 else ""
+        right = parts[i + 1] if i + 1 < len(parts) else ""
+        if token.rstrip and right:
+            parts[i + 1] = right.lstrip()
+        if token.lstrip and left:
+            parts[i - 1] = left.rstrip()
+        if not token.single_word:
+            return
+        if left and left[-1] != " ":
+            parts[i - 1], parts[i] = parts[i - 1] + parts[i], ""
+        elif right and right[0] != " ":
+            parts[i + 1], parts[i] = parts[i] + parts[i + 1], ""
 
     def lower(self, text: str) -> str:
         """Turn a text into lower case, but for tokens that are found in it as they are."""

@@ -52,7 +52,7 @@ class Speech2TextTextEncoding(Speech2TextVocabulary, TextEncoding):
         side: str,
         tensors: str | None,
     ) -> BatchEncoding:
-        if wanted.pop("offset_mapping"):
+        if wanted["offset_mapping"]:
             raise ValueError(
                 "encoding texts: found return_offsets_mapping=True, expected it for tokenizers "
                 "that keep the text as it is only; leave it out"
