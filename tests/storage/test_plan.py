@@ -23,6 +23,7 @@ from corpus_asr.storage.ledger import REMAINING, begin_run, fingerprint
 from corpus_asr.storage.plan import MAX_FILES_PER_PACK, make_plan, pack, read_listing, read_packs
 from corpus_asr.storage.tables import OutputStore, ParquetFile
 from corpus_asr.units import MEBIBYTE
+from tests.support import flow
 from tests.support.commits import commit, part, results, same_schema
 from tests.support.stores import S3Server
 
@@ -255,6 +256,49 @@ def test_packs_hold_every_file_once_and_are_bounded(
         assert row["pack_bytes"] <= pack_bytes or row["files"][0]["size_bytes"] > pack_bytes
         if row["files"][0]["size_bytes"] > pack_bytes:
             assert len([file for file in row["files"] if file["size_bytes"]]) == 1
+
+
+BYTES_PER_S = 8_000  # 64 kbit/s
+# Speech of all lengths; much that is tiny beside one that lasts a day; much beside long archives.
+CORPORA = {
+    "podcasts": [random.Random(1).lognormvariate(7.6, 0.8) for _ in range(200)],
+    "a day": [86_400.0, *[1.0] * 1_000],
+    "archive": [36_000.0] * 16 + [30.0] * 700,
+}
+
+
+def packs_of_audio(lengths_s: list[float], folder: Path) -> list[list[float]]:
+    """Return the audio of each file of each pack, in the order of the plan."""
+    for number, length_s in enumerate(lengths_s):
+        sparse(folder / "in" / f"{number}.mp3", round(length_s * BYTES_PER_S))
+    store = OutputStore(str(folder / "out"))
+    plan = make_plan(config(folder / "in", folder / "out"), store)
+    return [[(size or 0) / BYTES_PER_S for _, size in files] for files in planned(store, plan)]
+
+
+@pytest.mark.parametrize("workers", [2, 15])
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_the_order_of_the_plan_leaves_no_stragglers_and_no_idle_engine(
+    corpus: str, workers: int, tmp_path: Path
+) -> None:
+    packs = packs_of_audio(CORPORA[corpus], tmp_path)
+    # Few slots: at so few hours the last parts of ten minutes would otherwise be all there is.
+    found = flow.simulated(packs, workers=workers, slots=16)
+    assert found.seconds < 1.07 * found.least_s
+    assert found.first_part_s < 3  # one part of ten minutes
+    assert found.idle_s == 0
+    # Nobody waits for one that answers late.
+    late = flow.simulated(packs, workers=workers, slots=16, slow=0, slow_s=60)
+    assert late.idle_s == 0
+
+
+def test_in_another_order_all_would_wait_for_the_longest_file() -> None:
+    packs = [[86_400.0], *[[1_800.0]] * 700]
+    found, other = (
+        flow.simulated(order, workers=15, engine_speed=4_000) for order in (packs, packs[::-1])
+    )
+    assert found.seconds < 1.1 * found.least_s
+    assert other.seconds > 1.7 * other.least_s
 
 
 # Plans a manifest of as many files as the first argument says, and prints the growth in memory.
