@@ -1,4 +1,4 @@
-"""Tiny random Whisper checkpoints in Hugging Face layout, so that no test needs a download.
+"""Tiny random checkpoints in Hugging Face layout, so that no test needs a download.
 
 A folder goes in; config.json, weights, preprocessor_config.json and generation_config.json are
 written there by transformers, and with a tokenizer folder its files too. The text such a model
@@ -86,10 +86,62 @@ def tiny_whisper(
     return folder
 
 
-def _random_model(settings: dict[str, Any], *, seed: int) -> Any:
+def tiny_speech2text(
+    folder: Path,
+    *,
+    seed: int = 0,
+    d_model: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    vocab_size: int | None = None,
+    tokenizer: Path | None = None,
+    spread: float = 0.1,
+    features: dict[str, Any] | None = None,
+    **config: Any,
+) -> Path:
+    """Write a random Speech2Text checkpoint and return its folder.
+
+    Args:
+        folder: made if needed.
+        seed: of the weights.
+        d_model: width of both towers.
+        layers: of encoder and decoder each.
+        heads: likewise.
+        vocab_size: default 1,000, or the tokenizer's.
+        tokenizer: folder written by `tests.support.pieces`; its files are copied.
+        spread: as for `tiny_whisper`.
+        features: settings of the feature extractor.
+        config: further keys of config.json.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if tokenizer is not None:
+        vocab_size = vocab_size or len(json.loads((tokenizer / "vocab.json").read_text()))
+        for path in tokenizer.iterdir():
+            shutil.copy(path, folder)
+    settings: dict[str, Any] = {
+        "vocab_size": vocab_size or _DEFAULT_VOCAB_SIZE,
+        "d_model": d_model,
+        **{f"{tower}_layers": layers for tower in ("encoder", "decoder")},
+        **{f"{tower}_attention_heads": heads for tower in ("encoder", "decoder")},
+        **{f"{tower}_ffn_dim": 2 * d_model for tower in ("encoder", "decoder")},
+        "conv_channels": 2 * d_model,
+        "init_std": spread,
+        "max_source_positions": 3000,
+        "max_target_positions": 64,
+        **config,
+    }
+    model = _random_model(settings, seed=seed, family="Speech2Text")
+    model.save_pretrained(folder)
+    transformers.Speech2TextFeatureExtractor(**features or {}).save_pretrained(folder)
+    return folder
+
+
+def _random_model(settings: dict[str, Any], *, seed: int, family: str = "Whisper") -> Any:
+    make_config = getattr(transformers, f"{family}Config")
+    make_model = getattr(transformers, f"{family}ForConditionalGeneration")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**settings))
+        model = make_model(make_config(**settings))
         # Biases and norms too: zeros and ones would hide a mistake in their use.
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
