@@ -17,6 +17,9 @@ if TYPE_CHECKING:
         AutoTokenizer,
     )
     from corpus_asr.models.speech2text.config import Speech2TextConfig
+    from corpus_asr.models.speech2text.feature_extractor import Speech2TextFeatureExtractor
+    from corpus_asr.models.speech2text.processor import Speech2TextProcessor
+    from corpus_asr.models.speech2text.tokenizer import Speech2TextTokenizer
 
 __all__ = [
     "AutoConfig",
