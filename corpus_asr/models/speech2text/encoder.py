@@ -62,7 +62,7 @@ class Conv1dSubsampler(nn.Module):
                 hidden = hidden.masked_fill(~within(num_frames, hidden.shape[2])[:, None], 0.0)
                 num_frames = shortened(num_frames, 1)
             hidden = F.glu(conv(hidden), dim=1)
-        return hidden.transpose(1, 2)
+        return hidden.transpose(1, 2).contiguous()
 
 
 class Speech2TextEncoder(FeatureEncoder):
