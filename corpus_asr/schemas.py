@@ -2,7 +2,8 @@
 
 Each field carries `doc` and, where it has one, `unit` in its metadata. Within one
 `SCHEMA_VERSION` columns are only added. FILES, PACKS, PARTS and RESULTS travel between stages;
-SEGMENTS, OUTCOMES and RECORDINGS are what a run leaves behind.
+SEGMENTS (of a transcription) or LABELS (of a classification), OUTCOMES and RECORDINGS are what a
+run leaves behind.
 """
 
 import pyarrow as pa
@@ -103,12 +104,41 @@ SEGMENT_FIELDS = (
     _field("task", pa.string(), "transcribe or translate"),
     _field("confidence", pa.float32(), "estimated share of right words, 0-1"),
     _field("avg_logprob", pa.float32(), "mean log-probability of the window, end token included"),
-    _field("no_speech_prob", pa.float32(), "probability that the window holds no speech"),
+    _field(
+        "no_speech_prob",
+        pa.float32(),
+        "probability that the window holds no speech; null where the model cannot tell",
+    ),
     _field("compression_ratio", pa.float32(), "text bytes over zlib bytes; high means repetition"),
     _field("temperature", pa.float32(), "sampling temperature that was accepted; 0 is greedy"),
     _field("speech_fraction", pa.float32(), "share of the segment in detected speech; null: none"),
     _field("words", _WORDS, "the text word by word with times; null unless asked for"),
 )
+
+LABEL_FIELDS = (
+    _field("window", pa.int32(), "index of the window within its part, from 0"),
+    _field("start_s", pa.float64(), "start, from the start of the recording", unit="second"),
+    _field("end_s", pa.float64(), "end, from the start of the recording", unit="second"),
+    _field("weight_s", pa.float64(), "what the window counts in means: detected speech in it; "
+           "all of it where speech was not looked for", unit="second"),
+    _field("rank", pa.int32(), "place among the window's labels, the likeliest is 1"),
+    _field("label", pa.string(), "a language code, or a class of the checkpoint"),
+    _field("probability", pa.float32(), "its probability in the window, 0-1"),
+)  # fmt: skip
+
+_LABEL_MEANS = pa.list_(
+    pa.struct(
+        [
+            _field("label", pa.string(), "a language code, or a class of the checkpoint"),
+            _field("probability", pa.float32(), "mean over windows, 0-1"),
+        ]
+    )
+)
+_LABEL = (
+    _field("label", pa.string(), "likeliest label, by mean over windows weighted by speech; null "
+           "where nothing was classified"),
+    _field("label_probability", pa.float32(), "that mean, 0-1"),
+)  # fmt: skip
 
 _PART_RESULT = (
     _field("duration_s", pa.float64(), "audio decoded in this part", unit="second"),
@@ -116,13 +146,18 @@ _PART_RESULT = (
            unit="second"),
     _STATUS, *_ERRORS,
     _field("attempts", pa.int32(), "times the part was tried in this run"),
-    _field("segments_written", pa.int32(), "rows in the segments table"),
+    _field("segments_written", pa.int32(), "rows in the segments table, or in that of labels"),
     *_AUDIO,
-    _field("language", pa.string(), "language the part was decoded in; null without speech"),
+    _field("language", pa.string(), "language the part was decoded in, or was found to be in; null "
+           "without speech"),
     _field("language_probability", pa.float32(), "its probability; null when it was given"),
     _field("device", pa.string(), "device that transcribed; null where none did"),
     _field("decode_s", pa.float64(), "time spent extracting", unit="second"),
     _field("transcribe_s", pa.float64(), "time from submission to result", unit="second"),
+    *_LABEL,
+    _field("label_means", _LABEL_MEANS, "the part's likeliest labels, at most 32, by mean over its "
+           "windows weighted by speech"),
+    _field("label_weight_s", pa.float64(), "sum of its windows' weights", unit="second"),
 )  # fmt: skip
 
 RESULTS = _schema(
@@ -130,15 +165,25 @@ RESULTS = _schema(
     _RECORDING_ID, _URI, _SIZE, _ETAG, _METADATA, _PART, _LAST, _CHANNEL, _PART_START, _PART_END,
     *_PART_RESULT,
     _field("segments", pa.list_(pa.struct(list(SEGMENT_FIELDS))), "the part's segments, in order"),
+    _field("labels", pa.list_(pa.struct(list(LABEL_FIELDS))),
+           "labels of the part's windows, in order; null where it was transcribed"),
 )  # fmt: skip
 
 _RUN_ID = _field("run_id", pa.string(), "the run that wrote the row")
 
-SEGMENTS = _schema(
-    "segments",
-    _RUN_ID, _RECORDING_ID, _URI, _PART, _CHANNEL, *SEGMENT_FIELDS, _METADATA,
+_MODEL = (
     _field("model", pa.string(), "checkpoint as configured"),
     _field("model_revision", pa.string(), "hash that names the exact weights"),
+)
+
+SEGMENTS = _schema(
+    "segments",
+    _RUN_ID, _RECORDING_ID, _URI, _PART, _CHANNEL, *SEGMENT_FIELDS, _METADATA, *_MODEL,
+)  # fmt: skip
+
+LABELS = _schema(
+    "labels",
+    _RUN_ID, _RECORDING_ID, _URI, _PART, _CHANNEL, *LABEL_FIELDS, _METADATA, *_MODEL,
 )  # fmt: skip
 
 OUTCOMES = _schema(
@@ -146,19 +191,21 @@ OUTCOMES = _schema(
     _RUN_ID, _RECORDING_ID, _URI, _SIZE, _ETAG, _METADATA,
     _PART, _LAST, _CHANNEL, _PART_START, _PART_END, *_PART_RESULT,
     _field("segments_object", pa.string(),
-           "name of the segments object this commit covers; null when it has no segments"),
+           "name of the object of segments or labels this commit covers; null when it has none"),
 )  # fmt: skip
 
 RECORDINGS = _schema(
     "recordings",
     _RUN_ID, _RECORDING_ID, _URI, _SIZE, _ETAG, _METADATA,
-    _field("status", pa.string(), "failed if any part failed, else ok if any part has segments"),
+    _field("status", pa.string(), "failed if any part failed, else ok if any part has segments or "
+           "labels, else no_speech"),
     *_ERRORS, *_AUDIO,
     _field("duration_s", pa.float64(), "audio decoded", unit="second"),
     _field("speech_s", pa.float64(), "detected speech", unit="second"),
     _field("parts", pa.int32(), "parts committed"),
-    _field("segments", pa.int32(), "segments written"),
+    _field("segments", pa.int32(), "segments written, or labels"),
     _field("languages", pa.list_(pa.string()), "languages decoded, most frequent first"),
+    *_LABEL,
 )  # fmt: skip
 
 

@@ -95,6 +95,8 @@ def expected(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
             if not item.startswith("text")
             else "text or a list of text"
         )
+    if origin is dict:
+        return f"keys below it, each with {expected(arguments[1])}"
     words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
     if annotation is type(None):
         return "null"
@@ -197,6 +199,10 @@ def _mismatch(value: Any, field: FieldInfo | None, location: tuple[int | str, ..
 
 
 def _advice(value: Any, field: FieldInfo) -> str:
+    if get_origin(field.annotation) is Literal and isinstance(value, str):
+        known = [str(argument) for argument in get_args(field.annotation)]
+        near = difflib.get_close_matches(value.lower(), known, n=1, cutoff=0.5)
+        return f"; did you mean {near[0]}?" if near else ""
     if value is None and not field.is_required():
         default = field.get_default(call_default_factory=True, validated_data={})
         if not isinstance(default, Settings):

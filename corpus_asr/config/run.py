@@ -1,10 +1,11 @@
 """One job: the whole YAML file, in the order data flows."""
 
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field, model_validator
 
 from corpus_asr.config.base import Settings
+from corpus_asr.config.classification import ClassificationSettings
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.stages import (
     ClusterSettings,
@@ -15,15 +16,21 @@ from corpus_asr.config.stages import (
     TranscribeSettings,
 )
 
+CLASSIFY_AUDIO: Final = "classify_audio"
+
 
 class RunConfig(Settings):
     """A resolved job description; everything the user left out carries its default."""
 
-    pipeline: Literal["transcribe_corpus"] = "transcribe_corpus"
+    pipeline: Literal["transcribe_corpus", "classify_audio"] = Field(
+        default="transcribe_corpus",
+        description="What is done; `decoding` is for the one, `classification` for the other.",
+    )
     source: SourceSettings
     extract: ExtractSettings = Field(default_factory=ExtractSettings)
     model: ModelSettings
     decoding: DecodingSettings = Field(default_factory=DecodingSettings)
+    classification: ClassificationSettings = Field(default_factory=ClassificationSettings)
     transcribe: TranscribeSettings = Field(default_factory=TranscribeSettings)
     output: OutputSettings
     cluster: ClusterSettings = Field(default_factory=ClusterSettings)
@@ -34,5 +41,14 @@ class RunConfig(Settings):
             raise ValueError(
                 "decoding.drop_nonspeech needs detected speech, but extract.speech_detection is "
                 "none; set it to silero, or leave drop_nonspeech out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_language_one_model(self) -> "RunConfig":
+        if self.model.by_language and self.decoding.language_mode == "window":
+            raise ValueError(
+                "model.by_language needs one language for the recording or the part, but "
+                "decoding.language_mode is window; set it to recording or to part"
             )
         return self

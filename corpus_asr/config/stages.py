@@ -113,6 +113,11 @@ class ModelSettings(Settings):
         description="A folder, an fsspec address, or a hub name such as openai/whisper-small."
     )
     revision: str | None = Field(default=None, description="Hub branch, tag or commit.")
+    by_language: dict[str, str] = Field(
+        default_factory=dict,
+        description="Checkpoints for recordings in some languages, by code; `checkpoint` detects "
+        "the language and transcribes all others. They are loaded together.",
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = Field(
         default="auto",
         description="`auto`: float16 on CUDA; on CPUs bfloat16 where they compute in it, else "

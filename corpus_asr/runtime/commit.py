@@ -6,8 +6,8 @@ one.
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -15,6 +15,7 @@ from corpus_asr.activity import Activity
 from corpus_asr.logs import event
 from corpus_asr.storage.failures import retries_so_far
 from corpus_asr.storage.lock import LockKey
+from corpus_asr.storage.results import ModelName
 from corpus_asr.storage.tables import OutputStore
 
 _LOG = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ class Committer:
     run_id: str
     model: str
     model_revision: str
+    by_language: Mapping[str, ModelName] = field(default_factory=dict)
+    """What transcribes the parts in these languages instead."""
     lock: LockKey | None = None
     """Looked at before each commit; None where nobody else can be at work."""
 
@@ -46,6 +49,7 @@ class Committer:
             run_id=self.run_id,
             model=self.model,
             model_revision=self.model_revision,
+            by_language=self.by_language,
         )
 
     def timed(self, results: pa.Table) -> Activity:

@@ -10,19 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from corpus_asr.storage import filesystem
-from corpus_asr.storage.tables import (
-    OUTCOMES_FOLDER,
-    READERS,
-    RECORDINGS_FOLDER,
-    SEGMENTS_FOLDER,
-    OutputStore,
-)
+from corpus_asr.storage.results import PART_ROWS_FOLDERS
+from corpus_asr.storage.tables import OUTCOMES_FOLDER, READERS, RECORDINGS_FOLDER, OutputStore
 
 logger = logging.getLogger(__name__)
 
 ASIDE_NAME = "_run/aside.json"
 EARLIER_FOLDER = "_earlier"
-_TABLES = (RECORDINGS_FOLDER, SEGMENTS_FOLDER, OUTCOMES_FOLDER)
+_TABLES = (RECORDINGS_FOLDER, *PART_ROWS_FOLDERS, OUTCOMES_FOLDER)
 
 
 def interrupted(store: OutputStore) -> dict[str, Any] | None:

@@ -17,14 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
 
-from corpus_asr.schemas import OUTCOMES, SEGMENTS
+from corpus_asr.schemas import OUTCOMES
+from corpus_asr.storage.results import PART_ROWS_FOLDERS, part_rows_named
 from corpus_asr.storage.settlement import claimed_segments, remove_commits
-from corpus_asr.storage.tables import (
-    OUTCOMES_FOLDER,
-    SEGMENTS_FOLDER,
-    OutputStore,
-    stem_before,
-)
+from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore, stem_before
 from corpus_asr.units import MEBIBYTE
 
 logger = logging.getLogger(__name__)
@@ -91,13 +87,11 @@ def groups_to_merge(weights: Mapping[str, float], target_bytes: float) -> list[l
 
 
 def _weights(store: OutputStore) -> dict[str, float]:
-    segments = store.sizes(SEGMENTS_FOLDER)
+    objects = [store.sizes(folder) for folder in PART_ROWS_FOLDERS]
+    rows = {name.partition("/")[2]: size for sizes in objects for name, size in sizes.items()}
     return {
         # A commit's two objects have one stem.
-        name: max(
-            OUTCOMES_WEIGHT * size,
-            segments.get(SEGMENTS_FOLDER + name.removeprefix(OUTCOMES_FOLDER), 0),
-        )
+        name: max(OUTCOMES_WEIGHT * size, rows.get(name.partition("/")[2], 0))
         for name, size in store.sizes(OUTCOMES_FOLDER).items()
     }
 
@@ -118,11 +112,16 @@ def merge(store: OutputStore, names: list[str]) -> None:
     ).combine_chunks()
     order = pc.sort_indices(outcomes, [("uri", "ascending"), ("part", "ascending")]).to_numpy()
     segments = claimed_segments(store, outcomes, names[0])
+    named = outcomes["segments_object"].unique().drop_null().to_pylist()
+    rows = part_rows_named(named)
     places = _places(outcomes["segments_written"].to_numpy(), order)
     done = store.write_commit(
-        outcomes.take(order), sorted_rows(segments, places), stem=stem_before(names[0])
+        outcomes.take(order),
+        sorted_rows(segments, places, rows.schema),
+        rows=rows,
+        stem=stem_before(names[0]),
     )
-    remove_commits(store, names, outcomes["segments_object"].unique().drop_null().to_pylist())
+    remove_commits(store, names, named)
     logger.info("merged commits=%d rows=%d into=%s", len(names), done.rows, done.outcomes_name)
 
 
@@ -141,21 +140,24 @@ def _places(written: np.ndarray, order: np.ndarray) -> np.ndarray:
     return places
 
 
-def sorted_rows(segments: Iterable[pa.Table], places: np.ndarray) -> Iterator[pa.Table]:
+def sorted_rows(
+    segments: Iterable[pa.Table], places: np.ndarray, schema: pa.Schema
+) -> Iterator[pa.Table]:
     """Sort more rows than should be in memory; yield them `SORTED_ROWS` at a time.
 
     What arrives is sorted chunk by chunk into a scratch file, cut where the tables to be yielded
     begin and end; each of these then gathers its pieces.
 
     Args:
-        segments: SEGMENTS rows.
+        segments: SEGMENTS or LABELS rows.
         places: for each of them where it belongs, from 0.
+        schema: theirs.
     """
     edges = np.arange(0, len(places), SORTED_ROWS)
     pieces: list[list[tuple[int, np.ndarray]]] = [[] for _ in edges]
     with tempfile.TemporaryFile(prefix="corpus-asr-sort-") as scratch:
         options = pa.ipc.IpcWriteOptions(compression="lz4")
-        with pa.ipc.new_file(scratch, SEGMENTS, options=options) as writer:
+        with pa.ipc.new_file(scratch, schema, options=options) as writer:
             number = start = 0
             for chunk in _chunks(segments):
                 theirs = places[start : start + chunk.num_rows]

@@ -20,8 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from corpus_asr.config.base import Settings
 from corpus_asr.config.choices import Retry
-from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import FILES
 from corpus_asr.storage.addresses import shown
@@ -72,13 +73,19 @@ class Run:
 
 def result_settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that change results, flat and by their names in the YAML."""
-    sections = {"extract": config.extract, "decoding": config.decoding}
+    sections: dict[str, Settings] = {"extract": config.extract}
+    if config.pipeline == CLASSIFY_AUDIO:
+        sections["classification"] = config.classification
+    else:
+        sections["decoding"] = config.decoding
     flat = {
         f"{section}.{key}": value
         for section, settings in sections.items()
         for key, value in settings.model_dump(mode="json").items()
     }
     flat["model.dtype"] = config.model.dtype
+    if config.pipeline == CLASSIFY_AUDIO:
+        flat["pipeline"] = config.pipeline
     return {key: flat[key] for key in sorted(flat) if key not in _RESOURCE_KEYS}
 
 

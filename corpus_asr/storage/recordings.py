@@ -23,7 +23,8 @@ _FIRST_COLUMNS = (
 )  # fmt: skip
 _COLUMNS = (
     "recording_id", "run_id", "part", "channel", "status", "language", "duration_s", "speech_s",
-    "segments_written", "decode_errors", *_FIRST_COLUMNS, *_ERROR_COLUMNS,
+    "segments_written", "decode_errors", "label_means", "label_weight_s", *_FIRST_COLUMNS,
+    *_ERROR_COLUMNS,
 )  # fmt: skip
 
 
@@ -111,7 +112,7 @@ def aggregate(outcomes: pa.Table) -> pa.Table:
     grouped = grouped.sort_by("recording_id")  # groups come in no order
     ids = grouped["recording_id"].combine_chunks()
     columns = {name: grouped[f"{name}_first"] for name in _FIRST_COLUMNS}
-    columns |= _first_failures(parts, ids)
+    columns |= _first_failures(parts, ids) | _likeliest_labels(parts, ids)
     # Channels transcribed apart hold the same stretch of time; mixed ones, and a recording that
     # failed before its channels were known, have no number.
     num_channels = pc.max_element_wise(grouped["channel_count_distinct"], 1).cast(pa.float64())
@@ -141,6 +142,42 @@ def _first_failures(parts: pa.Table, ids: pa.Array) -> dict[str, pa.ChunkedArray
     rows = pc.index_in(ids, value_set=failed["recording_id"].combine_chunks())
     columns = {name: failed[name].take(rows) for name in _ERROR_COLUMNS}
     return columns | {"status": pc.fill_null(failed["status"].take(rows), "")}
+
+
+def _likeliest_labels(parts: pa.Table, ids: pa.Array) -> dict[str, pa.ChunkedArray]:
+    """Return each recording's likeliest label and its mean over the parts, by their weights.
+
+    A label that a part does not name counts as 0 there.
+    """
+    means = parts["label_means"].combine_chunks()
+    owners = pc.list_parent_indices(means)
+    weights = pc.fill_null(parts["label_weight_s"], 0.0)
+    flat = pc.list_flatten(means)
+    summed = pa.table(
+        {
+            "recording_id": parts["recording_id"].take(owners),
+            "label": pc.struct_field(flat, "label"),
+            "sum": pc.multiply(
+                pc.struct_field(flat, "probability").cast(pa.float64()), weights.take(owners)
+            ),
+        }
+    )
+    # One thread: sums in another order would differ in their last digits.
+    summed = summed.group_by(["recording_id", "label"], use_threads=False)
+    best = summed.aggregate([("sum", "sum")]).sort_by(
+        [("recording_id", "ascending"), ("sum_sum", "descending"), ("label", "ascending")]
+    )
+    totals = pa.table({"recording_id": parts["recording_id"], "weight": weights})
+    totals = totals.group_by("recording_id", use_threads=False).aggregate([("weight", "sum")])
+    # The first occurrence is the likeliest: they are sorted.
+    rows = pc.index_in(ids, value_set=best["recording_id"].combine_chunks())
+    total = totals["weight_sum"].take(
+        pc.index_in(ids, value_set=totals["recording_id"].combine_chunks())
+    )
+    return {
+        "label": best["label"].take(rows),
+        "label_probability": pc.divide(best["sum_sum"].take(rows), total),
+    }
 
 
 def _languages(parts: pa.Table, ids: pa.Array) -> pa.Array:

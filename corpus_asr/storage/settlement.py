@@ -14,15 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.errors import CorpusAsrError
-from corpus_asr.schemas import OUTCOMES, SEGMENTS
+from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.local import TEMPORARY_PREFIX
-from corpus_asr.storage.tables import (
-    OUTCOMES_FOLDER,
-    RECORDINGS_FOLDER,
-    SEGMENTS_FOLDER,
-    OutputStore,
-)
+from corpus_asr.storage.results import PART_ROWS_FOLDERS, part_rows_named
+from corpus_asr.storage.tables import OUTCOMES_FOLDER, RECORDINGS_FOLDER, OutputStore
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +39,8 @@ def keep_only(store: OutputStore, keep: Mapping[str, np.ndarray]) -> None:
         mask = keep[name]
         outcomes = store.read_table(name, OUTCOMES)
         segments = claimed_segments(store, outcomes, name)
-        store.write_commit(outcomes.filter(mask), _filtered(segments, outcomes, mask))
+        rows = part_rows_named(outcomes["segments_object"].unique().to_pylist())
+        store.write_commit(outcomes.filter(mask), _filtered(segments, outcomes, mask), rows=rows)
         logger.info("settled object=%s kept=%d of=%d", name, int(mask.sum()), len(mask))
     remove_commits(store, sorted(keep), store.named_segments(sorted(keep)))
 
@@ -62,7 +59,7 @@ def remove_commits(
 
 
 def claimed_segments(store: OutputStore, outcomes: pa.Table, title: str) -> Iterator[pa.Table]:
-    """Yield the segments of outcomes rows, in their order, a bounded number at a time.
+    """Yield the segments or labels of outcomes rows, in order, a bounded number at a time.
 
     Args:
         store: the output folder.
@@ -83,7 +80,7 @@ def claimed_segments(store: OutputStore, outcomes: pa.Table, title: str) -> Iter
     claims = np.bincount(numbers, written, minlength=len(names) + 1).astype(np.int64)
     starts = dict(zip(names, np.cumsum(claims) - claims, strict=False))
     found = dict.fromkeys(names, 0)
-    for name, table in store.read_tables(names, SEGMENTS):
+    for name, table in store.read_tables(names, part_rows_named(names).schema):
         start = int(starts[name]) + found[name]
         found[name] += table.num_rows
         theirs = keys.take(owners[start : start + table.num_rows])
@@ -123,10 +120,11 @@ def remove_leftovers(store: OutputStore) -> None:
     Raises:
         FetchError: the store failed beyond its retries.
     """
-    leftovers = set(store.names(SEGMENTS_FOLDER)) - set(store.named_segments())
+    leftovers = {name for folder in PART_ROWS_FOLDERS for name in store.names(folder)}
+    leftovers -= set(store.named_segments())
     leftovers |= {
         name
-        for folder in (OUTCOMES_FOLDER, SEGMENTS_FOLDER, RECORDINGS_FOLDER)
+        for folder in (OUTCOMES_FOLDER, *PART_ROWS_FOLDERS, RECORDINGS_FOLDER)
         for name in store.all_names(folder)
         if name.rpartition("/")[2].startswith(TEMPORARY_PREFIX)
     }

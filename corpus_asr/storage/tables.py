@@ -1,9 +1,10 @@
 """The tables of a run and their commit protocol; the only place that touches Parquet.
 
-In: RESULTS rows. Out: segments and outcomes objects, and readers of them. Each commit puts a
-segments object under a unique name, then an outcomes object that names it: the second put is the
-commit. A segments object that no outcomes object names is an orphan, unseen by these readers.
-Knows nothing of runs, plans or which commit of two counts (`ledger.py`).
+In: RESULTS rows. Out: segments (or labels) and outcomes objects, and readers of them. Each commit
+puts a segments object under a unique name, then an outcomes object that names it: the second put is
+the commit. A segments object that no outcomes object names is an orphan, unseen by these readers.
+Labels are written in the same way in place of segments, and the same words mean them. Knows nothing
+of runs, plans or which commit of two counts (`ledger.py`).
 """
 
 import io
@@ -11,7 +12,7 @@ import json
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -22,10 +23,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from corpus_asr.errors import CorpusAsrError
-from corpus_asr.schemas import OUTCOMES, RECORDINGS, RESULTS, SEGMENT_FIELDS, SEGMENTS
+from corpus_asr.schemas import OUTCOMES, RECORDINGS, RESULTS
 from corpus_asr.storage import filesystem
 from corpus_asr.storage.addresses import normalise, public, public_text, shown, within
 from corpus_asr.storage.local import TEMPORARY_PREFIX
+from corpus_asr.storage.results import (
+    LABEL_ROWS,
+    NO_OTHERS,
+    PART_ROWS_FOLDERS,
+    SEGMENT_ROWS,
+    ModelName,
+    PartRows,
+    check_accountable,
+    outcomes_of,
+    part_rows_in,
+    rows_of,
+)
 
 SEGMENTS_FOLDER, OUTCOMES_FOLDER, RECORDINGS_FOLDER = "segments", "outcomes", "recordings"
 SUFFIX = ".parquet"
@@ -152,31 +165,53 @@ class OutputStore:
         self.uri = normalise(uri).rstrip("/")
         self.endpoint_url = endpoint_url
 
-    def commit(self, results: pa.Table, *, run_id: str, model: str, model_revision: str) -> Commit:
+    def commit(
+        self,
+        results: pa.Table,
+        *,
+        run_id: str,
+        model: str,
+        model_revision: str,
+        by_language: Mapping[str, ModelName] = NO_OTHERS,
+    ) -> Commit:
         """Write results so that either all of them count or none.
+
+        Args:
+            results: RESULTS rows, with segments or with labels.
+            run_id, model, model_revision: what made them, ...
+            by_language: ... but for parts in these languages.
 
         Raises:
             ValueError: the rows do not fit RESULTS, or say too little to be accounted for.
             FetchError: the store failed beyond its retries; nothing counts.
         """
         results = conform(results, RESULTS).combine_chunks()
-        _check_accountable(results)
+        check_accountable(results)
         results = without_credentials(results)
-        return self.write_commit(
-            outcomes_of(results, run_id=run_id),
-            [segments_of(results, run_id=run_id, model=public(model),
-                         model_revision=model_revision)],
-        )  # fmt: skip
+        rows = part_rows_in(results)
+        found = rows_of(
+            results,
+            rows,
+            run_id=run_id,
+            model=(public(model), model_revision),
+            by_language={code: (public(name), made) for code, (name, made) in by_language.items()},
+        )
+        return self.write_commit(outcomes_of(results, run_id=run_id), [found], rows=rows)
 
     def write_commit(
-        self, outcomes: pa.Table, segments: Iterable[pa.Table], *, stem: str | None = None
+        self,
+        outcomes: pa.Table,
+        segments: Iterable[pa.Table],
+        *,
+        rows: PartRows = SEGMENT_ROWS,
+        stem: str | None = None,
     ) -> Commit:
-        """Write outcomes rows and their segments rows, which stand in the same order."""
+        """Write outcomes rows and their segments or labels, which stand in the same order."""
         stem = stem or unique_stem()
         segments_name = None
         if pc.sum(outcomes["segments_written"]).as_py():
-            segments_name = f"{SEGMENTS_FOLDER}/{stem}{SUFFIX}"
-            self.write_bytes(segments_name, encode_parquet(SEGMENTS, segments))
+            segments_name = f"{rows.folder}/{stem}{SUFFIX}"
+            self.write_bytes(segments_name, encode_parquet(rows.schema, segments))
         named = pa.repeat(pa.scalar(segments_name, pa.string()), outcomes.num_rows)
         position = OUTCOMES.get_field_index("segments_object")
         outcomes = outcomes.set_column(position, OUTCOMES.field(position), named)
@@ -211,10 +246,11 @@ class OutputStore:
             return
         for named in table["segments_object"].unique().drop_null().to_pylist():
             self.address(named)
-            if not (named.startswith(f"{SEGMENTS_FOLDER}/") and _is_table(named)):
+            if not (named.partition("/")[0] in PART_ROWS_FOLDERS and _is_table(named)):
+                folders = " or ".join(f"{folder}/" for folder in PART_ROWS_FOLDERS)
                 raise CorpusAsrError(
                     f"reading {shown(self.address(name))}: found the segments object {named!r}, "
-                    f"expected a name in {SEGMENTS_FOLDER}/; restore the object, or remove it to "
+                    f"expected a name in {folders}; restore the object, or remove it to "
                     "have its recordings transcribed again"
                 )
 
@@ -222,8 +258,21 @@ class OutputStore:
         self, columns: Sequence[str] | None = None, outcomes_names: Iterable[str] | None = None
     ) -> Iterator[pa.RecordBatch]:
         """Yield the segments rows that outcomes objects name, all or these; orphans never."""
-        schema = _projected(SEGMENTS, columns)
-        for _, table in self.read_tables(self.named_segments(outcomes_names), schema):
+        return self._part_rows(SEGMENT_ROWS, columns, outcomes_names)
+
+    def labels(
+        self, columns: Sequence[str] | None = None, outcomes_names: Iterable[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the labels rows that outcomes objects name, all or these; orphans never."""
+        return self._part_rows(LABEL_ROWS, columns, outcomes_names)
+
+    def _part_rows(
+        self, rows: PartRows, columns: Sequence[str] | None, outcomes_names: Iterable[str] | None
+    ) -> Iterator[pa.RecordBatch]:
+        schema = _projected(rows.schema, columns)
+        named = self.named_segments(outcomes_names)
+        ours = [name for name in named if name.startswith(f"{rows.folder}/")]
+        for _, table in self.read_tables(ours, schema):
             yield from table.to_batches()
 
     def recordings(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -234,7 +283,7 @@ class OutputStore:
                 yield from conform(rows, schema).to_batches()
 
     def named_segments(self, outcomes_names: Iterable[str] | None = None) -> list[str]:
-        """Return the names of the segments objects that outcomes name, in commit order."""
+        """Return the names of the segments or labels objects of outcomes, in commit order."""
         named: dict[str, None] = {}
         for batch in self.committed(["segments_object"], outcomes_names):
             named.update(dict.fromkeys(batch.rows.column(0).unique().drop_null().to_pylist()))
@@ -377,16 +426,6 @@ def _projected(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
     return pa.schema([schema.field(name) for name in columns], metadata=schema.metadata)
 
 
-def _check_accountable(results: pa.Table) -> None:
-    """Refuse rows that would break the balance of recordings."""
-    for name in ("recording_id", "uri", "part", "last_part", "status"):
-        if results[name].null_count:
-            raise ValueError(f"committing results: {results[name].null_count} rows without {name}")
-    unknown = set(results["status"].unique().to_pylist()) - {"ok", "no_speech", "failed"}
-    if unknown:
-        raise ValueError(f"committing results: unknown status {sorted(unknown)}")
-
-
 def without_credentials(rows: pa.Table) -> pa.Table:
     """Return rows whose addresses, and texts that may hold some, have nothing that gives access.
 
@@ -407,31 +446,3 @@ def without_credentials(rows: pa.Table) -> pa.Table:
         safe = pa.array([text and remove(text) for text in rows[name].to_pylist()], pa.string())
         rows = rows.set_column(position, rows.schema.field(position), safe)
     return rows
-
-
-def outcomes_of(results: pa.Table, *, run_id: str) -> pa.Table:
-    """Return the outcomes rows of results, not yet naming a segments object."""
-    counts = pc.fill_null(pc.list_value_length(results["segments"]), 0).cast(pa.int32())
-    columns = {name: results[name] for name in results.schema.names if name in OUTCOMES.names}
-    columns["run_id"] = pa.repeat(pa.scalar(run_id, pa.string()), results.num_rows)
-    # Counted, not believed: segments rows are found by these counts when commits are rewritten.
-    columns["segments_written"] = counts
-    columns["segments_object"] = pa.nulls(results.num_rows, pa.string())
-    return pa.table([columns[name] for name in OUTCOMES.names], schema=OUTCOMES)
-
-
-def segments_of(results: pa.Table, *, run_id: str, model: str, model_revision: str) -> pa.Table:
-    """Return the segments rows of results, in the order of the results."""
-    lists = results["segments"].combine_chunks()
-    if isinstance(lists, pa.ChunkedArray):  # no chunk at all
-        return SEGMENTS.empty_table()
-    rows = pc.list_parent_indices(lists)
-    count = len(rows)
-    columns = {
-        name: results[name].take(rows) for name in results.schema.names if name in SEGMENTS.names
-    }
-    flat = pc.list_flatten(lists)
-    columns |= {field.name: pc.struct_field(flat, field.name) for field in SEGMENT_FIELDS}
-    for name, value in (("run_id", run_id), ("model", model), ("model_revision", model_revision)):
-        columns[name] = pa.repeat(pa.scalar(value, pa.string()), count)
-    return pa.table([columns[name] for name in SEGMENTS.names], schema=SEGMENTS)

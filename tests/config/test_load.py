@@ -51,7 +51,8 @@ def refusal(path: Path, *overrides: str) -> str:
 def test_every_shipped_configuration_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in re.findall(r"\$\{env:(\w+)\}", path.read_text(encoding="utf-8")):
         monkeypatch.setenv(name, "value")
-    assert load_config(path).pipeline == "transcribe_corpus"
+    classifies = path.name == "classify.yaml"
+    assert load_config(path).pipeline == ("classify_audio" if classifies else "transcribe_corpus")
 
 
 def test_what_is_left_out_carries_its_default(write: Write) -> None:
@@ -81,6 +82,13 @@ def test_overrides_are_read_as_yaml_and_win_over_the_file(write: Write) -> None:
     assert config.extract.part_s == 60
     assert config.decoding.logprob_threshold is None
     assert config.source.uri == ("s3://bucket/talks #1/*.wav",)
+
+
+def test_a_language_per_window_cannot_go_to_several_models(write: Write) -> None:
+    path = write(MINIMAL)
+    routed = ["model.by_language.de=other", "decoding.language_mode=window"]
+    assert load_config(path, routed[:1]).model.by_language == {"de": "other"}
+    assert "model.by_language needs one language" in refusal(path, *routed)
 
 
 def test_a_manifest_can_take_the_place_of_addresses_by_overrides(write: Write) -> None:
@@ -115,6 +123,12 @@ def test_all_problems_are_told_at_once_with_line_and_nearest_key(write: Write) -
         ("extract.part_s=null", "leave the key out for its default, 600.0"),
         ("extract.part_s=.inf", "found inf, expected a number"),
         ("decoding.strategy=seq", "expected sequential or chunked"),
+        ("pipeline=classify", "transcribe_corpus or classify_audio; did you mean classify_audio?"),
+        ("pipeline=pipelines.evil", "expected transcribe_corpus or classify_audio"),
+        ("classification.top_k=0", "classification.top_k: found 0, expected a whole number at"),
+        ("classification.languages=de", "expected two codes or more to choose among"),
+        ("model.by_language=de", "expected keys below it, each with text"),
+        ("model.by_language.de=[a]", "model.by_language: found keys below it (de), expected keys"),
         ("cluster.address=not an address", "`local` starts one here"),
         ("cluster.address=ray://head:10001", "on a machine of the cluster"),
         ("source.manifest=m.csv", "set either source.uri or source.manifest"),
@@ -182,6 +196,7 @@ def test_the_podcast_example_says_the_defaults(monkeypatch: pytest.MonkeyPatch) 
     shown = load_config(CONFIGS / "podcasts.yaml")
     assert shown.extract == type(shown.extract)()
     assert shown.decoding == type(shown.decoding)()
+    assert shown.classification == type(shown.classification)()
     assert shown.transcribe == type(shown.transcribe)()
     assert shown.output.max_failed_fraction == 0.01
 

@@ -4,7 +4,7 @@ import pyarrow as pa
 
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.recordings import aggregate
-from corpus_asr.storage.tables import outcomes_of
+from corpus_asr.storage.results import outcomes_of
 from tests.support.commits import part, results
 
 

@@ -11,6 +11,7 @@ import pytest
 from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.schemas import OUTCOMES, RESULTS, SEGMENTS
 from corpus_asr.storage import tables
+from corpus_asr.storage.results import segments_of
 from corpus_asr.storage.tables import OutputStore, conform, unique_stem
 from tests.support.commits import commit, part, results, same_schema
 from tests.support.stores import S3Server
@@ -104,7 +105,7 @@ def test_a_slice_of_results_commits_only_its_rows(store: OutputStore) -> None:
 
 def test_orphans_are_not_read(store: OutputStore) -> None:
     commit(store, results(part("a", 0, texts=["mine"])))
-    orphan = tables.segments_of(
+    orphan = segments_of(
         results(part("b", 0, texts=["orphan"])), run_id="r", model="m", model_revision="r"
     )
     store.write_table(f"segments/{unique_stem()}.parquet", orphan)
