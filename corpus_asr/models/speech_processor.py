@@ -44,7 +44,8 @@ class SpeechProcessor(Uploads):
     @property
     def model_input_names(self) -> list[str]:
         """What a call returns that a model takes."""
-        return [*self.feature_extractor.model_input_names, *self.tokenizer.model_input_names]
+        halves = (self.feature_extractor, self.tokenizer)
+        return list(dict.fromkeys(name for half in halves for name in half.model_input_names))
 
     def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
         """Prepare audio, text or both.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Float, Float32
 
 from corpus_asr.models.batch import BatchFeature
 from corpus_asr.models.feature_extraction import FILE_NAME, SpeechFeatureExtractor
@@ -175,9 +175,9 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
 
     def normalize(
         self,
-        input_features: Sequence[Float[np.ndarray, "frame mel"]],
-        attention_mask: Sequence[Int[np.ndarray, " frame"]] | None = None,
-    ) -> list[Float32[np.ndarray, "frame mel"]]:
+        input_features: Sequence[np.ndarray],
+        attention_mask: Sequence[np.ndarray] | np.ndarray | None = None,
+    ) -> list[np.ndarray]:
         """Normalise the frames of every recording that its mask calls content, as it is set to.
 
         Content may stand at either end: the reference takes it to stand at the start, and where
@@ -195,9 +195,7 @@ class Speech2TextFeatureExtractor(SpeechFeatureExtractor):
             found.append(normed)
         return found
 
-    def _filter_banks(
-        self, rows: Sequence[Float32[np.ndarray, " sample"]]
-    ) -> list[Float32[np.ndarray, "frame mel"]]:
+    def _filter_banks(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
         for i, row in enumerate(rows):
             if num_frames(row.size) == 0:
                 raise ValueError(

@@ -1,0 +1,160 @@
+"""Speech2TextFeatureExtractor against transformers' path without torchaudio."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.models.speech2text.feature_extractor import Speech2TextFeatureExtractor
+from tests.support.signals import read_clip, read_manifest
+
+# The oracle rounds spectra to complex64, and normalising divides by deviations of about one.
+TOLERANCE = 1e-4
+RATE: dict[str, Any] = {"sampling_rate": 16_000}
+
+DRAW = np.random.default_rng(0)
+SHORT, LONG, MIDDLE = (
+    (0.1 * DRAW.standard_normal(size)).astype(np.float32) for size in (6_000, 9_000, 7_321)
+)
+
+
+def agree(ours: Any, theirs: Any) -> None:
+    """Check that two results hold the same names, lengths, types and values."""
+    assert set(ours) == set(theirs)
+    for name in theirs:
+        assert len(ours[name]) == len(theirs[name])
+        if isinstance(theirs[name], np.ndarray | torch.Tensor) and name == "attention_mask":
+            assert ours[name].dtype == theirs[name].dtype
+        for one, other in zip(ours[name], theirs[name], strict=True):
+            assert one.dtype == other.dtype
+            np.testing.assert_allclose(one, other, atol=TOLERANCE)
+
+
+def both(settings: dict[str, Any], *args: Any, **options: Any) -> tuple[Any, Any]:
+    found = []
+    for extractor in (Speech2TextFeatureExtractor, transformers.Speech2TextFeatureExtractor):
+        np.random.seed(5)  # of the dither
+        found.append(extractor(**settings)(*args, **{**RATE, **options}))
+    return found[0], found[1]
+
+
+CALLS: list[dict[str, Any]] = [
+    {},
+    {"padding": True},
+    {"padding": "longest", "return_tensors": "np"},
+    {"padding": "longest", "pad_to_multiple_of": 16, "return_tensors": "pt"},
+    {"padding": "max_length", "max_length": 60, "return_tensors": "np"},
+    {"padding": "max_length", "max_length": 30, "truncation": True, "return_tensors": "np"},
+    {"max_length": 31, "truncation": True, "pad_to_multiple_of": 8},
+    {"padding": True, "max_length": 40, "truncation": True, "return_tensors": "pt"},
+    {"padding": "do_not_pad", "return_attention_mask": False},
+]
+
+
+@pytest.mark.parametrize("options", CALLS)
+def test_any_call_equals_transformers(options: dict[str, Any]) -> None:
+    for speech in ([SHORT, LONG, MIDDLE], SHORT, SHORT.tolist(), LONG.astype(np.float64)):
+        agree(*both({}, speech, **options))
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"num_mel_bins": 40, "feature_size": 40},
+    {"padding_value": -3.5},
+    {"dither": 3.0},
+    {"do_ceptral_normalize": False, "padding_value": 1.0},
+    {"normalize_means": False},
+    {"normalize_vars": False},
+    {"sampling_rate": 8_000},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_any_settings_equal_transformers(settings: dict[str, Any]) -> None:
+    options = {"padding": True, "sampling_rate": settings.get("sampling_rate", 16_000)}
+    agree(*both(settings, [SHORT, LONG], return_tensors="np", **options))
+
+
+def test_real_speech_equals_transformers(shared_data: Path) -> None:
+    folder = shared_data / "english_short"
+    clips = [read_clip(folder / clip["path"]) for clip in read_manifest(folder)[::8]]
+    agree(*both({}, clips, padding=True, return_tensors="np"))
+
+
+def test_padding_on_the_left_leaves_values_as_they_are() -> None:
+    # Transformers normalises the padding then, and fills up the speech.
+    plain, _ = both({}, [SHORT, LONG])
+    left = Speech2TextFeatureExtractor(padding_side="left")([SHORT, LONG], padding=True, **RATE)
+    frames = len(plain.input_features[0])
+    np.testing.assert_array_equal(left.input_features[0][-frames:], plain.input_features[0])
+    assert not left.input_features[0][:-frames].any()
+    assert (
+        left.attention_mask[0].tolist()
+        == [0] * (len(left.input_features[0]) - frames) + [1] * frames
+    )
+
+
+def test_silence_becomes_zeros_where_transformers_divides_by_zero() -> None:
+    silence = np.zeros(16_000, dtype=np.float32)
+    found = Speech2TextFeatureExtractor()(silence, return_tensors="np", **RATE)
+    assert np.abs(found.input_features).max() < TOLERANCE
+
+
+def test_a_call_without_a_mask_still_normalises_what_is_content() -> None:
+    options: dict[str, Any] = {"padding": True, "return_tensors": "np", **RATE}
+    extractor = Speech2TextFeatureExtractor(return_attention_mask=False)
+    assert extractor.return_attention_mask  # as in the reference
+    plain = extractor([SHORT, LONG], **options)
+    without = extractor([SHORT, LONG], return_attention_mask=False, **options)
+    assert set(without) == {"input_features"}
+    np.testing.assert_array_equal(without.input_features, plain.input_features)
+
+
+def test_features_that_are_there_are_padded_and_normalised_the_same() -> None:
+    values = [DRAW.standard_normal((n, 80)).astype(np.float32) for n in (5, 9)]
+    ours, theirs = Speech2TextFeatureExtractor(), transformers.Speech2TextFeatureExtractor()
+    for options in ({}, {"padding": "max_length", "max_length": 12}, {"return_tensors": "pt"}):
+        agree(*(e.pad({"input_features": list(values)}, **options) for e in (ours, theirs)))
+    masks = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    rows = [values[0], values[1][:5]]
+    for mask in (None, masks):
+        for one, other in zip(
+            ours.normalize(rows, mask), theirs.normalize(rows, mask), strict=True
+        ):
+            np.testing.assert_allclose(one, other, atol=TOLERANCE)
+    np.testing.assert_allclose(
+        ours.utterance_cmvn(values[1], 4, True, False, 7.0),
+        theirs.utterance_cmvn(values[1], 4, True, False, 7.0),
+        atol=TOLERANCE,
+    )
+
+
+def test_each_reads_what_the_other_saved(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"num_mel_bins": 40, "dither": 1.5, "normalize_vars": False}
+    classes = (Speech2TextFeatureExtractor, transformers.Speech2TextFeatureExtractor)
+    for writer, reader in (classes, classes[::-1]):
+        folder = tmp_path / writer.__module__
+        written = writer(**settings, other="kept")
+        written.save_pretrained(folder)
+        read = reader.from_pretrained(folder, dither=2.5)
+        assert (read.num_mel_bins, read.dither, read.normalize_vars) == (40, 2.5, False)
+        assert read.other == "kept"
+        kept = {k: v for k, v in written.to_dict().items() if k != "dither"}
+        assert kept.items() <= read.to_dict().items()
+    assert set(classes[0]().to_dict()) == set(classes[1]().to_dict())
+
+
+def test_a_file_that_cannot_be_used_is_a_checkpoint_error(tmp_path: Path) -> None:
+    path = tmp_path / "preprocessor_config.json"
+    for content, message in (
+        ({"num_mel_bins": "80"}, "num_mel_bins is '80'"),
+        ({"num_mel_bins": 0}, "found 0 bins"),
+        ({"dither": -1.0}, "found dither -1.0"),
+    ):
+        path.write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match=message):
+            Speech2TextFeatureExtractor.from_pretrained(tmp_path)
