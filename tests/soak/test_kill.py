@@ -1,11 +1,13 @@
 """Runs killed (-9) at random moments and resumed end as if nothing had happened."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support import extractors
 from tests.support.killing import PAUSE, KillableJob, into, kill_and_resume, killable_job, tables_of
 from tests.support.stores import S3Server, environment, s3_server
 
@@ -31,37 +33,81 @@ def job(request: pytest.FixtureRequest, tmp_path: Path) -> KillableJob:
     return killable_job(tmp_path / "killed", files=files, ray=ray, **options)
 
 
-def check(job: KillableJob, folder: Path, *, kills: int, most: int, seed: int = 1) -> None:
-    """Kill the job again and again and compare it with one that was left in peace."""
+def tables_in_peace(job: KillableJob, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the tables of the same job in one process that nobody kills."""
     undisturbed = into(job, folder / "undisturbed")
     code, said = undisturbed.finish()
     assert code == 0, said
-    expected = tables_of(undisturbed.config)
-    assert len({row["uri"] for row in expected["recordings"]}) in (FILES, A_FEW)
+    tables = tables_of(undisturbed.config)
+    assert len({row["uri"] for row in tables["recordings"]}) in (FILES, A_FEW)
+    return tables
+
+
+def check(
+    job: KillableJob, folder: Path, *, kills: int, most: int, victims: tuple[str, ...]
+) -> None:
+    """Kill the job again and again and compare it with one that was left in peace."""
+    expected = tables_in_peace(job, folder)
     killed = kill_and_resume(
-        job, kills=kills, seed=seed, most=most, total=len(expected["outcomes"])
+        job, kills=kills, seed=1, most=most, total=len(expected["outcomes"]), victims=victims
     )
+    print(killed)  # noqa: T201 - what a soak test is read for
     assert sum(killed.values()) == kills
     assert tables_of(job.config) == expected
 
 
 @pytest.mark.parametrize("job", [(False, False, A_FEW)], ids=["folder"], indirect=True)
 def test_a_driver_killed_three_times(job: KillableJob, tmp_path: Path):
-    check(job, tmp_path, kills=3, most=10)
+    check(job, tmp_path, kills=3, most=10, victims=("driver",))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     "job", [(False, False, FILES), (False, True, FILES)], ids=["folder", "s3"], indirect=True
 )
 def test_a_driver_killed_twenty_times(job: KillableJob, tmp_path: Path):
-    check(job, tmp_path, kills=20, most=15)
+    check(job, tmp_path, kills=20, most=15, victims=("driver",))
 
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize(
     "job", [(True, False, FILES), (True, True, FILES)], ids=["folder", "s3"], indirect=True
 )
 def test_drivers_and_workers_on_ray_killed_twenty_times(job: KillableJob, tmp_path: Path):
-    check(job, tmp_path, kills=20, most=2)
+    check(job, tmp_path, kills=20, most=2, victims=("driver", "extract", "transcribe"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("ray", "victims", "pauses"),
+    [
+        (False, ("decoder", "driver"), {extractors.PAUSE: "0.1"}),
+        pytest.param(
+            True, ("decoder", "extract", "board"), {extractors.PAUSE: "0.5"}, marks=pytest.mark.ray
+        ),
+    ],
+    ids=["local", "ray"],
+)
+def test_recordings_whose_decoder_was_killed_are_done_by_a_retry(
+    ray: bool, victims: tuple[str, ...], pauses: dict[str, str], tmp_path: Path
+):
+    job = killable_job(tmp_path / "killed", files=FILES, ray=ray, environment=pauses)
+    expected = tables_in_peace(job, tmp_path)
+    total = len(expected["outcomes"])
+    killed = kill_and_resume(job, kills=20, seed=2, most=15, total=total, victims=victims)
+    found = tables_of(job.config)
+    kinds = Counter(row["error_kind"] for row in found["outcomes"] if row["status"] == "failed")
+    print(killed, kinds)  # noqa: T201 - what a soak test is read for
+    # Each file ended once, and none is blamed for what happened to another.
+    listed = [row["uri"] for row in expected["recordings"]]
+    assert [row["uri"] for row in found["recordings"]] == listed
+    lost = kinds.pop("decoder_killed")
+    assert 0 < lost <= killed["decoder"]
+    assert set(kinds) == {"scripted"}
+    code, said = job.finish("--retry-failed")
+    assert code == 0, said
+    assert tables_of(job.config) == expected

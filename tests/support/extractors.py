@@ -1,11 +1,13 @@
 """A scripted extractor: parts without audio files, for tests of what happens around extraction.
 
-The address says what to do: `.../parts=3/silent=1/fail=2/crash=1/bug=1`, in parts from 0.
+The address says what to do: `.../parts=3/silent=1/fail=2/crash=1/bug=1/stuck=1`, in parts from 0.
 """
 
+import ctypes
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,8 @@ import numpy as np
 from corpus_asr.errors import CheckpointError, DecodeError
 from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
 
+PAUSE = "CORPUS_ASR_TEST_EXTRACT_PAUSE_S"
+STUCK = "stuck"
 MEL = 4
 PART_SAMPLES = 16_000
 FRAMES = 102
@@ -24,6 +28,18 @@ FRAMES = 102
 def make(**_: Any) -> Callable[[ExtractRequest], Iterator[ExtractedPart]]:
     """Return the scripted extractor, whatever it is told."""
     return _extract
+
+
+def make_slow(**_: Any) -> Callable[[ExtractRequest], Iterator[ExtractedPart]]:
+    """Return the scripted extractor, pausing before each part as the environment says."""
+    pause_s = float(os.environ.get(PAUSE, "0"))
+
+    def extract(request: ExtractRequest) -> Iterator[ExtractedPart]:
+        for part in _extract(request):
+            time.sleep(pause_s)
+            yield part
+
+    return extract
 
 
 def make_unusable(**_: Any) -> Callable[[ExtractRequest], Iterator[ExtractedPart]]:
@@ -38,6 +54,8 @@ def _extract(request: ExtractRequest) -> Iterator[ExtractedPart]:
             raise DecodeError(f"decoding {request.uri}: scripted", kind="scripted")
         if part == said.get("crash"):
             os.kill(os.getpid(), signal.SIGSEGV)
+        if part == said.get(STUCK):
+            ctypes.PyDLL(None).sleep(60)  # PyDLL: with Python's lock held, as native code may
         if part == said.get("bug"):
             raise ZeroDivisionError("scripted bug")
         if part == said.get("memory"):

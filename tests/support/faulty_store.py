@@ -33,6 +33,7 @@ _REFUSALS = {
     "denied": (403, "AccessDenied", "Access Denied"),
 }
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "upgrade", "expect"}
+DRIP_S = 0.25
 _UPSTREAM_LIMIT_S = 300.0  # the machine of a test may be stopped for minutes
 
 
@@ -50,6 +51,8 @@ class FaultyStore:
     max_in_a_row: int | None = None
     """So often at most the same request fails; for tests that must end."""
     slow_s: float = 0.2
+    dripping: str | None = None
+    """Objects whose address contains this are given a few bytes per second, for ever."""
     injected: Counter[str] = field(default_factory=Counter)
     """Faults that were met, by name."""
     requests: int = 0
@@ -191,7 +194,26 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 (name, '"0123456789abcdef0123456789abcdef"' if name.lower() == "etag" else value)
                 for name, value in headers
             ]
-        self._send(status, headers, body, truncated=fault == "truncated" and bool(body))
+        if self._drips() and status < 300:
+            self._drip(status, headers, body)
+        else:
+            self._send(status, headers, body, truncated=fault == "truncated" and bool(body))
+
+    def _drips(self) -> bool:
+        drips = self.server.state.dripping
+        return drips is not None and self.command == "GET" and drips in self.path.partition("?")[0]
+
+    def _drip(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.server.state.injected["drip"] += 1
+        self._send(status, headers, b"")
+        for byte in body:
+            try:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+            except OSError:
+                break  # the client has had enough
+            time.sleep(DRIP_S)
+        self.close_connection = True
 
     def _refuse(self, fault: str) -> None:
         status, code, message = _REFUSALS[fault]

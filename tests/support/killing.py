@@ -8,6 +8,7 @@ Run as a module it is the command line with a scripted engine and extractor, whi
 `python -m tests.support.killing run JOB.yaml --local`.
 """
 
+import contextlib
 import functools
 import os
 import random
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,14 +27,24 @@ from typing import Any
 from corpus_asr.config.run import RunConfig
 from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
 from tests.support.engines import ScriptedEngine, scripted_engine
-from tests.support.scripted import EXTRACTOR, scripted_job
+from tests.support.scripted import scripted_job
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # What differs between two runs that did the same.
 VARYING = {"run_id", "decode_s", "transcribe_s", "attempts", "device", "segments_object"}
 PAUSE = "CORPUS_ASR_TEST_PAUSE_S"
 _COMMAND_LINE = "from corpus_asr.cli import main; main()"
-GONE_LIMIT_S = 120.0  # this machine stops processes for minutes
+# What the command lines of those hold that are killed below a driver.
+_TITLES = {
+    "extract": "ExtractWorker",
+    "transcribe": "TranscribeWorker",
+    "board": "ray::Board",
+    "decoder": "corpus_asr.stages.isolation import serve",
+}
+_SLOW_EXTRACTOR = "tests.support.extractors:make_slow"
+# Machines of tests stop processes for minutes. Ray's agents need one to see that their Ray is dead.
+GONE_LIMIT_S = 180.0
+RUN_LIMIT_S = 1200.0
 
 
 class SlowEngine(ScriptedEngine):
@@ -83,6 +94,8 @@ class KillableJob:
     environment: dict[str, str] = field(default_factory=dict)
     scripted: bool = True
     """Whether engine and extractor are the scripted ones."""
+    seen: dict[int, str] = field(default_factory=dict)
+    """The processes of its runs, and when each began."""
 
     @property
     def store(self) -> OutputStore:
@@ -94,13 +107,20 @@ class KillableJob:
         return len(list(self.store.names(OUTCOMES_FOLDER)))
 
     @contextmanager
-    def started(self) -> Iterator["subprocess.Popen[str]"]:
+    def started(self, *options: str) -> Iterator["subprocess.Popen[str]"]:
         """Run the job; at the end of the context nothing of it runs any more."""
+        with self.left_behind(*options) as process:
+            yield process
+        self.wait_until_gone()
+
+    @contextmanager
+    def left_behind(self, *options: str) -> Iterator["subprocess.Popen[str]"]:
+        """Run the job; at the end of the context its driver is dead, others may be about to end."""
         self.folder.mkdir(parents=True, exist_ok=True)
         job = self.folder / "job.yaml"
         job.write_text(self.config.model_dump_json())
         program = ["-m", "tests.support.killing"] if self.scripted else ["-c", _COMMAND_LINE]
-        command = [sys.executable, *program, "run", str(job)]
+        command = [sys.executable, *program, "run", str(job), *options]
         process = subprocess.Popen(
             command if self.ray else [*command, "--local"],
             cwd=REPOSITORY,
@@ -110,21 +130,34 @@ class KillableJob:
             text=True,
             start_new_session=True,
         )
-        known: set[int] = set()
         try:
-            with _watched(process.pid, known):
+            with _watched(process.pid, self.seen):
                 yield process
         finally:
             if process.poll() is None:
                 process.kill()
             process.communicate()
-            wait_until_gone(known)
 
-    def finish(self) -> tuple[int, str]:
+    def finish(self, *options: str) -> tuple[int, str]:
         """Let it run to its end; returns the exit code and what it said."""
-        with self.started() as process:
-            out, err = process.communicate(timeout=GONE_LIMIT_S * 5)
+        with self.started(*options) as process:
+            out, err = process.communicate(timeout=RUN_LIMIT_S)
             return process.returncode, out + err
+
+    def wait_until_gone(self) -> None:
+        """Return once nothing lives that a run of this job started.
+
+        Raises:
+            AssertionError: something lives on; it is killed then.
+        """
+        deadline = time.monotonic() + GONE_LIMIT_S
+        while alive := {pid for pid, begun in self.seen.items() if began(pid) == begun}:
+            if time.monotonic() > deadline:
+                names = {pid: command_line(pid) for pid in alive}
+                for pid in alive:
+                    os.kill(pid, signal.SIGKILL)
+                raise AssertionError(f"still running after their driver: {names}")
+            time.sleep(0.05)
 
     def wait_for_commits(self, process: "subprocess.Popen[str]", count: int) -> None:
         """Return once there are so many, or the process has ended."""
@@ -162,44 +195,76 @@ def into(job: KillableJob, output: Path) -> KillableJob:
 
 
 def kill_and_resume(
-    job: KillableJob, *, kills: int, seed: int, total: int, most: int = 8
+    job: KillableJob,
+    *,
+    kills: int,
+    seed: int,
+    total: int,
+    most: int = 8,
+    victims: Sequence[str] = ("driver",),
 ) -> dict[str, int]:
     """Run the job, killed at random moments, until it ends by itself; returns what was killed.
 
     Moments are counted in commits rather than in seconds, at most `most` apart and so that there
-    are enough of the `total`: they are spread over the run however fast the machine is. With Ray,
-    workers are killed as well; the run goes on then, and at most one worker of a kind dies per
-    start.
+    are enough of the `total`: they are spread over the run however fast the machine is. A run goes
+    on without its workers and decoders. It is started again as soon as its driver is dead, also
+    while what that left behind is still ending.
+
+    Args:
+        job: never run before.
+        kills: how often at most; fewer where the work runs out.
+        seed: of the moments.
+        total: how many commits there may be at most.
+        most: commits between two kills.
+        victims: some of `driver`, `decoder` and, on Ray, `extract`, `transcribe` and `board`.
     """
     chance = random.Random(seed)
-    killed = {"driver": 0, "extract": 0, "transcribe": 0}
+    killed = dict.fromkeys(victims, 0)
     while sum(killed.values()) < kills:
-        # A second death of those who transcribe could make poison of a part that saw the first.
-        victims = list(killed) if job.ray else ["driver"]
-        with job.started() as process:
-            while process.poll() is None and sum(killed.values()) < kills:
-                done = job.commits()
-                if chance.random() < 0.2:
-                    _wait_while_it_starts(job, done, chance.uniform(0.0, 2.0))
-                else:
-                    room = (total - done) // (kills - sum(killed.values()) + 1)
-                    job.wait_for_commits(process, done + chance.randint(1, max(1, min(most, room))))
-                    time.sleep(chance.uniform(0.0, 0.05))
-                victim = chance.choice(victims)
-                if victim == "driver":
-                    process.kill()
-                    process.wait()
-                    killed["driver"] += 1
-                elif kill_worker(process.pid, victim):
-                    killed[victim] += 1
-                    victims.remove(victim)
-            if process.returncode == 0:
-                return killed  # the work ran out
-            if process.returncode not in (None, -signal.SIGKILL):
+        with job.left_behind() as process:
+            _kill_some(job, process, chance, killed, kills=kills, total=total, most=most)
+            if process.returncode not in (None, 0, -signal.SIGKILL):
                 raise AssertionError(process.communicate()[1])
-    code, said = job.finish()
-    assert code == 0, said
+        if process.returncode == 0:
+            break  # the work ran out
+    else:
+        code, said = job.finish()
+        assert code == 0, said
+    job.wait_until_gone()
     return killed
+
+
+def _kill_some(
+    job: KillableJob,
+    process: "subprocess.Popen[str]",
+    chance: random.Random,
+    killed: dict[str, int],
+    *,
+    kills: int,
+    total: int,
+    most: int,
+) -> None:
+    """Kill until the driver is dead or there were enough, and count."""
+    victims = list(killed)
+    while process.poll() is None and sum(killed.values()) < kills:
+        done = job.commits()
+        if chance.random() < 0.2:
+            _wait_while_it_starts(job, done, chance.uniform(0.0, 2.0))
+        else:
+            room = (total - done) // (kills - sum(killed.values()) + 1)
+            job.wait_for_commits(process, done + chance.randint(1, max(1, min(most, room))))
+            time.sleep(chance.uniform(0.0, 0.05))
+        victim = chance.choice(victims)
+        if victim == "driver":
+            process.kill()
+            process.wait()
+            killed[victim] += 1
+        elif kill_below(process.pid, victim):
+            killed[victim] += 1
+            if victim != "decoder":
+                # A second death of those who transcribe could make poison of a part that saw the
+                # first.
+                victims.remove(victim)
 
 
 def _wait_while_it_starts(job: KillableJob, done: int, seconds: float) -> None:
@@ -208,13 +273,13 @@ def _wait_while_it_starts(job: KillableJob, done: int, seconds: float) -> None:
         time.sleep(0.02)
 
 
-def kill_worker(driver: int, stage: str) -> bool:
-    """Kill an actor of a stage (`extract`, `transcribe`) of this driver's Ray, if there is one."""
+def kill_below(driver: int, victim: str) -> bool:
+    """Kill one of the `_TITLES` below this driver, if there is one; return whether it was."""
     for pid in descendants(driver):
-        title = command_line(pid)
-        if title.startswith("ray::") and f"{stage.capitalize()}Worker" in title:
-            os.kill(pid, signal.SIGKILL)
-            return True
+        if _TITLES[victim] in command_line(pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                return True
     return False
 
 
@@ -254,30 +319,14 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
-def wait_until_gone(pids: set[int]) -> None:
-    """Return once none of these processes is alive.
-
-    Raises:
-        AssertionError: one lives on; it is killed then.
-    """
-    deadline = time.monotonic() + GONE_LIMIT_S
-    while alive := {pid for pid in pids if _is_alive(pid)}:
-        if time.monotonic() > deadline:
-            names = {pid: command_line(pid) for pid in alive}
-            for pid in alive:
-                os.kill(pid, signal.SIGKILL)
-            raise AssertionError(f"still running after their driver: {names}")
-        time.sleep(0.05)
-
-
 @contextmanager
-def _watched(pid: int, known: set[int]) -> Iterator[None]:
+def _watched(pid: int, seen: dict[int, str]) -> Iterator[None]:
     """Collect the processes below `pid` while the context is open: orphans have no parent."""
     ended = threading.Event()
 
     def watch() -> None:
         while not ended.wait(0.1):
-            known.update(descendants(pid))
+            seen.update({below: begun for below in descendants(pid) if (begun := began(below))})
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -288,12 +337,13 @@ def _watched(pid: int, known: set[int]) -> Iterator[None]:
         thread.join()
 
 
-def _is_alive(pid: int) -> bool:
+def began(pid: int) -> str | None:
+    """Return when a process began, which tells it from a later one; None where it is dead."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return False
-    return state != "Z"
+        return None
+    return None if fields[0] == "Z" else fields[19]
 
 
 def command_line(pid: int) -> str:
@@ -311,7 +361,7 @@ def _main() -> None:
     from corpus_asr.runtime import dataset, local
 
     local.MIN_BYTES_PER_COMMIT = 1
-    scripted: dict[str, Any] = {"engine_factory": slow_engine, "extractor": EXTRACTOR}
+    scripted: dict[str, Any] = {"engine_factory": slow_engine, "extractor": _SLOW_EXTRACTOR}
     setattr(pipeline, "run_local", functools.partial(local.run_local, **scripted))  # noqa: B010
     if "--local" not in sys.argv:
         dataset.run_on_ray = functools.partial(dataset.run_on_ray, **scripted)
