@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from corpus_asr.models.generation_config import GenerationConfig
 from corpus_asr.models.model_config import ModelConfig
 from corpus_asr.models.outputs import (
     BaseModelOutput,
@@ -146,6 +147,7 @@ class Speech2TextForConditionalGeneration(Vocabulary):
     _left_over: ClassVar[tuple[str, ...]] = _COMPUTED
     _decoder: ClassVar[str] = "model.decoder"
     _projection: ClassVar[str] = "lm_head"
+    _generation: ClassVar[Any] = GenerationConfig
 
     def __init__(self, config: Speech2TextConfig) -> None:
         super().__init__(config)

@@ -29,8 +29,13 @@ def one_tensor(given: Any, *, what: str, hint: str) -> Tensor:
         ) from error
 
 
-def features_of(given: Any, mel_bins: int) -> Tensor:
+def features_of(given: Any, mel_bins: int, *, mel_axis: int = 1) -> Tensor:
     """Check features of a batch.
+
+    Args:
+        given: what the caller passed.
+        mel_bins: of the model.
+        mel_axis: 1 for (batch, mel, frame), 2 for (batch, frame, mel).
 
     Raises:
         TypeError: they are no tensor.
@@ -42,10 +47,11 @@ def features_of(given: Any, mel_bins: int) -> Tensor:
         hint="pass inputs.input_features, or **inputs, of what the feature extractor returned",
     )
     shape = tuple(features.shape)
-    if len(shape) != 3 or shape[1] != mel_bins or 0 in shape:
+    if len(shape) != 3 or shape[mel_axis] != mel_bins or 0 in shape:
+        expected = f"{mel_bins}, frames" if mel_axis == 1 else f"frames, {mel_bins}"
         raise ValueError(
-            f"generating text: input_features have shape {shape}, expected (batch, {mel_bins}, "
-            "frames), one row or more; pass what this checkpoint's feature extractor returns"
+            f"generating text: input_features have shape {shape}, expected (batch, {expected}), "
+            "one row or more; pass what this checkpoint's feature extractor returns"
         )
     # Waits for a GPU, once a call: it would otherwise say so much later and not why.
     finite = features.isfinite()

@@ -5,11 +5,13 @@ and the keywords that are no settings. The order of precedence is transformers'.
 """
 
 import logging
-from typing import Any
+from typing import Any, TypeVar
 
-from corpus_asr.models.whisper.generation_config import GenerationConfig
+from corpus_asr.models.generation_config import GenerationConfig
 
 logger = logging.getLogger(__name__)
+
+Config = TypeVar("Config", bound=GenerationConfig)
 
 DEFAULTS: dict[str, Any] = {
     "max_length": 20,
@@ -102,11 +104,12 @@ FOR_THE_CALL = (
 
 
 def prepare(
-    own: GenerationConfig | None, given: Any, keywords: dict[str, Any]
-) -> tuple[GenerationConfig, dict[str, Any]]:
+    kind: type[Config], own: GenerationConfig | None, given: Any, keywords: dict[str, Any]
+) -> tuple[Config, dict[str, Any]]:
     """Merge settings: keywords come before `given`, that before `own`, that before the defaults.
 
     Args:
+        kind: the family's class.
         own: the model's.
         given: the call's; of this package or of transformers.
         keywords: settings and other arguments by name.
@@ -123,7 +126,7 @@ def prepare(
             f"generating text: found a {type(given).__name__} as generation_config, expected a "
             "GenerationConfig; make one by GenerationConfig.from_dict(...)"
         )
-    config = GenerationConfig()
+    config = kind()
     if given is not None:
         config.update(**_said(given), allow_custom_entries=True)
         if clash := sorted(name for name in keywords if hasattr(config, name)):

@@ -19,6 +19,14 @@ from corpus_asr.models.whisper.generation_config import GenerationConfig
 from corpus_asr.transcription.generation import arguments
 from corpus_asr.transcription.generation import config as configs
 from corpus_asr.transcription.generation import settings as checks
+from corpus_asr.transcription.generation.call import (
+    check_outputs,
+    draw_seed,
+    end_token,
+    pad_token,
+    streamer_of,
+    tokenizer_of,
+)
 from corpus_asr.transcription.generation.inputs import Audio, Row
 from corpus_asr.transcription.generation.outputs import Batch
 from corpus_asr.transcription.generation.processors import normalised
@@ -30,8 +38,6 @@ from corpus_asr.transcription.generation.slots import run, slot_model
 from corpus_asr.transcription.generation.token_times import time_tokens
 
 logger = logging.getLogger(__name__)
-
-_MAX_SEED = 2**62
 
 
 def generate(
@@ -111,7 +117,7 @@ def generate(
         TypeError: an argument is of another type.
     """
     own = getattr(model, "generation_config", None)
-    config, rest = configs.prepare(own, generation_config, kwargs)
+    config, rest = configs.prepare(GenerationConfig, own, generation_config, kwargs)
     features = rest.get("inputs") if input_features is None else input_features
     audio = Audio.of(model, features, rest.get("encoder_outputs"))
     mapping = _note_outputs(
@@ -191,7 +197,7 @@ def detect_language(
         input_features = arguments.features_of(input_features, model.config.num_mel_bins)
         input_features = input_features[:, :, :num_segment_frames]
     own = getattr(model, "generation_config", None)
-    config, _ = configs.prepare(own, generation_config, {})
+    config, _ = configs.prepare(GenerationConfig, own, generation_config, {})
     if not config.lang_to_id or config.decoder_start_token_id is None:
         raise ValueError(
             "detecting the language: the generation settings name no languages in lang_to_id, or "
@@ -243,8 +249,8 @@ def _settings(
         condition_first=condition_first,
         begin=rest.get("decoder_input_ids"),
         no_speech_token=no_times - 1 if asks_silence and no_times is not None else None,
-        end=checks.end_token(config),
-        pad=checks.pad_token(config),
+        end=end_token(config),
+        pad=pad_token(config),
         vocab_size=vocab_size,
         median_filter_width=model.config.median_filter_width,
         max_target_positions=model.config.max_target_positions,
@@ -252,10 +258,10 @@ def _settings(
         once=bool(once),
         keep_scores=bool(config.output_scores and config.return_dict_in_generate),
         keep_logits=bool(config.output_logits and config.return_dict_in_generate),
-        seed=_seed(temperatures),
+        seed=draw_seed(temperatures),
         assistant=_assistant(audio, rest, config),
-        streamer=_streamer(rest, audio, config),
-        tokenizer=_tokenizer(rest, config),
+        streamer=streamer_of(rest.get("streamer"), batch_size=audio.batch_size, config=config),
+        tokenizer=tokenizer_of(rest, config),
         **hooks,
     )
 
@@ -271,12 +277,7 @@ def _note_outputs(
     Raises:
         ValueError: something is asked for that search does not keep.
     """
-    for name in ("output_attentions", "output_hidden_states"):
-        if getattr(config, name):
-            raise ValueError(
-                f"generating text: {name} is not offered here; call the model itself with the "
-                "tokens found to get it"
-            )
+    check_outputs(config)
     if wanted is None:
         wanted = bool(config.return_dict_in_generate)
     # Windows of which a threshold or a time is wanted give more than their tokens, as there; but
@@ -300,13 +301,6 @@ def _check_token_timestamps(config: GenerationConfig, attention_mask: Any) -> No
             "times of tokens are more precise with an attention_mask: call the feature extractor "
             "with return_attention_mask=True and pass it"
         )
-
-
-def _seed(temperatures: Sequence[float | None]) -> int:
-    """Draw from torch's generator, so that `torch.manual_seed` repeats a call that samples."""
-    if all(not temperature for temperature in temperatures):
-        return 0
-    return int(torch.randint(_MAX_SEED, (1,)))
 
 
 def _first_not_none(*values: bool | None) -> bool | None:
@@ -333,25 +327,6 @@ def _assistant(audio: Audio, rest: dict[str, Any], config: GenerationConfig) -> 
             "WhisperForCausalLM as assistant"
         )
     return draft
-
-
-def _streamer(rest: dict[str, Any], audio: Audio, config: GenerationConfig) -> Any:
-    streamer = rest.get("streamer")
-    if streamer is not None and (audio.batch_size > 1 or (config.num_beams or 1) > 1):
-        raise ValueError(
-            f"generating text: a streamer takes one recording and one beam, found "
-            f"{audio.batch_size} and {config.num_beams}; leave it out"
-        )
-    return streamer
-
-
-def _tokenizer(rest: dict[str, Any], config: GenerationConfig) -> Any:
-    if config.stop_strings is not None and "tokenizer" not in rest:
-        raise ValueError(
-            "generating text: stop_strings are given but no tokenizer to read the text with; pass "
-            "tokenizer"
-        )
-    return rest.get("tokenizer")
 
 
 def _reporter(

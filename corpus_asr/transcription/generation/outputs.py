@@ -95,31 +95,34 @@ class Batch:
         last = max(len(result.kept) for result in self.results) - 1
         windows = [result.kept[last] for result in self.results if len(result.kept) > last]
         outputs = [self.output(attempt) for attempt in windows]
-        stacked: dict[str, Any] = {
-            "sequences": _stack([one["sequences"] for one in outputs], self._settings.pad)
+        found: dict[str, Any] = {
+            "sequences": stacked([one["sequences"] for one in outputs], self._settings.pad)
         }
         shared = set.intersection(*(set(one) for one in outputs))
         if "sequences_scores" in shared:
-            stacked["sequences_scores"] = torch.stack([one["sequences_scores"] for one in outputs])
+            found["sequences_scores"] = torch.stack([one["sequences_scores"] for one in outputs])
         for name in ("scores", "logits"):
             if name in shared:
                 longest = max(len(one[name]) for one in outputs)
-                steps = zip(*(self._filled(one[name], longest) for one in outputs), strict=True)
-                stacked[name] = tuple(torch.stack(step).to(self._device) for step in steps)
+                steps = zip(
+                    *(filled_steps(one[name], longest, self._settings.pad) for one in outputs),
+                    strict=True,
+                )
+                found[name] = tuple(torch.stack(step).to(self._device) for step in steps)
         if "token_timestamps" in shared:
-            stacked["token_timestamps"] = _stack([one["token_timestamps"] for one in outputs], None)
-        stacked = {name: _to(value, self._device) for name, value in stacked.items()}
-        if "token_timestamps" in stacked:
-            return stacked
+            found["token_timestamps"] = stacked([one["token_timestamps"] for one in outputs], None)
+        found = {name: _to(value, self._device) for name, value in found.items()}
+        if "token_timestamps" in found:
+            return found
         if all(attempt.result.sequence_score is not None for attempt in windows):
-            return GenerateBeamEncoderDecoderOutput(**stacked)
-        return GenerateEncoderDecoderOutput(**stacked)
+            return GenerateBeamEncoderDecoderOutput(**found)
+        return GenerateEncoderDecoderOutput(**found)
 
     def first(self, name: str) -> Tensor:
         """A tensor of each row's first window, stacked."""
         outputs = [self.output(result.kept[0]) for result in self.results]
         rows = [one[name] if isinstance(one, dict) else one for one in outputs]
-        return _stack(rows, self._settings.pad if name == "sequences" else None).to(self._device)
+        return stacked(rows, self._settings.pad if name == "sequences" else None).to(self._device)
 
     def sequences(self) -> Int[Tensor, "batch token"]:
         """The text of each row, without prompts and end tokens."""
@@ -127,7 +130,7 @@ class Batch:
             torch.tensor([token for one in result.segments for token in one.tokens]).long()
             for result in self.results
         ]
-        return _stack(rows, self._settings.pad).to(self._device)
+        return stacked(rows, self._settings.pad).to(self._device)
 
     def token_timestamps(self) -> Float[Tensor, "batch token"]:
         """Seconds of each token of `sequences`, from its own window's start."""
@@ -135,7 +138,7 @@ class Batch:
             torch.cat([self._times(one) for one in result.segments] or [torch.zeros(0)])
             for result in self.results
         ]
-        return _stack(rows, None).to(self._device)
+        return stacked(rows, None).to(self._device)
 
     def segments(self) -> list[list[dict[str, Any]]]:
         """The segments of each row."""
@@ -185,18 +188,20 @@ class Batch:
     def _steps(
         self, attempt: Attempt, kept: Float[Tensor, "token vocab"]
     ) -> list[Float[Tensor, " vocab"]]:
-        return self._filled([step.clone() for step in kept.cpu()], len(self.said(attempt)))
-
-    def _filled(
-        self, steps: list[Float[Tensor, " vocab"]], count: int
-    ) -> list[Float[Tensor, " vocab"]]:
-        """The scores or logits of `count` steps; after its end a row is certain of padding."""
-        over = torch.full_like(steps[0], float("-inf"))
-        over[self._settings.pad] = 0.0
-        return [*steps, *[over] * (count - len(steps))]
+        steps = [step.clone() for step in kept.cpu()]
+        return filled_steps(steps, len(self.said(attempt)), self._settings.pad)
 
 
-def _stack(rows: Sequence[Tensor], pad: float | None) -> Tensor:
+def filled_steps(
+    steps: list[Float[Tensor, " vocab"]], count: int, pad: int
+) -> list[Float[Tensor, " vocab"]]:
+    """The scores or logits of `count` steps; after its end a row is certain of padding."""
+    over = torch.full_like(steps[0], float("-inf"))
+    over[pad] = 0.0
+    return [*steps, *[over] * (count - len(steps))]
+
+
+def stacked(rows: Sequence[Tensor], pad: float | None) -> Tensor:
     """Stack rows of unlike length, filled up with `pad`, or with their own last value."""
     longest = max(len(row) for row in rows)
     filled = []

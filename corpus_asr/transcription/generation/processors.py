@@ -13,8 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from corpus_asr.decoding.protocols import LogitsProcessor
-from corpus_asr.transcription.generation.inputs import Row
-from corpus_asr.transcription.generation.settings import Settings
+from corpus_asr.transcription.generation.call import CallSettings
 
 _FORBIDDEN = float("-inf")
 
@@ -23,13 +22,13 @@ Scores = Float[Tensor, "row vocab"]
 
 
 def early_processors(
-    settings: Settings, row: Row, begin: int, limit: int
+    settings: CallSettings, row: int, begin: int, limit: int
 ) -> tuple[LogitsProcessor, ...]:
     """The processors that come before Whisper's own rules, in order.
 
     Args:
         settings: of the call.
-        row: the window's recording.
+        row: the text's place among all rows of the call.
         begin: length of the window's prompt.
         limit: most new tokens.
     """
@@ -43,7 +42,7 @@ def early_processors(
     elif config.min_length:
         found.append(NotBefore(settings.end, config.min_length))
     if settings.allowed is not None:
-        found.append(Allowed(settings.allowed, row.number))
+        found.append(Allowed(settings.allowed, row))
     if config.forced_bos_token_id is not None:
         found.append(ForcedAt((config.forced_bos_token_id,), length=1))
     if config.forced_eos_token_id is not None:
@@ -55,7 +54,7 @@ def early_processors(
     return tuple(found)
 
 
-def late_processors(settings: Settings, begin: int) -> tuple[LogitsProcessor, ...]:
+def late_processors(settings: CallSettings, begin: int) -> tuple[LogitsProcessor, ...]:
     """The caller's processors, told where a window's text begins."""
     return tuple(_begun(processor, begin) for processor in settings.processors)
 
@@ -145,6 +144,22 @@ class ForcedAt:
         forced = torch.full_like(scores, _FORBIDDEN)
         forced[:, list(self.tokens)] = 0.0
         return forced
+
+
+@dataclass(frozen=True, slots=True)
+class SuppressedAt:
+    """Forbids these tokens once the sequence, prompt included, has `length` of them."""
+
+    tokens: tuple[int, ...]
+    length: int
+
+    def __call__(self, tokens: Tokens, scores: Scores) -> Scores:
+        """Return the scores, or at that length minus infinity for these tokens."""
+        if tokens.shape[1] != self.length:
+            return scores
+        scores = scores.clone()
+        scores[:, list(self.tokens)] = _FORBIDDEN
+        return scores
 
 
 def finite(tokens: Tokens, scores: Scores) -> Scores:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from corpus_asr.decoding.protocols import Job, Result, Search, TokenRules, WindowJob, WindowResult
+from corpus_asr.transcription.generation.call import search_of
 from corpus_asr.transcription.generation.inputs import Row
 from corpus_asr.transcription.generation.processors import early_processors, late_processors
 from corpus_asr.transcription.generation.prompts import DETECT, with_previous
@@ -189,7 +190,13 @@ def _decode(
         if settings.streamer is not None:
             stream = Stream(settings.streamer, torch.tensor([prompt]))
             stopping = (*stopping, stream)
-        search = _search(temperature if warm else None, course, settings)
+        search = search_of(
+            settings,
+            temperature=temperature if warm else None,
+            num_beams=course.num_beams,
+            assistant=settings.assistant if course.num_beams == 1 else None,
+            num_draft_tokens=settings.config.num_assistant_tokens or Search().num_draft_tokens,
+        )
         seed = 0
         if warm and temperature:
             seed = row.seed(settings.seed, seek, temperature, features)
@@ -201,7 +208,7 @@ def _decode(
             max_new_tokens=limit,
             search=replace(
                 search,
-                early_processors=early_processors(settings, row, len(prompt), limit),
+                early_processors=early_processors(settings, row.number, len(prompt), limit),
                 processors=late_processors(settings, len(prompt)),
                 stopping=stopping,
             ),
@@ -227,26 +234,6 @@ def _decode(
         if not verdict.try_again:
             break
     return attempt, verdict.skip
-
-
-def _search(temperature: float | None, course: _Course, settings: Settings) -> Search:
-    config = settings.config
-    sampled = temperature is not None
-    top_p = config.top_p if sampled and config.top_p is not None and config.top_p < 1 else None
-    return Search(
-        temperature=temperature or 0.0,
-        top_k=config.top_k or None if sampled else None,
-        top_p=top_p,
-        repetition_penalty=config.repetition_penalty or 1.0,
-        no_repeat_ngram_size=config.no_repeat_ngram_size or 0,
-        num_beams=course.num_beams,
-        length_penalty=1.0 if config.length_penalty is None else config.length_penalty,
-        early_stopping=config.early_stopping or False,  # type: ignore[arg-type]
-        assistant=settings.assistant if course.num_beams == 1 else None,
-        num_draft_tokens=config.num_assistant_tokens or Search().num_draft_tokens,
-        keep_scores=settings.keep_scores,
-        keep_logits=settings.keep_logits,
-    )
 
 
 def _prompt(row: Row, course: _Course, settings: Settings) -> tuple[int, ...]:

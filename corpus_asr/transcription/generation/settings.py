@@ -4,26 +4,22 @@ In: the arguments of the call. Out: a frozen `Settings`. Combinations that canno
 refused here, before anything is computed. Knows no audio.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Int
-from torch import Tensor
-
-from corpus_asr.decoding.protocols import LogitsProcessor, SlotModel, StoppingCriterion, TokenRules
+from corpus_asr.decoding.protocols import SlotModel, TokenRules
 from corpus_asr.models.whisper.generation_config import GenerationConfig
+from corpus_asr.transcription.generation.call import CallSettings, allowed_tokens, end_token
 from corpus_asr.transcription.generation.segments import Clock
 
 _CONDITION_TYPES = ("first-segment", "all-segments")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """Everything a row needs to know."""
+class Settings(CallSettings):
+    """Everything a row needs to know; `begin` holds the prompts of first windows."""
 
     config: GenerationConfig
-    rules: TokenRules
     clock: Clock
     temperatures: tuple[float | None, ...]
     """Tried in turn; None and 0 search greedily or with beams."""
@@ -33,29 +29,12 @@ class Settings:
     """Whether it comes before that of every window."""
     condition_first: bool
     """Whether the first window is prompted as the later ones are."""
-    begin: Int[Tensor, "batch token"] | None
-    """The first window's whole prompts, where the caller gave them."""
     no_speech_token: int | None
-    end: int
-    pad: int
-    vocab_size: int
     median_filter_width: int
-    max_target_positions: int
     window_frames: int
     once: bool
     """Whether one window is decoded and no more."""
-    keep_scores: bool
-    keep_logits: bool
-    seed: int
-    processors: tuple[LogitsProcessor, ...] = ()
-    stopping: tuple[StoppingCriterion, ...] = ()
-    allowed: Callable[[int, Tensor], Sequence[int]] | None = None
-    """Row and tokens so far, to the tokens that may come next."""
     assistant: SlotModel | None = None
-    streamer: Any = None
-    """Told every token as it is found."""
-    tokenizer: Any = None
-    """Reads the text where strings in it stop a window."""
 
 
 def resolve_timestamps(
@@ -158,40 +137,16 @@ def token_rules(
         timestamps: whether the timestamp grammar holds.
         drafted: whether a smaller model drafts; then text may end at once.
     """
-    never, first = (
-        tuple(token for token in tokens or () if 0 <= token < vocab_size)
-        for tokens in (config.suppress_tokens, config.begin_suppress_tokens)
-    )
     return TokenRules(
         end=end_token(config),
-        suppress=never,
-        suppress_first=() if drafted else first,
+        suppress=allowed_tokens(config.suppress_tokens, vocab_size),
+        suppress_first=(
+            () if drafted else allowed_tokens(config.begin_suppress_tokens, vocab_size)
+        ),
         timestamp_begin=(config.no_timestamps_token_id or 0) + 1 if timestamps else None,
         no_timestamps=config.no_timestamps_token_id,
         max_initial_timestamp=config.max_initial_timestamp_index,
     )
-
-
-def end_token(config: GenerationConfig) -> int:
-    """The token that ends a text.
-
-    Raises:
-        ValueError: there is none, or several.
-    """
-    ends = config.eos_token_id
-    if isinstance(ends, list | tuple) and len(ends) == 1:
-        ends = ends[0]
-    if not isinstance(ends, int):
-        raise ValueError(
-            f"generating text: eos_token_id is {ends!r}, expected one token; set it to "
-            "<|endoftext|>'s"
-        )
-    return ends
-
-
-def pad_token(config: GenerationConfig) -> int:
-    """The token that fills shorter rows; the end token where there is no other."""
-    return end_token(config) if config.pad_token_id is None else config.pad_token_id
 
 
 def _outdated(argument: str, setting: str) -> ValueError:

@@ -64,8 +64,13 @@ def _sample(parameter: Tensor) -> Tensor:
     return flat[:: max(1, flat.numel() // _SAMPLES)][: 2 * _SAMPLES].float()
 
 
-def run(model: SlotModel, tasks: Sequence[Task]) -> list[Any]:
+def run(model: SlotModel, tasks: Sequence[Task], *, beams: int = 1) -> list[Any]:
     """Run tasks side by side; returns what each returns.
+
+    Args:
+        model: what they run on.
+        tasks: one per text.
+        beams: slots that each takes up.
 
     Raises:
         Exception: the first that a task ended with.
@@ -75,7 +80,7 @@ def run(model: SlotModel, tasks: Sequence[Task]) -> list[Any]:
     kind = model.device.type
     scheduler = SlotScheduler(
         model,
-        max(1, min(len(tasks), _MAX_SLOTS.get(kind, 8))),
+        max(1, min(len(tasks), _MAX_SLOTS.get(kind, 8))) * beams,
         encode_batch=encode_batch_on(kind),
         check_every=check_every_on(kind),
     )

@@ -12,10 +12,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from corpus_asr.decoding.protocols import StoppingCriterion
-from corpus_asr.transcription.generation.settings import Settings
+from corpus_asr.transcription.generation.call import CallSettings
 
 
-def stopping_for(settings: Settings, begin: int) -> tuple[StoppingCriterion, ...]:
+def stopping_for(settings: CallSettings, begin: int) -> tuple[StoppingCriterion, ...]:
     """The criteria of one window whose prompt has `begin` tokens."""
     found: list[StoppingCriterion] = []
     config = settings.config
