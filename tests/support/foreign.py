@@ -4,7 +4,9 @@ A state dict of the PyTorch class goes in; a file as Flax or Keras would save th
 out.
 """
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,29 @@ import msgpack
 import numpy as np
 from torch import Tensor
 
-_ROOT = "tf_whisper_for_conditional_generation"
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorFlowLayout:
+    """Where a TensorFlow class of transformers puts its variables."""
+
+    root: str
+    """The class, in Keras' spelling."""
+    leaves: Mapping[str, str]
+    """What the leaf of a PyTorch name, told by its end, is called where no rule holds."""
+    projection: str | None = None
+    """The projection to the vocabulary, where it is stored by itself."""
+
+
+WHISPER = TensorFlowLayout(
+    root="tf_whisper_for_conditional_generation",
+    leaves={"decoder.embed_positions.weight": "weight"},
+)
+# Its token table is a TFSharedEmbeddings, whose variable is called `weight`.
+_SHARED = {"decoder.embed_tokens.weight": "weight"}
+SPEECH2TEXT = TensorFlowLayout(
+    root="tf_speech2_text_for_conditional_generation", leaves=_SHARED, projection="lm_head"
+)
+SPEECH2TEXT_MODEL = TensorFlowLayout(root="tf_speech2_text_model", leaves=_SHARED)
 
 
 def write_flax(path: Path, state: Mapping[str, Tensor], *, chunked: str | None = None) -> None:
@@ -35,24 +59,31 @@ def write_flax(path: Path, state: Mapping[str, Tensor], *, chunked: str | None =
     path.write_bytes(msgpack.packb(tree))
 
 
-def write_tensorflow(path: Path, state: Mapping[str, Tensor]) -> None:
+def write_tensorflow(
+    path: Path, state: Mapping[str, Tensor], *, layout: TensorFlowLayout = WHISPER
+) -> None:
     """Write what Keras' `save_weights` makes of the model: variables under the layer's name."""
     with h5py.File(path, "w") as file:
         file.attrs["backend"] = "tensorflow"
+        file.create_group("top_level_model_weights").attrs["weight_names"] = []
         for name, tensor in state.items():
             if name == "proj_out.weight":
                 continue
-            parts = name.split(".")
-            if "layers" in parts:
-                at = parts.index("layers")
-                parts[at : at + 2] = [f"layers.{parts[at + 1]}"]
-            leaf = parts.pop()
+            *parts, leaf = _layers(name)
             values, leaf = _foreign(name, tensor.numpy(), leaf, norm="gamma", table="embeddings")
             if leaf == "bias" and "layer_norm" in name:
                 leaf = "beta"
-            if "decoder.embed_positions" in name:
-                leaf = "weight"
-            file[f"model/{_ROOT}/{'/'.join(parts)}/{leaf}:0"] = values
+            for end, other in layout.leaves.items():
+                leaf = other if name.endswith(end) else leaf
+            if parts[0] == layout.projection:
+                file[f"{parts[0]}/{layout.root}/{parts[0]}/{leaf}:0"] = values
+            else:
+                file[f"model/{layout.root}/{'/'.join(parts)}/{leaf}:0"] = values
+
+
+def _layers(name: str) -> list[str]:
+    """Split a name at its dots, but for those before a number: Keras has `layers.0` for one."""
+    return re.split(r"\.(?!\d+\.)", name)
 
 
 def _foreign(
