@@ -23,7 +23,7 @@ class SentencePieces:
 
     Raises:
         ValueError: the content is no SentencePiece model.
-        TypeError: there is no such option, or it has a value of another type.
+        TypeError: there is no such option, or it has a value that cannot be used.
     """
 
     def __init__(self, model: bytes, options: Mapping[str, Any] | None = None) -> None:
@@ -35,10 +35,7 @@ class SentencePieces:
                 raise TypeError(f"{', '.join(sorted(reserved))} cannot be chosen here")
             self._processor = sentencepiece.SentencePieceProcessor(**self._options)
         except (TypeError, RuntimeError) as error:
-            raise TypeError(
-                f"setting up SentencePiece: found the options {self._options} ({error}), expected "
-                f"keywords of SentencePieceProcessor; correct sp_model_kwargs"
-            ) from error
+            raise self._unusable(error) from error
         try:
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError as error:
@@ -46,6 +43,17 @@ class SentencePieces:
                 f"reading a SentencePiece model of {len(model)} bytes: found no such model "
                 f"({error}); fetch the checkpoint again"
             ) from error
+        try:
+            self._processor.encode("a", out_type=str)  # looks at the options' values for once
+        except (TypeError, RuntimeError) as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: Exception) -> TypeError:
+        reason = str(error).partition("\n")[0]
+        return TypeError(
+            f"setting up SentencePiece: found the options {self._options} ({reason}), expected "
+            f"keywords of SentencePieceProcessor and their types; correct sp_model_kwargs"
+        )
 
     @classmethod
     def from_file(cls, path: Path, options: Mapping[str, Any] | None = None) -> "SentencePieces":

@@ -16,6 +16,13 @@ from corpus_asr.models.auto import (
     AutoTokenizer,
 )
 from corpus_asr.models.registry import FAMILIES, family_of_files
+from corpus_asr.models.speech2text import (
+    Speech2TextConfig,
+    Speech2TextFeatureExtractor,
+    Speech2TextForConditionalGeneration,
+    Speech2TextProcessor,
+    Speech2TextTokenizer,
+)
 from corpus_asr.models.whisper import (
     WhisperConfig,
     WhisperFeatureExtractor,
@@ -24,6 +31,8 @@ from corpus_asr.models.whisper import (
     WhisperTokenizer,
 )
 from tests.support.checkpoints import tiny_whisper
+from tests.support.pieces import tiny_speech2text_tokenizer
+from tests.support.speech2text import tiny_speech2text
 from tests.support.tokenizers import tiny_tokenizer
 
 FILES = (AutoConfig, AutoFeatureExtractor, AutoProcessor, AutoTokenizer)
@@ -49,6 +58,30 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_each_loads_the_familys_class(auto_class: Any, expected: type, checkpoint: Path) -> None:
     for name in (checkpoint, str(checkpoint), f"file://{checkpoint}"):
         assert type(auto_class.from_pretrained(name)) is expected
+
+
+def test_each_loads_what_speech2text_has(tmp_path: Path) -> None:
+    tokens = tiny_speech2text_tokenizer(tmp_path / "tokenizer")
+    folder = tiny_speech2text(tmp_path / "model", tokenizer=tokens, layers=1)
+    Speech2TextFeatureExtractor().save_pretrained(folder)
+    expected: dict[Any, type] = {
+        AutoConfig: Speech2TextConfig,
+        AutoFeatureExtractor: Speech2TextFeatureExtractor,
+        AutoTokenizer: Speech2TextTokenizer,
+        AutoProcessor: Speech2TextProcessor,
+        AutoModelForSpeechSeq2Seq: Speech2TextForConditionalGeneration,
+    }
+    for auto_class, own in expected.items():
+        assert type(auto_class.from_pretrained(folder)) is own
+    # Without config.json the classes that wrote the files say whose they are.
+    processor = AutoProcessor.from_pretrained(folder)
+    processor.save_pretrained(tmp_path / "processor")
+    processor.feature_extractor.save_pretrained(tmp_path / "extractor")
+    assert type(AutoProcessor.from_pretrained(tmp_path / "processor")) is Speech2TextProcessor
+    assert type(AutoTokenizer.from_pretrained(tokens)) is Speech2TextTokenizer
+    loaded = AutoFeatureExtractor.from_pretrained(tmp_path / "extractor")
+    assert type(loaded) is Speech2TextFeatureExtractor
+    assert AutoConfig.for_model("speech_to_text", d_model=8).d_model == 8
 
 
 def test_options_reach_the_class_and_what_has_no_meaning_does_not(checkpoint: Path) -> None:
@@ -140,7 +173,9 @@ def test_none_is_ever_made(auto_class: Any) -> None:
 
 
 def test_unknown_configs_are_refused() -> None:
-    with pytest.raises(ValueError, match="model_type 'bert', expected one of: whisper"):
+    with pytest.raises(
+        ValueError, match="model_type 'bert', expected one of: speech_to_text, whisper"
+    ):
         AutoConfig.for_model("bert")
     with pytest.raises(ValueError, match="found a config of 'dict'"):
         AutoModelForSpeechSeq2Seq.from_config({})

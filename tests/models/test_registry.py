@@ -17,7 +17,7 @@ def test_a_checkpoint_names_its_family(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"model_type": "bert"}', "found model_type 'bert', expected one of: whisper"),
+        ('{"model_type": "bert"}', "found model_type 'bert', expected one of: speech_to_text, wh"),
         ('{"model_type": ["whisper"]}', "found model_type"),
         ("{}", "found model_type None"),
         ("[]", "expected an object"),
@@ -40,7 +40,7 @@ def test_every_reference_names_something_that_exists():
         assert family.model_type == model_type
         references = {f.name: getattr(family, f.name) for f in fields(family)}
         del references["model_type"]
-        for reference in references.values():
+        for reference in filter(None, references.values()):
             assert isinstance(resolve(reference), type), reference
 
 

@@ -16,7 +16,7 @@ def test_every_name_is_a_class_of_that_name() -> None:
         assert getattr(package, name).__name__ == name
     assert set(package.__all__) <= set(dir(package))
     with pytest.raises(AttributeError, match="has no attribute 'Speech2TextTypo'"):
-        _ = package.Speech2TextTypo  # type: ignore[attr-defined]
+        _ = package.Speech2TextTypo
 
 
 def test_the_torch_free_half_loads_no_torch_and_the_package_loads_nothing() -> None:

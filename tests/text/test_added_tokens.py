@@ -1,0 +1,50 @@
+"""Texts are split at added tokens; tests against transformers are those of its tokenizers."""
+
+import pickle
+
+import pytest
+
+from corpus_asr.text.added_tokens import AddedToken, AddedTokens, described_token, token_flags
+
+
+def tokens(*described: AddedToken) -> AddedTokens:
+    found = AddedTokens()
+    for token_id, token in enumerate(described, start=10):
+        found.put(token_id, token)
+    return found
+
+
+def test_the_first_and_of_those_the_longest_token_is_found() -> None:
+    found = tokens(AddedToken("<a"), AddedToken("<a>"), AddedToken("a>b"))
+    assert found.split("x<a>b") == ["x", "<a>", "b"]
+    assert found.split("<a<a>") == ["<a", "<a>"]
+    assert found.split("") == []
+    assert AddedTokens().split("(?!)") == ["(?!)"]
+
+
+def test_blanks_beside_a_token_are_swallowed_where_it_says_so() -> None:
+    assert tokens(AddedToken("#", lstrip=True)).split("a # b") == ["a", "#", " b"]
+    assert tokens(AddedToken("#", rstrip=True)).split("a # b") == ["a ", "#", "b"]
+    assert tokens(AddedToken("#", single_word=True)).split("a# # #b") == ["a#", " ", "#", " ", "#b"]
+
+
+def test_lower_case_leaves_control_tokens_alone() -> None:
+    found = tokens(AddedToken("<S>", special=True), AddedToken("NEW", normalized=True))
+    assert found.lower("A <S> NEW") == "a <S> new"
+
+
+def test_an_id_has_one_token_and_flags_survive_pickling() -> None:
+    found = tokens(AddedToken("<a>", lstrip=True, special=True))
+    found.put(10, AddedToken("<b>", rstrip=True))
+    assert "<a>" not in found
+    again = pickle.loads(pickle.dumps(found))
+    assert again.tokens == found.tokens
+    assert token_flags(again.tokens[10]) == token_flags(AddedToken("<b>", rstrip=True))
+    assert again.content(10) == "<b>"
+    assert again.content(11) is None
+
+
+@pytest.mark.parametrize("entry", [None, 5, {}, {"content": 5}, ["<a>"]])
+def test_a_file_that_describes_no_token_is_refused(entry: object) -> None:
+    with pytest.raises(ValueError, match="expected its text, or an object with 'content'"):
+        described_token(entry)
