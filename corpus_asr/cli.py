@@ -52,7 +52,7 @@ _NOT_TEXT = {"true", "false", "null"}
 
 app = typer.Typer(
     name="corpus-asr",
-    help="Transcribe audio corpora: object storage in, Parquet tables of segments out.",
+    help="Transcribe or classify audio corpora: object storage in, Parquet tables out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -137,7 +137,7 @@ def run(
         typer.Option("--steal-lock", help="Take over a lock without a sign of life for 90 s."),
     ] = False,
 ) -> None:
-    """Transcribe a corpus, or continue where an earlier run stopped."""
+    """Transcribe or classify a corpus, or continue where an earlier run stopped."""
     from corpus_asr.config.choices import Choices, Retry
     from corpus_asr.config.load import load_config
 
@@ -167,7 +167,7 @@ def run(
 def plan(config: Config, overrides: Overrides = None) -> None:
     """Show what a run would do: every setting, the listing, what is done already."""
     from corpus_asr.config.load import load_config, settings_of
-    from corpus_asr.storage.model_files import fetch_checkpoint, model_revision
+    from corpus_asr.runtime.weights import fetch_weights
     from corpus_asr.storage.plan import make_plan
     from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
 
@@ -177,10 +177,8 @@ def plan(config: Config, overrides: Overrides = None) -> None:
         store = OutputStore(settings.output.uri, endpoint_url=settings.output.endpoint_url)
         # Weights are large; they matter here only where results of the same ones may lie.
         begun = bool(store.names(OUTCOMES_FOLDER))
-        folder = fetch_checkpoint(
-            settings.model.checkpoint, revision=settings.model.revision, weights=begun
-        )
-        drawn = make_plan(settings, store, model_revision=model_revision(folder) if begun else None)
+        weights = fetch_weights(settings, hashed=begun)
+        drawn = make_plan(settings, store, model_revision=weights.name if begun else None)
         # Nobody will work it off, and a report takes the newest plan for that of the last run.
         for name in list(store.all_names(drawn.name)):
             store.remove(name)
@@ -367,7 +365,7 @@ def _summary_words(summary: "RunSummary") -> str:
     return (
         f"{summary.output_uri}: {summary.files:,} recordings, {summary.done:,} done "
         f"({summary.no_speech:,} without speech), {summary.failed:,} failed; "
-        f"{summary.segments:,} segments from {duration(summary.audio_s)} of audio\n"
+        f"{summary.segments:,} {summary.made} from {duration(summary.audio_s)} of audio\n"
         f"this run: {summary.processed_files:,} recordings, "
         f"{duration(summary.processed_audio_s)} of audio in {duration(summary.wall_s)} "
         f"({summary.speed:.1f} hours of audio per hour)"

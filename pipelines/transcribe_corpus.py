@@ -1,32 +1,15 @@
-"""Transcribe a corpus: a job in, tables of segments and outcomes and a summary out.
+"""Transcribe a corpus: a job in, tables of segments and outcomes and a summary out."""
 
-Only the order of things is decided here; each is done elsewhere. Safe to repeat: what is committed
-is not done again, and a run with nothing left to do starts neither Ray nor a model. One run at a
-time works on an output folder.
-"""
+from functools import partial
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
-
-from corpus_asr.activity import Activity
 from corpus_asr.config.choices import CONTINUE, Choices
 from corpus_asr.config.run import RunConfig
-from corpus_asr.errors import EngineError
-from corpus_asr.logs import name_run
-from corpus_asr.runtime.commit import Committer
-from corpus_asr.runtime.local import run_local
-from corpus_asr.runtime.progress import Progress, Stream, Tally
-from corpus_asr.runtime.recorder import Recorder
-from corpus_asr.runtime.resources import Resources, resolve_resources, store_bytes_for, this_machine
+from corpus_asr.runtime.progress import Stream
 from corpus_asr.runtime.summary import RunSummary
-from corpus_asr.storage.finish import finish
-from corpus_asr.storage.ledger import begin_run, fingerprint, new_run_id
-from corpus_asr.storage.lock import Lock
-from corpus_asr.storage.model_files import fetch_checkpoint, model_revision
-from corpus_asr.storage.plan import Plan, make_plan, read_listing, read_packs
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.runtime.weights import fetch_weights
+from corpus_asr.stages.routes import load_routed_engine
+from corpus_asr.stages.transcribe import EngineFactory, load_engine
+from pipelines.corpus import run_over_corpus
 
 
 def run(
@@ -42,139 +25,13 @@ def run(
 
     Raises:
         ConfigError: the job cannot be done as configured, or another run is at work in the output
-            folder; nothing was transcribed.
-        CheckpointError: the model cannot be had or loaded.
+            folder; nothing was done.
+        CheckpointError: a model cannot be had or loaded.
         EngineError: the work could not go on; what was committed is kept.
         FetchError: the output store or the listing failed.
     """
-    folder = fetch_checkpoint(config.model.checkpoint, revision=config.model.revision)
-    revision = model_revision(folder)
-    store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
-
-    def say(words: str) -> None:
-        if progress is not None:
-            progress.write(words + "\n")
-
-    with Lock(store, new_run_id(), steal=choices.steal_lock, say=say) as lock:
-        return _run_locked(
-            config, store, lock, revision, local=local, progress=progress, choices=choices
-        )
-
-
-def _run_locked(
-    config: RunConfig,
-    store: OutputStore,
-    lock: Lock,
-    revision: str,
-    *,
-    local: bool,
-    progress: Stream | None,
-    choices: Choices,
-) -> RunSummary:
-    started = time.monotonic()
-    plan = make_plan(config, store, model_revision=revision, choices=choices)
-    begun = begin_run(
-        store, config, fingerprint(config, revision), run_id=lock.run_id, new_run=choices.new_run
-    )
-    name_run(begun.run_id)
-    committer = Committer(
-        uri=config.output.uri,
-        endpoint_url=config.output.endpoint_url,
-        run_id=begun.run_id,
-        model=config.model.checkpoint,
-        model_revision=revision,
-        lock=lock.key,
-    )
-    committed, activity = Tally(), Activity()
-    if plan.num_remaining:
-        work = _work_here if local else _work_on_ray
-        done = work(config, store, plan, committer, progress)
-        committed, activity = done.tally, done.activity
-    lock.key.check()  # a finish tidies up: not under the hands of another run
-    counts = finish(
-        store,
-        begun,
-        config,
-        model_revision=revision,
-        listing=read_listing(store, plan),
-        num_listed=plan.num_files,
-        plan_name=plan.name,
-        extra={
-            "plan": asdict(plan),
-            "committed": asdict(committed),
-            "activity": asdict(activity),
-        },
-    )
-    if counts.left:
-        raise EngineError(
-            f"finishing {store.uri}: {counts.left} of {counts.listed} recordings are neither done "
-            "nor failed, expected none; run again to do them"
-        )
-    return RunSummary(
-        output_uri=store.uri,
-        run_id=begun.run_id,
-        files=counts.listed,
-        done=counts.ok + counts.no_speech,
-        failed=counts.failed,
-        no_speech=counts.no_speech,
-        segments=counts.segments,
-        audio_s=counts.audio_s,
-        processed_files=plan.num_remaining,
-        processed_audio_s=committed.audio_s,
-        wall_s=time.monotonic() - started,
-    )
-
-
-def _work_here(
-    config: RunConfig,
-    store: OutputStore,
-    plan: Plan,
-    committer: Committer,
-    stream: Stream | None,
-) -> Progress:
-    resources = resolve_resources(config, (this_machine(),), num_packs=plan.num_packs)
-    with _told(store, committer.run_id, resources, plan, stream) as progress:
-        run_local(
-            config, read_packs(store, plan), committer, resources=resources, progress=progress
-        )
-    return progress
-
-
-def _work_on_ray(
-    config: RunConfig,
-    store: OutputStore,
-    plan: Plan,
-    committer: Committer,
-    stream: Stream | None,
-) -> Progress:
-    # Ray takes seconds to import, and local runs do without it.
-    from corpus_asr.runtime.cluster import connected, local_machine
-    from corpus_asr.runtime.dataset import run_on_ray
-
-    with connected(
-        config.cluster.address, store_bytes=store_bytes_for(config, local_machine())
-    ) as cluster:
-        resources = resolve_resources(
-            config,
-            cluster.nodes,
-            num_packs=plan.num_packs,
-            store_bytes=cluster.store_bytes,
-            fixed=config.cluster.address == "local",
-        )
-        with _told(store, committer.run_id, resources, plan, stream) as progress:
-            run_on_ray(config, plan.uri, committer, resources=resources, progress=progress)
-    return progress
-
-
-@contextmanager
-def _told(
-    store: OutputStore, run_id: str, resources: Resources, plan: Plan, stream: Stream | None
-) -> Iterator[Progress]:
-    """Say what the run will use, and how far it is while the context is open."""
-    if stream is not None:
-        stream.write(resources.describe() + "\n")
-    progress = Progress(
-        total_files=plan.num_remaining, total_bytes=plan.num_remaining_bytes, stream=stream
-    )
-    with progress, Recorder(store, progress, run_id=run_id, plan=plan, resources=resources):
-        yield progress
+    weights = fetch_weights(config)
+    engine: EngineFactory = load_engine
+    if config.model.by_language:
+        engine = partial(load_routed_engine, by_language=config.model.by_language)
+    return run_over_corpus(config, weights, engine, local=local, progress=progress, choices=choices)

@@ -41,6 +41,9 @@ class Family:
     """Class with `from_pretrained(name)`: feature extractor and tokenizer as one, or None."""
     speech_seq2seq: str | None = None
     """Class with `from_pretrained(name)`: audio to text by `generate`, or None; imports torch."""
+    audio_classifier: str | None = None
+    """Class with `from_pretrained(folder, dtype=, device=)` that meets `SlotModel`: it says a
+    window's class as one token. None where there is none; imports torch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

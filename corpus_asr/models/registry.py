@@ -25,6 +25,7 @@ _WHISPER = Family(
     feature_extractor="corpus_asr.models.whisper.feature_extractor:WhisperFeatureExtractor",
     processor="corpus_asr.models.whisper.processor:WhisperProcessor",
     speech_seq2seq="corpus_asr.models.whisper.model:WhisperForConditionalGeneration",
+    audio_classifier="corpus_asr.models.whisper.classifier_slots:WhisperClassifierSlots",
 )
 
 _SPEECH2TEXT = Family(

@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.balance import RECORDING_COLUMNS
 from corpus_asr.report.statistics import (
     COUNTS,
+    LABEL_COLUMNS,
     OUTCOME_COLUMNS,
     SEGMENT_COLUMNS,
     Report,
     Statistics,
+    as_segments,
     summarise,
 )
 from corpus_asr.storage.addresses import shown
@@ -58,8 +61,7 @@ def load_report(store: OutputStore) -> Report:
     counts = Ledger.load(store).settle(_files(store, listing or ())).keep
     statistics = summarise(
         _outcomes(store, names, counts),
-        # Of these outcomes alone: a running output may have younger commits by now.
-        store.segments(SEGMENT_COLUMNS, names),
+        _part_rows(store, names, pipeline=(config or {}).get("pipeline")),
         None if listing is None else _files(store, listing),
         store.recordings(RECORDING_COLUMNS) if finished else None,
     )
@@ -100,6 +102,15 @@ def _report(
         statistics=statistics,
         snapshot=snapshot if snapshot is not None and snapshot.run_id == run_id else None,
     )
+
+
+def _part_rows(
+    store: OutputStore, names: Sequence[str], *, pipeline: str | None
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of these outcomes alone: a running output may have younger ones by now."""
+    if pipeline == CLASSIFY_AUDIO:
+        return as_segments(store.labels(LABEL_COLUMNS, names))
+    return store.segments(SEGMENT_COLUMNS, names)
 
 
 def _time_so_far(run_id: str | None, names: Sequence[str]) -> float | None:

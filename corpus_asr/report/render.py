@@ -20,6 +20,7 @@ from corpus_asr.report.statistics import (
 from corpus_asr.report.text import counted, duration, row, table, wrapped
 
 _BAR_WIDTH = 40
+_MOST_LABELS = 20  # a classifier may know thousands
 
 
 def as_data(report: Report) -> dict[str, Any]:
@@ -44,14 +45,14 @@ def _lines(report: Report) -> Iterator[str]:
         yield row("model", f"{report.model}{revision}")
     yield row("recordings", _recordings(found))
     yield row("audio", _audio(found))
-    yield row("segments", f"{found.segments:,}")
+    yield row("labels" if found.labels else "segments", f"{found.segments:,}")
     if report.wall_s is not None and report.speed is not None:
         speed = f"{report.speed:,.1f} hours of audio per hour in the last run"
         yield row("speed", f"{speed}, which took {duration(report.wall_s)}")
     yield from _stages(found)
     if report.snapshot is not None:
         yield from time_lines(report.snapshot)
-    yield from _languages(found)
+    yield from _labels(found) if found.labels else _languages(found)
     yield from _confidence(found)
     yield from _failures(found.failures)
     yield from _balance(found.balance, finished=report.finished)
@@ -60,7 +61,7 @@ def _lines(report: Report) -> Iterator[str]:
 def _recordings(found: Statistics) -> str:
     balance = found.balance
     counts = [
-        (found.ok, "with text"),
+        (found.ok, "with labels" if found.labels else "with text"),
         (found.no_speech, "without speech"),
         (found.failed, "failed"),
         (balance.unfinished, "begun"),
@@ -113,6 +114,24 @@ def _languages(found: Statistics) -> Iterator[str]:
         for share in found.languages
     ]
     yield from table("languages", rows)
+
+
+def _labels(found: Statistics) -> Iterator[str]:
+    total = sum(share.audio_s for share in found.labels) or 1.0
+    shown = [
+        (
+            share.label,
+            duration(share.audio_s),
+            f"{share.audio_s / total:.0%}",
+            counted(share.recordings, "recording"),
+        )
+        for share in found.labels[:_MOST_LABELS]
+    ]
+    yield from table("found", shown)
+    others = found.labels[_MOST_LABELS:]
+    if others:
+        audio_s = sum(share.audio_s for share in others)
+        yield row("", f"and {counted(len(others), 'other label')}, {duration(audio_s)}")
 
 
 def _confidence(found: Statistics) -> Iterator[str]:

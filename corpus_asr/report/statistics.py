@@ -8,7 +8,7 @@ Only narrow columns are held (about 60 bytes per part), so a report of millions 
 the memory of a laptop.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,9 +23,10 @@ from corpus_asr.storage.snapshot import Snapshot
 OUTCOME_COLUMNS = (
     "run_id", "recording_id", "uri", "part", "last_part", "channel", "status", "duration_s",
     "speech_s", "segments_written", "decode_errors", "language", "device", "decode_s",
-    "transcribe_s", "error_stage", "error_kind", "error_message", "retryable",
+    "transcribe_s", "label", "error_stage", "error_kind", "error_message", "retryable",
 )  # fmt: skip
 SEGMENT_COLUMNS = ("recording_id", "confidence")
+LABEL_COLUMNS = ("recording_id", "rank", "probability")
 COUNTS = pa.field("counts", pa.bool_())
 """Added to outcomes by whoever reads them: whether the row is the one that counts for its part."""
 CONFIDENCE_BINS = 10  # of equal width over 0-1
@@ -41,6 +42,16 @@ class LanguageShare:
     recordings: int
     audio_s: float
     segments: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelShare:
+    """What was found to be of one class."""
+
+    label: str
+    recordings: int
+    """Those of which some part was."""
+    audio_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +85,7 @@ class Statistics:
     speech_s: float | None
     """None where no part was searched for speech."""
     segments: int
+    """Or labels, of a classification."""
     extract_s: float
     """Summed over processes: decoding, speech detection and features."""
     transcribe_s: float
@@ -84,11 +96,13 @@ class Statistics:
     """Parts transcribed by each device."""
     languages: tuple[LanguageShare, ...]
     confidence: tuple[int, ...]
-    """Segments per bin of confidence, from 0 to 1."""
+    """Segments per bin of confidence, from 0 to 1; or windows, by their likeliest label's."""
     failures: tuple[FailureGroup, ...]
     audio_by_run_s: tuple[tuple[str, float], ...]
     """Audio committed by each run that worked on this output."""
     balance: Balance
+    labels: tuple[LabelShare, ...] = ()
+    """Of a classification: by each part's likeliest label."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +135,8 @@ def summarise(
 
     Args:
         outcomes: batches of `OUTCOME_COLUMNS` and `COUNTS`.
-        segments: batches with at least `SEGMENT_COLUMNS`, those of all outcomes rows.
+        segments: batches with at least `SEGMENT_COLUMNS`, those of all outcomes rows; or what
+            `as_segments` made of labels.
         listing: batches with `recording_id` of the files the run is to cover; None where that
             is not known.
         recordings: the recordings table of a finished run, to be compared with what
@@ -154,6 +169,7 @@ def summarise(
         failures=failures,
         audio_by_run_s=_audio_by_run(parts),
         balance=balance,
+        labels=_labels(parts),
     )
 
 
@@ -236,6 +252,30 @@ def _collect_segments(
         counts.append(grouped.rename_columns(schema.names).cast(schema))
     table = pa.concat_tables(counts).group_by("recording_id").aggregate([("rows", "sum")])
     return tuple(int(count) for count in bins), table
+
+
+def as_segments(labels: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Turn batches of `LABEL_COLUMNS` into what is counted of segments."""
+    for batch in labels:
+        first = pc.equal(batch["rank"], 1)
+        sure = pc.if_else(first, batch["probability"], pa.scalar(None, pa.float32()))
+        yield pa.RecordBatch.from_arrays([batch["recording_id"], sure], list(SEGMENT_COLUMNS))
+
+
+def _labels(parts: pa.Table) -> tuple[LabelShare, ...]:
+    labelled = parts.filter(pc.is_valid(parts["label"]))
+    grouped = labelled.group_by("label").aggregate(
+        [("recording_id", "count_distinct"), ("duration_s", "sum")]
+    )
+    shares = [
+        LabelShare(
+            label=row["label"],
+            recordings=row["recording_id_count_distinct"],
+            audio_s=row["duration_s_sum"] or 0.0,
+        )
+        for row in grouped.to_pylist()
+    ]
+    return tuple(sorted(shares, key=lambda share: (-share.audio_s, share.label)))
 
 
 def _languages(parts: pa.Table) -> tuple[LanguageShare, ...]:

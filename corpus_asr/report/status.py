@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.advice import advice
 from corpus_asr.report.bottleneck import bottleneck, time_lines
@@ -59,6 +60,8 @@ class Status:
     last_commit_at: datetime.datetime | None
     commits_since: int
     """Commits made after the snapshot."""
+    pipeline: str | None = None
+    """Of a finished run."""
 
     @property
     def alive(self) -> bool:
@@ -102,6 +105,7 @@ def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> 
         counts=run["counts"] if finished and run is not None else None,
         last_commit_at=last,
         commits_since=len(since),
+        pipeline=run["config"].get("pipeline") if finished and run is not None else None,
     )
 
 
@@ -187,7 +191,7 @@ def _lines(status: Status) -> Iterator[str]:
             f"process {process.pid} of {process.user} on {process.host}, heartbeat {heartbeat}",
         )
     if status.counts is not None:
-        yield row("recordings", _final_words(status.counts))
+        yield row("recordings", _final_words(status.counts, status.pipeline))
     if seen is not None:
         yield from _snapshot_lines(status, seen)
     if status.last_commit_at is not None:
@@ -215,10 +219,12 @@ def _snapshot_lines(status: Status, seen: Snapshot) -> Iterator[str]:
         yield row("time left", left)
 
 
-def _final_words(counts: dict[str, int]) -> str:
+def _final_words(counts: dict[str, int], pipeline: str | None) -> str:
+    what = "labels" if pipeline == CLASSIFY_AUDIO else "text"
     return (
-        f"{counts['listed']:,} listed: {counts['ok']:,} with text, {counts['no_speech']:,} without "
-        f"speech, {counts['failed']:,} failed, {counts['left']:,} left"
+        f"{counts['listed']:,} listed: {counts['ok']:,} with {what}, "
+        f"{counts['no_speech']:,} without speech, {counts['failed']:,} failed, "
+        f"{counts['left']:,} left"
     )
 
 

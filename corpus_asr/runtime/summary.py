@@ -1,6 +1,7 @@
 """What a run came to: counts and times, free of Ray, for the command line and for tests."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +17,7 @@ class RunSummary:
     failed: int
     no_speech: int
     segments: int
+    """Or labels, of a classification."""
     audio_s: float
     """Audio decoded over all runs of the folder."""
     processed_files: int
@@ -23,6 +25,7 @@ class RunSummary:
     processed_audio_s: float
     """Audio this run committed."""
     wall_s: float
+    made: Literal["segments", "labels"] = "segments"
 
     @property
     def failed_fraction(self) -> float:

@@ -1,5 +1,8 @@
 """PARTS in, RESULTS out: every part with speech is handed to the engine, the rest passes through.
 
+What the engine finds, segments or labels, is the engine's choice: so this is the stage of
+classifications too.
+
 The engine decodes many parts at once in a thread of its own, so this stage is called from several
 threads: while one call waits for its last part, others keep the engine's slots full. Knows no
 network and no audio; torch is only reached through the engine, which loads in the background so
@@ -23,7 +26,7 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
 from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS, RESULTS
-from corpus_asr.segments import SpeechSpan
+from corpus_asr.segments import PartLabels, SpeechSpan
 from corpus_asr.stages.stage import OK, failure_fields, half_views
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.model_files import fetch_checkpoint
@@ -268,6 +271,27 @@ def _finish(
         "language": transcript.language,
         "language_probability": transcript.language_probability,
         "transcribe_s": transcript.transcribe_s,
+        **({} if transcript.labels is None else label_columns(transcript.labels)),
+    }
+
+
+def label_columns(labels: PartLabels) -> dict[str, Any]:
+    """Return the columns of RESULTS that say what a part was classified as."""
+    rows = [
+        {"window": window, "start_s": found.start_s, "end_s": found.end_s,
+         "weight_s": found.weight_s, "rank": rank, "label": label, "probability": probability}
+        for window, found in enumerate(labels.windows)
+        for rank, (label, probability) in enumerate(found.labels, start=1)
+    ]  # fmt: skip
+    label, probability = labels.means[0] if labels.means else (None, None)
+    return {
+        "labels": rows,
+        "segments_written": len(rows),
+        "label": label,
+        "label_probability": probability,
+        "label_means": [{"label": name, "probability": share} for name, share in labels.means]
+        or None,
+        "label_weight_s": labels.weight_s,
     }
 
 

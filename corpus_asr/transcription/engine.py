@@ -23,9 +23,9 @@ from corpus_asr.errors import EngineError
 from corpus_asr.models.device import device_name
 from corpus_asr.models.loading import load_slot_model
 from corpus_asr.models.registry import family_of, resolve
-from corpus_asr.segments import Segment
+from corpus_asr.segments import PartLabels, Segment
 from corpus_asr.threads import run_apart
-from corpus_asr.transcription.family_jobs import FamilyJobs
+from corpus_asr.transcription.family_jobs import FamilyJobs, PartJobs
 from corpus_asr.transcription.language import Language
 from corpus_asr.transcription.slot_budget import auto_slots
 from corpus_asr.transcription.windows import PartRequest
@@ -44,6 +44,8 @@ class PartTranscript:
     language_probability: float | None
     transcribe_s: float
     """Wall time from submission to result."""
+    labels: PartLabels | None = None
+    """In place of segments, where the part was classified."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +61,21 @@ class Engine:
     def __init__(
         self,
         model: SlotModel,
-        jobs: FamilyJobs,
+        jobs: PartJobs,
         *,
         decoding: DecodingSettings,
         slots: int | Literal["auto"] = "auto",
+        sharers: int = 1,
     ) -> None:
         """Allocate the slots and start the thread.
+
+        Args:
+            model: loaded.
+            jobs: what parts become.
+            decoding: how.
+            slots: windows decoded side by side; `auto` for as many as there is memory for.
+            sharers: engines on this device that have no slots yet, this one included: with `auto`
+                each gets its share of the memory that is free.
 
         Raises:
             ConfigError: the checkpoint cannot do what `decoding` asks.
@@ -76,7 +87,9 @@ class Engine:
         self._decoding = decoding
         kind = model.device.type
         encode_batch = encode_batch_on(kind)
-        wanted = auto_slots(model, encode_batch=encode_batch) if slots == "auto" else slots
+        wanted = slots
+        if wanted == "auto":
+            wanted = auto_slots(model, encode_batch=encode_batch, sharers=sharers)
         check_every = check_every_on(kind)
         try:
             self._scheduler = run_apart(
@@ -122,12 +135,9 @@ class Engine:
         """
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        jobs: FamilyJobs = resolve(family_of(folder).jobs).from_folder(folder)
+        jobs = family_jobs(folder)
         jobs.check(decoding)
         model = run_apart(lambda: load_slot_model(folder, device=device, dtype=dtype))
-        logger.info(
-            "model=%s device=%s dtype=%s weights=%s", folder.name, model.device, dtype, model.dtype
-        )
         return cls(model, jobs, decoding=decoding, slots=slots)
 
     def check(self, decoding: DecodingSettings) -> None:
@@ -209,7 +219,11 @@ class Engine:
         started_s = time.monotonic()
 
         def done(
-            segments: list[Segment], language: Language | None, error: Exception | None
+            segments: list[Segment],
+            language: Language | None,
+            error: Exception | None,
+            labels: PartLabels | None = None,
+            /,
         ) -> None:
             if error is not None:
                 future.set_exception(error)
@@ -220,6 +234,7 @@ class Engine:
                     language=language.code if language else None,
                     language_probability=language.probability if language else None,
                     transcribe_s=time.monotonic() - started_s,
+                    labels=labels,
                 )
             )
 
@@ -250,3 +265,13 @@ class Engine:
             order = self._inbox.get()
             if order is not None and order.future.set_running_or_notify_cancel():
                 order.future.set_exception(broken)
+
+
+def family_jobs(folder: Path) -> FamilyJobs:
+    """Read how the family of a checkpoint transcribes with it.
+
+    Raises:
+        CheckpointError: a file is missing or unusable.
+    """
+    jobs: FamilyJobs = resolve(family_of(folder).jobs).from_folder(folder)
+    return jobs

@@ -4,37 +4,40 @@ In: each task's result, whenever it comes. Out: all of them at once, or the firs
 """
 
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from corpus_asr.decoding.slots import Done
-from corpus_asr.segments import Segment
+
+Found = TypeVar("Found")
+"""A segment, say."""
 
 
-class InOrder:
+class InOrder(Generic[Found]):
     """Waits for a number of tasks and tells once.
 
     Args:
         count: of tasks, at least one.
-        done: told all segments, task by task; or none and the error that one task ended with.
+        done: told all that they found, task by task; or nothing and the error that one ended with.
     """
 
-    def __init__(self, count: int, done: Callable[[list[Segment], Exception | None], None]) -> None:
-        self._found: list[list[Segment]] = [[] for _ in range(count)]
+    def __init__(self, count: int, done: Callable[[list[Found], Exception | None], None]) -> None:
+        self._found: list[list[Found]] = [[] for _ in range(count)]
         self._left = count
         self._done = done
 
     def collector(self, index: int) -> Done:
         """Return what the scheduler is to tell about one task."""
 
-        def collect(segments: list[Segment] | None, error: Exception | None) -> None:
+        def collect(found: list[Found] | None, error: Exception | None) -> None:
             if self._left <= 0:
                 return  # another task's error has ended it all
             if error is not None:
                 self._left = 0
                 self._done([], error)
                 return
-            self._found[index] = segments or []
+            self._found[index] = found or []
             self._left -= 1
             if self._left == 0:
-                self._done([segment for found in self._found for segment in found], None)
+                self._done([one for some in self._found for one in some], None)
 
         return collect

@@ -3,6 +3,7 @@
 In: a part and the settings. Out: the part's segments and its language, once every range is done.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 from corpus_asr.config.decoding import DecodingSettings
@@ -23,10 +24,11 @@ from corpus_asr.transcription.windows import PartRequest
 
 
 class WhisperJobs:
-    """Transcribes parts with one Whisper checkpoint; meets `FamilyJobs`."""
+    """Transcribes parts with one Whisper checkpoint; meets `LeavesLanguages`."""
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: Dialect, *, elsewhere: Collection[str] = ()) -> None:
         self._dialect = dialect
+        self._elsewhere = frozenset(elsewhere)
 
     @classmethod
     def from_folder(cls, folder: Path) -> "WhisperJobs":
@@ -36,6 +38,10 @@ class WhisperJobs:
             CheckpointError: a file is missing or unreadable, or the vocabulary has no timestamps.
         """
         return cls(Dialect.from_folder(folder))
+
+    def leaving(self, languages: Collection[str]) -> "WhisperJobs":
+        """Return the same jobs, but that parts in these languages are only detected."""
+        return WhisperJobs(self._dialect, elsewhere=languages)
 
     def check(self, settings: DecodingSettings) -> None:
         """Refuse what this checkpoint cannot do.
@@ -49,7 +55,18 @@ class WhisperJobs:
         self, part: PartRequest, *, settings: DecodingSettings, add: Add, done: PartDone
     ) -> None:
         """Add the part's first task; the others follow from it."""
-        PartJob(part, dialect=self._dialect, settings=settings, add=add, done=done).start()
+        PartJob(
+            part,
+            dialect=self._dialect,
+            settings=settings,
+            elsewhere=self._elsewhere,
+            add=add,
+            done=done,
+        ).start()
+
+
+class _LeftToOthersError(Exception):
+    """Ends a part whose language another model is for; never seen outside."""
 
 
 class PartJob:
@@ -66,9 +83,11 @@ class PartJob:
         *,
         dialect: Dialect,
         settings: DecodingSettings,
+        elsewhere: Collection[str] = (),
         add: Add,
         done: PartDone,
     ) -> None:
+        self._elsewhere = elsewhere
         self._part = part
         self._dialect = dialect
         self._settings = settings
@@ -94,6 +113,8 @@ class PartJob:
         if language is None and self._settings.language_mode != "window":
             language = yield from find_language(self._part, self._dialect, self._settings)
         self._language = language
+        if language is not None and language.code in self._elsewhere:
+            raise _LeftToOthersError
         for index in range(1, len(self._tasks)):
             self._add(self._run(index, language), self._found.collector(index))
         return (yield from self._run(0, language))
@@ -113,4 +134,6 @@ class PartJob:
         return loop.run(self._tasks[index])
 
     def _finish(self, segments: list[Segment], error: Exception | None) -> None:
+        if isinstance(error, _LeftToOthersError):
+            error = None
         self._done(segments, self._language or spoken_most(segments), error)

@@ -102,9 +102,9 @@ def fitting_slots(size: ModelSize, *, free_bytes: int, encode_batch: int) -> int
     return max(1, min(_MAX_CUDA_SLOTS, usable // (one - none)))
 
 
-def auto_slots(model: SlotModel, *, encode_batch: int) -> int:
-    """As many slots as are useful on the model's device and fit into its memory."""
+def auto_slots(model: SlotModel, *, encode_batch: int, sharers: int = 1) -> int:
+    """As many slots as are useful on the model's device and fit into its share of free memory."""
     if model.device.type != "cuda" or not isinstance(model, TellsSize):
         return _CPU_SLOTS
     free_bytes, _ = torch.cuda.mem_get_info(model.device)
-    return fitting_slots(model.size, free_bytes=free_bytes, encode_batch=encode_batch)
+    return fitting_slots(model.size, free_bytes=free_bytes // sharers, encode_batch=encode_batch)

@@ -75,7 +75,9 @@ class Speech2TextJobs:
         if not ranges:
             done([], None, None)
             return
-        found = InOrder(len(ranges), lambda segments, error: done(segments, language, error))
+        found: InOrder[Segment] = InOrder(
+            len(ranges), lambda segments, error: done(segments, language, error)
+        )
         by_length = sorted(range(len(ranges)), key=lambda at: ranges[at][0] - ranges[at][1])
         for index in by_length:
             task = _Window(

@@ -1,0 +1,42 @@
+"""The engine of a run with `model.by_language`, as the transcribe stage loads it.
+
+In: the settings. Out: an engine that meets `stages.transcribe.TranscribingEngine`. Knows no
+network.
+"""
+
+from collections.abc import Mapping
+
+from corpus_asr.config.base import Auto
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.stages.transcribe import TranscribingEngine
+from corpus_asr.storage.model_files import fetch_checkpoint
+from corpus_asr.threads import spin_briefly
+
+
+def load_routed_engine(
+    checkpoint: str,
+    *,
+    revision: str | None,
+    decoding: DecodingSettings,
+    device: str,
+    dtype: str,
+    slots: int | Auto,
+    num_threads: int | None,
+    by_language: Mapping[str, str],
+) -> TranscribingEngine:
+    """Fetch all weights to this machine, once, and load an engine of several models.
+
+    All but the last are those of an `EngineFactory`.
+    """
+    spin_briefly()
+    from corpus_asr.transcription.routing import RoutedEngine  # imports torch: in the worker only
+
+    return RoutedEngine.from_folders(
+        fetch_checkpoint(checkpoint, revision=revision),
+        {code: fetch_checkpoint(other) for code, other in by_language.items()},
+        decoding=decoding,
+        device=device,
+        dtype=dtype,
+        slots=slots,
+        num_threads=num_threads,
+    )

@@ -1,0 +1,254 @@
+"""Which of some labels fits each window of a part: a language, or a class of a classifier.
+
+In: a part. Out: probabilities of labels, window by window and for the part. A label is asked for as
+a language is: as a window's first token, among those that stand for labels. So windows of many
+recordings share the slots and the encoder's batches of the one scheduler. Knows no network.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from corpus_asr.audio.language_windows import language_window_starts
+from corpus_asr.config.classification import ClassificationSettings
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
+from corpus_asr.models.loading import load_classifier, load_slot_model
+from corpus_asr.models.registry import family_of, resolve
+from corpus_asr.segments import Label, LabelledWindow, PartLabels
+from corpus_asr.threads import run_apart
+from corpus_asr.transcription.chunked import chunk_ranges
+from corpus_asr.transcription.dialect import Dialect
+from corpus_asr.transcription.engine import Engine
+from corpus_asr.transcription.family_jobs import Add, PartDone
+from corpus_asr.transcription.in_order import InOrder
+from corpus_asr.transcription.language import Language
+from corpus_asr.transcription.windows import PartRequest
+from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_FRAMES
+
+# Of a part's mean so many labels are kept: beyond them all share what is left, and another part
+# of the recording hardly makes one of them the likeliest.
+MAX_PART_LABELS = 32
+
+# A classifier's slot holds some scores: as many windows as an accelerator encodes at once, and as
+# many again.
+CLASSIFIER_SLOTS = 32
+
+Probabilities = Float[Tensor, " label"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labeller:
+    """How a checkpoint is asked for labels."""
+
+    names: tuple[str, ...]
+    tokens: tuple[int, ...]
+    """Those that stand for them."""
+    prompt: tuple[int, ...]
+    end: int
+    probabilities: Callable[[Probabilities], Probabilities]
+    """From the labels' scores."""
+
+    @classmethod
+    def of_languages(cls, folder: Path, codes: Sequence[str]) -> "Labeller":
+        """Tell languages apart, all that the checkpoint knows or some.
+
+        Source: Radford et al. 2022, section 2.3; openai-whisper `detect_language`.
+
+        Raises:
+            CheckpointError: a file is missing or unusable.
+        """
+        dialect = Dialect.from_folder(folder)
+        names = tuple(codes) or tuple(dialect.languages)
+        return cls(
+            names=names,
+            tokens=dialect.language_rules(names).only,
+            prompt=(dialect.start,),
+            end=dialect.end,
+            probabilities=one_of,
+        )
+
+    @classmethod
+    def of_classes(cls, folder: Path) -> "Labeller":
+        """Tell the classes of a classifier apart.
+
+        Raises:
+            CheckpointError: its config.json is missing or unusable.
+        """
+        config = resolve(family_of(folder).config).from_pretrained(folder)
+        count = config.num_labels
+        several = config.problem_type == "multi_label_classification"
+        return cls(
+            names=tuple(str(config.id2label.get(number, number)) for number in range(count)),
+            tokens=tuple(range(count)),
+            prompt=(0,),
+            end=count,
+            probabilities=any_of if several else one_of,
+        )
+
+    @property
+    def rules(self) -> TokenRules:
+        """Under which the first token is a label."""
+        return TokenRules(end=self.end, only=self.tokens)
+
+
+def one_of(scores: Probabilities) -> Probabilities:
+    """Turn scores into probabilities of labels that exclude each other."""
+    return scores.softmax(dim=0)
+
+
+def any_of(scores: Probabilities) -> Probabilities:
+    """Turn scores into probabilities of labels each of which may be there or not."""
+    return scores.sigmoid()
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    start: int
+    end: int
+    content_end: int
+    """Audio goes on after `end` to here, and is heard too where it fits."""
+
+
+class LabelJobs:
+    """Labels parts with one checkpoint; meets `PartJobs`."""
+
+    def __init__(self, labeller: Labeller, settings: ClassificationSettings) -> None:
+        self._labeller = labeller
+        self._settings = settings
+
+    @classmethod
+    def from_folder(cls, folder: Path, settings: ClassificationSettings) -> "LabelJobs":
+        """Read what the checkpoint can tell apart.
+
+        Raises:
+            CheckpointError: a file is missing or unusable.
+        """
+        if settings.task == "language":
+            return cls(Labeller.of_languages(folder, settings.languages), settings)
+        return cls(Labeller.of_classes(folder), settings)
+
+    def check(self, settings: DecodingSettings) -> None:
+        """Accept: nothing is decoded."""
+
+    def start(
+        self, part: PartRequest, *, settings: DecodingSettings, add: Add, done: PartDone
+    ) -> None:
+        """Add a task for every window; none depends on another."""
+        windows = self._windows(part)
+
+        def finish(found: list[Probabilities], error: Exception | None) -> None:
+            if error is None:
+                self._finish(part, windows, found, done)
+            else:
+                done([], None, error)
+
+        if not windows:
+            finish([], None)
+        waiting = InOrder(len(windows), finish)
+        for index, window in enumerate(windows):
+            add(self._ask(part, window), waiting.collector(index))
+
+    def _windows(self, part: PartRequest) -> list[_Window]:
+        end = part.num_frames
+        if self._settings.windows == "all":
+            ranges = chunk_ranges(part, [(0, end)] if end else [])
+            return [_Window(first, last, last) for first, last in ranges]
+        if part.language_features is not None or not end:
+            return []  # an earlier part holds the first speech
+        speech = None if part.speech is None else [(one.start_s, one.end_s) for one in part.speech]
+        starts_s = language_window_starts(speech, start_s=part.start_s, end_s=part.end_s)
+        starts = [part.frame(start_s) for start_s in starts_s]
+        return [_Window(start, min(start + WINDOW_FRAMES, end), end) for start in starts]
+
+    def _ask(
+        self, part: PartRequest, window: _Window
+    ) -> Generator[WindowJob, WindowResult, list[Probabilities]]:
+        result = yield WindowJob(
+            features=part.window_in_silence(window.start, window.content_end),
+            window=(window.start, window.end),
+            prompt=self._labeller.prompt,
+            rules=self._labeller.rules,
+            max_new_tokens=1,
+            search=Search(keep_scores=True),
+        )
+        assert result.scores is not None, "scores were asked for"
+        scores = result.scores[0, list(self._labeller.tokens)].double()
+        return [self._labeller.probabilities(scores)]
+
+    def _finish(
+        self,
+        part: PartRequest,
+        windows: Sequence[_Window],
+        found: Sequence[Probabilities],
+        done: PartDone,
+    ) -> None:
+        weights = [_weight_s(part, window) for window in windows]
+        labelled = tuple(
+            LabelledWindow(
+                start_s=part.seconds(window.start),
+                end_s=part.seconds(window.end),
+                weight_s=weight_s,
+                labels=self._likeliest(scores, self._settings.top_k),
+            )
+            for window, weight_s, scores in zip(windows, weights, found, strict=True)
+        )
+        means: tuple[Label, ...] = ()
+        if found:
+            shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+            mean = (torch.stack(list(found)) * shares.unsqueeze(1)).sum(dim=0)
+            means = self._likeliest(mean, MAX_PART_LABELS)
+        language = None
+        if means and self._settings.task == "language":
+            language = Language(code=means[0][0], probability=means[0][1])
+        labels = PartLabels(windows=labelled, means=means, weight_s=sum(weights))
+        done([], language, None, labels)
+
+    def _likeliest(self, probabilities: Probabilities, count: int) -> tuple[Label, ...]:
+        # Stable: of two that are as likely, the first named comes first, on every machine.
+        order = probabilities.argsort(descending=True, stable=True)[:count].tolist()
+        return tuple((self._labeller.names[at], float(probabilities[at])) for at in order)
+
+
+def _weight_s(part: PartRequest, window: _Window) -> float:
+    """Speech in a window, and never nothing: what was asked for counts a little."""
+    start_s, end_s = part.seconds(window.start), part.seconds(window.end)
+    length_s = max(end_s - start_s, 1 / FRAMES_PER_SECOND)
+    fraction = part.speech_fraction(start_s, start_s + length_s)
+    return length_s if fraction is None else max(length_s * fraction, 1 / FRAMES_PER_SECOND)
+
+
+def label_engine(
+    folder: Path,
+    *,
+    classification: ClassificationSettings,
+    device: str = "auto",
+    dtype: str = "auto",
+    slots: int | Literal["auto"] = "auto",
+    num_threads: int | None = None,
+) -> Engine:
+    """Load a checkpoint into an engine that labels parts.
+
+    Args:
+        folder: a checkpoint in Hugging Face layout.
+        classification: what it is asked.
+        device, dtype, slots, num_threads: as of `Engine.from_folder`.
+
+    Raises:
+        CheckpointError: the folder cannot be loaded.
+        ConfigError: no such device or type, or the checkpoint cannot be asked that.
+    """
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    jobs = LabelJobs.from_folder(folder, classification)
+    by_class = classification.task == "classify"
+    load = load_classifier if by_class else load_slot_model
+    model = run_apart(lambda: load(folder, device=device, dtype=dtype))
+    if by_class and slots == "auto":
+        slots = CLASSIFIER_SLOTS
+    return Engine(model, jobs, decoding=DecodingSettings(), slots=slots)

@@ -1,0 +1,237 @@
+"""Several models behind one: each part goes to the model for its language.
+
+In: parts, as an engine takes them. Out: a future per part, as an engine gives them. The main model
+detects the language, in the same windows as always, and transcribes what no other is for. All
+models are loaded at the start: one that cannot be loaded says so before hours of work, and the
+slots of each are reckoned with the memory that the others leave. Knows no files or tables.
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import fields, replace
+from itertools import count
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.protocols import SlotModel
+from corpus_asr.decoding.statistics import EngineStatistics
+from corpus_asr.errors import ConfigError
+from corpus_asr.models.loading import load_slot_model
+from corpus_asr.threads import run_apart
+from corpus_asr.transcription.engine import Engine, PartTranscript, family_jobs
+from corpus_asr.transcription.family_jobs import LeavesLanguages, PartJobs
+from corpus_asr.transcription.windows import PartRequest
+
+
+class RoutedEngine:
+    """Engines of several checkpoints; thread-safe, used as an `Engine` is."""
+
+    def __init__(
+        self, main: Engine, others: Mapping[str, Engine], *, decoding: DecodingSettings
+    ) -> None:
+        """Take over engines.
+
+        Args:
+            main: detects languages, and leaves those of `others` to them.
+            others: an engine per language code; one may have several.
+            decoding: what is decoded, in languages that are to be detected.
+        """
+        self._main = main
+        self._others = dict(others)
+        self._decoding = decoding
+        self._engines = tuple(dict.fromkeys((main, *others.values())))
+        self.device_name = main.device_name
+
+    @classmethod
+    def from_folders(
+        cls,
+        folder: Path,
+        others: Mapping[str, Path],
+        *,
+        decoding: DecodingSettings,
+        device: str = "auto",
+        dtype: str = "auto",
+        slots: int | Literal["auto"] = "auto",
+        num_threads: int | None = None,
+    ) -> "Engine | RoutedEngine":
+        """Load checkpoint folders; for a given language only the one that is for it.
+
+        Args:
+            folder: of the main checkpoint.
+            others: a folder per language code; the same one is loaded once.
+            decoding: what to do with them.
+            device, dtype, slots, num_threads: as of `Engine.from_folder`, for each model; with
+                `auto` slots they share the device's memory.
+
+        Raises:
+            CheckpointError: a folder cannot be loaded.
+            ConfigError: no such device, a checkpoint cannot do what `decoding` asks in its
+                language, or the main one cannot tell languages apart.
+            EngineError: the models do not fit into the device's memory.
+        """
+        only = _only_language(decoding)
+        if only is not None:
+            return Engine.from_folder(
+                others.get(only, folder),
+                decoding=decoding,
+                device=device,
+                dtype=dtype,
+                slots=slots,
+                num_threads=num_threads,
+            )
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
+        jobs = _checked_jobs(folder, others, decoding)
+
+        def load(path: Path) -> SlotModel:
+            return run_apart(lambda: load_slot_model(path, device=device, dtype=dtype))
+
+        models = {path: load(path) for path in jobs}
+        engines: dict[Path, Engine] = {}
+        with ExitStack() as stack:
+            for left, (path, model) in zip(count(len(models), -1), models.items(), strict=False):
+                engine = Engine(model, jobs[path], decoding=decoding, slots=slots, sharers=left)
+                engines[path] = stack.enter_context(engine)
+            stack.pop_all()  # they go on; were one refused, the others would be closed
+        chosen = {code: engines[path] for code, path in others.items() if path != folder}
+        return cls(engines[folder], chosen, decoding=decoding)
+
+    @property
+    def slots(self) -> int:
+        """Windows decoded side by side, of all models."""
+        return sum(engine.slots for engine in self._engines)
+
+    def check(self, decoding: DecodingSettings) -> None:
+        """Refuse what the checkpoints cannot do.
+
+        Raises:
+            ConfigError: names the key.
+        """
+        _check_mode(decoding)
+        self._main.check(decoding)
+        for code, engine in self._others.items():
+            engine.check(_in_language(decoding, code))
+
+    def submit(
+        self, part: PartRequest, *, decoding: DecodingSettings | None = None
+    ) -> "Future[PartTranscript]":
+        """Queue a part; the future gives its transcript or the exception that ended it.
+
+        Args:
+            part: what to transcribe.
+            decoding: how, where it differs from the engine's own settings.
+
+        Raises:
+            ConfigError: a checkpoint cannot do what `decoding` asks.
+            EngineError: an engine is closed, or broke down earlier.
+        """
+        if decoding is not None:
+            _check_mode(decoding)
+        settings = decoding or self._decoding
+        only = _only_language(settings)
+        if only is not None:
+            return self._others.get(only, self._main).submit(part, decoding=settings)
+        future: Future[PartTranscript] = Future()
+
+        def detected(done: "Future[PartTranscript]") -> None:
+            try:
+                first = done.result()
+                other = self._others.get(first.language or "")
+                if other is None:
+                    future.set_result(first)
+                    return
+                assert first.language is not None, "an engine is found by it"
+                second = other.submit(part, decoding=_in_language(settings, first.language))
+            except Exception as error:  # handed to whoever waits for the part
+                future.set_exception(error)
+                return
+            second.add_done_callback(lambda done: _pass_on(first, done, future))
+
+        self._main.submit(part, decoding=settings).add_done_callback(detected)
+        return future
+
+    def statistics(self) -> EngineStatistics:
+        """What has been done since the engines began, all together."""
+        total = EngineStatistics()
+        for engine in self._engines:
+            found = engine.statistics()
+            for field in fields(EngineStatistics):
+                setattr(total, field.name, getattr(total, field.name) + getattr(found, field.name))
+        return total
+
+    def close(self) -> None:
+        """Stop within a decoding step; what is not done yet fails with `EngineError`."""
+        for engine in self._engines:
+            engine.close()
+
+
+def _pass_on(
+    first: PartTranscript, done: "Future[PartTranscript]", future: "Future[PartTranscript]"
+) -> None:
+    """Give what another model said, and how sure the main one is of the language."""
+    try:
+        said = done.result()
+    except Exception as error:  # handed to whoever waits for the part
+        future.set_exception(error)
+        return
+    sure = first.language_probability
+    future.set_result(
+        replace(
+            said,
+            segments=tuple(replace(one, language_probability=sure) for one in said.segments),
+            language_probability=sure,
+            transcribe_s=first.transcribe_s + said.transcribe_s,
+        )
+    )
+
+
+def _checked_jobs(
+    folder: Path, others: Mapping[str, Path], decoding: DecodingSettings
+) -> dict[Path, PartJobs]:
+    """Read how each checkpoint transcribes, the main one first.
+
+    Raises:
+        CheckpointError: a file is missing or unusable.
+        ConfigError: a checkpoint cannot do what it is there for.
+    """
+    _check_mode(decoding)
+    elsewhere = {code: path for code, path in others.items() if path != folder}
+    main = family_jobs(folder)
+    main.check(decoding)
+    if not isinstance(main, LeavesLanguages):
+        raise ConfigError(
+            f"loading {folder.name} to detect languages for model.by_language: its family does not "
+            "tell them apart, expected a multilingual Whisper checkpoint; use one, or leave "
+            "by_language out"
+        )
+    jobs: dict[Path, PartJobs] = {folder: main.leaving(elsewhere)}
+    for code, path in elsewhere.items():
+        theirs = jobs.setdefault(path, family_jobs(path))
+        try:
+            theirs.check(_in_language(decoding, code))
+        except ConfigError as error:
+            raise ConfigError(f"reading model.by_language.{code}: {error}") from error
+    return jobs
+
+
+def _check_mode(decoding: DecodingSettings) -> None:
+    if decoding.language_mode == "window" and _only_language(decoding) is None:
+        raise ConfigError(
+            "decoding.language_mode: found window, expected recording or part, since a part goes "
+            "to one of several models as a whole; change it, or leave model.by_language out"
+        )
+
+
+def _only_language(decoding: DecodingSettings) -> str | None:
+    """The language where there is nothing to detect."""
+    if isinstance(decoding.language, str):
+        return None if decoding.language == "auto" else decoding.language
+    return decoding.language[0] if len(decoding.language) == 1 else None
+
+
+def _in_language(decoding: DecodingSettings, code: str) -> DecodingSettings:
+    return decoding.model_copy(update={"language": code, "language_mode": "recording"})

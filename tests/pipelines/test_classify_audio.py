@@ -1,0 +1,284 @@
+"""A corpus is classified as it is transcribed, into labels that can be checked by hand."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from typer.testing import CliRunner
+
+from corpus_asr.audio.decode import open_audio
+from corpus_asr.cli import app
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import ConfigError
+from corpus_asr.report.load import load_report
+from corpus_asr.report.render import render
+from corpus_asr.schemas import OUTCOMES
+from corpus_asr.storage.settlement import keep_only
+from corpus_asr.storage.tables import OutputStore
+from pipelines.classify_audio import run
+from tests.support.classifiers import CLASSES, tiny_classifier
+from tests.support.corpora import demo_corpus, job, outcomes_in, tiny_model
+
+# Float16 features, and a batch of one against the oracle's own: far below any use of the number.
+CLOSE = 2e-3
+
+
+@pytest.fixture(scope="session")
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_classifier(tmp_path_factory.mktemp("classifier"))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return demo_corpus(tmp_path_factory.mktemp("corpus") / "audio")
+
+
+def labelling(corpus: Path, model: Path, output: Path, **classification: Any) -> RunConfig:
+    config = job(corpus, model, output, pipeline="classify_audio", classification=classification)
+    return exact(config)
+
+
+def exact(config: RunConfig) -> RunConfig:
+    return config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32"})})
+
+
+@pytest.fixture(scope="session")
+def languages(corpus: Path, whisper: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A job that found languages; its output is not to be changed."""
+    config = labelling(corpus, whisper, tmp_path_factory.mktemp("languages") / "out", top_k=1000)
+    run(config, local=True, progress=None)
+    return config
+
+
+@pytest.fixture(scope="session")
+def classes(corpus: Path, classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A job that found classes; its output is not to be changed."""
+    output = tmp_path_factory.mktemp("classes") / "out"
+    config = labelling(corpus, classifier, output, task="classify", top_k=2)
+    run(config, local=True, progress=None)
+    return config
+
+
+def labels_in(config: RunConfig) -> dict[tuple[str, int, int], list[dict[str, Any]]]:
+    """Return the labels rows by file name, part and window."""
+    found = defaultdict(list)
+    for batch in OutputStore(config.output.uri).labels():
+        for row in batch.to_pylist():
+            found[Path(row["uri"]).name, row["part"], row["window"]].append(row)
+    return dict(found)
+
+
+def recordings_in(config: RunConfig) -> dict[str, dict[str, Any]]:
+    rows = [
+        row for batch in OutputStore(config.output.uri).recordings() for row in batch.to_pylist()
+    ]
+    return {Path(row["uri"]).name: row for row in rows}
+
+
+def test_every_window_of_speech_has_its_labels(languages: RunConfig) -> None:
+    outcomes = outcomes_in(Path(languages.output.uri))
+    assert outcomes["broken.mp3", 0]["status"] == "failed"
+    assert outcomes["silence.flac", 0]["status"] == "no_speech"
+    windows = labels_in(languages)
+    assert {name for name, _, _ in windows} == {"english.wav", "german.opus", "longer.mp3"}
+    for rows in windows.values():
+        assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
+        probabilities = [row["probability"] for row in rows]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert sum(probabilities) == pytest.approx(1.0, abs=1e-4)  # all languages were kept
+        assert 0 < rows[0]["end_s"] - rows[0]["start_s"] <= 30
+        assert 0 < rows[0]["weight_s"] <= rows[0]["end_s"] - rows[0]["start_s"]
+        assert rows[0]["model"] == languages.model.checkpoint
+    for (name, part), row in outcomes.items():
+        told = [rows for key, rows in windows.items() if key[:2] == (name, part)]
+        assert row["segments_written"] == sum(map(len, told))
+
+
+def test_a_recording_is_the_mean_of_its_windows_weighted_by_speech(languages: RunConfig) -> None:
+    windows, recordings = labels_in(languages), recordings_in(languages)
+    assert recordings["silence.flac"]["label"] is None
+    for name in ("english.wav", "longer.mp3"):
+        sums: dict[str, float] = defaultdict(float)
+        weight_s = 0.0
+        for key, rows in windows.items():
+            if key[0] == name:
+                weight_s += rows[0]["weight_s"]
+                for row in rows:
+                    sums[row["label"]] += row["probability"] * row["weight_s"]
+        best = max(sums, key=lambda label: sums[label])
+        row = recordings[name]
+        assert row["status"] == "ok"
+        assert row["label"] == best
+        assert row["label_probability"] == pytest.approx(sums[best] / weight_s, rel=1e-4)
+    assert sum(1 for name, _, _ in windows if name == "longer.mp3") > 1
+
+
+def test_classes_are_those_of_transformers(
+    classes: RunConfig, corpus: Path, classifier: Path
+) -> None:
+    with (
+        open(corpus / "english.wav", "rb") as file,
+        open_audio(file, uri="x", channels="mix") as audio,
+    ):
+        samples = np.concatenate([chunk[0] for chunk in audio])
+    extractor = transformers.WhisperFeatureExtractor.from_pretrained(classifier)
+    oracle = transformers.WhisperForAudioClassification.from_pretrained(classifier).eval()
+    (rows,) = (rows for key, rows in labels_in(classes).items() if key[0] == "english.wav")
+    # What we hear begins and ends with the speech.
+    start, end = (round(rows[0][name] * 16_000) for name in ("start_s", "end_s"))
+    assert end - start > 0.5 * len(samples)
+    heard = extractor(samples[start:], sampling_rate=16_000, return_tensors="pt")
+    with torch.no_grad():
+        expected = oracle(heard.input_features).logits.softmax(dim=1)[0]
+    best = expected.argsort(descending=True)[:2].tolist()
+    assert [row["label"] for row in rows] == [CLASSES[at] for at in best]
+    assert [row["probability"] for row in rows] == pytest.approx(expected[best].tolist(), abs=0.02)
+
+
+def test_first_speech_agrees_with_what_a_transcription_detects(
+    languages: RunConfig, corpus: Path, whisper: Path, tmp_path: Path
+) -> None:
+    from pipelines.transcribe_corpus import run as transcribe
+
+    some = corpus / "english.wav"
+    config = labelling(some, whisper, tmp_path / "labels", windows="first_speech", top_k=1)
+    run(config, local=True, progress=None)
+    transcribe(exact(job(some, whisper, tmp_path / "text")), local=True, progress=None)
+    found = outcomes_in(tmp_path / "labels")["english.wav", 0]
+    spoken = outcomes_in(tmp_path / "text")["english.wav", 0]
+    assert found["label"] == found["language"] == spoken["language"]
+    assert found["label_probability"] == pytest.approx(spoken["language_probability"], abs=1e-6)
+
+
+def test_a_half_done_classification_redoes_only_what_is_missing(
+    classes: RunConfig, tmp_path: Path
+) -> None:
+    config = copied(classes, tmp_path / "output")
+    before = labels_in(config)
+    store = OutputStore(config.output.uri)
+    for name in store.names("outcomes"):
+        rows = store.read_table(name, OUTCOMES).to_pylist()
+        keep = [not (row["uri"].endswith("longer.mp3") and row["part"] == 1) for row in rows]
+        keep_only(store, {name: np.array(keep)})
+    summary = run(config, local=True, progress=None)
+    assert summary.processed_files == 1
+    assert summary.made == "labels"
+    after = labels_in(config)
+    varying = {"run_id"}
+    assert _without(after, varying) == _without(before, varying)
+
+
+def copied(config: RunConfig, folder: Path) -> RunConfig:
+    """Return the same job over a copy of its output."""
+    import shutil
+
+    shutil.copytree(config.output.uri, folder)
+    output = config.output.model_copy(update={"uri": str(folder)})
+    return config.model_copy(update={"output": output})
+
+
+def _without(found: dict[Any, list[dict[str, Any]]], names: set[str]) -> dict[Any, Any]:
+    return {
+        key: [{name: row[name] for name in row if name not in names} for row in rows]
+        for key, rows in found.items()
+    }
+
+
+def test_a_folder_of_labels_takes_no_transcripts(classes: RunConfig, classifier: Path) -> None:
+    from pipelines.transcribe_corpus import run as transcribe
+
+    other = RunConfig.model_validate(
+        {**classes.model_dump(mode="json"), "pipeline": "transcribe_corpus"}
+    )
+    with pytest.raises(ConfigError, match=r'pipeline: was "classify_audio", now null'):
+        transcribe(other, local=True, progress=None)
+
+
+def test_the_report_tells_what_was_found(classes: RunConfig) -> None:
+    report = load_report(OutputStore(classes.output.uri))
+    assert report.statistics.balance.problems == ()
+    assert sum(share.recordings for share in report.statistics.labels) >= 3
+    assert sum(report.statistics.confidence) == len(labels_in(classes))
+    text = render(report)
+    assert "3 with labels" in text
+    assert "all 5 listed files ended exactly once" in text
+    status = CliRunner().invoke(app, ["status", classes.output.uri])
+    assert "3 with labels" in status.output
+
+
+@pytest.mark.parametrize(
+    ("which", "classification", "told"),
+    [
+        ("whisper", {"task": "classify"}, "needs the classes of a WhisperForAudioClassification"),
+        ("classifier", {"task": "language"}, "does not tell languages apart"),
+        ("whisper", {"languages": ["en", "klingon"]}, "does not know klingon"),
+    ],
+)
+def test_a_checkpoint_that_cannot_tell_is_refused_before_anything_is_read(
+    which: str, classification: dict[str, Any], told: str, request: pytest.FixtureRequest,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    model = request.getfixturevalue(which)
+    config = labelling(tmp_path / "nowhere.wav", model, tmp_path / "output", **classification)
+    with pytest.raises(ConfigError, match=told):
+        run(config, local=True, progress=None)
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_head_that_was_not_saved_is_not_drawn(classifier: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    from corpus_asr.errors import CheckpointError
+    from corpus_asr.models.loading import load_classifier
+
+    folder = tmp_path / "headless"
+    shutil.copytree(classifier, folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: weight for name, weight in weights.items() if not name.startswith("classifier")},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(CheckpointError, match=r"2 missing: classifier\.bias"):
+        load_classifier(folder, device="cpu", dtype="float32")
+
+
+def test_numbers_are_no_classes(tmp_path: Path) -> None:
+    model = tiny_classifier(tmp_path / "model", labels=("loudness",))
+    config = labelling(tmp_path, model, tmp_path / "output", task="classify")
+    with pytest.raises(ConfigError, match="gives numbers, not classes"):
+        run(config, local=True, progress=None)
+
+
+def test_the_command_dispatches_on_the_pipeline(
+    corpus: Path, classifier: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        json.dumps(
+            {
+                "pipeline": "classify_audio",
+                "source": {"uri": str(corpus / "silence.flac")},
+                "model": {"checkpoint": str(classifier)},
+                "classification": {"task": "classify"},
+                "output": {"uri": str(tmp_path / "output")},
+            }
+        )
+    )
+    planned = CliRunner().invoke(app, ["plan", str(path)])
+    assert "task: classify" in planned.output
+    done = CliRunner().invoke(app, ["run", str(path), "--local"])
+    assert done.exit_code == 0, done.output
+    assert "0 labels from" in done.output
