@@ -1,0 +1,234 @@
+"""A tiny Speech2Text checkpoint through the same stages as Whisper, beside transformers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.config.stages import ExtractSettings
+from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.runtime.transcriber import Transcriber
+from corpus_asr.segments import Transcript
+from corpus_asr.storage.tables import OutputStore
+from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
+from pipelines.transcribe_corpus import run
+from tests.support.checkpoints import tiny_speech2text
+from tests.support.corpora import DEMO, demo_corpus, job, outcomes_in, segments_in
+from tests.support.oracles import read_audio
+from tests.support.pieces import LANGUAGES, tiny_speech2text_tokenizer
+
+# One greedy try per window, that says no two tokens twice: random weights else say one for ever.
+ONCE: dict[str, Any] = {
+    "temperature": 0.0,
+    "logprob_threshold": None,
+    "compression_ratio_threshold": None,
+    "no_repeat_ngram_size": 2,
+    "stop_loops": False,
+}
+LONGER = str(DEMO / "longer.mp3")
+
+
+@pytest.fixture(scope="module")
+def translating(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that writes eight languages."""
+    folder = tmp_path_factory.mktemp("translating")
+    tokenizer = tiny_speech2text_tokenizer(
+        folder / "tokenizer", languages=LANGUAGES, lang_codes="mustc"
+    )
+    return tiny_speech2text(folder / "model", tokenizer=tokenizer, seed=1, spread=0.2)
+
+
+@pytest.fixture(scope="module")
+def transcriber(translating: Path) -> Iterator[Transcriber]:
+    with Transcriber.from_pretrained(
+        str(translating), slots=3, dtype="float32", target_language="fr", **ONCE
+    ) as loaded:
+        yield loaded
+
+
+def test_segments_say_what_transformers_generates_for_the_same_audio(
+    transcriber: Transcriber, translating: Path
+) -> None:
+    found = transcriber.transcribe(LONGER, language="en")
+    assert len(found.segments) > 2
+    model = transformers.Speech2TextForConditionalGeneration.from_pretrained(translating)
+    processor = transformers.Speech2TextProcessor.from_pretrained(translating)
+    samples = read_audio(Path(LONGER))
+    for segment in found.segments:
+        start, end = (round(at_s * 100) * HOP_SAMPLES for at_s in (segment.start_s, segment.end_s))
+        inputs = processor(samples[start:end], sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt")
+        ids = model.generate(
+            inputs.input_features,
+            attention_mask=inputs.attention_mask,
+            forced_bos_token_id=processor.tokenizer.lang_code_to_id["fr"],
+            no_repeat_ngram_size=2,
+            max_length=64,
+        )
+        assert segment.text == " " + processor.decode(ids[0], skip_special_tokens=True)
+        assert (segment.task, segment.language) == ("translate", "en")
+
+
+def said(found: Transcript) -> list[Any]:
+    return [
+        (one.start_s, one.end_s, one.text, [word.start_s for word in one.words or ()])
+        for one in found.segments
+    ]
+
+
+def test_a_file_says_the_same_whatever_shares_the_slots(
+    transcriber: Transcriber, translating: Path
+) -> None:
+    files = [str(DEMO / "english.wav"), str(DEMO / "german.opus")]
+    options: dict[str, Any] = {
+        "word_timestamps": True, "temperature": 1.0, "window_s": 4.0, "target_language": "de",
+    }  # fmt: skip
+    together = {one.uri: one for one in transcriber.transcribe_many(files[::-1], **options)}
+    with Transcriber.from_pretrained(
+        str(translating), slots=1, dtype="float32", **ONCE | options
+    ) as alone:
+        for path in files:
+            wanted = alone.transcribe(path)
+            assert wanted.segments
+            assert said(together[path]) == said(wanted)
+    for one in together[files[0]].segments:
+        assert one.end_s - one.start_s <= 4.0
+        assert one.words
+        assert "".join(word.word for word in one.words) == one.text
+        assert all(one.start_s <= w.start_s <= w.end_s <= one.end_s for w in one.words)
+
+
+def test_without_speech_detection_everything_is_heard(translating: Path) -> None:
+    extract = ExtractSettings(part_s=30.0, speech_detection="none")
+    with Transcriber.from_pretrained(
+        str(translating), slots=2, extract=extract, target_language="fr", **ONCE
+    ) as loaded:
+        found = loaded.transcribe(LONGER)
+    assert found.segments[0].start_s == 0.0
+    assert found.segments[-1].end_s == pytest.approx(found.duration_s, abs=0.02)
+    for before, after in zip(found.segments, found.segments[1:], strict=False):
+        assert before.end_s == pytest.approx(after.start_s, abs=1e-6)
+        assert before.end_s - before.start_s <= 15.0
+        assert before.speech_fraction is None
+
+
+@pytest.fixture(scope="module")
+def writing_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that writes one language."""
+    folder = tmp_path_factory.mktemp("one")
+    tokenizer = tiny_speech2text_tokenizer(folder / "tokenizer")
+    return tiny_speech2text(folder / "model", tokenizer=tokenizer, seed=4, spread=0.2)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return demo_corpus(tmp_path_factory.mktemp("corpus") / "audio")
+
+
+def config_of(corpus: Path, model: Path, output: Path, **decoding: Any) -> RunConfig:
+    return job(corpus, model, output, decoding=ONCE | {"word_timestamps": True} | decoding)
+
+
+def test_a_run_accounts_for_every_recording(
+    corpus: Path, writing_one: Path, tmp_path: Path
+) -> None:
+    config = config_of(corpus, writing_one, tmp_path / "output", language="en")
+    summary = run(config, local=True, progress=None)
+    assert (summary.files, summary.done, summary.failed) == (5, 4, 1)
+    outcomes = outcomes_in(tmp_path / "output")
+    assert outcomes["silence.flac", 0]["status"] == "no_speech"
+    assert outcomes["broken.mp3", 0]["status"] == "failed"
+    assert {row["language"] for row in outcomes.values() if row["status"] == "ok"} == {"en"}
+    assert max(part for name, part in outcomes if name == "longer.mp3") > 0
+    rows = [
+        row
+        for batch in OutputStore(str(tmp_path / "output")).segments()
+        for row in batch.to_pylist()
+    ]
+    assert len(rows) == summary.segments > 3
+    for row in rows:
+        assert (row["task"], row["language"]) == ("transcribe", "en")
+        assert row["no_speech_prob"] is None
+        assert row["language_probability"] is None
+        assert row["speech_fraction"] > 0.5
+        assert 0 <= row["confidence"] <= 1
+        assert "".join(word["word"] for word in row["words"]) == row["text"]
+    # Nothing is left to do, and another target or window would be other results.
+    assert run(config, local=True, progress=None).processed_files == 0
+    other = config_of(corpus, writing_one, tmp_path / "output", language="en", window_s=5)
+    with pytest.raises(ConfigError, match=r"decoding\.window_s"):
+        run(other, local=True, progress=None)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_ray_and_this_process_give_the_same_rows(
+    corpus: Path, translating: Path, tmp_path: Path
+) -> None:
+    for name, local in (("here", True), ("there", False)):
+        config = config_of(corpus, translating, tmp_path / name, target_language="it")
+        summary = run(config, local=local, progress=None)
+        assert (summary.files, summary.done, summary.failed) == (5, 4, 1)
+    assert segments_in(tmp_path / "there") == segments_in(tmp_path / "here") != []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"target_language": "en"}, r"does not know en; it knows de, es, fr"),
+        ({"target_language": None}, r"target_language: missing"),
+        ({"prefix": "so"}, r"decoding\.prefix"),
+        ({"language": ["en", "de"]}, r"decoding\.language: found a choice of 2"),
+        ({"window_s": 31}, r"window_s: found 31"),
+    ],
+)
+def test_wrong_options_are_refused_before_a_file_is_read(
+    transcriber: Transcriber, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        transcriber.transcribe("nowhere.wav", **options)
+
+
+def test_a_run_with_a_wrong_target_ends_before_anything_is_written(
+    corpus: Path, translating: Path, tmp_path: Path
+) -> None:
+    config = config_of(corpus, translating, tmp_path / "output", target_language="xx")
+    with pytest.raises(ConfigError, match=r"does not know xx"):
+        run(config, local=True, progress=None)
+    assert outcomes_in(tmp_path / "output") == {}
+
+
+def test_a_checkpoint_that_hears_less_than_30_s_has_shorter_windows(
+    writing_one: Path, tmp_path: Path
+) -> None:
+    tokenizer = writing_one.parent / "tokenizer"
+    model = tiny_speech2text(
+        tmp_path / "short", tokenizer=tokenizer, seed=4, spread=0.2, max_source_positions=500
+    )
+    with Transcriber.from_pretrained(str(model), slots=2, **ONCE) as loaded:
+        found = loaded.transcribe(str(DEMO / "german.opus"))
+        assert found.segments
+        assert all(one.end_s - one.start_s <= 5.0 + 1e-6 for one in found.segments)
+        with pytest.raises(ConfigError, match="hears at most 5 s at once"):
+            loaded.transcribe(LONGER, window_s=6)
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ("preprocessor_config.json", "found no preprocessor_config.json"),
+        ("vocab.json", "vocab.json"),
+        ("sentencepiece.bpe.model", "sentencepiece.bpe.model"),
+    ],
+)
+def test_a_checkpoint_without_a_file_it_needs_is_refused_by_name(
+    writing_one: Path, tmp_path: Path, missing: str, words: str
+) -> None:
+    for path in writing_one.iterdir():
+        if path.name != missing:
+            (tmp_path / path.name).symlink_to(path)
+    with pytest.raises(CheckpointError, match=words):
+        Transcriber.from_pretrained(str(tmp_path))
