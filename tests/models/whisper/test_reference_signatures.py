@@ -6,7 +6,6 @@ the list is held to be no longer than needed.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import transformers
 
 import corpus_asr.models.whisper as package
 from tests.support.checkpoints import tiny_whisper
+from tests.support.signatures import absent, by_position, parameters
 from tests.support.tokenizers import tiny_tokenizer
 
 TOKENIZER = (
@@ -250,32 +250,6 @@ HEAD_MASKS: dict[str, tuple[str, ...]] = {
     "WhisperForCausalLM": ("head_mask", "cross_attn_head_mask"),
     "WhisperForAudioClassification": ("head_mask",),
 }
-
-Parameters = Mapping[str, inspect.Parameter]
-_SPREAD = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-
-
-def parameters(owner: Any, method: str = "") -> Parameters:
-    return inspect.signature(getattr(owner, method) if method else owner).parameters
-
-
-def absent(ours: Parameters, theirs: Parameters) -> Iterator[str]:
-    """What theirs has and ours has not; where ours has both, defaults have to be the same."""
-    kinds = {one.kind for one in ours.values()}
-    for name, one in theirs.items():
-        if one.kind in _SPREAD:
-            if one.kind not in kinds:
-                yield str(one).split(":")[0]
-        elif name not in ours:
-            yield name
-        else:
-            assert ours[name].default == one.default, name
-
-
-def by_position(found: Parameters, other: Parameters) -> list[str]:
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    return [name for name, one in found.items() if one.kind == kind and name in other]
-
 
 CASES = [(owner, method) for owner, methods in NAMED.items() for method in methods]
 
