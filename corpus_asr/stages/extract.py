@@ -31,7 +31,7 @@ from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 _LOG = logging.getLogger(__name__)
 
 # Opened while an earlier file is decoded: a store that takes 100 ms to answer delays none of them.
-FILES_AHEAD = 8
+FILES_AHEAD = 16
 BYTES_AHEAD = 16 * MEBIBYTE
 
 EXTRACTOR = "corpus_asr.stages.extraction:PartExtractor"

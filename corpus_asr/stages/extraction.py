@@ -37,7 +37,7 @@ MAX_CHANNELS_APART = 64
 # Audio buffered over all channels; with more channels parts get shorter, never below 30 s.
 MAX_BUFFERED_S = 3600.0
 MIN_PART_S = 30.0
-OPENED_AT_A_TIME = 8
+OPENED_AT_A_TIME = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

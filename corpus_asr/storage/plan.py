@@ -37,9 +37,11 @@ from corpus_asr.storage.tables import (
 from corpus_asr.units import MEBIBYTE
 
 PLANS_FOLDER = "_run/plan"
-MAX_FILES_PER_PACK = 64
-# A small corpus is spread over at least this many packs, so that every worker gets some.
+# Tiny files: seconds of work, behind which opening the first of them from afar does not count ...
+MAX_FILES_PER_PACK = 256
+# ... but a small corpus is spread over at least this many packs, so that every worker gets some.
 MIN_PACKS = 64
+MIN_FULL_PACK = 64  # files that are never too many for one pack
 MIN_PACK_BYTES = MEBIBYTE
 # A file of unknown size counts as this share of a pack.
 UNKNOWN_SHARE = 1 / 8
@@ -216,13 +218,20 @@ class _Drawer:
         weights = np.where(unknown, int(pack_bytes * UNKNOWN_SHARE), self.sizes)
         fair_share = max(MIN_PACK_BYTES, float(weights.sum()) / MIN_PACKS)
         pack_bytes = min(pack_bytes, fair_share)
+        max_files = min(MAX_FILES_PER_PACK, max(MIN_FULL_PACK, count // MIN_PACKS))
         order = np.lexsort((self._ids, -self.sizes, ~unknown))
         rank = np.empty(count, np.int64)
         rank[order] = np.arange(count)
         num_packs = 0
         for shard, start in enumerate(range(0, max(1, count), SHARD_ROWS)):
             chosen = order[start : start + SHARD_ROWS]
-            packs = pack(self._rows(rank, start), weights[chosen], pack_bytes, num_packs)
+            packs = pack(
+                self._rows(rank, start),
+                weights[chosen],
+                pack_bytes,
+                first_id=num_packs,
+                max_files=max_files,
+            )
             self._store.write_table(f"{self._name}/packs/{shard:05d}{SUFFIX}", packs)
             num_packs += packs.num_rows
         return num_packs
@@ -240,7 +249,9 @@ class _Drawer:
         return pa.concat_tables(tables).take(np.argsort(np.concatenate(ranks)))
 
 
-def pack(files: pa.Table, weights: np.ndarray, pack_bytes: float, first_id: int) -> pa.Table:
+def pack(
+    files: pa.Table, weights: np.ndarray, pack_bytes: float, *, first_id: int, max_files: int
+) -> pa.Table:
     """Group files, in order, into PACKS rows.
 
     Args:
@@ -248,12 +259,13 @@ def pack(files: pa.Table, weights: np.ndarray, pack_bytes: float, first_id: int)
         weights: what each counts against `pack_bytes`; one that reaches it is packed alone.
         pack_bytes: size of a pack.
         first_id: identity of the first pack.
+        max_files: in one pack, however small they are.
     """
     offsets = [0]
     filled = 0.0
     for index, weight in enumerate(weights.tolist()):
         held = index - offsets[-1]
-        if held and (filled + weight > pack_bytes or held == MAX_FILES_PER_PACK):
+        if held and (filled + weight > pack_bytes or held == max_files):
             offsets.append(index)
             filled = 0.0
         filled += weight

@@ -20,7 +20,7 @@ from corpus_asr.storage import filesystem
 from corpus_asr.storage import plan as plan_module
 from corpus_asr.storage.finish import finish
 from corpus_asr.storage.ledger import REMAINING, begin_run, fingerprint
-from corpus_asr.storage.plan import MAX_FILES_PER_PACK, make_plan, pack, read_listing, read_packs
+from corpus_asr.storage.plan import make_plan, pack, read_listing, read_packs
 from corpus_asr.storage.tables import OutputStore, ParquetFile
 from corpus_asr.units import MEBIBYTE
 from tests.support import flow
@@ -82,6 +82,17 @@ def test_long_files_come_first_and_alone(
 
 def test_small_corpora_are_spread_over_the_workers(source: Path, memory: str) -> None:
     assert make_plan(config(source, memory), OutputStore(memory)).num_packs == 5
+
+
+@pytest.mark.parametrize(("num_files", "num_packs"), [(1_000, 16), (6_400, 64), (17_000, 67)])
+def test_tiny_files_travel_in_packs_of_hundreds_once_every_worker_has_some(
+    num_files: int, num_packs: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, memory: str
+) -> None:
+    monkeypatch.setattr(plan_module, "UNKNOWN_SHARE", 1e-6)
+    lines = "".join(f'{{"uri": "{index}.mp3"}}\n' for index in range(num_files))
+    (tmp_path / "m.jsonl").write_text(lines)
+    store = OutputStore(memory)
+    assert make_plan(config(tmp_path / "m.jsonl", memory), store).num_packs == num_packs
 
 
 def test_packs_are_plain_parquet_at_the_plans_address(source: Path, tmp_path: Path) -> None:
@@ -234,9 +245,12 @@ def test_a_plan_in_s3(s3: S3Server, bucket: str, source: Path) -> None:
     assert len(planned(store, plan)) == plan.num_packs == 5
 
 
-@given(st.lists(st.integers(0, 200), max_size=300), st.integers(1, 300), st.integers(0, 9))
+@given(
+    st.lists(st.integers(0, 200), max_size=300), st.integers(1, 300), st.integers(0, 9),
+    st.integers(1, 99),
+)  # fmt: skip
 def test_packs_hold_every_file_once_and_are_bounded(
-    sizes: list[int], pack_bytes: int, first_id: int
+    sizes: list[int], pack_bytes: int, first_id: int, max_files: int
 ) -> None:
     sizes.sort(reverse=True)
     rows = [
@@ -244,15 +258,16 @@ def test_packs_hold_every_file_once_and_are_bounded(
         for index, size in enumerate(sizes)
     ]
     table = pack(
-        pa.Table.from_pylist(rows, schema=REMAINING), np.array(sizes), pack_bytes, first_id
-    )
+        pa.Table.from_pylist(rows, schema=REMAINING), np.array(sizes), pack_bytes,
+        first_id=first_id, max_files=max_files,
+    )  # fmt: skip
     packs = table.to_pylist()
     packed = [file["uri"] for row in packs for file in row["files"]]
     assert packed == [f"/{index}" for index in range(len(sizes))]
     for number, row in enumerate(packs):
         assert row["pack_id"] == first_id + number
         assert row["pack_bytes"] == sum(file["size_bytes"] for file in row["files"])
-        assert 1 <= len(row["files"]) <= MAX_FILES_PER_PACK
+        assert 1 <= len(row["files"]) <= max_files
         assert row["pack_bytes"] <= pack_bytes or row["files"][0]["size_bytes"] > pack_bytes
         if row["files"][0]["size_bytes"] > pack_bytes:
             assert len([file for file in row["files"] if file["size_bytes"]]) == 1
