@@ -46,6 +46,8 @@ EXTRACT_BASE_BYTES = 630 * MEBIBYTE
 EXTRACT_COPIES_OF_PART = 4
 # One core extracts about 250 times faster than real time, far ahead of a model on the other three.
 CORES_PER_EXTRACT_WORKER_ON_CPU = 4
+# While one waits for a store that answers late, another feeds the GPU.
+MIN_EXTRACT_WORKERS_GPU = 2
 # Reading the plan and writing results must find a CPU when the actors hold all others.
 SPARE_CPUS = 1
 # What `auto` leaves to extraction at least, and the smallest share of a CPU that is reserved.
@@ -295,7 +297,7 @@ def _extract_workers(
     if config.extract.workers != "auto":
         wanted = config.extract.workers
     elif on_gpu:
-        wanted = int(free)
+        wanted = max(MIN_EXTRACT_WORKERS_GPU, int(free))
     else:
         wanted = sum(node.cores for node in nodes) // CORES_PER_EXTRACT_WORKER_ON_CPU
     workers = max(1, min(wanted, num_packs))

@@ -52,6 +52,12 @@ def test_a_cluster_has_a_worker_per_gpu_and_none_on_the_head():
     assert resolve_resources(on_cpu, nodes, num_packs=9999).transcribe_workers == 2
 
 
+def test_one_slow_object_leaves_a_worker_that_feeds_the_gpu():
+    small = NodeShape(cpus=2, cores=2, gpus=1, memory_bytes=16 * GIBIBYTE)
+    found = resolve_resources(config(), (small,), num_packs=100, fixed=True)
+    assert (found.extract_workers, found.extract_cpus) == (2, 0.5)
+
+
 def test_no_more_extract_workers_than_packs():
     assert resolve_resources(config(), (GPU_BOX,), num_packs=3).extract_workers == 3
 
