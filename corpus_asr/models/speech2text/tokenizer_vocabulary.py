@@ -185,9 +185,9 @@ class Speech2TextVocabulary(TokenRoles):
         unknown = self._pieces.unknown_id
         known = [code for code, token in self.lang_code_to_id.items() if token != unknown]
         if tgt_lang not in known:
+            expected = f"one of {', '.join(known)}" if known else "none: this model writes one"
             raise ValueError(
-                f"choosing the target language {tgt_lang!r}: expected one of "
-                f"{', '.join(known) or 'none: this model writes one language'}; correct it"
+                f"choosing the target language {tgt_lang!r}: expected {expected}; correct it"
             )
         self.prefix_tokens = [self.lang_code_to_id[tgt_lang]]
 
