@@ -29,6 +29,7 @@ class ScriptedTranscript:
     language: str | None = "en"
     language_probability: float | None = 0.75
     transcribe_s: float = 0.5
+    labels: None = None
 
 
 class ScriptedEngine:
