@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import transformers
 
+from corpus_asr.config.load import load_config
 from corpus_asr.config.run import RunConfig
 from corpus_asr.config.stages import ExtractSettings
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import Transcript
 from corpus_asr.storage.tables import OutputStore
+from corpus_asr.transcription.speech2text.part_job import DEFAULT_WINDOW_S, Speech2TextJobs
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
 from pipelines.transcribe_corpus import run
 from tests.support.checkpoints import tiny_speech2text
@@ -190,6 +192,12 @@ def test_wrong_options_are_refused_before_a_file_is_read(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         transcriber.transcribe("nowhere.wav", **options)
+
+
+def test_the_example_is_a_job_for_such_a_checkpoint(translating: Path) -> None:
+    shown = load_config(Path(__file__).parents[2] / "configs" / "speech2text.yaml").decoding
+    Speech2TextJobs.from_folder(translating).check(shown)
+    assert shown.window_s == DEFAULT_WINDOW_S
 
 
 def test_a_run_with_a_wrong_target_ends_before_anything_is_written(

@@ -1,6 +1,7 @@
 """What decoding is predicted to take is what it takes, part by part."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,10 +9,11 @@ import torch
 from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.samplers import choose
 from corpus_asr.decoding.sizes import ModelSize
+from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.models.whisper.slot_model import WhisperSlotModel
 from corpus_asr.transcription.slot_budget import auto_slots, fitting_slots, predicted_bytes
-from tests.support.checkpoints import tiny_whisper
+from tests.support.checkpoints import tiny_speech2text, tiny_whisper
 from tests.support.markov import MarkovModel
 from tests.support.memory import held_bytes, peak_bytes
 
@@ -92,6 +94,29 @@ def test_a_sampled_step_s_peak_is_what_is_predicted(model: WhisperSlotModel) -> 
     pools = 2
     # A checked function holds its arguments longer than the same unchecked.
     assert 0.75 < peak_bytes(step) / (predicted.step_buffers / pools) < 1.01
+
+
+def test_speech2text_takes_what_is_predicted(tmp_path: Path) -> None:
+    # In the proportions of s2t-small: the convolutions' peak stays below that of the blocks.
+    folder = tiny_speech2text(
+        tmp_path, d_model=64, encoder_ffn_dim=512, conv_channels=256, heads=2, vocab_size=2000
+    )
+    network = Speech2TextForConditionalGeneration.from_pretrained(folder)
+    model = network.slot_model().for_windows(600)
+    predicted = predicted_bytes(model.size, slots=SLOTS, encode_batch=BATCH)
+    assert predicted.weights == sum(weight.nbytes for weight in network.parameters())
+    caches = held_bytes(model.new_state(SLOTS))
+    assert predicted.self_cache + predicted.cross_cache == pytest.approx(caches, rel=0.01)
+    windows = torch.zeros(BATCH, 600, 80)
+
+    def encode() -> torch.Tensor:
+        with torch.inference_mode():
+            encoded: torch.Tensor = network.model.encoder.encode(windows, num_frames=[600] * BATCH)
+        return encoded
+
+    peak = windows.nbytes + peak_bytes(encode)
+    # The mask, and what the blocks began with, are beside; the reserve is twice as much.
+    assert 0.8 < peak / predicted.encoder_activations < 1.1
 
 
 def test_the_parts_add_up_and_grow_with_the_slots() -> None:
