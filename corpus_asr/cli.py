@@ -12,23 +12,27 @@ an error.
 import atexit
 import importlib
 import json
-import logging
 import os
 import re
 import sys
 import time
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol, TextIO
 
 import typer
 
-from corpus_asr.errors import CheckpointError, ConfigError, CorpusAsrError, ItemError
-from corpus_asr.logs import LogFormat, LogLevel, LogSettings, configure, event, speaks_json
+from corpus_asr.commands.export import export
+from corpus_asr.commands.failures import (
+    EXIT_INTERRUPTED,
+    EXIT_SOME_FAILED,
+    EXIT_TERMINATED,
+    readable_errors,
+    say,
+)
+from corpus_asr.errors import ItemError
+from corpus_asr.logs import LogFormat, LogLevel, LogSettings, configure, speaks_json
 from corpus_asr.report.transcript import Format, printer
-from corpus_asr.runtime.stopping import RunStoppedError, ended_by_sigterm
+from corpus_asr.runtime.stopping import ended_by_sigterm
 from corpus_asr.threads import spin_briefly
 
 if TYPE_CHECKING:
@@ -38,15 +42,8 @@ if TYPE_CHECKING:
     from corpus_asr.runtime.summary import RunSummary
     from corpus_asr.storage.plan import Plan
 
-EXIT_SOME_FAILED = 1
-EXIT_UNUSABLE = 2
-EXIT_STOPPED_BY_FAILURE = 3
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-EXIT_TERMINATED = 143  # 128 + SIGTERM
-
 WATCH_EVERY_S = 5.0
 
-_LOG = logging.getLogger(__name__)
 _PLAIN_WORD = re.compile(r"[A-Za-z/][\w/.@+-]*(?::[\w/.@+-]+)*", re.ASCII)
 _NOT_TEXT = {"true", "false", "null"}
 
@@ -142,7 +139,7 @@ def run(
     from corpus_asr.config.load import load_config
 
     advice = "run the same command again to continue"
-    with _readable_errors(on_interrupt=advice), ended_by_sigterm():
+    with readable_errors(on_interrupt=advice), ended_by_sigterm():
         settings = load_config(config, overrides or ())
         # Pipelines stand above the command line in the layers, so they are found by name.
         pipeline: _Pipeline = importlib.import_module(f"pipelines.{settings.pipeline}")
@@ -155,7 +152,7 @@ def run(
         typer.echo(_summary_words(summary))
         allowed = settings.output.max_failed_fraction
         if summary.failed_fraction > allowed:
-            _say(
+            say(
                 f"{summary.failed} of {summary.files} recordings failed "
                 f"({summary.failed_fraction:.1%}), more than output.max_failed_fraction allows "
                 f"({allowed:.1%}); see corpus-asr report {summary.output_uri}"
@@ -171,7 +168,7 @@ def plan(config: Config, overrides: Overrides = None) -> None:
     from corpus_asr.storage.plan import make_plan
     from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
 
-    with _readable_errors():
+    with readable_errors():
         settings = load_config(config, overrides or ())
         _print_settings(list(settings_of(settings)))
         store = OutputStore(settings.output.uri, endpoint_url=settings.output.endpoint_url)
@@ -192,7 +189,7 @@ def report(output_uri: Output, endpoint_url: Endpoint = None, as_json: AsJson = 
     from corpus_asr.report.render import as_data, render
     from corpus_asr.storage.tables import OutputStore
 
-    with _readable_errors():
+    with readable_errors():
         store = OutputStore(output_uri, endpoint_url=endpoint_url)
         found = load_report(store)
         data = as_data(found)
@@ -213,7 +210,7 @@ def status(
     from corpus_asr.report.status import as_data, load_status, render
     from corpus_asr.storage.tables import OutputStore
 
-    with _readable_errors():
+    with readable_errors():
         store = OutputStore(output_uri, endpoint_url=endpoint_url)
         while True:
             found = load_status(store)
@@ -245,7 +242,7 @@ def transcribe(
     """Transcribe a few files and print the text with its times."""
     from corpus_asr.config.load import decoding_from, decoding_options
 
-    with _readable_errors():
+    with readable_errors():
         options = decoding_options(overrides or ())
         flags = {"language": language, "task": task, "strategy": strategy}
         options |= {name: value for name, value in flags.items() if value is not None}
@@ -257,15 +254,18 @@ def transcribe(
 
         def tell(uri: str, error: ItemError) -> None:
             failed.append(uri)
-            _say(str(error))
+            say(str(error))
 
         show = printer(output_format, many=len(files) > 1)
         with Transcriber.from_pretrained(model, device=device, dtype=dtype, **options) as loaded:
             for transcript in loaded.transcribe_many(files, on_error=tell):
                 show(transcript)
         if failed:
-            _say(f"{len(failed)} of {len(files)} files failed")
+            say(f"{len(failed)} of {len(files)} files failed")
             raise typer.Exit(EXIT_SOME_FAILED)
+
+
+app.command()(export)
 
 
 @app.command()
@@ -286,7 +286,7 @@ def convert(
     ] = None,
 ) -> None:
     """Convert a Whisper checkpoint between OpenAI's layout and Hugging Face's, both ways."""
-    with _readable_errors():
+    with readable_errors():
         from corpus_asr.models.convert.folder import convert as convert_checkpoint
 
         typer.echo(
@@ -305,58 +305,8 @@ def bench(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> No
     # Its options are its own: the benchmark also runs where this command line is not installed.
     from corpus_asr.benchmark.command import run as run_benchmark
 
-    with _readable_errors():
+    with readable_errors():
         run_benchmark(arguments or [])
-
-
-@contextmanager
-def _readable_errors(*, on_interrupt: str = "") -> Iterator[None]:
-    """Turn what went wrong into one message on stderr and an exit code."""
-    try:
-        yield
-    except RunStoppedError as stop:
-        _debug_traceback()
-        _say(str(stop))
-        raise typer.Exit(stop.exit_code) from None
-    except KeyboardInterrupt:
-        _debug_traceback()
-        advice = f"; what was committed is kept: {on_interrupt}" if on_interrupt else ""
-        _say(f"interrupted{advice}")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    except (ConfigError, CheckpointError) as error:
-        _debug_traceback()
-        _say(str(error))
-        raise typer.Exit(EXIT_UNUSABLE) from None
-    except CorpusAsrError as error:
-        _debug_traceback()
-        _say(str(error))
-        raise typer.Exit(EXIT_STOPPED_BY_FAILURE) from None
-    except (typer.Exit, typer.Abort, BrokenPipeError):
-        raise
-    except Exception as error:
-        # Not raised on purpose: nobody wrote words for it, so the type is told as well.
-        _debug_traceback()
-        hint = "" if _debugging() else "; CORPUS_ASR_DEBUG=1 shows where"
-        _say(f"unexpected {type(error).__name__}: {error}{hint}")
-        raise typer.Exit(EXIT_STOPPED_BY_FAILURE) from None
-
-
-def _debugging() -> bool:
-    return os.environ.get("CORPUS_ASR_DEBUG", "") not in ("", "0")
-
-
-def _debug_traceback() -> None:
-    if _debugging():
-        traceback.print_exc()
-
-
-def _say(message: str) -> None:
-    from corpus_asr.config.secrets import hide_secrets
-
-    if speaks_json():
-        event(_LOG, logging.ERROR, "failed", message=message)
-        return
-    typer.echo(f"corpus-asr: {hide_secrets(message)}", err=True)
 
 
 def _summary_words(summary: "RunSummary") -> str:

@@ -7,6 +7,8 @@ failures are settled behind it; names are taken literally. Knows nothing of what
 import functools
 import io
 import os
+import shutil
+import uuid
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -14,17 +16,26 @@ import fsspec
 from fsspec import AbstractFileSystem
 
 from corpus_asr.errors import ConfigError, FetchError
-from corpus_asr.storage.addresses import LOCAL, normalise, scheme_of
+from corpus_asr.storage.addresses import (
+    LOCAL,
+    join,
+    normalise,
+    parent,
+    scheme_of,
+    without_secrets,
+)
 from corpus_asr.storage.failures import (
     DEFAULT_POLICY,
+    FETCH,
     NOT_FOUND,
     UNSUPPORTED_SCHEME,
     RetryPolicy,
     StoreError,
     fetch_error,
+    from_os_error,
     persist,
 )
-from corpus_asr.storage.local import LocalStore, Page
+from corpus_asr.storage.local import TEMPORARY_PREFIX, LocalStore, Page
 from corpus_asr.storage.ranges import ObjectInfo, RangeFile, RangeStore
 from corpus_asr.storage.trust import ANY_NAMED_HOST, HostRules
 
@@ -180,6 +191,31 @@ def write_atomic(
     uri = normalise(uri)
     store = store_for(uri, endpoint_url=endpoint_url, policy=policy)
     persist("writing", uri, lambda: store.write(uri, data), policy=policy)
+
+
+def upload(path: str, uri: str, *, endpoint_url: str | None = None) -> None:
+    """Put a local file as an object, piece by piece; readers see all of it or what was before.
+
+    Raises:
+        ConfigError: no library writes to such an address.
+        FetchError: it cannot be written.
+    """
+    uri = normalise(uri)
+    if scheme_of(uri) == LOCAL:
+        beside = join(parent(uri), f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        try:
+            os.makedirs(parent(uri), exist_ok=True)
+            shutil.copyfile(path, beside)
+            os.replace(beside, uri)
+        except OSError as error:
+            raise fetch_error("writing", uri, from_os_error(error)) from error
+        return
+    store, key = open_store(uri, endpoint_url=endpoint_url)
+    try:
+        store.put_file(path, key)
+    except Exception as error:
+        failure = StoreError(FETCH, f"{type(error).__name__}: {without_secrets(str(error))}")
+        raise fetch_error("writing", uri, failure) from error
 
 
 def remove(
