@@ -1,0 +1,129 @@
+"""Recordings are transcribed by the model for their language, as that model alone would."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.schemas import OUTCOMES
+from corpus_asr.storage.model_files import model_revision
+from corpus_asr.storage.settlement import keep_only
+from corpus_asr.storage.tables import OutputStore
+from pipelines.classify_audio import run as classify
+from pipelines.transcribe_corpus import run as transcribe
+from tests.support.checkpoints import tiny_whisper
+from tests.support.corpora import DEMO, job
+from tests.support.tokenizers import tiny_tokenizer
+
+ENGLISH, GERMAN = "english.wav", "german.opus"
+SHORT: dict[str, Any] = {"max_target_positions": 24}
+Said = dict[str, list[tuple[Any, ...]]]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("models")
+    tiny_tokenizer(folder / "tokenizer")
+    return [
+        tiny_whisper(folder / name, seed=seed, tokenizer=folder / "tokenizer", **SHORT)
+        for seed, name in enumerate(("main", "other"))
+    ]
+
+
+def one_job(models: list[Path], output: Path, **decoding: Any) -> RunConfig:
+    config = job(
+        DEMO, models[0], output,
+        extract={"speech_detection": "none"},
+        source={"uri": [str(DEMO / ENGLISH), str(DEMO / GERMAN)]},
+        decoding={"temperature": 0.0, "logprob_threshold": None, "no_speech_threshold": None,
+                  "compression_ratio_threshold": None, **decoding},
+    )  # fmt: skip
+    return changed(config, dtype="float32")
+
+
+def changed(config: RunConfig, **model: Any) -> RunConfig:
+    return config.model_copy(update={"model": config.model.model_copy(update=model)})
+
+
+@pytest.fixture(scope="module")
+def codes(models: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Two languages of which the main model finds the first likelier in one clip each."""
+    config = one_job(models, tmp_path_factory.mktemp("labels") / "out").model_copy(
+        update={"pipeline": "classify_audio"}
+    )
+    settings = config.classification.model_copy(update={"windows": "first_speech", "top_k": 1000})
+    classify(config.model_copy(update={"classification": settings}), local=True, progress=None)
+    found: dict[str, dict[str, float]] = {ENGLISH: {}, GERMAN: {}}
+    for row in rows_of(OutputStore(config.output.uri).labels()):
+        found[Path(row["uri"]).name][row["label"]] = row["probability"]
+    lead = {code: found[ENGLISH][code] / found[GERMAN][code] for code in found[ENGLISH]}
+    pairs = [
+        (a, b)
+        for a in lead for b in lead
+        if found[ENGLISH][a] > found[ENGLISH][b] and found[GERMAN][b] > found[GERMAN][a]
+    ]  # fmt: skip
+    return max(pairs, key=lambda pair: lead[pair[0]] / lead[pair[1]])
+
+
+def rows_of(batches: Iterable[Any]) -> list[dict[str, Any]]:
+    return [row for batch in batches for row in batch.to_pylist()]
+
+
+def said_in(config: RunConfig, *columns: str) -> Said:
+    found: Said = {}
+    for row in rows_of(OutputStore(config.output.uri).segments()):
+        key = Path(row["uri"]).name
+        found.setdefault(key, []).append(tuple(row[name] for name in ("start_s", "text", *columns)))
+    return {name: sorted(rows) for name, rows in found.items()}
+
+
+@pytest.fixture(scope="module")
+def routed(
+    models: list[Path], codes: tuple[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> RunConfig:
+    """A finished job that sends the second language to the other model."""
+    config = one_job(models, tmp_path_factory.mktemp("routed") / "out", language=codes)
+    config = changed(config, by_language={codes[1]: str(models[1])})
+    transcribe(config, local=True, progress=None)
+    return config
+
+
+def test_each_recording_is_transcribed_as_by_its_model_alone(
+    routed: RunConfig, models: list[Path], codes: tuple[str, str], tmp_path: Path
+) -> None:
+    main = one_job(models, tmp_path / "main", language=codes)
+    transcribe(main, local=True, progress=None)
+    other = changed(
+        one_job(models, tmp_path / "other", language=codes[1]), checkpoint=str(models[1])
+    )
+    transcribe(other, local=True, progress=None)
+    found = said_in(routed)
+    assert found[ENGLISH] == said_in(main)[ENGLISH]
+    assert found[GERMAN] == said_in(other)[GERMAN]
+    assert found[GERMAN] != said_in(main)[GERMAN]
+    # How sure the main model is of the language comes along.
+    with_language = ("language", "language_probability")
+    detected = {row[-2:] for row in said_in(main, *with_language)[GERMAN]}
+    assert {row[-2:] for row in said_in(routed, *with_language)[GERMAN]} == detected
+
+
+def test_rows_name_the_model_that_wrote_them(routed: RunConfig, models: list[Path]) -> None:
+    named = said_in(routed, "model", "model_revision")
+    for name, folder in ((ENGLISH, models[0]), (GERMAN, models[1])):
+        assert {row[-2:] for row in named[name]} == {(str(folder), model_revision(folder))}
+
+
+def test_what_is_done_again_comes_out_the_same(
+    routed: RunConfig, models: list[Path], tmp_path: Path
+) -> None:
+    before = said_in(routed, "model", "language_probability")
+    store = OutputStore(routed.output.uri)
+    for name in store.names("outcomes"):
+        rows = store.read_table(name, OUTCOMES).to_pylist()
+        keep_only(store, {name: np.array([not row["uri"].endswith(GERMAN) for row in rows])})
+    summary = transcribe(routed, local=True, progress=None)
+    assert summary.processed_files == 1
+    assert said_in(routed, "model", "language_probability") == before

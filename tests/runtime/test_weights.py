@@ -1,0 +1,84 @@
+"""The checkpoints of a job are named together, and those that do not fit are refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.runtime.weights import fetch_weights
+from corpus_asr.storage.ledger import fingerprint
+from corpus_asr.storage.model_files import model_revision
+from tests.support.checkpoints import tiny_whisper
+from tests.support.tokenizers import tiny_tokenizer
+
+SIZES: dict[str, Any] = {"d_model": 16, "layers": 1, "heads": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    tiny_tokenizer(folder / "many")
+    tiny_tokenizer(folder / "one", False)
+    for seed, name in enumerate(("a", "b", "c")):
+        tiny_whisper(folder / name, seed=seed, tokenizer=folder / "many", **SIZES)
+    tiny_whisper(folder / "v3", tokenizer=folder / "many", num_mel_bins=128, **SIZES)
+    tiny_whisper(folder / "english", tokenizer=folder / "one", **SIZES)
+    return folder
+
+
+def job_with(folder: Path, main: str = "a", **others: str) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "source": {"uri": "/nowhere"},
+            "model": {
+                "checkpoint": str(folder / main),
+                "by_language": {code: str(folder / name) for code, name in others.items()},
+            },
+            "output": {"uri": "/nowhere/output"},
+        }
+    )
+
+
+def test_every_checkpoint_is_in_the_name_and_in_the_fingerprint(folder: Path) -> None:
+    a, b, c = (model_revision(folder / name) for name in "abc")
+    weights = fetch_weights(job_with(folder, fr="c", de="b"))
+    assert weights.name == f"{a},de={b},fr={c}"
+    assert weights.by_language == {"de": (str(folder / "b"), b), "fr": (str(folder / "c"), c)}
+    alone = fetch_weights(job_with(folder))
+    assert alone.name == a
+    jobs = [job_with(folder), job_with(folder, de="b"), job_with(folder, de="c")]
+    names = {fingerprint(job, fetch_weights(job).name) for job in jobs}
+    assert len(names) == 3
+    assert fingerprint(jobs[0], alone.name) == fingerprint(jobs[2], alone.name)  # weights decide
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+@pytest.mark.parametrize(
+    ("main", "others", "told"),
+    [
+        ("a", {"de": "v3"}, r"by_language\.de: .* 128 mel bins, expected whisper with 80 mel bins"),
+        ("a", {"xx": "b"}, r"by_language: found xx, expected codes .*\bde\b"),
+        ("english", {"de": "b"}, "english does not tell languages apart"),
+    ],
+)
+def test_checkpoints_that_do_not_fit_together_are_refused(
+    folder: Path, main: str, others: dict[str, str], told: str, hashed: bool
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        fetch_weights(job_with(folder, main, **others), hashed=hashed)
+
+
+def test_another_family_hears_other_features(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"model_type": "speech_to_text"}')
+    (other / "preprocessor_config.json").write_text('{"feature_size": 80}')
+    with pytest.raises(ConfigError, match="is speech_to_text with 80 mel bins, expected whisper"):
+        fetch_weights(job_with(folder, de=str(other)), hashed=False)
+
+
+def test_a_checkpoint_that_is_not_there_is_told(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        fetch_weights(job_with(folder, de="nowhere"))

@@ -1,0 +1,178 @@
+"""Parts go to the model for their language, and what goes wrong there comes back."""
+
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.statistics import EngineStatistics
+from corpus_asr.errors import ConfigError, EngineError
+from corpus_asr.segments import Segment
+from corpus_asr.transcription.engine import Engine, PartTranscript
+from corpus_asr.transcription.routing import RoutedEngine
+from corpus_asr.transcription.windows import PartRequest
+from tests.support.checkpoints import tiny_whisper
+from tests.support.tokenizers import tiny_tokenizer
+
+PART = PartRequest(
+    recording_id="r",
+    part=0,
+    features=np.zeros((100, 80), np.float16),
+    num_samples=16_000,
+    pad_value=-1.0,
+    start_s=0.0,
+    speech=None,
+)
+
+
+class ScriptedOne(Engine):
+    """Answers at once with a name and a language, or fails."""
+
+    def __init__(self, name: str, detects: str = "en", error: Exception | None = None) -> None:
+        self.device_name = name
+        self.asked: list[DecodingSettings] = []
+        self.closed = False
+        self._detects = detects
+        self._error = error
+
+    @property
+    def slots(self) -> int:
+        return 2
+
+    def check(self, decoding: DecodingSettings) -> None:
+        if decoding.task == "translate" and self.device_name != "main":
+            raise ConfigError(f"{self.device_name} does not translate")
+
+    def submit(
+        self, part: PartRequest, *, decoding: DecodingSettings | None = None
+    ) -> "Future[PartTranscript]":
+        assert decoding is not None
+        self.asked.append(decoding)
+        future: Future[PartTranscript] = Future()
+        if self._error is not None:
+            future.set_exception(self._error)
+            return future
+        given = decoding.language if decoding.language != "auto" else None
+        sure = None if given else 0.7
+        found = str(given or self._detects)
+        said = () if self.device_name == "main" and found == "de" else (segment(found, sure),)
+        future.set_result(
+            PartTranscript(
+                segments=said, language=found, language_probability=sure, transcribe_s=1.0
+            )
+        )
+        return future
+
+    def statistics(self) -> EngineStatistics:
+        return EngineStatistics(slots=2, windows=len(self.asked), encode_s=0.5)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def segment(language: str, sure: float | None) -> Segment:
+    fields: dict[str, Any] = {
+        "start_s": 0.0, "end_s": 1.0, "text": " hi", "tokens": (1,), "task": "transcribe",
+        "confidence": 0.9, "avg_logprob": -0.1, "no_speech_prob": 0.0, "compression_ratio": 1.0,
+        "temperature": 0.0, "speech_fraction": None,
+    }  # fmt: skip
+    return Segment(language=language, language_probability=sure, **fields)
+
+
+def routed(main: ScriptedOne, **others: ScriptedOne) -> RoutedEngine:
+    return RoutedEngine(main, others, decoding=DecodingSettings(language_mode="part"))
+
+
+def test_a_detected_language_goes_to_its_model_with_the_detectors_certainty() -> None:
+    main, german = ScriptedOne("main", "de"), ScriptedOne("german")
+    found = routed(main, de=german).submit(PART).result()
+    assert (found.language, found.language_probability) == ("de", 0.7)
+    assert [one.language_probability for one in found.segments] == [0.7]
+    assert found.transcribe_s == 2.0
+    (asked,) = german.asked
+    assert (asked.language, asked.language_mode) == ("de", "recording")
+    assert main.asked[0].language == "auto"
+
+
+def test_other_languages_stay_with_the_main_model() -> None:
+    main, german = ScriptedOne("main", "fr"), ScriptedOne("german")
+    found = routed(main, de=german).submit(PART).result()
+    assert (found.language, len(found.segments)) == ("fr", 1)
+    assert german.asked == []
+
+
+@pytest.mark.parametrize("language", ["de", ("de",)])
+def test_a_given_language_is_not_detected(language: Any) -> None:
+    main, german = ScriptedOne("main"), ScriptedOne("german")
+    settings = DecodingSettings(language=language)
+    routed(main, de=german).submit(PART, decoding=settings).result()
+    assert (len(main.asked), len(german.asked)) == (0, 1)
+
+
+@pytest.mark.parametrize("which", ["main", "german"])
+def test_a_model_that_breaks_fails_the_part(which: str) -> None:
+    broken = EngineError("the device is lost (scripted)")
+    main = ScriptedOne("main", "de", error=broken if which == "main" else None)
+    german = ScriptedOne("german", error=broken if which == "german" else None)
+    with pytest.raises(EngineError, match="lost"):
+        routed(main, de=german).submit(PART).result()
+
+
+def test_engines_are_counted_and_closed_once_each() -> None:
+    main, other = ScriptedOne("main", "de"), ScriptedOne("german")
+    engine = routed(main, de=other, at=other)
+    engine.submit(PART).result()
+    assert engine.slots == 4
+    assert engine.statistics() == EngineStatistics(slots=4, windows=2, encode_s=1.0)
+    engine.close()
+    assert main.closed
+    assert other.closed
+
+
+def test_what_a_model_or_several_cannot_do_is_refused() -> None:
+    engine = routed(ScriptedOne("main"), de=ScriptedOne("german"))
+    with pytest.raises(ConfigError, match="german does not translate"):
+        engine.check(DecodingSettings(task="translate"))
+    with pytest.raises(ConfigError, match="found window, expected recording or part"):
+        engine.check(DecodingSettings(language_mode="window"))
+    with pytest.raises(ConfigError, match="found window"):
+        engine.submit(PART, decoding=DecodingSettings(language_mode="window"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    for name, multilingual in (("many", True), ("one", False)):
+        tiny_tokenizer(folder / f"{name}-tokenizer", multilingual)
+    sizes: dict[str, Any] = {"d_model": 16, "layers": 1, "heads": 2, "max_target_positions": 16}
+    return {
+        name: tiny_whisper(
+            folder / name, seed=seed, tokenizer=folder / f"{kind}-tokenizer", **sizes
+        )
+        for seed, (name, kind) in enumerate((("main", "many"), ("other", "many"), ("en", "one")))
+    }
+
+
+def load(main: Path, others: dict[str, Path], **decoding: Any) -> Any:
+    return RoutedEngine.from_folders(
+        main, others, decoding=DecodingSettings(**decoding), device="cpu", dtype="float32", slots=1
+    )
+
+
+def test_of_a_given_language_only_its_model_is_loaded(folders: dict[str, Path]) -> None:
+    engine = load(Path("nowhere"), {"de": folders["other"]}, language="de")
+    with engine:
+        assert isinstance(engine, Engine)
+
+
+def test_checkpoints_that_do_not_do_what_they_are_for_are_refused(
+    folders: dict[str, Path],
+) -> None:
+    with pytest.raises(ConfigError, match=r"by_language\.de: .*does not know de"):
+        load(folders["main"], {"de": folders["en"]})
+    engine = load(folders["main"], {"en": folders["en"], "de": folders["main"]})
+    assert engine.slots == 2  # the main one is not loaded twice
+    engine.close()
