@@ -102,7 +102,8 @@ class _GatedConvolution:
         weight = conv.weight.detach().transpose(1, 2).reshape(channels, -1)
         linear = nn.Linear(1, 1)
         linear.weight = nn.Parameter(weight, requires_grad=False)
-        linear.register_parameter("bias", conv.bias)
+        assert conv.bias is not None
+        linear.bias = nn.Parameter(conv.bias.detach(), requires_grad=False)
         self._map = Projection([linear])
         self._inputs = inputs
 
