@@ -199,12 +199,12 @@ class ModelConfig(GeneralSettings, Uploads):
             self.require(getattr(self, name) >= 0, name, "at least 0")
         for name in self.probabilities:
             self.require(0 <= getattr(self, name) <= 1, name, "within 0 and 1")
-        width = self.hidden_size
         for name in ("encoder_attention_heads", "decoder_attention_heads"):
-            if width % getattr(self, name):
+            heads = getattr(self, name, None)
+            if heads and self.hidden_size % heads:
                 raise ValueError(
-                    f"making a {type(self).__name__}: d_model is {width}, and {name}: "
-                    f"{getattr(self, name)} heads do not divide it; set both"
+                    f"making a {type(self).__name__}: d_model is {self.hidden_size}, and {name}: "
+                    f"{heads} heads do not divide it; set both"
                 )
         self.require(
             self.problem_type in _PROBLEM_TYPES, "problem_type", f"one of {_PROBLEM_TYPES}"

@@ -94,7 +94,7 @@ TEXTS: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "other tensors": (lambda t: t("a", return_tensors="tf"), ValueError, "return_tensors='tf'"),
     "other padding": (lambda t: t("a", padding="foo"), ValueError, "padding='foo'"),
     "other truncation": (lambda t: t("a", truncation="foo"), ValueError, "truncation='foo'"),
-    "an option of nobody": (lambda t: t("a", pading=True), TypeError, "pading"),
+    "an option of nobody": (lambda t: t("a", paddings=True), TypeError, "paddings"),
     "an unknown language": (
         lambda t: setattr(t, "tgt_lang", "xx"),
         ValueError,
@@ -169,7 +169,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "an unknown language": ({"tgt_lang": "en"}, ValueError, "'en': expected one of pt, fr, ru"),
     "a side": ({"padding_side": "up"}, ValueError, "expected 'left' or 'right'"),
     "pieces' options": ({"sp_model_kwargs": {"foo": 1}}, TypeError, "correct sp_model_kwargs"),
-    "a setting of nobody": ({"langauge": "fr"}, TypeError, "found the settings langauge, expected"),
+    "a setting of nobody": ({"target": "fr"}, TypeError, "found the settings target, expected"),
 }
 
 
