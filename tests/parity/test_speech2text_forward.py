@@ -14,7 +14,7 @@ from corpus_asr.models.speech2text.model import (
     Speech2TextForConditionalGeneration,
     Speech2TextModel,
 )
-from tests.support.speech2text import tiny_speech2text
+from tests.support.speech2text import tiny_network
 
 # Products of float32 in another order.
 TOLERANCE = 2e-5
@@ -34,7 +34,7 @@ STATES = (
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_speech2text(tmp_path_factory.mktemp("checkpoint"), layers=3)
+    return tiny_network(tmp_path_factory.mktemp("checkpoint"), layers=3)
 
 
 def both(folder: Path, attention: str = "eager") -> tuple[Any, Any]:
@@ -102,7 +102,7 @@ def test_every_shape_gives_what_transformers_gives(
     tmp_path: Path, name: str, attention: str
 ) -> None:
     settings, shape = SHAPES[name]
-    ours, theirs = both(tiny_speech2text(tmp_path, **settings), attention)
+    ours, theirs = both(tiny_network(tmp_path, **settings), attention)
     with torch.no_grad():
         found, expected = ours(**inputs(**shape)), theirs(**inputs(**shape))
     close(found.logits, expected.logits)
@@ -133,7 +133,7 @@ def test_the_model_alone_gives_its_states(folder: Path) -> None:
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_gradients_are_those_of_transformers(tmp_path: Path, attention: str, tied: bool) -> None:
-    ours, theirs = both(tiny_speech2text(tmp_path, tie_word_embeddings=tied), attention)
+    ours, theirs = both(tiny_network(tmp_path, tie_word_embeddings=tied), attention)
     ours(**inputs()).loss.backward()
     theirs(**inputs()).loss.backward()
     for (name, found), (other, expected) in zip(
@@ -153,7 +153,7 @@ DROPPED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", DROPPED)
 def test_training_drops_the_same_under_the_same_seeds(tmp_path: Path, name: str) -> None:
-    ours, theirs = both(tiny_speech2text(tmp_path, **DROPPED[name]))
+    ours, theirs = both(tiny_network(tmp_path, **DROPPED[name]))
     ours.train()
     theirs.train()
     losses = []
@@ -166,7 +166,7 @@ def test_training_drops_the_same_under_the_same_seeds(tmp_path: Path, name: str)
 
 
 def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
-    folder = tiny_speech2text(tmp_path, dropout=0.2, attention_dropout=0.2)
+    folder = tiny_network(tmp_path, dropout=0.2, attention_dropout=0.2)
     gradients = []
     for checkpointing in (False, True):
         model = Ours.from_pretrained(folder).train()
