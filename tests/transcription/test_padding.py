@@ -104,7 +104,7 @@ class ByLength:
     def __call__(self, part: PartRequest, settings: DecodingSettings) -> list[Segment]:
         found: list[Segment] = []
 
-        def done(segments: list[Segment], _: Any, error: Exception | None) -> None:
+        def done(segments: list[Segment], _: Any, error: Exception | None, *__: Any) -> None:
             assert error is None, error
             found.extend(segments)
 

@@ -19,8 +19,8 @@ from corpus_asr.config.stages import ExtractSettings
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.stages.messages import ExtractRequest
-from corpus_asr.transcription.dialect import Dialect
 from corpus_asr.transcription.engine import Engine, PartRequest, PartTranscript
+from corpus_asr.transcription.family_jobs import PartJobs
 
 
 class _ClockedEngine(Engine):
@@ -29,7 +29,7 @@ class _ClockedEngine(Engine):
     def __init__(
         self,
         model: SlotModel,
-        dialect: Dialect,
+        jobs: PartJobs,
         *,
         decoding: DecodingSettings,
         slots: int | Literal["auto"] = "auto",
@@ -41,7 +41,7 @@ class _ClockedEngine(Engine):
         self._in_flight = 0
         self._began_s = 0.0
         self._busy_s = 0.0
-        super().__init__(model, dialect, decoding=decoding, slots=slots)
+        super().__init__(model, jobs, decoding=decoding, slots=slots)
 
     def submit(
         self, part: PartRequest, *, decoding: DecodingSettings | None = None
