@@ -1,8 +1,8 @@
 """Cues as the text of subtitle files: SubRip (srt) and WebVTT (vtt).
 
 In: cues. Out: text. What would be markup is written so that it shows as text: WebVTT has escapes;
-SubRip has none, so a blank parts what a player could take for a tag. Otherwise the files equal
-those of openai-whisper byte for byte. Knows nothing of where cues come from.
+SubRip has none, so what a player could take for a tag is written with another sign. Otherwise the
+files equal those of openai-whisper byte for byte. Knows nothing of where cues come from.
 
 Source: W3C, WebVTT: The Web Video Text Tracks Format, section 4; openai/whisper, utils.py, WriteSRT
 and WriteVTT.
@@ -15,7 +15,8 @@ from enum import StrEnum
 from corpus_asr.export.breaks import Piece
 from corpus_asr.export.cues import Cue
 
-_TAG_IN_SRT = re.compile(r"<(?=[A-Za-z/])|\{(?=\\)")
+_TAG_IN_SRT = re.compile(r"<(?=\s*[A-Za-z/])")
+_OVERRIDE_IN_SRT = re.compile(r"\{(?=\\)")  # of SubStation Alpha, which players know in SubRip too
 _OUTER_BLANKS = re.compile(r"^(\s*)(.*)$", re.DOTALL)
 _Clock = Callable[[float], str]
 _Escape = Callable[[str], str]
@@ -50,7 +51,8 @@ def vtt_text(cues: Iterable[Cue], style: WordStyle = WordStyle.plain) -> str:
 
 def srt_escape(text: str) -> str:
     """Return a text that no player takes for markup or for a line of times."""
-    return _TAG_IN_SRT.sub(lambda match: f"{match.group()} ", text.replace("-->", "->"))
+    text = _TAG_IN_SRT.sub("\u2039", text.replace("-->", "->"))
+    return _OVERRIDE_IN_SRT.sub("{ ", text)
 
 
 def vtt_escape(text: str) -> str:

@@ -1,0 +1,142 @@
+"""Cues fit the screen, lose no word, and are broken where it hurts least."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.export.cues import CueRules, cues_of
+from tests.support.transcripts import recording, segment
+
+SCREEN = CueRules(max_line_chars=20, max_lines=2, max_duration_s=5.0)
+# Times are sums of fractions; files tell milliseconds apart.
+MILLISECOND_S = 0.001
+
+
+def texts(text: str, rules: CueRules, *, seconds: float = 4.0, words: bool = False) -> list[str]:
+    found = recording(segment(text, 0.0, seconds, words=words))
+    return ["|".join(cue.texts) for cue in cues_of(found, rules)]
+
+
+def test_without_rules_a_segment_is_a_cue() -> None:
+    text = " A long one. " * 40
+    assert texts(text, CueRules(), seconds=30.0) == [text.strip()]
+
+
+def test_a_segment_that_fits_is_left_whole() -> None:
+    assert texts(" One. Two. Three.", SCREEN) == ["One. Two. Three."]
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_breaks_come_at_ends_of_sentences_first(words: bool) -> None:
+    found = texts(" I came here. You saw me, and he left us all.", SCREEN, words=words)
+    assert found == ["I came here.", "You saw me, and|he left us all."]
+
+
+def test_then_at_ends_of_clauses() -> None:
+    found = texts(" when all of it was over, they said that none of it had happened", SCREEN)
+    assert found[0].replace("|", " ") == "when all of it was over,"
+
+
+def test_then_between_words_into_like_lengths() -> None:
+    assert texts(" aa bb cc dd ee ff", CueRules(max_line_chars=14, max_lines=1)) == [
+        "aa bb cc",
+        "dd ee ff",
+    ]
+
+
+def test_titles_and_initials_end_no_sentence() -> None:
+    found = texts(
+        " We met Mr. J. Smith there. He was out.", CueRules(max_line_chars=27, max_lines=1)
+    )
+    assert found == ["We met Mr. J. Smith there.", "He was out."]
+
+
+def test_languages_without_blanks_are_broken_between_letters() -> None:
+    text = "今日は天気がいいですね。明日も晴れるでしょう。"
+    found = texts(text, CueRules(max_line_chars=8, max_lines=1))
+    assert "".join(found) == text
+    assert all(len(line) <= 8 for line in found)
+    assert not any(line.startswith("。") for line in found)
+
+
+def test_marks_stay_with_their_letters() -> None:
+    text = "e\u0301" * 12
+    found = texts(text, CueRules(max_line_chars=5, max_lines=1))
+    assert "".join(found) == text
+    assert not any(line.startswith("\u0301") for line in found)
+
+
+def test_long_segments_are_broken_by_time_too() -> None:
+    found = cues_of(recording(segment(" a b c d e f g h i j", 0.0, 20.0)), SCREEN)
+    assert [round(cue.end_s - cue.start_s) for cue in found] == [4, 4, 4, 4, 4]
+
+
+def test_one_word_that_lasts_too_long_is_shown_as_long_as_allowed() -> None:
+    (cue,) = cues_of(recording(segment(" hm", 1.0, 20.0)), SCREEN)
+    assert (cue.start_s, cue.end_s) == (1.0, 6.0)
+
+
+def test_short_cues_stay_until_the_next_and_gaps_are_kept() -> None:
+    rules = CueRules(min_duration_s=1.0, min_gap_s=0.1)
+    found = recording(
+        segment(" a", 0.0, 0.2), segment(" b", 0.5, 0.6), segment(" c", 5.0, 5.1),
+        segment(" d", 5.05, 9.0),
+    )  # fmt: skip
+    times = [(cue.start_s, round(cue.end_s, 3)) for cue in cues_of(found, rules)]
+    assert times == [(0.0, 0.4), (0.5, 1.5), (5.0, 5.05), (5.05, 9.0)]
+
+
+def test_channels_do_not_cut_each_other_short() -> None:
+    found = recording(segment(" left", 0.0, 4.0), segment(" right", 1.0, 2.0))
+    cues = cues_of(replace(found, channels=(0, 1)), CueRules(min_gap_s=0.1))
+    assert [(cue.texts, cue.end_s) for cue in cues] == [(["left"], 4.0), (["right"], 2.0)]
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {"max_line_chars": 0},
+        {"max_lines": 2},
+        {"max_lines": 0, "max_line_chars": 9},
+        {"max_duration_s": 0.0},
+        {"max_duration_s": float("nan")},
+        {"min_gap_s": -1.0},
+        {"min_duration_s": 3.0, "max_duration_s": 2.0},
+    ],
+)
+def test_bounds_that_make_no_sense_are_refused(bounds: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="rules for subtitles"):
+        CueRules(**bounds)  # type: ignore[arg-type]
+
+
+WORDS = st.lists(st.text("ab.,é。 \n<&", min_size=1, max_size=12), max_size=25)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    WORDS,
+    st.integers(1, 30),
+    st.integers(1, 3),
+    st.floats(0.5, 10.0),
+    st.floats(0.0, 40.0),
+    st.booleans(),
+)
+def test_cues_keep_to_their_bounds_and_lose_nothing(
+    words: list[str], chars: int, lines: int, most_s: float, seconds: float, timed: bool
+) -> None:
+    rules = CueRules(max_line_chars=chars, max_lines=lines, max_duration_s=most_s)
+    text = " ".join(words)
+    cues = cues_of(recording(segment(text, 2.0, 2.0 + seconds, words=timed)), rules)
+    assert "".join("".join(cue.texts) for cue in cues).replace(" ", "") == "".join(text.split())
+    for cue in cues:
+        alone = sum(len(line) for line in cue.lines) == 1
+        assert alone or len(cue.lines) <= lines
+        assert cue.end_s - cue.start_s <= most_s + MILLISECOND_S
+        for line, shown in zip(cue.lines, cue.texts, strict=True):
+            # What must not begin a line stays with the letter before it.
+            assert len(shown) <= chars or len(line) == 1
+    assert all(a.end_s <= b.start_s + MILLISECOND_S for a, b in pairwise(cues))

@@ -1,0 +1,305 @@
+"""Exports of running, killed and finished outputs: complete, once, in bounded memory, anywhere."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+from corpus_asr import cli
+from corpus_asr.errors import ConfigError, CorpusAsrError
+from corpus_asr.export.index import read_index
+from corpus_asr.export.load import TEXT_COLUMNS, Selection, chosen, recordings
+from corpus_asr.export.spill import Spill
+from corpus_asr.export.subtitles import WordStyle
+from corpus_asr.export.write import ExportFormat, ExportOptions, export
+from corpus_asr.storage.tables import OutputStore
+from tests.support.commits import commit, part, results
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> OutputStore:
+    return OutputStore(str(tmp_path / "output"))
+
+
+@pytest.fixture
+def to(tmp_path: Path) -> Path:
+    return tmp_path / "files"
+
+
+def options(*formats: str, **values: Any) -> ExportOptions:
+    return ExportOptions(formats=tuple(ExportFormat(each) for each in formats), **values)
+
+
+def texts(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_text()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def rows(index: int, *words: str) -> list[dict[str, Any]]:
+    """Segments with times within their part."""
+    return [
+        {"segment": at, "text": f" {word}", "start_s": 10.0 * index + at,
+         "end_s": 10.0 * index + at + 1, "language": "en", "confidence": 0.5 + 0.1 * at,
+         "tokens": [1]}
+        for at, word in enumerate(words)
+    ]  # fmt: skip
+
+
+def heard(name: str, index: int, *words: str, last: bool = True, **values: Any) -> dict[str, Any]:
+    return part(name, index, texts=None, last=last, segments=rows(index, *words), language="en",
+                **values)  # fmt: skip
+
+
+def test_parts_from_many_objects_come_together_in_the_order_of_time(
+    store: OutputStore, to: Path
+) -> None:
+    commit(store, results(heard("b.wav", 1, "three", "four"), heard("a.wav", 0, "x")))
+    commit(store, results(heard("b.wav", 0, "one", "two", last=False)))
+    summary = export(store, str(to), options("txt"), Selection())
+    assert texts(to) == {"a.txt": "x\n", "b.txt": "one\ntwo\nthree\nfour\n"}
+    assert (summary.recordings, summary.segments, summary.files) == (2, 5, 2)
+
+
+def test_what_was_committed_twice_is_there_once(store: OutputStore, to: Path) -> None:
+    commit(store, results(heard("a.wav", 0, "one", "two"), heard("b.wav", 0, "b")))
+    commit(store, results(heard("c.wav", 0, "c"), heard("a.wav", 0, "again", "and", "more")))
+    export(store, str(to), options("txt"), Selection())
+    assert texts(to) == {"a.txt": "one\ntwo\n", "b.txt": "b\n", "c.txt": "c\n"}
+
+
+def test_new_content_replaces_old_and_success_a_failure(store: OutputStore, to: Path) -> None:
+    commit(store, results(heard("a.wav", 0, "old"), part("b.wav", 0, texts=None, status="failed")))
+    commit(store, results(heard("a.wav", 0, "new", etag="v2"), heard("b.wav", 0, "b")))
+    export(store, str(to), options("txt"), Selection())
+    assert texts(to) == {"a.txt": "new\n", "b.txt": "b\n"}
+
+
+def test_what_is_unfinished_failed_or_silent_is_told(store: OutputStore, to: Path) -> None:
+    commit(
+        store,
+        results(
+            heard("half.wav", 0, "half", last=False),
+            part("bad.wav", 0, texts=None, status="failed"),
+            part("quiet.wav", 0, texts=None, status="no_speech"),
+            heard("partly.wav", 0, "partly", last=False),
+            part("partly.wav", 1, texts=None, status="failed"),
+        ),
+    )
+    summary = export(store, str(to), options("txt"), Selection())
+    assert texts(to) == {"quiet.txt": "", "partly.txt": "partly\n"}
+    assert (summary.failed, summary.unfinished, summary.partly_failed) == (1, 1, 1)
+    summary = export(store, str(to), options("txt"), Selection(partial=True))
+    assert texts(to)["half.txt"] == "half\n"
+    assert summary.unfinished == 0
+
+
+def test_orphans_are_not_seen(store: OutputStore, to: Path) -> None:
+    commit(store, results(heard("a.wav", 0, "one")))
+    found = commit(store, results(heard("b.wav", 0, "orphan")))
+    store.remove(found.outcomes_name)
+    export(store, str(to), options("txt"), Selection())
+    assert texts(to) == {"a.txt": "one\n"}
+
+
+def test_segments_and_recordings_are_chosen(store: OutputStore, to: Path) -> None:
+    german = [row | {"language": "de"} for row in rows(0, "ja")]
+    both = [*rows(0, "yes"), *[row | {"segment": 1} for row in german]]
+    commit(
+        store,
+        results(
+            part("x/de.mp3", 0, texts=None, segments=german),
+            part("x/en.wav", 0, texts=None, segments=rows(0, "a", "b", "c")),
+            part("y/both.mp3", 0, texts=None, segments=both),
+        ),
+    )
+    export(store, str(to / "1"), options("txt"), Selection(languages=("German",)))
+    assert texts(to / "1") == {"x/de.txt": "ja\n", "y/both.txt": "ja\n"}
+    export(store, str(to / "2"), options("txt"), Selection(uris=("*.mp3", "*none*")))
+    assert set(texts(to / "2")) == {"x/de.txt", "y/both.txt"}
+    export(store, str(to / "3"), options("txt"), Selection(min_confidence=0.65))
+    assert texts(to / "3")["x/en.txt"] == "c\n"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"languages": ("klingon",)}, {"min_confidence": 2.0}, {"min_confidence": float("nan")}],
+)
+def test_what_cannot_be_chosen_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        Selection(**wrong)
+
+
+def test_json_has_whispers_and_whisperxs_shape_and_nemo_reads_lines(
+    store: OutputStore, to: Path
+) -> None:
+    words = [{"word": " one", "start_s": 0.0, "end_s": 0.5, "probability": 0.25},
+             {"word": " two", "start_s": 0.5, "end_s": 1.0, "probability": 1 / 3}]  # fmt: skip
+    segment = rows(0, "one two")[0] | {
+        "words": words, "temperature": 0.2, "avg_logprob": -0.1, "compression_ratio": 1.2,
+        "no_speech_prob": None,
+    }  # fmt: skip
+    commit(
+        store, results(part("a.wav", 0, texts=None, segments=[segment], language="en", channel=1))
+    )
+    export(store, str(to), options("json", "whisperx", "nemo"), Selection())
+    found = json.loads((to / "a.json").read_text())
+    assert list(found) == ["text", "segments", "language"]
+    # As openai/whisper's transcribe() returns them, but for `seek`.
+    assert list(found["segments"][0]) == [
+        "id", "start", "end", "text", "tokens", "temperature", "avg_logprob", "compression_ratio",
+        "no_speech_prob", "words",
+    ]  # fmt: skip
+    assert found["segments"][0]["temperature"] == 0.2
+    assert found["segments"][0]["words"][1] == {
+        "word": " two", "start": 0.5, "end": 1.0, "probability": 0.333333,
+    }  # fmt: skip
+    assert json.loads((to / "a.whisperx.json").read_text()) == {
+        "segments": [
+            {"start": 0.0, "end": 1.0, "text": "one two", "speaker": "CHANNEL_01",
+             "words": [
+                 {"word": "one", "start": 0.0, "end": 0.5, "score": 0.25, "speaker": "CHANNEL_01"},
+                 {"word": "two", "start": 0.5, "end": 1.0, "score": 0.333333,
+                  "speaker": "CHANNEL_01"}]}
+        ],
+        "word_segments": [
+            {"word": "one", "start": 0.0, "end": 0.5, "score": 0.25, "speaker": "CHANNEL_01"},
+            {"word": "two", "start": 0.5, "end": 1.0, "score": 0.333333, "speaker": "CHANNEL_01"},
+        ],
+        "language": "en",
+    }  # fmt: skip
+    (line,) = (to / "a.nemo.jsonl").read_text().splitlines()
+    assert json.loads(line) == {
+        "audio_filepath": "/a.wav", "offset": 0.0, "duration": 1.0, "text": "one two", "lang": "en",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", ["local", "memory://export-single"])
+def test_all_recordings_in_one_file(folder: str, store: OutputStore, tmp_path: Path) -> None:
+    to = str(tmp_path / folder) if folder == "local" else folder
+    commit(store, results(heard("b.wav", 0, "b\t1\n", "2"), heard("a,\n.wav", 0, "a")))
+    asked = options("txt", "tsv", "json", "whisperx", "nemo", single=True)
+    summary = export(store, to, asked, Selection())
+    assert (summary.files, summary.recordings) == (5, 2)
+    read = OutputStore(to)
+    tsv = pd.read_csv(pa.BufferReader(bytes_of(read, "transcripts.tsv")), sep="\t", quoting=3)
+    assert tsv.to_dict("list") == {
+        "uri": ["/a, .wav", "/b.wav", "/b.wav"],
+        "start": [0, 0, 1000],
+        "end": [1000, 1000, 2000],
+        "text": ["a", "b 1", "2"],
+    }
+    lines = bytes_of(read, "transcripts.jsonl").splitlines()
+    assert [json.loads(line)["uri"] for line in lines] == ["/a,\n.wav", "/b.wav"]
+    assert len(bytes_of(read, "transcripts.nemo.jsonl").splitlines()) == 3
+    assert len(bytes_of(read, "transcripts.whisperx.jsonl").splitlines()) == 2
+    assert bytes_of(read, "transcripts.txt") == b"a\nb\t1\n2\n"
+
+
+def bytes_of(store: OutputStore, name: str) -> bytes:
+    from corpus_asr.storage.filesystem import read_bytes
+
+    return read_bytes(store.address(name))
+
+
+@pytest.mark.parametrize(
+    ("formats", "values"),
+    [(("srt",), {"single": True}), (("srt", "vtt"), {"words": WordStyle.karaoke})],
+)
+def test_what_does_not_go_together_is_refused(
+    formats: tuple[str, ...], values: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        options(*formats, **values)
+
+
+def test_hostile_names_stay_in_the_folder(store: OutputStore, to: Path) -> None:
+    uris = ["/in/../../etc/passwd.wav", "/in/a.wav", "/in/a.mp3", "/in/x\\y.wav", "/in/-l.wav",
+            "/in/new\nline.wav", "/in/" + "n" * 300 + ".wav", "/in/Grüße 音声.flac"]  # fmt: skip
+    commit(store, results(*(part("", 0, uri=uri, texts=[" t"]) for uri in uris)))
+    summary = export(store, str(to), options("srt", "json"), Selection())
+    assert (summary.recordings, len(texts(to))) == (8, 16)
+    assert set(to.parent.iterdir()) == {to, Path(store.uri)}
+
+
+def test_the_web_is_no_place_to_write_to(store: OutputStore) -> None:
+    with pytest.raises(ConfigError, match="found a web address"):
+        export(store, "https://example.org/x", options("txt"), Selection())
+
+
+def test_a_folder_that_is_no_output_is_refused(tmp_path: Path, to: Path) -> None:
+    with pytest.raises(ConfigError, match="found neither outcomes nor _run/"):
+        export(OutputStore(str(tmp_path)), str(to), options("txt"), Selection())
+
+
+@pytest.mark.parametrize("change", ["fewer", "others"])
+def test_segments_that_are_not_what_the_outcomes_say_are_noticed(
+    store: OutputStore, to: Path, change: str
+) -> None:
+    found = commit(store, results(heard("a.wav", 0, "one", "two"), heard("b.wav", 0, "b")))
+    assert found.segments_name
+    other = commit(store, results(heard("a.wav", 0, "x"), heard("b.wav", 0, "y", "z")))
+    assert other.segments_name
+    table = store.read_table(other.segments_name, next(store.segments()).schema)
+    store.write_table(found.segments_name, table if change == "others" else table.slice(0, 2))
+    with pytest.raises(CorpusAsrError, match="expected the 3 that its outcomes say"):
+        export(store, str(to), options("txt"), Selection())
+
+
+def test_many_recordings_pass_through_small_buckets(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    counts = rng.integers(0, 9, 400)
+    counts[17] = 500  # more than a bucket holds
+    owners = rng.permutation(np.repeat(np.arange(400), counts))
+    with Spill(counts, bucket_rows=50, waiting_bytes=4_000) as spill:
+        folder = Path(spill._folder.name)
+        for start in range(0, len(owners), 64):
+            some = owners[start : start + 64]
+            spill.add(pa.table({"at": np.arange(start, start + len(some))}), some)
+            waiting = sum(table.num_rows for each in spill._waiting.values() for table in each)
+            assert waiting < 400
+        assert len(list(folder.iterdir())) > 20
+        found = [(owner, table["at"].to_pylist()) for owner, table in spill.by_owner()]
+    assert [owner for owner, _ in found] == np.flatnonzero(counts).tolist()
+    assert all(at == np.flatnonzero(owners == owner).tolist() for owner, at in found)
+    assert not folder.exists()
+
+
+def test_only_a_recording_at_a_time_is_put_together(store: OutputStore) -> None:
+    for batch in range(3):
+        commit(store, results(*(heard(f"{batch}{at}.wav", 0, "w") for at in range(5))))
+    index = read_index(store)
+    found = recordings(store, index, chosen(index, Selection()), Selection(), columns=TEXT_COLUMNS)
+    position, first = next(found)
+    assert (position, first.uri, first.text) == (0, "/00.wav", "w")
+    assert [each.uri for _, each in found] == [f"/{b}{a}.wav" for b in range(3) for a in range(5)][
+        1:
+    ]
+
+
+def test_the_command_writes_files_and_says_so(store: OutputStore, to: Path) -> None:
+    commit(store, results(heard("a.wav", 0, "one"), heard("half.wav", 0, "half", last=False)))
+    done = CliRunner().invoke(
+        cli.app,
+        ["export", store.uri, "--to", os.fspath(to), "--format", "srt", "--format", "vtt",
+         "--max-line-chars", "42", "--max-lines", "2"],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert done.stdout == (f"{to}: 1 recording, 1 segment in 2 files\nleft out: 1 not done yet\n")
+    assert (to / "a.srt").read_text() == "1\n00:00:00,000 --> 00:00:01,000\none\n\n"
+
+
+def test_a_wrong_command_line_ends_with_2(store: OutputStore, to: Path) -> None:
+    done = CliRunner().invoke(
+        cli.app, ["export", store.uri, "--to", str(to), "--format", "srt", "--max-lines", "2"]
+    )
+    assert done.exit_code == 2
+    assert "max_lines without max_line_chars" in done.stderr
