@@ -24,8 +24,10 @@ def s3() -> Iterator[S3Server]:
 def job(request: pytest.FixtureRequest, tmp_path: Path) -> KillableJob:
     """A job on Ray or not, into a folder or into S3."""
     ray, to_s3, files = request.param
-    # Commits on Ray take a second or more: the work has to outlast twenty times a few of them.
-    options: dict[str, Any] = {"environment": {PAUSE: "2"}} if ray else {}
+    # Commits on Ray take a second or more: the work has to outlast twenty times a few of them, and
+    # extraction has to be at work for most of that time.
+    slowly = {PAUSE: "1", extractors.PAUSE: "0.4"}
+    options: dict[str, Any] = {"environment": slowly} if ray else {}
     if to_s3:
         server = request.getfixturevalue("s3")
         options["output"] = server.make_bucket(f"kill-{'ray' if ray else 'local'}")
