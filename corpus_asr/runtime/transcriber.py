@@ -7,12 +7,14 @@ the caller's process down, and the engine, whose slots all files share.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, Self
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.load import decoding_from
 from corpus_asr.config.stages import ExtractSettings
 from corpus_asr.errors import ConfigError, ItemError
+from corpus_asr.runtime.weights import fetch_others
 from corpus_asr.segments import SpeechSpan, Transcript
 from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.isolation import IsolatedGenerator
@@ -20,6 +22,7 @@ from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.transcription.engine import Engine, PartRequest, PartTranscript
 from corpus_asr.transcription.language import spoken_most
+from corpus_asr.transcription.routing import RoutedEngine
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 # Parts extracted ahead per slot: one in it and one to follow; about 10 MiB each at most.
@@ -45,7 +48,12 @@ class Transcriber:
     """A loaded model that transcribes files. Use as a context manager, or call `close`."""
 
     def __init__(
-        self, engine: Engine, folder: str, *, decoding: Mapping[str, Any], extract: ExtractSettings
+        self,
+        engine: Engine | RoutedEngine,
+        folder: str,
+        *,
+        decoding: Mapping[str, Any],
+        extract: ExtractSettings,
     ) -> None:
         self._engine = engine
         self._decoding = dict(decoding)
@@ -74,9 +82,10 @@ class Transcriber:
         slots: int | Literal["auto"] = "auto",
         num_threads: int | None = None,
         extract: ExtractSettings | None = None,
+        by_language: Mapping[str, str] | None = None,
         **decoding: Any,
     ) -> Self:
-        """Load a checkpoint.
+        """Load a checkpoint, or several.
 
         Args:
             checkpoint: a folder, an fsspec address or a hub name.
@@ -86,6 +95,8 @@ class Transcriber:
             slots: windows decoded side by side.
             num_threads: CPU threads for the model; None leaves torch's own choice.
             extract: how audio is cut; None means the defaults.
+            by_language: checkpoints for files in some languages, by code; `checkpoint` detects
+                the language and transcribes all others.
             **decoding: any key of the `decoding` settings, as the default of every call.
 
         Raises:
@@ -99,8 +110,9 @@ class Transcriber:
                 "found extract.channels: each; give one channel's number, or use `corpus-asr run`"
             )
         folder = fetch_checkpoint(checkpoint, revision=revision)
-        engine = Engine.from_folder(
-            folder,
+        others = fetch_others(folder, by_language or {}, weights=True)
+        load = partial(RoutedEngine.from_folders, folder, others)
+        engine: Engine | RoutedEngine = (load if others else partial(Engine.from_folder, folder))(
             decoding=decoding_from(decoding),
             device=device,
             dtype=dtype,

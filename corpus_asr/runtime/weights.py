@@ -51,15 +51,33 @@ def fetch_weights(config: RunConfig, *, hashed: bool = True) -> Weights:
     model = config.model
     folder = fetch_checkpoint(model.checkpoint, revision=model.revision, weights=hashed)
     others = {} if config.pipeline == CLASSIFY_AUDIO else model.by_language
-    if others:
-        _check_detects(folder, others)
-    found: dict[str, ModelName] = {}
-    for code, checkpoint in others.items():
-        other = fetch_checkpoint(checkpoint, weights=hashed)
-        _check_features(code, checkpoint, other, folder)
-        found[code] = (checkpoint, model_revision(other) if hashed else "")
+    found = {
+        code: (others[code], model_revision(other) if hashed else "")
+        for code, other in fetch_others(folder, others, weights=hashed).items()
+    }
     revision = model_revision(folder) if hashed else ""
     return Weights(folder=folder, revision=revision, by_language=found)
+
+
+def fetch_others(folder: Path, others: Mapping[str, str], *, weights: bool) -> dict[str, Path]:
+    """Fetch the checkpoints for some languages, and see that they fit the main one.
+
+    Args:
+        folder: of the main one.
+        others: checkpoints by language code.
+        weights: False fetches only the small files.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be had or read.
+        ConfigError: one does not fit.
+    """
+    if others:
+        _check_detects(folder, others)
+    found = {}
+    for code, checkpoint in others.items():
+        found[code] = fetch_checkpoint(checkpoint, weights=weights)
+        _check_features(code, checkpoint, found[code], folder)
+    return found
 
 
 def _check_detects(folder: Path, others: Mapping[str, str]) -> None:

@@ -57,8 +57,8 @@ class RoutedEngine:
         dtype: str = "auto",
         slots: int | Literal["auto"] = "auto",
         num_threads: int | None = None,
-    ) -> "Engine | RoutedEngine":
-        """Load checkpoint folders; for a given language only the one that is for it.
+    ) -> "RoutedEngine":
+        """Load checkpoint folders.
 
         Args:
             folder: of the main checkpoint.
@@ -73,16 +73,6 @@ class RoutedEngine:
                 language, or the main one cannot tell languages apart.
             EngineError: the models do not fit into the device's memory.
         """
-        only = _only_language(decoding)
-        if only is not None:
-            return Engine.from_folder(
-                others.get(only, folder),
-                decoding=decoding,
-                device=device,
-                dtype=dtype,
-                slots=slots,
-                num_threads=num_threads,
-            )
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         jobs = _checked_jobs(folder, others, decoding)
@@ -132,7 +122,7 @@ class RoutedEngine:
         if decoding is not None:
             _check_mode(decoding)
         settings = decoding or self._decoding
-        only = _only_language(settings)
+        only = only_language(settings)
         if only is not None:
             return self._others.get(only, self._main).submit(part, decoding=settings)
         future: Future[PartTranscript] = Future()
@@ -219,15 +209,15 @@ def _checked_jobs(
 
 
 def _check_mode(decoding: DecodingSettings) -> None:
-    if decoding.language_mode == "window" and _only_language(decoding) is None:
+    if decoding.language_mode == "window" and only_language(decoding) is None:
         raise ConfigError(
             "decoding.language_mode: found window, expected recording or part, since a part goes "
             "to one of several models as a whole; change it, or leave model.by_language out"
         )
 
 
-def _only_language(decoding: DecodingSettings) -> str | None:
-    """The language where there is nothing to detect."""
+def only_language(decoding: DecodingSettings) -> str | None:
+    """Return the language where there is nothing to detect."""
     if isinstance(decoding.language, str):
         return None if decoding.language == "auto" else decoding.language
     return decoding.language[0] if len(decoding.language) == 1 else None

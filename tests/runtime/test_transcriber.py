@@ -14,7 +14,9 @@ from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import PartTranscript
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import noise, tone, wav_bytes
+from tests.support.checkpoints import tiny_whisper
 from tests.support.corpora import tiny_model
+from tests.support.tokenizers import tiny_tokenizer
 
 # A tiny random checkpoint babbles; a sampled text is the hardest to say twice.
 BABBLE: dict[str, Any] = {
@@ -136,3 +138,24 @@ def _done(result: PartTranscript) -> Future[PartTranscript]:
     future: Future[PartTranscript] = Future()
     future.set_result(result)
     return future
+
+
+def test_a_language_has_a_model_of_its_own(tmp_path: Path, files: list[str]) -> None:
+    tiny_tokenizer(tmp_path / "tokenizer")
+    main, other = (
+        str(tiny_whisper(tmp_path / name, seed=seed, tokenizer=tmp_path / "tokenizer",
+                         max_target_positions=24))
+        for seed, name in enumerate(("main", "other"))
+    )  # fmt: skip
+    extract = ExtractSettings(part_s=30.0, speech_detection="none")
+    usual: dict[str, Any] = {**BABBLE, "temperature": 0.0, "extract": extract, "slots": 2}
+    with Transcriber.from_pretrained(main, by_language={"de": other}, **usual) as both:
+        english, german = (both.transcribe(files[1], language=code) for code in ("en", "de"))
+        detected = both.transcribe(files[1], language=["de", "en"])
+    with Transcriber.from_pretrained(main, **usual) as alone:
+        assert english == alone.transcribe(files[1])
+        assert german.segments != alone.transcribe(files[1], language="de").segments
+        assert detected.language == alone.transcribe(files[1], language=["de", "en"]).language
+    assert detected.text == {"en": english, "de": german}[str(detected.language)].text
+    with pytest.raises(ConfigError, match="by_language: found xx"):
+        Transcriber.from_pretrained(main, by_language={"xx": other}, **usual)

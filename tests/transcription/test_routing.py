@@ -11,6 +11,7 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.statistics import EngineStatistics
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.segments import Segment
+from corpus_asr.stages.routes import load_routed_engine
 from corpus_asr.transcription.engine import Engine, PartTranscript
 from corpus_asr.transcription.routing import RoutedEngine
 from corpus_asr.transcription.windows import PartRequest
@@ -163,9 +164,18 @@ def load(main: Path, others: dict[str, Path], **decoding: Any) -> Any:
 
 
 def test_of_a_given_language_only_its_model_is_loaded(folders: dict[str, Path]) -> None:
-    engine = load(Path("nowhere"), {"de": folders["other"]}, language="de")
-    with engine:
-        assert isinstance(engine, Engine)
+    engine = load_routed_engine(
+        "nowhere/at/all",
+        revision=None,
+        decoding=DecodingSettings(language="de"),
+        device="cpu",
+        dtype="float32",
+        slots=1,
+        num_threads=None,
+        by_language={"de": str(folders["other"])},
+    )
+    assert isinstance(engine, Engine)
+    engine.close()
 
 
 def test_checkpoints_that_do_not_do_what_they_are_for_are_refused(
