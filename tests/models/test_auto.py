@@ -30,9 +30,8 @@ from corpus_asr.models.whisper import (
     WhisperProcessor,
     WhisperTokenizer,
 )
-from tests.support.checkpoints import tiny_whisper
+from tests.support.checkpoints import tiny_speech2text, tiny_whisper
 from tests.support.pieces import tiny_speech2text_tokenizer
-from tests.support.speech2text import tiny_speech2text
 from tests.support.tokenizers import tiny_tokenizer
 
 FILES = (AutoConfig, AutoFeatureExtractor, AutoProcessor, AutoTokenizer)

@@ -12,9 +12,9 @@ import pytest
 import transformers
 
 import corpus_asr.models.speech2text as package
+from tests.support.checkpoints import tiny_speech2text
 from tests.support.pieces import tiny_speech2text_tokenizer
 from tests.support.signatures import absent, by_position, parameters
-from tests.support.speech2text import tiny_speech2text
 
 NETWORK = (
     "__init__",
