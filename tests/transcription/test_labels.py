@@ -1,0 +1,140 @@
+"""Labels are asked of one model in batches, and depend on neither batch nor slots."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from corpus_asr.config.classification import ClassificationSettings
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.slots import SlotScheduler
+from corpus_asr.errors import ConfigError
+from corpus_asr.models.loading import load_classifier
+from corpus_asr.models.whisper.classifier_slots import WhisperClassifierSlots
+from corpus_asr.segments import PartLabels, SpeechSpan
+from corpus_asr.transcription.labels import LabelJobs, label_engine
+from corpus_asr.transcription.windows import PartRequest
+from tests.support.classifiers import CLASSES, tiny_classifier
+
+CLASSIFY = ClassificationSettings(task="classify", top_k=3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_classifier(tmp_path_factory.mktemp("classifier"))
+
+
+def part(seconds: float, *, seed: int = 0, **values: Any) -> PartRequest:
+    noise = np.random.default_rng(seed).standard_normal((int(seconds * 100) + 2, 80))
+    usual: dict[str, Any] = {
+        "recording_id": f"r{seed}", "part": 0, "features": noise.astype(np.float16),
+        "num_samples": int(seconds * 16_000), "pad_value": -1.0, "start_s": 0.0, "speech": None,
+    }  # fmt: skip
+    return PartRequest(**usual | values)
+
+
+def labels_of(
+    folder: Path, parts: list[PartRequest], *, slots: int, settings: Any = CLASSIFY
+) -> list[PartLabels]:
+    with label_engine(
+        folder, classification=settings, device="cpu", dtype="float32", slots=slots
+    ) as engine:
+        found = [engine.submit(one).result().labels for one in parts]
+        together = [future.result().labels for future in [engine.submit(one) for one in parts]]
+        assert found == together
+    told = [one for one in found if one is not None]
+    assert len(told) == len(parts)
+    return told
+
+
+def test_labels_do_not_depend_on_slots_or_neighbours(folder: Path) -> None:
+    parts = [part(75.0), part(3.0, seed=1), part(31.0, seed=2)]
+    one, many = (labels_of(folder, parts, slots=slots) for slots in (1, 5))
+    assert one == many
+    assert [len(found.windows) for found in one] == [3, 1, 2]
+    for found in one:
+        for window in found.windows:
+            assert {label for label, _ in window.labels} == set(CLASSES)
+            assert sum(share for _, share in window.labels) == pytest.approx(1.0)
+
+
+def test_a_parts_mean_is_weighted_by_the_speech_in_its_windows(folder: Path) -> None:
+    speech = (SpeechSpan(start_s=1.0, end_s=29.0), SpeechSpan(start_s=50.0, end_s=57.0))
+    (found,) = labels_of(folder, [part(60.0, speech=speech)], slots=2)
+    assert [(one.start_s, one.end_s) for one in found.windows] == [(1.0, 29.0), (50.0, 57.0)]
+    assert [one.weight_s for one in found.windows] == pytest.approx([28.0, 7.0])
+    assert found.weight_s == pytest.approx(35.0)
+    first, second = (dict(one.labels) for one in found.windows)
+    for label, mean in found.means:
+        assert mean == pytest.approx(0.8 * first[label] + 0.2 * second[label])
+    assert [share for _, share in found.means] == sorted(dict(found.means).values(), reverse=True)
+
+
+def test_first_speech_is_only_where_a_recording_begins_to_speak(folder: Path) -> None:
+    settings = ClassificationSettings(task="classify", windows="first_speech")
+    elsewhere = np.zeros((3000, 80), np.float16)
+    parts = [part(40.0), part(40.0, seed=1, part=1, start_s=40.0, language_features=elsewhere)]
+    first, later = labels_of(folder, parts, slots=2, settings=settings)
+    assert len(first.windows) == 1
+    assert later == PartLabels(windows=(), means=(), weight_s=0)
+
+
+def test_labels_that_may_be_there_together_have_their_own_probabilities(tmp_path: Path) -> None:
+    folder = tiny_classifier(tmp_path / "model", problem_type="multi_label_classification")
+    (found,) = labels_of(folder, [part(5.0)], slots=1)
+    assert sum(share for _, share in found.means) != pytest.approx(1.0, abs=1e-3)
+    assert all(0 < share < 1 for _, share in found.means)
+
+
+def test_memory_that_does_not_suffice_halves_the_batch(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: a batch of more than one window finds no memory."""
+    model = load_classifier(folder, device="cpu", dtype="float32")
+    encode: Callable[..., torch.Tensor] = WhisperClassifierSlots.encode
+    batches: list[int] = []
+
+    def scarce(self: Any, features: torch.Tensor, **options: Any) -> torch.Tensor:
+        batches.append(len(features))
+        if len(features) > 1:
+            raise torch.OutOfMemoryError("scripted")
+        return encode(self, features, **options)
+
+    monkeypatch.setattr(WhisperClassifierSlots, "encode", scarce)
+    scheduler = SlotScheduler(model, 4, encode_batch=4)
+    jobs, found = LabelJobs.from_folder(folder, CLASSIFY), []
+
+    def done(*outcome: Any) -> None:
+        found.append(outcome)
+
+    jobs.start(part(100.0), settings=DecodingSettings(), add=scheduler.add, done=done)
+    while scheduler.pending:
+        scheduler.advance()
+    ((segments, language, error, labels),) = found
+    assert (segments, language, error) == ([], None, None)
+    assert len(labels.windows) == 4
+    assert batches[0] == 4
+    assert scheduler.statistics.halvings > 0
+    monkeypatch.undo()
+    assert labels_of(folder, [part(100.0)], slots=4) == [labels]
+
+
+def test_what_a_model_says_that_is_no_number_ends_the_part(folder: Path) -> None:
+    broken = part(5.0)
+    broken.features[:] = np.nan
+    with label_engine(
+        folder, classification=CLASSIFY, device="cpu", dtype="float32", slots=1
+    ) as engine:
+        error = engine.submit(broken).exception()
+    assert error is not None
+
+
+def test_a_classifier_has_no_8_bit_form_and_aligns_nothing(folder: Path) -> None:
+    model = load_classifier(folder, device="cpu", dtype="float32")
+    with pytest.raises(ValueError, match="attends to no place"):
+        model.align(model.new_state(1), 0, torch.tensor([0]), [(0, 0)])
+    with pytest.raises(ConfigError, match="int8"):
+        load_classifier(folder, device="cpu", dtype="int8")
