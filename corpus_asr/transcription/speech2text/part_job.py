@@ -34,6 +34,8 @@ from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_FRAMES
 DEFAULT_WINDOW_S = 15.0
 # Detected speech is padded: the silence is longer than this by that on both sides.
 _LONGEST_PAUSE_S = 1.0
+# A window that waits for a slot holds its features, 0.5 MB: of one part no more than this wait.
+WINDOWS_AT_ONCE = 32
 
 
 class Speech2TextJobs:
@@ -65,9 +67,10 @@ class Speech2TextJobs:
     def start(
         self, part: PartRequest, *, settings: DecodingSettings, add: Add, done: PartDone
     ) -> None:
-        """Add a task per window, the longest first; a part without any is done at once.
+        """Add tasks that go through the windows side by side; a part without any is done at once.
 
-        Windows of one length are then encoded together, and nothing long is begun last.
+        The longest come first: windows of one length are then encoded together, and nothing long
+        is begun last.
         """
         ranges = window_ranges(part, settings, longest_frames=self._dialect.window_frames)
         spoken = None if settings.language == "auto" else str(settings.language)
@@ -75,15 +78,19 @@ class Speech2TextJobs:
         if not ranges:
             done([], None, None)
             return
-        found: InOrder[Segment] = InOrder(
-            len(ranges), lambda segments, error: done(segments, language, error)
-        )
-        by_length = sorted(range(len(ranges)), key=lambda at: ranges[at][0] - ranges[at][1])
-        for index in by_length:
-            task = _Window(
-                part, ranges[index], language=spoken, dialect=self._dialect, settings=settings
-            )
-            add(task.run(self._features), found.collector(index))
+
+        def finish(segments: list[Segment], error: Exception | None) -> None:
+            done(sorted(segments, key=lambda one: one.start_s), language, error)
+
+        ranges.sort(key=lambda window: window[0] - window[1])
+        tasks = min(WINDOWS_AT_ONCE, len(ranges))
+        found: InOrder[Segment] = InOrder(tasks, finish)
+        for index in range(tasks):
+            windows = [
+                _Window(part, window, language=spoken, dialect=self._dialect, settings=settings)
+                for window in ranges[index::tasks]
+            ]
+            add(_one_by_one(windows, self._features), found.collector(index))
 
 
 def window_ranges(
@@ -97,6 +104,15 @@ def window_ranges(
         window_frames=min(longest_frames, round(window_s * FRAMES_PER_SECOND)),
         pause_frames=round(_LONGEST_PAUSE_S * FRAMES_PER_SECOND),
     )
+
+
+def _one_by_one(
+    windows: Sequence["_Window"], features: Speech2TextPartFeatures
+) -> Steps[list[Segment]]:
+    segments: list[Segment] = []
+    for window in windows:
+        segments += yield from window.run(features)
+    return segments
 
 
 class _Window:
@@ -199,9 +215,9 @@ def _whole_window(
 
     Normalised values need no more than float16, which a part's windows wait in.
     """
-    whole = np.zeros((heard.shape[1], window_frames), dtype=np.float16)
-    whole[:, : len(heard)] = heard.T
-    return whole
+    whole = np.zeros((window_frames, heard.shape[1]), dtype=np.float16)
+    whole[: len(heard)] = heard
+    return whole.T
 
 
 def _after_a_blank(text: str) -> str:

@@ -14,7 +14,11 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.models.speech2text.features import OFFSET, Speech2TextPartFeatures
 from corpus_asr.segments import Segment, SpeechSpan
 from corpus_asr.transcription.engine import Engine
-from corpus_asr.transcription.speech2text.part_job import Speech2TextJobs, window_ranges
+from corpus_asr.transcription.speech2text.part_job import (
+    WINDOWS_AT_ONCE,
+    Speech2TextJobs,
+    window_ranges,
+)
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES
 from tests.support.dialects import speech2text_dialect
@@ -115,6 +119,36 @@ def test_each_window_of_speech_becomes_one_segment_with_its_times() -> None:
         assert one.avg_logprob == pytest.approx(0.0, abs=0.01)
         assert one.confidence > 0.8
         assert one.temperature == 0.0
+
+
+def test_of_many_windows_some_wait_without_their_features_and_none_is_lost() -> None:
+    count = WINDOWS_AT_ONCE * 2 + 5
+    spans = [(at * 5.0, at * 5.0 + 1 + at % 3) for at in range(count)]
+    scripts = [at % 20 for at in range(count)]
+    own = part(count * 5.0, spans, scripts=scripts)
+    told: list[Any] = []
+    model = Network([[3 + script] for script in range(20)])
+    tasks = SlotScheduler(model, 3)
+    added: list[Any] = []
+
+    def add(task: Any, done: Any) -> None:
+        added.append(task)
+        tasks.add(task, done)
+
+    jobs().start(
+        own,
+        settings=DecodingSettings(**CERTAIN),
+        add=add,
+        done=lambda *result: told.append(result),
+    )
+    assert len(added) == WINDOWS_AT_ONCE
+    while tasks.pending:
+        tasks.advance()
+    ((segments, _, error),) = told
+    assert error is None
+    assert [(one.start_s, one.text) for one in segments] == [
+        (start_s, f" w{3 + script}") for (start_s, _), script in zip(spans, scripts, strict=True)
+    ]
 
 
 def test_an_unnamed_language_stays_unknown() -> None:
