@@ -90,10 +90,11 @@ class CachedDecoder:
         """Longest sequence a slot can hold."""
         return self._max_target_positions
 
-    def with_windows(self, positions: int) -> Self:
-        """Return this decoder for windows of `positions`; it shares all weights."""
+    def resized(self, *, source_positions: int, target_positions: int) -> Self:
+        """Return this decoder for caches of another size; it shares all weights."""
         other = copy.copy(self)
-        other._max_source_positions = positions
+        other._max_source_positions = source_positions
+        other._max_target_positions = target_positions
         return other
 
     def new_cache(self, slots: int, *, beams: int = 1) -> SlotCache:

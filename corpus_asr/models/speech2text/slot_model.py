@@ -62,21 +62,33 @@ class Speech2TextSlotModel(DecoderSlots):
             weight.nbytes for tower in (encoder, decoder) for weight in tower.parameters()
         )
 
-    def for_windows(self, num_frames: int) -> Self:
+    def for_windows(self, num_frames: int, *, max_tokens: int | None = None) -> Self:
         """Return this model for windows of `num_frames`; it shares all weights.
 
+        Args:
+            num_frames: at most `max_source_positions`.
+            max_tokens: longest sequence a slot shall hold; default as here.
+
         Raises:
-            ValueError: there are no frames, or more than the model was made for.
+            ValueError: there are no frames or tokens, or more than the model was made for.
         """
-        if not 1 <= num_frames <= self._config.max_source_positions:
-            raise ValueError(
-                f"hearing windows of {num_frames} frames: expected 1 to max_source_positions, "
-                f"which is {self._config.max_source_positions}; cut the audio into shorter windows"
-            )
+        config = self._config
+        max_tokens = self.max_target_positions if max_tokens is None else max_tokens
+        for found, name in (
+            (num_frames, "max_source_positions"),
+            (max_tokens, "max_target_positions"),
+        ):
+            if not 1 <= found <= getattr(config, name):
+                raise ValueError(
+                    f"making slots for windows of {num_frames} frames and {max_tokens} tokens: "
+                    f"expected 1 to {name}, which is {getattr(config, name)}; cut the audio into "
+                    "shorter windows, or ask for fewer tokens"
+                )
         other = copy.copy(self)
         other.window_frames = num_frames
-        other._decoder = self._decoder.with_windows(
-            shorter(num_frames, self._config.num_conv_layers)
+        other._decoder = self._decoder.resized(
+            source_positions=shorter(num_frames, config.num_conv_layers),
+            target_positions=max_tokens,
         )
         return other
 
@@ -89,7 +101,7 @@ class Speech2TextSlotModel(DecoderSlots):
             width=config.d_model,
             inner_width=config.encoder_ffn_dim,
             vocab_size=config.vocab_size,
-            tokens=config.max_target_positions,
+            tokens=self.max_target_positions,
             positions=self.window_shape[0],
             window_values=self._encoder.num_mel_bins * self.window_frames,
             element_bytes=self.dtype.itemsize,

@@ -136,7 +136,11 @@ def generate(
         for row in range(batch.size)
         for copy in range(copies)
     ]
-    found: list[list[Text]] = run(batch.model, tasks, beams=config.num_beams or 1)
+    # No longer than needed: with many beams these caches are what takes memory.
+    slots = batch.model.for_windows(
+        batch.model.window_frames, max_tokens=begin.shape[1] + settings.max_new_tokens
+    )
+    found: list[list[Text]] = run(slots, tasks, beams=config.num_beams or 1)
     texts = [text for several in found for text in several]
     if config.return_dict_in_generate:
         return as_output(texts, settings, model.device)
