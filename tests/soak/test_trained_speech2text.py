@@ -1,0 +1,126 @@
+"""A Speech2Text trained from nothing on spoken digits understands voices it has never heard.
+
+The whole way: features, network, loss, gradients, saving, loading, `generate` and the pipeline.
+Training takes minutes; what it gives is used by all tests here.
+"""
+
+import wave
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.models.speech2text import (
+    Speech2TextForConditionalGeneration,
+    Speech2TextProcessor,
+)
+from corpus_asr.units import SAMPLE_RATE_HZ
+from pipelines.transcribe_corpus import run
+from tests.soak.test_real_speech import distance, texts
+from tests.support.digits import (
+    Clip,
+    Samples,
+    Utterances,
+    clips,
+    digit_processor,
+    recording,
+)
+from tests.support.training import LONGEST, small_config, train
+
+pytestmark = pytest.mark.slow
+
+# Chosen before anything was trained: the last two by name.
+UNHEARD = ("theo", "yweweler")
+STEPS = 1500
+RECORDINGS = 120
+MOST_WRONG = 0.10
+
+
+def word_error_rate(found: list[str], expected: list[str]) -> float:
+    wrong = sum(distance(a.split(), b.split()) for a, b in zip(found, expected, strict=True))
+    return wrong / sum(len(text.split()) for text in expected)
+
+
+@pytest.fixture(scope="module")
+def said(shared_data: Path) -> list[Clip]:
+    return clips(shared_data)
+
+
+@pytest.fixture(scope="module")
+def trained(said: list[Clip], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model that heard all speakers but two."""
+    folder = tmp_path_factory.mktemp("trained") / "model"
+    processor = digit_processor(folder)
+    torch.manual_seed(0)
+    model = Speech2TextForConditionalGeneration(small_config(len(processor.tokenizer)))
+    heard = Utterances([one for one in said if one.speaker not in UNHEARD], seed=1)
+    train(model, heard, processor.tokenizer, steps=STEPS)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unheard(said: list[Clip]) -> list[tuple[Samples, str]]:
+    """Recordings of one to six words by the speakers left out."""
+    draw = np.random.default_rng(5)
+    recordings = []
+    for at in range(RECORDINGS):
+        own = [one for one in said if one.speaker == UNHEARD[at % len(UNHEARD)]]
+        words = draw.integers(1, LONGEST + 1)
+        recordings.append(recording([own[i] for i in draw.integers(len(own), size=words)], draw))
+    return recordings
+
+
+def test_voices_never_heard_are_understood(
+    trained: Path,
+    unheard: list[tuple[Samples, str]],
+    record_property: Callable[[str, object], None],
+) -> None:
+    processor = Speech2TextProcessor.from_pretrained(trained)
+    model = Speech2TextForConditionalGeneration.from_pretrained(trained)
+    inputs = processor(
+        [samples for samples, _ in unheard],
+        sampling_rate=SAMPLE_RATE_HZ,
+        padding=True,
+        return_tensors="pt",
+    )
+    ids = model.generate(inputs.input_features, attention_mask=inputs.attention_mask, num_beams=4)
+    found = processor.batch_decode(ids, skip_special_tokens=True)
+    rate = word_error_rate(found, [text for _, text in unheard])
+    record_property("word_error_rate", rate)
+    assert rate < MOST_WRONG
+
+
+def test_the_pipeline_understands_them_too(
+    trained: Path,
+    unheard: list[tuple[Samples, str]],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    corpus, output = tmp_path / "corpus", tmp_path / "output"
+    corpus.mkdir()
+    for at, (samples, _) in enumerate(unheard):
+        write_wav(corpus / f"{at:04}.wav", samples)
+    settings = {
+        "source": {"uri": str(corpus)},
+        "extract": {"speech_detection": "none"},
+        "model": {"checkpoint": str(trained), "dtype": "float32"},
+        "output": {"uri": str(output)},
+    }
+    run(RunConfig.model_validate(settings), local=True, progress=None)
+    rows = texts(output)
+    found = [rows.get(f"{at:04}.wav", "") for at in range(len(unheard))]
+    rate = word_error_rate(found, [text for _, text in unheard])
+    record_property("word_error_rate", rate)
+    assert rate < MOST_WRONG
+
+
+def write_wav(path: Path, samples: Samples) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE_HZ)
+        file.writeframes((samples * 32767).clip(-32768, 32767).astype("<i2").tobytes())
