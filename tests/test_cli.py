@@ -28,7 +28,7 @@ from corpus_asr.errors import (
 )
 from corpus_asr.runtime.summary import RunSummary
 from corpus_asr.segments import Segment, Transcript
-from corpus_asr.storage.ledger import begin_run, fingerprint
+from corpus_asr.storage.beginning import begin_run, fingerprint
 from corpus_asr.storage.plan import make_plan
 from corpus_asr.storage.snapshot import write_snapshot
 from corpus_asr.storage.tables import OutputStore

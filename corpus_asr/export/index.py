@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.ledger import CONFIG_NAME, Ledger
+from corpus_asr.storage.beginning import CONFIG_NAME
+from corpus_asr.storage.ledger import Ledger
 from corpus_asr.storage.results import SEGMENT_ROWS
 from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
 

@@ -26,13 +26,8 @@ from corpus_asr.report.statistics import (
     summarise,
 )
 from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.ledger import (
-    CONFIG_NAME,
-    FINGERPRINT_NAME,
-    RUN_NAME,
-    SUCCESS_NAME,
-    Ledger,
-)
+from corpus_asr.storage.beginning import CONFIG_NAME, FINGERPRINT_NAME, RUN_NAME, SUCCESS_NAME
+from corpus_asr.storage.ledger import Ledger
 from corpus_asr.storage.plan import PLANS_FOLDER
 from corpus_asr.storage.snapshot import read_snapshot
 from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore

@@ -16,7 +16,7 @@ from corpus_asr.report.advice import advice
 from corpus_asr.report.bottleneck import bottleneck, time_lines
 from corpus_asr.report.text import counted, duration, row, wrapped
 from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.ledger import CONFIG_NAME, RUN_NAME, SUCCESS_NAME
+from corpus_asr.storage.beginning import CONFIG_NAME, RUN_NAME, SUCCESS_NAME
 from corpus_asr.storage.lock import USUAL, Holder, read_holder
 from corpus_asr.storage.snapshot import RUNNING, TRANSCRIBED, Snapshot, read_snapshot
 from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore

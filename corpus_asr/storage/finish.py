@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.schemas import SCHEMA_VERSION
+from corpus_asr.storage.beginning import RUN_NAME, SUCCESS_NAME, Run
 from corpus_asr.storage.compaction import compact
-from corpus_asr.storage.ledger import RUN_NAME, SUCCESS_NAME, Ledger, Run, Settlement
+from corpus_asr.storage.ledger import Ledger, Settlement
 from corpus_asr.storage.plan import retire_plans
 from corpus_asr.storage.recordings import Totals, write_recordings
 from corpus_asr.storage.settlement import keep_only, remove_leftovers

@@ -18,13 +18,8 @@ import pyarrow.compute as pc
 from corpus_asr.config.choices import CONTINUE, Choices, Retry
 from corpus_asr.config.run import RunConfig
 from corpus_asr.schemas import FILES, PACK_FILE, PACKS
-from corpus_asr.storage.ledger import (
-    REMAINING,
-    Earlier,
-    Ledger,
-    check_fingerprint,
-    fingerprint,
-)
+from corpus_asr.storage.beginning import Earlier, check_fingerprint, fingerprint
+from corpus_asr.storage.ledger import REMAINING, Ledger
 from corpus_asr.storage.listing import list_files
 from corpus_asr.storage.tables import (
     SUFFIX,

@@ -22,8 +22,9 @@ import pyarrow.compute as pc
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.schemas import RESULTS
+from corpus_asr.storage.beginning import begin_run, fingerprint
 from corpus_asr.storage.compaction import compact
-from corpus_asr.storage.ledger import Ledger, begin_run, fingerprint
+from corpus_asr.storage.ledger import Ledger
 from corpus_asr.storage.listing import list_files
 from corpus_asr.storage.plan import Plan, make_plan, read_listing
 from corpus_asr.storage.recordings import write_recordings

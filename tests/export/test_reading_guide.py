@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from corpus_asr.config.run import RunConfig
+from corpus_asr.storage.beginning import Run
 from corpus_asr.storage.finish import finish
-from corpus_asr.storage.ledger import Run
 from corpus_asr.storage.tables import OutputStore
 from tests.support.commits import commit, files, part, results
 

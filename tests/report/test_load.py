@@ -12,8 +12,8 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.report.load import load_report
 from corpus_asr.schemas import OUTCOMES, RESULTS, SEGMENTS
 from corpus_asr.storage.addresses import recording_id
+from corpus_asr.storage.beginning import Run, begin_run, fingerprint
 from corpus_asr.storage.finish import finish as finish_run
-from corpus_asr.storage.ledger import Run, begin_run, fingerprint
 from corpus_asr.storage.listing import list_files
 from corpus_asr.storage.plan import Plan, make_plan, read_listing
 from corpus_asr.storage.tables import OUTCOMES_FOLDER, SEGMENTS_FOLDER, OutputStore

@@ -8,7 +8,7 @@ import pytest
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.runtime.weights import fetch_weights
-from corpus_asr.storage.ledger import fingerprint
+from corpus_asr.storage.beginning import fingerprint
 from corpus_asr.storage.model_files import model_revision
 from tests.support.checkpoints import tiny_whisper
 from tests.support.tokenizers import tiny_tokenizer

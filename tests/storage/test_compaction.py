@@ -19,9 +19,10 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
 from corpus_asr.storage import compaction, filesystem
+from corpus_asr.storage.beginning import Run
 from corpus_asr.storage.compaction import compact, groups_to_merge, merge
 from corpus_asr.storage.finish import RunCounts, finish
-from corpus_asr.storage.ledger import Ledger, Run
+from corpus_asr.storage.ledger import Ledger
 from corpus_asr.storage.results import segments_of
 from corpus_asr.storage.tables import OutputStore, unique_stem
 from corpus_asr.units import MEBIBYTE

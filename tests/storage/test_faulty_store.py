@@ -12,10 +12,10 @@ from corpus_asr.config.stages import SourceSettings
 from corpus_asr.errors import FetchError
 from corpus_asr.storage import filesystem, ranges
 from corpus_asr.storage import s3 as s3_module
+from corpus_asr.storage.beginning import SUCCESS_NAME, begin_run
 from corpus_asr.storage.failures import RetryPolicy
 from corpus_asr.storage.filesystem import list_objects, open_binary, read_bytes, write_atomic
 from corpus_asr.storage.finish import finish
-from corpus_asr.storage.ledger import SUCCESS_NAME, begin_run
 from corpus_asr.storage.listing import list_files
 from corpus_asr.storage.plan import make_plan, read_listing, read_packs
 from corpus_asr.storage.tables import OutputStore

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus_asr.config.run import RunConfig
-from corpus_asr.errors import ConfigError, FetchError
+from corpus_asr.errors import FetchError
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SEGMENTS
 from corpus_asr.storage import filesystem, recordings
+from corpus_asr.storage.beginning import Run, begin_run
 from corpus_asr.storage.finish import RunCounts, finish
-from corpus_asr.storage.ledger import Ledger, Run, begin_run, fingerprint
+from corpus_asr.storage.ledger import Ledger
 from corpus_asr.storage.results import segments_of
 from corpus_asr.storage.tables import OutputStore, unique_stem
 from tests.support.commits import commit, files, part, results, same_schema
@@ -29,8 +30,8 @@ def config(**changes) -> RunConfig:
         "model": {"checkpoint": "tiny"},
         "output": {"uri": "/out"},
     }
-    for section, settings_ in changes.items():
-        values[section] = {**values.get(section, {}), **settings_}
+    for name, change in changes.items():
+        values[name] = {**values.get(name, {}), **change} if isinstance(change, dict) else change
     return RunConfig.model_validate(values)
 
 
@@ -110,57 +111,6 @@ def test_unknown_versions_of_old_rows_fit_any(memory: str) -> None:
     store = OutputStore(memory)
     commit(store, results(part("a", 0, texts=["x"], etag=None, size_bytes=None)))
     assert left(store, files("a", etag="v9", size_bytes=7)) == {}
-
-
-def test_a_folder_that_is_continued_keeps_its_fingerprint(memory: str) -> None:
-    store = OutputStore(memory)
-    first = begin_run(store, config(), fingerprint(config(), "weights"))
-    assert not first.continues
-    commit(store, results(part("a", 0, texts=["x"])))
-    again = config(
-        extract={
-            "workers": 3,
-            "pack_mb": 1,
-            "ahead_mb": 9,
-            "item_timeout_s": 9,
-            "max_file_gb": 1,
-            "max_duration_h": 9,
-        },
-        transcribe={"slots": 2},
-        source={"uri": ["/elsewhere"]},
-    )
-    second = begin_run(store, again, fingerprint(again, "weights"))
-    assert second.continues
-    assert second.run_id != first.run_id
-
-
-def test_other_settings_are_refused_by_name(memory: str) -> None:
-    store = OutputStore(memory)
-    begin_run(store, config(), fingerprint(config(), "weights-1"))
-    commit(store, results(part("a", 0, texts=["x"])))
-    other = config(decoding={"language": "de"}, extract={"part_s": 60})
-    with pytest.raises(ConfigError) as caught:
-        begin_run(store, other, fingerprint(other, "weights-2"))
-    message = str(caught.value)
-    assert 'decoding.language: was "auto", now "de"' in message
-    assert "extract.part_s: was 600.0, now 60.0" in message
-    assert "were weights-1, now weights-2" in message
-    assert "output.uri" in message
-    assert "decoding.task" not in message
-
-
-def test_a_folder_without_results_may_change_its_settings(memory: str) -> None:
-    store = OutputStore(memory)
-    begin_run(store, config(), fingerprint(config(), "w"))
-    other = config(decoding={"language": "de"})
-    assert not begin_run(store, other, fingerprint(other, "w")).continues
-
-
-def test_results_of_unknown_origin_are_refused(memory: str) -> None:
-    store = OutputStore(memory)
-    commit(store, results(part("a", 0, texts=["x"])))
-    with pytest.raises(ConfigError, match=r"without _run/fingerprint\.json"):
-        begin_run(store, config(), "f")
 
 
 def test_a_folder_at_work_is_not_marked_as_finished(memory: str) -> None:

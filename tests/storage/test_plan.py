@@ -18,8 +18,9 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import PACKS
 from corpus_asr.storage import filesystem
 from corpus_asr.storage import plan as plan_module
+from corpus_asr.storage.beginning import begin_run, fingerprint
 from corpus_asr.storage.finish import finish
-from corpus_asr.storage.ledger import REMAINING, begin_run, fingerprint
+from corpus_asr.storage.ledger import REMAINING
 from corpus_asr.storage.plan import make_plan, pack, read_listing, read_packs
 from corpus_asr.storage.tables import OutputStore, ParquetFile
 from corpus_asr.units import MEBIBYTE

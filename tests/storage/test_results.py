@@ -8,8 +8,8 @@ import pytest
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.schemas import LABELS, OUTCOMES
+from corpus_asr.storage.beginning import Run
 from corpus_asr.storage.finish import finish
-from corpus_asr.storage.ledger import Run
 from corpus_asr.storage.recordings import aggregate
 from corpus_asr.storage.results import LABEL_ROWS, outcomes_of, part_rows_named, rows_of
 from corpus_asr.storage.tables import OutputStore, unique_stem

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from corpus_asr.config.choices import Retry
 from corpus_asr.config.run import RunConfig
 from corpus_asr.storage import filesystem
+from corpus_asr.storage.beginning import Run
 from corpus_asr.storage.finish import RunCounts, finish
-from corpus_asr.storage.ledger import Ledger, Run
+from corpus_asr.storage.ledger import Ledger
 from corpus_asr.storage.tables import OutputStore
 from tests.support.commits import commit, files, part, results
 from tests.support.dying import Killed, dying

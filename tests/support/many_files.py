@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.schemas import RESULTS
-from corpus_asr.storage.ledger import begin_run, fingerprint
+from corpus_asr.storage.beginning import begin_run, fingerprint
 from corpus_asr.storage.listing import list_files
 from corpus_asr.storage.model_files import model_revision
 from corpus_asr.storage.tables import OutputStore
