@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol, TextIO
 
 import typer
 
+from corpus_asr.commands.evaluate import evaluate
 from corpus_asr.commands.export import export
 from corpus_asr.commands.failures import (
     EXIT_INTERRUPTED,
@@ -266,6 +267,7 @@ def transcribe(
 
 
 app.command()(export)
+app.command()(evaluate)
 
 
 @app.command()

@@ -12,7 +12,7 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -35,7 +35,12 @@ Chunk = tuple[list[str], list[str | None]]
 
 
 def manifest_rows(
-    manifest: str, *, endpoint_url: str | None = None, allow_local_files: bool = False
+    manifest: str,
+    *,
+    endpoint_url: str | None = None,
+    allow_local_files: bool = False,
+    uri_names: Sequence[str] = (URI_COLUMN,),
+    max_metadata_characters: int = MAX_METADATA_CHARACTERS,
 ) -> Iterator[Chunk]:
     """Yield addresses in normal form, and metadata (JSON text or None), chunk by chunk.
 
@@ -43,6 +48,8 @@ def manifest_rows(
         manifest: its address.
         endpoint_url: the S3 endpoint, where it is not Amazon's.
         allow_local_files: whether a manifest in a remote store may name files of this machine.
+        uri_names: names of the column of addresses; the first that is there is taken.
+        max_metadata_characters: what the other columns of a row may come to.
 
     Raises:
         ConfigError: unknown format, no `uri` column, a broken line, a line that is too large or
@@ -61,8 +68,9 @@ def manifest_rows(
     empty = True
     with _open(manifest, endpoint_url) as file:
         chunk: Chunk = ([], [])
-        for place, row in reader(file, manifest):
-            uri, metadata = _entry(row, place, manifest, folder)
+        for place, row in reader(file, manifest, uri_names):
+            row = _with_uri(row, uri_names)
+            uri, metadata = _entry(row, place, manifest, folder, max_metadata_characters)
             _check_trust(uri, place, manifest, allow_local_files)
             chunk[0].append(uri)
             chunk[1].append(metadata)
@@ -88,7 +96,21 @@ def _open(manifest: str, endpoint_url: str | None) -> io.BufferedReader:
         raise
 
 
-def _entry(row: dict[str, Any], place: str, manifest: str, folder: str) -> tuple[str, str | None]:
+def _with_uri(row: dict[str, Any], uri_names: Sequence[str]) -> dict[str, Any]:
+    """Return a row with its address under the usual name."""
+    name = next((name for name in uri_names if name in row), URI_COLUMN)
+    if name == URI_COLUMN:
+        return row
+    return {URI_COLUMN if key == name else key: value for key, value in row.items()}
+
+
+def _entry(
+    row: dict[str, Any],
+    place: str,
+    manifest: str,
+    folder: str,
+    max_metadata_characters: int = MAX_METADATA_CHARACTERS,
+) -> tuple[str, str | None]:
     uri = row.get(URI_COLUMN)
     if not isinstance(uri, str) or not uri.strip() or "\0" in uri:
         found = f"columns {', '.join(row)}" if URI_COLUMN not in row else f"uri {uri!r}"
@@ -103,7 +125,7 @@ def _entry(row: dict[str, Any], place: str, manifest: str, folder: str) -> tuple
     metadata = _metadata(row, place, manifest)
     for what, text, most in (
         ("a uri", uri, MAX_URI_CHARACTERS),
-        ("further columns", metadata or "", MAX_METADATA_CHARACTERS),
+        ("further columns", metadata or "", max_metadata_characters),
     ):
         if len(text) > most:
             raise ConfigError(
@@ -157,7 +179,9 @@ def _json_safe(value: Any) -> Any:
     return str(value)
 
 
-def _jsonl(file: io.BufferedReader, manifest: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _jsonl(
+    file: io.BufferedReader, manifest: str, _: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     for number in itertools.count(1):
         line = file.readline(MAX_LINE_BYTES + 1)
         if not line:
@@ -177,12 +201,14 @@ def _jsonl(file: io.BufferedReader, manifest: str) -> Iterator[tuple[str, dict[s
         yield f"line {number}", row
 
 
-def _csv(file: io.BufferedReader, manifest: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv(
+    file: io.BufferedReader, manifest: str, uri_names: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     lines = csv.reader(text, strict=True)
     try:
         header = next(lines, [])
-        if header and URI_COLUMN not in header:
+        if header and not {*uri_names} & {*header}:
             _entry(dict.fromkeys(header), "header", manifest, "")  # raises, naming the columns
         for row in lines:
             if not row:
@@ -199,10 +225,12 @@ def _csv(file: io.BufferedReader, manifest: str) -> Iterator[tuple[str, dict[str
         text.detach()
 
 
-def _parquet(file: io.BufferedReader, manifest: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet(
+    file: io.BufferedReader, manifest: str, uri_names: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         columns = parquet_columns(file)
-        if URI_COLUMN not in columns:
+        if not {*uri_names} & {*columns}:
             _entry(dict.fromkeys(columns), "schema", manifest, "")  # raises, naming the columns
         number = 0
         for batch in parquet_batches(file, batch_rows=CHUNK_ROWS):

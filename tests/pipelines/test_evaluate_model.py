@@ -1,0 +1,96 @@
+"""Runs are compared with references, whatever state they are in, and a bar is held."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from corpus_asr import cli
+from corpus_asr.storage.tables import OutputStore
+from tests.support.commits import commit, part, results
+
+TEXTS = {"/a.wav": "red green blue white", "/b.wav": "tall small", "/failed.wav": "old new",
+         "/absent.wav": "no", "/half.wav": "yes"}  # fmt: skip
+
+
+@pytest.fixture
+def references(tmp_path: Path) -> str:
+    path = tmp_path / "references.jsonl"
+    rows = [{"uri": uri, "text": text, "language": "en"} for uri, text in TEXTS.items()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def output(folder: Path, *, heard: str) -> str:
+    store = OutputStore(str(folder))
+    commit(
+        store,
+        results(
+            part("a.wav", 0, texts=["Red green", heard], last=False, language="en"),
+            part("b.wav", 0, texts=[" tall, small."], language="de"),
+            part("failed.wav", 0, texts=None, status="failed"),
+            part("half.wav", 0, texts=[" yes"], last=False),
+            part("unasked.wav", 0, texts=[" eleven"]),
+        ),
+    )
+    last = {"segment": 0, "text": " white", "start_s": 10.0, "end_s": 11.0, "confidence": 0.5}
+    commit(store, results(part("a.wav", 1, texts=None, segments=[last], language="en")))
+    return store.uri
+
+
+def evaluate(*arguments: str) -> Any:
+    return CliRunner().invoke(cli.app, ["evaluate", *arguments])
+
+
+def test_parts_failures_and_gaps_are_counted(tmp_path: Path, references: str) -> None:
+    uri = output(tmp_path / "output", heard="blew")
+    done = evaluate(uri, "--references", references, "--json")
+    assert done.exit_code == 0, done.output
+    data = json.loads(done.stdout)
+    assert (data["recordings"], data["missing"], data["failed"]) == (3, 2, 1)
+    # One word of eight is wrong, and the two of the failed recording are left out.
+    assert (data["words"], data["substitutions"], data["deletions"]) == (8, 1, 2)
+    assert data["wer"] == 0.375
+    assert data["languages"] == {"en": {"en": 1, "de": 1}}
+    assert data["worst"][0]["uri"] == "/failed.wav"
+
+
+def test_the_bar_is_held(tmp_path: Path, references: str) -> None:
+    uri = output(tmp_path / "output", heard="blew")
+    assert evaluate(uri, "--references", references, "--max-wer", "0.375").exit_code == 0
+    done = evaluate(uri, "--references", references, "--max-wer", "0.37")
+    assert done.exit_code == 1
+    assert "the word error rate is 37.50%, more than --max-wer allows (37.00%)" in done.stderr
+    assert "in all" in done.stdout
+
+
+def test_two_runs_are_compared(tmp_path: Path, references: str) -> None:
+    one = output(tmp_path / "one", heard="blue")
+    other = output(tmp_path / "other", heard="blew")
+    done = evaluate(one, "--references", references, "--against", other)
+    assert done.exit_code == 0, done.output
+    words = " ".join(done.stdout.split())
+    assert f"against {other}: 37.50%, here 25.00% over 3 recordings; difference -12.50%" in words
+    data = json.loads(
+        evaluate(one, "--references", references, "--against", other, "--json").stdout
+    )
+    assert data["against"]["difference"] == -0.125
+    assert data["against"]["low"] <= -0.125 <= data["against"]["high"] <= 0
+
+
+def test_references_of_other_recordings_are_refused(tmp_path: Path) -> None:
+    uri = output(tmp_path / "output", heard="blue")
+    path = tmp_path / "r.csv"
+    path.write_text("uri,text\nother.wav,hello\n")
+    done = evaluate(uri, "--references", str(path))
+    assert done.exit_code == 2
+    assert "found none of its 1 recordings there" in done.stderr
+    assert "/a.wav" in done.stderr
+
+
+def test_a_folder_that_is_no_output_is_refused(tmp_path: Path, references: str) -> None:
+    done = evaluate(str(tmp_path / "nothing"), "--references", references)
+    assert done.exit_code == 2
+    assert "found neither outcomes nor _run/" in done.stderr
