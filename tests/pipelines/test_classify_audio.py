@@ -204,6 +204,16 @@ def _without(found: dict[Any, list[dict[str, Any]]], names: set[str]) -> dict[An
     }
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_ray_and_this_process_give_the_same_labels(classes: RunConfig, tmp_path: Path) -> None:
+    output = classes.output.model_copy(update={"uri": str(tmp_path / "output")})
+    config = classes.model_copy(update={"output": output})
+    run(config, local=False, progress=None)
+    assert _without(labels_in(config), {"run_id"}) == _without(labels_in(classes), {"run_id"})
+
+
 def test_a_folder_of_labels_takes_no_transcripts(classes: RunConfig, classifier: Path) -> None:
     from pipelines.transcribe_corpus import run as transcribe
 

@@ -8,6 +8,7 @@ from corpus_asr.report.render import as_data, render
 from corpus_asr.report.statistics import (
     FailureExample,
     FailureGroup,
+    LabelShare,
     LanguageShare,
     Report,
     Statistics,
@@ -165,3 +166,19 @@ def test_durations_take_the_unit_that_suits_them() -> None:
         "1.5 h",
         "10,000.0 h",
     ]
+
+
+def test_labels_are_told_in_place_of_text_the_most_frequent_first() -> None:
+    shares = tuple(
+        LabelShare(label=f"class {number}", recordings=1, audio_s=3600.0 / (number + 1))
+        for number in range(22)
+    )
+    found = replace(FULL, statistics=replace(FULL.statistics, labels=shares, languages=()))
+    text = render(found)
+    assert "95 with labels" in text
+    assert "  labels      12,345" in text
+    assert "class 0 " in text
+    assert "class 20" not in text
+    assert "and 2 other labels, 5.6 min" in text
+    assert "segments" not in text
+    assert as_data(found)["statistics"]["labels"][0]["label"] == "class 0"

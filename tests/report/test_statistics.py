@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus_asr.report.statistics import COUNTS, Statistics, summarise
+from corpus_asr.report.statistics import COUNTS, Statistics, as_segments, summarise
 from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS, SEGMENTS
 
 SETTLED = OUTCOMES.append(COUNTS)
@@ -252,3 +252,27 @@ def test_channels_apart_hold_the_same_time() -> None:
     assert found.audio_by_run_s == (("run-1", 200.0), ("run-2", 100.0))
     assert [language.audio_s for language in found.languages] == [300.0]
     assert found.segments == 8
+
+
+def test_labels_are_counted_by_part_and_windows_by_their_likeliest() -> None:
+    table = pa.table(
+        {
+            "recording_id": ["a", "a", "b", "b"],
+            "rank": pa.array([1, 2, 1, 2], pa.int32()),
+            "probability": pa.array([0.95, 0.05, 0.5, 0.5], pa.float32()),
+        }
+    )
+    turned = pa.Table.from_batches(list(as_segments(table.to_batches())))
+    assert turned["recording_id"].to_pylist() == ["a", "a", "b", "b"]
+    assert turned["confidence"].is_valid().to_pylist() == [True, False, True, False]
+    rows = [
+        outcome("a", 0, label="music", duration_s=30.0, last_part=False),
+        outcome("a", 1, label="music", duration_s=30.0),
+        outcome("b", 0, label="speech", duration_s=40.0),
+        outcome("c", 0),
+    ]
+    found = count(rows).labels
+    assert [(one.label, one.recordings, one.audio_s) for one in found] == [
+        ("music", 1, 60.0),
+        ("speech", 1, 40.0),
+    ]

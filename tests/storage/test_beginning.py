@@ -47,13 +47,14 @@ def test_other_settings_are_refused_by_name(memory: str) -> None:
 
 
 def test_what_a_pipeline_does_not_read_is_not_in_its_fingerprint() -> None:
-    text, labels = ({"pipeline": name} for name in ("transcribe_corpus", "classify_audio"))
-    unread = {"classification": {"top_k": 1}}
-    assert fingerprint(config(**text), "w") == fingerprint(config(**text, **unread), "w")
-    assert fingerprint(config(**labels), "w") != fingerprint(config(**labels, **unread), "w")
-    other = {"decoding": {"language": "de"}}
-    assert fingerprint(config(**labels), "w") == fingerprint(config(**labels, **other), "w")
-    assert fingerprint(config(**labels), "w") != fingerprint(config(**text), "w")
+    def name_of(pipeline: str, **changes: dict[str, object]) -> str:
+        return fingerprint(config(**changes).model_copy(update={"pipeline": pipeline}), "w")
+
+    text, labels = "transcribe_corpus", "classify_audio"
+    searched, told = {"decoding": {"language": "de"}}, {"classification": {"top_k": 1}}
+    assert name_of(text) == name_of(text, **told) != name_of(text, **searched)
+    assert name_of(labels) == name_of(labels, **searched) != name_of(labels, **told)
+    assert name_of(labels) != name_of(text)
 
 
 def test_a_folder_without_results_may_change_its_settings(memory: str) -> None:
