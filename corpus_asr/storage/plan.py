@@ -19,6 +19,7 @@ from corpus_asr.config.choices import CONTINUE, Choices, Retry
 from corpus_asr.config.run import RunConfig
 from corpus_asr.schemas import FILES, PACK_FILE, PACKS
 from corpus_asr.storage.beginning import Earlier, check_fingerprint, fingerprint
+from corpus_asr.storage.fitting import without_credentials
 from corpus_asr.storage.ledger import REMAINING, Ledger
 from corpus_asr.storage.listing import list_files
 from corpus_asr.storage.tables import (
@@ -27,7 +28,6 @@ from corpus_asr.storage.tables import (
     ParquetFile,
     parquet_batches,
     unique_stem,
-    without_credentials,
 )
 from corpus_asr.units import MEBIBYTE
 

@@ -12,7 +12,7 @@ from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.schemas import OUTCOMES, RESULTS, SEGMENTS
 from corpus_asr.storage import tables
 from corpus_asr.storage.results import segments_of
-from corpus_asr.storage.tables import OutputStore, conform, unique_stem
+from corpus_asr.storage.tables import OutputStore, unique_stem
 from tests.support.commits import commit, part, results, same_schema
 from tests.support.stores import S3Server
 
@@ -203,16 +203,6 @@ def test_rows_that_cannot_be_accounted_for_are_refused(
     row = part("a", 0, texts=["x"]) | change
     with pytest.raises(ValueError, match=message):
         commit(OutputStore(memory), results(row))
-
-
-def test_conforming_fills_what_older_writers_lack() -> None:
-    old = pa.table({"part": pa.array([1], pa.int64())})
-    assert conform(old, OUTCOMES).schema.equals(OUTCOMES, check_metadata=True)
-    assert conform(old, OUTCOMES)["part"].to_pylist() == [1]
-    with pytest.raises(ValueError, match="unknown columns"):
-        conform(pa.table({"parts": [1]}), OUTCOMES)
-    with pytest.raises(ValueError, match="column part is string"):
-        conform(pa.table({"part": ["x"]}), OUTCOMES)
 
 
 def test_an_empty_table_commits_nothing_wrong(memory: str) -> None:
