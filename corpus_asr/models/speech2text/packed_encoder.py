@@ -100,7 +100,8 @@ class _GatedConvolution:
     def __init__(self, conv: nn.Conv1d) -> None:
         channels, inputs, self._size = conv.weight.shape
         weight = conv.weight.detach().transpose(1, 2).reshape(channels, -1)
-        linear = nn.Linear(1, 1)
+        # No numbers are drawn: that would change what is sampled after.
+        linear = nn.Linear(1, 1, device="meta")
         linear.weight = nn.Parameter(weight, requires_grad=False)
         assert conv.bias is not None
         linear.bias = nn.Parameter(conv.bias.detach(), requires_grad=False)

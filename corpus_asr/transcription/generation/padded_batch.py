@@ -86,6 +86,16 @@ class PaddedBatch:
         """Stands for the features of a row that is encoded already."""
         return np.broadcast_to(np.float32(0.0), (1, self.model.window_frames))
 
+    def sound(self, row: int) -> np.ndarray:
+        """What is heard of a row: features, or what the encoder made of them."""
+        if self.features is not None:
+            heard = self.features[row, : self.num_frames[row]]
+        else:
+            assert self.given is not None
+            [end] = self.model.positions_heard([self.num_frames[row]], windows=1)
+            heard = self.given[row, :end]
+        return heard.detach().float().cpu().numpy()
+
     @torch.inference_mode()
     def encoded(self) -> Float[Tensor, "batch pos width"]:
         """Encode all rows, a few at a time."""

@@ -327,7 +327,7 @@ def _row(
         rules=settings.rules,
         max_new_tokens=settings.max_new_tokens,
         search=search,
-        seed=_seed(settings, encoded[row], copy) if settings.temperature is not None else 0,
+        seed=_seed(settings, batch.sound(row), copy) if settings.temperature is not None else 0,
         num_frames=batch.num_frames[row],
         encoded=encoded[row],
     )
@@ -338,13 +338,12 @@ def _row(
     return texts
 
 
-def _seed(settings: _Settings, encoded: Float[Tensor, "pos width"], copy: int) -> int:
+def _seed(settings: _Settings, sound: np.ndarray, copy: int) -> int:
     """Name a row's sound and the copy by a number, for sampling.
 
     What is sampled then depends on neither the row's place in the batch nor its neighbours.
     """
-    heard = encoded[encoded.any(dim=1)]
     digest = hashlib.blake2b(digest_size=_SEED_BYTES)
-    digest.update(np.ascontiguousarray(heard.float().cpu().numpy()).data)
+    digest.update(np.ascontiguousarray(sound).data)
     digest.update(f"{settings.seed} {settings.temperature!r} {copy}".encode())
     return int.from_bytes(digest.digest(), "little", signed=True)

@@ -1,0 +1,184 @@
+"""Speech2Text: `generate` says what `transformers` says, token for token."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
+from tests.support.checkpoints import tiny_speech2text
+from tests.support.generation import same
+
+# transformers warns wherever nobody says how long a text may be, which is one of the cases.
+pytestmark = pytest.mark.filterwarnings("ignore:Using the model-agnostic default:UserWarning")
+
+MELS, VOCAB = 16, 90
+START = END = 2
+LENGTHS = [100, 63, 7]
+
+
+class Pair:
+    """The same weights here and in transformers."""
+
+    def __init__(self, folder: Path, *, seed: int = 0, **config: Any) -> None:
+        tiny_speech2text(
+            folder,
+            seed=seed,
+            d_model=32,
+            vocab_size=VOCAB,
+            spread=0.25,
+            input_feat_per_channel=MELS,
+            **{"max_source_positions": 6000, **config},
+        )
+        self.ours = Speech2TextForConditionalGeneration.from_pretrained(folder).eval()
+        theirs = transformers.Speech2TextForConditionalGeneration.from_pretrained(folder)
+        self.theirs: Any = theirs.eval()
+
+    def same(self, lengths: list[int], **arguments: Any) -> Any:
+        """Check that both say the same of a batch, and return it."""
+        features, mask = batch(lengths)
+        ours = self.ours.generate(features, attention_mask=mask, **arguments)
+        with torch.no_grad():
+            theirs = self.theirs.generate(features, attention_mask=mask, **arguments)
+        same(ours, theirs)
+        return ours
+
+
+def batch(lengths: list[int], *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(len(lengths), max(lengths), MELS, generator=generator)
+    mask = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
+    return features * mask[:, :, None], mask
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return Pair(tmp_path_factory.mktemp("pair"), seed=1)
+
+
+SEARCHES: list[dict[str, Any]] = [
+    {},
+    {"max_new_tokens": 40},
+    {"max_length": 11},
+    {"min_length": 10, "max_length": 30},
+    {"min_new_tokens": 9, "bad_words_ids": [[5], [6, 7], [END]]},
+    {"suppress_tokens": [END, 7, 8], "begin_suppress_tokens": [5, 6]},
+    {"forced_bos_token_id": 7, "begin_suppress_tokens": [7, END]},
+    {"forced_bos_token_id": 7, "forced_eos_token_id": END, "max_new_tokens": 12},
+    {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2, "max_new_tokens": 30},
+    {"num_beams": 5, "max_new_tokens": 30},
+    {"num_beams": 5, "forced_bos_token_id": 7, "length_penalty": 2.0, "early_stopping": True},
+    {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.3, "no_repeat_ngram_size": 2},
+    {"num_beams": 4, "early_stopping": "never", "max_new_tokens": 9, "forced_eos_token_id": END},
+    {"decoder_input_ids": torch.tensor([[5, 1, 6], [7, 8, 1], [9, 9, 9]])},
+    {"decoder_input_ids": torch.tensor([[START, 5], [START, 8], [START, 9]]), "num_beams": 2},
+    {"decoder_start_token_id": [5, 6, 7]},
+    {"eos_token_id": 11, "pad_token_id": 0},
+]
+
+
+@pytest.mark.parametrize("arguments", SEARCHES, ids=lambda given: ",".join(given) or "default")
+def test_the_same_tokens(both: Pair, arguments: dict[str, Any]) -> None:
+    both.same(LENGTHS, **arguments)
+
+
+@pytest.mark.parametrize("num_beams", [1, 5])
+def test_a_text_does_not_end_at_its_start(both: Pair, num_beams: int) -> None:
+    found = both.same([80, 80], num_beams=num_beams, min_new_tokens=4)
+    assert (found[:, 0] == START).all()
+    assert found.shape[1] > 4
+
+
+@pytest.mark.parametrize(
+    ("lengths", "arguments"),
+    [
+        ([1], {"num_beams": 2}),
+        ([6000, 4801], {"max_new_tokens": 12}),
+        ([6000], {"max_new_tokens": 6, "num_beams": 3}),
+    ],
+    ids=["one frame", "long", "long beams"],
+)
+def test_very_short_and_very_long_inputs(
+    both: Pair, lengths: list[int], arguments: dict[str, Any]
+) -> None:
+    both.same(lengths, **arguments)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"pad_token_id": 0, "scale_embedding": False},
+        {"num_conv_layers": 3, "conv_kernel_sizes": [3, 5, 7], "activation_function": "gelu"},
+        {"num_conv_layers": 1, "conv_kernel_sizes": [5], "tie_word_embeddings": False},
+    ],
+    ids=lambda config: ",".join(config),
+)
+def test_other_networks(tmp_path: Path, config: dict[str, Any]) -> None:
+    other = Pair(tmp_path, seed=3, **config)
+    for arguments in ({"max_new_tokens": 30}, {"num_beams": 4, "forced_bos_token_id": 9}):
+        other.same(LENGTHS, **arguments)
+
+
+def test_without_a_mask_all_is_heard(both: Pair) -> None:
+    features, _ = batch(LENGTHS)
+    for name in ("inputs", "input_features"):
+        ours = both.ours.generate(**{name: features})
+        same(ours, both.theirs.generate(**{name: features}))
+
+
+def test_what_the_encoder_gave_may_be_passed(both: Pair) -> None:
+    features, mask = batch(LENGTHS)
+    with torch.no_grad():
+        encoded = both.theirs.model.encoder(features, attention_mask=mask)
+    for arguments in ({"attention_mask": mask}, {}):
+        ours = both.ours.generate(encoder_outputs=encoded, **arguments)
+        same(ours, both.theirs.generate(encoder_outputs=encoded, **arguments))
+
+
+def test_everything_by_name(both: Pair) -> None:
+    wanted = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
+    # Up to its end a row's scores are the same; so of one row, all are.
+    both.same([90], suppress_tokens=[4], max_new_tokens=8, **wanted)
+    features, mask = batch(LENGTHS)
+    arguments: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 8}
+    ours = both.ours.generate(features, attention_mask=mask, **arguments, **wanted)
+    with torch.no_grad():
+        theirs = both.theirs.generate(features, attention_mask=mask, **arguments, **wanted)
+    same(ours.sequences, theirs.sequences)
+    same(ours.sequences_scores, theirs.sequences_scores)
+
+
+def test_the_callers_functions_are_asked(both: Pair) -> None:
+    def even(row: int, tokens: Tensor) -> list[int]:
+        return [END, *range(4 + 2 * (row % 2), VOCAB, 4)]
+
+    def louder(tokens: Tensor, scores: Tensor) -> Tensor:
+        scores[:, 20 + tokens.shape[1]] += 3.0
+        return scores
+
+    def enough(tokens: Tensor, scores: Any, **_: Any) -> Tensor:
+        return torch.full((len(tokens),), tokens.shape[1] > 6, dtype=torch.bool)
+
+    processors = transformers.LogitsProcessorList([louder])
+    criteria = transformers.StoppingCriteriaList([enough])
+    for arguments in (
+        {"prefix_allowed_tokens_fn": even},
+        {"logits_processor": processors, "num_beams": 2},
+        {"stopping_criteria": criteria},
+    ):
+        both.same(LENGTHS, **arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_many_networks_and_batches(tmp_path: Path, seed: int) -> None:
+    other = Pair(
+        tmp_path, seed=seed, pad_token_id=[1, 0, 3][seed % 3], scale_embedding=seed % 2 == 0
+    )
+    for lengths in ([100, 63, 7], [1], [41, 40], [333, 10, 332, 331, 4, 5]):
+        for arguments in SEARCHES:
+            if "decoder_input_ids" not in arguments and "decoder_start_token_id" not in arguments:
+                other.same(lengths, **arguments)
