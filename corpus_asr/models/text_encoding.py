@@ -7,6 +7,7 @@ no audio.
 
 import warnings
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 from corpus_asr.models.batch import BatchEncoding
@@ -15,6 +16,27 @@ from corpus_asr.models.tokenizer_rows import Lengths, chosen_lengths, gathered, 
 
 OUTSIDE = (0, 0)
 """Where a token stands that is not of the text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a call asks for, beside its texts."""
+
+    words: bool
+    """Whether texts come as lists of words."""
+    special: bool
+    """Whether to put special tokens around each."""
+    lengths: Lengths
+    stride: int
+    """Tokens that are repeated where a row is cut."""
+    overflow: bool
+    """Whether what is cut off is wanted."""
+    wanted: tuple[str, ...]
+    """What else than ids is wanted, by name."""
+    side: str
+    """Where rows are padded."""
+    tensors: str | None
+    """`np`, `pt` or None for lists."""
 
 
 class TextEncoding(TokenRoles):
@@ -94,18 +116,18 @@ class TextEncoding(TokenRoles):
             "offset_mapping": return_offsets_mapping,
             "length": return_length,
         }
+        asked = Asked(
+            words=is_split_into_words,
+            special=add_special_tokens,
+            lengths=lengths,
+            stride=stride,
+            overflow=return_overflowing_tokens,
+            wanted=tuple(name for name, is_wanted in wanted.items() if is_wanted),
+            side=padding_side or self.padding_side,
+            tensors=return_tensors,
+        )
         found = [
-            self._batch(
-                *texts,
-                words=is_split_into_words,
-                special=add_special_tokens,
-                lengths=lengths,
-                stride=stride,
-                overflow=return_overflowing_tokens,
-                wanted=wanted,
-                side=padding_side or self.padding_side,
-                tensors=return_tensors,
-            )
+            self._batch(*texts, asked)
             for texts in ((text, text_pair), (text_target, text_pair_target))
             if texts[0] is not None
         ]
@@ -239,34 +261,23 @@ class TextEncoding(TokenRoles):
         """Return the ids of a text and nothing around it."""
 
     @abstractmethod
-    def _batch(
-        self,
-        text: Any,
-        pair: Any,
-        *,
-        words: bool,
-        special: bool,
-        lengths: Lengths,
-        stride: int,
-        overflow: bool,
-        wanted: dict[str, bool],
-        side: str,
-        tensors: str | None,
-    ) -> BatchEncoding:
-        """Encode one text, or a list of them, with its second one.
+    def _batch(self, text: Any, pair: Any, asked: Asked) -> BatchEncoding:
+        """Encode a text or several, and a second one or as many where `pair` is not None."""
 
-        Args:
-            text: a text or several.
-            pair: a second one, or as many; None for none.
-            words: whether each comes as a list of words.
-            special: whether to put special tokens around each.
-            lengths: how long rows may and shall be.
-            stride: tokens that are repeated where a row is cut.
-            overflow: whether what is cut off is wanted.
-            wanted: what else than ids is wanted, by name.
-            side: where rows are padded.
-            tensors: `np`, `pt` or None for lists.
+    def _special_tokens_around(self, asked: Asked) -> int:
+        """Return how many tokens stand around the text of a row.
+
+        Raises:
+            ValueError: a row may not even have those.
         """
+        around = self.num_special_tokens_to_add() if asked.special else 0
+        if asked.lengths.limit < around:
+            raise ValueError(
+                f"encoding texts: found max_length={asked.lengths.max_length}, expected room for "
+                f"the {around} special tokens of a row at least; allow more, or pass "
+                f"add_special_tokens=False"
+            )
+        return around
 
     def _fillers(self) -> dict[str, Any]:
         return {

@@ -10,8 +10,8 @@ from typing import Any
 
 from corpus_asr.models.batch import BatchEncoding
 from corpus_asr.models.speech2text.tokenizer_vocabulary import Speech2TextVocabulary
-from corpus_asr.models.text_encoding import TextEncoding, is_several
-from corpus_asr.models.tokenizer_rows import Lengths, pad_batch
+from corpus_asr.models.text_encoding import Asked, TextEncoding, is_several
+from corpus_asr.models.tokenizer_rows import pad_batch
 
 _OVERFLOW = ("overflowing_tokens", "num_truncated_tokens")
 
@@ -38,72 +38,46 @@ class Speech2TextTextEncoding(Speech2TextVocabulary, TextEncoding):
     def _text_ids(self, text: str) -> list[int]:
         return self.convert_tokens_to_ids(self.tokenize(text))
 
-    def _batch(
-        self,
-        text: Any,
-        pair: Any,
-        *,
-        words: bool,
-        special: bool,
-        lengths: Lengths,
-        stride: int,
-        overflow: bool,
-        wanted: dict[str, bool],
-        side: str,
-        tensors: str | None,
-    ) -> BatchEncoding:
-        if wanted["offset_mapping"]:
+    def _batch(self, text: Any, pair: Any, asked: Asked) -> BatchEncoding:
+        if "offset_mapping" in asked.wanted:
             raise ValueError(
                 "encoding texts: found return_offsets_mapping=True, expected it for tokenizers "
                 "that keep the text as it is only; leave it out"
             )
-        several = _is_batch(text, words=words)
+        several = _is_batch(text, words=asked.words)
         texts, pairs = list(text) if several else [text], _pairs(text, pair, several=several)
         found = []
         for both in zip(texts, pairs, strict=True):
-            one, second = _unpaired(*both, words=words) if several else both
-            ids = self._ids(one, words=words)
-            second_ids = None if second is None else self._ids(second, words=words)
-            found.append(
-                self._row(ids, second_ids, special=special, lengths=lengths, stride=stride)
-            )
-        names = ["input_ids", *(name for name, asked in wanted.items() if asked)]
-        if overflow and tensors is None and any(row["overflowing_tokens"] for row in found):
+            one, second = _unpaired(*both, words=asked.words) if several else both
+            ids = self._ids(one, words=asked.words)
+            second_ids = None if second is None else self._ids(second, words=asked.words)
+            found.append(self._row(ids, second_ids, asked))
+        names = ["input_ids", *asked.wanted]
+        tells_overflow = asked.overflow and asked.tensors is None
+        if tells_overflow and any(row["overflowing_tokens"] for row in found):
             names += _OVERFLOW
         rows = {name: [row[name] for row in found] for name in names}
-        batch = pad_batch(rows, lengths, fillers=self._fillers(), side=side, tensors=None)
-        if several or tensors is not None:
-            return batch.convert_to_tensors(tensors)
+        batch = pad_batch(
+            rows, asked.lengths, fillers=self._fillers(), side=asked.side, tensors=None
+        )
+        if several or asked.tensors is not None:
+            return batch.convert_to_tensors(asked.tensors)
         single = BatchEncoding({name: values[0] for name, values in batch.items()})
         if "length" in single:
             single["length"] = len(single["input_ids"])
         return single
 
-    def _row(
-        self,
-        ids: list[int],
-        second: list[int] | None,
-        *,
-        special: bool,
-        lengths: Lengths,
-        stride: int,
-    ) -> dict[str, Any]:
-        around = self.num_special_tokens_to_add() if special else 0
-        if lengths.limit < around:
-            raise ValueError(
-                f"encoding texts: found max_length={lengths.max_length}, expected room for the "
-                f"{around} special tokens of a row at least; allow more, or pass "
-                f"add_special_tokens=False"
-            )
+    def _row(self, ids: list[int], second: list[int] | None, asked: Asked) -> dict[str, Any]:
+        lengths, around = asked.lengths, self._special_tokens_around(asked)
         excess = max(0, len(ids) + len(second or []) + around - lengths.limit)
         overflowing: list[int] = []
         if excess:
             ids, second, overflowing = self.truncate_sequences(
-                ids, second, excess, lengths.truncation, stride
+                ids, second, excess, lengths.truncation, asked.stride
             )
         row = [*ids, *(second or [])]
         types, mask = [0] * len(row), [0] * len(row)
-        if special:
+        if asked.special:
             types = self.create_token_type_ids_from_sequences(ids, second)
             mask = self.get_special_tokens_mask(ids, second)
             row = self.build_inputs_with_special_tokens(ids, second)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from corpus_asr.models.batch import BatchEncoding
-from corpus_asr.models.text_encoding import OUTSIDE, TextEncoding, is_several
-from corpus_asr.models.tokenizer_rows import Lengths, cut_spans, pad_batch, pair_limits
+from corpus_asr.models.text_encoding import OUTSIDE, Asked, TextEncoding, is_several
+from corpus_asr.models.tokenizer_rows import cut_spans, pad_batch, pair_limits
 from corpus_asr.models.whisper.tokenizer_vocabulary import WhisperVocabulary
 from corpus_asr.text.bpe import Pieces
 
@@ -43,21 +43,8 @@ class WhisperTextEncoding(WhisperVocabulary, TextEncoding):
     def _text_ids(self, text: str) -> list[int]:
         return self._bpe.encode(text)
 
-    def _batch(
-        self,
-        text: Any,
-        pair: Any,
-        *,
-        words: bool,
-        special: bool,
-        lengths: Lengths,
-        stride: int,
-        overflow: bool,
-        wanted: dict[str, bool],
-        side: str,
-        tensors: str | None,
-    ) -> BatchEncoding:
-        several = is_several(text, words=words)
+    def _batch(self, text: Any, pair: Any, asked: Asked) -> BatchEncoding:
+        several = is_several(text, words=asked.words)
         texts = list(text) if several else [text]
         sets = [texts] if pair is None else [texts, list(pair) if several else [pair]]
         if len(sets[-1]) != len(texts):
@@ -66,42 +53,29 @@ class WhisperTextEncoding(WhisperVocabulary, TextEncoding):
                 f"expected as many; correct the lists"
             )
         rows: dict[str, list[Any]] = {"input_ids": []}
-        rows |= {name: [] for name, asked in wanted.items() if asked}
+        rows |= {name: [] for name in asked.wanted}
         sources: list[int] = []
         for number, both in enumerate(zip(*sets, strict=True)):
-            pieces = [self._pieces(one, words=words) for one in both]
-            for row in self._rows(pieces, special, lengths, stride, overflow):
+            pieces = [self._pieces(one, words=asked.words) for one in both]
+            for row in self._rows(pieces, asked):
                 sources.append(number)
                 for name, values in rows.items():
                     values.append(row[name])
         fillers = self._fillers()
-        found = pad_batch(rows, lengths, fillers=fillers, side=side, tensors=None)
+        found = pad_batch(rows, asked.lengths, fillers=fillers, side=asked.side, tensors=None)
         if "length" in found:
             found["length"] = [len(row) for row in found["input_ids"]]
-        if overflow:
+        if asked.overflow:
             found["overflow_to_sample_mapping"] = sources
-        if not several and tensors is None and not overflow:
+        if not several and asked.tensors is None and not asked.overflow:
             return BatchEncoding({k: v if k == "length" else v[0] for k, v in found.items()})
-        return found.convert_to_tensors(tensors)
+        return found.convert_to_tensors(asked.tensors)
 
-    def _rows(
-        self,
-        pieces: Sequence[Pieces],
-        special: bool,
-        lengths: Lengths,
-        stride: int,
-        overflow: bool,
-    ) -> Iterable[dict[str, Any]]:
+    def _rows(self, pieces: Sequence[Pieces], asked: Asked) -> Iterable[dict[str, Any]]:
         """Yield the row of a text or pair, and rows of what it was cut down by if asked for."""
         first, second = (*pieces, _NO_PIECES)[:2]
-        around = self.num_special_tokens_to_add() if special else 0
-        if lengths.limit < around:
-            raise ValueError(
-                f"encoding texts: found max_length={lengths.max_length}, expected room for the "
-                f"{around} special tokens of a row at least; allow more, or pass "
-                f"add_special_tokens=False"
-            )
-        if overflow and len(pieces) > 1:
+        lengths, around = asked.lengths, self._special_tokens_around(asked)
+        if asked.overflow and len(pieces) > 1:
             raise ValueError(
                 "encoding pairs: found return_overflowing_tokens=True, expected it for single "
                 "texts only; encode the texts one by one"
@@ -111,12 +85,12 @@ class WhisperTextEncoding(WhisperVocabulary, TextEncoding):
         )
         side = self.truncation_side
         spans, other = (
-            cut_spans(len(one.ids), limit, stride=stride, side=side)
+            cut_spans(len(one.ids), limit, stride=asked.stride, side=side)
             for one, limit in zip((first, second), limits, strict=True)
         )
-        for span in spans if overflow else spans[:1]:
+        for span in spans if asked.overflow else spans[:1]:
             parts = [first.part(*span), second.part(*other[0])]
-            yield self._row(parts[: len(pieces)], special)
+            yield self._row(parts[: len(pieces)], asked.special)
 
     def _row(self, parts: Sequence[Pieces], special: bool) -> dict[str, Any]:
         before = self.prefix_tokens if special else []
