@@ -329,7 +329,7 @@ def test_chunks_are_decoded_independently_and_come_out_in_order() -> None:
         dialect=dialect(**TINY),
         settings=DecodingSettings(language="en", strategy="chunked"),
         add=lambda task, done: tasks.append((task, done)),
-        done=lambda segments, language, error: found.extend(segments),
+        done=lambda segments, *_: found.extend(segments),
     )
     job.start()
     asked = [next(tasks[0][0])]  # the language is given: the first chunk's window at once
