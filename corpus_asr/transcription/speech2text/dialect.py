@@ -12,7 +12,7 @@ from typing import Any
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import TokenRules
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.models.registry import family_of, resolve
 from corpus_asr.transcription.punctuation import split_words
 from corpus_asr.transcription.reading import Reading, upper_half
@@ -67,12 +67,18 @@ class Speech2TextDialect:
         """Read a checkpoint's tokenizer and generation settings.
 
         Raises:
-            CheckpointError: a file is missing or unreadable.
+            CheckpointError: a file is missing or unreadable, or the vocabulary is larger than the
+                network's.
         """
         family = family_of(folder)
         config = resolve(family.config).from_pretrained(folder)
         generation = resolve(family.generation).from_pretrained(folder)
         tokenizer = resolve(family.tokenizer).from_pretrained(folder)
+        if len(tokenizer) > config.vocab_size:
+            raise CheckpointError(
+                f"reading {folder}: the network has {config.vocab_size} tokens and the tokenizer "
+                f"{len(tokenizer)}; use the tokenizer that belongs to it"
+            )
         start, end = config.decoder_start_token_id, tokenizer.eos_token_id
         return cls(
             spelling=lambda ids: str(tokenizer.decode(list(ids), True, False)),
