@@ -16,8 +16,13 @@ if TYPE_CHECKING:
         AutoProcessor,
         AutoTokenizer,
     )
+    from corpus_asr.models.generation_config import GenerationConfig
     from corpus_asr.models.speech2text.config import Speech2TextConfig
     from corpus_asr.models.speech2text.feature_extractor import Speech2TextFeatureExtractor
+    from corpus_asr.models.speech2text.model import (
+        Speech2TextForConditionalGeneration,
+        Speech2TextModel,
+    )
     from corpus_asr.models.speech2text.processor import Speech2TextProcessor
     from corpus_asr.models.speech2text.tokenizer import Speech2TextTokenizer
 
@@ -27,6 +32,7 @@ __all__ = [
     "AutoModelForSpeechSeq2Seq",
     "AutoProcessor",
     "AutoTokenizer",
+    "GenerationConfig",
     "Speech2TextConfig",
     "Speech2TextFeatureExtractor",
     "Speech2TextForConditionalGeneration",
@@ -42,6 +48,7 @@ _HOMES = {
     "AutoModelForSpeechSeq2Seq": "corpus_asr.models.auto:AutoModelForSpeechSeq2Seq",
     "AutoProcessor": "corpus_asr.models.auto:AutoProcessor",
     "AutoTokenizer": "corpus_asr.models.auto:AutoTokenizer",
+    "GenerationConfig": "corpus_asr.models.generation_config:GenerationConfig",
     "Speech2TextConfig": f"{_HERE}.config:Speech2TextConfig",
     "Speech2TextFeatureExtractor": f"{_HERE}.feature_extractor:Speech2TextFeatureExtractor",
     "Speech2TextForConditionalGeneration": f"{_HERE}.model:Speech2TextForConditionalGeneration",
