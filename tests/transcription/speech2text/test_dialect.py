@@ -16,7 +16,7 @@ from tests.support.pieces import LANGUAGES, made_words, tiny_speech2text_tokeniz
 
 def checkpoint(folder: Path, *, languages: tuple[str, ...] = (), **config: Any) -> Path:
     """Write all of a checkpoint but its weights and features."""
-    more = {"lang_codes": "mustc"} if languages else {}
+    more: dict[str, Any] = {"lang_codes": "mustc"} if languages else {}
     tiny_speech2text_tokenizer(folder, languages=languages, **more)
     given = {"model_type": "speech_to_text", "vocab_size": 200} | config
     (folder / "config.json").write_text(json.dumps(given))
