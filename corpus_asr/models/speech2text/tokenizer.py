@@ -85,7 +85,7 @@ class Speech2TextTokenizer(Speech2TextTextEncoding, TextDecoding, PretrainedToke
             tgt_lang=tgt_lang,
             lang_codes=lang_codes,
             additional_special_tokens=tuple(additional_special_tokens or ()),
-            sp_model_kwargs=sp_model_kwargs or {},
+            sp_model_kwargs=sp_model_kwargs,
             padding_side=padding_side,
             truncation_side=truncation_side,
             model_max_length=model_max_length,

@@ -45,8 +45,8 @@ class TokenizerSettings(TokenSettings):
     """Code of the language that labels are in."""
     lang_codes: str | None = None
     """Which target languages there are: `mustc`, or None for one language alone."""
-    sp_model_kwargs: dict[str, bool | int | float | str | None] = field(default_factory=dict)
-    """Keywords of `sentencepiece.SentencePieceProcessor`."""
+    sp_model_kwargs: dict[str, bool | int | float | str | None] | None = None
+    """Keywords of `sentencepiece.SentencePieceProcessor`; None for none."""
     clean_up_tokenization_spaces: bool = False
     """Whether blanks before punctuation are removed."""
     additional_special_tokens: tuple[str | AddedToken, ...] | None = field(

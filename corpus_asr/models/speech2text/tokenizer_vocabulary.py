@@ -22,7 +22,6 @@ class Speech2TextVocabulary(TokenRoles):
 
     do_upper_case = Setting[bool]()
     do_lower_case = Setting[bool]()
-    sp_model_kwargs = Setting[dict[str, Any]]()
     is_fast = False
 
     encoder: dict[str, int]
@@ -97,6 +96,11 @@ class Speech2TextVocabulary(TokenRoles):
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
         """Control tokens and added ones by id, each with its flags."""
         return self._added.tokens
+
+    @property
+    def sp_model_kwargs(self) -> dict[str, Any]:
+        """Keywords that the SentencePiece model was loaded with."""
+        return dict(self._settings.sp_model_kwargs or {})
 
     # Special tokens
 

@@ -321,7 +321,8 @@ def test_files_of_older_versions_load_the_same(tmp_path: Path) -> None:
     (folder / "special_tokens_map.json").write_text(json.dumps(special))
     size = len(json.loads((folder / "vocab.json").read_text()))
     (folder / "added_tokens.json").write_text(json.dumps({"<noise>": size, "<beep>": size + 1}))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"do_upper_case": True}))
+    settings = {"do_upper_case": True, "tgt_lang": None, "sp_model_kwargs": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     pair = Pair(folder)
     pair.agree("get_vocab")
     pair.agree("encode", "<noise> x <beep>")
