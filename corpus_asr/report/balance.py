@@ -40,7 +40,9 @@ def by_recording(parts: pa.Table) -> pa.Table:
     """Fold parts into recordings: recording_id, ended, status, decode_errors.
 
     A recording has ended when a part that was its last is there, and all parts before it. Parts
-    after it are possible: one attempt failed where another, cut short elsewhere, came further.
+    after it are possible: one attempt failed where another, cut short elsewhere, came further. One
+    in whose speech nothing was found to write counts as without speech, as the recordings table
+    has it.
     """
     ids = parts["recording_id"].combine_chunks().dictionary_encode()
     code, part = ids.indices.to_numpy(), parts["part"].to_numpy()
@@ -52,11 +54,10 @@ def by_recording(parts: pa.Table) -> pa.Table:
     until_end = np.bincount(code[part <= end[code]], minlength=number)
     errors = np.zeros(number, dtype=np.int64)
     np.maximum.at(errors, code, pc.fill_null(parts["decode_errors"], 0).to_numpy())
-    some = {}
-    for status in ("ok", "failed"):
-        some[status] = np.zeros(number, dtype=bool)
-        some[status][code[pc.equal(parts["status"], status).to_numpy()]] = True
-    worst = np.where(some["failed"], "failed", np.where(some["ok"], "ok", "no_speech"))
+    failed, written = np.zeros(number, dtype=bool), np.zeros(number, dtype=bool)
+    failed[code[pc.equal(parts["status"], "failed").to_numpy()]] = True
+    written[code[pc.fill_null(parts["segments_written"], 0).to_numpy() > 0]] = True
+    worst = np.where(failed, "failed", np.where(written, "ok", "no_speech"))
     return pa.table(
         {
             "recording_id": ids.dictionary,

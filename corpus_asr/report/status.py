@@ -105,7 +105,7 @@ def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> 
         counts=run["counts"] if finished and run is not None else None,
         last_commit_at=last,
         commits_since=len(since),
-        pipeline=run["config"].get("pipeline") if finished and run is not None else None,
+        pipeline=run.get("config", {}).get("pipeline") if finished and run is not None else None,
     )
 
 

@@ -117,6 +117,17 @@ def test_a_run_that_has_only_begun(job: Job) -> None:
     assert (found.statistics.balance.listed, found.statistics.balance.waiting) == (3, 3)
 
 
+def test_a_recording_in_whose_speech_nothing_was_found_counts_as_without(job: Job) -> None:
+    job.begin()
+    job.commit("a.wav", segments=[])
+    job.commit("b.wav")
+    job.commit("c.wav")
+    job.finish()
+    found = load_report(job.store).statistics
+    assert found.balance.problems == ()
+    assert (found.ok, found.no_speech, found.failed) == (2, 1, 0)
+
+
 def test_a_run_under_way(job: Job) -> None:
     job.begin()
     job.commit("a.wav")
