@@ -21,8 +21,8 @@ ADVICE: Mapping[str, str] = MappingProxyType(
         "damaged": f"what was good of them is transcribed; {_REPLACE}",
         "decode": _REPLACE,
         "decoder_crashed": f"their decoder crashed: {_CONVERT}",
-        "decoder_killed": "their decoder was killed, perhaps for lack of memory: give extraction more "
-        "of it (fewer extract.workers), then run again with --retry-failed",
+        "decoder_killed": "their decoder was killed, perhaps for lack of memory: give extraction "
+        "more of it (fewer extract.workers), then run again with --retry-failed",
         "decoder_timeout": f"raise extract.item_timeout_s, or {_CONVERT}",
         "empty_audio": _NO_RETRY,
         "empty_file": _NO_RETRY,
