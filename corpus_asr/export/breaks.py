@@ -32,6 +32,8 @@ class Piece:
 
 def one_line(text: str) -> str:
     """Return a text without line breaks and control characters."""
+    if text.isprintable():  # most are
+        return text
     return _CONTROLS.sub("", _LINE_BREAKS.sub(" ", text))
 
 

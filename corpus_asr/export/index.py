@@ -1,8 +1,8 @@
 """Which rows of a run's tables count, and where each recording's rows lie.
 
 In: an output folder. Out: its recordings by address, and for each object of segments which of its
-rows count and whose they are. Only outcomes are read: about a hundred bytes are kept per recording,
-and twenty per part. Knows nothing of texts.
+rows count and whose they are. Only outcomes are read: addresses and some numbers are kept, less than
+a kilobyte per recording. Knows nothing of texts.
 """
 
 from collections.abc import Iterator, Sequence

@@ -110,7 +110,7 @@ def recordings(
         FetchError: the store does not answer, or a run is just finishing here; try again.
     """
     counts = np.where(wanted, index.recordings["segments"].to_numpy(), 0)
-    with Spill(counts) as spill:
+    with Spill(counts, order=_ORDER) as spill:
         for rows, owners in _rows_that_count(store, index, columns):
             keep = wanted[owners] & _selected(rows, selection)
             spill.add(rows.filter(pa.array(keep)), owners[keep])
@@ -177,9 +177,7 @@ def _wanted_rows(index: Index, wanted: np.ndarray) -> Iterator[tuple[int, dict[s
 
 
 def _recording(row: dict[str, object], segments: pa.Table | None) -> Recording:
-    rows = []
-    if segments is not None:
-        rows = segments.sort_by([(name, "ascending") for name in _ORDER]).to_pylist()
+    rows = [] if segments is None else segments.to_pylist()
     names = ("recording_id", "uri", "duration_s", "language", "failed")
     values: dict[str, object] = {name: row[name] for name in names}
     return Recording(

@@ -4,6 +4,7 @@ In: addresses. Out: bytes and file objects. Timeouts, retries, credentials and t
 failures are settled behind it; names are taken literally. Knows nothing of what is stored.
 """
 
+import contextlib
 import functools
 import io
 import os
@@ -208,6 +209,8 @@ def upload(path: str, uri: str, *, endpoint_url: str | None = None) -> None:
             shutil.copyfile(path, beside)
             os.replace(beside, uri)
         except OSError as error:
+            with contextlib.suppress(OSError):  # a full disk has room again
+                os.remove(beside)
             raise fetch_error("writing", uri, from_os_error(error)) from error
         return
     store, key = open_store(uri, endpoint_url=endpoint_url)

@@ -128,3 +128,15 @@ def test_an_identity_that_was_guessed_does_not_help() -> None:
     guess = f"/x/a.mp3~{recording_id(target)}.srt/trap.wav"
     found = names(target, "/x/A.mp3", guess)
     assert found[target] == f"a.mp3~~{recording_id(target)}"
+
+
+def test_names_of_real_corpora_are_distinct_files_anywhere(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    uris = [str(path) for path in (shared_data / "awkward").iterdir()]
+    found = names(*uris, suffixes=(".vtt", ".json"))
+    for name in found.values():
+        for suffix in (".vtt", ".json"):
+            (tmp_path / (name + suffix)).write_text(name)
+    assert len(list(tmp_path.iterdir())) == 2 * len(uris)
+    assert len(uris) > 100

@@ -259,7 +259,7 @@ def test_many_recordings_pass_through_small_buckets(tmp_path: Path) -> None:
     counts = rng.integers(0, 9, 400)
     counts[17] = 500  # more than a bucket holds
     owners = rng.permutation(np.repeat(np.arange(400), counts))
-    with Spill(counts, bucket_rows=50, waiting_bytes=4_000) as spill:
+    with Spill(counts, order=["at"], bucket_rows=50, waiting_bytes=4_000) as spill:
         folder = Path(spill._folder.name)
         for start in range(0, len(owners), 64):
             some = owners[start : start + 64]

@@ -27,6 +27,7 @@ from corpus_asr.storage.filesystem import (
     open_store,
     read_bytes,
     remove,
+    upload,
     write_atomic,
 )
 from corpus_asr.storage.listing import list_files
@@ -372,3 +373,22 @@ def test_open_store_of_s3_travels_to_other_processes(s3: S3Server, bucket: str) 
     uri = s3.put(bucket, "a", b"x")
     store, path = pickle.loads(pickle.dumps(open_store(uri, endpoint_url=s3.endpoint_url)))
     assert store.cat_file(path) == b"x"
+
+
+def test_a_local_file_is_uploaded_whole(folder: tuple[str, str | None], tmp_path: Path) -> None:
+    uri, endpoint_url = f"{folder[0]}/new/file.txt", folder[1]
+    source = tmp_path / "source"
+    for content in (b"first", b"second " * 1_000_000):
+        source.write_bytes(content)
+        upload(str(source), uri, endpoint_url=endpoint_url)
+        assert read_bytes(uri, endpoint_url=endpoint_url) == content
+    names = [name for name, _, _ in list_objects(f"{folder[0]}/new", endpoint_url=endpoint_url)]
+    assert names == [uri]
+
+
+def test_an_upload_that_fails_says_where(s3: S3Server, tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"x")
+    (tmp_path / "file").write_bytes(b"x")
+    for uri in ("s3://no-such-bucket-here/key", str(tmp_path / "file" / "below")):
+        with pytest.raises(FetchError, match=r"writing .*(no-such-bucket-here/key|file/below)"):
+            upload(str(tmp_path / "source"), uri, endpoint_url=s3.endpoint_url)
