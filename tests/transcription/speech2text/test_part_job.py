@@ -122,7 +122,7 @@ def test_each_window_of_speech_becomes_one_segment_with_its_times() -> None:
 
 
 def test_of_many_windows_some_wait_without_their_features_and_none_is_lost() -> None:
-    count = WINDOWS_AT_ONCE * 2 + 5
+    count = WINDOWS_AT_ONCE + 9
     spans = [(at * 5.0, at * 5.0 + 1 + at % 3) for at in range(count)]
     scripts = [at % 20 for at in range(count)]
     own = part(count * 5.0, spans, scripts=scripts)
