@@ -1,8 +1,8 @@
 """Which rows of a run's tables count, and where each recording's rows lie.
 
 In: an output folder. Out: its recordings by address, and for each object of segments which of its
-rows count and whose they are. Only outcomes are read: addresses and some numbers are kept, less than
-a kilobyte per recording. Knows nothing of texts.
+rows count and whose they are. Only outcomes are read: addresses and some numbers are kept, less
+than a kilobyte per recording. Knows nothing of texts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.beginning import CONFIG_NAME
 from corpus_asr.storage.ledger import Ledger
-from corpus_asr.storage.results import SEGMENT_ROWS
+from corpus_asr.storage.results import LABEL_ROWS, SEGMENT_ROWS
 from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
 
 _PART_COLUMNS = (
@@ -75,7 +75,7 @@ def read_index(store: OutputStore) -> Index:
     """Read the outcomes of a finished, running or stopped run.
 
     Raises:
-        ConfigError: the folder is not the output of a run.
+        ConfigError: the folder is not the output of a run, or of one that classified.
         FetchError: the store does not answer, or a run is just finishing here; try again.
     """
     names = store.names(OUTCOMES_FOLDER)
@@ -105,6 +105,7 @@ def _parts(
         stop = position[batch.name] = start + batch.rows.num_rows
         mask = keep.get(batch.name)
         counts = np.ones(stop - start, dtype=bool) if mask is None else mask[start:stop]
+        _refuse_labels(store, batch.rows.column("segments_object"))
         numbers = [
             objects.setdefault(name, len(objects)) if _holds_segments(name) else -1
             for name in batch.rows.column("segments_object").to_pylist()
@@ -113,6 +114,14 @@ def _parts(
         table = table.append_column("object", pa.array(numbers, pa.int64()))
         tables.append(table.append_column("counts", pa.array(counts)).cast(_EMPTY_PARTS.schema))
     return pa.concat_tables(tables).combine_chunks(), list(objects)
+
+
+def _refuse_labels(store: OutputStore, named: pa.Array) -> None:
+    if pc.any(pc.starts_with(named, f"{LABEL_ROWS.folder}/")).as_py():
+        raise ConfigError(
+            f"reading {shown(store.uri)}: found {LABEL_ROWS.folder}/, expected the segments of a "
+            "transcription: this run classified; read its table of labels as it is"
+        )
 
 
 def _holds_segments(name: str | None) -> bool:

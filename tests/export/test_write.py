@@ -240,6 +240,13 @@ def test_a_folder_that_is_no_output_is_refused(tmp_path: Path, to: Path) -> None
         export(OutputStore(str(tmp_path)), str(to), options("txt"), Selection())
 
 
+def test_a_run_that_classified_has_nothing_to_export(store: OutputStore, to: Path) -> None:
+    label = {"window": 0, "start_s": 0.0, "end_s": 1.0, "rank": 1, "label": "en"}
+    commit(store, results(part("a.wav", 0, texts=None, labels=[label])))
+    with pytest.raises(ConfigError, match="found labels/, expected the segments"):
+        export(store, str(to), options("txt"), Selection())
+
+
 @pytest.mark.parametrize("change", ["fewer", "others"])
 def test_segments_that_are_not_what_the_outcomes_say_are_noticed(
     store: OutputStore, to: Path, change: str
