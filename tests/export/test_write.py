@@ -12,14 +12,17 @@ import pytest
 from typer.testing import CliRunner
 
 from corpus_asr import cli
+from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.export.index import read_index
 from corpus_asr.export.load import TEXT_COLUMNS, Selection, chosen, recordings
 from corpus_asr.export.spill import Spill
 from corpus_asr.export.subtitles import WordStyle
 from corpus_asr.export.write import ExportFormat, ExportOptions, export
+from corpus_asr.storage.beginning import Run
+from corpus_asr.storage.finish import finish
 from corpus_asr.storage.tables import OutputStore
-from tests.support.commits import commit, part, results
+from tests.support.commits import commit, files, part, results
 
 
 @pytest.fixture
@@ -100,6 +103,26 @@ def test_what_is_unfinished_failed_or_silent_is_told(store: OutputStore, to: Pat
     summary = export(store, str(to), options("txt"), Selection(partial=True))
     assert texts(to)["half.txt"] == "half\n"
     assert summary.unfinished == 0
+
+
+def test_a_finished_output_says_the_same(store: OutputStore, to: Path) -> None:
+    words = {name: [f"{name}{at}" for at in range(3)] for name in "abcdef"}
+    for name in words:
+        commit(store, results(heard(f"{name}.wav", 1, *words[name][1:])))
+    commit(store, results(*(heard(f"{n}.wav", 0, words[n][0], last=False) for n in words)))
+    commit(store, results(heard("a.wav", 1, "again"), heard("b.wav", 1, "again")))
+    export(store, str(to / "before"), options("txt"), Selection())
+    config = RunConfig.model_validate(
+        {"source": {"uri": "/"}, "model": {"checkpoint": "m"}, "output": {"uri": store.uri}}
+    )
+    started = "2026-01-01T00:00:00+00:00"
+    run = Run(run_id="run", fingerprint="f-r", started_at=started, continues=False)
+    listing = [files(*(f"{name}.wav" for name in words))]
+    finish(store, run, config, model_revision="r", listing=listing, num_listed=len(words))
+    assert len(store.names("outcomes")) < 8
+    export(store, str(to / "after"), options("txt"), Selection())
+    expected = {f"{name}.txt": "".join(f"{w}\n" for w in words[name]) for name in words}
+    assert texts(to / "before") == texts(to / "after") == expected
 
 
 def test_orphans_are_not_seen(store: OutputStore, to: Path) -> None:
