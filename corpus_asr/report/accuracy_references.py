@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.storage.addresses import recording_id, shown
+from corpus_asr.storage.addresses import public, recording_id, shown
 from corpus_asr.storage.manifest import manifest_rows
 from corpus_asr.text.languages import resolve_language
 
@@ -35,6 +35,7 @@ class Reference:
     """What is known of a recording."""
 
     uri: str
+    """Without what gives access."""
     text: str
     language: str | None = None
     set: str | None = None
@@ -94,7 +95,7 @@ def _reference(uri: str, row: Mapping[str, Any], manifest: str, language: str | 
         columns = ", ".join(row) or "no other columns"
         raise _unusable(manifest, uri, columns, "a column text with what is said")
     return Reference(
-        uri=uri,
+        uri=public(uri),
         text=text,
         language=language_code(str(own)) if own else language,
         set=None if row.get("set") is None else str(row["set"]),

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from corpus_asr.report.accuracy import Score
 from corpus_asr.report.accuracy_summary import Comparison, Evaluation, Group, WordTimes
 from corpus_asr.report.text import counted, row, table, wrapped
+from corpus_asr.storage.addresses import shown
 
 _MOST_CHARACTERS = 200
 _HEADER = ("", "recordings", "words", "WER", "CER", "wrong", "left out", "added")
@@ -88,11 +89,13 @@ def _comparison(beside: Comparison) -> Iterator[str]:
 
 
 def _worst(each: Score, label: str) -> Iterator[str]:
-    yield from wrapped(f"{_percent(each.words.rate)}  {each.reference.uri}", label=label)
+    yield from wrapped(f"{_percent(each.words.rate)}  {shown(each.reference.uri)}", label=label)
     yield from wrapped(f"said:  {_cut(each.reference.text)}", bullet="  ")
     yield from wrapped(f"heard: {_cut(each.heard.text)}", bullet="  ")
 
 
 def _cut(text: str) -> str:
+    # What a terminal would obey is no text.
+    text = "".join(each if each.isprintable() else " " for each in text)
     text = " ".join(text.split())
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."

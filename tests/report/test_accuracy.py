@@ -245,3 +245,14 @@ def test_words_of_references_may_be_named_either_way(tmp_path: Path) -> None:
 def test_unusable_references_are_refused(tmp_path: Path, rows: list[Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_references(written(tmp_path / "refs.jsonl", rows))
+
+
+def test_neither_credentials_nor_commands_to_terminals_are_shown(tmp_path: Path) -> None:
+    uri = "https://user:secret@h.org/a.mp3?X-Amz-Signature=secret"
+    rows = [{"uri": uri, "text": "red\x1b[2J"}]
+    ((identity, reference),) = read_references(written(tmp_path / "r.jsonl", rows)).items()
+    assert identity == recording_id(uri)
+    heard = Heard(text="\x1b]0;x\x07blue", language=None, duration_s=1.0)
+    found = evaluated(score(reference, heard))
+    assert "secret" not in render(found) + str(as_data(found))
+    assert "\x1b" not in render(found)
