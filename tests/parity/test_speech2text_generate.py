@@ -31,7 +31,8 @@ class Pair:
             vocab_size=VOCAB,
             spread=0.25,
             input_feat_per_channel=MELS,
-            **{"max_source_positions": 6000, **config},
+            # With one matrix for both, a random network says one token over and over.
+            **{"max_source_positions": 6000, "tie_word_embeddings": False, **config},
         )
         self.ours = Speech2TextForConditionalGeneration.from_pretrained(folder).eval()
         theirs = transformers.Speech2TextForConditionalGeneration.from_pretrained(folder)
@@ -76,13 +77,20 @@ SEARCHES: list[dict[str, Any]] = [
     {"decoder_input_ids": torch.tensor([[5, 1, 6], [7, 8, 1], [9, 9, 9]])},
     {"decoder_input_ids": torch.tensor([[START, 5], [START, 8], [START, 9]]), "num_beams": 2},
     {"decoder_start_token_id": [5, 6, 7]},
-    {"eos_token_id": 11, "pad_token_id": 0},
+    {"eos_token_id": 42, "pad_token_id": 0, "max_new_tokens": 40},
+    {"eos_token_id": 42, "num_beams": 5, "num_return_sequences": 5, "max_new_tokens": 40},
 ]
 
 
 @pytest.mark.parametrize("arguments", SEARCHES, ids=lambda given: ",".join(given) or "default")
 def test_the_same_tokens(both: Pair, arguments: dict[str, Any]) -> None:
     both.same(LENGTHS, **arguments)
+
+
+def test_texts_differ_and_end_at_different_places(both: Pair) -> None:
+    found = both.same(LENGTHS, eos_token_id=42, pad_token_id=0, max_new_tokens=40)
+    assert len({tuple(row.tolist()) for row in found}) == 3
+    assert len(set((found != 0).sum(dim=1).tolist())) > 1
 
 
 @pytest.mark.parametrize("num_beams", [1, 5])
@@ -112,7 +120,7 @@ def test_very_short_and_very_long_inputs(
     [
         {"pad_token_id": 0, "scale_embedding": False},
         {"num_conv_layers": 3, "conv_kernel_sizes": [3, 5, 7], "activation_function": "gelu"},
-        {"num_conv_layers": 1, "conv_kernel_sizes": [5], "tie_word_embeddings": False},
+        {"num_conv_layers": 1, "conv_kernel_sizes": [5], "tie_word_embeddings": True},
     ],
     ids=lambda config: ",".join(config),
 )

@@ -248,7 +248,8 @@ def _settings(
         num_return_sequences=wanted if beams > 1 else 1,
         suppressed_second=first if forced else (),
         end=end,
-        pad=pad_token(config),
+        # transformers takes a padding token of 0 for none where there are beams.
+        pad=pad_token(config) or end if beams > 1 else pad_token(config),
         vocab_size=vocab_size,
         max_target_positions=model.config.max_target_positions,
         keep_scores=bool(config.output_scores and config.return_dict_in_generate),
