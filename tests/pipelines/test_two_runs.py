@@ -1,6 +1,5 @@
 """Several runs on one output: at the same time, one after a killed one, and with a choice."""
 
-import functools
 import json
 import time
 from pathlib import Path
@@ -12,16 +11,15 @@ import pipelines.transcribe_corpus as pipeline
 from corpus_asr.config.choices import Choices, Retry
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, EngineError
-from corpus_asr.runtime import local
 from corpus_asr.storage.lock import LOCK_NAME, Holder
 from corpus_asr.storage.processes import ProcessName
 from corpus_asr.storage.tables import OutputStore
+from pipelines import corpus
 from tests.support.engines import scripted_engine
 from tests.support.killing import PAUSE, KillableJob, killable_job, tables_of
-from tests.support.scripted import EXTRACTOR, outcomes_by_part
+from tests.support.scripted import outcomes_by_part, script
 
 FILES = 12
-SCRIPTED = functools.partial(local.run_local, engine_factory=scripted_engine, extractor=EXTRACTOR)
 
 
 def wait_for(path: Path) -> None:
@@ -58,7 +56,7 @@ def test_a_second_run_leaves_and_one_after_a_killed_one_takes_over(tmp_path: Pat
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """A job over four files, of which one has a part that fails, with nothing real in it."""
-    monkeypatch.setattr(pipeline, "run_local", SCRIPTED)
+    script(monkeypatch.setattr, engine=scripted_engine)
     return killable_job(tmp_path, files=4).config
 
 
@@ -66,6 +64,8 @@ def test_a_robbed_run_stops_committing_and_keeps_what_it_has(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = OutputStore(config.output.uri)
+
+    run_local = corpus.run_local
 
     def robbed(*args: Any, **kwargs: Any) -> None:
         thief = ProcessName(host="other", user="someone", pid=7)
@@ -75,9 +75,9 @@ def test_a_robbed_run_stops_committing_and_keeps_what_it_has(
                 token="t", run_id="thief", process=thief, started_at="", heartbeat_at=""
             ).encoded(),
         )
-        SCRIPTED(*args, **kwargs)
+        run_local(*args, **kwargs)
 
-    monkeypatch.setattr(pipeline, "run_local", robbed)
+    monkeypatch.setattr(corpus, "run_local", robbed)
     with pytest.raises(EngineError, match="run thief"):
         pipeline.run(config, local=True, progress=None)
     assert store.names("outcomes") == []

@@ -42,6 +42,7 @@ def tables_in_peace(job: KillableJob, folder: Path) -> dict[str, list[dict[str, 
     assert code == 0, said
     tables = tables_of(undisturbed.config)
     assert len({row["uri"] for row in tables["recordings"]}) in (FILES, A_FEW)
+    assert {row["status"] for row in tables["outcomes"]} == {"ok", "no_speech", "failed"}
     return tables
 
 

@@ -1,6 +1,5 @@
 """Recordings that never end, in their store or their decoder, cost a row and their time limit."""
 
-import functools
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +10,6 @@ import pytest
 import pipelines.transcribe_corpus as pipeline
 from corpus_asr.config.choices import Choices, Retry
 from corpus_asr.config.run import RunConfig
-from corpus_asr.runtime.local import run_local
 from corpus_asr.storage.filesystem import open_store, write_atomic
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import tone, wav_bytes
@@ -20,7 +18,7 @@ from tests.support.engines import scripted_engine
 from tests.support.extractors import STUCK
 from tests.support.faulty_store import FaultyStore, faulty_store
 from tests.support.killing import killable_job, tables_of
-from tests.support.scripted import EXTRACTOR
+from tests.support.scripted import script
 from tests.support.stores import environment, s3_server
 
 GOOD, DRIPPING = 12, 2
@@ -29,8 +27,7 @@ GOOD, DRIPPING = 12, 2
 def test_native_code_that_never_returns_costs_its_recording(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    scripted = functools.partial(run_local, engine_factory=scripted_engine, extractor=EXTRACTOR)
-    monkeypatch.setattr(pipeline, "run_local", scripted)
+    script(monkeypatch.setattr, engine=scripted_engine)
     config = killable_job(tmp_path, files=4).config
     (tmp_path / "corpus" / f"0001-parts=3+{STUCK}=1.wav").write_bytes(b"x")
     limited = config.extract.model_copy(update={"item_timeout_s": 0.5})
@@ -78,9 +75,7 @@ def test_a_store_that_drips_costs_the_recordings_that_drip(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """Every byte that comes is a sign of life: only the limits of a whole end this."""
-    monkeypatch.setattr(
-        pipeline, "run_local", functools.partial(run_local, engine_factory=scripted_engine)
-    )
+    monkeypatch.setattr(pipeline, "load_engine", scripted_engine)
     usual = job(Path(), tiny_model(tmp_path), Path())
     config = RunConfig.model_validate(
         usual.model_dump()

@@ -27,7 +27,7 @@ from typing import Any
 from corpus_asr.config.run import RunConfig
 from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
 from tests.support.engines import ScriptedEngine, scripted_engine
-from tests.support.scripted import scripted_job
+from tests.support.scripted import script, scripted_job
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # What differs between two runs that did the same.
@@ -356,15 +356,13 @@ def command_line(pid: int) -> str:
 
 def _main() -> None:
     """Be the command line, with a scripted engine and extractor and a commit per result."""
-    import pipelines.transcribe_corpus as pipeline
     from corpus_asr import cli
     from corpus_asr.runtime import dataset, local
 
     local.MIN_BYTES_PER_COMMIT = 1
-    scripted: dict[str, Any] = {"engine_factory": slow_engine, "extractor": _SLOW_EXTRACTOR}
-    setattr(pipeline, "run_local", functools.partial(local.run_local, **scripted))  # noqa: B010
+    script(setattr, engine=slow_engine, extractor=_SLOW_EXTRACTOR)
     if "--local" not in sys.argv:
-        dataset.run_on_ray = functools.partial(dataset.run_on_ray, **scripted)
+        dataset.run_on_ray = functools.partial(dataset.run_on_ray, extractor=_SLOW_EXTRACTOR)
     cli.main()
 
 

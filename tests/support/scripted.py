@@ -1,11 +1,15 @@
 """A job for the scripted extractor and engine: no audio, no model, real tables."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.runtime.commit import Committer
+from corpus_asr.runtime.local import run_local
 from corpus_asr.storage.tables import OutputStore
+from pipelines import corpus, transcribe_corpus
 
 EXTRACTOR = "tests.support.extractors:make"
 
@@ -21,6 +25,25 @@ def scripted_job(folder: Path, **sections: Any) -> RunConfig:
         "output": {"uri": str(folder / "output")},
     }
     return RunConfig.model_validate(usual | sections)
+
+
+def script(
+    put: Callable[[Any, str, Any], None], *, engine: Any, extractor: str = EXTRACTOR
+) -> None:
+    """Have the pipeline transcribe with this engine and, run locally, extract with this extractor.
+
+    Args:
+        put: such as a monkeypatch's `setattr`.
+        engine: an `EngineFactory`.
+        extractor: as `module:callable`.
+    """
+    replaced = {
+        (corpus, "run_local"): functools.partial(run_local, extractor=extractor),
+        (transcribe_corpus, "load_engine"): engine,
+    }
+    for (module, name), value in replaced.items():
+        assert hasattr(module, name), f"{module.__name__} has no {name}: nothing would be scripted"
+        put(module, name, value)
 
 
 def committer_of(config: RunConfig) -> Committer:
