@@ -11,13 +11,14 @@ import pipelines.transcribe_corpus as pipeline
 from corpus_asr.config.choices import Choices, Retry
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, EngineError
+from corpus_asr.runtime.local import run_local
 from corpus_asr.storage.lock import LOCK_NAME, Holder
 from corpus_asr.storage.processes import ProcessName
 from corpus_asr.storage.tables import OutputStore
 from pipelines import corpus
 from tests.support.engines import scripted_engine
 from tests.support.killing import PAUSE, KillableJob, killable_job, tables_of
-from tests.support.scripted import outcomes_by_part, script
+from tests.support.scripted import EXTRACTOR, outcomes_by_part, script
 
 FILES = 12
 
@@ -65,8 +66,6 @@ def test_a_robbed_run_stops_committing_and_keeps_what_it_has(
 ) -> None:
     store = OutputStore(config.output.uri)
 
-    run_local = corpus.run_local
-
     def robbed(*args: Any, **kwargs: Any) -> None:
         thief = ProcessName(host="other", user="someone", pid=7)
         store.write_bytes(
@@ -75,7 +74,7 @@ def test_a_robbed_run_stops_committing_and_keeps_what_it_has(
                 token="t", run_id="thief", process=thief, started_at="", heartbeat_at=""
             ).encoded(),
         )
-        run_local(*args, **kwargs)
+        run_local(*args, extractor=EXTRACTOR, **kwargs)
 
     monkeypatch.setattr(corpus, "run_local", robbed)
     with pytest.raises(EngineError, match="run thief"):
