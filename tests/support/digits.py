@@ -29,7 +29,7 @@ MEL_BINS = 80
 Features = Float32[np.ndarray, "frame mel"]
 Samples = Float32[np.ndarray, " sample"]
 
-SPEEDS = (0.87, 1.0, 1.15)
+SPEEDS = (0.8, 0.9, 1.0, 1.1, 1.25)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,13 +135,13 @@ class Utterances:
         draw = self._draw
         picked = draw.integers(len(self._words), size=num_words)
         speed = int(draw.integers(len(SPEEDS)))
-        floor = float(draw.uniform(0.0, 9.0))
+        floor = float(draw.uniform(0.0, 7.0))
         pieces, heard = [self._pause(floor)], [-1]
         for at in picked:
-            loudness = float(draw.uniform(-2.0, 2.0))
+            loudness = float(draw.uniform(-1.5, 1.5))
             pieces += [self._features[at][speed] + loudness, self._pause(floor)]
             heard += [self._words[at], -1]
-        features = np.concatenate(pieces) @ _warp(float(draw.uniform(0.9, 1.1)))
+        features = np.concatenate(pieces) @ _warp(float(draw.uniform(0.86, 1.16)))
         noise = floor + draw.standard_normal(features.shape)
         features = mean_variance_normalised(np.logaddexp(features, noise).astype(np.float32))
         return Utterance(
@@ -157,7 +157,7 @@ class Utterances:
     def _masked(self, features: Features) -> Features:
         """Hide spans of time and of mel bins (Park et al. 2019)."""
         draw = self._draw
-        for axis, longest, spans in ((0, 8, len(features) // 60), (1, 14, 2)):
+        for axis, longest, spans in ((0, 6, len(features) // 80), (1, 12, 2)):
             for _ in range(spans):
                 width = int(draw.integers(longest))
                 start = int(draw.integers(max(1, features.shape[axis] - width)))

@@ -45,7 +45,6 @@ def small_config(vocab_size: int) -> Speech2TextConfig:
         scale_embedding=False,
         init_std=0.1,  # 1 / sqrt(d_model): at the usual 0.02 hundreds of steps pass by unheard
         dropout=0.1,
-        attention_dropout=0.1,
     )
 
 
