@@ -319,6 +319,7 @@ def test_long_recordings_say_what_transformers_long_form_says(
         assert text.split() == wanted.split(), path.name
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_slots_neighbours_or_order(
     shared_data: Path, checkpoint: Path, engine: Engine
 ) -> None:

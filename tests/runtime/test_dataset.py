@@ -132,6 +132,7 @@ def test_a_lost_board_is_a_memory_without_memories(ray_session: Cluster):
     memory.end([("a", 0)])
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_extract_actor_has_no_torch(ray_session: Cluster, tmp_path: Path):
     config = scripted_job(tmp_path)
@@ -140,6 +141,7 @@ def test_the_extract_actor_has_no_torch(ray_session: Cluster, tmp_path: Path):
     assert row["codec"] == "arrow raylet"
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_an_engine_that_gives_up_ends_the_run_with_its_own_words(
     ray_session: Cluster, tmp_path: Path
@@ -150,6 +152,7 @@ def test_an_engine_that_gives_up_ends_the_run_with_its_own_words(
     assert str(caught.value) == f"loading {config.model.checkpoint}: no device (scripted)"
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_an_unusable_checkpoint_ends_the_run(ray_session: Cluster, tmp_path: Path):
     config = scripted_job(tmp_path)

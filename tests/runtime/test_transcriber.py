@@ -45,6 +45,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [str(folder / f"{name}.wav") for name in sounds]
 
 
+@pytest.mark.slow
 def test_a_file_says_the_same_alone_and_among_others(
     transcriber: Transcriber, files: list[str]
 ) -> None:

@@ -96,8 +96,8 @@ def test_silence_holds_the_floor() -> None:
     assert np.all(features == -1.5)
 
 
-def test_an_hour_needs_little_more_memory_than_its_features() -> None:
-    samples = np.zeros(3600 * SAMPLE_RATE_HZ, dtype=np.float32)
+def test_ten_minutes_need_little_more_memory_than_their_features() -> None:
+    samples = np.zeros(600 * SAMPLE_RATE_HZ, dtype=np.float32)
     tracemalloc.start()
     features = log_mel(samples, num_mel_bins=80)
     _, peak_bytes = tracemalloc.get_traced_memory()

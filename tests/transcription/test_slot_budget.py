@@ -77,8 +77,10 @@ def test_weights_and_their_copies_take_what_is_predicted(
 def test_the_encoder_s_peak_is_what_is_predicted(model: WhisperSlotModel) -> None:
     features = torch.zeros(BATCH, 80, 600, dtype=model.dtype)
     found = features.nbytes + peak_bytes(lambda: model.encode(features))
+    # What checks types in tests holds what the blocks were given; nobody else does.
+    held = BATCH * 300 * 128 * model.dtype.itemsize
     predicted = predicted_bytes(model.size, slots=0, encode_batch=BATCH)
-    assert predicted.encoder_activations == pytest.approx(found, rel=0.02)
+    assert predicted.encoder_activations == pytest.approx(found - held, rel=0.02)
 
 
 def test_a_sampled_step_s_peak_is_what_is_predicted(model: WhisperSlotModel) -> None:

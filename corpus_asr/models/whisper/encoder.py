@@ -106,12 +106,20 @@ class WhisperEncoder(FeatureEncoder):
         """Encode; put what every layer gives into `record`."""
         num_frames = num_frames or self.num_frames
         check_windows(features, num_mel_bins=self.num_mel_bins, num_frames=num_frames)
+        # Held by nobody but the blocks, so that it is freed after the first of them.
+        return self._run_blocks(
+            self._embedded(features), mask=None, head_mask=head_mask, record=record
+        )
+
+    def _embedded(
+        self, features: Float[Tensor, "batch mel frame"]
+    ) -> Float[Tensor, "batch pos width"]:
         # GELU whatever `activation_function` says: that is for the blocks.
         hidden = F.gelu(self.conv1(features))
         hidden = F.gelu(self.conv2(hidden))
         positions = self.embed_positions.weight[: hidden.shape[2]]
-        hidden = hidden.transpose(1, 2) + positions  # (batch, pos, width)
-        return self._run_blocks(hidden, mask=None, head_mask=head_mask, record=record)
+        embedded: Tensor = hidden.transpose(1, 2) + positions
+        return embedded
 
 
 def check_windows(features: Tensor, *, num_mel_bins: int, num_frames: int) -> None:
