@@ -37,6 +37,7 @@ def measured(*paths, runs=1):
     return said
 
 
+@pytest.mark.slow
 def test_without_ffmpeg_its_column_is_left_out_and_a_line_says_so(clip, no_ffmpeg):
     title, missing, header, row, _, total = measured(clip, clip)
     assert "CPU seconds" in title
@@ -47,6 +48,7 @@ def test_without_ffmpeg_its_column_is_left_out_and_a_line_says_so(clip, no_ffmpe
     assert all(int(speed) > 0 for speed in row.split()[2:] + total.split()[2:])
 
 
+@pytest.mark.slow
 def test_speech_and_features_cost_more_than_decoding(clip, no_ffmpeg):
     found = measure(find_recordings([clip], None), STEPS, runs=1)
     decoding, speech, features = (found[step][0] for step in STEPS)

@@ -34,6 +34,7 @@ def features(folder: Path, clips: list[np.ndarray], **options: Any) -> dict[str,
     )
 
 
+@pytest.mark.slow
 def test_short_clips_in_a_batch(both: Pair, shared_data: Path) -> None:
     clips = [read_audio(shared_data / "english_short" / name) for name in CLIPS]
     inputs = features(shared_data, clips, return_attention_mask=True)

@@ -196,7 +196,12 @@ def test_short_clips_match_with_the_language_detected_and_thresholds_on(
         ),
         # A longer sample_len would leave openai-whisper no room for the prefix.
         (12, {"prefix": "He was the"}, {"prefix": "He was the", "sample_len": 224}),
-        (31, {"clip_timestamps": "3,8.5,20"}, {"clip_timestamps": [3.0, 8.5, 20.0]}),
+        pytest.param(
+            31,
+            {"clip_timestamps": "3,8.5,20"},
+            {"clip_timestamps": [3.0, 8.5, 20.0]},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             50,
             {"clip_timestamps": (3, 12.5, 20, 41)},

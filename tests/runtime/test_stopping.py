@@ -118,7 +118,9 @@ def test_nobody_waits_for_an_engine_beyond_the_grace(
     assert set(outcomes_by_part(config)) == {("silent/parts=1/silent=0", 0)}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_to_everything_of_a_run_keeps_what_is_being_decoded(
     tmp_path: Path, number: signal.Signals
 ):

@@ -266,7 +266,8 @@ def history(store: OutputStore) -> pa.RecordBatch:
 @pytest.mark.parametrize(
     ("kind", "step"),
     [
-        ("memory", 1),
+        ("memory", 5),
+        pytest.param("memory", 1, marks=pytest.mark.slow),
         ("local", 8),
         ("s3", 12),
         pytest.param("local", 1, marks=pytest.mark.slow),
