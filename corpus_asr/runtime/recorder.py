@@ -12,9 +12,10 @@ import threading
 from types import TracebackType
 from typing import Self
 
+from corpus_asr.activity import Activity
 from corpus_asr.errors import FetchError
 from corpus_asr.logs import event
-from corpus_asr.runtime.progress import Progress
+from corpus_asr.runtime.progress import Progress, Tally
 from corpus_asr.runtime.resources import Resources
 from corpus_asr.storage.plan import Plan
 from corpus_asr.storage.snapshot import (
@@ -22,12 +23,42 @@ from corpus_asr.storage.snapshot import (
     RUNNING,
     STOPPED,
     TRANSCRIBED,
+    Moment,
     Snapshot,
     write_snapshot,
 )
 from corpus_asr.storage.tables import OutputStore
 
 _LOG = logging.getLogger(__name__)
+
+MOST_MOMENTS = 120
+
+
+class History:
+    """Moments of a run, about evenly spaced and never many, however long it takes.
+
+    Args:
+        every_s: their distance, until there are too many of them.
+        most: how many that is; then every second one is forgotten, and the distance doubles.
+    """
+
+    def __init__(self, every_s: float, most: int = MOST_MOMENTS) -> None:
+        self._tick_s = self._every_s = every_s
+        self._most = most
+        self._kept: list[Moment] = []
+
+    def with_now(self, now: Moment) -> tuple[Moment, ...]:
+        """Return all of them, this one the last; it is kept if it is far enough from the others."""
+        # Moments come a little early or late.
+        apart_s = self._every_s - self._tick_s / 2
+        if self._kept and now.elapsed_s - self._kept[-1].elapsed_s < apart_s:
+            return (*self._kept, now)
+        self._kept.append(now)
+        found = tuple(self._kept)
+        if len(found) > self._most:
+            self._kept = self._kept[::2]
+            self._every_s *= 2
+        return found
 
 
 class Recorder:
@@ -55,6 +86,7 @@ class Recorder:
         self._store, self._progress = store, progress
         self._run_id, self._plan, self._resources = run_id, plan, resources
         self._every_s = every_s
+        self._history = History(every_s)
         self._started_at = _iso(datetime.datetime.now(datetime.UTC))
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._write_on, name="snapshots", daemon=True)
@@ -63,6 +95,7 @@ class Recorder:
         """Return what is to be written now."""
         progress, plan = self._progress, self._plan
         tally, elapsed_s, committed_at = progress.tally, progress.elapsed_s, progress.committed_at
+        activity = progress.activity
         return Snapshot(
             run_id=self._run_id,
             state=state,
@@ -88,7 +121,8 @@ class Recorder:
             extract_workers=self._resources.extract_workers,
             transcribe_workers=self._resources.transcribe_workers,
             failures=tally.failures,
-            activity=progress.activity,
+            activity=activity,
+            history=self._history.with_now(_moment(elapsed_s, tally, activity)),
         )
 
     def __enter__(self) -> Self:
@@ -121,6 +155,19 @@ class Recorder:
             write_snapshot(self._store, seen)
         except FetchError as failure:
             event(_LOG, logging.WARNING, "snapshot_not_written", error=str(failure))
+
+
+def _moment(elapsed_s: float, tally: Tally, activity: Activity) -> Moment:
+    return Moment(
+        elapsed_s=round(elapsed_s, 2),
+        audio_s=round(tally.audio_s, 2),
+        files=tally.files,
+        failed=tally.failed,
+        extract_s=round(activity.extract_s, 2),
+        extract_alive_s=round(activity.extract_alive_s, 2),
+        engine_s=round(activity.engine_s, 2),
+        transcribe_alive_s=round(activity.transcribe_alive_s, 2),
+    )
 
 
 def _iso(when: datetime.datetime) -> str:

@@ -4,7 +4,7 @@ In: numbers of a run's driver. Out: `_run/progress.json`, and the same numbers f
 the folder from outside. Knows nothing of how the numbers come about or are shown.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from corpus_asr.activity import Activity, FailureCount
@@ -14,6 +14,21 @@ PROGRESS_NAME = "_run/progress.json"
 EVERY_S = 15.0
 
 RUNNING, TRANSCRIBED, STOPPED = "running", "transcribed", "stopped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """What was done by one moment of a run; all of it counted from the run's beginning."""
+
+    elapsed_s: float
+    audio_s: float
+    files: int
+    failed: int
+    extract_s: float
+    extract_alive_s: float
+    engine_s: float
+    transcribe_alive_s: float
+    """These four: as in `Activity`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +66,8 @@ class Snapshot:
     transcribe_workers: int
     failures: tuple[FailureCount, ...]
     activity: Activity
+    history: tuple[Moment, ...] = ()
+    """How it came to this: moments about evenly spaced, the last of them this one."""
 
     @property
     def left(self) -> int:
@@ -84,7 +101,8 @@ def read_snapshot(store: OutputStore) -> Snapshot | None:
 def snapshot_from(data: Any) -> Snapshot | None:
     """Return what JSON holds; None where something is missing."""
     try:
-        values = {field.name: data[field.name] for field in fields(Snapshot)}
+        values = _values(Snapshot, data)
+        values["history"] = tuple(Moment(**_values(Moment, one)) for one in values["history"])
         values["activity"] = Activity.from_data(values["activity"])
         values["failures"] = tuple(
             FailureCount(**{**one, "examples": tuple(one["examples"])})
@@ -93,3 +111,13 @@ def snapshot_from(data: Any) -> Snapshot | None:
     except (KeyError, TypeError, AttributeError):
         return None
     return Snapshot(**values)
+
+
+def _values(kind: type, data: Any) -> dict[str, Any]:
+    """Return the values of a dataclass's fields; those with a default may be missing."""
+    return {
+        field.name: data[field.name]
+        if field.default is MISSING
+        else data.get(field.name, field.default)
+        for field in fields(kind)
+    }
