@@ -5,7 +5,7 @@ rows count and whose they are. Only outcomes are read: addresses and some number
 than a kilobyte per recording. Knows nothing of texts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +15,13 @@ import pyarrow.compute as pc
 from corpus_asr.errors import ConfigError
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.beginning import CONFIG_NAME
-from corpus_asr.storage.ledger import Ledger
-from corpus_asr.storage.results import LABEL_ROWS, SEGMENT_ROWS
+from corpus_asr.storage.ledger import Ledger, Settlement, counted
+from corpus_asr.storage.results import LABEL_ROWS, SEGMENT_ROWS, PartRows
 from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
 
 _PART_COLUMNS = (
-    "recording_id", "uri", "status", "part_end_s", "language", "segments_written",
-    "segments_object",
+    "recording_id", "uri", "size_bytes", "etag", "status", "part_end_s", "language",
+    "segments_written", "segments_object",
 )  # fmt: skip
 
 
@@ -39,8 +39,9 @@ class Index:
     """The recordings of an output folder, sorted by address.
 
     Attributes:
-        recordings: recording_id, uri, duration_s, language, failed (whether a part did), heard
-            (whether a part did not), complete (whether all parts are there), segments.
+        recordings: recording_id, uri, size_bytes and etag (of what was transcribed), duration_s,
+            language, failed (whether a part did), heard (whether a part did not), complete (whether
+            all parts are there), segments.
     """
 
     def __init__(self, recordings: pa.Table, parts: pa.Table, names: Sequence[str]) -> None:
@@ -70,13 +71,37 @@ class Index:
             if claims.counts.any():
                 yield name, claims
 
+    def places(self, position: int) -> Iterator[tuple[str, int, int]]:
+        """Yield where a recording's rows lie: an object, and there the first row and the next."""
+        theirs = (self._owner == position) & self._counts & (self._written > 0)
+        for number in np.unique(self._object[theirs]).tolist():
+            rows = self._order[self._starts[number] : self._starts[number + 1]]
+            stops = np.cumsum(self._written[rows])
+            starts = stops - self._written[rows]
+            for at in np.flatnonzero(theirs[rows]).tolist():
+                yield self._names[number], int(starts[at]), int(stops[at])
 
-def read_index(store: OutputStore) -> Index:
+
+def read_index(store: OutputStore, rows: PartRows = SEGMENT_ROWS) -> Index:
     """Read the outcomes of a finished, running or stopped run.
 
+    Args:
+        store: its output folder.
+        rows: what it is expected to have written: segments, or labels in their place.
+
     Raises:
-        ConfigError: the folder is not the output of a run, or of one that classified.
+        ConfigError: the folder is not the output of a run, or of one that wrote the other.
         FetchError: the store does not answer, or a run is just finishing here; try again.
+    """
+    return index_of(store, outcomes_names(store), Ledger.load(store).settle(()), rows)
+
+
+def outcomes_names(store: OutputStore) -> list[str]:
+    """Return the names of a run's outcomes objects, none if it has just begun.
+
+    Raises:
+        ConfigError: the folder is not the output of a run.
+        FetchError: the store does not answer.
     """
     names = store.names(OUTCOMES_FOLDER)
     if not names and not store.exists(CONFIG_NAME):
@@ -84,8 +109,14 @@ def read_index(store: OutputStore) -> Index:
             f"reading {shown(store.uri)}: found neither outcomes nor _run/, expected the output "
             "folder of a run; check the address"
         )
-    settlement = Ledger.load(store).settle(())
-    parts, objects = _parts(store, names, settlement.keep)
+    return names
+
+
+def index_of(
+    store: OutputStore, names: Sequence[str], settlement: Settlement, rows: PartRows
+) -> Index:
+    """Return the index of outcomes objects, where it is known which of their rows count."""
+    parts, objects = _parts(store, names, settlement.keep, rows)
     recordings = _recordings(parts, settlement.complete_ids)
     owner = pc.index_in(parts["recording_id"], value_set=recordings["recording_id"])
     # Parts none of which counts belong to nobody; nor do their rows.
@@ -94,44 +125,43 @@ def read_index(store: OutputStore) -> Index:
 
 
 def _parts(
-    store: OutputStore, names: Sequence[str], keep: dict[str, np.ndarray]
+    store: OutputStore, names: Sequence[str], keep: dict[str, np.ndarray], rows: PartRows
 ) -> tuple[pa.Table, list[str]]:
     """Return the outcomes rows, with the numbers of the objects they name, and those objects."""
     objects: dict[str, int] = {}
-    position: dict[str, int] = {}
     tables = [_EMPTY_PARTS]
-    for batch in store.committed(_PART_COLUMNS, names):
-        start = position.get(batch.name, 0)
-        stop = position[batch.name] = start + batch.rows.num_rows
-        mask = keep.get(batch.name)
-        counts = np.ones(stop - start, dtype=bool) if mask is None else mask[start:stop]
-        _refuse_labels(store, batch.rows.column("segments_object"))
-        numbers = [
-            objects.setdefault(name, len(objects)) if _holds_segments(name) else -1
-            for name in batch.rows.column("segments_object").to_pylist()
-        ]
-        table = pa.Table.from_batches([batch.rows]).drop_columns(["segments_object"])
+    for batch, counts in counted(store, keep, _PART_COLUMNS, names):
+        named = batch.column("segments_object").to_pylist()
+        _refuse_others(store, named, rows)
+        numbers = [-1 if name is None else objects.setdefault(name, len(objects)) for name in named]
+        table = pa.Table.from_batches([batch]).drop_columns(["segments_object"])
         table = table.append_column("object", pa.array(numbers, pa.int64()))
         tables.append(table.append_column("counts", pa.array(counts)).cast(_EMPTY_PARTS.schema))
     return pa.concat_tables(tables).combine_chunks(), list(objects)
 
 
-def _refuse_labels(store: OutputStore, named: pa.Array) -> None:
-    if pc.any(pc.starts_with(named, f"{LABEL_ROWS.folder}/")).as_py():
-        raise ConfigError(
-            f"reading {shown(store.uri)}: found {LABEL_ROWS.folder}/, expected the segments of a "
-            "transcription: this run classified; read its table of labels as it is"
-        )
+def _refuse_others(store: OutputStore, named: Iterable[str | None], rows: PartRows) -> None:
+    if all(name is None or name.startswith(f"{rows.folder}/") for name in named):
+        return
+    found = LABEL_ROWS if rows is SEGMENT_ROWS else SEGMENT_ROWS
+    raise ConfigError(
+        f"reading {shown(store.uri)}: found {found.folder}/, expected {_HOLD[rows.folder]}: "
+        f"this run {_DID[found.folder]}; read its table of {found.folder} as it is"
+    )
 
 
-def _holds_segments(name: str | None) -> bool:
-    return name is not None and name.startswith(f"{SEGMENT_ROWS.folder}/")
-
+_HOLD = {
+    SEGMENT_ROWS.folder: "the segments of a transcription",
+    LABEL_ROWS.folder: "the labels of a classification",
+}
+_DID = {SEGMENT_ROWS.folder: "transcribed", LABEL_ROWS.folder: "classified"}
 
 _EMPTY_PARTS = pa.schema(
     [
         ("recording_id", pa.string()),
         ("uri", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("etag", pa.string()),
         ("status", pa.string()),
         ("part_end_s", pa.float64()),
         ("language", pa.string()),
@@ -150,6 +180,8 @@ def _recordings(parts: pa.Table, complete_ids: pa.Array) -> pa.Table:
     found = table.group_by("recording_id", use_threads=False).aggregate(
         [
             ("uri", "first"),
+            ("size_bytes", "first"),
+            ("etag", "first"),
             ("part_end_s", "max"),
             ("failed", "any"),
             ("heard", "any"),
@@ -161,6 +193,8 @@ def _recordings(parts: pa.Table, complete_ids: pa.Array) -> pa.Table:
         {
             "recording_id": ids,
             "uri": found["uri_first"],
+            "size_bytes": found["size_bytes_first"],
+            "etag": found["etag_first"],
             "duration_s": pc.fill_null(found["part_end_s_max"], 0.0),
             "language": _languages(parts, ids),
             "failed": found["failed_any"],

@@ -7,7 +7,7 @@ and commits may hold some twice: rows that count are brought together through th
 """
 
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,9 +111,10 @@ def recordings(
     """
     counts = np.where(wanted, index.recordings["segments"].to_numpy(), 0)
     with Spill(counts, order=_ORDER) as spill:
-        for rows, owners in _rows_that_count(store, index, columns):
-            keep = wanted[owners] & _selected(rows, selection)
-            spill.add(rows.filter(pa.array(keep)), owners[keep])
+        schema = pa.schema([SEGMENTS.field(name) for name in columns])
+        for _, rows, claims in claimed_rows(store, index, dict(index.objects()), schema):
+            keep = claims.counts & wanted[claims.owners] & _selected(rows, selection)
+            spill.add(rows.filter(pa.array(keep)), claims.owners[keep])
         found = spill.by_owner()
         following = next(found, None)
         for position, row in _wanted_rows(index, wanted):
@@ -124,21 +125,30 @@ def recordings(
                 yield position, _recording(row, segments)
 
 
-def _rows_that_count(
-    store: OutputStore, index: Index, columns: Sequence[str]
-) -> Iterator[tuple[pa.Table, np.ndarray]]:
-    """Yield segments rows, each with its recording's position; none of a commit that lost."""
-    schema = pa.schema([SEGMENTS.field(name) for name in columns])
+def claimed_rows(
+    store: OutputStore, index: Index, claims: Mapping[str, Claims], schema: pa.Schema
+) -> Iterator[tuple[str, pa.Table, Claims]]:
+    """Yield the rows of objects, a bounded number at a time, each with what its rows are.
+
+    Args:
+        store: the output folder.
+        index: what it holds.
+        claims: the objects, of those that the index names.
+        schema: the columns to read, `recording_id` among them.
+
+    Raises:
+        CorpusAsrError: an object does not hold what its outcomes say.
+        FetchError: the store does not answer, or a run is just finishing here; try again.
+    """
     ids = index.recordings["recording_id"].combine_chunks()
-    claims = dict(index.objects())
     seen = dict.fromkeys(claims, 0)
     for name, table in store.read_tables(claims, schema):
         theirs, start = claims[name], seen[name]
         stop = seen[name] = start + table.num_rows
-        owners, counts = theirs.owners[start:stop], theirs.counts[start:stop]
-        if stop > len(theirs.owners) or not _are_of(table, ids, owners, counts):
+        found = Claims(theirs.owners[start:stop], theirs.counts[start:stop])
+        if stop > len(theirs.owners) or not _are_of(table, ids, found.owners, found.counts):
             raise _broken(store, name, theirs, stop)
-        yield table.filter(pa.array(counts)), owners[counts]
+        yield name, table, found
     for name, theirs in claims.items():
         if seen[name] != len(theirs.owners):
             raise _broken(store, name, theirs, seen[name])

@@ -6,8 +6,9 @@ throughout: about a hundred bytes per committed part.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from types import MappingProxyType
 
 import numpy as np
@@ -24,7 +25,20 @@ logger = logging.getLogger(__name__)
 _LEDGER_COLUMNS = ("recording_id", "etag", "size_bytes", "part", "last_part")
 _OUTCOME_COLUMNS = ("status", "retryable")
 DONE_PARTS = pa.field("done_parts", pa.list_(pa.int32()))
-REMAINING = FILES.append(DONE_PARTS)
+REASON = pa.field("reason", pa.int8())
+REMAINING = FILES.append(DONE_PARTS).append(REASON)
+
+
+class Reason(IntEnum):
+    """Why a listed recording is left to be done."""
+
+    new = 0
+    changed = 1
+    """Only other versions of it are committed."""
+    retried = 2
+    """It failed, and is to be done again."""
+    continued = 3
+    """Some of its parts are committed, not all."""
 
 
 class Ledger:
@@ -33,10 +47,21 @@ class Ledger:
     Rows are sorted by recording and part, and so that of several commits of one part the one that
     counts comes first: the oldest that did not fail, else the newest failure, which knows most.
     Commits whose segments object is gone are left out: what they transcribed is to be done again.
+
+    Args:
+        rows: `_EMPTY_ROWS` of all commits.
+        names: of the outcomes objects, by the number that rows have.
+        lost: objects left out, and how many rows they have.
+        leave_alone: recordings whose failures are not done again, whatever is retried.
     """
 
     def __init__(
-        self, rows: pa.Table, names: list[str], lost: Mapping[str, int] = MappingProxyType({})
+        self,
+        rows: pa.Table,
+        names: list[str],
+        lost: Mapping[str, int] = MappingProxyType({}),
+        *,
+        leave_alone: Collection[str] = (),
     ) -> None:
         ids = rows["recording_id"].combine_chunks().dictionary_encode()
         codes = ids.indices.to_numpy()
@@ -45,6 +70,8 @@ class Ledger:
         age = np.where(failed, -1, 1)
         order = np.lexsort((keys[0] * age, keys[1] * age, failed, keys[2], codes))
         self._ids = ids.dictionary
+        spared = pc.is_in(self._ids, value_set=pa.array(list(leave_alone), pa.string()))
+        self._spared = spared.to_numpy(zero_copy_only=False)
         self._code = codes[order]
         self._row, self._object, self._part = (key[order] for key in keys)
         self._last = rows["last_part"].to_numpy()[order]
@@ -62,8 +89,12 @@ class Ledger:
         return cls(_EMPTY_ROWS, [])
 
     @classmethod
-    def load(cls, store: OutputStore) -> "Ledger":
+    def load(cls, store: OutputStore, *, leave_alone: Collection[str] = ()) -> "Ledger":
         """Read the committed outcomes of a folder.
+
+        Args:
+            store: the output folder.
+            leave_alone: recordings whose failures are not done again, whatever is retried.
 
         Raises:
             FetchError: an outcomes object cannot be read, or the segments cannot be listed.
@@ -100,24 +131,28 @@ class Ledger:
         rows = pa.concat_tables(tables)
         gone = pa.array([number[name] for name in lost], pa.int32())
         rows = rows.filter(pc.invert(pc.is_in(rows["object"], value_set=gone)))
-        return cls(rows.combine_chunks(), names, lost)
+        return cls(rows.combine_chunks(), names, lost, leave_alone=leave_alone)
 
     def __len__(self) -> int:
         return len(self._code)
 
     def remaining(self, batch: pa.RecordBatch, retry: Retry = Retry.none) -> pa.Table:
-        """Return the FILES rows that are not fully committed, with the parts that are.
+        """Return the FILES rows that are not fully committed, with the parts that are, and why.
 
         A recording counts as committed when all parts up to its last are, for the size and etag it
         has now (where both are known). Failed parts are among them unless `retry` is for them.
         """
         rows, files = self._rows_of(batch)
+        known = np.bincount(files, minlength=batch.num_rows) > 0
         fresh = self._fresh(rows, files, batch)
         rows, files = rows[fresh], files[fresh]
+        reasons = np.where(known, Reason.changed, Reason.new)
+        reasons[files] = Reason.continued
         first = _first_of_runs(files, self._part[rows])
         rows, files = rows[first], files[first]
         again = self._again(rows, retry)
         due = np.bincount(files[again], minlength=batch.num_rows) > 0
+        reasons[due] = Reason.retried
         rows, files = rows[~again], files[~again]
         left = np.flatnonzero(due | ~self._covered(rows, files, batch.num_rows))
         # A failure that ended an incomplete recording may come again: its place has to be free.
@@ -127,13 +162,14 @@ class Ledger:
         offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
         parts = pa.ListArray.from_arrays(pa.array(offsets), pa.array(self._part[rows[half]]))
         kept = pa.Table.from_batches([batch]).take(pa.array(left))
-        return kept.append_column(DONE_PARTS, parts.cast(DONE_PARTS.type)).cast(REMAINING)
+        kept = kept.append_column(DONE_PARTS, parts.cast(DONE_PARTS.type))
+        return kept.append_column(REASON, pa.array(reasons[left].astype(np.int8))).cast(REMAINING)
 
     def _again(self, rows: np.ndarray, retry: Retry) -> np.ndarray:
         """Tell which rows are failures that are to be done again."""
         if retry is Retry.none:
             return np.zeros(len(rows), dtype=bool)
-        again: np.ndarray = self._failed[rows]
+        again: np.ndarray = self._failed[rows] & ~self._spared[self._code[rows]]
         return again if retry is Retry.all else again & self._retryable[rows]
 
     def _rows_of(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
@@ -238,6 +274,31 @@ class Settlement:
     """Recordings all of whose parts are committed."""
     listed_ids: pa.Array
     """Those of them in the present listing."""
+
+
+def counted(
+    store: OutputStore,
+    keep: Mapping[str, np.ndarray],
+    columns: Sequence[str],
+    names: Iterable[str] | None = None,
+) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+    """Yield outcomes rows, in the order of their commits, each with whether it counts.
+
+    Args:
+        store: the output folder.
+        keep: what a settlement says of its outcomes objects.
+        columns: of the outcomes table.
+        names: of the objects; all there are by default.
+
+    Raises:
+        FetchError: an object cannot be read.
+    """
+    position: dict[str, int] = {}
+    for batch in store.committed(columns, names):
+        start = position.get(batch.name, 0)
+        stop = position[batch.name] = start + batch.rows.num_rows
+        mask = keep.get(batch.name)
+        yield batch.rows, np.ones(stop - start, dtype=bool) if mask is None else mask[start:stop]
 
 
 _EMPTY_ROWS = pa.schema(

@@ -21,7 +21,7 @@ _FIRST_COLUMNS = (
     "uri", "size_bytes", "etag", "metadata", "codec", "sample_rate_hz", "channels",
     "header_duration_s",
 )  # fmt: skip
-_COLUMNS = (
+PART_COLUMNS = (
     "recording_id", "run_id", "part", "channel", "status", "language", "duration_s", "speech_s",
     "segments_written", "decode_errors", "label_means", "label_weight_s", *_FIRST_COLUMNS,
     *_ERROR_COLUMNS,
@@ -78,11 +78,11 @@ def _slices(ids: pa.Array) -> Iterator[pa.Array]:
 
 
 def _outcomes_of(store: OutputStore, ids: pa.Array) -> pa.Table:
-    schema = pa.schema([OUTCOMES.field(name) for name in _COLUMNS])
+    schema = pa.schema([OUTCOMES.field(name) for name in PART_COLUMNS])
     tables = [schema.empty_table()]
     if not len(ids):
         return tables[0]
-    for batch in store.outcomes(_COLUMNS):
+    for batch in store.outcomes(PART_COLUMNS):
         # By range first: commits are small, and a hash table of all identities is not.
         within = pc.and_(
             pc.greater_equal(batch.column("recording_id"), ids[0]),

@@ -7,15 +7,17 @@ Labels are written in the same way in place of segments, and the same words mean
 of runs, plans or which commit of two counts (`ledger.py`).
 """
 
+import contextlib
 import io
 import json
 import time
 import uuid
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -126,6 +128,26 @@ def parquet_batches(
             None if columns is None else [c for c in columns if c in parquet.schema_arrow.names]
         )
         yield from parquet.iter_batches(batch_size=batch_rows, columns=wanted)
+
+
+def parquet_rows(
+    file: io.BufferedReader, columns: Sequence[str], start: int, stop: int
+) -> pa.Table:
+    """Return rows `start` to `stop` of a Parquet file; only row groups that hold some are read.
+
+    Raises:
+        pyarrow.ArrowInvalid: it is no Parquet file.
+    """
+    with pq.ParquetFile(file, pre_buffer=False) as parquet:
+        metadata = parquet.metadata
+        ends = list(
+            accumulate(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+        )
+        first, last = bisect_right(ends, start), bisect_left(ends, stop)
+        groups = range(first, min(last + 1, len(ends)))
+        wanted = [name for name in columns if name in parquet.schema_arrow.names]
+        rows = parquet.read_row_groups(list(groups), columns=wanted, use_threads=False)
+    return rows.slice(start - (ends[first - 1] if first else 0), stop - start)
 
 
 class OutputStore:
@@ -334,9 +356,24 @@ class OutputStore:
             FetchError: it cannot be read.
             CorpusAsrError: it is no Parquet file.
         """
+        with self._parquet(name) as file:
+            yield from parquet_batches(file, columns=columns, batch_rows=batch_rows)
+
+    def rows(self, name: str, schema: pa.Schema, start: int, stop: int) -> pa.Table:
+        """Return rows `start` to `stop` of an object, in exactly the columns of `schema`.
+
+        Raises:
+            FetchError: it cannot be read.
+            CorpusAsrError: it is no Parquet file.
+        """
+        with self._parquet(name) as file:
+            return conform(parquet_rows(file, schema.names, start, stop), schema)
+
+    @contextlib.contextmanager
+    def _parquet(self, name: str) -> Iterator[io.BufferedReader]:
         with filesystem.open_binary(self.address(name), endpoint_url=self.endpoint_url) as file:
             try:
-                yield from parquet_batches(file, columns=columns, batch_rows=batch_rows)
+                yield file
             except pa.ArrowException as error:
                 raise CorpusAsrError(
                     f"reading {shown(self.address(name))}: no readable Parquet ({error}), expected "
