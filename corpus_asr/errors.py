@@ -2,6 +2,7 @@
 
     CorpusAsrError
     ├─ ConfigError       the YAML or command line is wrong; exit code 2
+    │  └─ LockedError    another run is at work on the output folder
     ├─ CheckpointError   the model folder is unusable: missing, unexpected or wrongly shaped keys
     ├─ ItemError         one recording failed: it becomes a failure row, the run goes on
     │  ├─ DecodeError    bad or empty audio; trying again would not help
@@ -20,6 +21,10 @@ class CorpusAsrError(Exception):
 
 class ConfigError(CorpusAsrError):
     """The configuration or command line cannot be used; nothing has been done yet."""
+
+
+class LockedError(ConfigError):
+    """Another run holds the output folder's lock; nothing has been done."""
 
 
 class CheckpointError(CorpusAsrError):

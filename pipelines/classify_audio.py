@@ -10,8 +10,9 @@ from corpus_asr.config.choices import CONTINUE, Choices
 from corpus_asr.config.run import RunConfig
 from corpus_asr.runtime.progress import Stream
 from corpus_asr.runtime.summary import RunSummary
-from corpus_asr.runtime.weights import check_classifies, fetch_weights
+from corpus_asr.runtime.weights import Weights, check_classifies, fetch_weights
 from corpus_asr.stages.classify import load_label_engine
+from corpus_asr.stages.transcribe import EngineFactory
 from pipelines.corpus import run_over_corpus
 
 
@@ -33,7 +34,17 @@ def run(
         EngineError: the work could not go on; what was committed is kept.
         FetchError: the output store or the listing failed.
     """
+    weights, engine = prepare(config)
+    return run_over_corpus(config, weights, engine, local=local, progress=progress, choices=choices)
+
+
+def prepare(config: RunConfig) -> tuple[Weights, EngineFactory]:
+    """Fetch the job's checkpoint, and choose what loads the engine.
+
+    Raises:
+        ConfigError: the checkpoint cannot tell such labels apart.
+        CheckpointError: the model cannot be had.
+    """
     weights = fetch_weights(config)
     check_classifies(weights.folder, config.classification)
-    engine = partial(load_label_engine, classification=config.classification)
-    return run_over_corpus(config, weights, engine, local=local, progress=progress, choices=choices)
+    return weights, partial(load_label_engine, classification=config.classification)

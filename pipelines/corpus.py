@@ -6,7 +6,7 @@ time works on an output folder. What is found in a recording is the engine's bus
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
@@ -63,7 +63,7 @@ def run_over_corpus(
             progress.write(words + "\n")
 
     with Lock(store, new_run_id(), steal=choices.steal_lock, say=say) as lock:
-        return _run_locked(
+        return run_locked(
             config,
             store,
             lock,
@@ -75,7 +75,7 @@ def run_over_corpus(
         )
 
 
-def _run_locked(
+def run_locked(
     config: RunConfig,
     store: OutputStore,
     lock: Lock,
@@ -85,9 +85,19 @@ def _run_locked(
     local: bool,
     progress: Stream | None,
     choices: Choices,
+    on_plan: Callable[[Plan], object] = lambda plan: None,
 ) -> RunSummary:
+    """Do the same under a lock that is held already, by the run that it names.
+
+    Args:
+        config, weights, engine_factory, local, progress, choices: as for `run_over_corpus`.
+        store: the output folder.
+        lock: of that folder.
+        on_plan: told what there is to do before it is begun.
+    """
     started = time.monotonic()
     plan = make_plan(config, store, model_revision=weights.name, choices=choices)
+    on_plan(plan)
     begun = begin_run(
         store,
         config,
@@ -106,10 +116,12 @@ def _run_locked(
         lock=lock.key,
     )
     committed, activity = Tally(), Activity()
-    if plan.num_remaining:
+    out_of_time = choices.stop_at is not None and time.monotonic() >= choices.stop_at
+    if plan.num_remaining and not out_of_time:
         work = _work_here if local else _work_on_ray
-        done = work(config, store, plan, committer, engine_factory, progress)
+        done = work(config, store, plan, committer, engine_factory, progress, choices.stop_at)
         committed, activity = done.tally, done.activity
+        out_of_time = choices.stop_at is not None and time.monotonic() >= choices.stop_at
     lock.key.check()  # a finish tidies up: not under the hands of another run
     counts = finish(
         store,
@@ -125,7 +137,7 @@ def _run_locked(
             "activity": asdict(activity),
         },
     )
-    if counts.left:
+    if counts.left and not out_of_time:
         raise EngineError(
             f"finishing {store.uri}: {counts.left} of {counts.listed} recordings are neither done "
             "nor failed, expected none; run again to do them"
@@ -137,6 +149,7 @@ def _run_locked(
         done=counts.ok + counts.no_speech,
         failed=counts.failed,
         no_speech=counts.no_speech,
+        left=counts.left,
         segments=counts.segments,
         audio_s=counts.audio_s,
         processed_files=plan.num_remaining,
@@ -153,6 +166,7 @@ def _work_here(
     committer: Committer,
     engine_factory: EngineFactory,
     stream: Stream | None,
+    stop_at: float | None,
 ) -> Progress:
     resources = resolve_resources(config, (this_machine(),), num_packs=plan.num_packs)
     with _told(store, committer.run_id, resources, plan, stream) as progress:
@@ -163,6 +177,7 @@ def _work_here(
             resources=resources,
             progress=progress,
             engine_factory=engine_factory,
+            stop_at=stop_at,
         )
     return progress
 
@@ -174,6 +189,7 @@ def _work_on_ray(
     committer: Committer,
     engine_factory: EngineFactory,
     stream: Stream | None,
+    stop_at: float | None,
 ) -> Progress:
     # Ray takes seconds to import, and local runs do without it.
     from corpus_asr.runtime.cluster import connected, local_machine
@@ -197,6 +213,7 @@ def _work_on_ray(
                 resources=resources,
                 progress=progress,
                 engine_factory=engine_factory,
+                stop_at=stop_at,
             )
     return progress
 

@@ -6,7 +6,7 @@ from corpus_asr.config.choices import CONTINUE, Choices
 from corpus_asr.config.run import RunConfig
 from corpus_asr.runtime.progress import Stream
 from corpus_asr.runtime.summary import RunSummary
-from corpus_asr.runtime.weights import fetch_weights
+from corpus_asr.runtime.weights import Weights, fetch_weights
 from corpus_asr.stages.routes import load_routed_engine
 from corpus_asr.stages.transcribe import EngineFactory, load_engine
 from pipelines.corpus import run_over_corpus
@@ -30,8 +30,18 @@ def run(
         EngineError: the work could not go on; what was committed is kept.
         FetchError: the output store or the listing failed.
     """
+    weights, engine = prepare(config)
+    return run_over_corpus(config, weights, engine, local=local, progress=progress, choices=choices)
+
+
+def prepare(config: RunConfig) -> tuple[Weights, EngineFactory]:
+    """Fetch the job's checkpoints, and choose what loads the engine.
+
+    Raises:
+        CheckpointError: a model cannot be had.
+    """
     weights = fetch_weights(config)
     engine: EngineFactory = load_engine
     if config.model.by_language:
         engine = partial(load_routed_engine, by_language=config.model.by_language)
-    return run_over_corpus(config, weights, engine, local=local, progress=progress, choices=choices)
+    return weights, engine

@@ -45,6 +45,7 @@ SUMMARY = RunSummary(
     done=99,
     failed=1,
     no_speech=4,
+    left=0,
     segments=1234,
     audio_s=7200.0,
     processed_files=50,

@@ -118,6 +118,7 @@ def run_on_ray(
     progress: Progress,
     engine_factory: EngineFactory = load_engine,
     extractor: str = EXTRACTOR,
+    stop_at: float | None = None,
 ) -> None:
     """Transcribe what a plan names on the connected Ray and commit all of it.
 
@@ -129,6 +130,7 @@ def run_on_ray(
         progress: told once a second what was committed; entered and left by the caller.
         engine_factory: what loads the engine in each worker.
         extractor: what extracts, as `module:callable`.
+        stop_at: when, by `time.monotonic()`, nothing new is begun; None never.
 
     Raises:
         EngineError: workers became unusable one after the other, or nothing happened for too long.
@@ -137,7 +139,7 @@ def run_on_ray(
     """
     board = start_board()
     with (
-        stoppable(lambda: progress.files_left) as stop,
+        stoppable(lambda: progress.files_left, at=stop_at) as stop,
         DataContext.current(_context(config, resources)),
         _Poll(board, progress, stop),
     ):
@@ -306,8 +308,8 @@ class _Poll(threading.Thread):
         while not self._finished.wait(POLL_S):
             self._copy()
             if self._stop_asked.expired:
-                # Only a signal gets the main thread out of Ray.
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                # Only a signal gets the main thread out of Ray; jobs of cron's shell ignore SIGINT.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
                 return
         self._copy()
 

@@ -47,6 +47,7 @@ def run_local(
     progress: Progress,
     engine_factory: EngineFactory = load_engine,
     extractor: str = EXTRACTOR,
+    stop_at: float | None = None,
 ) -> None:
     """Transcribe `packs` in this process and commit all results.
 
@@ -58,6 +59,7 @@ def run_local(
         progress: told what was committed; entered and left by the caller.
         engine_factory: what loads the engine.
         extractor: what extracts, as `module:callable`.
+        stop_at: when, by `time.monotonic()`, nothing new is begun; None never.
 
     Raises:
         EngineError: the engine cannot go on.
@@ -73,7 +75,7 @@ def run_local(
 
     buffer = CommitBuffer(commit, min_bytes=MIN_BYTES_PER_COMMIT, max_age_s=MAX_COMMIT_AGE_S)
     with ExitStack() as stack:
-        stop = stack.enter_context(stoppable(lambda: progress.files_left))
+        stop = stack.enter_context(stoppable(lambda: progress.files_left, at=stop_at))
         stage = TranscribeStage(
             config.model.checkpoint,
             revision=config.model.revision,

@@ -1,7 +1,8 @@
 """Ending a run on request: a first Ctrl-C or SIGTERM is a wish, a second one an order.
 
 After the first, nothing new is begun and what is being decoded may end within a grace; whoever
-runs the work asks `Stop` for that. Knows neither Ray nor the work itself.
+runs the work asks `Stop` for that. A run whose time is over ends in the same way, but as one that
+is done for now. Knows neither Ray nor the work itself.
 """
 
 import os
@@ -16,6 +17,8 @@ from typing import Any
 # A scheduler that sends SIGTERM usually kills after 30 s (Slurm, Kubernetes), so that what is
 # finished has to be committed before.
 GRACE_S = 20.0
+# Nobody kills a run whose own time is over: what is being decoded is hours of audio on a GPU.
+DRAIN_S = 600.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -38,33 +41,47 @@ class RunStoppedError(KeyboardInterrupt):
 
 
 class Stop:
-    """Whether a run was asked to end, and whether its grace is over."""
+    """Whether a run is to end, by a signal or by the clock, and whether its grace is over.
 
-    def __init__(self, grace_s: float) -> None:
+    Args:
+        grace_s: how long what was begun may take after a signal.
+        at: when, by `time.monotonic()`, nothing new is to be begun; None never.
+        drain_s: how long what was begun may take after that.
+    """
+
+    def __init__(
+        self, grace_s: float, *, at: float | None = None, drain_s: float = DRAIN_S
+    ) -> None:
         self._grace_s = grace_s
-        self._deadline_s = float("inf")
+        self._at_s = float("inf") if at is None else at
+        self._deadline_s = self._at_s + drain_s
         self.signal_number: int | None = None
 
     @property
     def requested(self) -> bool:
         """Whether nothing new is to be begun."""
-        return self.signal_number is not None
+        return self.signal_number is not None or time.monotonic() >= self._at_s
 
     @property
     def expired(self) -> bool:
         """Whether what is still going on is to be left."""
         return time.monotonic() >= self._deadline_s
 
+    @property
+    def out_of_time(self) -> bool:
+        """Whether it is the clock that ended the run for good, and nobody else."""
+        return self.signal_number is None and self.expired
+
     def request(self, number: int) -> None:
         """Ask the run to end.
 
         Raises:
-            KeyboardInterrupt: it was asked before.
+            KeyboardInterrupt: it was asked before, or its time is over anyway.
         """
-        if self.requested:
+        if self.signal_number is not None or self.expired:
             raise KeyboardInterrupt
         self.signal_number = number
-        self._deadline_s = time.monotonic() + self._grace_s
+        self._deadline_s = min(self._deadline_s, time.monotonic() + self._grace_s)
         # Unbuffered: a signal may have come in the middle of another write to stderr.
         os.write(2, self._words(number))
 
@@ -85,17 +102,23 @@ class Stop:
 
 
 @contextmanager
-def stoppable(left: Callable[[], int], *, grace_s: float = GRACE_S) -> Iterator[Stop]:
-    """Let signals end the work in the context; outside the main thread they are not seen.
+def stoppable(
+    left: Callable[[], int], *, at: float | None = None, grace_s: float = GRACE_S
+) -> Iterator[Stop]:
+    """Let signals and the clock end the work in the context.
+
+    Outside the main thread signals are not seen. That the time is over is no error, what it leaves
+    undone included.
 
     Args:
         left: how many recordings are not done.
-        grace_s: how long what was begun may take.
+        at: when, by `time.monotonic()`, the time is over; None never.
+        grace_s: how long what was begun may take after a signal.
 
     Raises:
         RunStoppedError: a signal came before the work was done.
     """
-    stop = Stop(grace_s)
+    stop = Stop(grace_s, at=at)
 
     def handle(number: int, _: FrameType | None) -> None:
         stop.request(number)
@@ -104,13 +127,14 @@ def stoppable(left: Callable[[], int], *, grace_s: float = GRACE_S) -> Iterator[
     try:
         yield stop
     except BaseException as error:
-        if not stop.requested:
+        if stop.signal_number is not None:
+            raise stop.error(left()) from error  # a scheduler may have ended our helpers as well
+        if not (stop.out_of_time and isinstance(error, KeyboardInterrupt)):
             raise
-        raise stop.error(left()) from error  # a scheduler may have ended our helpers as well
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if stop.requested and (count := left()):
+    if stop.signal_number is not None and (count := left()):
         raise stop.error(count)
 
 

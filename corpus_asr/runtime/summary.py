@@ -16,6 +16,8 @@ class RunSummary:
     """Of these, those with segments or without speech."""
     failed: int
     no_speech: int
+    left: int
+    """Neither done nor failed: the run's time was over. 0 for a run without such a limit."""
     segments: int
     """Or labels, of a classification."""
     audio_s: float

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Self
 
-from corpus_asr.errors import ConfigError, EngineError, FetchError
+from corpus_asr.errors import ConfigError, EngineError, FetchError, LockedError
 from corpus_asr.storage import conditional, filesystem
 from corpus_asr.storage.addresses import LOCAL, scheme_of, shown
 from corpus_asr.storage.failures import RetryPolicy
@@ -132,7 +132,7 @@ class Lock:
         timing: for tests.
 
     Raises:
-        ConfigError: (on entering) another run holds it.
+        LockedError: (on entering) another run holds it.
         FetchError: (on entering) the store does not answer.
     """
 
@@ -214,7 +214,7 @@ class Lock:
         """Try to get a lock that holds this (None: there is none); False if it changed meanwhile.
 
         Raises:
-            ConfigError: it is held.
+            LockedError: it is held.
         """
         mine, endpoint_url = self._holder.encoded(), self._store.endpoint_url
         if content is None:
@@ -233,7 +233,7 @@ class Lock:
         """Return once the lock was long enough as it is.
 
         Raises:
-            ConfigError: its holder lives.
+            LockedError: its holder lives.
         """
         heartbeat_s, looks = self._timing.heartbeat_s, self._timing.looks
         self._say(
@@ -248,7 +248,7 @@ class Lock:
             if found != content:
                 raise self._held(Holder.decoded(found), " that is alive")
 
-    def _held(self, holder: Holder | None, alive: str) -> ConfigError:
+    def _held(self, holder: Holder | None, alive: str) -> LockedError:
         advice = "wait for it to end"
         if not alive:
             watch_s = self._timing.heartbeat_s * self._timing.looks
@@ -256,7 +256,7 @@ class Lock:
                 f"; if it is dead, run again with --steal-lock: that takes the lock over if no "
                 f"heartbeat comes for {watch_s:g} s"
             )
-        return ConfigError(
+        return LockedError(
             f"locking {shown(self._store.uri)}: found it in use by {_called(holder)}{alive}, "
             f"expected no other run; {advice}"
         )

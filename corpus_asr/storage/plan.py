@@ -7,6 +7,7 @@ the run is finished. Knows nothing of how packs are worked off.
 """
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.schemas import FILES, PACK_FILE, PACKS
 from corpus_asr.storage.beginning import Earlier, check_fingerprint, fingerprint
 from corpus_asr.storage.fitting import without_credentials
-from corpus_asr.storage.ledger import REMAINING, Ledger
+from corpus_asr.storage.ledger import REMAINING, Ledger, Reason
 from corpus_asr.storage.listing import list_files
 from corpus_asr.storage.tables import (
     SUFFIX,
@@ -60,6 +61,12 @@ class Plan:
     """Listed recordings that are fully committed already."""
     num_remaining: int
     num_remaining_bytes: int
+    num_new: int
+    """Of the remaining, those of which nothing is known yet, ..."""
+    num_changed: int
+    """... those known with other content, ..."""
+    num_retried: int
+    """... and those that failed; the rest were begun."""
     num_packs: int
     num_excluded: int
     """Left out by `source.exclude`, or lying in the output folder."""
@@ -91,7 +98,11 @@ def make_plan(
     if model_revision is not None:
         name = fingerprint(config, model_revision)
         earlier = check_fingerprint(store, config, name, new_run=choices.new_run)
-    ledger = Ledger.empty() if earlier is Earlier.other else Ledger.load(store)
+    ledger = (
+        Ledger.empty()
+        if earlier is Earlier.other
+        else Ledger.load(store, leave_alone=choices.leave_alone)
+    )
     name = f"{PLANS_FOLDER}/{unique_stem()}"
     with tempfile.TemporaryDirectory(prefix="corpus-asr-plan-") as folder:
         drawer = _Drawer(config, store, name, str(Path(folder) / "remaining.parquet"))
@@ -106,6 +117,9 @@ def make_plan(
         num_done=drawer.num_files - len(drawer.sizes),
         num_remaining=len(drawer.sizes),
         num_remaining_bytes=int(drawer.sizes[drawer.sizes >= 0].sum()),
+        num_new=drawer.reasons[Reason.new],
+        num_changed=drawer.reasons[Reason.changed],
+        num_retried=drawer.reasons[Reason.retried],
         num_packs=num_packs,
         num_excluded=drawer.num_excluded,
         num_duplicates=drawer.num_duplicates,
@@ -166,6 +180,8 @@ class _Drawer:
         self.sizes = np.empty(0, np.int64)
         """Of the remaining files, in listing order; -1 where unknown."""
         self._ids = np.empty(0, "S16")
+        self.reasons: Counter[int] = Counter()
+        """How many of the remaining files there are for each `Reason`."""
 
     def list_source(self, ledger: Ledger, retry: Retry) -> None:
         """Stream the listing into the plan's folder, and what is left of it into the scratch."""
@@ -179,6 +195,7 @@ class _Drawer:
                 self.num_unknown_sizes += files["size_bytes"].null_count
                 remaining = ledger.remaining(files.combine_chunks().to_batches()[0], retry)
                 scratch.append(remaining)
+                self.reasons.update(remaining["reason"].to_pylist())
                 sizes.append(pc.fill_null(remaining["size_bytes"], -1).to_numpy())
                 ids.append(np.array(remaining["recording_id"].to_pylist(), "S16"))
         finally:

@@ -6,14 +6,20 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 
-from corpus_asr.runtime import local
+from corpus_asr.runtime import local, stopping
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.resources import resolve_resources, this_machine
-from corpus_asr.runtime.stopping import RunStoppedError, ended_by_sigterm, stoppable
+from corpus_asr.runtime.stopping import (
+    DRAIN_S,
+    RunStoppedError,
+    ended_by_sigterm,
+    stoppable,
+)
 from tests.support.engines import ScriptedEngine, always
 from tests.support.killing import PAUSE, killable_job, tables_of
 from tests.support.scripted import EXTRACTOR, committer_of, outcomes_by_part, scripted_job
@@ -152,3 +158,73 @@ def test_a_second_signal_ends_at_once(tmp_path: Path):
         _, said = process.communicate(timeout=300)
     assert process.returncode == 130, said
     assert "stopped by SIGINT" in said
+
+
+def test_when_the_time_is_over_nothing_new_is_begun_and_that_is_no_error():
+    with stoppable(lambda: 3, at=time.monotonic() + 60) as stop:
+        assert not stop.requested
+    with stoppable(lambda: 3, at=time.monotonic()) as stop:
+        assert stop.requested
+        assert not stop.expired
+
+
+def test_what_outlasts_the_drain_is_left_without_an_error():
+    with stoppable(lambda: 3, at=time.monotonic() - DRAIN_S) as stop:
+        assert stop.out_of_time
+        raise KeyboardInterrupt
+
+
+def test_errors_after_the_time_is_over_are_errors():
+    with pytest.raises(OSError, match="disk"), stoppable(lambda: 3, at=time.monotonic() - DRAIN_S):
+        raise OSError("disk")
+
+
+def interrupted_while_draining() -> None:
+    with stoppable(lambda: 3, at=time.monotonic()) as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested
+        assert not stop.expired
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("a second signal ends at once")
+
+
+def test_signals_end_a_drain_as_they_end_work():
+    with pytest.raises(RunStoppedError, match="stopped by SIGINT: 3 recordings are left"):
+        interrupted_while_draining()
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_run_whose_time_is_over_commits_what_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: bool
+):
+    """Or leaves it, if it takes longer than the drain."""
+    now_s = [0.0]
+    monkeypatch.setattr(stopping, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    config = scripted_job(tmp_path)
+    engine = ScriptedEngine(held=True)
+
+    def packs() -> Iterator[pa.Table]:
+        yield packs_of("silent/parts=1/silent=0", "held/parts=1")
+        with engine.submitted:
+            engine.submitted.wait_for(lambda: engine.requests, timeout=60)
+        now_s[0] = 1.0 + (DRAIN_S if held else 0.0)
+        if not held:
+            engine.release()
+        for number in range(1000):
+            yield packs_of(f"{number}/parts=1")
+
+    resources = resolve_resources(config, (this_machine(),), num_packs=1)
+    local.run_local(
+        config,
+        packs(),
+        committer_of(config),
+        resources=replace(resources, extract_workers=1),
+        progress=Progress(total_files=1002, total_bytes=0, stream=None),
+        engine_factory=always(engine),
+        extractor=EXTRACTOR,
+        stop_at=1.0,
+    )
+    names = {name for name, _ in outcomes_by_part(config)}
+    assert "silent/parts=1/silent=0" in names
+    assert ("held/parts=1" in names) is not held
+    assert len(names) < 1000

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from corpus_asr.errors import ConfigError, EngineError
+from corpus_asr.errors import EngineError, LockedError
 from corpus_asr.storage import conditional, lock
 from corpus_asr.storage.lock import LOCK_NAME, Holder, Lock, Timing, read_holder
 from corpus_asr.storage.processes import ProcessName
@@ -86,7 +86,7 @@ def test_a_lock_is_given_back_whatever_ends_the_run(
 
 def test_a_second_run_is_refused_at_once_and_told_everything(store: OutputStore) -> None:
     with Lock(store, "first", timing=QUICK) as held:
-        with pytest.raises(ConfigError) as caught, Lock(store, "second", timing=QUICK):
+        with pytest.raises(LockedError) as caught, Lock(store, "second", timing=QUICK):
             pass
         message = str(caught.value)
         holder = read_holder(store)
@@ -100,7 +100,7 @@ def test_a_second_run_is_refused_at_once_and_told_everything(store: OutputStore)
 def test_a_living_holder_is_not_robbed(store: OutputStore) -> None:
     with Lock(store, "first", timing=replace(QUICK, heartbeat_s=0.01)) as held:
         slow = replace(QUICK, heartbeat_s=0.3)
-        with pytest.raises(ConfigError, match="alive"), Lock(store, "2", steal=True, timing=slow):
+        with pytest.raises(LockedError, match="alive"), Lock(store, "2", steal=True, timing=slow):
             pass
         held.key.check()
 
@@ -109,7 +109,7 @@ def test_a_living_holder_is_not_robbed(store: OutputStore) -> None:
 def test_the_holders_clock_does_not_matter(local: OutputStore, skew: str) -> None:
     """Silence is what makes a lock stale, and only with leave; whatever time it shows."""
     left_by(local, ELSEWHERE, at=skew)
-    with pytest.raises(ConfigError, match="process 7 of someone on other"):
+    with pytest.raises(LockedError, match="process 7 of someone on other"):
         Lock(local, "new", timing=QUICK).__enter__()
     said: list[str] = []
     with Lock(local, "new", steal=True, say=said.append, timing=QUICK) as held:
@@ -126,7 +126,7 @@ def test_a_living_holder_with_a_wrong_clock_is_not_robbed(
     monkeypatch.setattr(lock, "_now", lambda: wrong)  # the same at each heartbeat
     with Lock(local, "first", timing=replace(QUICK, heartbeat_s=0.01)):
         thief = Lock(local, "second", steal=True, timing=replace(QUICK, heartbeat_s=0.3))
-        with pytest.raises(ConfigError, match="alive"):
+        with pytest.raises(LockedError, match="alive"):
             thief.__enter__()
 
 
@@ -143,7 +143,7 @@ def test_a_silent_lock_is_taken_over_on_every_store(store: OutputStore) -> None:
 def test_what_is_no_lock_of_ours_is_treated_like_one(local: OutputStore, content: bytes) -> None:
     local.write_bytes(LOCK_NAME, content)
     assert read_holder(local) is None
-    with pytest.raises(ConfigError, match="something unknown"):
+    with pytest.raises(LockedError, match="something unknown"):
         Lock(local, "new", timing=QUICK).__enter__()
     with Lock(local, "new", steal=True, timing=QUICK) as held:
         held.key.check()
@@ -214,7 +214,7 @@ def race(store: OutputStore, racers: int, *, steal: bool = False) -> list[str]:
                 all_tried.wait(60)
                 held.key.check()
                 return f"run-{index}"
-        except ConfigError:
+        except LockedError:
             all_tried.wait(60)
             return None
 

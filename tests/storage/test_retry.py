@@ -4,6 +4,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from corpus_asr.config.choices import Retry
 from corpus_asr.config.run import RunConfig
 from corpus_asr.storage import filesystem
+from corpus_asr.storage.addresses import recording_id
 from corpus_asr.storage.beginning import Run
 from corpus_asr.storage.finish import RunCounts, finish
-from corpus_asr.storage.ledger import Ledger
+from corpus_asr.storage.ledger import Ledger, Reason
 from corpus_asr.storage.tables import OutputStore
 from tests.support.commits import commit, files, part, results
 from tests.support.dying import Killed, dying
@@ -51,6 +53,37 @@ def statuses(folder: Path) -> dict[tuple[str, int], tuple[str, str | None]]:
     }
     assert len(found) == len(rows)
     return found
+
+
+def reasons(store: OutputStore, ledger: Ledger, batch: pa.RecordBatch) -> dict[str, Reason]:
+    rows = ledger.remaining(batch, Retry.retryable).to_pylist()
+    return {row["uri"].lstrip("/"): Reason(row["reason"]) for row in rows}
+
+
+def test_each_recording_is_left_for_a_reason(memory: str) -> None:
+    store = OutputStore(memory)
+    commit(store, results(part("good", 0, texts=["x"]), failed("down")))
+    commit(store, results(failed("bad", retryable=False), part("half", 0, texts=["x"], last=False)))
+    commit(store, results(part("other", 0, texts=["x"], etag="v0"), failed("was", etag="v0")))
+    batch = files("good", "down", "bad", "half", "other", "was", "fresh")
+    assert reasons(store, Ledger.load(store), batch) == {
+        "down": Reason.retried,
+        "half": Reason.continued,
+        "other": Reason.changed,
+        "was": Reason.changed,
+        "fresh": Reason.new,
+    }
+
+
+def test_what_is_to_be_left_alone_is_retried_with_new_content_only(memory: str) -> None:
+    store = OutputStore(memory)
+    commit(store, results(failed("down"), failed("hopeless"), failed("was", etag="v0")))
+    alone = {recording_id(f"/{name}") for name in ("hopeless", "was", "absent")}
+    ledger = Ledger.load(store, leave_alone=alone)
+    assert reasons(store, ledger, files("down", "hopeless", "was")) == {
+        "down": Reason.retried,
+        "was": Reason.changed,
+    }
 
 
 def mixed(store: OutputStore) -> tuple[str, ...]:
