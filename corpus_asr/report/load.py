@@ -15,6 +15,7 @@ import pyarrow as pa
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.balance import RECORDING_COLUMNS
+from corpus_asr.report.details import Gatherer
 from corpus_asr.report.statistics import (
     COUNTS,
     LABEL_COLUMNS,
@@ -29,6 +30,7 @@ from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.beginning import CONFIG_NAME, FINGERPRINT_NAME, RUN_NAME, SUCCESS_NAME
 from corpus_asr.storage.ledger import Ledger
 from corpus_asr.storage.plan import PLANS_FOLDER
+from corpus_asr.storage.results import LABEL_ROWS, SEGMENT_ROWS
 from corpus_asr.storage.snapshot import read_snapshot
 from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
 
@@ -36,8 +38,12 @@ REPORT_NAME = "report.json"
 _RUN_ID_TIME = "%Y%m%dT%H%M%SZ"  # what a run's identity begins with
 
 
-def load_report(store: OutputStore) -> Report:
+def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
     """Read what a run has left so far.
+
+    Args:
+        store: the output folder.
+        gatherer: looks at all rows as they are read, where more than counts is wanted.
 
     Raises:
         ConfigError: the folder is not the output of a run.
@@ -55,8 +61,8 @@ def load_report(store: OutputStore) -> Report:
     listing = _latest_listing(store)
     counts = Ledger.load(store).settle(_files(store, listing or ())).keep
     statistics = summarise(
-        _outcomes(store, names, counts),
-        _part_rows(store, names, pipeline=(config or {}).get("pipeline")),
+        _outcomes(store, names, counts, gatherer),
+        _part_rows(store, names, gatherer, pipeline=(config or {}).get("pipeline")),
         None if listing is None else _files(store, listing),
         store.recordings(RECORDING_COLUMNS) if finished else None,
     )
@@ -100,12 +106,22 @@ def _report(
 
 
 def _part_rows(
-    store: OutputStore, names: Sequence[str], *, pipeline: str | None
+    store: OutputStore, names: Sequence[str], gatherer: Gatherer | None, *, pipeline: str | None
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of these outcomes alone: a running output may have younger ones by now."""
+    rows, columns = SEGMENT_ROWS, SEGMENT_COLUMNS
     if pipeline == CLASSIFY_AUDIO:
-        return as_segments(store.labels(LABEL_COLUMNS, names))
-    return store.segments(SEGMENT_COLUMNS, names)
+        rows, columns = LABEL_ROWS, LABEL_COLUMNS
+    schema = pa.schema([rows.schema.field(name) for name in columns])
+    named = store.named_segments(names)
+    ours = [name for name in named if name.startswith(f"{rows.folder}/")]
+    for name, table in store.read_tables(ours, schema):
+        for batch in table.to_batches():
+            if rows is LABEL_ROWS:
+                batch = as_segments(batch)
+            if gatherer is not None:
+                gatherer.part_rows(name, batch["confidence"], batch["recording_id"])
+            yield batch
 
 
 def _time_so_far(run_id: str | None, names: Sequence[str]) -> float | None:
@@ -141,7 +157,10 @@ def _files(store: OutputStore, names: Sequence[str]) -> Iterator[pa.RecordBatch]
 
 
 def _outcomes(
-    store: OutputStore, names: Sequence[str], keep: dict[str, np.ndarray]
+    store: OutputStore,
+    names: Sequence[str],
+    keep: dict[str, np.ndarray],
+    gatherer: Gatherer | None,
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of these objects, each with whether it counts."""
     position: dict[str, int] = {}
@@ -150,4 +169,6 @@ def _outcomes(
         stop = position[batch.name] = start + batch.rows.num_rows
         mask = keep.get(batch.name)
         counts = np.ones(stop - start, dtype=bool) if mask is None else mask[start:stop]
+        if gatherer is not None:
+            gatherer.outcomes(batch.name, batch.rows.filter(pa.array(counts)))
         yield batch.rows.append_column(COUNTS, pa.array(counts))

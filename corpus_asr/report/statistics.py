@@ -8,7 +8,7 @@ Only narrow columns are held (about 60 bytes per part), so a report of millions 
 the memory of a laptop.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -254,12 +254,11 @@ def _collect_segments(
     return tuple(int(count) for count in bins), table
 
 
-def as_segments(labels: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Turn batches of `LABEL_COLUMNS` into what is counted of segments."""
-    for batch in labels:
-        first = pc.equal(batch["rank"], 1)
-        sure = pc.if_else(first, batch["probability"], pa.scalar(None, pa.float32()))
-        yield pa.RecordBatch.from_arrays([batch["recording_id"], sure], list(SEGMENT_COLUMNS))
+def as_segments(labels: pa.RecordBatch) -> pa.RecordBatch:
+    """Turn `LABEL_COLUMNS` into what is counted of segments."""
+    first = pc.equal(labels["rank"], 1)
+    sure = pc.if_else(first, labels["probability"], pa.scalar(None, pa.float32()))
+    return pa.RecordBatch.from_arrays([labels["recording_id"], sure], list(SEGMENT_COLUMNS))
 
 
 def _labels(parts: pa.Table) -> tuple[LabelShare, ...]:

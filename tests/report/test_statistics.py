@@ -262,7 +262,7 @@ def test_labels_are_counted_by_part_and_windows_by_their_likeliest() -> None:
             "probability": pa.array([0.95, 0.05, 0.5, 0.5], pa.float32()),
         }
     )
-    turned = pa.Table.from_batches(list(as_segments(table.to_batches())))
+    turned = pa.Table.from_batches([as_segments(batch) for batch in table.to_batches()])
     assert turned["recording_id"].to_pylist() == ["a", "a", "b", "b"]
     assert turned["confidence"].is_valid().to_pylist() == [True, False, True, False]
     rows = [
