@@ -30,6 +30,8 @@ ADVICE: Mapping[str, str] = MappingProxyType(
         "internal": "this program or its machine failed, not the recording: look into the log, "
         "report it, and run again with --retry-failed",
         "item": _NO_RETRY,
+        "no_bucket": "these name a bucket that is not there: correct its name or the endpoint_url, "
+        "then run again with --retry-all-failed",
         "no_audio_stream": "these hold no sound: leave them out (source.exclude)",
         "no_space": "make room where this program keeps its files, or give it another TMPDIR, then "
         "run again with --retry-failed",

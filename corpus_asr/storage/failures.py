@@ -20,8 +20,12 @@ from corpus_asr.storage.addresses import shown, without_secrets
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-NOT_FOUND, ACCESS_DENIED, TIMEOUT, CHANGED, FETCH, UNSUPPORTED_SCHEME, REFUSED_HOST, NO_SPACE = (
+(
+    NOT_FOUND, NO_BUCKET, ACCESS_DENIED, TIMEOUT, CHANGED, FETCH, UNSUPPORTED_SCHEME, REFUSED_HOST,
+    NO_SPACE,
+) = (
     "not_found",
+    "no_bucket",
     "access_denied",
     "timeout",
     "changed",
@@ -29,9 +33,10 @@ NOT_FOUND, ACCESS_DENIED, TIMEOUT, CHANGED, FETCH, UNSUPPORTED_SCHEME, REFUSED_H
     "unsupported_scheme",
     "refused_host",
     "no_space",
-)
+)  # fmt: skip
 _ADVICE = {
     NOT_FOUND: "check the address, or take it out of the source",
+    NO_BUCKET: "correct the bucket's name, or endpoint_url if it is of another store",
     ACCESS_DENIED: "check the credentials and that they may read and list here",
     TIMEOUT: "check the network, then try again",
     CHANGED: "try again once nothing writes to it any more",
@@ -39,9 +44,15 @@ _ADVICE = {
     REFUSED_HOST: "list the host in source.allow_hosts if it is to be asked",
     NO_SPACE: "free some, or raise the quota, then run the same command again to continue",
 }
+_WRITING = {"writing", "creating", "replacing", "removing", "moving"}
+_WRITE_ADVICE = {
+    NOT_FOUND: "choose another output",
+    ACCESS_DENIED: "check the credentials and that they may read, list, write and delete here, or "
+    "choose another output",
+}
 _EXPIRED_ADVICE = "the credentials expired: renew the credentials, then try again"
 FEW_ATTEMPTS = 3  # where the next answer is another at once, or not for a long time
-_PERMANENT = {NOT_FOUND, ACCESS_DENIED, REFUSED_HOST}
+_PERMANENT = {NOT_FOUND, NO_BUCKET, ACCESS_DENIED, REFUSED_HOST}
 # The disk, what this user or process may have of it, or the largest file.
 FULL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _TRANSIENT_ERRNO = {
@@ -61,6 +72,7 @@ class StoreError(Exception):
         retry_after_s: how long the store asked us to wait.
         expired: whether access is denied only because credentials are too old.
         attempts: if given, no more than so many failures of such kinds are worth bearing.
+        advice: what to do; None for what the kind says.
     """
 
     def __init__(
@@ -72,6 +84,7 @@ class StoreError(Exception):
         retry_after_s: float = 0.0,
         expired: bool = False,
         attempts: int | None = None,
+        advice: str | None = None,
     ) -> None:
         super().__init__(found)
         self.kind = kind
@@ -79,6 +92,7 @@ class StoreError(Exception):
         self.retry_after_s = retry_after_s
         self.expired = expired
         self.attempts = attempts
+        self.advice = advice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +157,8 @@ def persist(
 def fetch_error(doing: str, uri: str, error: StoreError, *, attempts: int = 1) -> FetchError:
     """Return the public form of a store's failure."""
     tries = f" ({attempts} attempts)" if attempts > 1 else ""
-    advice = _EXPIRED_ADVICE if error.expired else _ADVICE[error.kind]
+    usual = {**_ADVICE, **(_WRITE_ADVICE if doing in _WRITING else {})}[error.kind]
+    advice = _EXPIRED_ADVICE if error.expired else error.advice or usual
     message = f"{doing} {shown(uri)}: {without_secrets(str(error))}{tries}; {advice}"
     retryable = error.expired or error.kind not in _PERMANENT
     return FetchError(message, uri=uri, kind=error.kind, retryable=retryable)
@@ -152,11 +167,14 @@ def fetch_error(doing: str, uri: str, error: StoreError, *, attempts: int = 1) -
 def from_os_error(error: OSError) -> StoreError:
     """Translate what the operating system, or a library in its style, raised."""
     reason = without_secrets(error.strerror or str(error) or type(error).__name__)
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
+    reason = reason.splitlines()[0]  # libhdfs names every place where Java is not
+    if isinstance(error, FileNotFoundError):
         return StoreError(NOT_FOUND, "not found, expected an object of this name")
+    if isinstance(error, NotADirectoryError):
+        return StoreError(NOT_FOUND, "not found, since a file stands where a folder is expected")
     if isinstance(error, IsADirectoryError):
         return StoreError(NOT_FOUND, "found a folder, expected a file")
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return StoreError(ACCESS_DENIED, f"access denied ({reason})")
     if isinstance(error, TimeoutError):
         return StoreError(TIMEOUT, "no answer within the time limit", transient=True)

@@ -4,7 +4,9 @@ The order is stable and nothing is held but the present page and eight bytes per
 file once). Knows nothing of audio; what a name means is for later stages.
 """
 
+import difflib
 import fnmatch
+import os
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -15,7 +17,13 @@ import pyarrow as pa
 from corpus_asr.config.stages import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.schemas import FILES
-from corpus_asr.storage.addresses import LOCAL, normalise, recording_id, scheme_of, shown
+from corpus_asr.storage.addresses import (
+    LOCAL,
+    normalise,
+    recording_id,
+    scheme_of,
+    shown,
+)
 from corpus_asr.storage.failures import ACCESS_DENIED, NOT_FOUND
 from corpus_asr.storage.filesystem import describe, list_pages
 from corpus_asr.storage.local import Page
@@ -145,8 +153,25 @@ class FileListing(Iterator[pa.RecordBatch]):
         excluded = f", beside {num_excluded} left out by source.exclude" if num_excluded else ""
         return ConfigError(
             f"listing {shown(uri)}: found nothing{excluded}, expected {looked_for}; correct "
-            "source.uri" + (" or source.exclude" if num_excluded else "")
+            "source.uri" + (" or source.exclude" if num_excluded else _meant(uri))
         )
+
+
+def _meant(uri: str) -> str:
+    """Guess which address a wrong one was to be; empty without a guess."""
+    if scheme_of(uri) != LOCAL:
+        return ""
+    # A slash too few makes the address of a store a path below the current folder.
+    store = re.search(r"/([a-z0-9]+):/([^/].*)", uri)
+    if store:
+        return f": did you mean {store[1]}://{store[2]}?"
+    path = uri.rstrip("/")
+    while not os.path.isdir(os.path.dirname(path)):
+        path = os.path.dirname(path)
+    folder, name = os.path.split(path)
+    others = [other for other in os.listdir(folder) if other != name]
+    near = difflib.get_close_matches(name, others, n=1)
+    return f": did you mean {os.path.join(folder, near[0])}?" if near else ""
 
 
 class Pattern(NamedTuple):

@@ -18,7 +18,14 @@ from typing import IO, NamedTuple
 
 import pyarrow as pa
 
-from corpus_asr.storage.failures import FETCH, FULL_ERRNO, NO_SPACE, StoreError, from_os_error
+from corpus_asr.storage.failures import (
+    FETCH,
+    FULL_ERRNO,
+    NO_SPACE,
+    NOT_FOUND,
+    StoreError,
+    from_os_error,
+)
 from corpus_asr.storage.ranges import ObjectInfo
 
 logger = logging.getLogger(__name__)
@@ -154,7 +161,7 @@ def _pieces(descriptor: int, start: int, end: int) -> Iterator[bytes]:
 def _whole(path: Path, data: bytes) -> Iterator[Path]:
     """Write a temporary file beside `path`, whole and on disk; it is removed if it is left."""
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     try:
         with open(temporary, "xb") as file:
             file.write(data)
@@ -170,6 +177,13 @@ def _whole(path: Path, data: bytes) -> Iterator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, NotADirectoryError, FileExistsError) as error:
+        raise StoreError(NOT_FOUND, f"no folder {folder} can be made ({error.strerror})") from error
 
 
 def _no_space(folder: Path, num_bytes: int, error: OSError) -> StoreError:

@@ -197,8 +197,10 @@ class Lock:
                     self._uri, endpoint_url=self._store.endpoint_url, policy=BEAT_POLICY
                 )
         except FetchError as failure:
-            # Not worth hiding how the run ended; the next one is told what to do.
-            logger.warning("lock not released: %s", failure)
+            # Not worth hiding how the run ended; the next one is told what to do. One that never
+            # began has said as much itself.
+            level = logging.WARNING if self._thread.ident is not None else logging.DEBUG
+            logger.log(level, "lock not released: %s", failure)
 
     def _acquire(self) -> None:
         for _ in range(_ATTEMPTS):

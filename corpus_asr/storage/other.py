@@ -85,11 +85,20 @@ class FsspecStore:
     def _usable(self) -> Iterator[None]:
         try:
             yield
-        except (ImportError, TypeError, ValueError) as error:
+        except ImportError as error:
+            missing = getattr(error.__cause__ or error, "name", None)
+            named = missing is not None and missing in str(error)  # so it is no module of another
+            cure = f"pip install {missing}" if named else "install what it asks for"
+            raise ConfigError(
+                f"opening {shown(self._uri)}: the library for {scheme_of(self._uri)}:// is not "
+                f"installed ({without_secrets(str(error))}), expected it here and on every machine "
+                f"of a cluster; {cure}"
+            ) from error
+        except (TypeError, ValueError) as error:
             raise ConfigError(
                 f"opening {shown(self._uri)}: {scheme_of(self._uri)}:// cannot be used like this "
-                f"({without_secrets(str(error))}), expected an address of an installed fsspec "
-                "library; install what is missing or correct the address"
+                f"({without_secrets(str(error))}), expected an address that fsspec knows, such as "
+                "s3://, gs:// or abfs://; correct the address"
             ) from error
 
     def _path(self, uri: str) -> str:

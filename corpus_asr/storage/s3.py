@@ -12,25 +12,19 @@ from typing import IO, Any, TypeVar
 
 import s3fs
 from botocore import exceptions
-from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync
 
 from corpus_asr.storage.failures import (
-    ACCESS_DENIED,
     FETCH,
-    FEW_ATTEMPTS,
     NOT_FOUND,
-    TIMEOUT,
     RetryPolicy,
     StoreError,
-    asked_wait_s,
     fetch_error,
-    from_os_error,
-    from_status,
     persist,
 )
 from corpus_asr.storage.local import Page
 from corpus_asr.storage.ranges import ObjectInfo
+from corpus_asr.storage.s3_failures import from_exception
 
 T = TypeVar("T")
 
@@ -47,65 +41,6 @@ CLIENT_OPTIONS = {
     "request_checksum_calculation": "when_required",
     "response_checksum_validation": "when_required",
 }
-_NO_SUCH = {"NoSuchKey", "NoSuchBucket", "NotFound", "404"}
-_DENIED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch",
-           "AllAccessDisabled", "InvalidObjectState", "403"}  # fmt: skip
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "RequestExpired"}
-_BUSY = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException", "InternalError",
-         "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed"}  # fmt: skip
-
-
-def _from_client_error(error: exceptions.ClientError) -> StoreError:
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    told = str(error.response.get("Error", {}).get("Message", ""))
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    if code in _NO_SUCH:
-        return StoreError(NOT_FOUND, f"not found ({code})")
-    # Presigned requests and other stores say it in words only.
-    if code in _EXPIRED or (status in (401, 403) and "expired" in told.lower()):
-        return _expired(f"{status} {code}")
-    if code in _DENIED:
-        return StoreError(ACCESS_DENIED, f"access denied ({code})")
-    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    asked_for = headers.get("retry-after")
-    if code in _BUSY:
-        return StoreError(FETCH, f"the store answered {status} {code}", transient=True,
-                          retry_after_s=asked_wait_s(asked_for))  # fmt: skip
-    return from_status(status, code, retry_after=asked_for)
-
-
-def _expired(told: str) -> StoreError:
-    # Asked again with what profile, role or environment hold by then.
-    return StoreError(ACCESS_DENIED, f"access denied ({told})", expired=True, transient=True,
-                      attempts=FEW_ATTEMPTS)  # fmt: skip
-
-
-def _translate(error: Exception) -> StoreError:
-    if isinstance(error, exceptions.ClientError):
-        return _from_client_error(error)
-    if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
-        return StoreError(ACCESS_DENIED, "no credentials found in environment, profile or role")
-    if isinstance(error, exceptions.UnauthorizedSSOTokenError):
-        return _expired("single sign-on")
-    if isinstance(
-        error,
-        TimeoutError
-        | asyncio.TimeoutError
-        | exceptions.ConnectTimeoutError
-        | exceptions.ReadTimeoutError,
-    ):
-        return StoreError(TIMEOUT, "no answer within the time limit", transient=True)
-    if isinstance(error, exceptions.HTTPClientError | exceptions.IncompleteReadError):
-        return StoreError(FETCH, f"the connection failed ({error})", transient=True)
-    if isinstance(error, ResponseParserError):  # the page of a proxy, or half an answer
-        return StoreError(FETCH, "the store's answer is no valid XML", transient=True)
-    if isinstance(error, exceptions.ParamValidationError):
-        return StoreError(NOT_FOUND, f"no possible name of an object ({error})")
-    if isinstance(error, OSError):
-        return from_os_error(error)
-    # Body reads fail with the HTTP library's own errors (payload cut short, disconnects).
-    transient = "aiohttp" in type(error).__module__ or "aiobotocore" in type(error).__module__
-    return StoreError(FETCH, f"{type(error).__name__}: {error}", transient=transient)
 
 
 class _NoConditionsError(Exception):
@@ -151,7 +86,7 @@ class S3Store:
         except StoreError:
             raise
         except Exception as error:
-            failure = _translate(error)
+            failure = from_exception(error)
             self._renew = self._renew or failure.expired
             raise failure from error
         return result

@@ -12,7 +12,7 @@ import pytest
 from botocore import exceptions
 
 from corpus_asr.errors import FetchError
-from corpus_asr.storage import conditional, s3
+from corpus_asr.storage import conditional, s3, s3_failures
 from corpus_asr.storage.failures import RetryPolicy
 from corpus_asr.storage.filesystem import exists, move, read_bytes, remove, store_for, write_atomic
 from tests.support.stores import WebServer
@@ -125,7 +125,7 @@ def refusing(
             cause = exceptions.ClientError(
                 {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "Put"
             )
-            raise s3._translate(cause) from cause
+            raise s3_failures.from_exception(cause) from cause
 
     return call
 
@@ -167,7 +167,7 @@ def test_a_lost_answer_does_not_lose_the_race(
 
 def test_a_bucket_that_is_missing_is_told(s3_place: tuple[str, dict[str, Any]]) -> None:
     _, options = s3_place
-    with pytest.raises(FetchError, match=r"creating .*not found"):
+    with pytest.raises(FetchError, match=r"creating .*no such bucket"):
         conditional.create("s3://no-such-bucket/object", b"a", **options)
 
 

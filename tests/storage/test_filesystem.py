@@ -18,7 +18,7 @@ from fsspec.utils import infer_storage_options
 
 from corpus_asr.config.stages import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
-from corpus_asr.storage import filesystem, ranges, s3
+from corpus_asr.storage import filesystem, ranges, s3_failures
 from corpus_asr.storage.failures import RetryPolicy, persist
 from corpus_asr.storage.filesystem import (
     exists,
@@ -124,11 +124,12 @@ def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
         open_binary(str(tmp_path / "pipe"))
 
 
-def test_a_missing_bucket_is_not_found(s3: S3Server) -> None:
-    with pytest.raises(FetchError) as caught:
+def test_a_missing_bucket_is_no_empty_one(s3: S3Server) -> None:
+    with pytest.raises(FetchError, match="no such bucket") as caught:
         open_binary("s3://no-such-bucket-here/key", endpoint_url=s3.endpoint_url)
-    assert caught.value.kind == "not_found"
-    assert list(list_objects("s3://no-such-bucket-here", endpoint_url=s3.endpoint_url)) == []
+    assert (caught.value.kind, caught.value.retryable) == ("no_bucket", False)
+    with pytest.raises(FetchError, match="correct the bucket's name"):
+        list(list_objects("s3://no-such-bucket-here", endpoint_url=s3.endpoint_url))
 
 
 @pytest.mark.parametrize("fault", ["503", "500", "429", "reset", "short", "stall"])
@@ -190,7 +191,7 @@ def test_expired_credentials_may_be_renewed(
     }
 
     def operation() -> None:
-        raise s3._translate(exceptions.ClientError(answer, "GetObject"))
+        raise s3_failures.from_exception(exceptions.ClientError(answer, "GetObject"))
 
     with pytest.raises(FetchError) as caught:
         persist("reading", "s3://b/key", operation, policy=QUICK)
