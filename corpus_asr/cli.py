@@ -30,6 +30,7 @@ from corpus_asr.commands.failures import (
     readable_errors,
     say,
 )
+from corpus_asr.commands.label import label
 from corpus_asr.errors import ItemError
 from corpus_asr.logs import LogFormat, LogLevel, LogSettings, configure, speaks_json
 from corpus_asr.report.transcript import Format, printer
@@ -268,6 +269,7 @@ def transcribe(
 
 app.command()(export)
 app.command()(evaluate)
+app.command()(label)
 
 
 @app.command()

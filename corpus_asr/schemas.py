@@ -3,7 +3,7 @@
 Each field carries `doc` and, where it has one, `unit` in its metadata. Within one
 `SCHEMA_VERSION` columns are only added. FILES, PACKS, PARTS and RESULTS travel between stages;
 SEGMENTS (of a transcription) or LABELS (of a classification), OUTCOMES and RECORDINGS are what a
-run leaves behind.
+run leaves behind; SELECTION and EXAMPLES are what a data set made of it holds.
 """
 
 import pyarrow as pa
@@ -206,6 +206,64 @@ RECORDINGS = _schema(
     _field("segments", pa.int32(), "segments written, or labels"),
     _field("languages", pa.list_(pa.string()), "languages decoded, most frequent first"),
     *_LABEL,
+)  # fmt: skip
+
+_HEARD = {field.name: field for field in SEGMENT_FIELDS}
+_SCORE_NAMES = ("confidence", "avg_logprob", "no_speech_prob", "compression_ratio", "temperature")
+_EXAMPLE = _field("example_id", pa.string(), "recording, channel if apart, number of its first "
+                  "segment; null in no example")  # fmt: skip
+_DISAGREEMENT = "words heard otherwise by the other run, per word it heard; null without one"
+_WER = "word errors per word of the existing transcript; null without one"
+
+SELECTION = _schema(
+    "selection",
+    _RECORDING_ID, _URI, _SIZE, _ETAG,
+    _field("recording_s", pa.float64(), "audio decoded of the recording", unit="second"),
+    _CHANNEL,
+    *(_HEARD[name] for name in ("start_s", "end_s", "text", "language", "language_probability",
+                                "task", *_SCORE_NAMES, "speech_fraction")),
+    _field("num_words", pa.int32(), "words; letters in languages that do not part words"),
+    _field("num_letters", pa.int32(), "letters and digits"),
+    _field("unique_words", pa.float32(), "different words per word; null under 10 words"),
+    _field("repeats", pa.int32(), "how often the same few words stand in a row, at most"),
+    _field("longest_word", pa.int32(), "letters of the longest word; null where none are parted"),
+    _field("copies", pa.int64(), "segments of the run with this text"),
+    _field("listed", pa.bool_(), "whether its text is one of selection.drop_texts"),
+    _field("disagreement", pa.float32(), _DISAGREEMENT),
+    _field("wer", pa.float32(), _WER),
+    _field("reference_language", pa.string(), "that of the existing transcript; null: unknown"),
+    _field("reference", pa.string(), "existing transcript of the recording, in its first row"),
+    _field("dropped_by", pa.string(), "first rule that drops the segment; null: kept"),
+    _field("rules", pa.list_(pa.string()), "every rule that would drop it"),
+    _field("split", pa.string(), "train, validation or test"),
+    _EXAMPLE,
+)  # fmt: skip
+
+EXAMPLES = _schema(
+    "examples",
+    _EXAMPLE,
+    _field("audio", pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())]),
+           "16 kHz mono, encoded"),
+    _HEARD["text"],
+    _field("whisper_transcript", pa.string(), "the text between Whisper's timestamps, which count "
+           "from the start of the example"),
+    _field("condition_on_prev", pa.string(), "text of the example before; null where it is not "
+           "what was said right before"),
+    _HEARD["language"], _HEARD["task"],
+    _field("duration_s", pa.float64(), "audio of the example", unit="second"),
+    _RECORDING_ID, _URI, _CHANNEL, _HEARD["start_s"], _HEARD["end_s"],
+    _field("confidence", pa.float32(), "estimated share of right words, 0-1; least of its "
+           "segments"),
+    _field("avg_logprob", pa.float32(), "mean log-probability; least of its segments"),
+    _field("no_speech_prob", pa.float32(), "probability of no speech; greatest of its segments"),
+    _field("compression_ratio", pa.float32(), "text bytes over zlib bytes; greatest of its "
+           "segments"),
+    _field("temperature", pa.float32(), "sampling temperature; greatest of its segments"),
+    _field("disagreement", pa.float32(), f"{_DISAGREEMENT}; greatest of its segments"),
+    _field("wer", pa.float32(), f"{_WER}; greatest of its segments"),
+    _field("reference", pa.string(), "existing transcript, where the example holds all that was "
+           "heard in its recording; else null"),
+    *_MODEL,
 )  # fmt: skip
 
 

@@ -19,8 +19,9 @@ from pydantic import ValidationError
 from corpus_asr.config.base import Settings
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.document import KeyPath, override_value, read_document
+from corpus_asr.config.labelling import PseudoLabelConfig
 from corpus_asr.config.problems import booleans_in_the_wrong_place, problems_in
-from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run import PSEUDO_LABEL, RunConfig
 from corpus_asr.config.secrets import hide_secrets
 from corpus_asr.errors import ConfigError
 
@@ -47,15 +48,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: the file cannot be read, or anything in it is unknown, missing or mistyped.
     """
     document = read_document(path, overrides)
-    values = _without_empty_sections(document.values)
+    labels = document.values.get("pipeline") == PSEUDO_LABEL
+    model = PseudoLabelConfig if labels else RunConfig
+    values = _without_empty_sections(document.values, model)
     problems = list(document.problems)
-    problems += booleans_in_the_wrong_place(values, model=RunConfig)
+    problems += booleans_in_the_wrong_place(values, model=model)
     config: RunConfig | None = None
     try:
-        config = RunConfig.model_validate(values)
+        config = model.model_validate(values)
     except ValidationError as error:
         known = {problem.key for problem in problems}
-        found = problems_in(error, model=RunConfig, values=values)
+        found = problems_in(error, model=model, values=values)
         problems += [problem for problem in found if problem.key not in known]
     if problems or config is None:
         raise document.error(problems)
@@ -136,11 +139,11 @@ def _settings(settings: Settings, above: KeyPath) -> Iterator[Setting]:
         )
 
 
-def _without_empty_sections(values: Mapping[str, Any]) -> dict[str, Any]:
+def _without_empty_sections(values: Mapping[str, Any], model: type[RunConfig]) -> dict[str, Any]:
     """Read a section whose keys are all commented out, which YAML makes null, as a section."""
     sections = {
         name
-        for name, field in RunConfig.model_fields.items()
+        for name, field in model.model_fields.items()
         if isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
     }
     return {

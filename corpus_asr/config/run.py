@@ -17,14 +17,16 @@ from corpus_asr.config.stages import (
 )
 
 CLASSIFY_AUDIO: Final = "classify_audio"
+PSEUDO_LABEL: Final = "pseudo_label"
 
 
 class RunConfig(Settings):
     """A resolved job description; everything the user left out carries its default."""
 
-    pipeline: Literal["transcribe_corpus", "classify_audio"] = Field(
+    pipeline: Literal["transcribe_corpus", "classify_audio", "pseudo_label"] = Field(
         default="transcribe_corpus",
-        description="What is done; `decoding` is for the one, `classification` for the other.",
+        description="What is done; `classification` is for `classify_audio`, `decoding` for the "
+        "others; `pseudo_label` has sections of its own (`config/labelling.py`).",
     )
     source: SourceSettings
     extract: ExtractSettings = Field(default_factory=ExtractSettings)

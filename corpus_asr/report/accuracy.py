@@ -18,7 +18,7 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.report.accuracy_references import Reference, TimedWord
 from corpus_asr.text.normalize import BasicTextNormalizer, EnglishTextNormalizer
 
-_WITHOUT_BLANKS = {"zh", "ja", "th", "lo", "my", "yue"}
+WITHOUT_BLANKS = {"zh", "ja", "th", "lo", "my", "yue"}
 _basic = BasicTextNormalizer()
 
 
@@ -109,7 +109,7 @@ def normalised(text: str, language: str | None) -> str:
 
 def units(text: str, language: str | None) -> list[str]:
     """Return the words of a normalised text; its letters, where words are not parted."""
-    return list(text.replace(" ", "")) if language in _WITHOUT_BLANKS else text.split()
+    return list(text.replace(" ", "")) if language in WITHOUT_BLANKS else text.split()
 
 
 @cache
@@ -128,7 +128,12 @@ def _jiwer() -> Any:
         ) from error
 
 
-def _aligned(said: Sequence[str], found: Sequence[str]) -> Any:
+def aligned(said: Sequence[str], found: Sequence[str]) -> Any:
+    """Return jiwer's comparison of words, which both sides have some of.
+
+    Raises:
+        ConfigError: jiwer is not installed.
+    """
     # As numbers: letters may be of a kind that jiwer would take for blanks.
     numbers = {each: str(number) for number, each in enumerate({*said, *found})}
     as_text = (" ".join(numbers[each] for each in side) for side in (said, found))
@@ -139,7 +144,7 @@ def _errors(said: Sequence[str], found: Sequence[str]) -> Errors:
     if not said or not found:
         _jiwer()
         return Errors(deletions=len(said), insertions=len(found))
-    result = _aligned(said, found)
+    result = aligned(said, found)
     return Errors(result.hits, result.substitutions, result.deletions, result.insertions)
 
 
@@ -149,7 +154,7 @@ def _time_errors(
     words, others = _comparable(said), _comparable(found)
     if not words or not others:
         return ()
-    result = _aligned([word for word, _ in words], [word for word, _ in others])
+    result = aligned([word for word, _ in words], [word for word, _ in others])
     errors = []
     for chunk in result.alignments[0]:
         if chunk.type != "equal":

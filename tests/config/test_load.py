@@ -123,7 +123,7 @@ def test_all_problems_are_told_at_once_with_line_and_nearest_key(write: Write) -
         ("extract.part_s=null", "leave the key out for its default, 600.0"),
         ("extract.part_s=.inf", "found inf, expected a number"),
         ("decoding.strategy=seq", "expected sequential or chunked"),
-        ("pipeline=classify", "transcribe_corpus or classify_audio; did you mean classify_audio?"),
+        ("pipeline=classify", "classify_audio or pseudo_label; did you mean classify_audio?"),
         ("pipeline=pipelines.evil", "expected transcribe_corpus or classify_audio"),
         ("classification.top_k=0", "classification.top_k: found 0, expected a whole number at"),
         ("classification.languages=de", "expected two codes or more to choose among"),

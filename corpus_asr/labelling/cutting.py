@@ -1,0 +1,164 @@
+"""Clips of one recording, decoded again and encoded. Runs in a child process.
+
+In: a recording and the stretches wanted of it. Out: each as the bytes of an audio file, in order.
+The recording is decoded as a stream from its start, as when it was transcribed: seeking would land
+beside the place in many formats. In memory are the longest stretch and some ten seconds. Knows no
+texts and no tables.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32
+
+from corpus_asr.audio.decode import open_audio
+from corpus_asr.audio.encode import AudioFormat, encode_audio
+from corpus_asr.errors import DecodeError
+from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.filesystem import describe, open_binary
+from corpus_asr.storage.trust import ANY_NAMED_HOST, HostRules
+from corpus_asr.units import SAMPLE_RATE_HZ
+
+CHANGED = "source_changed"
+CUT_SHORT = "cut_short"
+# Timestamps are in steps of 20 ms and may point a little behind the end.
+_MAX_MISSING_SAMPLES = SAMPLE_RATE_HZ // 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stretch:
+    """What is wanted of a recording."""
+
+    channel: int | None
+    """None for all of them mixed."""
+    start_sample: int
+    end_sample: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutRequest:
+    """A recording as it was transcribed, and the stretches wanted of it."""
+
+    uri: str
+    size_bytes: int | None
+    etag: str | None
+    stretches: tuple[Stretch, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """One stretch, encoded."""
+
+    number: int
+    """Which of those wanted."""
+    data: bytes
+    num_samples: int
+
+
+class ClipCutter:
+    """Cut clips out of recordings.
+
+    Args:
+        endpoint_url: the store of the recordings, where it is not the default one.
+        hosts: which hosts web addresses may lead to.
+        channels: as in the `extract` settings of the transcription.
+        audio_format: of the clips.
+    """
+
+    def __init__(
+        self,
+        *,
+        endpoint_url: str | None,
+        channels: Literal["mix", "each"] | int,
+        audio_format: AudioFormat,
+        hosts: HostRules = ANY_NAMED_HOST,
+    ) -> None:
+        self._endpoint_url = endpoint_url
+        self._hosts = hosts
+        self._channels = channels
+        self._audio_format: AudioFormat = audio_format
+
+    def __call__(self, request: CutRequest) -> Iterator[Clip]:
+        """Yield the clips in the order in which the recording has them complete.
+
+        Raises:
+            FetchError: the store failed.
+            DecodeError: kind `source_changed`, it is not what was transcribed; kind `cut_short`, it
+                ends before a stretch does; or the bytes hold no usable audio.
+        """
+        self._check_unchanged(request)
+        uri = shown(request.uri)
+        waiting = sorted(
+            enumerate(request.stretches), key=lambda item: (item[1].start_sample, item[0])
+        )
+        with (
+            open_binary(request.uri, endpoint_url=self._endpoint_url, hosts=self._hosts) as file,
+            open_audio(file, uri=uri, channels=self._channels) as decoder,
+        ):
+            held = _Held(decoder.num_channels)
+            for chunk in decoder:  # (row, sample)
+                held.append(chunk, wanted_from=min(each.start_sample for _, each in waiting))
+                ready = [item for item in waiting if item[1].end_sample <= held.end]
+                waiting = [item for item in waiting if item[1].end_sample > held.end]
+                for number, stretch in ready:
+                    yield self._clip(number, stretch, held)
+                if not waiting:
+                    return
+        for number, stretch in waiting:
+            missing = stretch.end_sample - held.end
+            if missing > _MAX_MISSING_SAMPLES or stretch.start_sample >= held.end:
+                raise _cut_short(uri, held.end, stretch)
+            yield self._clip(number, stretch, held)
+
+    def _check_unchanged(self, request: CutRequest) -> None:
+        if request.etag is None and request.size_bytes is None:
+            return
+        found = describe(request.uri, endpoint_url=self._endpoint_url)
+        known = (request.etag, found.etag) if request.etag else (request.size_bytes,
+                                                                 found.size_bytes)  # fmt: skip
+        if None not in known and known[0] != known[1]:
+            raise DecodeError(
+                f"cutting {shown(request.uri)}: found version {known[1]}, expected {known[0]}, "
+                "which was transcribed; transcribe it again",
+                uri=shown(request.uri),
+                kind=CHANGED,
+            )
+
+    def _clip(self, number: int, stretch: Stretch, held: "_Held") -> Clip:
+        row = stretch.channel if self._channels == "each" and stretch.channel else 0
+        samples = held.between(row, stretch.start_sample, stretch.end_sample)
+        data = encode_audio(samples, self._audio_format)
+        return Clip(number=number, data=data, num_samples=len(samples))
+
+
+class _Held:
+    """The end of what was decoded, as far as it is still wanted."""
+
+    def __init__(self, num_rows: int) -> None:
+        self._samples: Float32[np.ndarray, "row sample"] = np.zeros((num_rows, 0), np.float32)
+        self.end = 0
+        """Samples decoded so far."""
+
+    def append(self, chunk: Float32[np.ndarray, "row sample"], *, wanted_from: int) -> None:
+        """Take what comes next, and forget what lies before `wanted_from`."""
+        samples = np.concatenate([self._samples, chunk], axis=1)
+        self.end += chunk.shape[1]
+        forgotten = min(wanted_from, self.end) - (self.end - samples.shape[1])
+        self._samples = samples[:, max(0, forgotten) :]
+
+    def between(self, row: int, start: int, end: int) -> Float32[np.ndarray, " sample"]:
+        """Return a stretch of one row, as far as it was decoded."""
+        begins = self.end - self._samples.shape[1]
+        return self._samples[row, start - begins : end - begins]
+
+
+def _cut_short(uri: str, decoded: int, stretch: Stretch) -> DecodeError:
+    return DecodeError(
+        f"cutting {uri}: it ends after {decoded / SAMPLE_RATE_HZ:.2f} s, expected "
+        f"{stretch.end_sample / SAMPLE_RATE_HZ:.2f} s at least, as when it was transcribed; "
+        "transcribe it again",
+        uri=uri,
+        kind=CUT_SHORT,
+    )

@@ -1,0 +1,169 @@
+"""From the kept segments of a recording to examples: what a model is shown, and what it should say.
+
+In: rows of the SELECTION table of one recording, decided, by channel and time. Out: examples, each
+a stretch of audio with its row of the EXAMPLES table, audio left out. None reaches into a segment
+that is not in it. Knows no files and no bounds.
+
+Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision" (2022), section
+2.3: 30 s of audio with the transcript in them between timestamps in steps of 20 ms, sometimes after
+the text before.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, groupby, pairwise
+from typing import Any
+
+from corpus_asr.config.labelling import WINDOWS, DatasetSettings
+from corpus_asr.report.accuracy import WITHOUT_BLANKS
+from corpus_asr.units import SAMPLE_RATE_HZ, TIMESTAMP_STEP_S, WINDOW_S
+
+Rows = Sequence[dict[str, Any]]
+
+_LEAST = ("confidence", "avg_logprob")
+_GREATEST = ("no_speech_prob", "compression_ratio", "temperature", "disagreement", "wer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A stretch of a recording, and what is said in it."""
+
+    start_sample: int
+    """At 16 kHz, from the start of the recording."""
+    end_sample: int
+    row: dict[str, Any]
+    """Of the EXAMPLES table, without audio, duration and model."""
+
+
+def examples_of(rows: Rows, settings: DatasetSettings) -> list[Example]:
+    """Make the examples of a recording, and note in its rows which one each is in."""
+    found = []
+    for _, group in groupby(enumerate(rows), key=lambda item: item[1]["channel"]):
+        numbered = list(group)
+        first = numbered[0][0]
+        found += list(_of_channel([row for _, row in numbered], first, settings))
+    if len(found) == 1 and all(row["example_id"] for row in rows):
+        found[0].row["reference"] = rows[0]["reference"]
+    return found
+
+
+def _of_channel(rows: Rows, first: int, settings: DatasetSettings) -> Iterator[Example]:
+    before: str | None = None
+    ends_s = list(accumulate((row["end_s"] for row in rows), max))
+    for start, stop in _stretches(rows, settings):
+        if start == 0 or not _goes_on(rows[start - 1], rows[start]):
+            before = None
+        spoken_s = ends_s[start - 1] if start else 0.0
+        example = _example(rows, start, stop, first + start, spoken_s, settings)
+        example.row["condition_on_prev"] = before
+        before = example.row["text"]
+        yield example
+
+
+def _goes_on(last: dict[str, Any], row: dict[str, Any]) -> bool:
+    same = (row["language"], row["task"]) == (last["language"], last["task"])
+    return same and last["dropped_by"] is None
+
+
+def _stretches(rows: Rows, settings: DatasetSettings) -> Iterator[tuple[int, int]]:
+    """Yield which rows are an example together: first, and behind the last."""
+    start: int | None = None
+    for at, row in enumerate(rows):
+        fits = start is not None and _fits(rows[start:at], row, settings)
+        if start is not None and not fits:
+            yield start, at
+            start = None
+        if row["dropped_by"] is None and start is None:
+            start = at
+    if start is not None:
+        yield start, len(rows)
+
+
+def _fits(window: Rows, row: dict[str, Any], settings: DatasetSettings) -> bool:
+    last = window[-1]
+    return bool(
+        settings.examples == WINDOWS
+        and row["dropped_by"] is None
+        and _goes_on(last, row)
+        and row["end_s"] - window[0]["start_s"] <= WINDOW_S
+        and row["start_s"] - last["end_s"] <= settings.max_pause_s
+    )
+
+
+def _example(
+    rows: Rows, start: int, stop: int, number: int, spoken_s: float, settings: DatasetSettings
+) -> Example:
+    """Make an example of some rows; what is before them has ended at `spoken_s`."""
+    window = rows[start:stop]
+    after_s = rows[stop]["start_s"] if stop < len(rows) else window[0]["recording_s"]
+    start_s, end_s = _bounds(window, spoken_s, after_s, settings)
+    identity, channel = window[0]["recording_id"], window[0]["channel"]
+    apart = "" if channel is None else f"-{channel}"
+    name = f"{identity}{apart}-{number:05d}"
+    for row in window:
+        row["example_id"] = name
+    language = window[0]["language"]
+    text = joined([row["text"] for row in window], language)
+    values = {
+        "example_id": name,
+        "text": text,
+        "whisper_transcript": _timestamped(window, start_s),
+        "language": language,
+        "task": window[0]["task"],
+        "recording_id": identity,
+        "uri": window[0]["uri"],
+        "channel": channel,
+        "start_s": start_s,
+        "end_s": end_s,
+        "reference": None,
+    }
+    values |= {name: _extreme(min, window, name) for name in _LEAST}
+    values |= {name: _extreme(max, window, name) for name in _GREATEST}
+    return Example(
+        start_sample=round(start_s * SAMPLE_RATE_HZ),
+        end_sample=round(end_s * SAMPLE_RATE_HZ),
+        row=values,
+    )
+
+
+def _bounds(
+    window: Rows, spoken_s: float, after_s: float, settings: DatasetSettings
+) -> tuple[float, float]:
+    """Return start and end of an example's audio, padded where nobody else speaks."""
+    start_s, end_s = window[0]["start_s"], max(row["end_s"] for row in window)
+    # Neighbours may overlap by rounding: no pad is shorter than nothing.
+    lead_s = max(0.0, min(settings.pad_s, start_s - spoken_s))
+    tail_s = max(0.0, min(settings.pad_s, after_s - end_s))
+    if settings.examples == WINDOWS:
+        room_s = max(0.0, WINDOW_S - (end_s - start_s))
+        lead_s = min(lead_s, room_s)
+        tail_s = min(tail_s, room_s - lead_s)
+    return start_s - lead_s, end_s + tail_s
+
+
+def _timestamped(window: Rows, start_s: float) -> str:
+    times = []
+    latest = 0
+    for row in window:
+        for name in ("start_s", "end_s"):
+            step = round((row[name] - start_s) / TIMESTAMP_STEP_S)
+            latest = max(latest, min(step, round(WINDOW_S / TIMESTAMP_STEP_S)))
+            times.append(f"<|{latest * TIMESTAMP_STEP_S:.2f}|>")
+    return "".join(
+        f"{start}{row['text']}{end}"
+        for start, end, row in zip(times[::2], times[1::2], window, strict=True)
+    )
+
+
+def joined(texts: Sequence[str], language: str | None) -> str:
+    """Join the texts of segments; not every family of models puts a blank before them."""
+    parts = list(texts[:1])
+    for before, text in pairwise(texts):
+        apart = before[-1:].isspace() or text[:1].isspace() or language in WITHOUT_BLANKS
+        parts.append(text if apart else f" {text}")
+    return "".join(parts).strip()
+
+
+def _extreme(choose: Any, window: Rows, name: str) -> float | None:
+    known = [row[name] for row in window if row[name] is not None]
+    return choose(known) if known else None

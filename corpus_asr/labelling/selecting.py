@@ -1,0 +1,195 @@
+"""From the tables of a run to its segments, measured and decided, recording after recording.
+
+In: the output folder of a run, and what it is compared with. Out: the recordings' rows of the
+SELECTION table. Two passes, since how often a text occurs is known at the end of the first only;
+between them rows wait on this machine's disk. In memory are one recording, 16 bytes per segment,
+and the existing transcripts.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.config.labelling import SelectionSettings
+from corpus_asr.errors import ConfigError
+from corpus_asr.export.index import Index, read_index
+from corpus_asr.export.load import SCORE_COLUMNS, Selection, chosen, recordings
+from corpus_asr.export.recording import Recording
+from corpus_asr.labelling.measures import Comparisons, listed_hashes, measured
+from corpus_asr.labelling.rules import Rule, decide
+from corpus_asr.report.accuracy_references import Reference, read_references
+from corpus_asr.schemas import SELECTION
+from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.tables import OutputStore, ParquetFile, parquet_batches
+
+_COLUMNS = tuple(
+    name for name in (*SCORE_COLUMNS, "language_probability", "speech_fraction")
+    if name not in ("words", "tokens")
+)  # fmt: skip
+_WHAT_WAS_HEARD = ["recording_id", "etag", "segments", "complete", "failed"]
+_ROWS_AT_A_TIME = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """What a selection reads."""
+
+    store: OutputStore
+    index: Index
+    other: tuple[OutputStore, Index] | None = None
+    references: Mapping[str, Reference] | None = None
+
+    def digest(self) -> str:
+        """Name everything that is read: another digest, another data set."""
+        found = hashlib.blake2b(digest_size=8)
+        for _, index in filter(None, ((self.store, self.index), self.other)):
+            table = index.recordings.select(_WHAT_WAS_HEARD)
+            for rows in table.to_batches(max_chunksize=_ROWS_AT_A_TIME):
+                found.update(repr(rows.to_pylist()).encode())
+        for identity, reference in sorted((self.references or {}).items()):
+            found.update(repr((identity, reference.text, reference.language)).encode())
+        return found.hexdigest()
+
+
+def read_sources(
+    output_uri: str, settings: SelectionSettings, *, endpoint_url: str | None = None
+) -> Sources:
+    """Read what is there to select from.
+
+    Args:
+        output_uri: the output folder of the run, done or not.
+        settings: the selection.
+        endpoint_url: the S3 endpoint of output and manifests, where it is not Amazon's.
+
+    Raises:
+        ConfigError: there is no such output, it is compared with itself or with one of other
+            recordings, or the existing transcripts cannot be used.
+        FetchError: a store failed beyond its retries.
+    """
+    store = OutputStore(output_uri, endpoint_url=endpoint_url)
+    index = read_index(store)
+    other = references = None
+    if settings.against is not None:
+        there = OutputStore(settings.against, endpoint_url=endpoint_url)
+        if there.uri == store.uri:
+            raise ConfigError(
+                f"reading selection.against: found {shown(there.uri)}, which is output.uri itself, "
+                "expected another run over the same recordings; it always agrees with itself"
+            )
+        other = (there, read_index(there))
+        _check_shared(index, other[1].recordings["recording_id"], there.uri)
+    if settings.references is not None:
+        references = read_references(settings.references, endpoint_url=endpoint_url)
+        _check_shared(index, pa.chunked_array([list(references)], pa.string()),
+                      settings.references)  # fmt: skip
+    return Sources(store=store, index=index, other=other, references=references)
+
+
+def _check_shared(index: Index, ids: pa.ChunkedArray, uri: str) -> None:
+    ours = index.recordings["recording_id"]
+    if len(ours) and not pc.any(pc.is_in(ours, value_set=ids.combine_chunks())).as_py():
+        example = shown(index.recordings["uri"][0].as_py())
+        raise ConfigError(
+            f"selecting by {shown(uri)}: found none of this run's recordings there, expected them "
+            f"by the same addresses (such as {example}); correct it, or everything is dropped"
+        )
+
+
+def measure(sources: Sources, settings: SelectionSettings, path: str) -> np.ndarray:
+    """Write the measured segments of all recordings that are done to a local file.
+
+    Returns:
+        The number of each segment's text, in the order of the file.
+
+    Raises:
+        ConfigError: something is to be compared, and jiwer is not installed.
+        CorpusAsrError: the tables do not hold what they say.
+        FetchError: a store failed beyond its retries.
+    """
+    listed = listed_hashes(settings.drop_texts)
+    references = sources.references or {}
+    versions = sources.index.recordings.select(["size_bytes", "etag"])
+    hashes = array("Q")
+    waiting: list[dict[str, Any]] = []
+    file = ParquetFile(path, SELECTION)
+    try:
+        for position, recording, other in _beside_the_other(sources):
+            beside = Comparisons(other=other, reference=references.get(recording.recording_id))
+            version = versions.slice(position, 1).to_pylist()[0]
+            for each in measured(recording, version, beside, listed=listed):
+                waiting.append(each.row)
+                hashes.append(each.text_hash)
+            if len(waiting) >= _ROWS_AT_A_TIME:
+                file.append(pa.Table.from_pylist(waiting, schema=SELECTION))
+                waiting = []
+        if waiting:
+            file.append(pa.Table.from_pylist(waiting, schema=SELECTION))
+    finally:
+        file.close()
+    return np.frombuffer(hashes, dtype=np.uint64) if hashes else np.zeros(0, dtype=np.uint64)
+
+
+def _beside_the_other(
+    sources: Sources,
+) -> Iterator[tuple[int, Recording, Recording | None]]:
+    """Yield recordings with the same of the other run, if it has it; both sorted by address."""
+    theirs = _all_of(*sources.other, sources.index) if sources.other else iter(())
+    candidate = next(theirs, None)
+    for position, recording in _done(sources.store, sources.index):
+        while candidate is not None and _place(candidate[1]) < _place(recording):
+            candidate = next(theirs, None)
+        same = candidate is not None and candidate[1].recording_id == recording.recording_id
+        yield position, recording, candidate[1] if candidate is not None and same else None
+
+
+def _place(recording: Recording) -> tuple[bytes, str]:
+    return recording.uri.encode("utf-8", "surrogatepass"), recording.recording_id
+
+
+def _done(store: OutputStore, index: Index) -> Iterator[tuple[int, Recording]]:
+    everything = Selection()
+    wanted = chosen(index, everything)
+    return recordings(store, index, wanted, everything, columns=_COLUMNS)
+
+
+def _all_of(store: OutputStore, index: Index, ours: Index) -> Iterator[tuple[int, Recording]]:
+    everything = Selection()
+    ids = ours.recordings["recording_id"].combine_chunks()
+    shared = np.asarray(pc.is_in(index.recordings["recording_id"], value_set=ids))
+    wanted = chosen(index, everything) & shared
+    return recordings(store, index, wanted, everything, columns=_COLUMNS)
+
+
+def decided(path: str, hashes: np.ndarray, rules: Sequence[Rule]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of one recording after the other, with what the rules say of each.
+
+    Args:
+        path: the file of measured segments.
+        hashes: of their texts.
+        rules: the selection.
+    """
+    _, number, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    rows = _counted_rows(path, counts[number])
+    for _, group in groupby(rows, key=lambda row: row["recording_id"]):
+        found = list(group)
+        for row in found:
+            decide(row, rules)
+        yield found
+
+
+def _counted_rows(path: str, copies: np.ndarray) -> Iterator[dict[str, Any]]:
+    at = 0
+    for batch in parquet_batches(path, batch_rows=_ROWS_AT_A_TIME):
+        for row, count in zip(
+            batch.to_pylist(), copies[at : at + batch.num_rows].tolist(), strict=True
+        ):
+            row["copies"] = count
+            yield row
+        at += batch.num_rows

@@ -1,0 +1,179 @@
+"""What came of a selection: numbers for people, for the card and for programs.
+
+In: the tallies of rules and shards. Out: a value, and its form in JSON and on a terminal. Knows no
+store.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from corpus_asr.export.index import Index
+from corpus_asr.labelling.rules import Rule
+from corpus_asr.labelling.tally import Amount, SelectionTally
+from corpus_asr.labelling.writing import LOSSES, Note
+from corpus_asr.report.text import counted, duration, row, table
+
+MAX_SHOWN = 10
+
+
+@dataclass(slots=True, kw_only=True)
+class Split:
+    """Examples of one split."""
+
+    examples: int = 0
+    seconds: float = 0.0
+    shards: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Written:
+    """What the shards hold together."""
+
+    splits: dict[str, Split] = field(default_factory=dict)
+    lost: dict[str, Amount] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
+    shown: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, note: Note) -> None:
+        """Take a shard into account; one of which everything was lost is no file."""
+        if note.examples:
+            split = self.splits.setdefault(note.split, Split())
+            split.examples += note.examples
+            split.seconds += note.seconds
+            split.shards += 1
+        for reason, (count, seconds) in note.lost.items():
+            self.lost.setdefault(reason, Amount()).add(seconds, int(count))
+        self.messages = (self.messages + note.messages)[:MAX_SHOWN]
+        self.shown = sorted(self.shown + note.shown, key=lambda each: each["example_id"])[
+            :MAX_SHOWN
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """A data set, in numbers."""
+
+    uri: str
+    output: str
+    recordings: int
+    """Of the run, that are done and were not given up."""
+    failed: int
+    unfinished: int
+    audio_s: float
+    """Of those recordings."""
+    rules: Sequence[Rule]
+    tally: SelectionTally
+    written: Written
+    settings: Mapping[str, Any]
+    model: Mapping[str, Any]
+    """What made the transcripts, and how."""
+
+    @property
+    def examples(self) -> int:
+        """All of them."""
+        return sum(split.examples for split in self.written.splits.values())
+
+    @property
+    def seconds(self) -> float:
+        """Audio of all examples."""
+        return sum(split.seconds for split in self.written.splits.values())
+
+
+def summarise(
+    index: Index, rules: Sequence[Rule], tally: SelectionTally, written: Written, **told: Any
+) -> Labelled:
+    """Put the numbers together.
+
+    Args:
+        index: of the run.
+        rules: that were asked.
+        tally: what they did.
+        written: what was written.
+        told: `uri`, `output`, `model` and `settings` of the data set.
+    """
+    heard, complete = (index.recordings[name].to_numpy() for name in ("heard", "complete"))
+    done = heard & complete
+    return Labelled(
+        recordings=int(done.sum()),
+        failed=int((~heard & complete).sum()),
+        unfinished=int((~complete).sum()),
+        audio_s=float(index.recordings["duration_s"].to_numpy()[done].sum()),
+        rules=rules,
+        tally=tally,
+        written=written,
+        **told,
+    )
+
+
+def as_data(found: Labelled) -> dict[str, Any]:
+    """Return a data set's numbers as JSON has them."""
+    return {
+        "dataset": found.uri,
+        "output": found.output,
+        "model": dict(found.model),
+        "recordings": found.recordings,
+        "failed": found.failed,
+        "unfinished": found.unfinished,
+        "audio_s": round(found.audio_s, 3),
+        "segments": _amount(found.tally.everything),
+        "kept": _amount(found.tally.kept),
+        "rules": {
+            rule.name: {
+                "drops": rule.says,
+                "dropped": _amount(found.tally.rules[rule.name].dropped),
+                "matching": _amount(found.tally.rules[rule.name].matching),
+                "alone": _amount(found.tally.rules[rule.name].alone),
+            }
+            for rule in found.rules
+        },
+        "lost": {reason: _amount(lost) for reason, lost in sorted(found.written.lost.items())},
+        "messages": found.written.messages,
+        "splits": {
+            name: {**asdict(split), "seconds": round(split.seconds, 3)}
+            for name, split in sorted(found.written.splits.items())
+        },
+        "settings": dict(found.settings),
+    }
+
+
+def _amount(amount: Amount) -> dict[str, Any]:
+    return {"count": amount.count, "seconds": round(amount.seconds, 3)}
+
+
+def render(found: Labelled) -> str:
+    """Return a data set's numbers as text."""
+    return "\n".join(_lines(found))
+
+
+def _lines(found: Labelled) -> Iterator[str]:
+    yield f"{found.uri} from {found.output}"
+    left = [f"{count:,} {what}" for count, what in
+            ((found.failed, "failed"), (found.unfinished, "not done yet")) if count]  # fmt: skip
+    aside = f"; {', '.join(left)}" if left else ""
+    yield row(
+        "heard", f"{counted(found.recordings, 'recording')}, {duration(found.audio_s)}{aside}"
+    )
+    everything, kept = found.tally.everything, found.tally.kept
+    yield row("segments", f"{everything.count:,}, {duration(everything.seconds)}")
+    rows: list[tuple[str, ...]] = [("rule", "dropped", "", "would drop", "", "no other does", "")]
+    for rule in found.rules:
+        tally = found.tally.rules[rule.name]
+        if tally.matching.count:
+            cells = (tally.dropped, tally.matching, tally.alone)
+            rows.append((rule.name, *(cell for each in cells for cell in _cells(each))))
+    if len(rows) > 1:
+        yield from table("dropped", rows)
+    yield row("kept", f"{kept.count:,} segments, {duration(kept.seconds)}")
+    for reason, lost in sorted(found.written.lost.items()):
+        yield row("lost", f"{counted(lost.count, 'example')}, {duration(lost.seconds)}: "
+                          f"{LOSSES[reason]}")  # fmt: skip
+    for name, split in sorted(found.written.splits.items()):
+        yield row(name, f"{counted(split.examples, 'example')}, {duration(split.seconds)}, in "
+                        f"{counted(split.shards, 'shard')}")  # fmt: skip
+    if not found.written.splits:
+        yield row("examples", "none: every segment was dropped")
+
+
+def _cells(amount: Amount) -> tuple[str, str]:
+    return f"{amount.count:,}", duration(amount.seconds)
