@@ -31,6 +31,7 @@ from corpus_asr.commands.failures import (
     say,
 )
 from corpus_asr.commands.label import label
+from corpus_asr.commands.nightly import nightly
 from corpus_asr.errors import ItemError
 from corpus_asr.logs import LogFormat, LogLevel, LogSettings, configure, speaks_json
 from corpus_asr.report.transcript import Format, printer
@@ -269,6 +270,7 @@ def transcribe(
 
 app.command()(export)
 app.command()(evaluate)
+app.command()(nightly)
 app.command()(label)
 
 

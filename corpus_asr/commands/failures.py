@@ -18,6 +18,7 @@ from corpus_asr.runtime.stopping import RunStoppedError
 EXIT_SOME_FAILED = 1
 EXIT_UNUSABLE = 2
 EXIT_STOPPED_BY_FAILURE = 3
+EXIT_LOCKED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EXIT_TERMINATED = 143  # 128 + SIGTERM
 

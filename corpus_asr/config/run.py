@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from corpus_asr.config.base import Settings
 from corpus_asr.config.classification import ClassificationSettings
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.nightly import NightlySettings
 from corpus_asr.config.stages import (
     ClusterSettings,
     ExtractSettings,
@@ -35,6 +36,7 @@ class RunConfig(Settings):
     classification: ClassificationSettings = Field(default_factory=ClassificationSettings)
     transcribe: TranscribeSettings = Field(default_factory=TranscribeSettings)
     output: OutputSettings
+    nightly: NightlySettings = Field(default_factory=NightlySettings)
     cluster: ClusterSettings = Field(default_factory=ClusterSettings)
 
     @model_validator(mode="after")

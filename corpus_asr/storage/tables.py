@@ -333,7 +333,8 @@ class OutputStore:
 
     def _objects(self, folder: str) -> Iterator[tuple[str, int | None]]:
         base = self.address("")
-        pages = filesystem.list_pages(self.address(folder) + "/", endpoint_url=self.endpoint_url)
+        prefix = self.address(folder).rstrip("/") + "/"
+        pages = filesystem.list_pages(prefix, endpoint_url=self.endpoint_url)
         for page in pages:
             for uri, size in zip(page.uris, page.sizes, strict=True):
                 yield uri.removeprefix(base), size

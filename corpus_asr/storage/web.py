@@ -45,7 +45,8 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 MAX_REDIRECTS = 10
 
 
-def _translate(error: Exception) -> StoreError:
+def web_failure(error: Exception) -> StoreError:
+    """Translate what a connection raised; no text holds the address."""
     if isinstance(error, TimeoutError | asyncio.TimeoutError):
         return StoreError(TIMEOUT, "no answer within the time limit", transient=True)
     if isinstance(error, aiohttp.InvalidURL):
@@ -189,7 +190,7 @@ class WebStore:
         except (StoreError, RangesUnsupportedError):
             raise
         except Exception as error:
-            raise _translate(error) from error
+            raise web_failure(error) from error
         return result
 
     def info(self, uri: str) -> ObjectInfo:
