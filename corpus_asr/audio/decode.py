@@ -108,6 +108,36 @@ class AudioDecoder:
         """Free the decoder. The file object stays open: whoever opened it closes it."""
         self._container.close()
 
+    def seek(self, start_s: float) -> float | None:
+        """Move on to a moment before iterating, so that not all before it has to be decoded.
+
+        What is heard first after a jump may be damaged: ask for a moment a little earlier.
+
+        Returns:
+            When the first sample will be, at `start_s` or before; None where the format has no
+            way to tell: this decoder is of no use then, open another one.
+
+        Raises:
+            FetchError: reading failed.
+        """
+        origin_s = self._first.time
+        if origin_s is None or self._stream.time_base is None:
+            return None
+        try:
+            self._container.seek(
+                round((origin_s + start_s) / self._stream.time_base), stream=self._stream
+            )
+        except av.error.FFmpegError:
+            self._file.check()
+            return None
+        self._stream.codec_context.flush_buffers()
+        self._frames = self._decode_frames()
+        first = next(self._frames, None)
+        if first is None or first.time is None or first.time - origin_s > start_s:
+            return None
+        self._first = first
+        return first.time - origin_s
+
     def _chunks(self) -> Iterator[Float32[np.ndarray, "row sample"]]:
         limit = min(_CHUNK_SAMPLES, _MAX_CHUNK_VALUES // self.num_channels)
         pending: list[Float32[np.ndarray, "row sample"]] = []

@@ -1,0 +1,193 @@
+"""The recordings of an output folder, and how that view of it is kept up to date.
+
+In: an output folder, of a run that is done, goes on or was stopped. Out: its recordings with their
+states, and its texts ready to be searched. What is asked for is answered from the last view while
+a new one is read. Knows nothing of pages and requests.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.config.run import CLASSIFY_AUDIO
+from corpus_asr.errors import CorpusAsrError
+from corpus_asr.export.index import Index, index_of, outcomes_names
+from corpus_asr.logs import event
+from corpus_asr.schemas import OUTCOMES
+from corpus_asr.storage.beginning import CONFIG_NAME, SUCCESS_NAME
+from corpus_asr.storage.ledger import Ledger, Settlement, counted
+from corpus_asr.storage.recordings import PART_COLUMNS, RECORDINGS_PER_OBJECT, aggregate
+from corpus_asr.storage.results import LABEL_ROWS, SEGMENT_ROWS, PartRows
+from corpus_asr.storage.tables import OutputStore
+from corpus_asr.view.texts import TextFiles, Texts
+
+REFRESH_S = 10.0
+_DETAILS = (
+    "recording_id", "status", "error_stage", "error_kind", "error_message", "retryable", "etag",
+    "size_bytes", "codec", "sample_rate_hz", "channels", "decode_errors", "speech_s", "languages",
+    "label", "label_probability",
+)  # fmt: skip
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """The recordings at one moment."""
+
+    rows: PartRows
+    """What the run writes: segments, or labels in their place."""
+    index: Index
+    recordings: pa.Table
+    """The columns of the index and those of the table of recordings, sorted by address."""
+    finished: bool
+
+    def position_of(self, recording_id: str) -> int | None:
+        """Return where a recording stands; None if there is no such recording."""
+        position = pc.index(self.recordings["recording_id"], recording_id).as_py()
+        return None if position < 0 else int(position)
+
+
+def read_catalogue(store: OutputStore) -> Catalogue:
+    """Read the outcomes of an output folder.
+
+    Raises:
+        ConfigError: the folder is not the output of a run.
+        FetchError: the store does not answer, or a run is just finishing here; try again.
+    """
+    names = outcomes_names(store)
+    classified = (store.read_json(CONFIG_NAME) or {}).get("pipeline") == CLASSIFY_AUDIO
+    rows = LABEL_ROWS if classified else SEGMENT_ROWS
+    settlement = Ledger.load(store).settle(())
+    index = index_of(store, names, settlement, rows)
+    ids = index.recordings["recording_id"].combine_chunks()
+    details = _details(store, names, settlement, ids)
+    recordings = index.recordings
+    for name in _DETAILS[1:]:
+        recordings = recordings.append_column(name, details[name])
+    return Catalogue(rows, index, recordings, finished=store.exists(SUCCESS_NAME))
+
+
+def _details(
+    store: OutputStore, names: Sequence[str], settlement: Settlement, ids: pa.Array
+) -> pa.Table:
+    """Return what parts say together, in the order of `ids`; so many at a time fit in memory."""
+    schema = pa.schema([OUTCOMES.field(name) for name in PART_COLUMNS])
+    found = []
+    for start in range(0, max(1, len(ids)), RECORDINGS_PER_OBJECT):
+        some = ids.slice(start, RECORDINGS_PER_OBJECT)
+        tables = [schema.empty_table()]
+        for batch, counts in counted(store, settlement.keep, PART_COLUMNS, names):
+            theirs = pc.is_in(batch.column("recording_id"), value_set=some)
+            wanted = pc.and_(theirs, pa.array(counts))
+            tables.append(pa.Table.from_batches([batch]).filter(wanted).cast(schema))
+        found.append(aggregate(pa.concat_tables(tables)).select(_DETAILS))
+    details = pa.concat_tables(found)
+    return details.take(pc.index_in(ids, value_set=details["recording_id"].combine_chunks()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What is known of an output folder at one moment."""
+
+    catalogue: Catalogue
+    texts: Texts | None
+    """None until they have been read for the first time."""
+    version: int
+    """One more with each change."""
+    rows_read: int = 0
+    """Of the texts, while they are read for the first time."""
+    problem: str | None = None
+    """Why the folder could not be read anew."""
+
+
+@dataclass(slots=True)
+class _Work:
+    names: list[str] = field(default_factory=list)
+    """The outcomes objects that the last view was made of."""
+    checked_s: float = 0.0
+    busy: bool = False
+
+
+class Library:
+    """Keeps a view of an output folder; nothing is read while nobody asks. Safe to use by threads.
+
+    Raises:
+        ConfigError: the folder is not the output of a run.
+        FetchError: the store does not answer, or a run is just finishing here; try again.
+    """
+
+    def __init__(self, store: OutputStore, *, refresh_s: float = REFRESH_S) -> None:
+        self.store = store
+        self._refresh_s = refresh_s
+        self._view = View(catalogue=read_catalogue(store), texts=None, version=0)
+        self._files = TextFiles()
+        self._work = _Work()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def close(self) -> None:
+        """Remove the files of texts."""
+        self._files.close()
+
+    def current(self) -> View:
+        """Return the last view, and have a new one made if it is old."""
+        with self._lock:
+            due = time.monotonic() - self._work.checked_s >= self._refresh_s
+            if (due or self._view.texts is None) and not self._work.busy:
+                self._work.busy = True
+                self._thread = threading.Thread(
+                    target=self._refresh, name="view-refresh", daemon=True
+                )
+                self._thread.start()
+            return self._view
+
+    def wait(self) -> View:
+        """Return the view when what is being read now has been."""
+        self.current()
+        if self._thread is not None:
+            self._thread.join()
+        return self._view
+
+    def _refresh(self) -> None:
+        try:
+            names = outcomes_names(self.store)
+            view = self._view
+            changed = view.texts is None or names != self._work.names
+            finished = self.store.exists(SUCCESS_NAME)
+            if changed:
+                self._read(names)
+            elif view.problem or finished != view.catalogue.finished:
+                catalogue = replace(view.catalogue, finished=finished)
+                self._replace(catalogue=catalogue, problem=None, version=view.version + 1)
+        except CorpusAsrError as error:
+            event(_LOG, logging.WARNING, "view_not_refreshed", why=str(error))
+            self._replace(problem=str(error))
+        finally:
+            with self._lock:
+                self._work.checked_s = time.monotonic()
+                self._work.busy = False
+
+    def _read(self, names: list[str]) -> None:
+        first = self._view.texts is None
+
+        def told(count: int) -> None:
+            if first:
+                self._replace(rows_read=self._view.rows_read + count)
+
+        self._replace(rows_read=0)
+        catalogue = read_catalogue(self.store)
+        texts = self._files.update(self.store, catalogue.index, catalogue.rows, on_rows=told)
+        # Together: the texts' owners are positions in this very catalogue.
+        version = self._view.version + 1
+        self._replace(catalogue=catalogue, texts=texts, version=version, problem=None)
+        self._work.names = names
+
+    def _replace(self, **changes: object) -> None:
+        with self._lock:
+            self._view = replace(self._view, **changes)  # type: ignore[arg-type]

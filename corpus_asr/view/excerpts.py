@@ -1,0 +1,135 @@
+"""Stretches of recordings as samples that any browser plays. Runs in a child process.
+
+In: an address, a moment and a length. Out: 16-bit mono samples at 16 kHz, what transcription heard,
+in pieces. Whoever listens on asks for the next stretch, so decoders are kept open where they are.
+Native decoders may crash or hang here; the server that asks never imports this.
+"""
+
+import io
+from collections import OrderedDict
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float32
+
+from corpus_asr.audio.channels import Channels
+from corpus_asr.audio.decode import AudioDecoder, open_audio
+from corpus_asr.errors import DecodeError
+from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.filesystem import open_binary
+from corpus_asr.storage.trust import HostRules
+from corpus_asr.units import SAMPLE_RATE_HZ
+from corpus_asr.view.excerpt_request import PATIENCE, ExcerptRequest
+
+OPEN_DECODERS = 4
+# A decoder needs some packets before what it gives is right, and a resampler some samples.
+_LEAD_S = 2.0
+# So much is skipped by decoding it; beyond, the file is sought in.
+_SKIP_S = 60.0
+
+
+class Excerpts:
+    """Answers requests; a generator function for `IsolatedGenerator`.
+
+    Args:
+        endpoint_url: the store of the recordings, where it is not the default one.
+        hosts: which hosts web addresses may lead to.
+    """
+
+    def __init__(self, *, endpoint_url: str | None, hosts: HostRules) -> None:
+        self._endpoint_url = endpoint_url
+        self._hosts = hosts
+        self._open: OrderedDict[tuple[str, int | None, bool], _Tape] = OrderedDict()
+
+    def __call__(self, request: ExcerptRequest) -> Iterator[bytes]:
+        """Yield pieces that are `num_samples` together, silence after the end; empty ones between.
+
+        Raises:
+            FetchError: the recording cannot be read.
+            DecodeError: it cannot be decoded.
+        """
+        key = (request.uri, request.channel, request.exact)
+        tape = self._open.pop(key, None)
+        if tape is None or not tape.reaches(request.start_sample, exact=request.exact):
+            if tape is not None:
+                tape.close()
+            tape = self._tape(request)
+        yield from tape.read(request.start_sample, request.num_samples)
+        self._open[key] = tape
+        while len(self._open) > OPEN_DECODERS:
+            self._open.popitem(last=False)[1].close()
+
+    def _tape(self, request: ExcerptRequest) -> "_Tape":
+        lead_s = request.start_sample / SAMPLE_RATE_HZ - _LEAD_S
+        tape = self._opened(request)
+        if request.exact or lead_s <= _SKIP_S:
+            return tape
+        reached_s = tape.decoder.seek(lead_s)
+        if reached_s is None:
+            tape.close()
+            return self._opened(request)
+        tape.position = round(reached_s * SAMPLE_RATE_HZ)
+        return tape
+
+    def _opened(self, request: ExcerptRequest) -> "_Tape":
+        file = open_binary(
+            request.uri, endpoint_url=self._endpoint_url, policy=PATIENCE, hosts=self._hosts
+        )
+        try:
+            channels: Channels = "mix" if request.channel is None else request.channel
+            return _Tape(file, open_audio(file, uri=shown(request.uri), channels=channels))
+        except BaseException:
+            file.close()
+            raise
+
+
+class _Tape:
+    """An open recording that is played forward."""
+
+    def __init__(self, file: io.BufferedReader, decoder: AudioDecoder) -> None:
+        self.decoder = decoder
+        self.position = 0  # of the first sample that was not read yet
+        self._file = file
+        self._chunks: Iterator[Float32[np.ndarray, "row sample"]] | None = None
+        self._rest: Float32[np.ndarray, " sample"] = np.zeros(0, dtype=np.float32)
+
+    def close(self) -> None:
+        self.decoder.close()
+        self._file.close()
+
+    def reaches(self, sample: int, *, exact: bool) -> bool:
+        """Tell whether playing on is the way to a sample."""
+        ahead = sample - self.position
+        return ahead >= 0 and (exact or ahead <= _SKIP_S * SAMPLE_RATE_HZ)
+
+    def read(self, start: int, count: int) -> Iterator[bytes]:
+        while self.position < start:
+            skipped = self._next(start - self.position)
+            if not len(skipped):
+                break
+            yield b""  # a sign of life
+        while count > 0:
+            samples = self._next(count)
+            if not len(samples):
+                yield bytes(2 * count)
+                return
+            count -= len(samples)
+            yield (np.clip(samples, -1.0, 1.0) * 32767.0).astype("<i2").tobytes()
+
+    def _next(self, most: int) -> Float32[np.ndarray, " sample"]:
+        """Return the next samples, `most` of them at most; none at the end."""
+        if self._chunks is None:
+            self._chunks = iter(self.decoder)
+        if not len(self._rest):
+            try:
+                chunk = next(self._chunks, None)
+            except DecodeError:
+                if self.position == 0:
+                    raise
+                chunk = None  # damaged from here on: the transcript ends here, too
+            if chunk is None:
+                return self._rest
+            self._rest = chunk[0]
+        found, self._rest = self._rest[:most], self._rest[most:]
+        self.position += len(found)
+        return found

@@ -1,0 +1,169 @@
+// The passages of a recording. Only blocks near what is seen are in the page, so that a day of
+// speech scrolls like a minute; the others hold their place.
+
+import { ask, clock, element, pieces } from "./page.js";
+
+const NEAR = "1500px";
+const KEPT_BLOCKS = 12;
+const PASSAGE_PX = 88; // a guess, until a block has been seen
+const DOUBTFUL = 0.5;
+const UNSURE = 0.8;
+
+export class Transcript {
+  constructor(root, info, { onPick }) {
+    this.root = root;
+    this.info = info;
+    this.onPick = onPick;
+    this.query = "";
+    this.now = [];
+    this.blocks = info.block_starts_s.map((start_s, number) => {
+      const rows = Math.min(info.block_rows, info.passages - number * info.block_rows);
+      const box = element("div", { className: "block" });
+      box.style.height = `${rows * PASSAGE_PX}px`;
+      box.dataset.number = number;
+      return { start_s, box, passages: null, loading: null, used: 0 };
+    });
+    this.uses = 0;
+    root.replaceChildren(...this.blocks.map((block) => block.box));
+    root.addEventListener("click", (event) => this.clicked(event));
+    this.observer = new IntersectionObserver((entries) => {
+      for (const { isIntersecting, target } of entries) {
+        if (isIntersecting) this.load(Number(target.dataset.number));
+      }
+    }, { rootMargin: NEAR });
+    for (const { box } of this.blocks) this.observer.observe(box);
+  }
+
+  // Mark what was searched for; what is shown already is fetched again.
+  search(query, wholeWords = false) {
+    this.query = query;
+    this.wholeWords = wholeWords;
+    const shown = this.blocks.flatMap((block, number) => (block.passages ? [number] : []));
+    for (const number of shown) this.blocks[number].loading = null;
+    return Promise.all(shown.map((number) => this.load(number)));
+  }
+
+  load(number) {
+    const block = this.blocks[number];
+    block.used = ++this.uses;
+    if (!block.loading) {
+      const loading = this.fetch(number).catch((error) => {
+        if (block.loading === loading) block.loading = null;
+        block.box.replaceChildren(element("p", { className: "bad" }, error.message));
+      });
+      block.loading = loading;
+    }
+    return block.loading;
+  }
+
+  async fetch(number) {
+    const block = this.blocks[number];
+    const query = this.query;
+    const told = await ask("passages", { id: this.info.id, block: number, q: query, whole_words: this.wholeWords });
+    if (query !== this.query) return;
+    block.passages = told.passages.map((passage, at) => this.passage(passage, number, at));
+    block.box.replaceChildren(...block.passages.map((passage) => passage.element));
+    block.box.style.height = "";
+    this.forget();
+    this.show(this.at ?? 0);
+  }
+
+  // Blocks that were not looked at for long give their place back.
+  forget() {
+    const full = this.blocks.filter((block) => block.passages);
+    if (full.length <= KEPT_BLOCKS) return;
+    const seen = (block) => {
+      const { top, bottom } = block.box.getBoundingClientRect();
+      return bottom > -2 * innerHeight && top < 3 * innerHeight;
+    };
+    full.sort((a, b) => a.used - b.used);
+    for (const block of full.filter((one) => !seen(one)).slice(0, full.length - KEPT_BLOCKS)) {
+      block.box.style.height = `${block.box.offsetHeight}px`;
+      block.box.replaceChildren();
+      block.passages = null;
+      block.loading = null;
+    }
+  }
+
+  passage(told, block, at) {
+    const words = [];
+    const text = element("p", { className: "said", dir: "auto" });
+    if (told.language) text.lang = told.language;
+    if (told.words) {
+      for (const [index, [word, start_s, end_s, probability, found]] of told.words.entries()) {
+        const bare = word.trimStart();
+        text.append(word.slice(0, word.length - bare.length));
+        const made = element(probability < UNSURE ? "mark" : "span", { className: "word", title: `${clock(start_s, 2)} · ${Math.round(probability * 100)} % sure` }, bare);
+        if (probability < DOUBTFUL) made.classList.add("doubtful");
+        else if (probability < UNSURE) made.classList.add("unsure");
+        if (found) made.classList.add("found");
+        made.dataset.word = index;
+        text.append(made);
+        words.push({ start_s, end_s, element: made });
+      }
+    } else {
+      text.append(...pieces(told.pieces));
+      text.classList.add("whole");
+      if (told.confidence !== null && told.confidence < UNSURE) text.classList.add(told.confidence < DOUBTFUL ? "doubtful" : "unsure");
+    }
+    const time = element("button", { type: "button", className: "time" }, clock(told.start_s));
+    time.setAttribute("aria-label", `Play from ${clock(told.start_s)}`);
+    const sure = told.confidence === null ? "" : `${Math.round(told.confidence * 100)} % sure`;
+    const who = told.channel === null ? null : element("span", { className: "who small" }, `channel ${told.channel}`);
+    if (who) who.classList.add(told.channel % 2 ? "second" : "first");
+    const made = element("div", { className: "passage" }, element("div", { className: "side small" }, time, who), text, element("span", { className: "quiet small sure" }, sure));
+    made.dataset.block = block;
+    made.dataset.at = at;
+    return { start_s: told.start_s, end_s: told.end_s, words, element: made };
+  }
+
+  clicked(event) {
+    const box = event.target.closest(".passage");
+    if (!box || !getSelection().isCollapsed) return; // somebody selects text
+    const passage = this.blocks[box.dataset.block].passages[box.dataset.at];
+    const word = event.target.closest(".word");
+    if (word) this.onPick(passage.words[word.dataset.word].start_s);
+    else if (event.target.closest(".time, .whole")) this.onPick(passage.start_s);
+  }
+
+  // The block that holds a moment: the last that begins before it.
+  blockAt(at) {
+    let low = 0;
+    let high = this.blocks.length - 1;
+    while (low < high) {
+      const middle = Math.ceil((low + high) / 2);
+      if (this.blocks[middle].start_s <= at) low = middle;
+      else high = middle - 1;
+    }
+    return low;
+  }
+
+  // Mark what is said at a moment; return the first element marked.
+  show(at) {
+    this.at = at;
+    for (const marked of this.now) marked.classList.remove("now");
+    this.now = [];
+    if (!this.blocks.length) return null;
+    const number = this.blockAt(at);
+    let last = null;
+    for (const block of this.blocks.slice(Math.max(0, number - 1), number + 1)) {
+      for (const passage of block.passages ?? []) {
+        if (passage.start_s <= at + 0.01) last = passage;
+        if (passage.start_s > at + 0.01 || passage.end_s <= at) continue;
+        this.now.push(passage.element);
+        const word = passage.words.findLast((one) => one.start_s <= at + 0.01);
+        if (word) this.now.push(word.element);
+      }
+    }
+    for (const marked of this.now) marked.classList.add("now");
+    return this.now.find((one) => one.classList.contains("word")) ?? this.now[0] ?? last?.element ?? null;
+  }
+
+  // Bring a moment into view.
+  async reveal(at, { smooth = false } = {}) {
+    if (!this.blocks.length) return;
+    await this.load(this.blockAt(at));
+    const found = this.show(at);
+    found?.scrollIntoView({ block: "center", behavior: smooth && !matchMedia("(prefers-reduced-motion: reduce)").matches ? "smooth" : "instant" });
+  }
+}

@@ -1,0 +1,190 @@
+"""A real browser for tests of pages: headless Chromium, spoken to over two pipes.
+
+    with Chromium.start() as browser:
+        page = browser.open("http://127.0.0.1:8765/")
+        page.wait_for("document.title === 'Transcripts'")
+
+Source: https://chromedevtools.github.io/devtools-protocol/.
+"""
+
+import base64
+import contextlib
+import json
+import os
+import select
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ANSWER_LIMIT_S = 60.0
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+_SWITCHES = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--mute-audio",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe",
+)  # fmt: skip
+_CONTROL = {"Enter": 13, " ": 32}
+
+
+def chromium_path() -> str | None:
+    """Return where a Chromium is; None where there is none."""
+    return next((path for path in map(shutil.which, _NAMES) if path), None)
+
+
+class Chromium:
+    """A running browser."""
+
+    def __init__(self, requests: int, replies: int) -> None:
+        self._requests, self._replies = requests, replies
+        self._buffer = b""
+        self._number = 0
+        self.events: list[dict[str, Any]] = []
+
+    @classmethod
+    @contextlib.contextmanager
+    def start(cls) -> Iterator["Chromium"]:
+        """Run a browser with a profile of its own while the context is open."""
+        path = chromium_path()
+        assert path is not None
+        to_browser, from_browser = os.pipe(), os.pipe()
+        with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
+            process = subprocess.Popen(
+                # The browser reads from 3 and writes to 4.
+                ["/bin/sh", "-c", f'exec "$0" "$@" 3<&{to_browser[0]} 4>&{from_browser[1]}', path,
+                 *_SWITCHES, f"--user-data-dir={profile}", "about:blank"],
+                pass_fds=(to_browser[0], from_browser[1]),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            os.close(to_browser[0])
+            os.close(from_browser[1])
+            try:
+                yield cls(to_browser[1], from_browser[0])
+            finally:
+                process.terminate()
+                process.wait(timeout=20)
+                os.close(to_browser[1])
+                os.close(from_browser[0])
+
+    def open(self, url: str, *, width: int = 1280, height: int = 900, dark: bool = False) -> "Page":
+        """Open a page in a tab of its own."""
+        target = self.call("Target.createTarget", {"url": "about:blank"})["targetId"]
+        session = self.call("Target.attachToTarget", {"targetId": target, "flatten": True})
+        page = Page(self, session["sessionId"])
+        page.call("Page.enable")
+        page.call("Runtime.enable")
+        page.call("Log.enable")
+        page.look(width=width, height=height, dark=dark)
+        page.go(url)
+        return page
+
+    def call(self, method: str, params: Any = None, session: str | None = None) -> dict[str, Any]:
+        """Make a call and return its result; what happens meanwhile goes to `events`."""
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params or {}}
+        if session is not None:
+            message["sessionId"] = session
+        os.write(self._requests, json.dumps(message).encode() + b"\0")
+        deadline = time.monotonic() + ANSWER_LIMIT_S
+        while True:
+            found = self._next(deadline)
+            if found.get("id") == self._number:
+                assert "error" not in found, found
+                result: dict[str, Any] = found["result"]
+                return result
+            self.events.append(found)
+
+    def _next(self, deadline: float) -> dict[str, Any]:
+        while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._replies], [], [], deadline - time.monotonic())
+            assert ready, "the browser does not answer"
+            data = os.read(self._replies, 1 << 20)
+            assert data, "the browser has ended"
+            self._buffer += data
+        message, _, self._buffer = self._buffer.partition(b"\0")
+        found: dict[str, Any] = json.loads(message)
+        return found
+
+
+class Page:
+    """A tab."""
+
+    def __init__(self, browser: Chromium, session: str) -> None:
+        self._browser, self._session = browser, session
+
+    def call(self, method: str, params: Any = None) -> dict[str, Any]:
+        """Make a call in this tab."""
+        return self._browser.call(method, params, self._session)
+
+    def go(self, url: str) -> None:
+        """Load an address."""
+        self.call("Page.navigate", {"url": url})
+        self.wait_for("document.readyState === 'complete'")
+
+    def look(self, *, width: int, height: int, dark: bool) -> None:
+        """Set what the page is shown on."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", size)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", {"features": [scheme]})
+
+    def value(self, expression: str) -> Any:
+        """Return what an expression is in the page, promises awaited."""
+        asked = {"expression": expression, "returnByValue": True, "awaitPromise": True}
+        found = self.call("Runtime.evaluate", asked)
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
+
+    def wait_for(self, condition: str, *, limit_s: float = 30.0) -> Any:
+        """Wait until an expression is true, and return it."""
+        deadline = time.monotonic() + limit_s
+        while not (found := self.value(condition)):
+            assert time.monotonic() < deadline, f"{condition} did not become true"
+            time.sleep(0.05)
+        return found
+
+    def click(self, selector: str) -> None:
+        """Click in the middle of an element, as a hand does."""
+        box = self.value(
+            f"(() => {{ const found = document.querySelector({json.dumps(selector)});"
+            "found.scrollIntoView({block: 'center', behavior: 'instant'});"
+            "const {left, top, width, height} = found.getClientRects()[0];"
+            "return [left + width / 2, top + height / 2]; })()"
+        )
+        where = {"x": box[0], "y": box[1], "button": "left", "clickCount": 1}
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", {"type": kind, **where})
+
+    def press(self, key: str) -> None:
+        """Press a key."""
+        told: dict[str, Any] = {"key": key, "windowsVirtualKeyCode": _CONTROL.get(key, 0)}
+        text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
+        self.call("Input.dispatchKeyEvent", {"type": "keyDown", "text": text, **told})
+        self.call("Input.dispatchKeyEvent", {"type": "keyUp", **told})
+
+    def type(self, text: str) -> None:
+        """Type where the cursor is."""
+        self.call("Input.insertText", {"text": text})
+
+    def picture(self, path: Path, *, whole: bool = False) -> None:
+        """Save what is seen as a PNG."""
+        found = self.call("Page.captureScreenshot", {"captureBeyondViewport": whole})
+        path.write_bytes(base64.b64decode(found["data"]))
+
+    def complaints(self) -> list[str]:
+        """Return errors of scripts, and what the browser refused, so far."""
+        self.value("0")
+        told = []
+        for event in self._browser.events:
+            if event.get("sessionId") != self._session:
+                continue
+            params = event.get("params", {})
+            if event["method"] == "Runtime.exceptionThrown":
+                told.append(json.dumps(params["exceptionDetails"]))
+            if event["method"] == "Log.entryAdded" and params["entry"]["level"] == "error":
+                told.append(params["entry"]["text"])
+        return told
