@@ -32,6 +32,7 @@ from corpus_asr.commands.failures import (
 )
 from corpus_asr.commands.label import label
 from corpus_asr.commands.nightly import nightly
+from corpus_asr.commands.report import report
 from corpus_asr.errors import ItemError
 from corpus_asr.logs import LogFormat, LogLevel, LogSettings, configure, speaks_json
 from corpus_asr.report.transcript import Format, printer
@@ -186,21 +187,6 @@ def plan(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def report(output_uri: Output, endpoint_url: Endpoint = None, as_json: AsJson = False) -> None:
-    """Show what a run has done so far, what failed, and whether every file is accounted for."""
-    from corpus_asr.report.load import REPORT_NAME, load_report
-    from corpus_asr.report.render import as_data, render
-    from corpus_asr.storage.tables import OutputStore
-
-    with readable_errors():
-        store = OutputStore(output_uri, endpoint_url=endpoint_url)
-        found = load_report(store)
-        data = as_data(found)
-        typer.echo(json.dumps(data, indent=2, ensure_ascii=False) if as_json else render(found))
-        store.write_json(REPORT_NAME, data)
-
-
-@app.command()
 def status(
     output_uri: Output,
     endpoint_url: Endpoint = None,
@@ -268,6 +254,7 @@ def transcribe(
             raise typer.Exit(EXIT_SOME_FAILED)
 
 
+app.command()(report)
 app.command()(export)
 app.command()(evaluate)
 app.command()(nightly)

@@ -15,6 +15,7 @@ from corpus_asr.config.choices import CONTINUE, Choices
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import EngineError
 from corpus_asr.logs import name_run
+from corpus_asr.report.page.write import write_page_at_the_end
 from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import Progress, Stream, Tally
@@ -137,6 +138,7 @@ def run_locked(
             "activity": asdict(activity),
         },
     )
+    write_page_at_the_end(store, num_recordings=counts.recordings)
     if counts.left and not out_of_time:
         raise EngineError(
             f"finishing {store.uri}: {counts.left} of {counts.listed} recordings are neither done "

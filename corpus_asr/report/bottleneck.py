@@ -100,14 +100,13 @@ def time_lines(seen: Snapshot) -> Iterator[str]:
     """Yield where the time went, what waited for what, and the verdict."""
     found = seen.activity
     if found.extract_share is not None:
-        yield from wrapped(_extract_words(found, seen.extract_workers), label="extract")
+        yield from wrapped(extract_words(found, seen.extract_workers), label="extract")
     if found.engine_share is not None:
-        yield from wrapped(_engine_words(found, seen.transcribe_workers), label="engine")
+        yield from wrapped(engine_words(found, seen.transcribe_workers), label="engine")
     if found.commits:
         mean = duration(found.commit_s / found.commits)
         yield row("commits", f"{counted(found.commits, 'commit')} of {mean} each")
-    repeated = _repeated(seen)
-    if repeated:
+    if repeated := repeated_words(seen):
         yield row("repeated", ", ".join(repeated))
     if seen.state == RUNNING:
         yield row(
@@ -123,7 +122,8 @@ def time_lines(seen: Snapshot) -> Iterator[str]:
         yield from wrapped(text, label="bottleneck")
 
 
-def _extract_words(found: Activity, workers: int) -> str:
+def extract_words(found: Activity, workers: int) -> str:
+    """Say what the extract workers did with their time."""
     working, waiting = found.extract_share or 0.0, found.hand_over_share or 0.0
     words = f"{working:.0%} of the time at work"
     if (computing := found.extract_cpu_share) is not None:
@@ -133,7 +133,8 @@ def _extract_words(found: Activity, workers: int) -> str:
     return f"{words}; {counted(workers, 'worker')}"
 
 
-def _engine_words(found: Activity, workers: int) -> str:
+def engine_words(found: Activity, workers: int) -> str:
+    """Say what the engines did with theirs."""
     stages = {
         "encoding": found.encode_s,
         "steps": found.step_s,
@@ -151,7 +152,8 @@ def _engine_words(found: Activity, workers: int) -> str:
     return f"{words}; {counted(workers, 'worker')}"
 
 
-def _repeated(seen: Snapshot) -> list[str]:
+def repeated_words(seen: Snapshot) -> list[str]:
+    """Say what had to be done more than once; nothing where all went well."""
     found = seen.activity
     told = []
     if requests := found.fetch_retries + found.commit_retries:

@@ -64,7 +64,7 @@ class Sample:
     end_s: float
     text: str
     language: str | None
-    confidence: float | None
+    confidence: float
     words: tuple[tuple[str, float], ...] = ()
     """With their probabilities; empty where they were not asked for."""
     labels: tuple[tuple[str, float], ...] = ()

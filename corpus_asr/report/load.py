@@ -27,14 +27,18 @@ from corpus_asr.report.statistics import (
     summarise,
 )
 from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.beginning import CONFIG_NAME, FINGERPRINT_NAME, RUN_NAME, SUCCESS_NAME
+from corpus_asr.storage.beginning import (
+    CONFIG_NAME,
+    FINGERPRINT_NAME,
+    RUN_NAME,
+    SUCCESS_NAME,
+)
 from corpus_asr.storage.ledger import Ledger
 from corpus_asr.storage.plan import PLANS_FOLDER
 from corpus_asr.storage.results import LABEL_ROWS, SEGMENT_ROWS
 from corpus_asr.storage.snapshot import read_snapshot
 from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
 
-REPORT_NAME = "report.json"
 _RUN_ID_TIME = "%Y%m%dT%H%M%SZ"  # what a run's identity begins with
 
 
@@ -109,15 +113,15 @@ def _part_rows(
     store: OutputStore, names: Sequence[str], gatherer: Gatherer | None, *, pipeline: str | None
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of these outcomes alone: a running output may have younger ones by now."""
-    rows, columns = SEGMENT_ROWS, SEGMENT_COLUMNS
-    if pipeline == CLASSIFY_AUDIO:
-        rows, columns = LABEL_ROWS, LABEL_COLUMNS
+    labels = pipeline == CLASSIFY_AUDIO
+    rows = LABEL_ROWS if labels else SEGMENT_ROWS
+    columns = LABEL_COLUMNS if labels else SEGMENT_COLUMNS
     schema = pa.schema([rows.schema.field(name) for name in columns])
     named = store.named_segments(names)
     ours = [name for name in named if name.startswith(f"{rows.folder}/")]
     for name, table in store.read_tables(ours, schema):
         for batch in table.to_batches():
-            if rows is LABEL_ROWS:
+            if labels:
                 batch = as_segments(batch)
             if gatherer is not None:
                 gatherer.part_rows(name, batch["confidence"], batch["recording_id"])

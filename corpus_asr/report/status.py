@@ -32,7 +32,7 @@ DEAD = "dead"
 STOPPED = "stopped"
 
 _CONTINUE = "run the same command again to continue"
-_WORDS = {
+STATE_WORDS = {
     FINISHED: "finished",
     BEGINNING: "running: listing and planning",
     RUNNING: "running",
@@ -181,7 +181,7 @@ def render(status: Status) -> str:
 
 
 def _lines(status: Status) -> Iterator[str]:
-    yield f"{status.uri} ({_WORDS[status.state]})"
+    yield f"{status.uri} ({STATE_WORDS[status.state]})"
     holder, seen = status.holder, status.snapshot
     if holder is not None:
         heartbeat = _ago(status, _time(holder.heartbeat_at))

@@ -25,6 +25,7 @@ CONFIG_NAME = "_run/config.json"
 RUN_NAME = "run.json"
 SUCCESS_NAME = "_SUCCESS"
 REPORT_NAME = "report.json"
+PAGE_NAME = "report.html"
 
 # How the work is spread and bounded; results do not depend on it.
 _RESOURCE_KEYS = {
@@ -174,7 +175,7 @@ def begin_run(
             store,
             fingerprint=fingerprint,
             folder=f"{EARLIER_FOLDER}/before-{run.run_id}",
-            names=(RUN_NAME, REPORT_NAME, CONFIG_NAME, FINGERPRINT_NAME),
+            names=(RUN_NAME, REPORT_NAME, PAGE_NAME, CONFIG_NAME, FINGERPRINT_NAME),
             mark=SUCCESS_NAME,
         )
     store.remove(SUCCESS_NAME)
