@@ -1,0 +1,122 @@
+"""Samples and features made different, so that a model learns what does not change.
+
+In: samples at 16 kHz, or features, and a generator of random numbers. Out: changed ones of the same
+length. Knows no text; nothing here moves a word in time.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32
+
+from corpus_asr.units import SAMPLE_RATE_HZ
+
+Samples = Float32[np.ndarray, " sample"]
+
+_TELEPHONE_HZ = ((150.0, 400.0), (2_800.0, 4_000.0))  # where the low and the high end may lie
+_ROLL_OFF_HZ = 100.0
+_QUIETEST = 1e-5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """How often what is done; shares are of windows."""
+
+    noise_share: float = 0.0
+    noise_snr_db: tuple[float, float] = (5.0, 30.0)
+    reverberation_share: float = 0.0
+    reverberation_s: tuple[float, float] = (0.1, 0.6)
+    """Until sound has decayed by 60 dB."""
+    telephone_share: float = 0.0
+    gain_db: tuple[float, float] = (0.0, 0.0)
+    time_masks: int = 0
+    time_mask_frames: int = 100
+    mel_masks: int = 0
+    mel_mask_bins: int = 10
+
+
+def change_samples(
+    samples: Samples, settings: Augmentation, draw: np.random.Generator, *, noise: Samples
+) -> Samples:
+    """Return samples as another room, microphone and distance would have them.
+
+    Args:
+        samples: of a window.
+        settings: how often what is done.
+        draw: all chance comes from it.
+        noise: as many samples.
+    """
+    if draw.random() < settings.reverberation_share:
+        samples = reverberated(
+            samples, draw, decay_s=float(draw.uniform(*settings.reverberation_s))
+        )
+    if draw.random() < settings.noise_share:
+        snr_db = float(draw.uniform(*settings.noise_snr_db))
+        samples = with_noise(samples, noise, snr_db=snr_db)
+    if draw.random() < settings.telephone_share:
+        samples = band_limited(samples, *(float(draw.uniform(*ends)) for ends in _TELEPHONE_HZ))
+    gain = np.float32(10 ** (draw.uniform(*settings.gain_db) / 20))
+    return np.clip(samples * gain, -1.0, 1.0)
+
+
+def reverberated(samples: Samples, draw: np.random.Generator, *, decay_s: float) -> Samples:
+    """Add a room's echoes: noise that decays by 60 dB in `decay_s` (Moorer 1979)."""
+    count = round(decay_s * SAMPLE_RATE_HZ)
+    decay = 10.0 ** (-3.0 * np.arange(count) / max(1, count))
+    response = 0.05 * draw.standard_normal(count) * decay
+    response[0] = 1.0
+    size = samples.size + count
+    spectrum = np.fft.rfft(samples, size) * np.fft.rfft(response, size)
+    heard = np.fft.irfft(spectrum, size)[: samples.size]
+    return (heard * (_level(samples) / max(_level(heard), _QUIETEST))).astype(np.float32)
+
+
+def coloured_noise(draw: np.random.Generator, count: int) -> Samples:
+    """Draw noise whose power falls with frequency by a drawn slope: white, pink, brown."""
+    slope = draw.uniform(0.0, 1.0)
+    spectrum = np.fft.rfft(draw.standard_normal(count))
+    spectrum /= np.maximum(1.0, np.arange(spectrum.size)) ** slope
+    return np.fft.irfft(spectrum, count).astype(np.float32)
+
+
+def with_noise(samples: Samples, noise: Samples, *, snr_db: float) -> Samples:
+    """Add noise that is `snr_db` weaker than the samples; digital silence gets next to none."""
+    wanted = max(_level(samples), _QUIETEST) * 10 ** (-snr_db / 20)
+    return samples + noise * np.float32(wanted / max(_level(noise), _QUIETEST))
+
+
+def band_limited(samples: Samples, low_hz: float, high_hz: float) -> Samples:
+    """Take away what lies outside a band."""
+    spectrum = np.fft.rfft(samples)
+    frequency = np.fft.rfftfreq(samples.size, 1 / SAMPLE_RATE_HZ)
+    below = np.clip((frequency - low_hz) / _ROLL_OFF_HZ, 0, 1)
+    above = np.clip((high_hz - frequency) / _ROLL_OFF_HZ, 0, 1)
+    return np.fft.irfft(spectrum * below * above, samples.size).astype(np.float32)
+
+
+def faster(samples: Samples, factor: float) -> Samples:
+    """Play samples faster: shorter, and higher."""
+    if factor == 1.0:
+        return samples
+    places = np.arange(0, samples.size - 1, factor)
+    played: Samples = np.interp(places, np.arange(samples.size), samples).astype(np.float32)
+    return played
+
+
+def mask(
+    features: Float32[np.ndarray, "mel frame"], settings: Augmentation, draw: np.random.Generator
+) -> None:
+    """Hide spans of time and bands of mel bins in place (Park et al. 2019, section 2)."""
+    for axis, count, longest in (
+        (1, settings.time_masks, settings.time_mask_frames),
+        (0, settings.mel_masks, settings.mel_mask_bins),
+    ):
+        for _ in range(count):
+            width = int(draw.integers(0, longest + 1))
+            start = int(draw.integers(0, max(1, features.shape[axis] - width)))
+            hidden = slice(start, start + width)
+            features[(slice(None), hidden) if axis else hidden] = 0.0
+
+
+def _level(samples: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))

@@ -1,0 +1,134 @@
+"""How well a network writes what is said: windows of validation material in, error rates out.
+
+In: a network and material. Out: word and character error rates by Whisper's normalisers, as
+`corpus-asr evaluate` counts them, and some lines to read. Search is greedy, by the engine.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
+from corpus_asr.report.accuracy import Errors, Heard, score, total
+from corpus_asr.report.accuracy_references import Reference
+from corpus_asr.spectral.mel import log_mel
+from corpus_asr.training.material import Material
+from corpus_asr.training.windows import runs_of
+from corpus_asr.units import WINDOW_SAMPLES
+
+_FULL_SCALE = 32768.0
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Of one network at one time."""
+
+    windows: int
+    wer: float | None
+    """None where nothing was said."""
+    cer: float | None
+    invented_words: int
+    """In windows in which nothing is said."""
+    examples: tuple[tuple[str, str], ...]
+    """What was said and what was heard, of the first windows."""
+
+
+class Evaluator:
+    """Asks networks for the same windows each time.
+
+    Args:
+        material: runs of its passages are windows, the first ones.
+        tokenizer: of the network.
+        max_windows: how many.
+        windows_at_once: decoded side by side.
+        task: `transcribe` or `translate`.
+        timestamps: whether times are asked for too.
+        max_tokens: of a run.
+    """
+
+    def __init__(
+        self,
+        material: Material,
+        tokenizer: WhisperTokenizer,
+        *,
+        max_windows: int,
+        windows_at_once: int,
+        task: str,
+        timestamps: bool,
+        max_tokens: int,
+    ) -> None:
+        self._material = material
+        self._tokenizer = tokenizer
+        first, end = runs_of(material, longest=WINDOW_SAMPLES, max_tokens=max_tokens)
+        self._runs = list(zip(first.tolist(), end.tolist(), strict=True))[:max_windows]
+        self._at_once = windows_at_once
+        self._task = task
+        self._timestamps = timestamps
+
+    @torch.no_grad()
+    def __call__(self, network: WhisperForConditionalGeneration) -> Evaluation:
+        """Decode all windows and compare."""
+        network.eval()
+        words, letters = Errors(), Errors()
+        invented = 0
+        examples: list[tuple[str, str]] = []
+        for language, said, heard in self._heard(network):
+            reference = Reference(uri="", text=said, language=language)
+            found = score(reference, Heard(text=heard, language=language, duration_s=0.0))
+            words, letters = total([words, found.words]), total([letters, found.letters])
+            invented += 0 if said else found.words.insertions
+            if len(examples) < _SHOWN:
+                examples.append((said, heard))
+        return Evaluation(
+            windows=len(self._runs),
+            wer=words.rate,
+            cer=letters.rate,
+            invented_words=invented,
+            examples=tuple(examples),
+        )
+
+    def _heard(
+        self, network: WhisperForConditionalGeneration
+    ) -> Iterator[tuple[str | None, str, str]]:
+        """Yield language, what was said and what was heard of each window."""
+        for runs in self._batches():
+            language = self._material.language(runs[0][0])
+            features = np.stack([self._features(run, network) for run in runs])
+            asked: dict[str, Any] = {"language": language, "task": self._task}
+            ids = network.generate(
+                torch.from_numpy(features).to(network.device, network.dtype),
+                return_timestamps=self._timestamps,
+                **(asked if self._tokenizer.is_multilingual else {}),
+            )
+            texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
+            for (first, end), heard in zip(runs, texts, strict=True):
+                said = " ".join(filter(None, map(self._material.text, range(first, end))))
+                yield language, said, heard.strip()
+
+    def _batches(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield runs of one language."""
+        batch: list[tuple[int, int]] = []
+        for run in self._runs:
+            other = batch and self._material.language(run[0]) != self._material.language(
+                batch[0][0]
+            )
+            if other or len(batch) == self._at_once:
+                yield batch
+                batch = []
+            batch.append(run)
+        if batch:
+            yield batch
+
+    def _features(
+        self, run: tuple[int, int], network: WhisperForConditionalGeneration
+    ) -> np.ndarray:
+        begin, end = int(self._material.start[run[0]]), int(self._material.end[run[1] - 1])
+        samples = np.zeros(WINDOW_SAMPLES, np.float32)
+        audio = self._material.audio[begin : min(end, begin + WINDOW_SAMPLES)]
+        samples[: audio.size] = audio.astype(np.float32) / np.float32(_FULL_SCALE)
+        return log_mel(samples, num_mel_bins=network.config.num_mel_bins)

@@ -1,0 +1,216 @@
+"""One window as a network takes it: a plan and material in, features and tokens out.
+
+In: the number of a window. Out: its features and token row, always the same for the same seed,
+whichever process asks. Knows no network.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from torch.utils.data import Dataset
+
+from corpus_asr.models.vocabulary import IGNORED_LABEL
+from corpus_asr.spectral.mel import log_mel
+from corpus_asr.training.augmentation import (
+    Augmentation,
+    change_samples,
+    coloured_noise,
+    faster,
+    mask,
+)
+from corpus_asr.training.labels import LabelWriter, Said, TokenRow
+from corpus_asr.training.material import Material
+from corpus_asr.training.windows import EpochPlan, Packing, Placed, Window
+from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
+
+_FULL_SCALE = 32768.0
+# Windows in which nobody speaks
+_NOTHING_SHARE = 0.2
+_QUIET_DB = (-80.0, -20.0)
+_QUIETEST = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One window."""
+
+    features: Float32[np.ndarray, "mel frame"]
+    tokens: TokenRow
+    text: str
+    """Without times."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleSettings:
+    """How windows become examples."""
+
+    num_mel_bins: int
+    packing: Packing
+    augmentation: Augmentation
+    timestamps_share: float
+    previous_share: float
+    task: str
+    seed: int
+
+
+class Examples(Dataset[Example]):
+    """All windows of all epochs, numbered through.
+
+    Args:
+        material: what is said; passages without text are also what noise is taken from.
+        labels: text to tokens.
+        settings: how.
+    """
+
+    def __init__(
+        self,
+        material: Material,
+        labels: LabelWriter,
+        settings: ExampleSettings,
+    ) -> None:
+        self._material = material
+        self._silent = material.silent
+        self._labels = labels
+        self._settings = settings
+        self._plans: dict[int, EpochPlan] = {}
+        self.per_epoch = len(self._plan(0))
+
+    def __getitem__(self, number: int) -> Example:
+        epoch, number = divmod(number, self.per_epoch)
+        window = self._plan(epoch).window(number)
+        draw = np.random.default_rng((*window.seed, 1))
+        settings = self._settings
+        samples, said = self._heard(window) if window.runs else (self._silence(draw), [])
+        noise = self._noise(draw)
+        samples = change_samples(samples, settings.augmentation, draw, noise=noise)
+        features = np.ascontiguousarray(log_mel(samples, num_mel_bins=settings.num_mel_bins))
+        mask(features, settings.augmentation, draw)
+        tokens = self._labels.row(
+            said,
+            language=self._material.language(window.runs[0].first) if window.runs else None,
+            task=settings.task,
+            timestamps=bool(draw.random() < settings.timestamps_share),
+            previous=self._previous(window) if draw.random() < settings.previous_share else "",
+        )
+        return Example(features=features, tokens=tokens, text=" ".join(o.text for o in said))
+
+    def _plan(self, epoch: int) -> EpochPlan:
+        if epoch not in self._plans:
+            # Processes that read ahead are in two epochs at a time, never in three.
+            self._plans = {n: plan for n, plan in self._plans.items() if n == epoch - 1}
+            self._plans[epoch] = EpochPlan(
+                self._material, self._settings.packing, seed=self._settings.seed, epoch=epoch
+            )
+        return self._plans[epoch]
+
+    def _heard(self, window: Window) -> tuple[np.ndarray, list[Said]]:
+        """Return a window's samples, and what is said in it."""
+        samples = np.zeros(WINDOW_SAMPLES, np.float32)
+        said: list[Said] = []
+        for run in window.runs:
+            begin = int(self._material.start[run.first])
+            audio = self._material.audio[begin : int(self._material.end[run.end - 1])]
+            played = faster(audio.astype(np.float32) / np.float32(_FULL_SCALE), window.speed)
+            played = played[: WINDOW_SAMPLES - run.at]
+            samples[run.at : run.at + played.size] = played
+            said += self._said(run, begin, window.speed)
+        return samples, said
+
+    def _said(self, run: Placed, begin: int, speed: float) -> Iterator[Said]:
+        for passage in range(run.first, run.end):
+            start = run.at + (int(self._material.start[passage]) - begin) / speed
+            end = run.at + (int(self._material.end[passage]) - begin) / speed
+            yield Said(start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ, self._material.text(passage))
+
+    def _previous(self, window: Window) -> str:
+        """Return what is said before a window in the same stretch of audio."""
+        if not window.runs:
+            return ""
+        first = window.runs[0].first
+        earlier: list[str] = []
+        for passage in range(first - 1, -1, -1):
+            if self._material.stretch[passage] != self._material.stretch[first]:
+                break
+            earlier.insert(0, self._material.text(passage))
+            if sum(map(len, earlier)) > 1_000:
+                break
+        return " ".join(earlier)
+
+    def _silence(self, draw: np.random.Generator) -> np.ndarray:
+        """Return a window in which nobody speaks: faint or loud noise, or nothing at all."""
+        if draw.random() < _NOTHING_SHARE:
+            return np.zeros(WINDOW_SAMPLES, np.float32)
+        noise = self._noise(draw)
+        level = 10 ** (draw.uniform(*_QUIET_DB) / 20)
+        return noise * np.float32(level / max(float(np.abs(noise).max()), _QUIETEST))
+
+    def _noise(self, draw: np.random.Generator) -> np.ndarray:
+        """Return a window of noise: recorded half the time, where some was."""
+        if draw.random() < 0.5 or not len(self._silent):
+            return coloured_noise(draw, WINDOW_SAMPLES)
+        chosen = draw.choice(self._silent)
+        begin, end = int(self._material.start[chosen]), int(self._material.end[chosen])
+        audio = self._material.audio[begin:end].astype(np.float32) / np.float32(_FULL_SCALE)
+        return np.resize(np.roll(audio, int(draw.integers(audio.size))), WINDOW_SAMPLES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Windows side by side."""
+
+    features: torch.Tensor
+    """(batch, mel, frame)"""
+    inputs: torch.Tensor
+    """(batch, token): what the decoder reads; padded with its end token."""
+    labels: torch.Tensor
+    """(batch, token): what comes next; -100 where nothing is learnt."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the same on a device."""
+        tensors = (self.features, self.inputs, self.labels)
+        features, inputs, labels = (t.to(device, non_blocking=True) for t in tensors)
+        return Batch(features=features, inputs=inputs, labels=labels)
+
+    def pin_memory(self) -> "Batch":
+        """Return the same where a GPU copies from at once; `DataLoader` calls this."""
+        return Batch(
+            features=self.features.pin_memory(),
+            inputs=self.inputs.pin_memory(),
+            labels=self.labels.pin_memory(),
+        )
+
+    @property
+    def num_labels(self) -> int:
+        """Tokens that are learnt."""
+        return int((self.labels != IGNORED_LABEL).sum())
+
+
+class Collate:
+    """Joins examples to a batch.
+
+    Args:
+        padding: the token that fills rows up.
+    """
+
+    def __init__(self, padding: int) -> None:
+        self._padding = padding
+
+    def __call__(self, examples: list[Example]) -> Batch:
+        """Join examples; nothing is learnt from what fills rows up."""
+        width = max(len(one.tokens.ids) for one in examples) - 1
+        inputs = np.full((len(examples), width), self._padding, np.int64)
+        labels: Int64[np.ndarray, "batch token"] = np.full_like(inputs, IGNORED_LABEL)
+        for row, one in enumerate(examples):
+            ids, first = one.tokens.ids, one.tokens.learnt_from
+            inputs[row, : len(ids) - 1] = ids[:-1]
+            labels[row, first - 1 : len(ids) - 1] = ids[first:]
+        features: Any = np.stack([one.features for one in examples])
+        return Batch(
+            features=torch.from_numpy(features),
+            inputs=torch.from_numpy(inputs),
+            labels=torch.from_numpy(labels),
+        )

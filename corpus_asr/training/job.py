@@ -1,0 +1,305 @@
+"""One training from its settings to its model, in one process or in one of several.
+
+In: settings. Out: the files of `store.py`, and what happens on the way. What is done is not done
+again: the same call goes on after the last checkpoint and ends with the same model.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from corpus_asr.config.finetune import FinetuneConfig
+from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.models.device import resolve_device, resolve_dtype
+from corpus_asr.models.registry import family_of
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper.processor import WhisperProcessor
+from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.model_files import fetch_checkpoint, model_revision
+from corpus_asr.training.augmentation import Augmentation
+from corpus_asr.training.evaluation import Evaluation, Evaluator
+from corpus_asr.training.examples import Examples, ExampleSettings
+from corpus_asr.training.group import Group
+from corpus_asr.training.labels import LabelWriter
+from corpus_asr.training.material import Material, prepare
+from corpus_asr.training.objective import Objective, Weights
+from corpus_asr.training.optimiser import NamedAdamW, Rates, freeze
+from corpus_asr.training.sources import passages_of
+from corpus_asr.training.store import State, TrainingStore
+from corpus_asr.training.trainer import Record, Steps, Trainer
+from corpus_asr.training.windows import Packing
+
+_DECODE_TIMEOUT_S = 600.0
+_WEIGHTS, _MOMENTS, _HELPING = "weights.", "moments.", "helping."
+
+
+class Finetune:
+    """Everything that one process holds while it trains.
+
+    Args:
+        config: the training.
+        group: who trains together.
+        local_rank: number of this process on its machine; the first prepares the audio.
+
+    Raises:
+        ConfigError: settings do not go together, or there is nothing to learn from.
+        CheckpointError: a checkpoint cannot be had or loaded, or is of no Whisper.
+        EngineError: decoding cannot go on.
+        FetchError: a store failed.
+    """
+
+    def __init__(self, config: FinetuneConfig, *, group: Group, local_rank: int = 0) -> None:
+        self._config = config
+        self._group = group
+        self._store = TrainingStore(
+            config.output.uri,
+            endpoint_url=config.output.endpoint_url,
+            keep=config.output.keep_checkpoints,
+        )
+        self._device = resolve_device(config.model.device)
+        folder = fetch_checkpoint(config.model.checkpoint, revision=config.model.revision)
+        self._revision = model_revision(folder)
+        self._processor = WhisperProcessor.from_pretrained(folder)
+        self._student = self._load(folder)
+        self._labels = LabelWriter(
+            self._processor.tokenizer, max_tokens=self._student.config.max_target_positions
+        )
+        self.material = self._prepared("train", local_rank)
+        self._evaluator = self._made_evaluator(local_rank)
+        self._objective = self._made_objective()
+        freeze(self._student, config.model.freeze)
+        self._optimiser = NamedAdamW(
+            {"": self._student, _HELPING: self._objective},
+            weight_decay=config.training.weight_decay,
+            betas=config.training.betas,
+        )
+        self._best: float | None = None
+
+    def run(self) -> Iterator[Record | Evaluation]:
+        """Train and write the model; yields what happens.
+
+        Raises:
+            ConfigError: the output folder holds another training.
+            CheckpointError: its last checkpoint is damaged.
+            FetchError: a store failed.
+        """
+        done = self._resumed()
+        log = [row for row in self._store.log() if row["step"] <= done]
+        if done == 0:
+            yield from self._evaluated(0, log)
+        settings = self._config
+        for record in self._trainer().run(done):
+            log.append(asdict(record))
+            yield record
+            last = record.step == settings.training.steps
+            if last or record.step % settings.evaluation.every_steps == 0:
+                yield from self._evaluated(record.step, log)
+            if last or record.step % settings.output.checkpoint_steps == 0:
+                self._save(record.step, log)
+        if self._evaluator is None or settings.evaluation.keep == "last":
+            self._save_model()
+        self._group.wait()
+
+    def _load(self, folder: Path) -> WhisperForConditionalGeneration:
+        if family_of(folder).model_type != "whisper":
+            raise CheckpointError(
+                f"loading {shown(str(folder))}: found a {family_of(folder).model_type}, expected a "
+                "Whisper: only these can be trained here"
+            )
+        own: dict[str, Any] = (
+            {} if self._config.model.dropout is None else {"dropout": self._config.model.dropout}
+        )
+        network = WhisperForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, device=self._device, **own
+        )
+        if self._config.training.gradient_checkpointing:
+            network.gradient_checkpointing_enable()
+        return network
+
+    def _prepared(self, name: str, local_rank: int) -> Material:
+        """Decode one set of data, once per machine."""
+        data = self._config.data
+        sources: tuple[str, ...] = getattr(data, name)
+        folder = Path(data.cache) / name
+        if local_rank == 0:
+            prepare(
+                (
+                    passage
+                    for source in sources
+                    for passage in passages_of(
+                        source,
+                        endpoint_url=data.endpoint_url,
+                        language=data.language,
+                        min_confidence=data.min_confidence,
+                    )
+                ),
+                folder,
+                fingerprint=_digest([data.model_dump(mode="json"), sources, self._revision]),
+                count_tokens=self._labels.count,
+                max_tokens=self._labels.room - 2,
+                max_gap_s=data.max_gap_s,
+                workers=data.workers,
+                timeout_s=_DECODE_TIMEOUT_S,
+                endpoint_url=data.endpoint_url,
+            )
+        self._group.wait()
+        return Material.open(folder)
+
+    def _made_evaluator(self, local_rank: int) -> Evaluator | None:
+        config = self._config
+        if not config.data.validation:
+            return None
+        return Evaluator(
+            self._prepared("validation", local_rank),
+            self._processor.tokenizer,
+            max_windows=config.evaluation.max_windows,
+            windows_at_once=config.training.windows_at_once,
+            task=config.windows.task,
+            timestamps=config.windows.timestamps_share > 0,
+            max_tokens=self._labels.room,
+        )
+
+    def _made_objective(self) -> Objective:
+        training, distillation = self._config.training, self._config.distillation
+        teacher = None
+        if distillation.teacher is not None:
+            folder = fetch_checkpoint(distillation.teacher, revision=distillation.revision)
+            teacher = WhisperForConditionalGeneration.from_pretrained(
+                folder, dtype=self._dtype, device=self._device
+            )
+        torch.manual_seed(training.seed)  # of the layers that only the objective needs
+        taught = teacher is not None
+        return Objective(
+            self._student,
+            Weights(
+                label_smoothing=training.label_smoothing,
+                ctc=training.ctc_weight,
+                teacher_tokens=distillation.token_weight if taught else 0.0,
+                teacher_encoder=distillation.encoder_weight if taught else 0.0,
+                temperature=distillation.temperature,
+            ),
+            teacher=teacher,
+            num_text_tokens=self._processor.tokenizer.eot,
+        ).to(self._device)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        asked = self._config.model.dtype
+        if asked == "auto" and self._device.type == "cuda":
+            asked = "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        return resolve_dtype(asked, self._device)
+
+    def _trainer(self) -> Trainer:
+        config, training = self._config, self._config.training
+        examples = Examples(
+            self.material,
+            self._labels,
+            ExampleSettings(
+                num_mel_bins=self._student.config.num_mel_bins,
+                packing=Packing(
+                    share_windows=config.windows.pack,
+                    max_tokens=self._labels.room,
+                    max_pause_s=config.windows.max_pause_s,
+                    speeds=config.augmentation.speed,
+                    no_speech_share=config.windows.no_speech_share,
+                ),
+                augmentation=Augmentation(**config.augmentation.model_dump(exclude={"speed"})),
+                timestamps_share=config.windows.timestamps_share,
+                previous_share=config.windows.previous_text_share,
+                task=config.windows.task,
+                seed=training.seed,
+            ),
+        )
+        return Trainer(
+            self._student,
+            self._objective,
+            self._optimiser,
+            Rates(
+                peak=training.learning_rate,
+                warmup_steps=training.warmup_steps,
+                steps=training.steps,
+                shape=training.schedule,
+            ),
+            examples,
+            padding=self._processor.tokenizer.eot,
+            steps=Steps(
+                batch_windows=training.batch_windows,
+                windows_at_once=training.windows_at_once,
+                max_gradient=training.max_gradient,
+                seed=training.seed,
+                loader_workers=config.data.workers,
+                dtype=self._dtype,
+            ),
+            group=self._group,
+        )
+
+    # What is kept
+
+    def _named(self) -> dict[str, torch.Tensor]:
+        weights: dict[str, torch.Tensor] = {
+            f"{_WEIGHTS}{n}": p for n, p in self._student.named_parameters()
+        }
+        return weights | {f"{_HELPING}{n}": p for n, p in self._objective.named_parameters()}
+
+    @property
+    def _fingerprint(self) -> str:
+        config = self._config.model_dump(mode="json", exclude={"output", "cluster", "evaluation"})
+        return _digest([config, self._revision])
+
+    def _resumed(self) -> int:
+        """Take over the last checkpoint; returns the steps done."""
+        state = self._store.latest()
+        if state is None:
+            return 0
+        if state.account["fingerprint"] != self._fingerprint:
+            raise ConfigError(
+                f"resuming in {shown(self._store.uri)}: found the checkpoints of a training with "
+                "other settings or another checkpoint to start from, expected those of this one; "
+                "name another output.uri, or remove that folder to begin anew"
+            )
+        with torch.no_grad():
+            for name, parameter in self._named().items():
+                parameter.copy_(state.tensors[name])
+        moments = {n.removeprefix(_MOMENTS): t for n, t in state.tensors.items() if n[0] == "m"}
+        self._optimiser.restore(moments)
+        self._best = state.account["best"]
+        return state.step
+
+    def _save(self, step: int, log: list[dict[str, Any]]) -> None:
+        if not self._group.leads:
+            return
+        moments = {f"{_MOMENTS}{n}": t for n, t in self._optimiser.state().items()}
+        self._store.write_log(log)
+        account = {"step": step, "best": self._best, "fingerprint": self._fingerprint}
+        self._store.save(State({**self._named(), **moments}, account))
+
+    def _evaluated(self, step: int, log: list[dict[str, Any]]) -> Iterator[Evaluation]:
+        """Ask the network for what is not trained on, and keep it if it never was better."""
+        if self._evaluator is None or not self._group.leads:
+            return
+        found = self._evaluator(self._student)
+        log.append({"step": step, **asdict(found)})
+        yield found
+        better = found.wer is not None and (self._best is None or found.wer < self._best)
+        if better:
+            self._best = found.wer
+            if self._config.evaluation.keep == "best":
+                self._save_model()
+
+    def _save_model(self) -> None:
+        if not self._group.leads:
+            return
+        with tempfile.TemporaryDirectory() as here:
+            self._student.save_pretrained(here)
+            self._processor.save_pretrained(here)
+            self._store.save_model(Path(here))
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]

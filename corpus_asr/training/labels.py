@@ -1,0 +1,116 @@
+"""What the decoder is to write for a window: spoken passages in, token ids out.
+
+As Whisper trains (Radford et al. 2022, section 2.2 and figure 1): earlier text, which is not
+learnt, then start, language, task, and the text between timestamps or, after `<|notimestamps|>`,
+alone; `<|nospeech|>` where there is none. Knows no samples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
+from corpus_asr.units import TIMESTAMP_STEP_S, WINDOW_S
+
+_STEPS = round(WINDOW_S / TIMESTAMP_STEP_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A passage in its window."""
+
+    start_s: float
+    end_s: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRow:
+    """What the decoder reads, and from which token on it is asked for the next one."""
+
+    ids: tuple[int, ...]
+    """All tokens, the end token last."""
+    learnt_from: int
+    """Place of the first token that is to be learnt."""
+
+
+class LabelWriter:
+    """Writes the tokens of windows.
+
+    Args:
+        tokenizer: of the checkpoint that learns.
+        max_tokens: the decoder's positions.
+    """
+
+    def __init__(self, tokenizer: WhisperTokenizer, *, max_tokens: int) -> None:
+        self._tokenizer = tokenizer
+        self._max_tokens = max_tokens
+
+    @property
+    def room(self) -> int:
+        """Tokens that the text of a window may take, timestamps included."""
+        # start, language, task, <|notimestamps|>; the end token is not read
+        return self._max_tokens - 4
+
+    def count(self, text: str) -> int | None:
+        """Count the tokens of a text; None where it holds control tokens."""
+        ids = self._text(text)
+        return None if any(i >= self._tokenizer.eot for i in ids) else len(ids)
+
+    def row(
+        self,
+        said: Sequence[Said],
+        *,
+        language: str | None,
+        task: str,
+        timestamps: bool,
+        previous: str = "",
+    ) -> TokenRow:
+        """Return the tokens of one window.
+
+        Args:
+            said: in the order of time; none, or none with text, where there is no speech.
+            language: its code; None only for a model of one language.
+            task: `transcribe` or `translate`.
+            timestamps: whether times are written.
+            previous: what was said before; its end is kept, as far as there is room.
+
+        Raises:
+            ConfigError: a language is missing, or the model does not know it.
+        """
+        tokenizer = self._tokenizer
+        spoken = [one for one in said if one.text]
+        if not spoken:
+            return TokenRow(ids=(tokenizer.sot, tokenizer.no_speech, tokenizer.eot), learnt_from=1)
+        try:
+            prompt = tokenizer.prompt(language, task, timestamps)
+        except ValueError as error:
+            raise ConfigError(
+                f"writing labels: {error}; give data.language, or `language` in the manifest"
+            ) from error
+        text = self._timed(spoken) if timestamps else self._text(" ".join(o.text for o in spoken))
+        before = self._before(previous, room=self._max_tokens - len(prompt) - len(text))
+        return TokenRow(ids=(*before, *prompt, *text, tokenizer.eot), learnt_from=len(before) + 1)
+
+    def _timed(self, said: Sequence[Said]) -> list[int]:
+        ids: list[int] = []
+        earliest = 0
+        for one in said:
+            start = min(max(round(one.start_s / TIMESTAMP_STEP_S), earliest), _STEPS)
+            earliest = min(max(round(one.end_s / TIMESTAMP_STEP_S), start), _STEPS)
+            begin = self._tokenizer.timestamp_begin
+            ids += [begin + start, *self._text(one.text), begin + earliest]
+        return ids
+
+    def _before(self, previous: str, *, room: int) -> list[int]:
+        """Return the prompt of earlier text, at most half of the positions as in decoding."""
+        room = min(room, self._max_tokens // 2) - 1
+        ids = self._text(previous)[-room:] if previous and room > 0 else []
+        return [self._tokenizer.start_of_prev, *ids] if ids else []
+
+    def _text(self, text: str) -> list[int]:
+        stripped = text.strip()
+        if not stripped:
+            return []
+        ids: list[int] = self._tokenizer.encode(" " + stripped, add_special_tokens=False)
+        return ids

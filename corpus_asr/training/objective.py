@@ -1,0 +1,165 @@
+"""What a network is to learn from a batch, as one number to make small.
+
+In: a network, a batch, perhaps a larger network to learn from. Out: sums of losses over the tokens
+of the batch, so that batches in pieces add up to the whole. Knows no steps and no files.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.models.vocabulary import IGNORED_LABEL
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.training.examples import Batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """How much each part of the objective counts."""
+
+    label_smoothing: float = 0.0
+    ctc: float = 0.0
+    """Of the text read off the encoder alone, which brings attention in order from nothing."""
+    teacher_tokens: float = 0.0
+    """Of the teacher's distributions of tokens; the labels keep the rest."""
+    teacher_encoder: float = 0.0
+    """Of the distance from the teacher's encoding."""
+    temperature: float = 2.0
+    """Both distributions of tokens are softened by it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Losses:
+    """Of one batch."""
+
+    total: Tensor
+    """Summed over tokens."""
+    parts: dict[str, float]
+    """Sums by name, for people."""
+
+
+class Objective(nn.Module):
+    """Losses, and the layers that only they need, which are thrown away in the end.
+
+    Args:
+        student: what learns.
+        weights: how much each part counts.
+        teacher: what it learns from beside labels.
+        num_text_tokens: tokens below this are text.
+
+    Raises:
+        ConfigError: the teacher hears or writes otherwise than the student.
+    """
+
+    def __init__(
+        self,
+        student: WhisperForConditionalGeneration,
+        weights: Weights,
+        *,
+        teacher: WhisperForConditionalGeneration | None,
+        num_text_tokens: int,
+    ) -> None:
+        super().__init__()
+        self._weights = weights
+        self._num_text_tokens = num_text_tokens
+        # Not registered: it neither learns nor belongs to what is saved.
+        self._teacher = (teacher,)
+        width = student.config.d_model
+        self.read_off = nn.Linear(width, num_text_tokens + 1) if weights.ctc else None
+        self.matched: nn.Linear | None = None
+        if teacher is not None:
+            _check_teacher(student, teacher, weights)
+            teacher.requires_grad_(False).eval()
+            if weights.teacher_encoder:
+                self.matched = nn.Linear(width, teacher.config.d_model)
+
+    def forward(self, student: WhisperForConditionalGeneration, batch: Batch) -> Losses:
+        """Score a batch."""
+        output = student(batch.features, decoder_input_ids=batch.inputs)
+        parts = {"labels": self._label_loss(output.logits, batch)}
+        states = output.encoder_last_hidden_state
+        if self.read_off is not None:
+            parts["ctc"] = self._weights.ctc * self._ctc(self.read_off(states), batch)
+        teacher = self._teacher[0]
+        if teacher is not None:
+            parts |= self._taught(teacher, output.logits, states, batch)
+        return Losses(
+            total=torch.stack(list(parts.values())).sum(),
+            parts={name: float(part.detach()) for name, part in parts.items()},
+        )
+
+    def _label_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        loss = F.cross_entropy(
+            logits.float().flatten(0, 1),
+            batch.labels.flatten(),
+            ignore_index=IGNORED_LABEL,
+            label_smoothing=self._weights.label_smoothing,
+            reduction="sum",
+        )
+        return (1.0 - self._weights.teacher_tokens) * loss
+
+    def _ctc(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Score the text alone against the encoding (Graves et al. 2006); blank is the last."""
+        rows = [row[(row >= 0) & (row < self._num_text_tokens)] for row in batch.labels]
+        lengths = torch.tensor([len(row) for row in rows], device=logits.device)
+        scores = F.log_softmax(logits.float(), dim=-1).transpose(0, 1)  # (pos, batch, token)
+        heard = torch.full((len(rows),), len(scores), device=logits.device)
+        return F.ctc_loss(
+            scores,
+            torch.cat(rows),
+            heard,
+            lengths,
+            blank=self._num_text_tokens,
+            reduction="sum",
+            zero_infinity=True,
+        )
+
+    def _taught(
+        self,
+        teacher: WhisperForConditionalGeneration,
+        logits: Tensor,
+        states: Tensor,
+        batch: Batch,
+    ) -> dict[str, Tensor]:
+        """Compare with what the teacher makes of the same batch."""
+        weights = self._weights
+        parts: dict[str, Tensor] = {}
+        with torch.no_grad():
+            shown = teacher.model.encoder(batch.features.to(teacher.dtype))
+            expected = None
+            if weights.teacher_tokens:
+                expected = teacher(encoder_outputs=shown, decoder_input_ids=batch.inputs).logits
+        if expected is not None:
+            learnt = batch.labels != IGNORED_LABEL
+            ours = F.log_softmax(logits[learnt].float() / weights.temperature, dim=-1)
+            theirs = F.log_softmax(expected[learnt].float() / weights.temperature, dim=-1)
+            apart = F.kl_div(ours, theirs, reduction="sum", log_target=True)
+            # Gradients of softened distributions are smaller (Hinton et al. 2015, section 2).
+            parts["teacher_tokens"] = weights.teacher_tokens * weights.temperature**2 * apart
+        if self.matched is not None:
+            target = F.layer_norm(shown.last_hidden_state.float(), (teacher.config.d_model,))
+            apart = F.mse_loss(self.matched(states).float(), target)
+            parts["teacher_encoder"] = weights.teacher_encoder * apart * batch.num_labels
+        return parts
+
+
+def _check_teacher(
+    student: WhisperForConditionalGeneration,
+    teacher: WhisperForConditionalGeneration,
+    weights: Weights,
+) -> None:
+    for key, needed in (
+        ("num_mel_bins", True),
+        ("max_source_positions", weights.teacher_encoder > 0),
+        ("vocab_size", weights.teacher_tokens > 0),
+    ):
+        found, expected = getattr(teacher.config, key), getattr(student.config, key)
+        if needed and found != expected:
+            raise ConfigError(
+                f"distilling: found a teacher with {key} {found}, expected the student's "
+                f"{expected}; choose another teacher, or set the distillation weight that needs it "
+                "to 0"
+            )

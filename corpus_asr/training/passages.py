@@ -1,0 +1,100 @@
+"""What is said where: a manifest in, passages of recordings out.
+
+A manifest (.jsonl, .csv or .parquet) names a recording by `uri`, `path` or `audio_filepath`, with
+`text` for the whole of it, or for the stretch from `start_s` (NeMo: `offset`) to `end_s`, or as
+long as `duration_s` (`duration`); or with `segments`, objects of `start_s`, `end_s` and `text`.
+`language` may be there. Knows nothing of samples or tokens.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.manifest import manifest_rows
+from corpus_asr.text.languages import resolve_language
+
+_URI_NAMES = ("uri", "path", "audio_filepath")
+# An hour of segments with their times.
+_MAX_CHARACTERS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """A stretch of a recording and what is said in it."""
+
+    uri: str
+    text: str
+    start_s: float = 0.0
+    end_s: float | None = None
+    """None: the end of the recording."""
+    language: str | None = None
+
+
+def read_passages(
+    manifest: str, *, endpoint_url: str | None = None, language: str | None = None
+) -> Iterator[Passage]:
+    """Yield the passages of a manifest in its order.
+
+    Args:
+        manifest: its address.
+        endpoint_url: the S3 endpoint, where it is not Amazon's.
+        language: of rows that say none.
+
+    Raises:
+        ConfigError: a row has no text, times that are none or run backwards, or an unknown
+            language; or what `manifest_rows` refuses.
+        FetchError: the manifest cannot be read.
+    """
+    chunks = manifest_rows(
+        manifest,
+        endpoint_url=endpoint_url,
+        uri_names=_URI_NAMES,
+        max_metadata_characters=_MAX_CHARACTERS,
+    )
+    for uris, rows in chunks:
+        for uri, row in zip(uris, rows, strict=True):
+            yield from _passages(manifest, uri, json.loads(row or "{}"), language)
+
+
+def _passages(
+    manifest: str, uri: str, row: Mapping[str, Any], usual: str | None
+) -> Iterator[Passage]:
+    segments = row.get("segments")
+    if isinstance(segments, str):  # in CSV
+        segments = json.loads(segments)
+    said = row.get("language") or usual
+    try:
+        language = None if said is None else resolve_language(str(said))
+        for stretch in [row] if segments is None else segments:
+            start_s, end_s = _times(stretch)
+            text = stretch["text"]
+            if not isinstance(text, str):
+                raise TypeError(f"text {text!r}")
+            yield Passage(uri=uri, text=text, start_s=start_s, end_s=end_s, language=language)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"reading the manifest {shown(manifest)}: found {error} at {shown(uri)}, expected a "
+            "text, times in seconds that run forward, and a language that Whisper knows; correct "
+            "the manifest"
+        ) from error
+
+
+def _times(stretch: Mapping[str, Any]) -> tuple[float, float | None]:
+    """Return from when to when, in seconds of the recording."""
+    start_s = float(_first(stretch, "start_s", "start", "offset") or 0.0)
+    end = _first(stretch, "end_s", "end")
+    length = _first(stretch, "duration_s", "duration")
+    if end is None and length is not None:
+        end = start_s + float(length)
+    end_s = None if end is None else float(end)
+    if not (math.isfinite(start_s) and start_s >= 0 and (end_s is None or start_s < end_s < 1e9)):
+        raise ValueError(f"the times {start_s} to {end_s}")
+    return start_s, end_s
+
+
+def _first(stretch: Mapping[str, Any], *names: str) -> Any:
+    return next((stretch[name] for name in names if stretch.get(name) not in (None, "")), None)

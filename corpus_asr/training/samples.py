@@ -1,0 +1,150 @@
+"""Recordings to samples, in a child process that may crash or hang without harm.
+
+In: an address and the stretches wanted. Out: their samples as int16. Knows no text.
+"""
+
+import queue
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int16
+
+from corpus_asr.audio.decode import open_audio
+from corpus_asr.errors import ItemError
+from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.filesystem import open_binary
+
+Samples = Int16[np.ndarray, " sample"]
+
+_SCALE = 32768.0  # of int16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A recording and its stretches, in samples at 16 kHz; None: up to the end."""
+
+    uri: str
+    stretches: tuple[tuple[int, int | None], ...]
+    """Ascending, none touching the next."""
+
+
+class SampleReader:
+    """What runs in the child: decodes a recording as far as its last stretch.
+
+    Args:
+        endpoint_url: the S3 endpoint, where it is not Amazon's.
+    """
+
+    def __init__(self, *, endpoint_url: str | None) -> None:
+        self._endpoint_url = endpoint_url
+
+    def __call__(self, wanted: Wanted) -> Iterator[tuple[int, Samples]]:
+        """Yield pieces of stretches with the number of the stretch.
+
+        Raises:
+            DecodeError: the bytes hold no usable audio.
+            FetchError: the store failed.
+        """
+        last = wanted.stretches[-1][1]
+        begin = 0
+        with (
+            open_binary(wanted.uri, endpoint_url=self._endpoint_url) as file,
+            open_audio(file, uri=shown(wanted.uri)) as decoder,
+        ):
+            for chunk in decoder:
+                samples = _rounded(chunk[0])
+                for number, (start, end) in enumerate(wanted.stretches):
+                    inside = samples[
+                        max(0, start - begin) : None if end is None else max(0, end - begin)
+                    ]
+                    if inside.size:
+                        yield number, inside
+                begin += samples.size
+                if last is not None and begin >= last:
+                    return
+
+
+def read_samples(
+    wanted: Iterable[Wanted], *, workers: int, timeout_s: float, endpoint_url: str | None = None
+) -> Iterator[tuple[Wanted, list[Samples] | ItemError]]:
+    """Yield the stretches of each recording, in order, decoding several at a time.
+
+    Args:
+        wanted: twice as many as `workers` are in memory.
+        workers: child processes.
+        timeout_s: the longest silence of a decoder.
+        endpoint_url: the S3 endpoint, where it is not Amazon's.
+
+    Raises:
+        EngineError: a child could not be started.
+    """
+    children: queue.SimpleQueue[IsolatedGenerator] = queue.SimpleQueue()
+    owned = [
+        IsolatedGenerator(
+            f"{__name__}:{SampleReader.__name__}",
+            init_kwargs={"endpoint_url": endpoint_url},
+            timeout_s=timeout_s,
+        )
+        for _ in range(workers)
+    ]
+    for child in owned:
+        children.put(child)
+
+    def read(one: Wanted) -> list[Samples] | ItemError:
+        child = children.get()
+        pieces: list[list[Samples]] = [[] for _ in one.stretches]
+        try:
+            for number, samples in child.run(one):
+                pieces[number].append(samples)
+        except ItemError as error:
+            return error
+        finally:
+            children.put(child)
+        return [np.concatenate(each) if each else np.zeros(0, np.int16) for each in pieces]
+
+    try:
+        with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+            yield from _in_order(pool, read, wanted, ahead=2 * workers)
+    finally:
+        for child in owned:
+            child.close()
+
+
+def _in_order(
+    pool: ThreadPoolExecutor,
+    read: Callable[[Wanted], list[Samples] | ItemError],
+    wanted: Iterable[Wanted],
+    *,
+    ahead: int,
+) -> Iterator[tuple[Wanted, list[Samples] | ItemError]]:
+    begun: list[tuple[Wanted, Future[list[Samples] | ItemError]]] = []
+    for one in wanted:
+        begun.append((one, pool.submit(read, one)))
+        if len(begun) > ahead:
+            first, future = begun.pop(0)
+            yield first, future.result()
+    for one, future in begun:
+        yield one, future.result()
+
+
+def joined(
+    stretches: Sequence[tuple[int, int | None]], *, gap: int
+) -> tuple[tuple[int, int | None], ...]:
+    """Join ascending stretches that touch, overlap or lie no further apart than `gap`."""
+    found: list[tuple[int, int | None]] = []
+    for start, end in stretches:
+        before = found[-1][1] if found else 0
+        if found and (before is None or start - before <= gap):
+            until = None if before is None or end is None else max(before, end)
+            found[-1] = (found[-1][0], until)
+        else:
+            found.append((start, end))
+    return tuple(found)
+
+
+def _rounded(samples: np.ndarray) -> Samples:
+    scaled = np.rint(samples * _SCALE)
+    return np.clip(scaled, -_SCALE, _SCALE - 1).astype(np.int16)

@@ -1,0 +1,148 @@
+"""What training leaves in its output folder: checkpoints, the model, a log. Any address.
+
+    checkpoints/step-00000200/state.safetensors   weights, moments and helping layers
+    checkpoints/step-00000200/state.json          written last: the checkpoint is whole
+    model/                                        a Hugging Face folder
+    log.jsonl                                     one line per step or evaluation
+
+Knows what is kept, not what is in it.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.storage.addresses import join, normalise, shown
+from corpus_asr.storage.filesystem import list_objects, read_bytes, remove, upload, write_atomic
+
+MODEL_FOLDER = "model"
+LOG_NAME = "log.jsonl"
+_FOLDER = "checkpoints"
+_TENSORS_NAME, _ACCOUNT_NAME = "state.safetensors", "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where training stands."""
+
+    tensors: dict[str, Tensor]
+    account: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return int(self.account["step"])
+
+
+class TrainingStore:
+    """The output folder of one training.
+
+    Args:
+        uri: its address.
+        endpoint_url: the S3 endpoint, where it is not Amazon's.
+        keep: how many checkpoints stay.
+    """
+
+    def __init__(self, uri: str, *, endpoint_url: str | None, keep: int) -> None:
+        self.uri = normalise(uri)
+        self._endpoint_url = endpoint_url
+        self._keep = keep
+
+    def latest(self) -> State | None:
+        """Return the last whole checkpoint.
+
+        Raises:
+            CheckpointError: it is damaged.
+            FetchError: the store failed.
+        """
+        names = self._whole()
+        if not names:
+            return None
+        folder = self._address(_FOLDER, names[-1])
+        try:
+            account = json.loads(self._read(join(folder, _ACCOUNT_NAME)))
+            tensors = load(self._read(join(folder, _TENSORS_NAME)))
+        except (ValueError, SafetensorError) as error:
+            raise CheckpointError(
+                f"resuming from {shown(folder)}: found a damaged checkpoint ({error}); remove its "
+                "folder to go on from the one before"
+            ) from error
+        return State(tensors, account)
+
+    def save(self, state: State) -> None:
+        """Write a checkpoint, then remove the oldest beyond those that stay.
+
+        Raises:
+            FetchError: the store failed.
+        """
+        folder = self._address(_FOLDER, f"step-{state.step:08}")
+        with tempfile.TemporaryDirectory() as here:
+            path = Path(here) / _TENSORS_NAME
+            tensors = {name: t.detach().contiguous().cpu() for name, t in state.tensors.items()}
+            save_file(tensors, path)
+            self._put(path, join(folder, _TENSORS_NAME))
+        self._write(join(folder, _ACCOUNT_NAME), json.dumps(state.account, indent=2))
+        for name in self._whole()[: -self._keep]:
+            # The account first: a half-removed checkpoint is none.
+            for part in (_ACCOUNT_NAME, _TENSORS_NAME):
+                remove(self._address(_FOLDER, name, part), endpoint_url=self._endpoint_url)
+
+    def save_model(self, folder: Path) -> None:
+        """Write the files of a model's folder; config.json, by which it is known, last.
+
+        Raises:
+            FetchError: the store failed.
+        """
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
+            self._put(path, self._address(MODEL_FOLDER, path.name))
+
+    def log(self) -> list[dict[str, Any]]:
+        """Return what was logged.
+
+        Raises:
+            FetchError: the store failed.
+        """
+        address = self._address(LOG_NAME)
+        if address not in (uri for uri, _, _ in self._objects("")):
+            return []
+        return [json.loads(line) for line in self._read(address).decode().splitlines()]
+
+    def write_log(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the log.
+
+        Raises:
+            FetchError: the store failed.
+        """
+        self._write(self._address(LOG_NAME), "".join(json.dumps(row) + "\n" for row in rows))
+
+    def _whole(self) -> list[str]:
+        """Return the names of whole checkpoints, the oldest first."""
+        found = (uri.split("/")[-2:] for uri, _, _ in self._objects(_FOLDER))
+        return sorted(folder for folder, name in found if name == _ACCOUNT_NAME)
+
+    def _objects(self, folder: str) -> list[tuple[str, int | None, str | None]]:
+        address = self._address(folder) if folder else self.uri
+        return list(list_objects(address, endpoint_url=self._endpoint_url))
+
+    def _address(self, *names: str) -> str:
+        address = self.uri
+        for name in names:
+            address = join(address, name)
+        return address
+
+    def _read(self, uri: str) -> bytes:
+        return read_bytes(uri, endpoint_url=self._endpoint_url)
+
+    def _write(self, uri: str, text: str) -> None:
+        write_atomic(uri, text.encode(), endpoint_url=self._endpoint_url)
+
+    def _put(self, path: Path, uri: str) -> None:
+        upload(str(path), uri, endpoint_url=self._endpoint_url)

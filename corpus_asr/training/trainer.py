@@ -1,0 +1,172 @@
+"""Steps of training: examples in, changed weights and a record of each step out.
+
+In: a network, what it is to learn and from what. Out: records, one per step, and the network's
+weights changed in place. A step depends on its number and the weights before it alone, so training
+that is stopped and resumed ends with the same weights. Knows no files.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.training.examples import Batch, Collate, Examples
+from corpus_asr.training.group import Group
+from corpus_asr.training.objective import Objective
+from corpus_asr.training.optimiser import NamedAdamW, Rates, clip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """How steps are made up."""
+
+    batch_windows: int
+    windows_at_once: int
+    max_gradient: float
+    seed: int
+    loader_workers: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One step."""
+
+    step: int
+    """From 1: so many are done."""
+    loss: float
+    """Per token that was learnt."""
+    parts: dict[str, float]
+    """What it is the sum of."""
+    rate: float
+    gradient: float
+    """Length, before it was shortened."""
+    tokens: int
+    wall_s: float
+
+
+class Trainer:
+    """Trains a network in place.
+
+    Args:
+        student: what learns.
+        objective: what it is to learn.
+        optimiser: how it changes.
+        rates: how fast, at each step.
+        examples: what from.
+        padding: the token that fills rows up.
+        steps: how steps are made up.
+        group: who trains together.
+    """
+
+    def __init__(
+        self,
+        student: WhisperForConditionalGeneration,
+        objective: Objective,
+        optimiser: NamedAdamW,
+        rates: Rates,
+        examples: Examples,
+        *,
+        padding: int,
+        steps: Steps,
+        group: Group,
+    ) -> None:
+        self._student = student
+        self._objective = objective
+        self._optimiser = optimiser
+        self._rates = rates
+        self._examples = examples
+        self._collate = Collate(padding)
+        self._steps = steps
+        self._group = group
+
+    def run(self, done: int) -> Iterator[Record]:
+        """Make the steps after the first `done`, and say of each what came of it."""
+        batches = iter(self._loader(done))
+        for step in range(done, self._rates.steps):
+            yield self._step(step, batches)
+
+    def _loader(self, done: int) -> DataLoader[Batch]:
+        workers = self._steps.loader_workers
+        loader: DataLoader[Batch] = DataLoader(
+            self._examples,  # type: ignore[arg-type]
+            batch_sampler=_Numbers(self._steps, self._group, done, self._rates.steps),
+            collate_fn=self._collate,
+            num_workers=workers,
+            prefetch_factor=2 if workers else None,
+            pin_memory=self._student.device.type == "cuda",
+        )
+        return loader
+
+    def _step(self, step: int, batches: Iterator[Batch]) -> Record:
+        began = time.perf_counter()
+        # Dropout depends on the step and on who computes it, on nothing that happened before.
+        torch.manual_seed(_seed(self._steps.seed, step, self._group.rank))
+        self._student.train()
+        sums: dict[str, float] = {}
+        tokens = 0
+        device = self._student.device
+        for _ in range(_pieces(self._steps, self._group)):
+            batch = next(batches).to(device)
+            with torch.autocast(
+                device.type, self._steps.dtype, enabled=self._steps.dtype != torch.float32
+            ):
+                losses = self._objective(self._student, batch)
+            losses.total.backward()
+            tokens += batch.num_labels
+            for name, part in losses.parts.items():
+                sums[name] = sums.get(name, 0.0) + part
+        told = torch.tensor([float(tokens), *sums.values()], dtype=torch.float64, device=device)
+        gradients = [p.grad for p in self._optimiser.parameters.values() if p.grad is not None]
+        self._group.add_up([told, *gradients])
+        tokens = int(told[0])
+        for gradient in gradients:
+            gradient /= max(1, tokens)
+        length = clip(self._optimiser.parameters.values(), self._steps.max_gradient)
+        rate = self._rates.at(step)
+        if np.isfinite(length):  # one window that overflows must not spoil all weights
+            self._optimiser.step(rate)
+        else:
+            self._optimiser.skip()
+        parts = dict(zip(sums, (told[1:] / max(1, tokens)).tolist(), strict=True))
+        return Record(
+            step=step + 1,
+            loss=sum(parts.values()),
+            parts=parts,
+            rate=rate,
+            gradient=length,
+            tokens=tokens,
+            wall_s=time.perf_counter() - began,
+        )
+
+
+class _Numbers:
+    """Numbers of the windows of each batch of this process, in order."""
+
+    def __init__(self, steps: Steps, group: Group, done: int, end: int) -> None:
+        self._steps = steps
+        self._group = group
+        self._range = range(done, end)
+
+    def __len__(self) -> int:
+        return len(self._range) * _pieces(self._steps, self._group)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        once, size = self._steps.windows_at_once, self._group.size
+        for step in self._range:
+            first = step * self._steps.batch_windows
+            for piece in range(_pieces(self._steps, self._group)):
+                start = first + (piece * size + self._group.rank) * once
+                yield list(range(start, start + once))
+
+
+def _pieces(steps: Steps, group: Group) -> int:
+    return steps.batch_windows // (steps.windows_at_once * group.size)
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

@@ -1,0 +1,162 @@
+"""Which passages share a window, epoch by epoch: material in, a plan of windows out.
+
+Passages that follow each other in a recording stay together with the audio between them, as *runs*
+of at most 30 s; runs of other recordings fill the rest of a window (Radford et al. 2022, section
+2.3, trains on whole windows). Everything is drawn by seed, epoch and window alone, so that a run
+can be resumed at any step and read by any number of processes. Knows no samples and no tokens.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+from corpus_asr.training.material import Material
+from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
+
+# Each passage brings two timestamps.
+_TIMESTAMPS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packing:
+    """How windows are filled."""
+
+    share_windows: bool
+    """Whether runs of several recordings share a window; else each has its own."""
+    max_tokens: int
+    """Of a window, timestamps included."""
+    max_pause_s: float
+    """Silence put between recordings, and before the first, at most."""
+    speeds: tuple[float, float]
+    """Slowest and fastest that recordings are played."""
+    no_speech_share: float
+    """Windows without speech beside those with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """A run of passages in a window."""
+
+    first: int
+    """The first of its passages."""
+    end: int
+    at: int
+    """Where it starts, in samples of the window."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """What one window is made of."""
+
+    seed: tuple[int, int, int]
+    """Of everything drawn for it: the run's, the epoch, its number in the epoch."""
+    speed: float
+    runs: tuple[Placed, ...]
+    """In the order of time; none: a window without speech."""
+
+
+class EpochPlan:
+    """The windows of one epoch, in the order in which they are learnt.
+
+    Args:
+        material: what there is.
+        packing: how windows are filled.
+        seed: of the training run.
+        epoch: from 0.
+    """
+
+    def __init__(self, material: Material, packing: Packing, *, seed: int, epoch: int) -> None:
+        self._packing = packing
+        self._seed = (seed, epoch)
+        draw = np.random.default_rng((seed, epoch))
+        slowest = packing.speeds[0]
+        longest = int(WINDOW_SAMPLES * min(1.0, slowest))
+        self._first, self._end = runs_of(material, longest=longest, max_tokens=packing.max_tokens)
+        self._length = material.end[self._end - 1] - material.start[self._first]
+        sums = np.concatenate([[0], np.cumsum(material.tokens + _TIMESTAMPS)])
+        self._tokens = sums[self._end] - sums[self._first]
+        self._languages = _codes(material)[self._first]
+        order = draw.permutation(len(self._first))
+        self._windows = self._filled(order) if packing.share_windows else [[run] for run in order]
+        silent = round(packing.no_speech_share * len(self._windows))
+        self._windows += [[]] * silent
+        self._order = draw.permutation(len(self._windows))
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def window(self, number: int) -> Window:
+        """Return a window by its number in the epoch."""
+        seed = (*self._seed, number)
+        runs = self._windows[self._order[number]]
+        draw = np.random.default_rng((*seed, 0))
+        speed = float(draw.uniform(*self._packing.speeds)) if runs else 1.0
+        speed = max(speed, float(self._length[runs].sum()) / WINDOW_SAMPLES)  # so that all fits
+        lengths = [int(self._length[run] / speed) for run in runs]
+        pauses = self._pauses(draw, WINDOW_SAMPLES - sum(lengths), len(runs))
+        placed, at = [], 0
+        for run, length, pause in zip(runs, lengths, pauses, strict=True):
+            at += int(pause)
+            first, end = int(self._first[run]), int(self._end[run])
+            placed.append(Placed(first=first, end=end, at=at))
+            at += length
+        return Window(seed=seed, speed=speed, runs=tuple(placed))
+
+    def _pauses(
+        self, draw: np.random.Generator, room: int, count: int
+    ) -> Int64[np.ndarray, " run"]:
+        """Draw silences before each run that fit together."""
+        longest = self._packing.max_pause_s * SAMPLE_RATE_HZ
+        pauses = draw.uniform(0, longest, size=count)
+        if pauses.sum() > room:
+            pauses *= max(0, room) / pauses.sum()
+        return pauses.astype(np.int64)
+
+    def _filled(self, order: np.ndarray) -> list[list[int]]:
+        """Put runs into windows in the order drawn; one per language is open at a time."""
+        windows: list[list[int]] = []
+        opened: dict[int, tuple[list[int], int, int]] = {}
+        room = int(WINDOW_SAMPLES * min(1.0, self._packing.speeds[0]))
+        for run in order.tolist():
+            language = int(self._languages[run])
+            length, tokens = int(self._length[run]), int(self._tokens[run])
+            window, samples, said = opened.get(language, ([], room, self._packing.max_tokens))
+            if not window or length > samples or tokens > said:
+                window, samples, said = [], room, self._packing.max_tokens
+                windows.append(window)
+            window.append(run)
+            opened[language] = (window, samples - length, said - tokens)
+        return windows
+
+
+def runs_of(
+    material: Material, *, longest: int, max_tokens: int
+) -> tuple[Int64[np.ndarray, " run"], Int64[np.ndarray, " run"]]:
+    """Cut the passages of each stretch into runs; returns the first of each, and the end.
+
+    Args:
+        material: its passages lie in the order of time.
+        longest: samples of a run; a passage that is longer alone is a run of its own.
+        max_tokens: of a run, timestamps included.
+    """
+    firsts: list[int] = []
+    begin = said = 0
+    stretch = -1
+    for at in range(len(material)):
+        tokens = int(material.tokens[at]) + _TIMESTAMPS
+        too_long = int(material.end[at]) - begin > longest
+        if material.stretch[at] != stretch or too_long or said + tokens > max_tokens:
+            firsts.append(at)
+            begin, said = int(material.start[at]), 0
+            stretch = int(material.stretch[at])
+        said += tokens
+    found = np.asarray(firsts, np.int64)
+    return found, np.append(found[1:], len(material))
+
+
+def _codes(material: Material) -> np.ndarray:
+    """Number the languages; passages of unknown ones share a number."""
+    encoded = material.table["language"].combine_chunks().dictionary_encode()
+    codes: np.ndarray = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    return codes
