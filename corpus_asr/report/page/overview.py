@@ -7,7 +7,7 @@ from corpus_asr.pages.charts import Step, steps
 from corpus_asr.pages.html import Html, fill, joined
 from corpus_asr.report.bottleneck import bottleneck, engine_words, extract_words, repeated_words
 from corpus_asr.report.page.data import PageData
-from corpus_asr.report.page.shown import hours
+from corpus_asr.report.page.shown import cut, hours
 from corpus_asr.report.status import DEAD, FINISHED, SILENT, STATE_WORDS, STOPPED
 from corpus_asr.report.text import counted, duration
 from corpus_asr.storage.snapshot import Moment
@@ -21,8 +21,8 @@ _TIMES = "\N{MULTIPLICATION SIGN}"
 _HEADER = """<header>
 <p class="quiet small">corpus-asr report</p>
 <h1><bdi>$uri</bdi></h1>
-<p><span class="badge $kind">$state</span> <span class="quiet">$model</span></p>
-<p class="quiet small">$run Written $written.</p>
+<p><span class="badge $kind">$state</span> $advice</p>
+<p class="quiet small">$model$run Written $written.</p>
 </header>"""
 _FIGURE = """<div class="figure"><dt>$name</dt><dd><strong>$value</strong>\
 <span class="quiet small">$more</span></dd></div>"""
@@ -39,15 +39,21 @@ def header(data: PageData) -> Html:
     """Return what the page is of."""
     report = data.report
     revision = f", revision {report.model_revision}" if report.model_revision else ""
+    state, _, advice = STATE_WORDS[data.state].replace("; ", ": ", 1).partition(": ")
     return fill(
         _HEADER,
-        uri=report.uri,
+        uri=cut(report.uri),
         kind=_TROUBLE.get(data.state, ""),
-        state=STATE_WORDS[data.state].capitalize(),
-        model=f"{report.model}{revision}" if report.model else "",
+        state=_sentence(state),
+        advice=_sentence(advice) + "." if advice else "",
+        model=f"{cut(report.model)}{revision}. " if report.model else "",
         run=f"Run {report.run_id}." if report.run_id else "",
         written=f"{data.written_at:%Y-%m-%d %H:%M} UTC",
     )
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def figures(data: PageData) -> Html:
