@@ -5,13 +5,17 @@ device name for tables. Knows no model. Nothing is timed: the choice must not di
 runs on one machine.
 """
 
+import logging
 import re
+import warnings
 from dataclasses import dataclass
 
 import torch
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.models.layers.int8 import can_use_int8
+
+logger = logging.getLogger(__name__)
 
 _DTYPES = {
     "float32": torch.float32,
@@ -26,19 +30,37 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         ConfigError: the name is none of these, or the machine has no such GPU.
     """
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+    if name == "cpu":
         return torch.device("cpu")
     match = re.fullmatch(r"auto|cuda(?::(\d+))?", name)
     if match is None:
-        raise ConfigError(f"choosing a device: found {name!r}, expected auto, cpu, cuda or cuda:N")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        raise ConfigError(
+            f"choosing a device: found {name!r}, expected auto, cpu, cuda or cuda:N; correct it"
+        )
+    available, why = _cuda()
+    if name == "auto" and not available:
+        if why and torch.version.cuda is not None:
+            logger.warning("the model works on the CPU, since CUDA cannot be used%s", why)
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if available else 0
     index = int(match[1] or 0)
     if index >= count:
         raise ConfigError(
-            f"choosing device {name!r}: torch {torch.__version__} sees {count} CUDA devices here; "
-            f"set the device to auto or cpu, or check the driver and CUDA_VISIBLE_DEVICES"
+            f"choosing device {name!r}: torch {torch.__version__} sees {count} CUDA devices here"
+            f"{why}; set the device to auto or cpu, or check the driver (nvidia-smi) and "
+            "CUDA_VISIBLE_DEVICES"
         )
     return torch.device("cuda", index)
+
+
+def _cuda() -> tuple[bool, str]:
+    """Tell whether CUDA can be used, and what torch says of why not."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        available = torch.cuda.is_available()
+    if not available and torch.version.cuda is None and torch.version.hip is None:
+        return False, ", since it was built without CUDA: pip install torch for CUDA instead"
+    return available, "".join(f" ({one.message})" for one in told[:1]).replace("\n", " ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +106,10 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.float16 if device.type == "cuda" else _cpu_dtype()
     if name not in _DTYPES:
         known = ", ".join(_DTYPES)
-        raise ConfigError(f"choosing a dtype: found {name!r}, expected auto, int8, {known}")
+        alias = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+        meant = alias.get(name.lower())
+        hint = f"; did you mean {meant}?" if meant else "; correct it"
+        raise ConfigError(f"choosing a dtype: found {name!r}, expected auto, int8, {known}{hint}")
     dtype = _DTYPES[name]
     if (
         dtype == torch.bfloat16

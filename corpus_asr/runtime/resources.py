@@ -13,6 +13,7 @@ from typing import Literal
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
+from corpus_asr.runtime.limits import cpu_limit, memory_limit_bytes
 from corpus_asr.units import FRAMES_PER_SECOND, MEBIBYTE, SAMPLE_RATE_HZ
 
 # Slots assumed for bookkeeping where the engine chooses them itself.
@@ -110,7 +111,8 @@ class Resources:
             f"transcribe: {self.transcribe_workers} workers of {self.transcribe_gpus:g} GPU, "
             f"{self.transcribe_cpus:g} CPU{threads}; {self.parts_in_flight} parts in flight each "
             f"({self.calls_in_flight} calls of {self.rows_per_call})\n"
-            f"given up after {self.no_progress_timeout_s:.0f} s without progress"
+            f"limit: the run is given up after {self.no_progress_timeout_s / 60:.0f} min without "
+            "any progress"
         )
 
 
@@ -118,14 +120,16 @@ def this_machine() -> NodeShape:
     """Return the shape of this machine: what this process may use of it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     cores = cores or os.cpu_count() or 1
+    cores = min(cores, cpu_limit() or cores)
     memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory_bytes = min(memory_bytes, memory_limit_bytes() or memory_bytes)
     return NodeShape(cpus=cores, cores=cores, gpus=_visible_gpus(), memory_bytes=memory_bytes)
 
 
 def _visible_gpus() -> int:
     """Count NVIDIA GPUs without loading anything of CUDA, which costs seconds and memory."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    there = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    there = len(list(Path("/dev").glob("nvidia[0-9]*"))) or int(Path("/dev/dxg").exists())  # WSL
     if visible is None:
         return there
     named = [name for name in visible.split(",") if name.strip() not in ("", "-1")]
@@ -235,7 +239,16 @@ def _gpus_per_worker(config: RunConfig, nodes: tuple[NodeShape, ...]) -> float:
         return asked
     if config.model.device == "cpu":
         return 0.0
-    return 1.0 if any(node.gpus >= 1 for node in nodes) else 0.0
+    if any(node.gpus >= 1 for node in nodes):
+        return 1.0
+    if config.model.device == "auto":
+        return 0.0
+    raise ConfigError(
+        f"planning workers: model.device is {config.model.device}, but no machine of {len(nodes)} "
+        "shows a GPU (/dev/nvidia0, CUDA_VISIBLE_DEVICES); set it to auto to use CPUs, check the "
+        "driver (nvidia-smi), in a container start it with --gpus all, or set "
+        "transcribe.gpus_per_worker and transcribe.workers if the cluster adds machines when asked"
+    )
 
 
 def _transcribe_workers(

@@ -14,12 +14,11 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.load import decoding_from
 from corpus_asr.config.stages import ExtractSettings
 from corpus_asr.errors import ConfigError, ItemError
-from corpus_asr.runtime.weights import fetch_others
+from corpus_asr.runtime.weights import check_transcribes, fetch_model, fetch_others
 from corpus_asr.segments import SpeechSpan, Transcript
 from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
-from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.transcription.engine import Engine, PartRequest, PartTranscript
 from corpus_asr.transcription.language import spoken_most
 from corpus_asr.transcription.routing import RoutedEngine
@@ -109,7 +108,8 @@ class Transcriber:
                 "transcribing channels apart: a Transcriber gives one transcript per file, and "
                 "found extract.channels: each; give one channel's number, or use `corpus-asr run`"
             )
-        folder = fetch_checkpoint(checkpoint, revision=revision)
+        folder = fetch_model(checkpoint, revision=revision)
+        check_transcribes(folder, decoding_from(decoding))
         others = fetch_others(folder, by_language or {}, weights=True)
         load = partial(RoutedEngine.from_folders, folder, others)
         engine: Engine | RoutedEngine = (load if others else partial(Engine.from_folder, folder))(

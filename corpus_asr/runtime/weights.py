@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from corpus_asr.config.classification import ClassificationSettings
+from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.models.config_file import read_json_object
@@ -17,6 +18,7 @@ from corpus_asr.models.registry import family_of, resolve
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.model_files import fetch_checkpoint, model_revision
 from corpus_asr.storage.results import ModelName
+from corpus_asr.text.languages import check_known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +51,7 @@ def fetch_weights(config: RunConfig, *, hashed: bool = True) -> Weights:
         ConfigError: one for a language does not fit the main one.
     """
     model = config.model
-    folder = fetch_checkpoint(model.checkpoint, revision=model.revision, weights=hashed)
+    folder = fetch_model(model.checkpoint, revision=model.revision, weights=hashed)
     others = {} if config.pipeline == CLASSIFY_AUDIO else model.by_language
     found = {
         code: (others[code], model_revision(other) if hashed else "")
@@ -57,6 +59,22 @@ def fetch_weights(config: RunConfig, *, hashed: bool = True) -> Weights:
     }
     revision = model_revision(folder) if hashed else ""
     return Weights(folder=folder, revision=revision, by_language=found)
+
+
+def fetch_model(checkpoint: str, *, revision: str | None = None, weights: bool = True) -> Path:
+    """Fetch a checkpoint of a family there is; of others no weights are fetched in vain.
+
+    Args:
+        checkpoint: a folder, an address or a hub name.
+        revision: hub branch, tag or commit.
+        weights: False fetches only the small files.
+
+    Raises:
+        CheckpointError: it cannot be had, or is of no known family.
+    """
+    folder = fetch_checkpoint(checkpoint, revision=revision, weights=False)
+    family_of(folder)
+    return fetch_checkpoint(checkpoint, revision=revision) if weights else folder
 
 
 def fetch_others(folder: Path, others: Mapping[str, str], *, weights: bool) -> dict[str, Path]:
@@ -75,7 +93,7 @@ def fetch_others(folder: Path, others: Mapping[str, str], *, weights: bool) -> d
         _check_detects(folder, others)
     found = {}
     for code, checkpoint in others.items():
-        found[code] = fetch_checkpoint(checkpoint, weights=weights)
+        found[code] = fetch_model(checkpoint, weights=weights)
         _check_features(code, checkpoint, found[code], folder)
     return found
 
@@ -94,6 +112,20 @@ def _check_detects(folder: Path, others: Mapping[str, str]) -> None:
             f"reading model.by_language: found {', '.join(unknown)}, expected codes of languages "
             f"that model.checkpoint detects: {', '.join(sorted(known))}; correct them"
         )
+
+
+def check_transcribes(folder: Path, decoding: DecodingSettings) -> None:
+    """Refuse, before a worker is started, what a checkpoint's tokenizer can tell.
+
+    Raises:
+        CheckpointError: its tokenizer is missing or unreadable.
+        ConfigError: it does not know a language that is asked for.
+    """
+    tokenizer = resolve(family_of(folder).tokenizer).from_pretrained(folder)
+    if not hasattr(tokenizer, "language_ids"):
+        return  # of a family that is not told what is spoken
+    wanted = [decoding.language] if isinstance(decoding.language, str) else decoding.language
+    check_known(wanted, set(tokenizer.language_ids) or {"en"}, key="decoding.language")
 
 
 def language_codes(folder: Path) -> tuple[str, ...]:

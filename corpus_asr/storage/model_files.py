@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from corpus_asr.errors import CheckpointError, FetchError
 from corpus_asr.storage.addresses import LOCAL, join, normalise, scheme_of, shown, without_secrets
+from corpus_asr.storage.hub_names import probably_meant
 from corpus_asr.units import MEBIBYTE
 
 CACHE_VARIABLE = "CORPUS_ASR_CACHE"
@@ -79,7 +80,7 @@ def fetch_checkpoint(
         address = normalise(checkpoint)
         address = join(address, subfolder) if subfolder else address
         folder = _fetch_address(address, weights=weights, expect=expect)
-    elif _HUB_NAME.fullmatch(checkpoint):
+    elif _HUB_NAME.fullmatch(checkpoint) and not (local is not None and local.is_file()):
         access: dict[str, Any] = {
             "revision": revision,
             "cache_dir": cache_dir,
@@ -89,6 +90,8 @@ def fetch_checkpoint(
         }
         access = {name: value for name, value in access.items() if value is not None}
         folder = _fetch_hub(checkpoint, access, weights=weights, subfolder=subfolder)
+    elif local is not None and local.is_file():
+        raise _is_file(local)
     else:
         raise CheckpointError(
             f"fetching the checkpoint {shown(checkpoint)}: found no such folder, expected a "
@@ -150,6 +153,16 @@ def _weight_names(names: Sequence[str]) -> list[str]:
         if any(not name.endswith(".json") for name in found):
             return found
     return []
+
+
+def _is_file(path: Path) -> CheckpointError:
+    cure = f"point model.checkpoint at {path.parent} if that is one"
+    if path.suffix == ".pt":
+        cure = f"make one of it with `corpus-asr convert {path} {path.with_suffix('')}`"
+    return CheckpointError(
+        f"fetching the checkpoint {path}: found a file, expected the folder of a Hugging Face "
+        f"checkpoint; {cure}"
+    )
 
 
 def _missing(checkpoint: str, what: str, names: Sequence[str]) -> CheckpointError:
@@ -257,24 +270,36 @@ def _fetch_hub(name: str, access: dict[str, Any], *, weights: bool, subfolder: s
 
 
 def _hub_error(name: str, revision: str | None, error: Exception) -> CheckpointError:
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     at = f" at revision {revision}" if revision else ""
     doing = f"fetching the checkpoint {name}{at} from the hub"
     first_line = next(iter(without_secrets(str(error)).strip().splitlines()), "")
+    meant = probably_meant(name)
+    meant = f"did you mean {meant}? Otherwise " if meant else ""
+    status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.GatedRepoError):
         found = "it is gated; accept its terms on the hub and set HF_TOKEN"
     elif isinstance(error, errors.RevisionNotFoundError):
         found = "found no such revision, expected a branch, tag or commit; correct model.revision"
     elif isinstance(error, errors.RepositoryNotFoundError):
         found = (
-            "found no such folder here and no such repository there; correct model.checkpoint, or "
-            "set HF_TOKEN if it is private"
+            f"found no such folder here and no such repository there; {meant}correct "
+            "model.checkpoint, or set HF_TOKEN if it is private"
         )
     elif isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        forbidden = "must not be asked (HF_HUB_OFFLINE)"
+        reached = forbidden if constants.HF_HUB_OFFLINE else "cannot be reached"
+        freed = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "check network and proxy"
         found = (
-            "the hub cannot be reached and there is no copy here, expected one or the other; check "
-            "the network and HF_HUB_OFFLINE, or give a folder as model.checkpoint"
+            f"there is no such folder here, the hub {reached} and there is no copy here, expected "
+            f"one of them; {meant}{freed}, or run `hf download {name} --local-dir FOLDER` on a "
+            "machine that reaches it, copy the folder and set model.checkpoint to it"
+        )
+    elif status == 401:
+        found = (
+            f"the hub does not accept the token ({first_line}); renew HF_TOKEN or `hf auth login`, "
+            "or remove both for a public checkpoint"
         )
     else:
         found = f"{type(error).__name__}: {first_line}; check the name, the network and HF_TOKEN"

@@ -5,7 +5,9 @@ which of these languages a checkpoint has is its tokenizer's business.
 """
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+
+from corpus_asr.errors import ConfigError
 
 # The order is that of the tokens after <|startoftranscript|>; large-v3 appended Cantonese.
 # Source: openai/whisper, tokenizer.py, LANGUAGES and TO_LANGUAGE_CODE.
@@ -155,6 +157,23 @@ def resolve_language(text: str, *, known: Collection[str] = LANGUAGES.keys()) ->
     raise ValueError(
         f"choosing the language {text!r}: no such language, expected a code such as 'en' or a name "
         f"such as 'english'; nearest: {_nearest(name, known)}"
+    )
+
+
+def check_known(wanted: Iterable[str], known: Collection[str], *, key: str) -> None:
+    """Refuse codes that a checkpoint does not know; `auto` is no code.
+
+    Raises:
+        ConfigError: names them, those that are known, and the code of a language written out.
+    """
+    unknown = [code for code in wanted if code != "auto" and code not in known]
+    if not unknown:
+        return
+    meant = CODES_BY_NAME.get(unknown[0].strip().lower())
+    hint = f"did you mean {meant}? " if meant in known else ""
+    raise ConfigError(
+        f"{key}: this checkpoint does not know {', '.join(unknown)}; {hint}it knows "
+        f"{', '.join(sorted(known))}"
     )
 
 

@@ -13,6 +13,7 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import TokenRules
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.models.registry import family_of, resolve
+from corpus_asr.text.languages import check_known
 from corpus_asr.transcription.punctuation import split_words
 from corpus_asr.transcription.reading import Reading, upper_half
 from corpus_asr.units import FRAMES_PER_POSITION
@@ -96,13 +97,7 @@ class Dialect:
         """
         language = settings.language
         wanted = [language] if isinstance(language, str) else list(language)
-        known = set(self.languages) or {"en"}
-        unknown = [code for code in wanted if code != "auto" and code not in known]
-        if unknown:
-            raise ConfigError(
-                f"decoding.language: this checkpoint does not know {', '.join(unknown)}; it knows "
-                f"{', '.join(sorted(known))}"
-            )
+        check_known(wanted, set(self.languages) or {"en"}, key="decoding.language")
         for name, words in _NOT_WHISPERS.items():
             if getattr(settings, name) is not None:
                 raise ConfigError(f"decoding.{name}: {words}; leave it out")
