@@ -67,7 +67,7 @@ def post_json(
         cause = error.__cause__
         assert isinstance(cause, StoreError)
         raise FetchError(
-            f"{_DOING} {host or '?'}: {cause}; check the address in its environment variable",
+            f"{_DOING} {host or '?'}: {cause}; check its address and its server",
             kind=error.kind,
         ) from None
 
@@ -102,4 +102,8 @@ async def _post(url: str, body: bytes, limit_s: float) -> None:
             raise StoreError(FETCH, found)
         if response.status >= 400:
             retry_after = response.headers.get("Retry-After")
-            raise from_status(response.status, response.reason or "", retry_after=retry_after)
+            found = f"the server answered {response.status} {response.reason or ''}".rstrip()
+            like = from_status(response.status, "", retry_after=retry_after)
+            raise StoreError(
+                like.kind, found, transient=like.transient, retry_after_s=like.retry_after_s
+            )

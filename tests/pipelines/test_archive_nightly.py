@@ -1,0 +1,326 @@
+"""Nights in a row over one archive: what each has to do, what it may cost, what it tells."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from corpus_asr import cli
+from corpus_asr.errors import (
+    CheckpointError,
+    ConfigError,
+    EngineError,
+    FetchError,
+    LockedError,
+)
+from corpus_asr.report.night import Night, NightState
+from corpus_asr.storage import webhook as webhook_module
+from corpus_asr.storage.failures import RetryPolicy
+from corpus_asr.storage.lock import LOCK_NAME, Lock
+from corpus_asr.storage.tables import OutputStore
+from pipelines import archive_nightly, transcribe_corpus
+from tests.support.archive import QUICK, Archive
+from tests.support.webhooks import SECRET, Webhook, webhook
+
+VARIABLE = "CORPUS_ASR_TEST_WEBHOOK"
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Archive:
+    return Archive(tmp_path, monkeypatch)
+
+
+def work(night: Night) -> dict[str, int]:
+    """Return the counts of a night that are not zero."""
+    found = night.findings
+    counts = {
+        "new": night.new, "changed": night.changed, "retried": night.retried,
+        "continued": night.continued, "done": found.done, "failed": found.failed,
+        "left": night.left, "alone": night.left_alone,
+    }  # fmt: skip
+    assert night.planned == found.done + found.failed + night.left
+    return {name: count for name, count in counts.items() if count}
+
+
+def test_each_night_does_what_is_new_or_changed_or_failed_in_passing(archive: Archive) -> None:
+    archive.add("a", "b", "silent", "fail", "c")
+    archive.down("c")
+    assert work(archive.night()) == {"new": 5, "done": 3, "failed": 2}
+    archive.add("d")
+    archive.add("a", content=b"longer")
+    found = archive.night()
+    assert work(found) == {"new": 1, "changed": 1, "retried": 1, "done": 2, "failed": 1}
+    assert found.findings.failures[0].examples[0].uri.endswith("/c.wav")
+    archive.down()
+    found = archive.night()
+    assert work(found) == {"retried": 1, "done": 1}
+    assert found.archive is not None
+    assert (found.archive.done, found.archive.failed, found.listed) == (5, 1, 6)
+    assert work(archive.night()) == {}
+    kept = archive.summaries()
+    assert [one["state"] for one in kept] == ["done"] * 4
+    assert [one["planned"] for one in kept] == [5, 3, 1, 0]
+    assert [len(one["past"]) for one in kept] == [0, 1, 2, 3]
+    assert kept[1]["past"][0]["done"] == 3
+
+
+def test_what_fails_night_after_night_is_left_alone_until_it_changes(archive: Archive) -> None:
+    archive.set(retry_nights=2)
+    archive.add("a", "b")
+    archive.down("b")
+    archive.night()
+    assert work(archive.night()) == {"retried": 1, "failed": 1}
+    last = archive.night()
+    assert work(last) == {"retried": 1, "failed": 1, "alone": 1}
+    assert [Path(uri).name for uri in last.given_up] == ["b.wav"]
+    assert (
+        "given up tonight" in (archive.output / "nights").joinpath(f"{last.date}-3.md").read_text()
+    )
+    quiet = archive.night()
+    assert work(quiet) == {"alone": 1}
+    assert quiet.given_up == ()
+    archive.down()
+    archive.add("b", content=b"again")
+    assert work(archive.night()) == {"changed": 1, "done": 1}
+
+
+def test_no_night_tries_again_where_none_may(archive: Archive) -> None:
+    archive.set(retry_nights=0)
+    archive.add("a")
+    archive.down("a")
+    assert work(archive.night()) == {"new": 1, "failed": 1, "alone": 1}
+    assert work(archive.night()) == {"alone": 1}
+
+
+def test_a_night_whose_time_is_over_leaves_the_rest_to_the_next(archive: Archive) -> None:
+    archive.add("a", "b")
+    archive.set(stop_after_h=1e-9)
+    found = archive.night()
+    assert (found.state, work(found)) == (NightState.time_over, {"new": 2, "left": 2})
+    assert not (archive.output / "_SUCCESS").exists()
+    archive.set(stop_after_h=1.0)
+    found = archive.night()
+    assert (found.state, work(found)) == (NightState.done, {"new": 2, "done": 2})
+    assert (archive.output / "_SUCCESS").exists()
+
+
+def test_languages_and_unsure_recordings_are_named(archive: Archive) -> None:
+    archive.set(low_confidence=0.6)
+    archive.add("a", "b parts=2", "silent")
+    found = archive.night().findings
+    assert (found.unsure, found.no_speech) == (2, 1)
+    assert [Path(one.uri).name for one in found.least_sure] == ["a.wav", "b parts=2.wav"]
+    assert found.least_sure[0].confidence == pytest.approx(0.5)
+    assert [(one.language, one.recordings, one.segments) for one in found.languages] == [
+        ("en", 2, 6)
+    ]
+    assert archive.night().findings.unsure == 0, "those of earlier nights"
+
+
+def test_a_second_night_is_refused_while_the_first_one_works(archive: Archive) -> None:
+    archive.add("a")
+    with (
+        Lock(OutputStore(str(archive.output)), "first", timing=QUICK),
+        pytest.raises(LockedError, match=r"in use by run first .* that is alive"),
+    ):
+        archive.night()
+    assert not (archive.output / "nights").exists()
+    assert work(archive.night()) == {"new": 1, "done": 1}
+
+
+def test_a_night_that_died_keeps_no_other_from_working(archive: Archive) -> None:
+    archive.add("a")
+    lock = Lock(OutputStore(str(archive.output)), "dead", timing=QUICK)
+    left = archive.output / LOCK_NAME
+    left.parent.mkdir(parents=True)
+    left.write_bytes(lock._holder.encoded())
+    assert work(archive.night()) == {"new": 1, "done": 1}
+
+
+@pytest.fixture
+def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
+    quick = RetryPolicy(attempts=2, first_wait_s=0.01, longest_wait_s=0.01, request_timeout_s=0.5)
+    monkeypatch.setitem(webhook_module.post_json.__kwdefaults__, "policy", quick)
+    with webhook() as found:
+        monkeypatch.setenv(VARIABLE, found.url)
+        yield found
+
+
+@pytest.fixture
+def telling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: Webhook) -> Archive:
+    """Return an archive whose nights are told to the webhook."""
+    source = {"allow_hosts": ["127.0.0.1"]}
+    return Archive(tmp_path, monkeypatch, source=source, webhook_env=VARIABLE)
+
+
+def everything(folder: Path) -> str:
+    return "".join(path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_webhook_gets_a_text_and_all_the_numbers(telling: Archive, hook: Webhook) -> None:
+    telling.add("a", "b", "fail")
+    night = telling.night()
+    [message] = hook.posted
+    assert message["night"] == telling.summaries()[0]
+    first, *rest = message["text"].splitlines()
+    assert first.startswith(f"Night of {night.date}, done: 2 recordings done, 1 failed, 0 left;")
+    assert "• 1 not_audio, such as " in rest[0]
+    assert rest[-1].endswith(f"/nights/{night.date}.md")
+    assert night.not_told is None
+
+
+def test_names_ping_nobody(telling: Archive, hook: Webhook) -> None:
+    telling.add("<!channel> & co fail")
+    telling.night()
+    assert "&lt;!channel&gt; &amp; co fail.wav" in hook.posted[0]["text"]
+
+
+@pytest.mark.parametrize("answer", ["503", "hang", "reset", "http://169.254.169.254/latest"])
+def test_a_webhook_that_takes_nothing_fails_no_night(
+    telling: Archive, hook: Webhook, answer: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    hook.answers += [answer] * 9
+    telling.add("a")
+    night = telling.night()
+    assert night.state is NightState.done
+    assert night.not_told is not None
+    assert night.not_told.startswith("telling the webhook at 127.0.0.1: ")
+    assert telling.summaries()[0]["not_told"] == night.not_told
+    assert "webhook_not_told" in caplog.text
+    assert SECRET not in caplog.text + everything(telling.output)
+
+
+def test_a_variable_that_is_not_set_fails_no_night(
+    telling: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(VARIABLE)
+    telling.add("a")
+    night = telling.night()
+    assert f"found no https address with a host; check its address and its server ({VARIABLE})" in (
+        night.not_told or ""
+    )
+
+
+def test_a_night_that_breaks_off_is_told_and_gone_on_with(telling: Archive, hook: Webhook) -> None:
+    telling.add("a", "b fail")
+    telling.add("engine-error", content=b"")  # the smallest comes last
+    shown: list[Night] = []
+    with pytest.raises(EngineError, match="device is lost"):
+        telling.night(show=shown.append)
+    [night] = shown
+    assert night.state is NightState.broken_off
+    assert work(night) == {"new": 3, "done": 1, "failed": 1, "left": 1}
+    assert night.audio_s == 20.0
+    assert "the device is lost (scripted)" in hook.posted[0]["text"]
+    assert telling.summaries()[0]["archive"] is None
+    telling.remove("engine-error")
+    telling.add("c")
+    assert work(telling.night()) == {"new": 1, "done": 1}
+
+
+def test_summaries_that_cannot_be_written_are_told(
+    telling: Archive, hook: Webhook, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    telling.set(summaries=str(tmp_path / "file"))
+    telling.add("a")
+    with pytest.raises(FetchError):
+        telling.night()
+    assert "no summary could be written" in hook.posted[0]["text"]
+    assert (telling.output / "_SUCCESS").exists()
+
+
+def test_a_checkpoint_that_is_gone_is_told(
+    telling: Archive, hook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(archive_nightly._PREPARE, "transcribe_corpus", transcribe_corpus.prepare)
+    with pytest.raises(CheckpointError):
+        telling.night()
+    assert "broken off; what was committed is kept: 0 recordings done" in hook.posted[0]["text"]
+
+
+def test_summaries_go_where_they_are_wanted_and_others_are_passed_over(
+    archive: Archive, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "reports"
+    folder.mkdir()
+    (folder / "2026-01-01.json").write_text("no JSON")
+    (folder / "2026-01-02.json").write_text("[1]")
+    (folder / "notes.json").write_text("{}")
+    archive.set(summaries=str(folder))
+    archive.add("a")
+    assert archive.night().past == ()
+    assert len(archive.night().past) == 1
+    assert caplog.text.count("earlier night left out") == 4
+    assert "notes" not in caplog.text
+
+
+def test_other_pipelines_have_no_nights(archive: Archive) -> None:
+    config = archive.config.model_copy(update={"pipeline": "pseudo_label"})
+    with pytest.raises(ConfigError, match="running a night of pseudo_label"):
+        archive_nightly.run(config, local=True, progress=None)
+
+
+# The command.
+
+
+def command(archive: Archive, *options: str) -> Any:
+    path = archive.output.parent / "job.yaml"
+    path.write_text(archive.config.model_dump_json())
+    return CliRunner().invoke(cli.app, ["nightly", str(path), "--local", *options])
+
+
+def test_the_command_prints_the_summary(archive: Archive) -> None:
+    archive.add("a", "b")
+    done = command(archive)
+    assert done.exit_code == 0, done.output
+    [path] = (archive.output / "nights").glob("*.md")
+    assert done.stdout == path.read_text()
+    archive.add("c")
+    done = command(archive, "--json")
+    assert json.loads(done.stdout) == archive.summaries()[1]
+
+
+@pytest.mark.parametrize(
+    ("budget", "code", "words"),
+    [
+        ({}, 0, ""),
+        ({"max_failed": 0}, 1, "1 of 3 recordings failed, more than nightly.max_failed allows (0)"),
+        (
+            {"max_failed_fraction": 0.0}, 1,
+            "1 of 3 recordings failed (33.3%), more than nightly.max_failed_fraction allows (0.0%)",
+        ),
+    ],
+)  # fmt: skip
+def test_too_many_failures_end_with_1(
+    archive: Archive, budget: dict[str, Any], code: int, words: str
+) -> None:
+    archive.set(**budget)
+    archive.add("a", "b", "fail")
+    done = command(archive)
+    assert done.exit_code == code, done.output
+    assert words in done.stderr
+    assert archive.summaries()[0]["over_budget"] == (words or None)
+
+
+def test_what_broke_off_keeps_its_exit_code(archive: Archive) -> None:
+    archive.add("engine-error")
+    done = command(archive)
+    assert done.exit_code == 3
+    assert "broken off" in done.stdout
+    assert "the device is lost" in done.stderr
+
+
+def test_an_overlap_has_an_exit_code_of_its_own(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(archive_nightly.run.__kwdefaults__, "timing", QUICK)
+    archive.add("a")
+    with Lock(OutputStore(str(archive.output)), "first", timing=QUICK):
+        done = command(archive)
+    assert done.exit_code == 75
+    assert "found it in use by run first" in done.stderr
+    assert done.stdout == ""
