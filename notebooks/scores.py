@@ -1,0 +1,237 @@
+"""Transcripts beside references, for the notebooks: whole recordings, segments, words, and a diff.
+
+In: the output of a finished run and a manifest of references. Out: values of
+`corpus_asr.report.accuracy` and pandas tables. Texts are compared as `corpus-asr evaluate` compares
+them: after Whisper's normalisers.
+"""
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import pandas as pd
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.report.accuracy import Errors, Heard, Score, normalised, score, units
+from corpus_asr.report.accuracy_references import Reference, TimedWord, read_references
+
+NUM_RESAMPLES = 2_000
+
+_STRUCK = "background:#fbd9c0;color:#6b2600;text-decoration:line-through"
+_ADDED = "background:#cfe5f5;color:#00344f;text-decoration:underline"
+
+
+class StopHereError(Exception):
+    """What follows cannot be shown; the message says why and what to do."""
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython asks for this: a reader needs the message, not where it was raised.
+        return [f"Stopped here: {self}"]
+
+
+def name_of(uri: str) -> str:
+    """Return the file name of an address."""
+    return uri.rsplit("/", 1)[-1]
+
+
+def read_run(output: str, table: str, **options: Any) -> pd.DataFrame:
+    """Read a table of a finished run, such as `segments`.
+
+    Args:
+        output: the run's `output.uri`: a folder, or an address like s3://bucket/folder.
+        table: segments, outcomes or recordings.
+        options: for `pandas.read_parquet`, such as `columns` or `filters`.
+
+    Raises:
+        StopHereError: there is no such table.
+    """
+    try:
+        return pd.read_parquet(f"{output}/{table}", **options)
+    except FileNotFoundError as error:
+        raise StopHereError(
+            f"found no {table}/ in {output}, expected the output folder of a finished run. Make "
+            "one with `make demo`, or set CORPUS_ASR_OUTPUT to yours before Jupyter is started."
+        ) from error
+
+
+def references_for(manifest: str, recordings: pd.DataFrame) -> dict[str, Reference]:
+    """Read the references of a run's recordings, by recording_id.
+
+    Raises:
+        StopHereError: there are none.
+    """
+    what_to_do = (
+        "Set CORPUS_ASR_REFERENCES to a manifest (.jsonl, .csv or .parquet) of `uri` or `path` and "
+        "`text`, and for word times `words`; what stands above needs none."
+    )
+    if "://" not in manifest and not Path(manifest).exists():
+        raise StopHereError(f"there are no references at {manifest}. {what_to_do}")
+    try:
+        found = read_references(manifest)
+    except ConfigError as error:
+        raise StopHereError(f"{error}. {what_to_do}") from error
+    known = {each: found[each] for each in recordings.recording_id if each in found}
+    if not known:
+        example = recordings.uri.iloc[0] if len(recordings) else "none"
+        raise StopHereError(
+            f"none of the {len(found)} references in {manifest} is of a recording of this run, "
+            f"such as {example}. {what_to_do}"
+        )
+    return known
+
+
+def heard_in(recordings: pd.DataFrame, segments: pd.DataFrame) -> dict[str, Heard]:
+    """Put together what a run says of each recording, by recording_id."""
+    ordered = segments.sort_values(["recording_id", "start_s", "part", "segment"])
+    by_recording = dict(iter(ordered.groupby("recording_id")))
+    return {
+        row.recording_id: _heard(row, by_recording.get(row.recording_id))
+        for row in recordings.itertuples()
+    }
+
+
+def _heard(recording: Any, segments: pd.DataFrame | None) -> Heard:
+    failed = recording.status == "failed"
+    duration_s = float(recording.duration_s or 0.0)
+    if segments is None:
+        return Heard(text="", language=None, duration_s=duration_s, failed=failed)
+    weights = segments.text.str.split().str.len()
+    words = [word for found in segments.words if found is not None for word in found]
+    return Heard(
+        text=" ".join(segments.text.str.strip()),
+        language=segments.language.iloc[0],
+        duration_s=duration_s,
+        confidence=float(np.average(segments.confidence, weights=weights))
+        if any(weights)
+        else None,
+        words=tuple(TimedWord(each["word"], each["start_s"], each["end_s"]) for each in words),
+        failed=failed,
+    )
+
+
+def score_all(references: Mapping[str, Reference], heard: Mapping[str, Heard]) -> dict[str, Score]:
+    """Compare each recording that has a reference, by recording_id."""
+    return {each: score(references[each], heard[each]) for each in references}
+
+
+def as_table(scores: Mapping[str, Score]) -> pd.DataFrame:
+    """Return a row per recording: counts of words, error rates, confidence."""
+    return pd.DataFrame(
+        {
+            "recording_id": identity,
+            "recording": name_of(each.reference.uri),
+            "set": each.reference.set or each.reference.language or "all",
+            "duration_s": each.heard.duration_s,
+            "said": each.words.said,
+            "errors": each.words.errors,
+            "wer": each.words.rate,
+            "cer": each.letters.rate,
+            "confidence": each.heard.confidence,
+        }
+        for identity, each in scores.items()
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A stretch of an alignment: the same in both, or not."""
+
+    said: list[str]
+    heard: list[str]
+    equal: bool
+
+
+def align(said: Sequence[str], heard: Sequence[str]) -> list[Step]:
+    """Align words so that as few as possible are wrong."""
+    if not said or not heard:
+        return [Step(list(said), list(heard), False)] if said or heard else []
+    chunks = jiwer.process_words(" ".join(said), " ".join(heard)).alignments[0]
+    return [
+        Step(
+            list(said[chunk.ref_start_idx : chunk.ref_end_idx]),
+            list(heard[chunk.hyp_start_idx : chunk.hyp_end_idx]),
+            chunk.type == "equal",
+        )
+        for chunk in chunks
+    ]
+
+
+def by_word(scores: Mapping[str, Score], segments: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per word heard: its segment, and whether it is right.
+
+    Words left out are counted with the word heard before them, or the first: `left_out`.
+    """
+    rows: list[tuple[str, int, bool, int]] = []
+    for identity, group in segments.groupby("recording_id"):
+        if identity not in scores:
+            continue
+        reference = scores[identity].reference
+        owners: list[int] = []
+        heard: list[str] = []
+        for at, text in group.sort_values(["start_s", "part", "segment"]).text.items():
+            found = units(normalised(text, reference.language), reference.language)
+            heard += found
+            owners += [at] * len(found)
+        said = units(normalised(reference.text, reference.language), reference.language)
+        rows += _judged(identity, owners, align(said, heard))
+    return pd.DataFrame(rows, columns=["recording_id", "at", "right", "left_out"])
+
+
+def _judged(
+    identity: str, owners: Sequence[int], steps: Iterable[Step]
+) -> list[tuple[str, int, bool, int]]:
+    right: list[bool] = []
+    left_out = [0] * len(owners)
+    for step in steps:
+        right += [step.equal] * len(step.heard)
+        if owners and not step.heard:
+            left_out[max(0, len(right) - 1)] += len(step.said)
+    return [
+        (identity, owner, good, missing)
+        for owner, good, missing in zip(owners, right, left_out, strict=True)
+    ]
+
+
+def by_segment(scores: Mapping[str, Score], segments: pd.DataFrame) -> pd.DataFrame:
+    """Return the segments that have words and references, with counts of words and errors."""
+    words = by_word(scores, segments)
+    counts = words.groupby("at").agg(
+        heard=("right", "size"), right=("right", "sum"), left_out=("left_out", "sum")
+    )
+    found = segments.join(counts, how="inner")
+    found["recording"] = found.uri.map(name_of)
+    found["length_s"] = found.end_s - found.start_s
+    found["wrong"] = found.heard - found.right
+    found["errors"] = found.wrong + found.left_out
+    return found
+
+
+def difference(said: str, heard: str, language: str | None) -> str:
+    """Return HTML of what was said and heard: struck out what is missing, underlined what is new.
+
+    Both texts are escaped.
+    """
+    sides = (units(normalised(text, language), language) for text in (said, heard))
+    return " ".join(_shown(step) for step in align(*sides))
+
+
+def _shown(step: Step) -> str:
+    said, heard = (html.escape(" ".join(side)) for side in (step.said, step.heard))
+    if step.equal:
+        return said
+    struck = f'<del style="{_STRUCK}">{said}</del>' if said else ""
+    added = f'<ins style="{_ADDED}">{heard}</ins>' if heard else ""
+    return f"{struck} {added}".strip()
+
+
+def resampled_rates(counts: Sequence[Errors], *, seed: int = 0) -> np.ndarray:
+    """Return the error rates of test sets drawn from this one with replacement."""
+    errors = np.array([each.errors for each in counts])
+    said = np.array([each.said for each in counts])
+    draws = np.random.default_rng(seed).integers(len(counts), size=(NUM_RESAMPLES, len(counts)))
+    words = said[draws].sum(axis=1)
+    return np.asarray(errors[draws].sum(axis=1)[words > 0] / words[words > 0])
