@@ -40,6 +40,7 @@ def script(
     replaced = {
         (corpus, "run_local"): functools.partial(run_local, extractor=extractor),
         (transcribe_corpus, "load_engine"): engine,
+        (transcribe_corpus, "check_transcribes"): lambda *_: None,  # there is no tokenizer
     }
     for (module, name), value in replaced.items():
         assert hasattr(module, name), f"{module.__name__} has no {name}: nothing would be scripted"

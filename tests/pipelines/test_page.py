@@ -1,0 +1,64 @@
+"""A run leaves its page, also where it could not end; a page that cannot be had costs nothing."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pipelines.transcribe_corpus as pipeline
+from corpus_asr.config.choices import Choices
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import FetchError
+from corpus_asr.report.page import write
+from corpus_asr.storage.beginning import PAGE_NAME, SUCCESS_NAME
+from tests.support.engines import scripted_engine
+from tests.support.html import parsed
+from tests.support.killing import killable_job
+from tests.support.scripted import script
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """A job over four files with nothing real in it."""
+    script(monkeypatch.setattr, engine=scripted_engine)
+    return killable_job(tmp_path, files=4).config
+
+
+def state_on(page: Path) -> str:
+    return parsed(page.read_text()).all("span", class_="badge")[0].text
+
+
+def test_a_run_leaves_its_page_and_a_new_one_moves_it_aside(config: RunConfig) -> None:
+    output = Path(config.output.uri)
+    pipeline.run(config, local=True, progress=io.StringIO())
+    page = parsed((output / PAGE_NAME).read_text())
+    assert page.all("span", class_="badge")[0].text == "Finished"
+    assert "All 4 listed files ended exactly once." in page.text
+    assert page.all("dl", class_="facts")
+    other = config.model_copy(
+        update={"decoding": config.decoding.model_copy(update={"language": "de"})}
+    )
+    pipeline.run(other, local=True, progress=None, choices=Choices(new_run=True))
+    [earlier] = (output / "_earlier").iterdir()
+    assert state_on(earlier / PAGE_NAME) == "Finished"
+    assert state_on(output / PAGE_NAME) == "Finished"
+
+
+def test_a_run_whose_time_is_over_says_so_on_its_page(config: RunConfig) -> None:
+    pipeline.run(config, local=True, progress=None, choices=Choices(stop_at=0.0))
+    assert state_on(Path(config.output.uri) / PAGE_NAME) == "Not running"
+
+
+def test_a_page_that_cannot_be_written_costs_the_run_nothing(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise FetchError("the store is full", uri="x")
+
+    monkeypatch.setattr(write, "load_page", refuse)
+    assert pipeline.run(config, local=True, progress=None).left == 0
+    output = Path(config.output.uri)
+    assert (output / SUCCESS_NAME).exists()
+    assert not (output / PAGE_NAME).exists()
+    assert "page_not_written" in caplog.text
