@@ -67,6 +67,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
     assert "Not audio" in failure.text
     assert "1 recording" in failure.text
     assert "decoding c.wav: not audio" in failure.text
+    assert failure.all("a")[0].attributes["href"] == "./../source/c.wav"
     assert advice("not_audio", retryable=False) in failure.text
     assert "All 3 listed files ended exactly once." in page.text
     sample = page.all("li", class_="sample")[0]

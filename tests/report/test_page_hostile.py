@@ -129,3 +129,5 @@ def test_texts_are_cut_in_the_middle_and_lose_their_secrets() -> None:
     assert cut("a" * 10, 10) == "a" * 10
     assert cut("a" * 200 + "b" * 200, 30) == "a" * 20 + " … " + "b" * 10
     assert SECRET not in message(f"reading s3://u:{SECRET}@b/k and http://h/x?token={SECRET}")
+    assert message("decoding /a.wav: not audio", of="/a.wav") == "not audio"
+    assert message("the store said no", of="/a.wav") == "the store said no"

@@ -15,6 +15,7 @@ from corpus_asr.storage.snapshot import Moment
 _TROUBLE = {DEAD: "bad", STOPPED: "warn", SILENT: "warn", FINISHED: "good"}
 # Without a commit for less than this at the end, nothing is wrong.
 _QUIET_S = 60.0
+_MOST_BUSY_STEPS = 30
 
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -63,7 +64,7 @@ def figures(data: PageData) -> Html:
     if found.speech_s is not None and found.audio_s > 0:
         speech = f"{found.speech_s / found.audio_s:.0%} of it speech"
     total = found.balance.ended + found.balance.unfinished + found.balance.waiting
-    cells = [
+    cells: list[tuple[str, str, str | Html | None]] = [
         ("Audio", hours(found.audio_s), speech),
         ("Recordings", f"{found.balance.ended:,}", f"of {total:,}"),
         ("Windows and labels" if data.classifies else "Segments", f"{found.segments:,}", None),
@@ -75,7 +76,10 @@ def figures(data: PageData) -> Html:
         cells.append(("Speed", f"{report.speed:,.1f}{_TIMES}", "times real time, last run"))
     if report.wall_s is not None:
         cells.append(("Time", duration(report.wall_s), "last run"))
-    share = f"{found.failed / total:.1%} of all" if found.failed and total else None
+    share: Html | None = None
+    if found.failed:
+        words = f"{found.failed / (total or 1):.1%} of all"
+        share = fill('<a href="#failures">$words</a>', words=words)
     cells.append(("Failed", f"{found.failed:,}", share))
     return fill(
         '<dl class="figures">$cells</dl>',
@@ -219,9 +223,13 @@ def _apart(moments: Sequence[Moment]) -> float:
 
 
 def busy_steps(moments: Sequence[Moment]) -> list[Step]:
-    """Return the shares of their time in which extraction and the engines were at work."""
+    """Return the shares of their time in which extraction and the engines were at work.
+
+    Workers count what is done, not what they are in the middle of: short stretches say little.
+    """
     found = []
-    for last, now in itertools.pairwise(moments):
+    every = -(-len(moments) // _MOST_BUSY_STEPS) or 1
+    for last, now in itertools.pairwise([*moments[:-1:every], *moments[-1:]]):
         if now.elapsed_s <= last.elapsed_s:
             continue
         shares = (

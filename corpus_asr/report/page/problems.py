@@ -35,7 +35,7 @@ def failures(data: PageData) -> Html:
     more = len(groups) - _MOST_KINDS
     return fill(
         '<section aria-labelledby="failures"><h2 id="failures">Failures</h2>'
-        '<div class="cards">$groups</div>$more</section>',
+        '<div class="cards wide">$groups</div>$more</section>',
         groups=[_failure(data, group) for group in groups[:_MOST_KINDS]],
         more=f"and {more:,} more kinds" if more > 0 else None,
     )
@@ -43,7 +43,7 @@ def failures(data: PageData) -> Html:
 
 def _failure(data: PageData, group: FailureGroup) -> Html:
     examples = [
-        fill(_EXAMPLE, address=data.links.to(one.uri), message=message(one.message))
+        fill(_EXAMPLE, address=data.links.to(one.uri), message=message(one.message, of=one.uri))
         for one in group.examples
     ]
     return fill(

@@ -17,7 +17,7 @@ from corpus_asr.storage.addresses import LOCAL, public, scheme_of, shown, withou
 from corpus_asr.text.languages import LANGUAGES
 
 MOST_CHARACTERS = 240  # of a name
-MOST_OF_A_MESSAGE = 600
+MOST_OF_A_MESSAGE = 400
 MOST_OF_A_TEXT = 1_200
 MOST_WORDS = 200
 _LONGEST_LINK = 2_000
@@ -34,9 +34,15 @@ def cut(text: str, most: int = MOST_CHARACTERS) -> str:
     return f"{text[: 2 * most // 3]} … {text[-most // 3 :]}"
 
 
-def message(text: str) -> str:
-    """Return what was said of a failure: short, and without what gives access."""
-    return cut(hide_secrets(without_secrets(text)), MOST_OF_A_MESSAGE)
+def message(text: str, *, of: str = "") -> str:
+    """Return what was said of a failure: short, without secrets, nor the address it stands below.
+
+    Args:
+        text: the message.
+        of: the recording's address.
+    """
+    _, named, rest = text.partition(f"{shown(public(of))}: ")
+    return cut(hide_secrets(without_secrets(rest if of and named else text)), MOST_OF_A_MESSAGE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,8 @@ _BODY = """$header
 nothing from the network.</p></footer>"""
 _LINKS = {
     "progress": "Recordings",
-    "failures": "Failures",
     "speed": "Speed",
+    "failures": "Failures",
     "heard": "Heard",
     "samples": "Samples",
     "slowest": "Slowest",
@@ -45,8 +45,8 @@ def render_page(data: PageData) -> Html:
             figures(data),
             progress(data),
             balance(data),
-            failures(data),
             speed(data),
+            failures(data),
             what_was_heard(data),
             lengths_and_confidence(data),
             samples(data),
