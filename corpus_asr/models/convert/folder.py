@@ -20,6 +20,7 @@ from corpus_asr.models.convert.names import huggingface_name, openai_name
 from corpus_asr.models.convert.openai_file import Dimensions, read_openai, write_openai
 from corpus_asr.models.convert.settings import config_for, generation_for
 from corpus_asr.models.convert.tiktoken_ranks import write_tokenizer_files
+from corpus_asr.models.registry import family_of
 from corpus_asr.models.shards import save_weights
 from corpus_asr.models.whisper.config import WhisperConfig
 from corpus_asr.models.whisper.feature_extractor import WhisperFeatureExtractor
@@ -109,6 +110,13 @@ def _openai_to_folder(
 
 
 def _folder_to_openai(source: Path, target: Path, dtype: torch.dtype | None) -> str:
+    model_type = family_of(source).model_type
+    if model_type != WhisperConfig.model_type:
+        raise CheckpointError(
+            f"converting {source} for openai-whisper: found a checkpoint of {model_type}, expected "
+            f"one of {WhisperConfig.model_type}: OpenAI's layout holds no other; give a folder's "
+            "name as the target"
+        )
     config = WhisperConfig.from_pretrained(source)
     dimensions = Dimensions.of(config, where=str(source))
     if config.vocab_size not in _OPENAI_VOCABULARIES:

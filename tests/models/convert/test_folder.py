@@ -15,9 +15,10 @@ from corpus_asr.cli import app
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.models.convert.folder import convert
 from corpus_asr.models.convert.known_models import ALIGNMENT_HEADS
+from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
-from tests.support.checkpoints import tiny_whisper
+from tests.support.checkpoints import tiny_speech2text, tiny_whisper
 from tests.support.foreign import write_flax
 from tests.support.oracles import read_audio
 from tests.support.tokenizers import real_tokenizer
@@ -168,6 +169,23 @@ def test_what_cannot_be_converted_says_why(folder: Path, tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="holds no tokenizer; give --tokenizer"):
         convert(tmp_path / "good.pt", tmp_path / "x")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["good.pt", "small", "there", "wide"]
+
+
+def test_folders_of_speech2text_become_folders_alone(tmp_path: Path) -> None:
+    source = tiny_speech2text(tmp_path / "source")
+    said = convert(source, tmp_path / "half", dtype="bfloat16", max_shard_size="20KB")
+    assert "million weights" in said
+    assert len(list((tmp_path / "half").glob("*.safetensors"))) > 1
+    found = Speech2TextForConditionalGeneration.from_pretrained(tmp_path / "half").state_dict()
+    expected = Speech2TextForConditionalGeneration.from_pretrained(source).state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor.bfloat16().to(found[name])), name
+    theirs = transformers.Speech2TextForConditionalGeneration.from_pretrained(tmp_path / "half")
+    assert theirs.config.model_type == "speech_to_text"
+    with pytest.raises(CheckpointError, match="found a checkpoint of speech_to_text, expected one"):
+        convert(source, tmp_path / "x.pt")
+    assert not (tmp_path / "x.pt").exists()
 
 
 @pytest.mark.parametrize(
