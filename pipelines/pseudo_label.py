@@ -38,7 +38,7 @@ from pipelines import transcribe_corpus
 def run(
     config: RunConfig, *, local: bool, progress: Stream | None, choices: Choices = CONTINUE
 ) -> RunSummary:
-    """Transcribe what is left, then select and write.
+    """Transcribe what is left; if that is all, select and write.
 
     Args:
         config: the job.
@@ -55,9 +55,12 @@ def run(
     assert isinstance(config, PseudoLabelConfig)
     rules_of(config.selection)  # a wrong rule is told before hours of transcription
     summary = transcribe_corpus.run(config, local=local, progress=progress, choices=choices)
-    found = label(config, progress=progress, steal_lock=choices.steal_lock)
+    if summary.left:  # what is selected now would be another data set when the rest is done
+        told = f"nothing selected yet: {summary.left:,} recordings are left to be transcribed"
+    else:
+        told = render(label(config, progress=progress, steal_lock=choices.steal_lock))
     if progress is not None:
-        progress.write(render(found) + "\n")
+        progress.write(told + "\n")
     return summary
 
 

@@ -20,8 +20,8 @@ class SelectionSettings(Settings):
     """Which segments are kept: all that no rule drops. Nothing here needs a new transcription."""
 
     min_duration_s: Rate = Field(default=0.3, description="Shorter segments are dropped.")
-    max_duration_s: Annotated[float, Field(gt=0, le=600)] = Field(
-        default=30.0, description="Longer segments are dropped; windows take at most 30."
+    max_duration_s: Annotated[float, Field(gt=0, le=30)] = Field(
+        default=30.0, description="Longer segments are dropped."
     )
     languages: tuple[str, ...] = Field(
         default=(),
@@ -153,12 +153,3 @@ class PseudoLabelConfig(RunConfig):
     )
     selection: SelectionSettings = Field(default_factory=SelectionSettings)
     dataset: DatasetSettings
-
-    @model_validator(mode="after")
-    def _windows_hold_their_segments(self) -> Self:
-        if self.dataset.examples == WINDOWS and self.selection.max_duration_s > 30:
-            raise ValueError(
-                f"selection.max_duration_s is {self.selection.max_duration_s:g}, but windows hold "
-                "at most 30 s; lower it, or set dataset.examples to clips"
-            )
-        return self

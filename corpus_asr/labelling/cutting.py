@@ -6,6 +6,7 @@ beside the place in many formats. In memory are the longest stretch and some ten
 texts and no tables.
 """
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +18,8 @@ from corpus_asr.audio.decode import open_audio
 from corpus_asr.audio.encode import AudioFormat, encode_audio
 from corpus_asr.errors import DecodeError
 from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.filesystem import describe, open_binary
+from corpus_asr.storage.filesystem import open_binary
+from corpus_asr.storage.ranges import RangeFile
 from corpus_asr.storage.trust import ANY_NAMED_HOST, HostRules
 from corpus_asr.units import SAMPLE_RATE_HZ
 
@@ -88,13 +90,12 @@ class ClipCutter:
             DecodeError: kind `source_changed`, it is not what was transcribed; kind `cut_short`, it
                 ends before a stretch does; or the bytes hold no usable audio.
         """
-        self._check_unchanged(request)
         uri = shown(request.uri)
         waiting = sorted(
             enumerate(request.stretches), key=lambda item: (item[1].start_sample, item[0])
         )
         with (
-            open_binary(request.uri, endpoint_url=self._endpoint_url, hosts=self._hosts) as file,
+            self._open(request) as file,
             open_audio(file, uri=uri, channels=self._channels) as decoder,
         ):
             held = _Held(decoder.num_channels)
@@ -112,19 +113,20 @@ class ClipCutter:
                 raise _cut_short(uri, held.end, stretch)
             yield self._clip(number, stretch, held)
 
-    def _check_unchanged(self, request: CutRequest) -> None:
-        if request.etag is None and request.size_bytes is None:
-            return
-        found = describe(request.uri, endpoint_url=self._endpoint_url)
-        known = (request.etag, found.etag) if request.etag else (request.size_bytes,
-                                                                 found.size_bytes)  # fmt: skip
-        if None not in known and known[0] != known[1]:
-            raise DecodeError(
-                f"cutting {shown(request.uri)}: found version {known[1]}, expected {known[0]}, "
-                "which was transcribed; transcribe it again",
-                uri=shown(request.uri),
-                kind=CHANGED,
-            )
+    def _open(self, request: CutRequest) -> io.BufferedReader:
+        file = open_binary(request.uri, endpoint_url=self._endpoint_url, hosts=self._hosts)
+        assert isinstance(file.raw, RangeFile)
+        found = file.raw.info
+        for before, now in ((request.size_bytes, found.size_bytes), (request.etag, found.etag)):
+            if before is not None and now is not None and before != now:
+                file.close()
+                raise DecodeError(
+                    f"cutting {shown(request.uri)}: found version {now}, expected {before}, which "
+                    "was transcribed; transcribe it again",
+                    uri=shown(request.uri),
+                    kind=CHANGED,
+                )
+        return file
 
     def _clip(self, number: int, stretch: Stretch, held: "_Held") -> Clip:
         row = stretch.channel if self._channels == "each" and stretch.channel else 0

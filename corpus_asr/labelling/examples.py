@@ -132,12 +132,9 @@ def _bounds(
     """Return start and end of an example's audio, padded where nobody else speaks."""
     start_s, end_s = window[0]["start_s"], max(row["end_s"] for row in window)
     # Neighbours may overlap by rounding: no pad is shorter than nothing.
-    lead_s = max(0.0, min(settings.pad_s, start_s - spoken_s))
-    tail_s = max(0.0, min(settings.pad_s, after_s - end_s))
-    if settings.examples == WINDOWS:
-        room_s = max(0.0, WINDOW_S - (end_s - start_s))
-        lead_s = min(lead_s, room_s)
-        tail_s = min(tail_s, room_s - lead_s)
+    room_s = max(0.0, WINDOW_S - (end_s - start_s))
+    lead_s = max(0.0, min(settings.pad_s, start_s - spoken_s, room_s))
+    tail_s = max(0.0, min(settings.pad_s, after_s - end_s, room_s - lead_s))
     return start_s - lead_s, end_s + tail_s
 
 

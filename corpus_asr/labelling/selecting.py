@@ -2,8 +2,8 @@
 
 In: the output folder of a run, and what it is compared with. Out: the recordings' rows of the
 SELECTION table. Two passes, since how often a text occurs is known at the end of the first only;
-between them rows wait on this machine's disk. In memory are one recording, 16 bytes per segment,
-and the existing transcripts.
+between them rows wait on this machine's disk. In memory are one recording, some 30 bytes per
+segment, and the existing transcripts.
 """
 
 import hashlib

@@ -1,0 +1,106 @@
+"""Clips hold the seconds asked for, and a recording that is not what it was is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from corpus_asr.errors import DecodeError, FetchError
+from corpus_asr.labelling.cutting import Clip, ClipCutter, CutRequest, Stretch
+from corpus_asr.storage.filesystem import describe
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.audio import decode, encode, noise
+from tests.support.labelled import seconds_heard, write_tones
+
+SHORT = 20
+
+
+@pytest.fixture
+def tones(tmp_path: Path) -> Path:
+    write_tones(tmp_path / "tones.wav", seconds=SHORT)
+    return tmp_path / "tones.wav"
+
+
+def cut(
+    path: Path, *seconds: tuple[float, float], channel: int | None = None, **options: Any
+) -> list[Clip]:
+    stretches = tuple(
+        Stretch(channel=channel, start_sample=round(start * SAMPLE_RATE_HZ),
+                end_sample=round(end * SAMPLE_RATE_HZ))
+        for start, end in seconds
+    )  # fmt: skip
+    request = CutRequest(uri=str(path), size_bytes=None, etag=None, stretches=stretches)
+    usual: dict[str, Any] = {"endpoint_url": None, "channels": "mix", "audio_format": "flac"}
+    return list(ClipCutter(**usual | options)(request))
+
+
+def test_clips_hold_the_seconds_asked_for(tones: Path) -> None:
+    clips = cut(tones, (3, 5), (8, 13), (13, 14), (19, 20))
+    assert [clip.number for clip in clips] == [0, 1, 2, 3]
+    assert [seconds_heard(decode(clip.data)[0]) for clip in clips] == [
+        [3, 4], [8, 9, 10, 11, 12], [13], [19],
+    ]  # fmt: skip
+
+
+def test_clips_that_overlap_or_lie_behind_each_other_are_cut_too(tones: Path) -> None:
+    clips = cut(tones, (15, 16), (0, 12), (5, 6))
+    assert {clip.number: seconds_heard(decode(clip.data)[0]) for clip in clips} == {
+        0: [15], 1: [*range(12)], 2: [5],
+    }  # fmt: skip
+
+
+def test_clips_are_the_samples_that_were_transcribed(tmp_path: Path) -> None:
+    path = tmp_path / "talk.mp3"
+    path.write_bytes(encode(noise(25, rate_hz=44_100), rate_hz=44_100, container="mp3",
+                            codec="libmp3lame"))  # fmt: skip
+    whole = decode(path.read_bytes())[0]
+    (clip,) = cut(path, (12.34, 17.89))
+    expected = whole[round(12.34 * SAMPLE_RATE_HZ) : round(17.89 * SAMPLE_RATE_HZ)]
+    assert np.abs(decode(clip.data)[0] - expected).max() < 1e-4
+
+
+def test_each_channel_is_cut_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "two.wav"
+    samples = noise(3, num_channels=2)
+    path.write_bytes(encode(samples, rate_hz=SAMPLE_RATE_HZ, container="wav", codec="pcm_s16le",
+                            sample_format="s16"))  # fmt: skip
+    for channel in (0, 1):
+        (clip,) = cut(path, (1, 2), channel=channel, channels="each")
+        found = decode(clip.data)[0]
+        assert np.abs(found - samples[channel, SAMPLE_RATE_HZ : 2 * SAMPLE_RATE_HZ]).max() < 1e-3
+
+
+def test_a_last_clip_may_point_a_little_behind_the_end(tones: Path) -> None:
+    (clip,) = cut(tones, (18, 20.02))
+    assert clip.num_samples == 2 * SAMPLE_RATE_HZ
+
+
+@pytest.mark.parametrize("seconds", [(18, 21), (20.0, 20.3)])
+def test_a_recording_that_ends_earlier_is_refused_behind_what_is_there(
+    tones: Path, seconds: tuple[float, float]
+) -> None:
+    found = []
+    with pytest.raises(DecodeError, match=r"it ends after 20\.00 s, expected 2") as raised:
+        found += cut(tones, (0, 1), seconds)
+    assert raised.value.kind == "cut_short"
+
+
+@pytest.mark.parametrize(("field", "value"), [("etag", "other"), ("size_bytes", 7)])
+def test_a_recording_that_was_changed_is_refused(tones: Path, field: str, value: Any) -> None:
+    version = describe(str(tones))
+    known: dict[str, Any] = {"size_bytes": version.size_bytes, "etag": version.etag}
+    stretches = (Stretch(channel=None, start_sample=0, end_sample=SAMPLE_RATE_HZ),)
+    cutter = ClipCutter(endpoint_url=None, channels="mix", audio_format="flac")
+    assert list(cutter(CutRequest(uri=str(tones), stretches=stretches, **known)))
+    with pytest.raises(DecodeError, match="which was transcribed") as raised:
+        list(cutter(CutRequest(uri=str(tones), stretches=stretches, **known | {field: value})))
+    assert raised.value.kind == "source_changed"
+
+
+def test_a_recording_that_is_gone_or_no_audio_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match="not"):
+        cut(tmp_path / "gone.wav", (0, 1))
+    (tmp_path / "page.mp3").write_text("<html>404</html>")
+    with pytest.raises(DecodeError):
+        cut(tmp_path / "page.mp3", (0, 1))

@@ -1,0 +1,156 @@
+"""Windows hold what was kept, whole, with its times; nothing that was dropped is heard in them."""
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corpus_asr.config.labelling import DatasetSettings
+from corpus_asr.labelling.examples import Example, examples_of, joined
+from corpus_asr.units import SAMPLE_RATE_HZ
+
+TIMED = re.compile(r"<\|(\d+\.\d\d)\|>(.*?)<\|(\d+\.\d\d)\|>")
+HALF_A_STEP = 0.0101
+
+
+def settings(**values: Any) -> DatasetSettings:
+    return DatasetSettings(uri="set", **values)
+
+
+def row(start_s: float, end_s: float, text: str = " word", **values: Any) -> dict[str, Any]:
+    usual = {
+        "recording_id": "r", "uri": "/r.wav", "recording_s": 1000.0, "channel": None,
+        "start_s": start_s, "end_s": end_s, "text": text, "language": "en", "task": "transcribe",
+        "confidence": 0.9, "avg_logprob": -0.1, "no_speech_prob": 0.0, "compression_ratio": 1.0,
+        "temperature": 0.0, "disagreement": None, "wer": None, "reference": None,
+        "dropped_by": None, "example_id": None,
+    }  # fmt: skip
+    return usual | values
+
+
+def texts(found: list[Example]) -> list[str]:
+    return [each.row["text"] for each in found]
+
+
+def bounds(example: Example) -> tuple[float, float]:
+    return example.start_sample / SAMPLE_RATE_HZ, example.end_sample / SAMPLE_RATE_HZ
+
+
+def test_segments_are_packed_with_times_from_the_start_of_the_window() -> None:
+    rows = [row(10.0, 12.5, " So"), row(12.5, 20.0, " it goes."), row(21.0, 41.0, " On.")]
+    first, second = examples_of(rows, settings())
+    assert first.row["whisper_transcript"] == "<|0.20|> So<|2.70|><|2.70|> it goes.<|10.20|>"
+    assert first.row["text"] == "So it goes."
+    assert bounds(first) == (9.8, 20.2)
+    assert second.row["whisper_transcript"] == "<|0.20|> On.<|20.20|>"
+    assert second.row["condition_on_prev"] == "So it goes."
+    assert [each["example_id"] for each in rows] == ["r-00000", "r-00000", "r-00002"]
+
+
+def test_a_dropped_segment_ends_a_window_and_is_in_none() -> None:
+    rows = [row(0.0, 2.0, " a"), row(2.0, 4.0, " bad", dropped_by="wer"), row(4.0, 6.0, " c")]
+    found = examples_of(rows, settings())
+    assert texts(found) == ["a", "c"]
+    assert [bounds(each) for each in found] == [(0.0, 2.0), (4.0, 6.2)]
+    assert [each.row["condition_on_prev"] for each in found] == [None, None]
+    assert rows[1]["example_id"] is None
+
+
+def test_a_pause_and_another_language_begin_a_window() -> None:
+    rows = [
+        row(0, 2, " a"),
+        row(4.9, 6, " b"),
+        row(9.1, 11, " c"),
+        row(11, 12, " d", language="de"),
+    ]
+    found = examples_of(rows, settings())
+    assert texts(found) == ["a b", "c", "d"]
+    assert [each.row["condition_on_prev"] for each in found] == [None, "a b", None]
+
+
+def test_clips_are_segments_by_themselves() -> None:
+    rows = [row(1.0, 2.0, " a"), row(2.1, 3.0, " b")]
+    first, second = examples_of(rows, settings(examples="clips", pad_s=0.5))
+    assert [bounds(first), bounds(second)] == [(0.5, 2.1), (2.0, 3.5)]
+    assert second.row["condition_on_prev"] == "a"
+
+
+def test_pads_stop_at_the_ends_of_the_recording_and_of_the_window() -> None:
+    (only,) = examples_of([row(0.1, 9.9, recording_s=10.0)], settings(pad_s=1.0))
+    assert bounds(only) == (0.0, 10.0)
+    (full,) = examples_of([row(50.0, 79.9)], settings(pad_s=1.0))
+    start_s, end_s = bounds(full)
+    assert end_s - start_s == pytest.approx(30.0)
+    assert full.row["whisper_transcript"].endswith("<|30.00|>")
+
+
+def test_channels_are_apart() -> None:
+    rows = [
+        row(0, 2, " left", channel=0),
+        row(0, 2, " right", channel=1),
+        row(2, 3, " more", channel=1),
+    ]
+    found = examples_of(rows, settings())
+    assert texts(found) == ["left", "right more"]
+    assert [each.row["example_id"] for each in found] == ["r-0-00000", "r-1-00001"]
+    assert found[1].row["condition_on_prev"] is None
+
+
+def test_the_worst_segment_speaks_for_a_window() -> None:
+    rows = [row(0, 2, wer=0.1, confidence=0.5), row(2, 4, wer=0.3, temperature=0.4)]
+    (found,) = examples_of(rows, settings())
+    assert [found.row[name] for name in ("wer", "confidence", "temperature", "disagreement")] == [
+        0.3, 0.5, 0.4, None,
+    ]  # fmt: skip
+
+
+def test_a_transcript_goes_along_where_the_example_is_the_whole_recording() -> None:
+    said = {"reference": "So it goes."}
+    (whole,) = examples_of([row(0, 2, **said), row(2, 3)], settings())
+    assert whole.row["reference"] == "So it goes."
+    (part,) = examples_of([row(0, 2, **said), row(2, 3, dropped_by="wer")], settings())
+    assert part.row["reference"] is None
+
+
+def test_texts_are_joined_as_their_language_does() -> None:
+    assert joined([" So", " it goes"], "en") == "So it goes"
+    assert joined(["So", "it goes"], "en") == "So it goes"
+    assert joined(["你好", "世界"], "zh") == "你好世界"
+
+
+_SEGMENTS = st.lists(
+    st.tuples(
+        st.floats(0, 8, allow_nan=False), st.floats(0.1, 30), st.booleans(), st.sampled_from("ab")
+    ),
+    max_size=12,
+)
+
+
+@given(_SEGMENTS, st.floats(0, 1), st.sampled_from(["windows", "clips"]))
+def test_every_kept_segment_is_in_one_example_and_no_other_is_heard(
+    segments: list[tuple[float, float, bool, str]], pad_s: float, kind: str
+) -> None:
+    rows, at_s = [], 0.0
+    for number, (pause_s, lasts_s, kept, language) in enumerate(segments):
+        start_s, at_s = at_s + pause_s, at_s + pause_s + lasts_s
+        rows.append(row(start_s, at_s, f" w{number}", language=language, recording_s=at_s + 1,
+                        dropped_by=None if kept else "rule"))  # fmt: skip
+    found = examples_of(rows, settings(pad_s=pad_s, examples=kind))
+    names = [each.row["example_id"] for each in found]
+    assert len({*names}) == len(names)
+    for example in found:
+        start_s, end_s = bounds(example)
+        inside = [each for each in rows if each["example_id"] == example.row["example_id"]]
+        assert end_s - start_s <= 30 + 1e-4
+        timed = TIMED.findall(example.row["whisper_transcript"])
+        assert [text for _, text, _ in timed] == [each["text"] for each in inside]
+        for (begins, _, ends), each in zip(timed, inside, strict=True):
+            assert abs(start_s + float(begins) - each["start_s"]) < HALF_A_STEP
+            assert abs(start_s + float(ends) - each["end_s"]) < HALF_A_STEP
+        for other in rows:
+            if other not in inside:
+                assert other["end_s"] <= start_s + 1e-4 or other["start_s"] >= end_s - 1e-4
+    for each in rows:
+        assert each["example_id"] in (names if each["dropped_by"] is None else [None])

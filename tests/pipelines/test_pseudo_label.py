@@ -1,0 +1,391 @@
+"""Data sets are opened by those who read them; selection is repeated, resumed and bounded."""
+
+import gc
+import io
+import json
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import DatasetCard
+from typer.testing import CliRunner
+
+from corpus_asr import cli
+from corpus_asr.config.labelling import PseudoLabelConfig
+from corpus_asr.errors import ConfigError
+from corpus_asr.labelling import writing
+from corpus_asr.labelling.summary import as_data
+from corpus_asr.runtime.summary import RunSummary
+from corpus_asr.storage import filesystem
+from pipelines import transcribe_corpus
+from pipelines.pseudo_label import label, run
+from tests.support.audio import decode, wav_bytes
+from tests.support.labelled import Said, Transcribed, seconds_heard, write_tones
+
+TALK: list[Said] = [
+    (0.0, 3.0, "The old ship."),
+    (3.0, 5.0, "Came in.", {"confidence": 0.4}),
+    (5.0, 9.0, "Nobody saw her lights."),
+    (9.0, 12.0, "Until quite late."),
+]
+WHOLE_SECONDS = {"pad_s": 0}
+
+
+@pytest.fixture
+def heard(tmp_path: Path) -> Transcribed:
+    """Two recordings; one segment of them is not sure."""
+    found = Transcribed(tmp_path)
+    write_tones(found.audio / "a talk.wav", seconds=12)
+    write_tones(found.audio / "b.wav", seconds=4)
+    write_tones(found.audio / "quiet.wav", seconds=2)
+    found.run({"a talk.wav": TALK, "b.wav": [(1.0, 3.0, "Go.")], "quiet.wav": []})
+    return found
+
+
+def rows_of(folder: Path, split: str = "train") -> list[dict[str, Any]]:
+    files = sorted((folder / "data").glob(f"{split}-*.parquet"))
+    return [row for file in files for row in pq.ParquetFile(file).read().to_pylist()]
+
+
+def selection_of(folder: Path) -> list[dict[str, Any]]:
+    return pq.read_table(folder / "selection").to_pylist()
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+SURE = {"min_confidence": 0.5}
+
+
+def test_datasets_reads_it_and_hears_the_seconds_that_were_kept(
+    heard: Transcribed, tmp_path: Path
+) -> None:
+    from datasets import Audio, load_dataset
+
+    label(heard.config(selection=SURE, dataset=WHOLE_SECONDS))
+    data = load_dataset(str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))
+    assert {name: part.num_rows for name, part in data.items()} == {"train": 3}
+    assert data["train"].features["audio"] == Audio(sampling_rate=16_000)
+    found = data["train"].cast_column("audio", Audio(decode=False))
+    clips = {row["text"]: decode(row["audio"]["bytes"])[0] for row in found}
+    assert {text: seconds_heard(samples) for text, samples in clips.items()} == {
+        "The old ship.": [0, 1, 2],
+        "Nobody saw her lights. Until quite late.": [5, 6, 7, 8, 9, 10, 11],
+        "Go.": [1, 2],
+    }
+    row = next(row for row in found if row["text"].startswith("Nobody"))
+    assert row["whisper_transcript"] == (
+        "<|0.00|> Nobody saw her lights.<|4.00|><|4.00|> Until quite late.<|7.00|>"
+    )
+    assert (row["duration_s"], row["start_s"], row["language"]) == (7.0, 5.0, "en")
+    assert (row["model"], row["model_revision"]) == ("some/model", "output")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_webdataset_reads_it(heard: Transcribed, tmp_path: Path) -> None:
+    import webdataset
+
+    options = {"format": "webdataset", "examples": "clips", "audio_format": "wav"}
+    label(heard.config(dataset=WHOLE_SECONDS | options))
+    (tar,) = (tmp_path / "set" / "data").iterdir()
+    samples = list(webdataset.WebDataset(str(tar), shardshuffle=False))
+    gc.collect()  # it leaves its file open, which is no fault of the next test
+    assert [sample["txt"].decode() for sample in samples] == [
+        "The old ship.", "Came in.", "Nobody saw her lights.", "Until quite late.", "Go.",
+    ]  # fmt: skip
+    told = [json.loads(sample["json"]) for sample in samples]
+    assert [each["confidence"] for each in told] == [0.9, 0.4, 0.9, 0.9, 0.9]
+    assert [each["example_id"] for each in told] == [sample["__key__"] for sample in samples]
+    with wave.open(io.BytesIO(samples[1]["wav"])) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getnframes()) == (16_000, 1, 32_000)
+
+
+def test_nemo_finds_audio_duration_and_text(heard: Transcribed, tmp_path: Path) -> None:
+    sections = {"format": "nemo", "shard_mb": 0.1, "validation_fraction": 0.5}
+    config = heard.config(dataset=WHOLE_SECONDS | sections)
+    found = label(config)
+    manifests = sorted((tmp_path / "set").glob("*_manifest.json"))
+    assert [path.name.partition("_")[0] for path in manifests] == sorted(found.written.splits)
+    lines = [json.loads(line) for path in manifests for line in path.read_text().splitlines()]
+    assert len(lines) == found.examples > 0
+    for line in lines:
+        assert isinstance(line["text"], str)
+        assert line["lang"] == "en"
+        # Relative to the manifest, as NeMo looks for it.
+        samples = decode((tmp_path / "set" / line["audio_filepath"]).read_bytes())[0]
+        assert line["duration"] == pytest.approx(len(samples) / 16_000, abs=1e-5)
+        first = round(line["start_s"])
+        assert seconds_heard(samples) == [*range(first, first + round(line["duration"]))]
+
+
+def test_the_card_says_what_was_kept_and_dropped_by_which_rule(
+    heard: Transcribed, tmp_path: Path
+) -> None:
+    drops = {"drop_texts": ["go"], "min_confidence": 0.5}
+    hostile = " <script>alert(1)</script> | a *b*\n# c"
+    heard.run({"b.wav": [(1.0, 3.0, hostile, {"confidence": 0.1})]}, output="other")
+    label(heard.config(selection=drops))
+    card = DatasetCard.load(tmp_path / "set" / "README.md")
+    assert card.data.to_dict()["configs"][0]["data_files"] == [
+        {"split": "train", "path": "data/train-*.parquet"}
+    ]
+    assert (card.data.language, card.data.size_categories) == (["en"], ["n<1K"])
+    assert "| `confidence` | confidence below 0.5 | 1 | 2.0 s | 2.0 s | 2.0 s |" in card.text
+    assert "| `listed` | a text of drop\\_texts | 1 | 2.0 s | 2.0 s | 2.0 s |" in card.text
+    assert "| **kept** |  | 3 | 10.0 s |  |  |" in card.text
+    assert "| `checkpoint` | some/model |" in card.text
+    label(heard.config(output="other", to="hostile", selection=drops))
+    shown = (tmp_path / "hostile" / "README.md").read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; \\| a \\*b\\* \\# c |" in shown
+
+
+def test_selecting_again_needs_another_folder_and_no_transcription(
+    heard: Transcribed, tmp_path: Path
+) -> None:
+    label(heard.config())
+    with pytest.raises(ConfigError, match=r"min_confidence: was null, now 0\.5.*choose another"):
+        label(heard.config(selection=SURE))
+    label(heard.config(selection=SURE, to="sure"))
+    assert len(rows_of(tmp_path / "set")) == 2
+    assert len(rows_of(tmp_path / "sure")) == 3
+    rows = selection_of(tmp_path / "sure")
+    assert [(row["text"], row["dropped_by"]) for row in rows if row["dropped_by"]] == [
+        (" Came in.", "confidence")
+    ]
+    examples = {row["example_id"] for row in rows_of(tmp_path / "sure")}
+    assert {row["example_id"] for row in rows} == {*examples, None}
+
+
+def test_a_run_that_went_on_is_another_data_set(heard: Transcribed) -> None:
+    label(heard.config())
+    label(heard.config())
+    write_tones(heard.audio / "c.wav", seconds=3)
+    heard.run({"c.wav": [(0.0, 2.0, "More.")]})
+    with pytest.raises(ConfigError, match="transcripts: was"):
+        label(heard.config())
+
+
+def test_an_interrupted_data_set_is_completed_to_the_byte(
+    heard: Transcribed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"shard_mb": 0.1, "examples": "clips"}
+    label(heard.config(to="whole", dataset=small))
+    expected = content(tmp_path / "whole")
+    assert sum(name.startswith("data/") for name in expected) == 5
+    uploads: list[str] = []
+
+    class Stops:
+        """The store, of which the third upload does not come about."""
+
+        @staticmethod
+        def upload(path: str, uri: str, **options: Any) -> None:
+            uploads.append(uri)
+            if len(uploads) == 3:
+                raise KeyboardInterrupt
+            filesystem.upload(path, uri, **options)
+
+    class Counted:
+        """The store, counting."""
+
+        @staticmethod
+        def upload(path: str, uri: str, **options: Any) -> None:
+            uploads.append(uri)
+            filesystem.upload(path, uri, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writing, "filesystem", Stops)
+        with pytest.raises(KeyboardInterrupt):
+            label(heard.config(to="half", dataset=small))
+    half = content(tmp_path / "half")
+    assert "README.md" not in half
+    done = sum(name.startswith("data/") for name in half)
+    assert 0 < done < 5
+    uploads.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(writing, "filesystem", Counted)
+        label(heard.config(to="half", dataset=small))
+    assert len(uploads) == 5 - done  # what was there is not written again
+    found = content(tmp_path / "half")
+    differing = {name for name in {*expected, *found} if found.get(name) != expected.get(name)}
+    assert differing <= {"README.md", "labels.json"}  # which name the folder
+
+
+def test_recordings_that_are_no_longer_the_same_are_counted_and_not_heard(
+    heard: Transcribed, tmp_path: Path
+) -> None:
+    write_tones(heard.audio / "c.wav", seconds=3)
+    write_tones(heard.audio / "d.wav", seconds=3)
+    heard.run({name: [(0.0, 2.0, "Word.")] for name in ("c.wav", "d.wav")})
+    (heard.audio / "a talk.wav").unlink()
+    write_tones(heard.audio / "c.wav", seconds=3)
+    found = label(heard.config())
+    assert {reason: lost.count for reason, lost in found.written.lost.items()} == {
+        "unreadable": 1, "source_changed": 1,
+    }  # fmt: skip
+    assert [row["text"] for row in rows_of(tmp_path / "set")] == ["Go.", "Word."]
+    assert as_data(found)["lost"]["unreadable"] == {"count": 1, "seconds": 12.0}
+    assert any("a talk.wav" in message for message in found.written.messages)
+    assert "no longer what was transcribed" in (tmp_path / "set" / "README.md").read_text()
+
+
+def test_two_runs_have_to_agree(heard: Transcribed, tmp_path: Path) -> None:
+    other = [
+        (0.0, 4.9, "the OLD ship, cameo in"),
+        (5.0, 12.0, "nobody saw her lamps until quite late"),
+    ]
+    heard.run({"a talk.wav": other, "quiet.wav": []}, output="other")
+    label(heard.config(selection={"against": str(tmp_path / "other")}))
+    rows = {row["text"].strip(): row for row in selection_of(tmp_path / "set")}
+    assert {text: row["dropped_by"] for text, row in rows.items()} == {
+        "The old ship.": None,
+        "Came in.": "disagreement",
+        "Nobody saw her lights.": "disagreement",
+        "Until quite late.": None,
+        "Go.": "disagreement",  # which has no result there
+    }
+    assert rows["Nobody saw her lights."]["disagreement"] == 0.25
+
+
+def test_existing_transcripts_decide(heard: Transcribed, tmp_path: Path) -> None:
+    lines = [
+        {
+            "path": "audio/a talk.wav",
+            "text": "The old ship came in. Nobody saw lights until quite late",
+            "language": "en",
+        },
+        {"path": "audio/b.wav", "text": "Go!", "language": "de"},
+        {"path": "audio/nowhere.wav", "text": "x"},
+    ]
+    manifest = tmp_path / "said.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    label(heard.config(selection={"references": str(manifest)}))
+    rows = selection_of(tmp_path / "set")
+    assert [row["dropped_by"] for row in rows] == [None, None, "wer", None, "language"]
+    (first, second) = rows_of(tmp_path / "set")
+    assert first["text"] == "The old ship. Came in."
+    assert (first["wer"], second["reference"]) == (0.0, None)
+
+
+def test_what_is_said_too_often_is_dropped(heard: Transcribed, tmp_path: Path) -> None:
+    heard.run({"a talk.wav": [(at, at + 2.0, text, {}) for at, text in
+                              enumerate(["Thank you.", "thank you", "Thanks", "THANK YOU!"])]},
+              output="other")  # fmt: skip
+    label(heard.config(output="other", selection={"max_copies": 2}))
+    rows = selection_of(tmp_path / "set")
+    assert [(row["copies"], row["dropped_by"]) for row in rows] == [
+        (3, "copies"), (3, "copies"), (1, None), (3, "copies"),
+    ]  # fmt: skip
+
+
+def test_channels_that_were_transcribed_apart_are_cut_apart(tmp_path: Path) -> None:
+    heard = Transcribed(tmp_path)
+    samples = np.concatenate([np.full((1, 32_000), value, np.float32) for value in (0.1, 0.5)])
+    heard.audio.mkdir()
+    (heard.audio / "two.wav").write_bytes(wav_bytes(samples, rate_hz=16_000))
+    said = [(0.0, 1.0, "left", {"channel": 0}), (0.0, 1.0, "right", {"channel": 1})]
+    heard.run({"two.wav": said}, extract={"channels": "each"})
+    label(heard.config())
+    levels = {
+        row["text"]: decode(row["audio"]["bytes"])[0].mean() for row in rows_of(tmp_path / "set")
+    }
+    assert levels == pytest.approx({"left": 0.1, "right": 0.5}, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"to": "output"}, "found the output folder of the run"),
+        ({"output": "nowhere"}, "expected the output folder of a run"),
+        ({"selection": {"against": "OUTPUT"}}, "it always agrees with itself"),
+        ({"selection": {"against": "strangers"}}, "found none of this run's recordings there"),
+        ({"to": "audio"}, "expected an empty folder"),
+        ({"selection": {"languages": ["englich"]}}, "selection.languages"),
+    ],
+)
+def test_what_cannot_be_selected_from_is_refused(
+    heard: Transcribed, tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    strangers = Transcribed(tmp_path / "elsewhere")
+    write_tones(strangers.audio / "x.wav", seconds=2)
+    strangers.run({"x.wav": [(0, 1, "x")]}, output="../strangers")
+    (heard.audio / "data").mkdir()
+    (heard.audio / "data" / "mine.parquet").touch()
+    if "against" in change.get("selection", {}):
+        name = change["selection"]["against"].lower()
+        change = change | {"selection": {"against": str(tmp_path / name)}}
+    with pytest.raises(ConfigError, match=told):
+        label(heard.config(**change))
+
+
+def test_a_selection_that_keeps_nothing_is_a_data_set_without_examples(
+    heard: Transcribed, tmp_path: Path
+) -> None:
+    found = label(heard.config(selection={"min_confidence": 1.0}))
+    assert (found.examples, found.tally.kept.count) == (0, 0)
+    assert not (tmp_path / "set" / "data").exists()
+    assert DatasetCard.load(tmp_path / "set" / "README.md").data.to_dict().get("configs") is None
+    assert len(selection_of(tmp_path / "set")) == 5
+
+
+def write_yaml(path: Path, config: PseudoLabelConfig) -> str:
+    # JSON is YAML.
+    path.write_text(json.dumps(config.model_dump(mode="json", exclude_unset=True)))
+    return str(path)
+
+
+def test_the_command_selects_and_says_so(heard: Transcribed, tmp_path: Path) -> None:
+    config = write_yaml(tmp_path / "job.yaml", heard.config())
+    done = CliRunner().invoke(cli.app, ["label", config, "--set", "selection.min_confidence=0.5"])
+    assert done.exit_code == 0, done.output
+    assert "confidence        1  2.0 s" in done.stdout
+    assert "train       3 examples, 12.4 s, in 1 shard" in done.stdout
+    again = CliRunner().invoke(
+        cli.app, ["label", config, "--set", "selection.min_confidence=0.5", "--json"]
+    )
+    assert json.loads(again.stdout)["rules"]["confidence"]["dropped"] == {
+        "count": 1,
+        "seconds": 2.0,
+    }
+    wrong = CliRunner().invoke(cli.app, ["label", config, "--set", "pipeline=transcribe_corpus"])
+    assert wrong.exit_code == 2
+    plain = {"source": {"uri": "x"}, "model": {"checkpoint": "m"}, "output": {"uri": "o"}}
+    (tmp_path / "plain.yaml").write_text(json.dumps(plain))
+    wrong = CliRunner().invoke(cli.app, ["label", str(tmp_path / "plain.yaml")])
+    assert wrong.exit_code == 2
+    assert "expected pseudo_label" in wrong.stderr
+
+
+def test_one_command_transcribes_and_then_selects(
+    heard: Transcribed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = RunSummary(
+        output_uri=str(tmp_path / "late"), run_id="run", files=1, done=1, failed=0, no_speech=0,
+        left=0, segments=1, audio_s=4.0, processed_files=1, processed_audio_s=4.0, wall_s=1.0,
+    )  # fmt: skip
+
+    def transcribe(config: Any, **options: Any) -> RunSummary:
+        assert config.pipeline == "pseudo_label"
+        heard.run({"b.wav": [(1.0, 3.0, "Go.")]}, output="late")
+        return expected
+
+    monkeypatch.setattr(transcribe_corpus, "run", transcribe)
+    said = io.StringIO()
+    assert run(heard.config(output="late"), local=True, progress=said) == expected
+    assert [row["text"] for row in rows_of(tmp_path / "set")] == ["Go."]
+    assert "1 recording, 4.0 s" in said.getvalue()
+
+
+def test_a_wrong_rule_is_told_before_anything_is_transcribed(
+    heard: Transcribed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transcribe_corpus, "run", lambda *_, **__: pytest.fail("transcribed"))
+    with pytest.raises(ConfigError, match=r"selection\.languages"):
+        run(heard.config(selection={"languages": ["klingon"]}), local=True, progress=None)

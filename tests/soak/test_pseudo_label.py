@@ -1,0 +1,172 @@
+"""Training data from real speech by two decodings; killed drivers; far stores; long audio."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from corpus_asr.config.labelling import PseudoLabelConfig
+from corpus_asr.config.run import RunConfig
+from corpus_asr.labelling.cutting import ClipCutter, CutRequest, Stretch
+from corpus_asr.storage import filesystem
+from corpus_asr.text.normalize import EnglishTextNormalizer
+from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
+from pipelines import transcribe_corpus
+from pipelines.pseudo_label import label, run
+from tests.support.audio import decode, wav_bytes
+from tests.support.labelled import Transcribed, write_tones
+from tests.support.stores import environment, s3_server
+
+pytestmark = pytest.mark.slow
+
+CLIPS = 12
+ONE_STEP = 2 / 32_767  # of 16 bits, written and read
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Return the files that do not name their folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in ("README.md", "labels.json")
+    }
+
+
+def test_real_speech_is_selected_by_its_transcripts_and_by_another_decoding(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    from datasets import Audio, load_dataset
+
+    listed = [json.loads(line) for line in (shared_data / "english_short/manifest.jsonl").open()]
+    (tmp_path / "clips").mkdir()
+    with (tmp_path / "said.jsonl").open("w") as manifest:
+        for row in listed[:CLIPS]:
+            shutil.copy(shared_data / "english_short" / row["path"], tmp_path / "clips")
+            line = {"path": f"clips/{row['path']}", "text": row["text"], "language": "en"}
+            manifest.write(json.dumps(line) + "\n")
+    model = {"checkpoint": str(shared_data / "whisper-base-lab"), "dtype": "float32"}
+    greedy = {"language": "en", "temperature": 0, "logprob_threshold": None,
+              "no_speech_threshold": None}  # fmt: skip
+    sections: dict[str, Any] = {"source": {"uri": str(tmp_path / "clips")}, "model": model}
+    beams = sections | {"decoding": greedy | {"num_beams": 3},
+                        "output": {"uri": str(tmp_path / "beams")}}  # fmt: skip
+    transcribe_corpus.run(RunConfig.model_validate(beams), local=True, progress=None)
+    job = sections | {
+        "decoding": greedy,
+        "output": {"uri": str(tmp_path / "greedy")},
+        "selection": {
+            "min_avg_logprob": None, "max_no_speech_prob": None,
+            "references": str(tmp_path / "said.jsonl"), "max_wer": 0.4,
+            "against": str(tmp_path / "beams"), "max_disagreement": 0.5,
+        },
+        "dataset": {"uri": str(tmp_path / "set"), "validation_fraction": 0.2, "pad_s": 0.0},
+    }  # fmt: skip
+    summary = run(PseudoLabelConfig.model_validate(job), local=True, progress=None)
+    assert summary.done == CLIPS
+    data = load_dataset(str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))
+    rows = [
+        row
+        for part in data.values()
+        for row in part.cast_column("audio", Audio(decode=False)).to_list()
+    ]
+    assert 0 < len(rows) < CLIPS
+    normalise = EnglishTextNormalizer()
+    for row in rows:
+        assert max(row["wer"], 0.0) <= 0.4
+        assert row["disagreement"] <= 0.5
+        whole = decode(Path(row["uri"]).read_bytes())[0]
+        start, end = (round(row[name] * SAMPLE_RATE_HZ) for name in ("start_s", "end_s"))
+        found = decode(row["audio"]["bytes"])[0]
+        assert np.abs(found - whole[start:end].clip(-1, 1)).max() < ONE_STEP
+        if row["reference"] is not None:
+            said, heard = normalise(row["reference"]), normalise(row["text"])
+            assert row["wer"] == pytest.approx(jiwer.wer(said, heard), abs=0.01)
+    assert any(row["reference"] for row in rows)
+
+
+def many(folder: Path, count: int) -> Transcribed:
+    heard = Transcribed(folder)
+    for at in range(count):
+        write_tones(heard.audio / f"{at:03d}.wav", seconds=6)
+    heard.run({f"{at:03d}.wav": [(0.0, 2.0, f"Word {at}."), (2.0, 5.0, "More.")]
+               for at in range(count)})  # fmt: skip
+    return heard
+
+
+def test_a_killed_driver_leaves_what_the_next_completes_to_the_byte(tmp_path: Path) -> None:
+    heard = many(tmp_path, 40)
+    small = {"shard_mb": 0.2, "examples": "clips", "workers": 2}
+    label(heard.config(to="whole", dataset=small))
+    config = heard.config(to="half", dataset=small)
+    (tmp_path / "job.yaml").write_text(
+        json.dumps(config.model_dump(mode="json", exclude_unset=True))
+    )
+    command = [
+        str(Path(sys.executable).with_name("corpus-asr")),
+        "label",
+        str(tmp_path / "job.yaml"),
+    ]
+    for least in (3, 8, 15):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while process.poll() is None:
+            if len(list((tmp_path / "half/_run/shards").glob("*.json"))) >= least:
+                os.kill(process.pid, signal.SIGKILL)
+            time.sleep(0.01)
+        assert process.returncode == -signal.SIGKILL
+        assert not (tmp_path / "half/README.md").exists()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert content(tmp_path / "half") == content(tmp_path / "whole")
+
+
+def test_a_store_elsewhere_holds_the_same(tmp_path: Path) -> None:
+    heard = many(tmp_path, 5)
+    label(heard.config(dataset={"shard_mb": 0.2}))
+    with s3_server() as s3, environment(s3.environment):
+        there = f"{s3.make_bucket('training')}/set"
+        options = {"uri": there, "endpoint_url": s3.endpoint_url, "shard_mb": 0.2}
+        label(heard.config(dataset=options))
+        found = {
+            uri.removeprefix(f"{there}/"): filesystem.read_bytes(uri, endpoint_url=s3.endpoint_url)
+            for uri, _, _ in filesystem.list_objects(there, endpoint_url=s3.endpoint_url)
+        }
+    assert {"README.md", "labels.json"} <= found.keys()
+    expected = content(tmp_path / "set")
+    assert {name: found.get(name) for name in expected} == expected
+    first = next(name for name in expected if name.startswith("data/"))
+    (tmp_path / "copy.parquet").write_bytes(found[first])
+    assert pq.read_table(tmp_path / "copy.parquet").num_rows > 0
+
+
+def test_memory_does_not_grow_with_the_length_of_a_recording(tmp_path: Path) -> None:
+    lasts_s = 1800
+    (tmp_path / "long.wav").write_bytes(
+        wav_bytes(np.zeros((1, lasts_s * SAMPLE_RATE_HZ), np.float32), rate_hz=SAMPLE_RATE_HZ)
+    )
+    stretches = tuple(
+        Stretch(channel=None, start_sample=at * SAMPLE_RATE_HZ,
+                end_sample=(at + 30) * SAMPLE_RATE_HZ)
+        for at in range(0, lasts_s, 60)
+    )  # fmt: skip
+    cutter = ClipCutter(endpoint_url=None, channels="mix", audio_format="flac")
+    request = CutRequest(
+        uri=str(tmp_path / "long.wav"), size_bytes=None, etag=None, stretches=stretches
+    )
+    tracemalloc.start()
+    try:
+        assert sum(clip.num_samples > 0 for clip in cutter(request)) == len(stretches)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 40 * MEBIBYTE  # all of it would be 110 MiB
