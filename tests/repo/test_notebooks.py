@@ -1,0 +1,376 @@
+"""The notebooks: valid as committed, and executed whole over runs of this machine."""
+
+import itertools
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pyarrow as pa
+import pytest
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import run_sync
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from corpus_asr.report.accuracy_references import read_references
+from corpus_asr.schemas import FILES, RECORDINGS
+from corpus_asr.storage.beginning import Run
+from corpus_asr.storage.finish import finish
+from corpus_asr.storage.tables import OutputStore
+from pipelines.evaluate_model import evaluate
+from pipelines.transcribe_corpus import run
+from tests.support.commits import commit, part, results
+from tests.support.corpora import demo_corpus, job, tiny_model
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FOLDER = REPOSITORY / "notebooks"
+NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+REFERENCES = REPOSITORY / "tests" / "data" / "demo-references.jsonl"
+MAX_BYTES = 300_000
+NUM_PLOTS = {"01": 2, "02": 4, "03": 4, "04": 5}
+GREEDY = {"temperature": 0.0, "logprob_threshold": None, "no_speech_threshold": None}
+CELL_LIMIT_S = 240
+
+
+def notebook(name: str) -> Any:
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def code_cells(found: Any) -> list[Any]:
+    return [cell for cell in found.cells if cell.cell_type == "code"]
+
+
+def outputs_of(found: Any, kind: str) -> list[str]:
+    """Return everything that was shown as `kind`, such as text/html; printed text is text/plain."""
+    shown = []
+    for output in itertools.chain.from_iterable(cell.outputs for cell in code_cells(found)):
+        if output.output_type == "stream" and kind == "text/plain":
+            shown.append(output.text)
+        elif "data" in output and kind in output.data:
+            shown.append(output.data[kind])
+    return shown
+
+
+# As committed.
+
+
+def test_there_are_four():
+    assert [name[:2] for name in NOTEBOOKS] == list(NUM_PLOTS)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_committed_notebook_is_valid_small_and_executed_from_top_to_bottom(name):
+    found = notebook(name)
+    nbformat.validate(found)
+    assert (FOLDER / f"{name}.ipynb").stat().st_size < MAX_BYTES
+    counts = [cell.execution_count for cell in code_cells(found)]
+    assert counts == list(range(1, len(counts) + 1))
+    kinds = {output.output_type for cell in code_cells(found) for output in cell.outputs}
+    assert "error" not in kinds
+    assert len(outputs_of(found, "image/png")) == NUM_PLOTS[name[:2]]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_parameters_come_first_and_have_the_demo_as_default(name):
+    source = code_cells(notebook(name))[0].source
+    assert 'os.environ.get("CORPUS_ASR_OUTPUT", "../output/demo")' in source
+
+
+# Executed.
+
+
+class Kernel:
+    """One kernel for many notebooks: what they import is loaded once."""
+
+    def __init__(self) -> None:
+        self._manager = AsyncKernelManager(kernel_name="python3")
+
+    def execute(self, name: str, **settings: str | Path) -> Any:
+        """Execute a notebook with these parameters and return it with its outputs.
+
+        Raises:
+            CellExecutionError: a cell failed; the rest was not executed.
+        """
+        found = notebook(name)
+        for cell in code_cells(found):
+            cell.outputs = []
+        chosen = {f"CORPUS_ASR_{key.upper()}": str(value) for key, value in settings.items()}
+        beginning = f"%reset -f\nimport os\nos.environ.update({chosen!r})"
+        found.cells.insert(0, nbformat.v4.new_code_cell(beginning))
+        self.last = found
+        where = {"metadata": {"path": str(FOLDER)}}
+        client = NotebookClient(found, km=self._manager, timeout=CELL_LIMIT_S, resources=where)
+        try:
+            client.execute()
+        finally:
+            if client.kc is not None:
+                client.kc.stop_channels()
+        return found
+
+    def close(self) -> None:
+        run_sync(self._manager.shutdown_kernel)(now=True)
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[Kernel]:
+    started = Kernel()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two finished runs over the demo's clips and a broken file, which mishear in their ways."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    corpus = demo_corpus(folder / "audio")
+    references = moved_references(folder / "references.jsonl", corpus)
+    listened(folder / "output", corpus, references, mishears=4)
+    listened(folder / "other", corpus, references, mishears=6)
+    return {
+        "output": folder / "output",
+        "other": folder / "other",
+        "references": folder / "references.jsonl",
+    }
+
+
+def moved_references(path: Path, corpus: Path) -> list[dict[str, Any]]:
+    """Write the demo's references for a copy of its clips, and return them."""
+    rows = [json.loads(line) for line in REFERENCES.read_text().splitlines()]
+    moved = [row | {"path": str(corpus / Path(row["path"]).name)} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in moved))
+    return moved
+
+
+def listened(
+    folder: Path, corpus: Path, references: list[dict[str, Any]], *, mishears: int
+) -> None:
+    """Leave what a run does that mishears one word in so many, and leaves out another."""
+    store = OutputStore(str(folder))
+    committed = [part_of(row["path"], mistaken(row["words"], mishears)) for row in references]
+    silent = part("", 0, uri=str(corpus / "silence.flac"), texts=None, status="no_speech")
+    broken = part(
+        "", 0, uri=str(corpus / "broken.mp3"), texts=None, status="failed", duration_s=0.0,
+        error_stage="extract", error_kind="not_audio", error_message="no audio", retryable=False,
+    )  # fmt: skip
+    commit(store, results(*committed, silent, broken))
+    listing = pa.RecordBatch.from_pylist(
+        [{name: row[name] for name in ("recording_id", "uri", "size_bytes", "etag")}
+         for row in (*committed, silent, broken)],
+        schema=FILES,
+    )  # fmt: skip
+    config = job(corpus, folder, folder, decoding={"num_beams": mishears})
+    begun = "2026-01-01T00:00:00+00:00"
+    beginning = Run(run_id="run", fingerprint="f-r", started_at=begun, continues=False)
+    spent = {"extract_s": 1.0, "encode_s": 4.0, "prefill_s": 1.0, "step_s": float(mishears)}
+    finish(
+        store, beginning, config, model_revision="r", listing=[listing], num_listed=5,
+        extra={"committed": {"audio_s": 64.0}, "activity": spent},
+    )  # fmt: skip
+
+
+def mistaken(words: list[dict[str, Any]], every: int) -> list[dict[str, Any]]:
+    """Return words heard 30 ms late: one in so many wrong, the one before that left out."""
+    return [
+        {
+            "word": " wrong" if at % every == 0 else f" {word['word']}",
+            "start_s": word["start_s"] + 0.03,
+            "end_s": word["end_s"],
+            "probability": 0.3 if at % every == 0 else 0.9,
+        }
+        for at, word in enumerate(words)
+        if at % every != every - 1
+    ]
+
+
+def part_of(uri: str, words: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a part's row with ten words to a segment."""
+    segments = [
+        {
+            "segment": at // 10,
+            "start_s": words[at]["start_s"],
+            "end_s": words[min(at + 9, len(words) - 1)]["end_s"],
+            "text": "".join(word["word"] for word in words[at : at + 10]),
+            "tokens": [1, 2],
+            "language": "en",
+            "task": "transcribe",
+            "confidence": 0.5 + 0.004 * at,
+            "no_speech_prob": 0.001 * at,
+            "words": words[at : at + 10],
+        }
+        for at in range(0, len(words), 10)
+    ]
+    return part(
+        "", 0, uri=uri, texts=None, segments=segments, language="en",
+        duration_s=words[-1]["end_s"], decode_s=0.1, transcribe_s=1.0,
+    )  # fmt: skip
+
+
+def number(pattern: str, found: Any) -> float:
+    text = "\n".join(outputs_of(found, "text/plain"))
+    match = re.search(pattern, text)
+    assert match, f"{pattern} is not in:\n{text}"
+    return float(match[1].replace(",", ""))
+
+
+@pytest.mark.notebook
+def test_a_run_is_read(kernel: Kernel, runs: dict[str, Path]):
+    found = kernel.execute("01_read_a_run", output=runs["output"], word="e")
+    assert number(r"([\d,]+) recordings", found) == 5
+    rows = sum(batch.num_rows for batch in OutputStore(str(runs["output"])).segments())
+    assert number(r"([\d,]+) segments", found) == rows
+    tables = "\n".join(outputs_of(found, "text/html"))
+    assert "not_audio" in tables  # the broken file
+    assert "<audio" in tables
+    assert "estimated share of right words" in tables
+    assert number(r"\n(\d+)\n00:00:\d\d,\d+ --> ", found) == 1
+    assert len(outputs_of(found, "image/png")) == NUM_PLOTS["01"]
+
+
+@pytest.mark.notebook
+def test_errors_are_those_of_evaluate(kernel: Kernel, runs: dict[str, Path]):
+    chosen = {name: runs[name] for name in ("output", "references")}
+    found = kernel.execute("02_confidence_and_errors", **chosen)
+    expected = evaluate(str(runs["output"]), str(runs["references"]))
+    assert expected.wer is not None
+    assert number(r"word error rate ([\d.]+)%", found) == pytest.approx(
+        100 * expected.wer, abs=0.06
+    )
+    diffs = [shown for shown in outputs_of(found, "text/html") if "word error rate" in shown]
+    assert len(diffs) == 3
+    assert all("<del" in shown for shown in diffs)
+    assert len(outputs_of(found, "image/png")) == NUM_PLOTS["02"]
+
+
+@pytest.mark.notebook
+def test_words_are_drawn_and_their_times_compared(kernel: Kernel, runs: dict[str, Path]):
+    chosen = {name: runs[name] for name in ("output", "references")}
+    found = kernel.execute("03_word_timing", **chosen)
+    rows = OutputStore(str(runs["output"])).segments(["words"])
+    words = [word for batch in rows for each in batch["words"].to_pylist() for word in each or ()]
+    assert number(r"([\d,]+) words in", found) == len(words) > 0
+    said = sum(len(each.words or ()) for each in read_references(str(runs["references"])).values())
+    assert number(r"of ([\d,]+) words with true times", found) == said
+    heard_right = number(r"([\d,]+) of [\d,]+ words with true times", found)
+    assert 0.45 * said < heard_right < 0.55 * said  # of four words one is wrong, one left out
+    assert len(outputs_of(found, "image/png")) == NUM_PLOTS["03"]
+
+
+@pytest.mark.notebook
+def test_the_difference_of_two_runs_is_that_of_evaluate(kernel: Kernel, runs: dict[str, Path]):
+    found = kernel.execute("04_compare_two_models", **runs)
+    expected = evaluate(
+        str(runs["other"]), str(runs["references"]), against=str(runs["output"])
+    ).comparison
+    assert expected is not None
+    (table,) = (shown for shown in outputs_of(found, "text/html") if "B - A" in shown)
+    rates = [float(each) for each in re.findall(r">(-?[\d.]+)%<", table)]
+    assert rates[:5] == pytest.approx(
+        [100 * getattr(expected, name)
+         for name in ("other_wer", "wer", "difference", "low", "high")],
+        abs=0.06,
+    )  # fmt: skip
+    assert "decoding.num_beams" in "\n".join(outputs_of(found, "text/html"))
+    assert len(outputs_of(found, "image/png")) == NUM_PLOTS["04"]
+
+
+# Where something is missing.
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize(
+    ("name", "missing", "message"),
+    [
+        ("01_read_a_run", "output", "found no recordings/ in"),
+        ("02_confidence_and_errors", "references", "there are no references at"),
+        ("04_compare_two_models", "other", "found no recordings/ in"),
+    ],
+)
+def test_what_is_missing_is_said_after_what_can_be_shown(
+    name: str,
+    missing: str,
+    message: str,
+    kernel: Kernel,
+    runs: dict[str, Path],
+    tmp_path: Path,
+):
+    chosen = runs | {missing: tmp_path / "nothing"}
+    with pytest.raises(CellExecutionError):
+        kernel.execute(name, **chosen)
+    errors = [each for cell in code_cells(kernel.last) for each in cell.outputs
+              if each.output_type == "error"]  # fmt: skip
+    (shown,) = errors[0].traceback  # a line, and no trace of Python
+    assert len(errors) == 1
+    assert shown.startswith(f"Stopped here: {message}")
+    if missing == "references":
+        assert len(outputs_of(kernel.last, "image/png")) == 1
+
+
+@pytest.mark.notebook
+def test_a_run_without_word_times_is_told_how_to_get_them(kernel: Kernel, tmp_path: Path):
+    store = OutputStore(str(tmp_path / "output"))
+    commit(store, results(part("a.wav", 0, texts=["without times"])))
+    store.write_table("recordings/all.parquet", RECORDINGS.empty_table())
+    with pytest.raises(CellExecutionError, match="word_timestamps=true"):
+        kernel.execute("03_word_timing", output=store.uri)
+
+
+# Over runs of a model.
+
+
+def two_runs(folder: Path, corpus: Path, model: Path) -> dict[str, Path]:
+    for name, beams in (("output", 1), ("other", 2)):
+        decoding = GREEDY | {"word_timestamps": True, "language": "en", "num_beams": beams}
+        config = job(corpus, model, folder / name, decoding=decoding)
+        run(config, local=True, progress=None)
+    return {"output": folder / "output", "other": folder / "other"}
+
+
+@pytest.fixture(scope="module")
+def real(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two runs of a small real model over clips with known word times."""
+    folder = tmp_path_factory.mktemp("real")
+    (folder / "audio").mkdir()
+    lines = (shared_data / "timings" / "manifest.jsonl").read_text().splitlines()[::4]
+    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    for row in rows:
+        shutil.copy(shared_data / "timings" / row["path"], folder / "audio")
+        row["path"] = f"audio/{Path(row['path']).name}"
+    (folder / "references.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = shared_data / "whisper-base-lab"
+    made = two_runs(folder, folder / "audio", model)
+    return made | {"references": folder / "references.jsonl"}
+
+
+def executed_alone(name: str, **settings: Path) -> Any:
+    alone = Kernel()
+    try:
+        return alone.execute(name, **settings)
+    finally:
+        alone.close()
+
+
+@pytest.mark.slow
+@pytest.mark.notebook
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_all_is_shown_of_real_speech(name: str, real: dict[str, Path]):
+    found = executed_alone(name, **real)
+    assert len(outputs_of(found, "image/png")) == NUM_PLOTS[name[:2]]
+    if name.startswith("02"):
+        assert number(r"word error rate ([\d.]+)%", found) < 60
+    if name.startswith("03"):
+        assert number(r"([\d,]+) of [\d,]+ words with true times", found) > 50
+
+
+@pytest.mark.slow
+@pytest.mark.notebook
+def test_noise_breaks_nothing(tmp_path: Path):
+    corpus = demo_corpus(tmp_path / "audio")
+    moved_references(tmp_path / "references.jsonl", corpus)
+    made = two_runs(tmp_path, corpus, tiny_model(tmp_path / "tiny"))
+    for name in ("01_read_a_run", "02_confidence_and_errors", "04_compare_two_models"):
+        found = executed_alone(name, **made, references=tmp_path / "references.jsonl")
+        assert len(outputs_of(found, "image/png")) == NUM_PLOTS[name[:2]]
