@@ -4,16 +4,15 @@ Knows how things are shown and nothing of how they are done. Only what `--help` 
 at the top: a shell completes and a user reads without waiting for torch, Ray or Arrow.
 
 Exit codes: 0 done; 1 done, but more recordings failed than the configuration allows (for
-`transcribe`: a file failed); 2 the configuration, the command line or the model is unusable; 3 the
-work could not go on; 130 interrupted, 143 by SIGTERM. `CORPUS_ASR_DEBUG=1` shows the traceback of
-an error.
+`transcribe`: a file failed); 2 the configuration, the command line or the model is unusable, or a
+store refuses; 3 the work could not go on; 130 interrupted, 143 by SIGTERM. `CORPUS_ASR_DEBUG=1`
+shows the traceback of an error.
 """
 
 import atexit
 import importlib
 import json
 import os
-import re
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol, TextIO
 
 import typer
 
+from corpus_asr.commands import completion
 from corpus_asr.commands.evaluate import evaluate
 from corpus_asr.commands.export import export
 from corpus_asr.commands.failures import (
@@ -30,41 +30,46 @@ from corpus_asr.commands.failures import (
     readable_errors,
     say,
 )
+from corpus_asr.commands.init import init
 from corpus_asr.commands.label import label
 from corpus_asr.commands.nightly import nightly
+from corpus_asr.commands.plan import plan
 from corpus_asr.commands.report import report
-from corpus_asr.errors import ItemError
+from corpus_asr.commands.transcribe import transcribe
+from corpus_asr.commands.view import view
 from corpus_asr.logs import LogFormat, LogLevel, LogSettings, configure, speaks_json
-from corpus_asr.report.transcript import Format, printer
 from corpus_asr.runtime.stopping import ended_by_sigterm
 from corpus_asr.threads import spin_briefly
 
 if TYPE_CHECKING:
     from corpus_asr.config.choices import Choices
-    from corpus_asr.config.load import Setting
     from corpus_asr.config.run import RunConfig
     from corpus_asr.runtime.summary import RunSummary
-    from corpus_asr.storage.plan import Plan
 
 WATCH_EVERY_S = 5.0
-
-_PLAIN_WORD = re.compile(r"[A-Za-z/][\w/.@+-]*(?::[\w/.@+-]+)*", re.ASCII)
-_NOT_TEXT = {"true", "false", "null"}
 
 app = typer.Typer(
     name="corpus-asr",
     help="Transcribe or classify audio corpora: object storage in, Parquet tables out.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 Config = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/podcasts.yaml.")
+    str,
+    typer.Argument(
+        metavar="CONFIG",
+        help="A YAML file, such as configs/podcasts.yaml.",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as extract.part_s=300."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key, such as extract.part_s=300.",
+        autocompletion=completion.override,
+    ),
 ]
 Output = Annotated[
     str, typer.Argument(metavar="OUTPUT_URI", help="The output.uri of a run, done or not.")
@@ -159,31 +164,9 @@ def run(
             say(
                 f"{summary.failed} of {summary.files} recordings failed "
                 f"({summary.failed_fraction:.1%}), more than output.max_failed_fraction allows "
-                f"({allowed:.1%}); see corpus-asr report {summary.output_uri}"
+                f"({allowed:.1%}){_mostly(settings)}; see corpus-asr report {summary.output_uri}"
             )
             raise typer.Exit(EXIT_SOME_FAILED)
-
-
-@app.command()
-def plan(config: Config, overrides: Overrides = None) -> None:
-    """Show what a run would do: every setting, the listing, what is done already."""
-    from corpus_asr.config.load import load_config, settings_of
-    from corpus_asr.runtime.weights import fetch_weights
-    from corpus_asr.storage.plan import make_plan
-    from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
-
-    with readable_errors():
-        settings = load_config(config, overrides or ())
-        _print_settings(list(settings_of(settings)))
-        store = OutputStore(settings.output.uri, endpoint_url=settings.output.endpoint_url)
-        # Weights are large; they matter here only where results of the same ones may lie.
-        begun = bool(store.names(OUTCOMES_FOLDER))
-        weights = fetch_weights(settings, hashed=begun)
-        drawn = make_plan(settings, store, model_revision=weights.name if begun else None)
-        # Nobody will work it off, and a report takes the newest plan for that of the last run.
-        for name in list(store.all_names(drawn.name)):
-            store.remove(name)
-        _print_plan(drawn, store.uri)
 
 
 @app.command()
@@ -209,54 +192,13 @@ def status(
             time.sleep(WATCH_EVERY_S)
 
 
-@app.command()
-def transcribe(
-    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Files or addresses.")],
-    model: Annotated[
-        str, typer.Option(metavar="CHECKPOINT", help="A folder, an address or a hub name.")
-    ],
-    language: Annotated[str | None, typer.Option(help="Code such as en; default: detect.")] = None,
-    task: Annotated[str | None, typer.Option(help="transcribe or translate.")] = None,
-    strategy: Annotated[str | None, typer.Option(help="sequential or chunked.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16 or int8.")] = "auto",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Any key of the decoding section."),
-    ] = None,
-    output_format: Annotated[
-        Format, typer.Option("--format", help="txt: lines of text; jsonl: one object per file.")
-    ] = Format.txt,
-) -> None:
-    """Transcribe a few files and print the text with its times."""
-    from corpus_asr.config.load import decoding_from, decoding_options
-
-    with readable_errors():
-        options = decoding_options(overrides or ())
-        flags = {"language": language, "task": task, "strategy": strategy}
-        options |= {name: value for name, value in flags.items() if value is not None}
-        decoding_from(options)  # a wrong option is told before the model is loaded
-
-        from corpus_asr.runtime.transcriber import Transcriber
-
-        failed: list[str] = []
-
-        def tell(uri: str, error: ItemError) -> None:
-            failed.append(uri)
-            say(str(error))
-
-        show = printer(output_format, many=len(files) > 1)
-        with Transcriber.from_pretrained(model, device=device, dtype=dtype, **options) as loaded:
-            for transcript in loaded.transcribe_many(files, on_error=tell):
-                show(transcript)
-        if failed:
-            say(f"{len(failed)} of {len(files)} files failed")
-            raise typer.Exit(EXIT_SOME_FAILED)
-
-
+app.command()(init)
+app.command()(plan)
+app.command()(transcribe)
 app.command()(report)
 app.command()(export)
 app.command()(evaluate)
+app.command()(view)
 app.command()(nightly)
 app.command()(label)
 
@@ -302,6 +244,22 @@ def bench(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> No
         run_benchmark(arguments or [])
 
 
+def _mostly(config: "RunConfig") -> str:
+    """Show the commonest failure of the run that has ended, and what to do about it."""
+    from corpus_asr.report.advice import advice
+    from corpus_asr.storage.snapshot import read_snapshot
+    from corpus_asr.storage.tables import OutputStore
+
+    store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
+    snapshot = read_snapshot(store)
+    kinds = snapshot.failures if snapshot is not None else ()
+    most = max(kinds, key=lambda kind: kind.count, default=None)
+    if most is None:
+        return ""
+    example = f", such as {most.examples[0]}" if most.examples else ""
+    return f"; {most.count} {most.kind}{example}: {advice(most.kind, retryable=most.retryable)}"
+
+
 def _summary_words(summary: "RunSummary") -> str:
     from corpus_asr.report.text import duration
 
@@ -313,45 +271,6 @@ def _summary_words(summary: "RunSummary") -> str:
         f"{duration(summary.processed_audio_s)} of audio in {duration(summary.wall_s)} "
         f"({summary.speed:.1f} hours of audio per hour)"
     )
-
-
-def _print_settings(settings: "list[Setting]") -> None:
-    """Print every value as YAML that could be saved and run, defaults marked as such."""
-    section = ""
-    for setting in settings:
-        above, _, name = setting.key.rpartition(".")
-        if above != section:
-            typer.echo(f"{above}:")
-            section = above
-        line = f"{'  ' if above else ''}{name}: {_yaml(setting.value)}"
-        if setting.is_default:
-            line = typer.style(f"{line}  # default", dim=True)
-        typer.echo(line)
-
-
-def _yaml(value: object) -> str:
-    """Write a value in YAML: JSON, which YAML includes, but plain words without quotes."""
-    if isinstance(value, str) and _PLAIN_WORD.fullmatch(value) and value.lower() not in _NOT_TEXT:
-        return value
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _print_plan(drawn: "Plan", output_uri: str) -> None:
-    unknown = f", {drawn.num_unknown_sizes:,} of unknown size" if drawn.num_unknown_sizes else ""
-    left_out = f"{drawn.num_excluded:,} excluded, {drawn.num_duplicates:,} named twice"
-    typer.echo(f"\n# listed     {drawn.num_files:,} files, {_size(drawn.num_bytes)}{unknown}")
-    typer.echo(f"# left out   {left_out}")
-    typer.echo(f"# done       {drawn.num_done:,} files, in {output_uri}")
-    typer.echo(
-        f"# to do      {drawn.num_remaining:,} files, {_size(drawn.num_remaining_bytes)}, "
-        f"in {drawn.num_packs:,} pack{'' if drawn.num_packs == 1 else 's'}"
-    )
-
-
-def _size(num_bytes: int) -> str:
-    if num_bytes < 1_000_000:
-        return f"{num_bytes / 1e3:,.1f} kB"
-    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:,.1f} GB"
 
 
 if __name__ == "__main__":

@@ -164,7 +164,10 @@ class FakeTranscriber:
 
 
 @pytest.fixture
-def transcriber(monkeypatch: pytest.MonkeyPatch) -> None:
+def transcriber(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.wav", "b.wav", "c.wav", "bad.wav"):
+        (tmp_path / name).touch()
     module = ModuleType("corpus_asr.runtime.transcriber")
     module.__dict__["Transcriber"] = FakeTranscriber
     monkeypatch.setitem(sys.modules, module.__name__, module)

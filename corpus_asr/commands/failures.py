@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import typer
 
-from corpus_asr.errors import CheckpointError, ConfigError, CorpusAsrError
+from corpus_asr.errors import CheckpointError, ConfigError, CorpusAsrError, FetchError
 from corpus_asr.logs import event, speaks_json
 from corpus_asr.runtime.stopping import RunStoppedError
 
@@ -46,7 +46,9 @@ def readable_errors(*, on_interrupt: str = "") -> Iterator[None]:
     except CorpusAsrError as error:
         _debug_traceback()
         say(str(error))
-        raise typer.Exit(EXIT_STOPPED_BY_FAILURE) from None
+        # A store that refuses, as one that is not there, does so the next time as well.
+        refused = isinstance(error, FetchError) and not error.retryable
+        raise typer.Exit(EXIT_UNUSABLE if refused else EXIT_STOPPED_BY_FAILURE) from None
     except (typer.Exit, typer.Abort, BrokenPipeError):
         raise
     except Exception as error:

@@ -1,0 +1,116 @@
+"""`corpus-asr transcribe`: its options, and what is told before a model is loaded.
+
+In: the command line. Out: transcripts on stdout, failures on stderr, an exit code. Imports nothing
+that `--help` would have to wait for.
+"""
+
+import os
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from corpus_asr.commands import completion
+from corpus_asr.commands.failures import EXIT_SOME_FAILED, readable_errors, say
+from corpus_asr.errors import ItemError
+from corpus_asr.report.transcript import Format, printer
+
+
+class DtypeName(StrEnum):
+    """In which numbers a model computes; the same as `model.dtype`."""
+
+    auto = "auto"
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    int8 = "int8"
+
+
+def transcribe(
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Files or addresses.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="CHECKPOINT",
+            help="A folder, an address or a hub name.",
+            autocompletion=completion.checkpoint,
+        ),
+    ],
+    language: Annotated[
+        str | None,
+        typer.Option(help="Code such as en; default: detect.", autocompletion=completion.language),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="transcribe or translate.", autocompletion=completion.task),
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(help="sequential or chunked.", autocompletion=completion.strategy),
+    ] = None,
+    device: Annotated[
+        str,
+        typer.Option(help="auto, cpu, cuda or cuda:N.", autocompletion=completion.device),
+    ] = "auto",
+    dtype: Annotated[DtypeName, typer.Option(help="In which numbers it computes.")] = (
+        DtypeName.auto
+    ),
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any key of the decoding section.",
+            autocompletion=completion.decoding_override,
+        ),
+    ] = None,
+    output_format: Annotated[
+        Format, typer.Option("--format", help="txt: lines of text; jsonl: one object per file.")
+    ] = Format.txt,
+) -> None:
+    """Transcribe a few files and print the text with its times."""
+    from corpus_asr.config.load import decoding_from, decoding_options
+
+    with readable_errors():
+        options = decoding_options(overrides or ())
+        flags = {"language": language, "task": task, "strategy": strategy}
+        options |= {name: value for name, value in flags.items() if value is not None}
+        decoding_from(options)  # a wrong option is told before the model is loaded
+        failed = [file for file in files if not _is_there(file)]
+        readable = [file for file in files if file not in failed]
+
+        def tell(uri: str, error: ItemError) -> None:
+            failed.append(uri)
+            say(str(error))
+
+        if readable:
+            from corpus_asr.runtime.transcriber import Transcriber
+
+            show = printer(output_format, many=len(files) > 1)
+            with Transcriber.from_pretrained(
+                model, device=device, dtype=dtype.value, **options
+            ) as loaded:
+                for transcript in loaded.transcribe_many(readable, on_error=tell):
+                    show(transcript)
+        if failed:
+            say(f"{len(failed)} of {len(files)} files failed")
+            raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _is_there(file: str) -> bool:
+    """Tell whether a file is there to be read, and say what else is; stores are not asked."""
+    from corpus_asr.storage.addresses import LOCAL, normalise, scheme_of
+
+    if scheme_of(file) != LOCAL:
+        return True
+    path = normalise(file)
+    if os.path.isdir(path):
+        say(
+            f"reading {file}: found a folder, expected a file; name its files ({file.rstrip('/')}"
+            f"/*), or make a job of it: corpus-asr init --source {file}"
+        )
+        return False
+    if not os.path.exists(path):
+        say(f"reading {file}: found no such file; correct its name")
+        return False
+    return True

@@ -1,0 +1,170 @@
+"""Whether a job can be done, found out in a minute instead of in the night.
+
+In: a job and its plan. Out: a line per thing that was tried and went well; what does not is raised
+as the run itself would raise it. Works in this process: of a cluster it sees the machines and their
+GPUs, and not whether each of them has the model's memory.
+"""
+
+import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import pyarrow as pa
+
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import ConfigError, DecodeError
+from corpus_asr.runtime.resources import Resources, resolve_resources, store_bytes_for, this_machine
+from corpus_asr.schemas import PACKS
+from corpus_asr.stages.extract import ExtractStage
+from corpus_asr.stages.transcribe import EngineFactory
+from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.plan import Plan, read_packs
+from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.trust import HostRules
+from corpus_asr.units import MEBIBYTE
+
+RECORDINGS_TRIED = 3
+_GIBIBYTE = 1024 * MEBIBYTE
+
+
+def check_ready(
+    config: RunConfig, store: OutputStore, plan: Plan, engine_factory: EngineFactory
+) -> Iterator[str]:
+    """Try what the job needs, and yield a line on each.
+
+    Args:
+        config: the job.
+        store: its output, which the plan was written to.
+        plan: what is to do; not removed yet.
+        engine_factory: what loads the engine.
+
+    Raises:
+        ConfigError: the machines have not got what the job asks for.
+        DecodeError: none of the first recordings can be decoded.
+        FetchError: their store does not let them be read.
+        CheckpointError: the model cannot be loaded.
+    """
+    yield f"output     written and read in {shown(store.uri)}"
+    if plan.num_remaining:
+        yield f"recording  {_decoded(config, store, plan)}"
+    resources = _resources(config, plan)
+    yield f"machines   {resources.describe().splitlines()[1]}"
+    yield f"model      {_loaded(config, resources, engine_factory)}"
+    yield f"memory     {_memory(config, resources)}"
+
+
+def _decoded(config: RunConfig, store: OutputStore, plan: Plan) -> str:
+    """Decode the beginning of a recording; one of the first few, since some may be broken."""
+    stage = ExtractStage(
+        config.model.checkpoint,
+        revision=config.model.revision,
+        settings=config.extract,
+        endpoint_url=config.source.endpoint_url,
+        hosts=HostRules.of(config.source),
+    )
+    failures: list[str] = []
+    try:
+        for pack in _single(store, plan):
+            # Whatever follows the first part is given up with the stage.
+            part = next(stage(pack)).slice(0, 1).to_pylist()[0]
+            if part["error_kind"] is None:
+                length = f"{part['part_end_s'] - part['part_start_s']:.1f} s of audio decoded"
+                return f"{shown(part['uri'])}: {length}" + _beside(failures)
+            failures.append(part["error_message"])
+    finally:
+        stage.close()
+    raise DecodeError(
+        f"trying the first {len(failures)} of {plan.num_remaining} recordings: all failed, "
+        f"expected one to be readable; the first: {failures[0]}"
+    )
+
+
+def _beside(failures: list[str]) -> str:
+    return f" (before it failed: {failures[0]})" if failures else ""
+
+
+def _single(store: OutputStore, plan: Plan) -> Iterator[pa.Table]:
+    """Yield the first recordings of the plan, each as a pack of its own."""
+    tried = 0
+    for pack in read_packs(store, plan):
+        row = pack.to_pylist()[0]
+        for file in row["files"][: RECORDINGS_TRIED - tried]:
+            tried += 1
+            yield pa.Table.from_pylist([row | {"files": [file]}], schema=PACKS)
+        if tried == RECORDINGS_TRIED:
+            return
+
+
+def _resources(config: RunConfig, plan: Plan) -> Resources:
+    num_packs = max(1, plan.num_packs)
+    if config.cluster.address == "local":
+        return resolve_resources(config, (this_machine(),), num_packs=num_packs)
+    # Ray takes seconds to import, and jobs of one machine do without it here.
+    from corpus_asr.runtime.cluster import connected
+
+    with connected(config.cluster.address, store_bytes=0) as cluster:
+        return resolve_resources(
+            config, cluster.nodes, num_packs=num_packs, store_bytes=cluster.store_bytes
+        )
+
+
+def _loaded(config: RunConfig, resources: Resources, engine_factory: EngineFactory) -> str:
+    began_s = time.monotonic()
+    remote = config.cluster.address != "local"
+    with closing(
+        engine_factory(
+            config.model.checkpoint,
+            revision=config.model.revision,
+            decoding=config.decoding,
+            # The GPUs of a cluster are not those of the machine that drives it.
+            device="auto" if remote else resources.device,
+            dtype="auto" if remote else config.model.dtype,
+            slots=config.transcribe.slots,
+            num_threads=resources.transcribe_threads,
+        )
+    ) as engine:
+        spent_s = time.monotonic() - began_s
+        return f"{shown(config.model.checkpoint)} loaded in {spent_s:.1f} s on {engine.device_name}"
+
+
+def _memory(config: RunConfig, resources: Resources) -> str:
+    """Reckon a machine's memory; the model's share is what this process came to need.
+
+    Raises:
+        ConfigError: it is less than the job needs.
+    """
+    there = this_machine().memory_bytes
+    model = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if config.cluster.address != "local":
+        return f"this process needed {model / _GIBIBYTE:.1f} GiB with the model loaded"
+    store_bytes = store_bytes_for(config, this_machine())
+    extract = resources.extract_workers * (resources.extract_memory_bytes or there)
+    needed = model * resources.transcribe_workers + extract + store_bytes
+    if needed > there:
+        raise ConfigError(
+            f"reckoning memory: found {there / _GIBIBYTE:.1f} GiB here, expected about "
+            f"{needed / _GIBIBYTE:.1f} (model {model / _GIBIBYTE:.1f} x "
+            f"{resources.transcribe_workers}, extraction {extract / _GIBIBYTE:.1f}, object store "
+            f"{store_bytes / _GIBIBYTE:.1f}); use a smaller model.checkpoint, lower "
+            "extract.part_s, extract.workers or transcribe.workers, or give the container more"
+        )
+    told = f"about {needed / _GIBIBYTE:.1f} of {there / _GIBIBYTE:.1f} GiB are needed"
+    return told + _shared_memory(store_bytes)
+
+
+def _shared_memory(store_bytes: int) -> str:
+    """Tell where Ray's object store will not find its room; it then works in files, and slowly."""
+    try:
+        found = os.statvfs("/dev/shm")
+    except OSError:
+        return ""
+    size = found.f_blocks * found.f_frsize
+    if size >= store_bytes:
+        return ""
+    return (
+        f"; /dev/shm has {size / MEBIBYTE:.0f} MiB and Ray wants "
+        f"{store_bytes / MEBIBYTE:.0f}: give a container more (--shm-size), or use run --local, "
+        "which needs none"
+    )

@@ -1,0 +1,136 @@
+"""What shells offer at Tab: asked of bash itself, and of the scripts that other shells load."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from corpus_asr.commands.transcribe import DtypeName
+from corpus_asr.config.load import load_config
+from corpus_asr.config.stages import ModelSettings
+
+BINARIES = Path(sys.executable).parent
+COMMAND = str(BINARIES / "corpus-asr")
+# A shell waits for the answer; CPU time, since a busy machine makes wall time a matter of luck.
+LIMIT_S = 1.0
+HEAVY = {"torch", "ray", "pyarrow", "numpy", "av", "s3fs", "fsspec", "huggingface_hub"}
+
+BASH = """
+eval "$(_CORPUS_ASR_COMPLETE=source_bash corpus-asr)"
+COMP_WORDS=("$@")
+COMP_CWORD=$(( ${#COMP_WORDS[@]} - 1 ))
+_corpus_asr_completion corpus-asr
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+WATCHED = """
+import atexit, json, sys
+from corpus_asr import cli
+atexit.register(lambda: print(json.dumps(sorted(sys.modules))))
+cli.app(prog_name="corpus-asr")
+"""
+
+
+def bash(*words: str) -> list[str]:
+    """Return what bash offers for the last word."""
+    path = f"{BINARIES}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "--norc", "-c", BASH, "bash", "corpus-asr", *words],
+        env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def asked(shell: str, typed: str, **more: str) -> str:
+    """Return what a shell other than bash is told."""
+    instruction = {"_CORPUS_ASR_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": typed}
+    done = subprocess.run(
+        [COMMAND], env=os.environ | instruction | more, capture_output=True, text=True, check=False
+    )
+    return done.stdout
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["transcr"], ["transcribe"]),
+        (["run", "x.yaml", "--set", "extract.p"], ["extract.part_s=", "extract.pack_mb="]),
+        (
+            ["run", "x.yaml", "--set", "decoding.ta"],
+            ["decoding.task=", "decoding.target_language="],
+        ),
+        (
+            ["plan", "x.yaml", "--set", "source.allow_l"],
+            [f"source.allow_local_files={value}" for value in ("", "true", "false")],
+        ),
+        (["transcribe", "a.wav", "--format", ""], ["txt", "jsonl"]),
+        (["init", "--pipeline", ""], ["transcribe", "classify", "pseudo-label"]),
+        (
+            ["transcribe", "a.wav", "--model", "openai/whisper-ti"],
+            ["openai/whisper-tiny", "openai/whisper-tiny.en"],
+        ),
+        (["run", "x.yaml", "--set", "no.such"], []),
+    ],
+)
+def test_bash_is_offered_commands_keys_and_values(words: list[str], offered: list[str]) -> None:
+    assert bash(*words) == offered
+
+
+def test_other_shells_are_offered_values_behind_the_key() -> None:
+    offered = asked("zsh", "corpus-asr run x.yaml --set model.dtype=b")
+    assert "model.dtype=bfloat16" in offered
+    assert "float32" not in offered
+    fish = asked(
+        "fish", "corpus-asr transcribe a.wav --set word", _TYPER_COMPLETE_FISH_ACTION="get-args"
+    )
+    assert "word_timestamps=true" in fish
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_has_a_script_that_calls_the_command(shell: str) -> None:
+    done = subprocess.run(
+        [COMMAND], env=os.environ | {"_CORPUS_ASR_COMPLETE": f"source_{shell}"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert f"_CORPUS_ASR_COMPLETE=complete_{shell}" in done.stdout
+    assert "corpus-asr" in done.stdout
+
+
+def test_completing_a_key_loads_nothing_heavy_and_is_quick() -> None:
+    words = {"COMP_WORDS": "corpus-asr run x.yaml --set deco", "COMP_CWORD": "4"}
+    environment = os.environ | words | {"_CORPUS_ASR_COMPLETE": "complete_bash"}
+    spent_s = []
+    for _ in range(3):
+        before = os.times()
+        done = subprocess.run(
+            [sys.executable, "-c", WATCHED], env=environment, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        after = os.times()
+        used = after.children_user + after.children_system
+        spent_s.append(used - before.children_user - before.children_system)
+    *offered, modules = done.stdout.splitlines()
+    assert "decoding.language=" in offered
+    assert not HEAVY & set(json.loads(modules))
+    assert min(spent_s) < LIMIT_S
+
+
+def test_every_key_that_is_offered_can_be_set(tmp_path: Path) -> None:
+    offered = [line for line in bash("run", "x.yaml", "--set", "") if line.endswith("=")]
+    assert len(offered) > 60
+    file = tmp_path / "job.yaml"
+    file.write_text("source: {uri: a}\nmodel: {checkpoint: b}\noutput: {uri: c}\n")
+    values = {"transcribe.slots=": "4", "decoding.num_beams=": "2", "model.dtype=": "float32"}
+    assert set(values) <= set(offered)
+    load_config(file, [key + value for key, value in values.items()])
+
+
+def test_number_types_are_those_of_the_settings() -> None:
+    known = ModelSettings.model_fields["dtype"].annotation
+    assert [each.value for each in DtypeName] == list(known.__args__)  # type: ignore[union-attr]

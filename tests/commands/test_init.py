@@ -1,0 +1,119 @@
+"""`corpus-asr init` writes files that load, have every key there is, and spoil nothing."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from corpus_asr import cli
+from corpus_asr.config.base import Settings
+from corpus_asr.config.labelling import PseudoLabelConfig
+from corpus_asr.config.load import load_config
+from corpus_asr.config.run import RunConfig
+from corpus_asr.config.template import written
+
+CHOSEN = {"source.uri": "audio", "model.checkpoint": "openai/whisper-tiny", "output.uri": "out"}
+COMMENTED_KEY = re.compile(r"^  # (?=\w+: )", re.MULTILINE)
+
+
+def call(*arguments: str, answers: str = "") -> Result:
+    return CliRunner().invoke(cli.app, ["init", *arguments], input=answers)
+
+
+@pytest.mark.parametrize("pipeline", ["transcribe", "classify", "pseudo-label"])
+@pytest.mark.parametrize("options", [(), ("--full",)])
+def test_what_is_written_loads_and_is_kept(
+    pipeline: str, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    file = tmp_path / "jobs" / "job.yaml"
+    result = call(
+        str(file), "--pipeline", pipeline, "--source", "s3://b/*.mp3", "--output", "null", *options
+    )
+    assert result.exit_code == 0, result.stderr
+    assert f"corpus-asr run {file}" in result.stdout
+    config = load_config(file)
+    assert config.pipeline.partition("_")[0] == pipeline.partition("-")[0]
+    assert (config.source.uri, config.output.uri) == (("s3://b/*.mp3",), "null")
+    before = file.read_text()
+    refused = call(str(file), "--pipeline", pipeline)
+    assert refused.exit_code == 2
+    assert "--force" in refused.stderr
+    assert file.read_text() == before
+    assert call(str(file), "--force", "--model", "lab/mine").exit_code == 0
+    assert load_config(file).model.checkpoint == "lab/mine"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "model", "unread"),
+    [
+        ("transcribe_corpus", RunConfig, {"classification"}),
+        ("classify_audio", RunConfig, {"decoding"}),
+        ("pseudo_label", PseudoLabelConfig, {"classification"}),
+    ],
+)
+def test_a_full_file_has_every_key_with_its_default_and_description(
+    pipeline: str, model: type[RunConfig], unread: set[str], tmp_path: Path
+) -> None:
+    chosen = CHOSEN | ({"dataset.uri": "set"} if pipeline == "pseudo_label" else {})
+    text = written(pipeline, chosen, full=True)
+    file = tmp_path / "job.yaml"
+    file.write_text(text)
+    usual = load_config(file)
+    file.write_text(COMMENTED_KEY.sub("  ", text))
+    spelt_out = load_config(file)
+    assert spelt_out == usual
+    prose = " ".join(text.replace("#", " ").split())
+    for name, section in sections(model):
+        if name in unread:
+            assert f"\n{name}:" not in text
+            continue
+        set_here = getattr(spelt_out, name).model_fields_set
+        assert set_here == set(section.model_fields)
+        for field in section.model_fields.values():
+            assert " ".join((field.description or "?").split()) in prose
+
+
+def sections(model: type[RunConfig]) -> list[tuple[str, type[Settings]]]:
+    found: list[tuple[str, Any]] = [
+        (name, field.annotation) for name, field in model.model_fields.items()
+    ]
+    return [(name, kind) for name, kind in found if name != "pipeline"]
+
+
+def test_a_short_file_leaves_rare_keys_out() -> None:
+    text = written("transcribe_corpus", CHOSEN, full=False)
+    assert "# language: auto" in text
+    assert "compression_ratio" not in text
+    assert len(text.splitlines()) < 50
+
+
+def test_what_cannot_be_loaded_is_not_written(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("mine")
+    result = call(str(file), "--force", "--source", "${env:NO_SUCH_VARIABLE_HERE}")
+    assert result.exit_code == 2
+    assert f"what {file} would be" in result.stderr
+    assert "NO_SUCH_VARIABLE_HERE is not set" in result.stderr
+    assert file.read_text() == "mine"
+
+
+def test_a_place_that_takes_no_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = call(str(tmp_path / "file" / "job.yaml"))
+    assert result.exit_code == 2
+    assert "choose another" in result.stderr
+
+
+def test_questions_need_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = str(tmp_path / "job.yaml")
+    refused = call(file, "--ask", answers="talks\n\n\n")
+    assert refused.exit_code == 2
+    assert "no terminal" in refused.stderr
+    monkeypatch.setattr("corpus_asr.commands.init._is_terminal", lambda: True)
+    asked = call(file, "--ask", "--output", "texts", answers="talks\n\n")
+    assert asked.exit_code == 0, asked.stderr
+    config = load_config(file)
+    assert (config.source.uri, config.output.uri) == (("talks",), "texts")
+    assert config.model.checkpoint == "openai/whisper-small"
