@@ -15,7 +15,7 @@ import yaml
 from corpus_asr.cli import app
 from corpus_asr.runtime import resources as sizes
 from corpus_asr.runtime.resources import resolve_resources
-from corpus_asr.runtime.stopping import GRACE_S
+from corpus_asr.runtime.stopping import DRAIN_S, GRACE_S
 from tests.support.custom_resources import StrictSchema
 from tests.support.manifests import (
     FOLDER,
@@ -268,19 +268,26 @@ def test_a_run_that_is_told_to_end_has_the_time(name):
         assert GRACE_S < int(seconds) < group["template"]["spec"]["terminationGracePeriodSeconds"]
 
 
-def test_a_job_ends_and_cleans_up():
-    for spec in (resource("rayjob.yaml")["spec"], resource("nightly.yaml")["spec"]["jobTemplate"]):
+def test_a_job_ends_and_cleans_up(tmp_path):
+    single, nightly = (resource("rayjob.yaml")["spec"], resource("nightly.yaml")["spec"])
+    night = nightly["jobTemplate"]
+    for spec in (single, night):
         assert spec["shutdownAfterJobFinishes"] is True
         assert spec["ttlSecondsAfterFinished"] > 0
-        assert spec["backoffLimit"] >= 1
-        # A retry follows a head that could not let go of its lock.
-        assert "--steal-lock" in spec["entrypoint"]
-    assert resource("nightly.yaml")["spec"]["jobTemplate"]["activeDeadlineSeconds"] < DAY_S
-    assert re.fullmatch(r"\d+ \d+ \* \* \*", resource("nightly.yaml")["spec"]["schedule"])
+    # A retry follows a head that could not let go of its lock; a night always takes it over.
+    assert single["backoffLimit"] >= 1
+    assert "--steal-lock" in single["entrypoint"]
+    assert night["backoffLimit"] == 0, "a second try would hide what the first one's exit code says"
+    stop_after_h = job("nightly.yaml", tmp_path).nightly.stop_after_h
+    assert stop_after_h is not None
+    assert 3600 * (stop_after_h + 1) + DRAIN_S < night["activeDeadlineSeconds"] < DAY_S
+    assert re.fullmatch(r"\d+ \d+ \* \* \*", nightly["schedule"])
 
 
 def test_the_nightly_cluster_is_that_of_the_single_run():
     nightly, single = cluster_of("nightly.yaml"), cluster_of("rayjob.yaml")
+    secrets = container(nightly["headGroupSpec"])["envFrom"]
+    assert secrets.pop() == {"secretRef": {"name": "corpus-asr-webhook", "optional": True}}
     for cluster in (nightly, single):
         (volume,) = (v for v in pod_of_head(cluster)["volumes"] if v["name"] == "job")
         del volume["configMap"]

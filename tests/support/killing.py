@@ -94,6 +94,8 @@ class KillableJob:
     environment: dict[str, str] = field(default_factory=dict)
     scripted: bool = True
     """Whether engine and extractor are the scripted ones."""
+    command: str = "run"
+    """Of the command line."""
     seen: dict[int, str] = field(default_factory=dict)
     """The processes of its runs, and when each began."""
 
@@ -120,7 +122,7 @@ class KillableJob:
         job = self.folder / "job.yaml"
         job.write_text(self.config.model_dump_json())
         program = ["-m", "tests.support.killing"] if self.scripted else ["-c", _COMMAND_LINE]
-        command = [sys.executable, *program, "run", str(job), *options]
+        command = [sys.executable, *program, self.command, str(job), *options]
         process = subprocess.Popen(
             command if self.ray else [*command, "--local"],
             cwd=REPOSITORY,
