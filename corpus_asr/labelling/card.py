@@ -97,9 +97,9 @@ def _body(found: Labelled, settings: DatasetSettings) -> Iterator[str]:
     yield ""
     yield from _how_to_read(found, settings)
     yield from _selection(found)
-    yield from _model(found)
     yield from _examples(found)
     yield from _columns()
+    yield from _model(found)
     yield "## Before you train on it"
     yield ""
     yield (
@@ -154,7 +154,7 @@ def _selection(found: Labelled) -> Iterator[str]:
         ),
         ("**kept**", "", *_amount(tally.kept), "", ""),
     ]
-    header = ("rule", "drops", "segments", "dropped", "would drop", "no other does")
+    header = ("rule", "drops", "segments", "audio", "would drop", "no other does")
     yield from _table(header, rows)
     yield ""
     for reason, lost in sorted(found.written.lost.items()):
@@ -174,7 +174,7 @@ def _model(found: Labelled) -> Iterator[str]:
     yield "## Model and settings"
     yield ""
     for title, values in (("model", found.model), ("setting", found.settings)):
-        rows = [(f"`{name}`", _cell(value)) for name, value in values.items()]
+        rows = [(f"`{name}`", _cell(value)) for name, value in values.items() if value is not None]
         yield from _table((title, ""), rows)
         yield ""
 

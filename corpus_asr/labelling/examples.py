@@ -51,9 +51,10 @@ def _of_channel(rows: Rows, first: int, settings: DatasetSettings) -> Iterator[E
     before: str | None = None
     ends_s = list(accumulate((row["end_s"] for row in rows), max))
     for start, stop in _stretches(rows, settings):
-        if start == 0 or not _goes_on(rows[start - 1], rows[start]):
-            before = None
         spoken_s = ends_s[start - 1] if start else 0.0
+        pause_s = rows[start]["start_s"] - spoken_s
+        if start == 0 or pause_s > WINDOW_S or not _goes_on(rows[start - 1], rows[start]):
+            before = None
         example = _example(rows, start, stop, first + start, spoken_s, settings)
         example.row["condition_on_prev"] = before
         before = example.row["text"]

@@ -28,14 +28,15 @@ from corpus_asr.units import SAMPLE_RATE_HZ
 
 NOTES_FOLDER = "_run/shards"
 CUTTER = "corpus_asr.labelling.cutting:ClipCutter"
-UNREADABLE = "unreadable"
+UNREADABLE, UNREACHABLE = "unreadable", "unreachable"
 LOSSES = {
     CHANGED: "the recording is no longer what was transcribed",
     CUT_SHORT: "the recording ends earlier than when it was transcribed",
     UNREADABLE: "the recording cannot be read or decoded again",
+    UNREACHABLE: "the recording could not be read now; the same command tries again",
 }
 _MESSAGES_KEPT = 5
-_SHOWN = 2
+_SHOWN = 5
 
 
 @dataclass(slots=True)
@@ -118,18 +119,18 @@ class ShardMaker:
                     done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in done)
             finally:
+                pool.shutdown(wait=False, cancel_futures=True)
                 # Decoders that are killed now are no fault of what they decode: nothing of their
                 # shards is noted.
                 self._stopping.set()
                 for cutter in self._all:
                     cutter.close()
-                pool.shutdown(wait=True, cancel_futures=True)
 
     def _make(self, shard: Shard) -> Note:
         name = f"{NOTES_FOLDER}/{shard.name}.json"
         digest = shard.digest()
         found = self._store.read_json(name)
-        if found is not None and found["digest"] == digest:
+        if found is not None and found["digest"] == digest and UNREACHABLE not in found["lost"]:
             return Note(**found)
         note = Note(name=shard.name, split=shard.split, digest=digest)
         with tempfile.TemporaryDirectory(prefix="corpus-asr-shard-") as folder:
@@ -174,5 +175,8 @@ class ShardMaker:
 
 
 def _reason(error: Exception) -> str:
-    kind = error.kind if isinstance(error, ItemError) else None
-    return kind if kind in (CHANGED, CUT_SHORT) else UNREADABLE
+    if not isinstance(error, ItemError):
+        return UNREADABLE
+    if error.kind in (CHANGED, CUT_SHORT):
+        return error.kind
+    return UNREACHABLE if error.retryable else UNREADABLE

@@ -70,6 +70,11 @@ def test_a_pause_and_another_language_begin_a_window() -> None:
     assert [each.row["condition_on_prev"] for each in found] == [None, "a b", None]
 
 
+def test_text_from_long_ago_is_not_what_was_said_before() -> None:
+    found = examples_of([row(0, 2, " a"), row(31, 33, " b"), row(64, 66, " c")], settings())
+    assert [each.row["condition_on_prev"] for each in found] == [None, "a", None]
+
+
 def test_clips_are_segments_by_themselves() -> None:
     rows = [row(1.0, 2.0, " a"), row(2.1, 3.0, " b")]
     first, second = examples_of(rows, settings(examples="clips", pad_s=0.5))

@@ -4,6 +4,7 @@ import gc
 import io
 import json
 import wave
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from typer.testing import CliRunner
 
 from corpus_asr import cli
 from corpus_asr.config.labelling import PseudoLabelConfig
-from corpus_asr.errors import ConfigError
+from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.labelling import writing
+from corpus_asr.labelling.cutting import CutRequest
 from corpus_asr.labelling.summary import as_data
 from corpus_asr.runtime.summary import RunSummary
+from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage import filesystem
 from pipelines import transcribe_corpus
 from pipelines.pseudo_label import label, run
@@ -234,6 +237,24 @@ def test_recordings_that_are_no_longer_the_same_are_counted_and_not_heard(
     assert as_data(found)["lost"]["unreadable"] == {"count": 1, "seconds": 12.0}
     assert any("a talk.wav" in message for message in found.written.messages)
     assert "no longer what was transcribed" in (tmp_path / "set" / "README.md").read_text()
+
+
+def test_what_a_store_did_not_give_is_tried_again_by_the_same_command(
+    heard: Transcribed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: IsolatedGenerator, item: CutRequest) -> Iterator[Any]:
+        if item.uri.endswith("b.wav"):
+            raise FetchError("reading b.wav: the store does not answer", uri=item.uri)
+        yield from original(self, item)
+
+    original = IsolatedGenerator.run
+    with monkeypatch.context() as patched:
+        patched.setattr(IsolatedGenerator, "run", failing)
+        found = label(heard.config())
+    assert as_data(found)["lost"] == {"unreachable": {"count": 1, "seconds": 2.4}}
+    assert len(rows_of(tmp_path / "set")) == 1
+    assert label(heard.config()).written.lost == {}
+    assert len(rows_of(tmp_path / "set")) == 2
 
 
 def test_two_runs_have_to_agree(heard: Transcribed, tmp_path: Path) -> None:

@@ -1,0 +1,36 @@
+"""The guide and the example configuration name every rule, key and column there is."""
+
+from pathlib import Path
+
+import pytest
+
+from corpus_asr.config.labelling import DatasetSettings, PseudoLabelConfig, SelectionSettings
+from corpus_asr.config.load import load_config
+from corpus_asr.schemas import EXAMPLES
+from tests.labelling.test_rules import BAD
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GUIDE = (REPOSITORY / "docs" / "pseudo_labels.md").read_text()
+EXAMPLE = REPOSITORY / "configs" / "pseudo_label.yaml"
+
+
+@pytest.mark.parametrize("name", [*BAD, *EXAMPLES.names])
+def test_the_guide_names_every_rule_and_column(name: str) -> None:
+    assert f"`{name}`" in GUIDE
+
+
+@pytest.mark.parametrize("key", SelectionSettings.model_fields)
+def test_the_guide_names_every_setting_of_a_rule(key: str) -> None:
+    assert f"`{key}`" in GUIDE or f"selection.{key}" in GUIDE
+
+
+def test_the_example_shows_every_key_with_its_default() -> None:
+    lines = EXAMPLE.read_text().splitlines()
+    for section in (SelectionSettings, DatasetSettings):
+        for key in section.model_fields:
+            assert any(line.startswith((f"  {key}:", f"  # {key}:")) for line in lines), key
+    config = load_config(EXAMPLE)
+    assert isinstance(config, PseudoLabelConfig)
+    usual = SelectionSettings(drop_texts=config.selection.drop_texts)
+    assert config.selection == usual
+    assert config.dataset == DatasetSettings(uri=config.dataset.uri)
