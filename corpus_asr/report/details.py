@@ -198,7 +198,7 @@ class Gatherer:
         counted = rows = 0
         for _, name, place, _ in self._drawn.chosen():
             start = max(0, place - _AROUND)
-            table = self._store.rows(name, _TEXT, start, place + _AROUND)
+            table = self._store.rows(name, _TEXT, [(start, place + _AROUND)])
             counted += count_words(table)
             rows += table.num_rows
         return round(total * counted / max(1, rows)), True
@@ -206,9 +206,9 @@ class Gatherer:
     def _sample(self, chosen: "_Chosen") -> Sample:
         _, name, place, _ = chosen
         if self._labels:
-            rows = self._store.rows(name, _WINDOW, place, place + _ALTERNATIVES).to_pylist()
+            rows = self._store.rows(name, _WINDOW, [(place, place + _ALTERNATIVES)]).to_pylist()
             return _window(rows)
-        row = self._store.rows(name, _SAMPLE, place, place + 1).to_pylist()[0]
+        row = self._store.rows(name, _SAMPLE, [(place, place + 1)]).to_pylist()[0]
         words = tuple((word["word"], word["probability"]) for word in row.pop("words") or ())
         return Sample(**row, words=words)
 

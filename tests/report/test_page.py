@@ -13,10 +13,12 @@ from corpus_asr.report.page.write import write_page, write_page_at_the_end
 from corpus_asr.report.reasons import REASONS, reason
 from corpus_asr.storage import filesystem
 from corpus_asr.storage.beginning import PAGE_NAME
-from corpus_asr.storage.snapshot import STOPPED, write_snapshot
+from corpus_asr.storage.snapshot import STOPPED, Moment, write_snapshot
 from tests.support.handwritten import Job
 from tests.support.html import Element, browsed, parsed
 from tests.support.snapshots import snapshot
+
+FIRST_OF_SLOWEST = "[aria-labelledby=slowest]>div>table>thead>tr>th>button"
 
 
 def words(*pairs: tuple[str, float]) -> list[dict[str, Any]]:
@@ -32,6 +34,13 @@ def segment(text: str, confidence: float, **values: Any) -> dict[str, Any]:
         "language": "en",
     }  # fmt: skip
     return usual | values
+
+
+def moment(elapsed_s: float, audio_s: float) -> Moment:
+    return Moment(
+        elapsed_s=elapsed_s, audio_s=audio_s, files=0, failed=0, extract_s=elapsed_s / 2,
+        extract_alive_s=elapsed_s, engine_s=elapsed_s, transcribe_alive_s=elapsed_s,
+    )  # fmt: skip
 
 
 def page_of(job: Job, path: Path) -> Element:
@@ -182,17 +191,23 @@ def test_the_page_of_a_folder_is_not_what_a_run_fails_of(
     assert page.all("span", class_="badge")[0].text == "Not running"
 
 
-def test_in_a_browser_tables_sort_and_nothing_is_refused(tmp_path: Path) -> None:
+def test_in_a_browser_tables_sort_and_nothing_is_refused_or_too_wide(tmp_path: Path) -> None:
     job = Job(tmp_path)
     job.begin()
-    for name in ("a.wav", "b.wav", "c.wav"):
-        job.commit(name)
+    for name, took_s in (("a.wav", 1.0), ("b.wav", 3.0), ("c.wav", 2.0)):
+        job.commit(name, decode_s=took_s)
     job.finish()
+    history = tuple(moment(at, 60.0 * at) for at in range(0, 100, 10))
+    write_snapshot(job.store, snapshot(run_id=job.run.run_id, history=history))
     write_page(job.store, str(tmp_path / "page.html"))
-    page, complaints = browsed(tmp_path / "page.html", tmp_path / "browser")
-    assert complaints == ""
-    heads = page.all("table", class_="sortable")[0].all("th", scope="col")
-    assert [len(head.all("button")) for head in heads] == [1] * len(heads)
+    seen = browsed(tmp_path / "page.html", click=FIRST_OF_SLOWEST)
+    assert seen.complaints == []
+    assert seen.widths == {1280: 1280, 400: 400}
+    assert len(seen.document.all("svg", class_="chart")) == 3
+    [slowest] = seen.document.all("section", **{"aria-labelledby": "slowest"})
+    names = [row.all("th")[0].text[-5:] for row in slowest.all("tbody")[0].all("tr")]
+    assert names == ["a.wav", "b.wav", "c.wav"]
+    assert slowest.all("th")[0].attributes["aria-sort"] == "ascending"
 
 
 def test_every_kind_with_advice_has_a_reason() -> None:

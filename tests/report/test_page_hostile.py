@@ -99,11 +99,12 @@ def test_attacks_stay_text(tmp_path: Path) -> None:
 def test_attacks_do_nothing_in_a_browser(tmp_path: Path) -> None:
     store = hostile_output(tmp_path / "output")
     write_page(store, str(tmp_path / "page.html"))
-    page, complaints = browsed(tmp_path / "page.html", tmp_path / "browser")
-    assert complaints == ""
-    assert "owned" not in page.all("title")[0].text
-    assert not page.all("img")
-    assert len(page.all("script")) == 1
+    seen = browsed(tmp_path / "page.html")
+    assert seen.complaints == []
+    assert "owned" not in seen.document.all("title")[0].text
+    assert not seen.document.all("img")
+    assert len(seen.document.all("script")) == 1
+    assert seen.widths == {1280: 1280, 400: 400}
 
 
 @pytest.mark.parametrize(

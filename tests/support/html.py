@@ -1,14 +1,13 @@
 """Pages as a browser's parser sees them: elements, attributes, text; and a real browser."""
 
-import shutil
-import subprocess
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-_BROWSERS = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome")
+from tests.support.chromium import Chromium, chromium_path
+
 _VOID = {"br", "img", "input", "link", "meta"}
 
 
@@ -81,21 +80,33 @@ def parsed(html: str) -> Element:
     return parser.root
 
 
-def browsed(page: Path, scratch: Path) -> tuple[Element, str]:
-    """Return what a browser, scripts included, made of a page, and its complaints."""
-    program = next((found for name in _BROWSERS if (found := shutil.which(name))), None)
-    if program is None:
-        pytest.skip(f"no browser: none of {', '.join(_BROWSERS)} is installed")
-    done = subprocess.run(
-        [
-            program, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-            f"--user-data-dir={scratch}", "--enable-logging=stderr", "--virtual-time-budget=2000",
-            "--dump-dom", page.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )  # fmt: skip
-    complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return parsed(done.stdout), "\n".join(complaints)
+@dataclass
+class Seen:
+    """A page in a browser, its scripts run."""
+
+    document: Element
+    complaints: list[str]
+    """Errors of scripts, and what the page's policy refused."""
+    widths: dict[int, int]
+    """How wide the page was where it had so many pixels."""
+
+
+def browsed(path: Path, *, click: str = "") -> Seen:
+    """Open a page in a browser, wide and narrow, and perhaps click elements one by one.
+
+    Args:
+        path: the page.
+        click: selectors, parted by blanks.
+    """
+    if chromium_path() is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium")
+    with Chromium.start() as browser:
+        page = browser.open(path.as_uri())
+        widths = {}
+        for width in (1280, 400):
+            page.look(width=width, height=900, dark=width == 400)
+            widths[width] = page.value("document.documentElement.scrollWidth")
+        for selector in click.split():
+            page.click(selector)
+        html = page.value("document.documentElement.outerHTML")
+        return Seen(parsed(html), page.complaints(), widths)

@@ -18,8 +18,8 @@ from corpus_asr.storage.tables import OutputStore
 
 _LOG = logging.getLogger(__name__)
 
-# The counts of more recordings than this may take more memory than a run's driver has to spare.
-MOST_AT_THE_END = 5_000_000
+# About 1 GiB per million, which the driver of a larger run may not have to spare.
+MOST_AT_THE_END = 2_000_000
 
 _BODY = """$header
 <nav class="no-print" aria-label="Sections">$links</nav>
