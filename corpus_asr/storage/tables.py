@@ -12,12 +12,11 @@ import io
 import json
 import time
 import uuid
-from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate, chain, islice
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -131,23 +130,28 @@ def parquet_batches(
 
 
 def parquet_rows(
-    file: io.BufferedReader, columns: Sequence[str], start: int, stop: int
-) -> pa.Table:
-    """Return rows `start` to `stop` of a Parquet file; only row groups that hold some are read.
+    file: io.BufferedReader, columns: Sequence[str], ranges: Sequence[tuple[int, int]]
+) -> Iterator[pa.Table]:
+    """Yield some rows of a Parquet file, each range from its first row up to the next after it.
+
+    Only row groups that hold some of them are read, one at a time and once each.
 
     Raises:
         pyarrow.ArrowInvalid: it is no Parquet file.
     """
     with pq.ParquetFile(file, pre_buffer=False) as parquet:
-        metadata = parquet.metadata
-        ends = list(
-            accumulate(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-        )
-        first, last = bisect_right(ends, start), bisect_left(ends, stop)
-        groups = range(first, min(last + 1, len(ends)))
         wanted = [name for name in columns if name in parquet.schema_arrow.names]
-        rows = parquet.read_row_groups(list(groups), columns=wanted, use_threads=False)
-    return rows.slice(start - (ends[first - 1] if first else 0), stop - start)
+        first = 0
+        for group in range(parquet.metadata.num_row_groups):
+            after = first + parquet.metadata.row_group(group).num_rows
+            inside = [(max(start, first), min(stop, after)) for start, stop in ranges]
+            inside = [(start, stop) for start, stop in inside if start < stop]
+            if inside:
+                rows = parquet.read_row_group(group, columns=wanted, use_threads=False)
+                for start, stop in inside:
+                    # Taken, not sliced: a slice would keep the whole group in memory.
+                    yield rows.take(pa.array(range(start - first, stop - first)))
+            first = after
 
 
 class OutputStore:
@@ -360,15 +364,21 @@ class OutputStore:
         with self._parquet(name) as file:
             yield from parquet_batches(file, columns=columns, batch_rows=batch_rows)
 
-    def rows(self, name: str, schema: pa.Schema, start: int, stop: int) -> pa.Table:
-        """Return rows `start` to `stop` of an object, in exactly the columns of `schema`.
+    def rows(self, name: str, schema: pa.Schema, ranges: Sequence[tuple[int, int]]) -> pa.Table:
+        """Return some rows of an object, in its order and in exactly the columns of `schema`.
+
+        Args:
+            name: the object.
+            schema: the columns.
+            ranges: the first row of each, and the next after it.
 
         Raises:
             FetchError: it cannot be read.
             CorpusAsrError: it is no Parquet file.
         """
         with self._parquet(name) as file:
-            return conform(parquet_rows(file, schema.names, start, stop), schema)
+            found = [conform(rows, schema) for rows in parquet_rows(file, schema.names, ranges)]
+        return pa.concat_tables([schema.empty_table(), *found])
 
     @contextlib.contextmanager
     def _parquet(self, name: str) -> Iterator[io.BufferedReader]:

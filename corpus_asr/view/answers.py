@@ -19,7 +19,7 @@ from corpus_asr.export.recording import Recording
 from corpus_asr.export.subtitles import srt_text, vtt_text
 from corpus_asr.pages.html import visible
 from corpus_asr.report.advice import advice
-from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.addresses import without_secrets
 from corpus_asr.storage.results import LABEL_ROWS
 from corpus_asr.units import SAMPLE_RATE_HZ
 from corpus_asr.view.catalogue import Catalogue, Library
@@ -71,7 +71,7 @@ class Answers:
         for state in states(table):
             counts[state] += 1
         return {
-            "address": visible(shown(self.library.store.uri)),
+            "address": visible(without_secrets(self.library.store.uri)),
             "version": view.version,
             "finished": view.catalogue.finished,
             "problem": view.problem,
@@ -121,7 +121,7 @@ class Answers:
         row = catalogue.recordings.slice(position, 1).to_pylist()[0]
         transcript = self.transcripts.read(catalogue, position)
         told = _rows(catalogue, [position])[0] | {
-            "address": visible(shown(row["uri"])),
+            "address": visible(without_secrets(row["uri"])),
             "finished": catalogue.finished,
             "codec": row["codec"],
             "sample_rate_hz": row["sample_rate_hz"],
@@ -167,7 +167,7 @@ class Answers:
         catalogue, position = self._named(parameters)
         sound = self.sounds.of(catalogue.recordings.slice(position, 1).to_pylist()[0])
         told = {
-            "address": visible(shown(sound.uri)),
+            "address": visible(without_secrets(sound.uri)),
             "as_it_is": sound.browser_type is not None,
             "longest_s": MAX_SAMPLES / SAMPLE_RATE_HZ,
         }
@@ -249,7 +249,7 @@ def _rows(catalogue: Catalogue, positions: list[int]) -> list[dict[str, Any]]:
     return [
         {
             "id": row["recording_id"],
-            "name": visible(shown(row["uri"].removeprefix(folder))),
+            "name": visible(without_secrets(row["uri"].removeprefix(folder))),
             "duration_s": row["duration_s"],
             "state": state,
             "language": row["language"],

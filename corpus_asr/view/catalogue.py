@@ -130,9 +130,13 @@ class Library:
         self._work = _Work()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
 
     def close(self) -> None:
-        """Remove the files of texts."""
+        """Stop reading, and remove the files of texts."""
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join()
         self._files.close()
 
     def current(self) -> View:
@@ -165,7 +169,9 @@ class Library:
             elif view.problem or finished != view.catalogue.finished:
                 catalogue = replace(view.catalogue, finished=finished)
                 self._replace(catalogue=catalogue, problem=None, version=view.version + 1)
-        except CorpusAsrError as error:
+        except _ClosingError:
+            event(_LOG, logging.DEBUG, "view_closed_while_reading")
+        except (CorpusAsrError, OSError) as error:  # the latter: no room for the texts here
             event(_LOG, logging.WARNING, "view_not_refreshed", why=str(error))
             self._replace(problem=str(error))
         finally:
@@ -177,6 +183,8 @@ class Library:
         first = self._view.texts is None
 
         def told(count: int) -> None:
+            if self._closing.is_set():
+                raise _ClosingError
             if first:
                 self._replace(rows_read=self._view.rows_read + count)
 
@@ -191,3 +199,7 @@ class Library:
     def _replace(self, **changes: object) -> None:
         with self._lock:
             self._view = replace(self._view, **changes)  # type: ignore[arg-type]
+
+
+class _ClosingError(Exception):
+    """Nobody waits for what is being read."""

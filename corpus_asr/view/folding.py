@@ -65,14 +65,17 @@ def folded_lines(texts: Sequence[str]) -> list[str]:
 
 def _folded(texts: Sequence[str]) -> list[str]:
     # All at once: a call for each would take longer than the work.
-    whole = "\n".join(text.replace("\n", " ") for text in texts)
-    if whole.isascii():
-        whole = whole.lower().translate(_TABLE)
-    else:
-        # Letters are parted from their marks, and what is left is put together again.
-        whole = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", whole).casefold())
-        whole = unicodedata.normalize("NFC", whole.translate(_TABLE))
+    whole = _spread("\n".join(text.replace("\n", " ") for text in texts))
     return [line.strip(" ") for line in _BLANKS.sub(" ", whole).split("\n")]
+
+
+def _spread(text: str) -> str:
+    """Return the folded form with all the blanks that characters have become."""
+    if text.isascii():
+        return text.lower().translate(_TABLE)
+    # Letters are parted from their marks, and what is left is put together again.
+    parted = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+    return unicodedata.normalize("NFC", parted.translate(_TABLE))
 
 
 def places(text: str) -> tuple[str, list[int]]:
@@ -83,17 +86,13 @@ def places(text: str) -> tuple[str, list[int]]:
     characters: list[str] = []
     sources: list[int] = []
     for start, cluster in _clusters(text):
-        for character in folded(cluster) or (" " if _separates(cluster) else ""):
+        for character in _spread(cluster.replace("\n", " ")):
             if character != " " or (characters and characters[-1] != " "):
                 characters.append(character)
                 sources.append(start)
     if characters and characters[-1] == " ":
         del characters[-1], sources[-1]
     return "".join(characters), [*sources, len(text)]
-
-
-def _separates(cluster: str) -> bool:
-    return any(_TABLE[ord(character)] in (" ", "\n") for character in cluster)
 
 
 def _clusters(text: str) -> Iterator[tuple[int, str]]:

@@ -30,7 +30,7 @@ class Query:
     whole_words: bool = False
     """Whether a match begins and ends where words do."""
 
-    def matches(self, texts: pa.Array) -> np.ndarray:
+    def matches(self, texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
         """Tell which folded texts match; each has a blank at both ends."""
         found = np.ones(len(texts), dtype=bool)
         for term in self.wanted:
@@ -39,7 +39,7 @@ class Query:
             found &= ~self._holds(texts, term)
         return found
 
-    def _holds(self, texts: pa.Array, term: str) -> np.ndarray:
+    def _holds(self, texts: pa.Array | pa.ChunkedArray, term: str) -> np.ndarray:
         pattern = f" {term} " if self.whole_words else term
         held: np.ndarray = pc.match_substring(texts, pattern).to_numpy(zero_copy_only=False)
         return held

@@ -112,7 +112,10 @@ class Transcripts:
                 return self._kept[places]
         columns = _LABEL_COLUMNS if catalogue.rows is LABEL_ROWS else WORD_COLUMNS
         schema = pa.schema([catalogue.rows.schema.field(name) for name in columns])
-        tables = [self._store.rows(name, schema, start, stop) for name, start, stop in places]
+        ranges: dict[str, list[tuple[int, int]]] = {}
+        for name, start, stop in places:
+            ranges.setdefault(name, []).append((start, stop))
+        tables = [self._store.rows(name, schema, some) for name, some in ranges.items()]
         rows = pa.concat_tables([schema.empty_table(), *tables])
         labelled = catalogue.rows is LABEL_ROWS
         transcript = Transcript(_windows(rows) if labelled else rows.sort_by(_ORDER))

@@ -14,6 +14,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,6 +28,14 @@ _SWITCHES = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe",
 )  # fmt: skip
+# The browser reads from 3 and writes to 4, whatever the pipes' numbers are here.
+_START = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+os.dup2(ends[0], 3)
+os.dup2(ends[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 _CONTROL = {"Enter": 13, " ": 32}
 
 
@@ -51,17 +60,17 @@ class Chromium:
         path = chromium_path()
         assert path is not None
         to_browser, from_browser = os.pipe(), os.pipe()
+        theirs = (to_browser[0], from_browser[1])
         with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
             process = subprocess.Popen(
-                # The browser reads from 3 and writes to 4.
-                ["/bin/sh", "-c", f'exec "$0" "$@" 3<&{to_browser[0]} 4>&{from_browser[1]}', path,
-                 *_SWITCHES, f"--user-data-dir={profile}", "about:blank"],
-                pass_fds=(to_browser[0], from_browser[1]),
+                [sys.executable, "-c", _START, *map(str, theirs), path, *_SWITCHES,
+                 f"--user-data-dir={profile}", "about:blank"],
+                pass_fds=theirs,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )  # fmt: skip
-            os.close(to_browser[0])
-            os.close(from_browser[1])
+            for descriptor in theirs:
+                os.close(descriptor)
             try:
                 yield cls(to_browser[1], from_browser[0])
             finally:
@@ -74,7 +83,7 @@ class Chromium:
         """Open a page in a tab of its own."""
         target = self.call("Target.createTarget", {"url": "about:blank"})["targetId"]
         session = self.call("Target.attachToTarget", {"targetId": target, "flatten": True})
-        page = Page(self, session["sessionId"])
+        page = Page(self, session["sessionId"], target)
         page.call("Page.enable")
         page.call("Runtime.enable")
         page.call("Log.enable")
@@ -113,8 +122,12 @@ class Chromium:
 class Page:
     """A tab."""
 
-    def __init__(self, browser: Chromium, session: str) -> None:
-        self._browser, self._session = browser, session
+    def __init__(self, browser: Chromium, session: str, target: str) -> None:
+        self._browser, self._session, self._target = browser, session, target
+
+    def close(self) -> None:
+        """Close the tab."""
+        self._browser.call("Target.closeTarget", {"targetId": self._target})
 
     def call(self, method: str, params: Any = None) -> dict[str, Any]:
         """Make a call in this tab."""
@@ -139,13 +152,12 @@ class Page:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def wait_for(self, condition: str, *, limit_s: float = 30.0) -> Any:
-        """Wait until an expression is true, and return it."""
+    def wait_for(self, condition: str, *, limit_s: float = 30.0) -> None:
+        """Wait until an expression is true."""
         deadline = time.monotonic() + limit_s
-        while not (found := self.value(condition)):
+        while not self.value(f"Boolean({condition})"):
             assert time.monotonic() < deadline, f"{condition} did not become true"
             time.sleep(0.05)
-        return found
 
     def click(self, selector: str) -> None:
         """Click in the middle of an element, as a hand does."""

@@ -16,14 +16,11 @@ export class Player {
     this.note = element("p", { className: "small note", role: "status" });
     this.speed = element("select", { title: "Speed" }, ...SPEEDS.map((one) => element("option", { value: one, selected: one === 1 }, `${one}×`)));
     this.sound = element("select", { title: "Which sound" });
-    bar.replaceChildren(
-      element("p", { className: "small now-playing" }, this.title),
-      this.audio,
-      element("div", { className: "controls" }, ...buttons,
-        element("label", {}, element("span", { className: "unseen" }, "Speed"), this.speed),
-        element("label", {}, element("span", { className: "unseen" }, "Sound"), this.sound)),
-      this.note,
-    );
+    this.choices = element("span", { className: "choices" },
+      element("label", {}, element("span", { className: "unseen" }, "Speed"), this.speed),
+      element("label", {}, element("span", { className: "unseen" }, "Sound"), this.sound));
+    this.controls = element("div", { className: "controls" }, ...buttons, this.choices);
+    bar.replaceChildren(element("p", { className: "small now-playing" }, this.title), this.audio, this.controls, this.note);
     this.speed.addEventListener("change", () => {
       this.audio.playbackRate = Number(this.speed.value);
     });
@@ -59,7 +56,7 @@ export class Player {
       return this.say(error.message);
     }
     if (this.id !== id) return undefined;
-    this.audio.hidden = !["ok", "changed"].includes(told.state);
+    this.audio.hidden = this.choices.hidden = !["ok", "changed"].includes(told.state);
     if (this.audio.hidden) return this.say(`Nothing to hear: ${told.message}`);
     if (told.state === "changed") this.say("This recording is another one than was transcribed: what you hear may not be what you read.");
     if (told.as_it_is) this.sound.append(element("option", { value: "as_it_is" }, "the file itself"));

@@ -30,7 +30,7 @@ const player = new Player(byId("player"), {
   ],
 });
 const saving = element("span", { className: "saving small" });
-player.bar.querySelector(".controls").append(saving);
+player.controls.append(saving);
 
 function following(on) {
   follow.setAttribute("aria-pressed", String(on));
@@ -146,7 +146,7 @@ function describe() {
     info.languages.length ? info.languages.map(language).join(", ") : "",
     STATES[info.state],
     info.passages ? counted(info.passages, info.label ? "window" : "passage") : "",
-    info.codec ? `${info.codec}, ${info.sample_rate_hz.toLocaleString("en")} Hz, ${counted(info.channels, "channel")}` : "",
+    info.codec ? `${info.codec.replace(/float$/, "")}, ${info.sample_rate_hz.toLocaleString("en")} Hz, ${counted(info.channels, "channel")}` : "",
     info.decode_errors ? `${counted(info.decode_errors, "damaged packet")} skipped` : "",
   ];
   byId("facts").textContent = facts.filter(Boolean).join(" · ");
@@ -156,8 +156,7 @@ function describe() {
     byId("failure-advice").textContent = `What to do: ${info.error.advice}.`;
     byId("failure-message").textContent = info.error.message;
   }
-  byId("form").hidden = !info.passages;
-  byId("legend").hidden = !info.passages;
+  byId("form").hidden = byId("legend").hidden = player.controls.hidden = !info.passages;
   if (!info.passages && !info.error) {
     byId("transcript").append(element("p", { className: "quiet" }, info.state === "unfinished" ? "It is not done yet." : "No speech was found in it."));
   }
@@ -229,6 +228,7 @@ try {
   const query = new URLSearchParams(location.search).get("q") ?? "";
   byId("q").value = query;
   if (query && info.passages) await search(query);
+  if (hits.total && moment() === null) await step(1);
   const opening = player.open(id, info.name, info.apart);
   if (moment() !== null) await go(moment(), { play: false });
   await opening;

@@ -1,0 +1,80 @@
+"""A small run with sound, and a server that shows it."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from corpus_asr.storage.tables import OutputStore
+from corpus_asr.view.answers import Answers
+from corpus_asr.view.catalogue import Library
+from corpus_asr.view.server import ViewServer
+from corpus_asr.view.sound import Sounds
+from corpus_asr.view.transcripts import Transcripts
+from tests.support.audio import encode, tone, wav_bytes
+from tests.support.commits import part
+from tests.support.viewing import id_of, of_file, passage, run_of, spoken
+
+PASSAGES = 30
+SECONDS = 60.0
+HOSTILE_NAME = "<img src=x onerror=alert(1)>\u202egnp.wav"
+HOSTILE_TEXT = "</script><script>alert(1)</script> <b>bold</b> \u202e&amp; \"'"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A run that is shown: the folder of its recordings, its output, and the server."""
+
+    folder: Path
+    store: OutputStore
+    server: ViewServer
+
+    def id(self, name: str) -> str:
+        """Return what a recording is named by."""
+        return id_of(str(self.folder / name))
+
+    @property
+    def url(self) -> str:
+        """The first page."""
+        return self.server.url
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+    """A run of four recordings: plain, one that browsers do not play, hostile, failed."""
+    folder = tmp_path_factory.mktemp("corpus")
+    plain, odd, hostile = folder / "plain.wav", folder / "odd.aiff", folder / HOSTILE_NAME
+    samples = tone(SECONDS)
+    plain.write_bytes(wav_bytes(samples, rate_hz=16_000))
+    options = {"container": "aiff", "codec": "pcm_s16be", "sample_format": "s16"}
+    odd.write_bytes(encode(samples, rate_hz=16_000, **options))
+    hostile.write_bytes(wav_bytes(tone(4.0), rate_hz=16_000))
+    told = [
+        passage(at, f"This is passage{at} peace", probabilities=(0.9, 0.95, sure, 1.0))
+        for at, sure in enumerate([0.9] * 7 + [0.3] + [0.9] * (PASSAGES - 8))
+    ]
+    failure: dict[str, Any] = {"error_stage": "extract", "error_kind": "not_audio", "retryable": False,
+               "part_end_s": 0.0, "error_message": "not recognised <b>as audio</b>"}  # fmt: skip
+    store = run_of(
+        tmp_path_factory.mktemp("run") / "output",
+        spoken(str(plain), *told, **of_file(plain)),
+        spoken(str(odd), passage(0, "odd one"), passage(1, "odd two"), codec="pcm_s16be",
+               part_end_s=SECONDS, **of_file(odd)),
+        spoken(str(hostile), passage(0, HOSTILE_TEXT), **of_file(hostile)),
+        part("", 0, uri=str(folder / "bad.wav"), texts=None, status="failed", **failure),
+    )  # fmt: skip
+    with (
+        closing(Library(store)) as library,
+        closing(Sounds(store)) as sounds,
+        ViewServer(Answers(library, Transcripts(store), sounds)) as server,
+    ):
+        library.wait()
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield Shown(folder, store, server)
+        server.shutdown()
+        thread.join()

@@ -1,0 +1,73 @@
+"""`corpus-asr view`: where it listens, what it says, and how it ends."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from corpus_asr import cli
+from tests.support.audio import tone, wav_bytes
+from tests.support.viewing import asked, fetch, id_of, of_file, passage, run_of, spoken
+
+
+def test_it_serves_until_it_is_interrupted_and_leaves_nothing(tmp_path: Path) -> None:
+    sound = tmp_path / "a.aiff.wav"
+    sound.write_bytes(wav_bytes(tone(2.0), rate_hz=16_000))
+    run_of(tmp_path / "output", spoken(str(sound), passage(0, "hello"), **of_file(sound)))
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "corpus_asr.cli", "view", str(tmp_path / "output"), "--no-browser",
+         "--port", "0"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    url = process.stdout.readline().strip()
+    assert url.startswith("http://127.0.0.1:")
+    assert fetch(url).status == 200
+    # A decoder runs by now: it has to end, too.
+    assert fetch(asked(url, "audio", id=id_of(str(sound)), decode=1)).status == 200
+    process.send_signal(signal.SIGINT)
+    said, complained = process.communicate(timeout=60)
+    assert (process.returncode, complained) == (0, "")
+    assert said.endswith("stopped\n")
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--audio", "nonsense"], "expected BEFORE=NOW"),
+        (["--host", "192.0.2.1"], "expected a free port of this machine"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    run_of(tmp_path)
+    done = CliRunner().invoke(cli.app, ["view", str(tmp_path), "--no-browser", *arguments])
+    assert done.exit_code == 2
+    assert words in done.output
+
+
+def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
+    run_of(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = CliRunner().invoke(cli.app, ["view", str(tmp_path), "--no-browser", "--port", port])
+    assert done.exit_code == 2
+    assert f"port {port}" in done.output
+
+
+def test_a_folder_that_is_no_output_is_refused(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli.app, ["view", str(tmp_path), "--no-browser"])
+    assert done.exit_code == 2
+    assert "expected the output folder of a run" in done.output

@@ -1,0 +1,243 @@
+"""The server: who may ask, what is answered, and what nobody gets."""
+
+import http.client
+import json
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from corpus_asr.view.server import Span, UnsatisfiableError, asked_span
+from tests.support.viewing import asked, fetch
+from tests.view.conftest import HOSTILE_TEXT, PASSAGES, SECONDS, Shown
+
+
+def answer(shown: Shown, what: str, /, **parameters: Any) -> Any:
+    found = fetch(asked(shown.url, f"api/{what}", **parameters))
+    assert found.status == 200, found.body
+    return json.loads(found.body)
+
+
+@pytest.mark.parametrize("page", ["", "recording", "style.css", "view.css", "player.js"])
+def test_pages_are_there_and_may_do_nothing_but_ask_this_server(shown: Shown, page: str) -> None:
+    found = fetch(shown.url + page)
+    assert found.status == 200
+    policy = found.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+    assert "unsafe" not in policy
+    assert found.headers["X-Content-Type-Options"] == "nosniff"
+    assert found.headers["Referrer-Policy"] == "no-referrer"
+    assert found.headers["Cache-Control"] == "no-store"
+
+
+def test_pages_hold_no_script_and_style_but_in_files_and_lead_nowhere(shown: Shown) -> None:
+    for page in ("", "recording"):
+        text = fetch(shown.url + page).body.decode()
+        assert "://" not in text
+        assert " style=" not in text
+        assert " onclick=" not in text
+        assert text.count("<script") == text.count('<script type="module" src="')
+    for script in ("page.js", "search.js", "player.js", "transcript.js", "recording.js"):
+        text = fetch(shown.url + script).body.decode()
+        for dangerous in (
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+        ):
+            assert dangerous not in text
+
+
+def test_without_the_token_there_is_nothing(shown: Shown) -> None:
+    base = shown.url.removesuffix(f"{shown.server.token}/")
+    for path in ("", "api/run", "wrong/", f"{shown.server.token[:-1]}/", shown.server.token):
+        found = fetch(base + path)
+        assert found.status == 404
+        assert b"open the whole address" in found.body
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example", 403),
+        ("localhost.evil.example:80", 403),
+        ("", 403),
+        ("localhost:1", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:9", 200),
+    ],
+)
+def test_a_foreign_name_that_points_here_is_refused(shown: Shown, host: str, status: int) -> None:
+    assert fetch(shown.url, Host=host).status == status
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
+def test_nothing_can_be_changed(shown: Shown, method: str) -> None:
+    assert fetch(asked(shown.url, "api/run"), method=method).status == 501
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../../etc/passwd", "..%2f..%2fetc%2fpasswd", "static/../server.py", "%2e%2e/server.py",
+     "server.py", "api/close", "api/__init__", "api/_named", "audio/etc/passwd", "api/library"],
+)  # fmt: skip
+def test_no_path_leads_to_a_file_or_to_what_is_no_answer(shown: Shown, path: str) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", shown.server.server_port, timeout=30)
+    connection.request("GET", f"/{shown.server.token}/{path}")
+    response = connection.getresponse()
+    assert response.status == 404
+    assert b"root:" not in response.read()
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "file:///etc/passwd", "http://127.0.0.1/", "0" * 16]
+)
+@pytest.mark.parametrize("what", ["audio", "api/sound", "api/recording", "api/passages", "saved"])
+def test_only_what_the_tables_name_is_read(shown: Shown, what: str, name: str) -> None:
+    found = fetch(asked(shown.url, what, id=name, format="srt"))
+    assert found.status == 404
+    assert "has no recording" in json.loads(found.body)["error"]
+
+
+@pytest.mark.parametrize(
+    ("what", "parameters", "words"),
+    [
+        ("api/search", {"q": "?!"}, "no letter or figure"),
+        ("api/search", {"page": "-1"}, "whole number"),
+        ("api/search", {"page": "1e9"}, "one of the first"),
+        ("api/search", {"min_confidence": "nan"}, "expected a number"),
+        ("api/search", {"order": "sideways"}, "expected recording, least_sure, most_sure"),
+        ("api/recordings", {"state": "gone"}, "expected done"),
+        ("api/recordings", {"name": "x" * 3000}, "expected fewer"),
+        ("api/recordings", {f"p{at}": at for at in range(30)}, "fewer parameters"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_in_words(
+    shown: Shown, what: str, parameters: dict[str, Any], words: str
+) -> None:
+    found = fetch(asked(shown.url, what, **parameters))
+    assert found.status == 400
+    assert words in json.loads(found.body)["error"]
+
+
+def test_a_recording_is_told_with_its_passages_and_words(shown: Shown) -> None:
+    told = answer(shown, "recording", id=shown.id("plain.wav"))
+    assert (told["passages"], told["has_words"], told["state"]) == (PASSAGES, True, "done")
+    assert told["name"] == "plain.wav"
+    passages = answer(shown, "passages", id=told["id"], block=0, q="passage7 peace")["passages"]
+    assert len(passages) == PASSAGES
+    words = passages[7]["words"]
+    assert [word[0] for word in words] == [" This", " is", " passage7", " peace"]
+    assert [word[4] for word in words] == [False, False, True, True]
+    assert [word[1] for word in words] == [14.0, 14.5, 15.0, 15.5]
+    assert answer(shown, "passages", id=told["id"], block=9)["passages"] == []
+    assert answer(shown, "unsure", id=told["id"])["at_s"] == 15.0
+    assert answer(shown, "unsure", id=told["id"], **{"from": 15.0})["at_s"] is None
+    assert answer(shown, "unsure", id=told["id"], back=1, **{"from": 59})["at_s"] == 15.0
+
+
+def test_a_failure_comes_with_what_to_do(shown: Shown) -> None:
+    told = answer(shown, "recording", id=shown.id("bad.wav"))
+    assert told["error"]["kind"] == "not_audio"
+    assert "leave them out" in told["error"]["advice"]
+    assert told["error"]["message"] == "not recognised <b>as audio</b>"
+    assert answer(shown, "sound", id=told["id"])["state"] == "nothing"
+
+
+def test_what_would_reorder_letters_is_shown_by_its_code(shown: Shown) -> None:
+    (hit,) = answer(shown, "search", q="bold")["hits"]
+    assert "[U+202E]gnp.wav" in hit["name"]
+    text = "".join(piece for piece, _ in hit["pieces"])
+    assert text == " " + HOSTILE_TEXT.replace("\u202e", "[U+202E]")
+
+
+def test_a_transcript_is_saved_under_a_name_that_is_one_anywhere(shown: Shown) -> None:
+    hits = answer(shown, "search", q="bold")["hits"]
+    found = fetch(asked(shown.url, "saved", id=hits[0]["id"], format="srt"))
+    disposition = found.headers["Content-Disposition"]
+    assert disposition.startswith('attachment; filename="')
+    quoted = disposition.partition("filename*=UTF-8''")[2]
+    assert not set(urllib.parse.unquote(quoted)) & set('/\\<>"\u202e')
+    assert found.headers["Content-Type"].startswith("text/plain")
+    assert found.body.startswith(b"1\n00:00:00,000 --> 00:00:02,000\n")
+    plain = {kind: fetch(asked(shown.url, "saved", id=shown.id("plain.wav"), format=kind)).body
+             for kind in ("srt", "vtt", "txt", "tsv", "json")}  # fmt: skip
+    assert plain["vtt"].startswith(b"WEBVTT")
+    assert plain["txt"].splitlines()[3] == b"This is passage3 peace"
+    assert len(json.loads(plain["json"])["segments"]) == PASSAGES
+    assert fetch(asked(shown.url, "saved", id=shown.id("plain.wav"), format="exe")).status == 404
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (None, None),
+        ("bytes=0-9", Span(0, 10)),
+        ("bytes=90-", Span(90, 100)),
+        ("bytes=90-1000", Span(90, 100)),
+        ("bytes=-10", Span(90, 100)),
+        ("bytes=-1000", Span(0, 100)),
+        ("bytes=9-0", None),
+        ("bytes=0-1,5-6", None),
+        ("lines=0-1", None),
+        ("bytes=-", None),
+        ("bytes=a-b", None),
+    ],
+)
+def test_ranges_are_read_as_the_standard_says(header: str | None, expected: Span | None) -> None:
+    assert asked_span(header, 100) == expected
+
+
+@pytest.mark.parametrize("header", ["bytes=100-", "bytes=-0", "bytes=500-600"])
+def test_ranges_beyond_the_end_are_refused(header: str) -> None:
+    with pytest.raises(UnsatisfiableError):
+        asked_span(header, 100)
+
+
+def test_sound_is_served_by_ranges(shown: Shown) -> None:
+    whole = Path(shown.folder / "plain.wav").read_bytes()
+    url = asked(shown.url, "audio", id=shown.id("plain.wav"))
+    found = fetch(url)
+    assert (found.status, found.body) == (200, whole)
+    assert found.headers["Content-Type"] == "audio/wav"
+    assert found.headers["Accept-Ranges"] == "bytes"
+    found = fetch(url, Range="bytes=100000-100999")
+    assert (found.status, found.body) == (206, whole[100_000:101_000])
+    assert found.headers["Content-Range"] == f"bytes 100000-100999/{len(whole)}"
+    head = fetch(url, method="HEAD")
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers["Content-Length"] == str(len(whole))
+    beyond = fetch(url, Range=f"bytes={len(whole)}-")
+    assert (beyond.status, beyond.headers["Content-Range"]) == (416, f"bytes */{len(whole)}")
+
+
+def test_decoded_sound_is_a_wav_of_which_any_range_can_be_had(shown: Shown) -> None:
+    url = asked(shown.url, "audio", id=shown.id("odd.aiff"), decode=1)
+    size = 44 + 2 * round(SECONDS * 16_000)
+    head = fetch(url, method="HEAD")
+    assert (head.headers["Content-Type"], head.headers["Content-Length"]) == (
+        "audio/wav",
+        str(size),
+    )
+    expected = (shown.folder / "plain.wav").read_bytes()
+    for start, stop in ((0, 1000), (44, 64_045), (1_000_001, 1_000_100), (size - 50, size)):
+        found = fetch(url, Range=f"bytes={start}-{stop - 1}")
+        assert found.status == 206
+        assert len(found.body) == stop - start
+        if start % 2 == 0 and start >= 44:
+            ours, theirs = (np.frombuffer(data[: len(data) // 2 * 2], "<i2").astype(int)
+                            for data in (found.body, expected[start:stop]))  # fmt: skip
+            assert abs(ours - theirs).max() <= 2
+
+
+def test_a_listener_who_leaves_harms_nobody(shown: Shown) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", shown.server.server_port, timeout=30)
+    path = urllib.parse.urlsplit(asked(shown.url, "audio", id=shown.id("odd.aiff"), decode=1))
+    connection.request("GET", f"{path.path}?{path.query}")
+    connection.getresponse().read(100)
+    connection.close()
+    assert answer(shown, "run")["recordings"] == 4

@@ -1,0 +1,158 @@
+"""Sound: from the right place, of the right version, and never at the price of the server."""
+
+import struct
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from corpus_asr.errors import ConfigError, DecodeError, FetchError
+from corpus_asr.view import sound as sound_module
+from corpus_asr.view.sound import MAX_SAMPLES, Heard, Sounds
+from tests.support.audio import encode, noise, tone, wav_bytes
+from tests.support.stores import environment, s3_server
+from tests.support.viewing import of_file, run_of
+
+ROW = {"uri": "/a.wav", "etag": None, "size_bytes": None, "duration_s": 10.0, "codec": "pcm_s16le",
+       "decode_errors": 0}  # fmt: skip
+
+
+def samples(data: bytes) -> np.ndarray:
+    return np.frombuffer(data, "<i2").astype(np.float64)
+
+
+def stretch(
+    sounds: Sounds, row: dict[str, Any], start_s: int, stop_s: int, **values: Any
+) -> np.ndarray:
+    start, stop = (44 + 2 * 16_000 * each for each in (start_s, stop_s))
+    return samples(b"".join(sounds.decoded(sounds.of(row), **values).read(start, stop)))
+
+
+@pytest.mark.parametrize(
+    ("uri", "codec", "errors", "expected"),
+    [
+        ("/a.MP3", "mp3float", 0, "audio/mpeg"),
+        ("/a.m4a", "aac", 0, "audio/mp4"),
+        ("/a.m4a", "alac", 0, None),
+        ("/a.opus", "libopus", 0, "audio/ogg"),
+        ("https://h/a.webm?x=1", "opus", 0, "audio/webm"),
+        ("/a.wav", "gsm", 0, None),
+        ("/a.aiff", "pcm_s16be", 0, None),
+        ("/a.mp3", "mp3float", 3, None),
+        ("/a", "mp3float", 0, None),
+        ("/a.wav", None, 0, None),
+    ],
+)
+def test_what_browsers_play_is_told_by_container_and_codec(
+    uri: str, codec: str | None, errors: int, expected: str | None
+) -> None:
+    found = Heard(uri=uri, etag=None, size_bytes=None, duration_s=1.0, codec=codec,
+                  decode_errors=errors)  # fmt: skip
+    assert found.browser_type == expected
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        ("aiff", {"container": "aiff", "codec": "pcm_s16be", "sample_format": "s16"}),
+        ("m4a", {"container": "ipod", "codec": "alac", "sample_format": "s16p"}),
+        ("aac", {"container": "adts", "codec": "aac"}),
+    ],
+)
+@pytest.mark.parametrize("errors", [0, 1])
+def test_any_moment_sounds_as_it_did_when_decoded_from_the_start(
+    tmp_path: Path, suffix: str, options: dict[str, str], errors: int
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(encode(noise(130.0), rate_hz=16_000, **options))
+    row = ROW | {"uri": str(path), "duration_s": 130.0, "decode_errors": errors}
+    with closing(Sounds(run_of(tmp_path / "output"))) as sounds:
+        late = stretch(sounds, row, 100, 103)
+        whole = stretch(sounds, row, 0, 130)
+        expected = whole[100 * 16_000 : 103 * 16_000]
+        assert len(whole) == 130 * 16_000
+        assert np.corrcoef(late, expected)[0, 1] > 0.99
+
+
+def test_one_channel_is_heard_alone(tmp_path: Path) -> None:
+    path = tmp_path / "two.wav"
+    both = np.concatenate([tone(3.0, hz=300), tone(3.0, hz=1000)])
+    path.write_bytes(wav_bytes(both, rate_hz=16_000))
+    row = ROW | {"uri": str(path), "duration_s": 3.0}
+    with closing(Sounds(run_of(tmp_path / "output"))) as sounds:
+        for channel in (0, 1):
+            heard = stretch(sounds, row, 1, 2, channel=channel)
+            assert np.corrcoef(heard, both[channel][16_000:32_000])[0, 1] > 0.999
+        with pytest.raises(DecodeError, match="no channel 7"):
+            stretch(sounds, row, 0, 1, channel=7)
+
+
+def test_a_recording_that_changed_or_is_gone_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    path.write_bytes(wav_bytes(tone(1.0), rate_hz=16_000))
+    row = ROW | {"uri": str(path), **of_file(path)}
+    with closing(Sounds(run_of(tmp_path / "output"))) as sounds:
+        assert not sounds.changed(sounds.of(row))
+        path.write_bytes(wav_bytes(tone(2.0), rate_hz=16_000))
+        assert sounds.changed(sounds.of(row))
+        first = sounds.as_it_is(sounds.of(row))
+        assert b"".join(first.read(0, first.size_bytes)) == path.read_bytes()
+        path.unlink()
+        with pytest.raises(FetchError, match="not found"):
+            sounds.changed(sounds.of(row))
+        with pytest.raises(FetchError):
+            stretch(sounds, row, 0, 1)
+
+
+def test_recordings_that_lie_elsewhere_by_now_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "here" / "b c.wav"
+    path.parent.mkdir()
+    path.write_bytes(wav_bytes(tone(1.0), rate_hz=16_000))
+    row = ROW | {"uri": "s3://bucket/audio/b c.wav"}
+    moved = [("s3://other/", "/nowhere/"), ("s3://bucket/audio/", f"{path.parent}/")]
+    with closing(Sounds(run_of(tmp_path / "output"), moved=moved)) as sounds:
+        whole = sounds.as_it_is(sounds.of(row))
+        assert b"".join(whole.read(0, whole.size_bytes)) == path.read_bytes()
+
+
+def test_recordings_in_a_bucket_are_read_at_the_runs_endpoint(tmp_path: Path) -> None:
+    data = wav_bytes(tone(3.0), rate_hz=16_000)
+    with s3_server() as s3, environment(s3.environment):
+        s3.make_bucket("audio")
+        uri = s3.put("audio", "deep/a.wav", data)
+        source = {"uri": [uri], "endpoint_url": s3.endpoint_url}
+        with closing(Sounds(run_of(tmp_path / "output", source=source))) as sounds:
+            row = ROW | {"uri": uri, "duration_s": 3.0}
+            whole = sounds.as_it_is(sounds.of(row))
+            assert b"".join(whole.read(1000, 5000)) == data[1000:5000]
+            assert np.abs(stretch(sounds, row, 1, 2) - samples(data[32_044:64_044])).max() <= 2
+
+
+def test_a_decoder_that_crashes_costs_one_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.wav"
+    path.write_bytes(wav_bytes(tone(2.0), rate_hz=16_000))
+    row = ROW | {"uri": str(path), "duration_s": 2.0}
+    monkeypatch.setattr(sound_module, "EXCERPTS", "tests.support.crashing_excerpts:Crashing")
+    with closing(Sounds(run_of(tmp_path / "output"))) as sounds:
+        with pytest.raises(DecodeError, match="its child process died"):
+            stretch(sounds, ROW | {"uri": "/segfault.wav"}, 0, 1)
+        assert len(stretch(sounds, row, 0, 1)) == 16_000
+
+
+def test_a_wav_holds_no_more_than_its_sizes_can_say(tmp_path: Path) -> None:
+    with closing(Sounds(run_of(tmp_path / "output"))) as sounds:
+        for hours, expected_s in ((24, 24 * 3600), (48, MAX_SAMPLES / 16_000)):
+            wav = sounds.decoded(sounds.of(ROW | {"duration_s": hours * 3600.0}))
+            assert wav.size_bytes == 44 + 2 * round(expected_s * 16_000)
+            (header,) = wav.read(0, 44)
+            assert struct.unpack_from("<I", header, 4)[0] == wav.size_bytes - 8
+            assert struct.unpack_from("<I", header, 40)[0] == wav.size_bytes - 44
+
+
+def test_settings_of_another_program_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no usable settings of its source"):
+        Sounds(run_of(tmp_path / "output", source={"buckets": 3}))

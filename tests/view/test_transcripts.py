@@ -1,0 +1,78 @@
+"""Transcripts of any length: block by block, in the order of time, and where words are doubtful."""
+
+from contextlib import closing
+from pathlib import Path
+
+from corpus_asr.storage.tables import OutputStore
+from corpus_asr.view.catalogue import Library
+from corpus_asr.view.transcripts import BLOCK_ROWS, KEPT, Transcript, Transcripts
+from tests.support.commits import commit, results
+from tests.support.viewing import passage, run_of, spoken
+
+
+def transcript_of(store: OutputStore, position: int = 0) -> Transcript:
+    with closing(Library(store)) as library:
+        return Transcripts(store).read(library.current().catalogue, position)
+
+
+def test_parts_in_many_objects_are_one_transcript(tmp_path: Path) -> None:
+    store = run_of(tmp_path)
+    others = [spoken(f"/{name}.wav", passage(0, name)) for name in "bcd"]
+    texts = [f"p{at}" for at in range(2 * BLOCK_ROWS + 30)]
+    told = [passage(at, text) for at, text in enumerate(texts)]
+    late, early = told[BLOCK_ROWS - 5 :], told[: BLOCK_ROWS - 5]
+    commit(store, results(others[0], spoken("/a.wav", *late, part=1), others[1]))
+    commit(store, results(others[2], spoken("/a.wav", *early, last_part=False)))
+    found = transcript_of(store)
+    blocks = [found.block(number) for number in range(4)]
+    assert [len(block) for block in blocks] == [BLOCK_ROWS, BLOCK_ROWS, 30, 0]
+    assert [row["text"].strip() for block in blocks for row in block] == texts
+    assert found.block_starts_s == [0.0, 200.0, 400.0]
+    assert not found.has_words
+
+
+def test_doubtful_words_are_found_in_both_directions(tmp_path: Path) -> None:
+    rows = [
+        passage(0, "a b", probabilities=(0.9, 0.2)),
+        passage(1, "c d", probabilities=(0.4, 0.9)),
+        passage(2, "e f", probabilities=(0.5, 0.1)),
+    ]
+    found = transcript_of(run_of(tmp_path, spoken("/a.wav", *rows)))
+    moments, at = [], 0.0
+    while (after := found.unsure(at, below=0.5)) is not None:
+        moments.append(at := after)
+    assert moments == [1.0, 2.0, 5.0]
+    assert found.unsure(5.0, below=0.5, forward=False) == 2.0
+    assert found.unsure(1.0, below=0.5, forward=False) is None
+
+
+def test_without_words_passages_are_doubtful(tmp_path: Path) -> None:
+    rows = [passage(0, "a", confidence=0.9), passage(1, "b", confidence=0.2),
+            passage(2, "c", confidence=None)]  # fmt: skip
+    found = transcript_of(run_of(tmp_path, spoken("/a.wav", *rows)))
+    assert found.unsure(0.0, below=0.5) == 2.0
+    assert found.unsure(2.0, below=0.5) is None
+
+
+def test_channels_apart_are_named_and_in_the_order_of_time(tmp_path: Path) -> None:
+    store = run_of(
+        tmp_path,
+        spoken("/a.wav", passage(0, "left"), passage(2, "again"), channel=0, last_part=False),
+        spoken("/a.wav", passage(0, "right"), passage(1, "too"), channel=1, part=1),
+    )
+    found = transcript_of(store)
+    assert [row["text"] for row in found.block(0)] == [" left", " right", " too", " again"]
+    assert found.has_channels == [0, 1]
+
+
+def test_a_few_transcripts_are_kept(tmp_path: Path) -> None:
+    store = run_of(
+        tmp_path, *(spoken(f"/{at}.wav", passage(0, f"p{at}")) for at in range(KEPT + 1))
+    )
+    with closing(Library(store)) as library:
+        catalogue, transcripts = library.current().catalogue, Transcripts(store)
+        first = transcripts.read(catalogue, 0)
+        assert transcripts.read(catalogue, 0) is first
+        for position in range(1, KEPT + 1):
+            assert transcripts.read(catalogue, position).block(0)[0]["text"] == f" p{position}"
+        assert transcripts.read(catalogue, 0) is not first
