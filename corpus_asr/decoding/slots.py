@@ -50,8 +50,8 @@ class SlotScheduler:
     could do, ends with that exception; an exception of the model itself, or of a caller's own
     processor, leaves `advance` (or `add`) and makes the scheduler unusable.
 
-    The plain lane (greedy and sampled) is there from the start. The lanes of beams and of drafts
-    come into being with their first job, and hold about as many rows as `slots`.
+    One lane is there from the start, mostly the plain one (greedy and sampled). Others come into
+    being with their first job; those of beams and of drafts hold about as many rows as `slots`.
 
     When memory runs out, the slots are halved, or with one slot left the encoder's batches, and the
     jobs under way are decoded anew; what they give stays the same.
@@ -65,8 +65,9 @@ class SlotScheduler:
         encode_batch: int = 8,
         check_every: int = 1,
         recorder: Recorder | None = None,
+        search: Search | None = None,
     ) -> None:
-        """Allocate the slots of the plain lane.
+        """Allocate the slots of one lane.
 
         Args:
             model: encoder and decoder.
@@ -76,12 +77,14 @@ class SlotScheduler:
                 means waiting.
             recorder: how steps are recorded and replayed; None for CUDA graphs on a GPU, and no
                 recording elsewhere.
+            search: a search of the lane that is there from the start; None for the plain lane.
         """
         self._model = model
         self._slots = slots
         self._encode_batch = encode_batch
         self._check_every = check_every
         self._recorder = recorder
+        self._search = search or Search()
         self.statistics = EngineStatistics(slots=slots)
         self._lanes: dict[_Kind, Lane] = {}
         self._stranded: deque[Running] = deque()  # tasks whose lane is to be made anew
@@ -127,7 +130,7 @@ class SlotScheduler:
 
     def _settle(self) -> None:
         """Make the lanes anew that were given up, and give them their tasks back."""
-        self._lane(_PLAIN, Search())
+        self._lane(_kind(self._search), self._search)
         while self._stranded:
             running = self._stranded[0]
             self._lane_of(running.job).add(running)
@@ -184,9 +187,8 @@ class SlotScheduler:
 
     def _lane(self, kind: _Kind, search: Search) -> Lane:
         if kind not in self._lanes:
-            plain = kind == _PLAIN
             self._lanes[kind] = Lane(
-                self._plain_batch() if plain else self._special_batch(search),
+                self._batch(search),
                 encode_batch=self._encode_batch,
                 check=self._check,
                 lane_of=self._lane_of,
@@ -194,18 +196,19 @@ class SlotScheduler:
             )
         return self._lanes[kind]
 
-    def _plain_batch(self) -> SlotBatch:
-        recorder = self._recorder or default_recorder(self._model.device)
-        return SlotBatch(self._model, self._slots, recorder=recorder)
-
-    def _special_batch(self, search: Search) -> LaneBatch:
+    def _batch(self, search: Search) -> LaneBatch:
         # The rows of a lane, not its places, are what costs memory and time.
         places = max(1, self._slots // search.num_beams)
         try:
+            if _kind(search) == _PLAIN:
+                recorder = self._recorder or default_recorder(self._model.device)
+                return SlotBatch(self._model, self._slots, recorder=recorder)
             if search.assistant is None:
                 return BeamBatch(self._model, places, search.num_beams)
             return SpeculativeBatch(self._model, search.assistant, places, search.num_draft_tokens)
         except torch.OutOfMemoryError as error:
+            if not self._lanes:
+                raise  # fewer slots may fit
             raise EngineError(
                 f"allocating {places} places for {search.num_beams} beams beside {self._slots} "
                 f"slots on {self._model.device}: {error}; use fewer slots"

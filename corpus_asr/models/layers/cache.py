@@ -7,12 +7,14 @@ depends on another's.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from corpus_asr.decoding.transfers import to_device
+from corpus_asr.models.layers.slot_texts import SlotTexts
 
 # oneDNN compiles a bfloat16 product for every shape it meets and keeps a thousand of them: with a
 # length of its own for every step these came to a gigabyte.
@@ -103,12 +105,22 @@ class WindowView:
 class LayerCache:
     """One layer's part of a `SlotCache`."""
 
-    self_keys: Float[Tensor, "slot head token head_dim"]
-    self_values: Float[Tensor, "slot head token head_dim"]
+    text: Float[Tensor, "2 slot head token head_dim"]
+    """Keys, then values of self-attention: written in one go, as every step writes both."""
     cross_keys: Float[Tensor, "window head pos head_dim"]
     cross_values: Float[Tensor, "window head pos head_dim"]
     beams: int = 1
     """Adjacent slots that share a window."""
+
+    @property
+    def self_keys(self) -> Float[Tensor, "slot head token head_dim"]:
+        """Of the tokens."""
+        return self.text[0]
+
+    @property
+    def self_values(self) -> Float[Tensor, "slot head token head_dim"]:
+        """Of the tokens."""
+        return self.text[1]
 
     def write_window(
         self,
@@ -163,14 +175,10 @@ class LayerCache:
         self.self_values[rows, :, length:] = 0
 
     def write_step(
-        self,
-        view: StepView,
-        keys: Float[Tensor, "slot head head_dim"],
-        values: Float[Tensor, "slot head head_dim"],
+        self, view: StepView, keys_and_values: Float[Tensor, "slot 2 head head_dim"]
     ) -> None:
         """Add one token to each of the slots 0, 1, ..."""
-        self.self_keys[view.rows, :, view.positions] = keys
-        self.self_values[view.rows, :, view.positions] = values
+        self.text[:, view.rows, :, view.positions] = keys_and_values
 
     def write_span(
         self,
@@ -226,44 +234,45 @@ class SlotCache:
                 f"allocating {slots} slots of which {beams} share a window: expected a number "
                 "that divides them; allocate a multiple of the beams"
             )
-        # One tensor over all layers each, so that moving a slot is four copies.
-        self._texts, self._windows = (
-            tuple(
-                torch.zeros(layers, count, heads, length, head_dim, dtype=dtype, device=device)
-                for _ in ("keys", "values")
-            )
-            for count, length in ((slots, tokens), (slots // beams, positions))
-        )
+        # A CPU looks at nothing that was not written, so it is spared the zeros; a GPU also looks
+        # at what it then hides.
+        new = torch.empty if device.type == "cpu" else torch.zeros
+        # One tensor over all layers each, so that moving a slot is three copies.
+        text = (layers, 2, slots, heads, tokens, head_dim)
+        self._text = new(text, dtype=dtype, device=device)
+        window = (layers, slots // beams, heads, positions, head_dim)
+        self._windows = tuple(new(window, dtype=dtype, device=device) for _ in ("keys", "values"))
         self.beams = beams
         self.slots = slots
-        # Of no use off the CPU: there a captured step advances without this being told.
-        self._lengths = [0 if device.type == "cpu" else tokens] * slots
         self.on_cpu = device.type == "cpu"
+        # Of no use off the CPU: there a captured step advances without this being told.
+        self._texts = SlotTexts(slots, tokens) if self.on_cpu else None
         self._positions = positions
         # How many each window has: on a CPU, and elsewhere.
         self._ends = [positions] * (slots // beams)
         self._ends_there = torch.full((slots // beams,), positions, device=device)
         self._any_short = False
-        tensors = zip(*self._texts, *self._windows, strict=True)  # layer by layer
-        self.layers = tuple(
-            LayerCache(keys, values, window_keys, window_values, beams)
-            for keys, values, window_keys, window_values in tensors
-        )
+        tensors = zip(self._text, *self._windows, strict=True)  # layer by layer
+        self.layers = tuple(LayerCache(text, keys, values, beams) for text, keys, values in tensors)
 
     def move(self, source: int, target: int) -> None:
         """Copy everything slot `source` holds into slot `target`."""
-        for tensor in self._texts:
-            tensor[:, target].copy_(tensor[:, source])
+        self._text[:, :, target].copy_(self._text[:, :, source])
         for tensor in self._windows:
             tensor[:, target // self.beams].copy_(tensor[:, source // self.beams])
         self._copy_end(source // self.beams, target // self.beams)
-        self._lengths[target] = self._lengths[source]
+        if self._texts is not None:
+            self._texts.copy([target], [source])
 
-    def note_length(self, slots: Sequence[int], length: int) -> None:
-        """Note that `slots` hold at most `length` tokens from now on, so that less is copied."""
-        if self.on_cpu:
-            for slot in slots:
-                self._lengths[slot] = length
+    def note_prompts(self, slots: Sequence[int], length: int) -> None:
+        """Note that `slots` hold new prompts of so many tokens, and nothing else."""
+        if self._texts is not None:
+            self._texts.start(slots, length)
+
+    def note_tokens(self, slots: Int[Tensor, "*#shape"], positions: Int[Tensor, "*shape"]) -> None:
+        """Note that `slots` hold new tokens at these positions."""
+        if self._texts is not None:
+            self._texts.write(slots, positions)
 
     def note_windows(self, slots: Sequence[int], num_positions: Sequence[int] | None) -> None:
         """Note how many positions the windows of `slots` have; None means that they are whole.
@@ -310,31 +319,32 @@ class SlotCache:
             raise ValueError(
                 f"reordering {len(slots)} slots: found {len(sources)} sources; give one per slot"
             )
-        if self.on_cpu:
-            pairs = zip(slots, sources.tolist(), strict=True)
-            changed = [(slot, source) for slot, source in pairs if slot != source]
-            if not changed:
-                return
-            slots = [slot for slot, _ in changed]
-            sources = torch.tensor([source for _, source in changed])
-        length = max(self._lengths)
-        rows = _rows(slots, device=sources.device)
-        for tensor in self._texts:
-            tensor[:, rows, :, :length] = tensor[:, sources, :, :length]
-        self.note_length(slots, length)
+        if self._texts is None:
+            rows = _rows(slots, device=sources.device)
+            self._text[:, :, rows] = self._text[:, :, sources]
+            return
+        pairs = zip(slots, sources.tolist(), strict=True)
+        changed = [(slot, source) for slot, source in pairs if slot != source]
+        # Window by window where that is possible: beams of one differ in their last tokens alone.
+        apart = all(slot // self.beams == source // self.beams for slot, source in changed)
+        for _, some in groupby(changed, key=lambda pair: apart and pair[0] // self.beams):
+            targets, givers = (list(numbers) for numbers in zip(*some, strict=True))
+            span = self._texts.copy(targets, givers)
+            self._text[:, :, targets, :, span] = self._text[:, :, givers, :, span]
 
     def share(self, source: int, targets: Sequence[int]) -> None:
         """Give `targets`, which may be none, everything slot `source` holds."""
         if not targets:
             return
-        for tensor in self._texts:
-            tensor[:, _rows(targets, device=tensor.device)] = tensor[:, source : source + 1]
+        rows = _rows(targets, device=self._text.device)
+        self._text[:, :, rows] = self._text[:, :, source : source + 1]
         window = source // self.beams
         for other in {target // self.beams for target in targets} - {window}:
             for tensor in self._windows:
                 tensor[:, other].copy_(tensor[:, window])
             self._copy_end(window, other)
-        self.note_length(targets, self._lengths[source])
+        if self._texts is not None:
+            self._texts.copy(targets, [source] * len(targets))
 
 
 def _looked_at(positions: Int[Tensor, "*batch"], *, max_positions: int) -> int:

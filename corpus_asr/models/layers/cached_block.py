@@ -92,12 +92,10 @@ class CachedDecoderBlock:
     ) -> Float[Tensor, "slot 1 width"]:
         """Run one token of each of the slots 0, 1, ..."""
         num_slots = len(hidden)
-        query, key, value = (
-            split_heads(part, self._heads) for part in self._qkv(hidden).chunk(3, dim=-1)
-        )  # (slot, head, 1, head_dim)
-        cache.write_step(view, key.squeeze(2), value.squeeze(2))
+        qkv = self._qkv(hidden).view(num_slots, 3, self._heads, -1)
+        cache.write_step(view, qkv[:, 1:])
         attended = attend_cached(
-            query,
+            qkv[:, 0].unsqueeze(2),  # (slot, head, 1, head_dim)
             cache.self_keys[:num_slots, :, : view.length],
             cache.self_values[:num_slots, :, : view.length],
             unseen=view.unseen,

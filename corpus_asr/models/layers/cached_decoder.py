@@ -134,7 +134,8 @@ class CachedDecoder:
         if cache.on_cpu:
             ends = num_positions or [encoded.shape[1]] * len(slots)
             heard = [window[:end] for window, end in zip(encoded, ends, strict=True)]
-            run_side_by_side(partial(self._fill_one, cache), list(zip(slots, heard, strict=True)))
+            windows = list(zip(slots, heard, strict=True))
+            run_side_by_side(partial(self._fill_one, cache), windows, size=lambda one: len(one[1]))
             return
         for block, layer in zip(self._blocks, cache.layers, strict=True):
             block.fill(layer, slots, encoded)
@@ -157,7 +158,7 @@ class CachedDecoder:
         windows = cache.view_windows(slots)
         for block, layer in zip(self._blocks, cache.layers, strict=True):
             hidden = block.prefill(layer, slots, hidden, windows)
-        cache.note_length(slots, tokens.shape[1])
+        cache.note_prompts(slots, tokens.shape[1])
         normed: Tensor = self._layer_norm(hidden)
         return normed
 
@@ -180,7 +181,7 @@ class CachedDecoder:
         hidden = self._embedding.at(tokens, positions).unsqueeze(1)  # (slot, 1, width)
         for block, layer in zip(self._blocks, cache.layers, strict=True):
             hidden = block.step(layer, view, hidden, windows)
-        cache.note_length(range(len(tokens)), view.length)
+        cache.note_tokens(view.rows, positions)
         normed: Tensor = self._layer_norm(hidden.squeeze(1))
         return normed
 
@@ -206,7 +207,7 @@ class CachedDecoder:
         hidden = self._embedding.at(tokens, view.positions)
         for block, layer in zip(self._blocks, cache.layers, strict=True):
             hidden = block.extend(layer, view, hidden, windows)
-        cache.note_length(slots, view.length)
+        cache.note_tokens(view.slot, view.positions)
         normed: Tensor = self._layer_norm(hidden)
         return normed
 

@@ -5,9 +5,9 @@ each compute a whole window never wait for one another, where those that share e
 one window do so thousands of times: on busy machines the difference is large.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from threading import Semaphore
 from typing import TypeVar
 
 import torch
@@ -16,44 +16,87 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def run_side_by_side(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+def run_side_by_side(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    size: Callable[[Item], int] | None = None,
+) -> list[Result]:
     """Apply `function` to each of `items` in inference mode, on torch's number of threads.
 
-    The items are independent, so results are those of a plain loop. Where fewer items than threads
-    are left, each gets several threads.
+    The items are independent, so results are those of a plain loop. A thread that is done with one
+    takes the next. Where fewer items than threads are left, each gets several threads.
+
+    Args:
+        function: of one item.
+        items: as many as there are.
+        size: how much work an item is; the largest are begun first, so that threads end together.
+
+    Raises:
+        Exception: the one of the first item that has any, once all threads are done.
     """
     threads = torch.get_num_threads()
-    results: list[Result] = []
-    first = 0
-    while first < len(items):
-        some = items[first : first + threads]
-        results += _run(function, some, threads_each=threads // len(some))
-        first += len(some)
-    return results
+    numbers = list(range(len(items)))
+    if size is not None:
+        numbers.sort(key=lambda number: -size(items[number]))
+    alone = len(items) // threads * threads
+    found: dict[int, Result] = {}
+    for some, workers in ((numbers[:alone], threads), (numbers[alone:], len(numbers) - alone)):
+        if some:
+            _Crew(function, items, some, found).run(workers, threads_each=threads // workers)
+    return [found[number] for number in range(len(items))]
 
 
-def _run(
-    function: Callable[[Item], Result], items: Sequence[Item], *, threads_each: int
-) -> list[Result]:
-    if len(items) == 1:
-        with torch.inference_mode():
-            return [function(items[0])]
-    threads = torch.get_num_threads()
-    begun = Semaphore(0)
+class _Crew:
+    """Threads that take items off one list."""
 
-    def run(item: Item) -> Result:
+    def __init__(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        numbers: Sequence[int],
+        found: dict[int, Result],
+    ) -> None:
+        self._function = function
+        self._items = items
+        self._left = iter(numbers)
+        self._found = found
+        self._errors: dict[int, Exception] = {}
+        self._lock = threading.Lock()
+        self._begun = threading.Semaphore(0)
+
+    def run(self, workers: int, *, threads_each: int) -> None:
+        """Compute everything on the list."""
+        if workers == 1:
+            self._work()
+        else:
+            threads = torch.get_num_threads()
+            with ThreadPoolExecutor(workers, thread_name_prefix="window") as pool:
+                for _ in range(workers):
+                    pool.submit(self._begin, threads_each)
+                for _ in range(workers):
+                    self._begun.acquire()
+                # Threads that others start begin with what was set last anywhere: not with a share.
+                torch.set_num_threads(threads)
+        if self._errors:
+            raise self._errors[min(self._errors)]
+
+    def _begin(self, threads: int) -> None:
         # Asked for once, as the first product would: after that, what is set here stays.
         torch.get_num_threads()
-        torch.set_num_threads(threads_each)
-        begun.release()
+        torch.set_num_threads(threads)
+        self._begun.release()
+        self._work()
+
+    def _work(self) -> None:
         # Inference mode is a thread's own affair too.
         with torch.inference_mode():
-            return function(item)
+            while (number := self._next()) is not None:
+                try:
+                    self._found[number] = self._function(self._items[number])
+                except Exception as error:  # it is the caller's, who waits in another thread
+                    self._errors[number] = error
 
-    with ThreadPoolExecutor(len(items), thread_name_prefix="window") as pool:
-        results = pool.map(run, items)
-        for _ in items:
-            begun.acquire()
-        # Threads that others start begin with what was set last anywhere: not with a share.
-        torch.set_num_threads(threads)
-        return list(results)
+    def _next(self) -> int | None:
+        with self._lock:
+            return None if self._errors else next(self._left, None)

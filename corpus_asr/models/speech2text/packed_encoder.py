@@ -73,7 +73,7 @@ class PackedSpeech2TextEncoder:
         counted &= self._embed_positions.padding_row != 0
         positions = self._embed_positions(counted, like=torch.empty(0))[0]
         items = [_Row(row, positions[:end]) for row, end in zip(rows, heard, strict=True)]
-        return run_side_by_side(self._encode, items)
+        return run_side_by_side(self._encode, items, size=lambda row: len(row.features))
 
     def _encode(self, row: _Row) -> Float[Tensor, "pos width"]:
         heard = len(row.positions)

@@ -59,7 +59,7 @@ class PackedWhisperEncoder:
         check_heard(num_frames, windows=len(windows), whole=self._num_frames)
         heard = [window[:, :end] for window, end in zip(windows, num_frames, strict=True)]
         positions = len(self._positions)
-        encoded = run_side_by_side(self._encode, heard)
+        encoded = run_side_by_side(self._encode, heard, size=lambda window: window.shape[1])
         return torch.stack([F.pad(one, (0, 0, 0, positions - len(one))) for one in encoded])
 
     def _encode(self, features: Float[Tensor, "mel frame"]) -> Float[Tensor, "pos width"]:

@@ -98,11 +98,13 @@ class PaddedBatch:
 
     @torch.inference_mode()
     def encoded(self) -> Float[Tensor, "batch pos width"]:
-        """Encode all rows, a few at a time."""
+        """Encode all rows; on a GPU a few at a time."""
         if self.given is not None:
             return self.given.to(self.model.device, self.model.dtype)
         assert self.features is not None
-        some = encode_batch_on(self.model.device.type)
+        kind = self.model.device.type
+        # A CPU encodes each row by itself, and is kept busy best where it has all to choose from.
+        some = self.size if kind == "cpu" else encode_batch_on(kind)
         parts = [
             self.model.encode_padded(
                 self.features[first : first + some].transpose(1, 2),

@@ -8,7 +8,7 @@ from corpus_asr.models.layers.cache import SlotCache, SpanView, StepView
 
 
 def new_cache(slots: int = 4, *, beams: int = 1) -> SlotCache:
-    return SlotCache(
+    cache = SlotCache(
         layers=2,
         slots=slots,
         beams=beams,
@@ -19,6 +19,10 @@ def new_cache(slots: int = 4, *, beams: int = 1) -> SlotCache:
         dtype=torch.float32,
         device=torch.device("cpu"),
     )
+    for layer in cache.layers:
+        for tensor in (layer.text, layer.cross_keys, layer.cross_values):
+            tensor.zero_()
+    return cache
 
 
 def pair(batch: int, length: int) -> tuple[Tensor, Tensor]:
@@ -59,12 +63,12 @@ def test_a_prompt_clears_the_values_after_it() -> None:
 def test_a_step_writes_one_position_of_each_slot() -> None:
     layer = new_cache().layers[0]
     view = StepView.at(torch.tensor([2, 0, 6]), max_positions=7)
-    keys, values = torch.randn(2, 3, 3, 5)
-    layer.write_step(view, keys, values)
+    new = torch.randn(3, 2, 3, 5)
+    layer.write_step(view, new)
     for slot, position in enumerate([2, 0, 6]):
-        assert torch.equal(layer.self_keys[slot, :, position], keys[slot])
-        assert torch.equal(layer.self_values[slot, :, position], values[slot])
-    assert layer.self_keys.count_nonzero() == keys.numel()
+        assert torch.equal(layer.self_keys[slot, :, position], new[slot, 0])
+        assert torch.equal(layer.self_values[slot, :, position], new[slot, 1])
+    assert layer.text.count_nonzero() == new.numel()
 
 
 def test_a_step_sees_up_to_its_own_position() -> None:
@@ -135,7 +139,7 @@ def test_a_span_outside_the_cache_is_an_error() -> None:
 @pytest.mark.parametrize(("slots", "sources"), [([0, 1, 2], [2, 0, 0]), ([3, 1], [1, 3])])
 def test_reordered_slots_take_texts_and_keep_windows(slots: list[int], sources: list[int]) -> None:
     cache = filled_cache()
-    cache.note_length(range(4), 5)
+    cache.note_prompts(range(4), 5)
     before = [[t.clone() for t in (x.self_keys, x.self_values, x.cross_keys)] for x in cache.layers]
     cache.reorder(slots, torch.tensor(sources))
     for layer, (keys, values, windows) in zip(cache.layers, before, strict=True):
@@ -144,6 +148,43 @@ def test_reordered_slots_take_texts_and_keep_windows(slots: list[int], sources: 
         assert torch.equal(layer.cross_keys, windows)
         others = sorted({0, 1, 2, 3} - set(slots))
         assert torch.equal(layer.self_keys[others], keys[others])
+
+
+def test_beams_reordered_again_and_again_hold_what_whole_copies_would() -> None:
+    torch.manual_seed(0)
+    cache = new_cache(6, beams=3)
+    text = cache.layers[0].text
+    whole = text.clone()
+    for start in range(3):  # later texts in the same slots, the last one shorter
+        new = torch.randn(2, 6, 3, 2, 5)
+        text[:, :, :, :2] = whole[:, :, :, :2] = new
+        cache.note_prompts(range(6), 2)
+        for position in range(2, 7 - start):
+            view = StepView.at(torch.full((6,), position), max_positions=7)
+            step = torch.randn(6, 2, 3, 5)
+            cache.layers[0].write_step(view, step)
+            cache.note_tokens(view.rows, view.positions)
+            whole[:, :, :, position] = step.transpose(0, 1)
+            sources = torch.cat([torch.randint(3, (3,)), torch.randint(3, 6, (3,))])
+            cache.reorder(range(6), sources)
+            whole = whole[:, sources]
+            seen = slice(position + 1)
+            assert torch.equal(text[:, :, :, seen], whole[:, :, :, seen])
+
+
+def test_reordering_copies_no_more_than_what_differs() -> None:
+    cache = filled_cache(beams=2)
+    cache.note_prompts([0], 3)
+    cache.share(0, [1])
+    view = StepView.at(torch.tensor([3, 3]), max_positions=7)
+    cache.layers[0].write_step(view, torch.randn(2, 2, 3, 5))
+    cache.note_tokens(view.rows, view.positions)
+    for layer in cache.layers:
+        layer.text[:, 0, :, :3] = torch.nan
+    cache.reorder([0, 1], torch.tensor([0, 0]))
+    text = cache.layers[0].text
+    assert torch.equal(text[:, 1, :, 3], text[:, 0, :, 3])
+    assert text[:, 1].isfinite().all()
 
 
 def test_reordering_needs_a_source_for_every_slot() -> None:

@@ -84,6 +84,31 @@ def test_as_many_items_run_at_once_as_there_are_threads() -> None:
     assert len(set(names[:4])) == 4
 
 
+@pytest.mark.usefixtures("four_threads")
+def test_a_thread_that_is_done_takes_the_next() -> None:
+    others = threading.Semaphore(0)
+
+    def work(number: int) -> int:
+        if number == 9:
+            for _ in range(7):
+                assert others.acquire(timeout=PATIENCE_S), "the others waited for the longest"
+        else:
+            others.release()
+        return number
+
+    items = [3, 2, 8, 4, 1, 7, 6, 9]
+    assert run_side_by_side(work, items, size=lambda number: number) == items
+
+
+def test_items_are_begun_by_their_size() -> None:
+    begun: list[int] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    run_side_by_side(begun.append, [3, 9, 2, 8], size=lambda number: number)
+    torch.set_num_threads(before)
+    assert begun == [9, 8, 3, 2]
+
+
 def test_it_is_in_inference_mode_whatever_the_caller_is_in(threads: int) -> None:
     weight = torch.ones(3, requires_grad=True)
     for count in (1, 4):
