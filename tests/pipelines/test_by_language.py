@@ -110,6 +110,18 @@ def test_each_recording_is_transcribed_as_by_its_model_alone(
     assert {row[-2:] for row in said_in(routed, *with_language)[GERMAN]} == detected
 
 
+@pytest.mark.slow  # what routes is the same without Ray; this shows that it reaches Ray's workers
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_workers_of_ray_have_the_models_of_all_languages(routed: RunConfig, tmp_path: Path) -> None:
+    output = routed.output.model_copy(update={"uri": str(tmp_path / "ray")})
+    config = routed.model_copy(update={"output": output})
+    summary = transcribe(config, local=False, progress=None)
+    assert (summary.files, summary.failed) == (2, 0)
+    columns = ("model", "model_revision", "language", "language_probability")
+    assert said_in(config, *columns) == said_in(routed, *columns)
+
+
 def test_rows_name_the_model_that_wrote_them(routed: RunConfig, models: list[Path]) -> None:
     named = said_in(routed, "model", "model_revision")
     for name, folder in ((ENGLISH, models[0]), (GERMAN, models[1])):
