@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
 from corpus_asr.report.advice import ADVICE, advice
@@ -130,27 +131,51 @@ def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
     assert set(links) <= targets
 
 
-def test_a_classification_has_labels_in_place_of_text(tmp_path: Path) -> None:
-    job = Job(tmp_path, pipeline="classify_audio", model={"checkpoint": "some/model"})
-    job.begin()
+def classified(job: Job) -> Job:
     labels = [
         {"window": 0, "start_s": 0.0, "end_s": 30.0, "weight_s": 30.0, "rank": rank, "label": label,
          "probability": probability}
         for rank, label, probability in ((1, "de", 0.7), (2, "nl", 0.2), (3, "en", 0.1))
     ]  # fmt: skip
     means = [{"label": "de", "probability": 0.7}]
+    job.begin()
     for name in ("a.wav", "b.wav", "c.wav"):
         job.commit(
             name, segments=None, labels=labels, label="de", label_probability=0.7,
             label_means=means, label_weight_s=30.0,
         )  # fmt: skip
     job.finish()
+    return job
+
+
+def test_a_classification_has_labels_in_place_of_text(tmp_path: Path) -> None:
+    job = classified(Job(tmp_path, pipeline="classify_audio"))
     page = page_of(job, tmp_path / "page.html")
     assert "Labels" in [heading.text for heading in page.all("h2")]
     sample = page.all("li", class_="sample")[0]
     assert sample.all("blockquote")[0].text == "de 70% · nl 20% · en 10%"
-    assert "labels.nsmallest" in page.text
     assert "Words" not in [each.text for each in page.all("dt")]
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_the_lines_shown_read_the_tables(
+    labels: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "it's"
+    folder.mkdir()
+    job = Job(folder, **({"pipeline": "classify_audio"} if labels else {}))
+    if labels:
+        classified(job)
+    else:
+        job.begin()
+        job.commit("a.wav", segments=[segment("Hi.", 0.9, start_s=0.0, end_s=1.0)])
+        job.finish()
+    python, sql = page_of(job, tmp_path / "page.html").all("pre")
+    exec("".join(python.own_text))
+    told = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[1] for line in told] == (["de"] * 3 if labels else ["Hi."])
+    [row] = duckdb.execute("".join(sql.own_text)).fetchall()
+    assert row == (("de", 3, 0.03) if labels else ("en", 1, 0.0))
 
 
 def test_channels_and_lengths(tmp_path: Path) -> None:

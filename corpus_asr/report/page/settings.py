@@ -18,8 +18,9 @@ and <code>recordings/</code>, one row per file, once a run has finished.$unfinis
 <pre><code>$sql</code></pre></section>"""
 _PYTHON = """import pandas as pd
 
-{table} = pd.read_parquet({folder!r})
-print({table}.nsmallest(10, "{sure}")[["uri", "start_s", "{what}", "{sure}"]])"""
+{table} = pd.read_parquet({folder!r}){rows}
+unsure = {table}.nsmallest(10, "{sure}")
+print(unsure[["{what}", "{sure}", "start_s", "uri"]].to_string())"""
 _SQL = """-- DuckDB
 SELECT {what}, count(*) AS {table}, round(sum(end_s - start_s) / 3600, 2) AS hours
 FROM read_parquet('{files}')
@@ -33,11 +34,11 @@ _SETTINGS = """<section aria-labelledby="settings"><h2 id="settings">Settings</h
 def reading(data: PageData) -> Html:
     """Return how to open the tables with other programs."""
     uri = data.report.uri
-    table, what, sure = ("segments", "text", "confidence")
-    group, where = "language", ""
+    table, what, sure = "segments", "text", "confidence"
+    group, where, rows = "language", "", ""
     if data.classifies:
         table, what, sure, group = "labels", "label", "probability", "label"
-        where = "WHERE rank = 1\n"
+        where, rows = "WHERE rank = 1\n", ".query('rank == 1')"
     folder = f"{uri}/{table}"
     files = f"{folder}/*.parquet".replace("'", "''")
     unfinished = (
@@ -49,7 +50,7 @@ def reading(data: PageData) -> Html:
         _READING,
         table=table,
         unfinished=unfinished,
-        python=_PYTHON.format(table=table, folder=folder, what=what, sure=sure),
+        python=_PYTHON.format(table=table, folder=folder, rows=rows, what=what, sure=sure),
         sql=_SQL.format(what=group, table=table, files=files, where=where),
     )
 
