@@ -30,6 +30,7 @@ from corpus_asr.commands.failures import (
     readable_errors,
     say,
 )
+from corpus_asr.commands.finetune import finetune
 from corpus_asr.commands.init import init
 from corpus_asr.commands.label import label
 from corpus_asr.commands.nightly import nightly
@@ -201,6 +202,7 @@ app.command()(evaluate)
 app.command()(view)
 app.command()(nightly)
 app.command()(label)
+app.command()(finetune)
 
 
 @app.command()

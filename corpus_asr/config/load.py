@@ -12,18 +12,21 @@ Addresses without a scheme are local paths. Relative ones (`source.uri`, `source
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from corpus_asr.config.base import Settings
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.config.document import KeyPath, override_value, read_document
+from corpus_asr.config.document import Document, KeyPath, override_value, read_document
+from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.config.labelling import PseudoLabelConfig
 from corpus_asr.config.problems import booleans_in_the_wrong_place, problems_in
 from corpus_asr.config.run import PSEUDO_LABEL, RunConfig
 from corpus_asr.config.secrets import hide_secrets
 from corpus_asr.errors import ConfigError
+
+_Config = TypeVar("_Config", bound=Settings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +52,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     document = read_document(path, overrides)
     labels = document.values.get("pipeline") == PSEUDO_LABEL
-    model = PseudoLabelConfig if labels else RunConfig
+    return _checked(document, PseudoLabelConfig if labels else RunConfig)
+
+
+def load_finetune(path: str | Path, overrides: Sequence[str] = ()) -> FinetuneConfig:
+    """Read and check a training; as `load_config` does a job."""
+    return _checked(read_document(path, overrides), FinetuneConfig)
+
+
+def _checked(document: Document, model: type[_Config]) -> _Config:
     values = _without_empty_sections(document.values, model)
     problems = list(document.problems)
     problems += booleans_in_the_wrong_place(values, model=model)
-    config: RunConfig | None = None
+    config: _Config | None = None
     try:
         config = model.model_validate(values)
     except ValidationError as error:
@@ -139,7 +150,7 @@ def _settings(settings: Settings, above: KeyPath) -> Iterator[Setting]:
         )
 
 
-def _without_empty_sections(values: Mapping[str, Any], model: type[RunConfig]) -> dict[str, Any]:
+def _without_empty_sections(values: Mapping[str, Any], model: type[Settings]) -> dict[str, Any]:
     """Read a section whose keys are all commented out, which YAML makes null, as a section."""
     sections = {
         name

@@ -94,12 +94,12 @@ def band_limited(samples: Samples, low_hz: float, high_hz: float) -> Samples:
     return np.fft.irfft(spectrum * below * above, samples.size).astype(np.float32)
 
 
-def faster(samples: Samples, factor: float) -> Samples:
+def faster(samples: Samples, factor: float) -> Float32[np.ndarray, " played"]:
     """Play samples faster: shorter, and higher."""
     if factor == 1.0:
         return samples
     places = np.arange(0, samples.size - 1, factor)
-    played: Samples = np.interp(places, np.arange(samples.size), samples).astype(np.float32)
+    played: np.ndarray = np.interp(places, np.arange(samples.size), samples).astype(np.float32)
     return played
 
 

@@ -65,8 +65,8 @@ class Finetune:
         self._device = resolve_device(config.model.device)
         folder = fetch_checkpoint(config.model.checkpoint, revision=config.model.revision)
         self._revision = model_revision(folder)
-        self._processor = WhisperProcessor.from_pretrained(folder)
         self._student = self._load(folder)
+        self._processor = WhisperProcessor.from_pretrained(folder)
         self._labels = LabelWriter(
             self._processor.tokenizer, max_tokens=self._student.config.max_target_positions
         )

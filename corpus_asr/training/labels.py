@@ -79,7 +79,7 @@ class LabelWriter:
             ConfigError: a language is missing, or the model does not know it.
         """
         tokenizer = self._tokenizer
-        spoken = [one for one in said if one.text]
+        spoken = [one for one in said if one.text.strip()]
         if not spoken:
             return TokenRow(ids=(tokenizer.sot, tokenizer.no_speech, tokenizer.eot), learnt_from=1)
         try:
@@ -88,7 +88,11 @@ class LabelWriter:
             raise ConfigError(
                 f"writing labels: {error}; give data.language, or `language` in the manifest"
             ) from error
-        text = self._timed(spoken) if timestamps else self._text(" ".join(o.text for o in spoken))
+        text = (
+            self._timed(spoken)
+            if timestamps
+            else self._text(" ".join(o.text.strip() for o in spoken))
+        )
         before = self._before(previous, room=self._max_tokens - len(prompt) - len(text))
         return TokenRow(ids=(*before, *prompt, *text, tokenizer.eot), learnt_from=len(before) + 1)
 

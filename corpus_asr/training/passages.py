@@ -64,10 +64,10 @@ def _passages(
     manifest: str, uri: str, row: Mapping[str, Any], usual: str | None
 ) -> Iterator[Passage]:
     segments = row.get("segments")
-    if isinstance(segments, str):  # in CSV
-        segments = json.loads(segments)
     said = row.get("language") or usual
     try:
+        if isinstance(segments, str):  # in CSV
+            segments = json.loads(segments)
         language = None if said is None else resolve_language(str(said))
         for stretch in [row] if segments is None else segments:
             start_s, end_s = _times(stretch)

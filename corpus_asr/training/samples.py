@@ -17,7 +17,7 @@ from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.filesystem import open_binary
 
-Samples = Int16[np.ndarray, " sample"]
+Samples = Int16[np.ndarray, "_"]
 
 _SCALE = 32768.0  # of int16
 

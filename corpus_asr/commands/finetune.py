@@ -1,0 +1,36 @@
+"""`corpus-asr finetune`: its options.
+
+In: the command line. Out: lines about the training, and an exit code. Imports nothing that `--help`
+would have to wait for.
+"""
+
+import importlib
+import sys
+from typing import Annotated
+
+import typer
+
+from corpus_asr.commands.failures import readable_errors
+from corpus_asr.logs import speaks_json
+
+
+def finetune(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/finetune.yaml.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key: training.steps=300."),
+    ] = None,
+) -> None:
+    """Train a Whisper checkpoint further on labelled audio, or go on where training stopped."""
+    with readable_errors(on_interrupt="run the same command again to go on"):
+        from corpus_asr.config.load import load_finetune
+
+        settings = load_finetune(config, overrides or ())
+        # Pipelines stand above the command line in the layers, so they are found by name.
+        pipeline = importlib.import_module("pipelines.finetune")
+        done = pipeline.run(settings, progress=None if speaks_json() else sys.stderr)
+        for step, rate in done.error_rates:
+            typer.echo(f"after {step:,} steps: word error rate {rate:.2%}")
+        typer.echo(f"{done.model_uri}: trained for {done.steps:,} steps")

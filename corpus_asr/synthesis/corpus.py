@@ -1,0 +1,155 @@
+"""A corpus of spoken sentences: a seed and hours in, recordings and manifests out.
+
+Voices and sentences of the validation set are in no other. The same seed gives the same files.
+Knows no models.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from corpus_asr.audio.encode import encode_audio
+from corpus_asr.errors import ConfigError, DecodeError
+from corpus_asr.synthesis.sentences import drawn_sentences, written_sentences
+from corpus_asr.synthesis.voices import Manner, Voice, drawn_manner, speak
+from corpus_asr.units import SAMPLE_RATE_HZ
+
+SETS = ("train", "validation")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One sentence to be spoken."""
+
+    number: int
+    set: str
+    voice: Voice
+    manner: Manner
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spoken:
+    """What came of a corpus."""
+
+    hours: dict[str, float]
+    failed: int
+    """Lines that a voice could not speak."""
+
+
+def split_voices(voices: Sequence[Voice], share: float) -> dict[str, list[Voice]]:
+    """Return the voices of each set; those of validation are chosen by their names alone."""
+    held_out = [voice for voice in voices if _fraction(voice.name) < share]
+    held_out = held_out or [voices[-1]]
+    return {"train": [v for v in voices if v not in held_out], "validation": held_out}
+
+
+def drawn_lines(
+    voices: Sequence[Voice],
+    texts: Sequence[Path],
+    *,
+    seed: int,
+    held_out_share: float,
+    written_share: float,
+    set: str,
+) -> Iterator[Line]:
+    """Yield lines of one set without end.
+
+    Args:
+        voices: of this machine.
+        texts: files with sentences that people wrote; each is used once at most.
+        seed: of all that is drawn.
+        held_out_share: of voices and of written sentences that are for validation.
+        written_share: of lines that come from `texts`, while these last.
+        set: `train` or `validation`.
+    """
+    draw = random.Random(f"{seed} {set}")
+    speakers = split_voices(voices, held_out_share)[set]
+    # Programs have few voices or many: each program speaks as much as any other.
+    programs = sorted({voice.program for voice in speakers})
+    drawn = drawn_sentences(draw)
+    written = [s for path in texts for s in written_sentences(path)]
+    written = [s for s in written if (_fraction(s) < held_out_share) == (set == "validation")]
+    draw.shuffle(written)
+    number = 0
+    while True:
+        program = draw.choice(programs)
+        voice = draw.choice([voice for voice in speakers if voice.program == program])
+        text = written.pop() if written and draw.random() < written_share else next(drawn)
+        yield Line(number=number, set=set, voice=voice, manner=drawn_manner(draw), text=text)
+        number += 1
+
+
+def write_corpus(
+    folder: Path, lines: dict[str, Iterator[Line]], hours: dict[str, float], *, workers: int
+) -> Spoken:
+    """Speak lines until there are so many hours of each set, and write a manifest of each.
+
+    Args:
+        folder: made if needed.
+        lines: by set, without end.
+        hours: by set.
+        workers: programs that speak at a time.
+
+    Raises:
+        ConfigError: no voice can speak.
+        OSError: the folder cannot be written.
+    """
+    failed = 0
+    found: dict[str, float] = {}
+    with ThreadPoolExecutor(workers, thread_name_prefix="speak") as pool:
+        for name, theirs in lines.items():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            rows: list[dict[str, object]] = []
+            seconds = 0.0
+            while seconds < hours[name] * 3600:
+                batch = [next(theirs) for _ in range(8 * workers)]
+                lengths = pool.map(lambda line: _write(folder, line), batch)
+                for line, spoken_s in zip(batch, lengths, strict=True):
+                    if spoken_s is None:
+                        failed += 1
+                        continue
+                    seconds += spoken_s
+                    rows.append(_row(line, spoken_s))
+                if not rows:
+                    raise ConfigError(
+                        f"speaking {name} sentences: none of the first {failed} could be spoken, "
+                        f"expected audio; try {batch[0].voice.name} by hand"
+                    )
+            manifest = folder / f"{name}.jsonl"
+            manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            found[name] = seconds / 3600
+    return Spoken(hours=found, failed=failed)
+
+
+def _write(folder: Path, line: Line) -> float | None:
+    """Speak one line; returns its seconds, None where the voice cannot."""
+    try:
+        samples = speak(line.voice, line.text, line.manner)
+    except DecodeError:
+        return None
+    (folder / _name(line)).write_bytes(encode_audio(samples, "flac"))
+    return len(samples) / SAMPLE_RATE_HZ
+
+
+def _row(line: Line, spoken_s: float) -> dict[str, object]:
+    return {
+        "uri": _name(line),
+        "text": line.text,
+        "language": "en",
+        "speaker": line.voice.name,
+        "duration_s": round(spoken_s, 3),
+    }
+
+
+def _name(line: Line) -> str:
+    return f"{line.set}/{line.number:06}.flac"
+
+
+def _fraction(text: str) -> float:
+    """Return a number from 0 to 1 that depends on the text alone."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 0xFFFFFFFF

@@ -1,0 +1,167 @@
+"""Speaking programs as voices: a text in, samples of it being spoken out.
+
+espeak-ng, flite and festival are programs of their own, installed by the system's packages; what is
+not there is not used. Knows no corpus and no files but those it removes.
+"""
+
+import random
+import shutil
+import subprocess
+import tempfile
+import wave
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32
+
+from corpus_asr.audio.resample import resample
+from corpus_asr.errors import ConfigError, DecodeError
+from corpus_asr.units import SAMPLE_RATE_HZ
+
+Program = Literal["espeak-ng", "flite", "festival"]
+
+_ESPEAK_ACCENTS = (
+    "en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029",
+)  # fmt: skip
+_ESPEAK_SPEAKERS = (
+    "", "m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "f1", "f2", "f3", "f4", "f5",
+    "Annie", "Andy", "Denis", "Gene", "Jacky", "Lee", "Mario", "Michael", "Mike", "Steph", "adam",
+    "anika", "belinda", "caleb", "ed", "iven", "john", "kaukovalta", "linda", "marcelo", "max",
+    "norbert", "pablo", "paul", "quincy", "rob", "robert", "steph2", "zac",
+)  # fmt: skip
+_FLITE_SPEAKERS = ("awb", "kal16", "rms", "slt")
+_FESTIVAL_SPEAKERS = ("kal_diphone", "ked_diphone", "cmu_us_slt_arctic_hts")
+
+_TIMEOUT_S = 60.0
+_QUIET_SHARE = 0.01  # of the loudest value: below, nobody speaks
+_KEPT_S = 0.05  # around what is spoken
+_FULL_SCALE = 32768.0
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """A speaker of a program."""
+
+    program: Program
+    speaker: str
+
+    @property
+    def name(self) -> str:
+        """What manifests call it."""
+        return f"{self.program}:{self.speaker}"
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a voice speaks."""
+
+    speed: float = 1.0
+    pitch: float = 1.0
+
+
+def installed_voices() -> list[Voice]:
+    """Return the voices of this machine, sorted.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    found = [voice for voice in _known_voices() if _is_there(voice)]
+    if not found:
+        raise ConfigError(
+            "looking for voices: found none of espeak-ng, flite and festival, expected one at "
+            "least; install them, as by apt-get install espeak-ng flite festival"
+        )
+    return sorted(found, key=lambda voice: voice.name)
+
+
+def drawn_manner(draw: random.Random) -> Manner:
+    """Draw how fast and how high is spoken, as people differ."""
+    return Manner(speed=draw.uniform(0.8, 1.25), pitch=draw.uniform(0.8, 1.25))
+
+
+def speak(voice: Voice, text: str, manner: Manner) -> Float32[np.ndarray, " sample"]:
+    """Return a text spoken, at 16 kHz, without silence around it.
+
+    Raises:
+        DecodeError: the program fails, or says nothing.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "spoken.wav"
+        argv, given = _command(voice, text, manner, path)
+        try:
+            done = subprocess.run(
+                argv, input=given.encode(), capture_output=True, timeout=_TIMEOUT_S, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise _mute(voice, text, str(error)) from error
+        if done.returncode or not path.is_file():
+            raise _mute(voice, text, done.stderr.decode(errors="replace").strip()[-200:])
+        samples, rate_hz = _read(path)
+    spoken = _trimmed(resample(samples, rate_hz=rate_hz))
+    if not spoken.size:
+        raise _mute(voice, text, "silence")
+    return spoken
+
+
+def _known_voices() -> Iterator[Voice]:
+    for accent in _ESPEAK_ACCENTS:
+        for speaker in _ESPEAK_SPEAKERS:
+            yield Voice("espeak-ng", f"{accent}+{speaker}" if speaker else accent)
+    for speaker in _FLITE_SPEAKERS:
+        yield Voice("flite", speaker)
+    for speaker in _FESTIVAL_SPEAKERS:
+        yield Voice("festival", speaker)
+
+
+def _is_there(voice: Voice) -> bool:
+    program = "text2wave" if voice.program == "festival" else voice.program
+    if shutil.which(program) is None:
+        return False
+    if voice.program == "festival":
+        folders = Path("/usr/share/festival/voices").glob(f"*/{voice.speaker}")
+        return any(folder.is_dir() for folder in folders)
+    return True
+
+
+def _command(voice: Voice, text: str, manner: Manner, path: Path) -> tuple[Sequence[str], str]:
+    """Return what to run, and what to say to it."""
+    if voice.program == "espeak-ng":
+        words_per_minute, pitch = round(165 * manner.speed), round(50 * manner.pitch)
+        options = ("-v", voice.speaker, "-s", str(words_per_minute), "-p", str(min(99, pitch)))
+        return ("espeak-ng", *options, "-w", str(path), "--stdin"), text
+    if voice.program == "flite":
+        settings = (
+            f"duration_stretch={1 / manner.speed:.3f}",
+            f"int_f0_target_mean={105 * manner.pitch:.0f}",
+        )
+        options = tuple(part for each in settings for part in ("--setf", each))
+        return ("flite", "-voice", voice.speaker, *options, "-t", text, "-o", str(path)), ""
+    # Its voices take no other pitch than their own, and the one of HTS no other speed either.
+    said = f"(voice_{voice.speaker}) (Parameter.set 'Duration_Stretch {1 / manner.speed:.3f})"
+    return ("text2wave", "-eval", f"(begin {said})", "-o", str(path)), text
+
+
+def _read(path: Path) -> tuple[Float32[np.ndarray, " sample"], int]:
+    with wave.open(str(path)) as file:
+        values = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+        return values.astype(np.float32) / np.float32(_FULL_SCALE), file.getframerate()
+
+
+def _trimmed(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " spoken"]:
+    """Cut silence off at both ends, so that the times of a text are those of its words."""
+    loud = np.flatnonzero(np.abs(samples) > _QUIET_SHARE * np.abs(samples).max(initial=0.0))
+    if not loud.size:
+        return samples[:0]
+    kept = round(_KEPT_S * SAMPLE_RATE_HZ)
+    return samples[max(0, loud[0] - kept) : loud[-1] + kept]
+
+
+def _mute(voice: Voice, text: str, found: str) -> DecodeError:
+    return DecodeError(
+        f"speaking {text[:60]!r} as {voice.name}: found {found or 'nothing'}, expected audio; "
+        "install the voice, or leave it out",
+        kind="no_voice",
+    )

@@ -1,0 +1,117 @@
+"""Train a checkpoint further: labelled audio in, a better checkpoint and a summary out.
+
+Only the order of things is decided here; each is done elsewhere. Safe to repeat: the same call goes
+on after the last checkpoint.
+"""
+
+from dataclasses import dataclass
+
+from corpus_asr.config.finetune import FinetuneConfig
+from corpus_asr.errors import ConfigError
+from corpus_asr.runtime.progress import Stream
+from corpus_asr.storage.addresses import shown
+from corpus_asr.training.evaluation import Evaluation
+from corpus_asr.training.group import Group
+from corpus_asr.training.job import Finetune
+from corpus_asr.training.store import MODEL_FOLDER, TrainingStore
+from corpus_asr.training.trainer import Record
+from corpus_asr.training.worker import train
+from corpus_asr.units import MEBIBYTE
+
+_SAID_EVERY = 10
+_STORE_BYTES = 128 * MEBIBYTE  # nothing of training goes through Ray's object store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finetuned:
+    """What came of a training."""
+
+    model_uri: str
+    steps: int
+    error_rates: tuple[tuple[int, float], ...]
+    """Word error rates of validation data, each with the steps done; empty without such data."""
+
+
+def run(config: FinetuneConfig, *, progress: Stream | None) -> Finetuned:
+    """Train what is left to train, and write the model.
+
+    Args:
+        config: the training.
+        progress: where lines about it go; None for none.
+
+    Raises:
+        ConfigError: settings do not go together, there is nothing to learn from, or the output
+            folder holds another training.
+        CheckpointError: a checkpoint cannot be had or loaded.
+        EngineError: training cannot go on; run again to continue.
+        FetchError: a store failed.
+    """
+    if config.cluster.workers == 1:
+        _train_here(config, progress)
+    else:
+        _train_on_ray(config, progress)
+    store = TrainingStore(config.output.uri, endpoint_url=config.output.endpoint_url, keep=1)
+    rates = ((row["step"], row["wer"]) for row in store.log() if row.get("wer") is not None)
+    return Finetuned(
+        model_uri=shown(f"{store.uri}/{MODEL_FOLDER}"),
+        steps=config.training.steps,
+        error_rates=tuple(rates),
+    )
+
+
+def _train_here(config: FinetuneConfig, progress: Stream | None) -> None:
+    job = Finetune(config, group=Group())
+    _say(progress, f"{job.material.hours:.2f} h of passages to learn from")
+    for left_out, count in job.material.account["left_out"].items():
+        _say(progress, f"left out: {count} {left_out}")
+    for found in job.run():
+        if isinstance(found, Evaluation):
+            _say(progress, _evaluation_words(found))
+        elif found.step % _SAID_EVERY == 0 or found.step == config.training.steps:
+            _say(progress, _step_words(found, config.training.steps))
+
+
+def _train_on_ray(config: FinetuneConfig, progress: Stream | None) -> None:
+    # Ray takes seconds to import, and one process does without it.
+    from corpus_asr.runtime.cluster import connected
+    from corpus_asr.runtime.training import train_together
+
+    cluster = config.cluster
+    _say(progress, f"{cluster.workers} workers train; log.jsonl grows with every checkpoint")
+    with connected(cluster.address, store_bytes=_STORE_BYTES) as found:
+        cpus = sum(node.cpus for node in found.nodes)
+        gpus = sum(node.gpus for node in found.nodes)
+        for needed, there, name in (
+            (cluster.workers * cluster.cpus_per_worker, cpus, "CPUs"),
+            (cluster.workers * cluster.gpus_per_worker, gpus, "GPUs"),
+        ):
+            if needed > there:
+                raise ConfigError(
+                    f"training on Ray: found {there:g} {name}, expected {needed:g} for "
+                    f"{cluster.workers} workers; lower cluster.workers or what each one gets"
+                )
+        train_together(
+            train,
+            config.model_dump(mode="json"),
+            workers=cluster.workers,
+            gpus_per_worker=cluster.gpus_per_worker,
+            cpus_per_worker=cluster.cpus_per_worker,
+        )
+
+
+def _step_words(record: Record, steps: int) -> str:
+    return (
+        f"{record.step}/{steps}: loss {record.loss:.3f} per token, gradient {record.gradient:.2f}, "
+        f"rate {record.rate:.1e}, {record.wall_s:.1f} s"
+    )
+
+
+def _evaluation_words(found: Evaluation) -> str:
+    rate = "nothing was said" if found.wer is None else f"word error rate {found.wer:.2%}"
+    invented = f", {found.invented_words} words out of silence" if found.invented_words else ""
+    return f"validation, {found.windows} windows: {rate}{invented}"
+
+
+def _say(progress: Stream | None, words: str) -> None:
+    if progress is not None:
+        progress.write(words + "\n")

@@ -1,0 +1,46 @@
+"""Small trainings on spoken tones, for tests."""
+
+from pathlib import Path
+from typing import Any
+
+from corpus_asr.config.finetune import FinetuneConfig
+from tests.support.checkpoints import tiny_whisper
+from tests.support.spoken_tones import sentences, write_recordings
+from tests.support.tokenizers import tiny_tokenizer
+
+
+def tiny_student(folder: Path, **config: Any) -> Path:
+    """Write a random checkpoint with a tokenizer; returns its folder."""
+    tiny_tokenizer(folder / "tokenizer")
+    sizes = {"d_model": 32, "layers": 1, "heads": 2, "max_target_positions": 60}
+    return tiny_whisper(folder / "model", tokenizer=folder / "tokenizer", **{**sizes, **config})
+
+
+def write_sets(folder: Path, *, train: int = 12, validation: int = 4) -> None:
+    """Write recordings to learn from and to be asked for, in folders of these names."""
+    write_recordings(folder / "train", sentences(train, seed=0))
+    write_recordings(folder / "validation", sentences(validation, seed=1))
+
+
+def training(folder: Path, student: Path, output: str = "out", **sections: Any) -> FinetuneConfig:
+    """Return a training of four steps on what `write_sets` wrote."""
+    settings: dict[str, dict[str, Any]] = {
+        "model": {"checkpoint": str(student), "dtype": "float32", "device": "cpu"},
+        "data": {
+            "train": [str(folder / "train" / "manifest.jsonl")],
+            "cache": str(folder / "cache"),
+            "workers": 1,
+        },
+        "augmentation": {"noise_share": 0.5, "time_masks": 1},
+        "training": {
+            "steps": 4,
+            "batch_windows": 2,
+            "windows_at_once": 1,
+            "learning_rate": 1e-3,
+            "warmup_steps": 1,
+        },
+        "output": {"uri": str(folder / output), "checkpoint_steps": 2},
+    }
+    for name, section in sections.items():
+        settings[name] = {**settings.get(name, {}), **section}
+    return FinetuneConfig.model_validate(settings)

@@ -1,0 +1,121 @@
+"""Spoken corpora, with programs that pretend to speak and, where installed, with real ones."""
+
+import json
+import shutil
+import stat
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from corpus_asr.errors import ConfigError, DecodeError
+from corpus_asr.synthesis.corpus import SETS, drawn_lines, split_voices, write_corpus
+from corpus_asr.synthesis.voices import Manner, Voice, installed_voices, speak
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.audio import decode, noise, wav_bytes
+
+VOICES = [Voice("flite", name) for name in ("awb", "kal16", "rms", "slt")]
+
+
+@pytest.fixture
+def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A flite that makes a second of noise between silences, of whatever is said."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    wav = folder / "spoken.wav"
+    spoken = noise(1.0, rate_hz=8000)
+    spoken[:, :1600] = spoken[:, 6400:] = 0.0
+    wav.write_bytes(wav_bytes(spoken, rate_hz=8000))
+    program = folder / "flite"
+    program.write_text(f'#!/bin/sh\nfor out; do :; done\nexec /bin/cp {wav} "$out"\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(folder))
+    return program
+
+
+def lines(name: str, seed: int = 0) -> list:
+    drawn = drawn_lines(VOICES, [], seed=seed, held_out_share=0.3, written_share=0.0, set=name)
+    return list(islice(drawn, 200))
+
+
+def test_validation_voices_are_in_no_other_set() -> None:
+    voices = {name: {line.voice for line in lines(name)} for name in SETS}
+    assert voices["train"]
+    assert voices["validation"]
+    assert not voices["train"] & voices["validation"]
+    assert split_voices(VOICES, 0.0)["validation"]  # never none
+
+
+def test_written_sentences_are_in_one_set(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_text(" ".join(f"This is sentence {'x' * n}." for n in range(1, 60)))
+    texts = {
+        name: {
+            line.text
+            for line in islice(
+                drawn_lines(
+                    VOICES, [path], seed=0, held_out_share=0.3, written_share=1.0, set=name
+                ),
+                200,
+            )
+            if line.text.startswith("This is sentence")
+        }
+        for name in SETS
+    }
+    assert len(texts["train"]) + len(texts["validation"]) == 59
+    assert not texts["train"] & texts["validation"]
+
+
+def test_a_seed_decides_everything() -> None:
+    assert lines("train") == lines("train")
+    assert lines("train") != lines("train", seed=1)
+
+
+def test_speech_is_brought_to_16_khz_without_silence_around(pretended: Path) -> None:
+    samples = speak(VOICES[0], "anything", Manner())
+    assert len(samples) == pytest.approx(0.7 * SAMPLE_RATE_HZ, abs=50)  # 0.6 s and what is kept
+
+
+def test_a_corpus_is_recordings_and_a_manifest(pretended: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    drawn = {name: iter(lines(name)) for name in SETS}
+    spoken = write_corpus(folder, drawn, {"train": 10 / 3600, "validation": 0.0}, workers=2)
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    assert spoken.failed == 0
+    assert spoken.hours["train"] == pytest.approx(
+        sum(r["duration_s"] for r in rows) / 3600, abs=1e-5
+    )
+    assert [row["text"] for row in rows] == [line.text for line in lines("train")[: len(rows)]]
+    for row in rows:
+        audio = decode((folder / row["uri"]).read_bytes())
+        assert audio.shape[1] == pytest.approx(row["duration_s"] * SAMPLE_RATE_HZ, abs=16)
+
+
+def test_a_program_that_fails_is_told(pretended: Path, tmp_path: Path) -> None:
+    pretended.write_text("#!/bin/sh\necho no such voice >&2\nexit 1\n")
+    with pytest.raises(DecodeError, match=r"as flite:awb: found no such voice, expected audio"):
+        speak(VOICES[0], "anything", Manner())
+    drawn = {"train": iter(lines("train"))}
+    with pytest.raises(ConfigError, match="none of the first 8 could be spoken"):
+        write_corpus(tmp_path / "corpus", drawn, {"train": 0.1}, workers=1)
+
+
+def test_a_machine_without_voices_is_told_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="apt-get install espeak-ng"):
+        installed_voices()
+
+
+@pytest.mark.parametrize("program", ["espeak-ng", "flite", "festival"])
+def test_real_programs_speak_faster_when_asked(program: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    voices = [voice for voice in installed_voices() if voice.program == program]
+    voice = next((voice for voice in voices if not voice.speaker.endswith("_hts")), None)
+    if voice is None:
+        pytest.skip(f"{program} has no voice that speaks faster")
+    text = "The north wind and the sun were disputing."
+    slow, fast = (len(speak(voice, text, Manner(speed=speed))) for speed in (0.8, 1.25))
+    assert slow > 1.3 * fast

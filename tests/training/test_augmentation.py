@@ -1,0 +1,101 @@
+"""Samples and features that are made different."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from corpus_asr.training.augmentation import (
+    Augmentation,
+    band_limited,
+    change_samples,
+    coloured_noise,
+    faster,
+    mask,
+    reverberated,
+    with_noise,
+)
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.audio import level, noise, share_of_tone, tone
+
+DRAW_SEED = 3
+
+
+@pytest.fixture
+def draw() -> np.random.Generator:
+    return np.random.default_rng(DRAW_SEED)
+
+
+def test_nothing_is_changed_by_default(draw: np.random.Generator) -> None:
+    samples = tone(1.0)[0]
+    assert (change_samples(samples, Augmentation(), draw, noise=noise(1.0)[0]) == samples).all()
+
+
+def test_everything_at_once_keeps_length_and_range(draw: np.random.Generator) -> None:
+    often = Augmentation(
+        noise_share=1.0, reverberation_share=1.0, telephone_share=1.0, gain_db=(6.0, 6.0)
+    )
+    samples = tone(1.0, amplitude=0.9)[0]
+    changed = change_samples(samples, often, draw, noise=noise(1.0)[0])
+    assert changed.shape == samples.shape
+    assert changed.dtype == np.float32
+    assert np.abs(changed).max() <= 1.0
+    again = change_samples(samples, often, np.random.default_rng(DRAW_SEED), noise=noise(1.0)[0])
+    assert (changed == again).all()
+
+
+@pytest.mark.parametrize("snr_db", [0.0, 20.0])
+def test_noise_is_as_loud_as_asked(snr_db: float) -> None:
+    samples, unwanted = tone(1.0)[0], noise(1.0)[0]
+    added = with_noise(samples, unwanted, snr_db=snr_db) - samples
+    assert 20 * np.log10(level(samples) / level(added)) == pytest.approx(snr_db, abs=0.01)
+
+
+def test_digital_silence_stays_next_to_silent() -> None:
+    silent = np.zeros(SAMPLE_RATE_HZ, np.float32)
+    assert np.abs(with_noise(silent, noise(1.0)[0], snr_db=0.0)).max() < 1e-4
+
+
+def test_a_telephone_loses_what_is_low_and_high() -> None:
+    low, mid, high = (tone(1.0, hz=hz)[0] for hz in (60.0, 1000.0, 6000.0))
+    heard = band_limited(low + mid + high, 300.0, 3400.0)
+    assert share_of_tone(heard, 1000.0) > 0.99
+
+
+def test_echoes_follow_and_keep_the_level(draw: np.random.Generator) -> None:
+    click = np.zeros(SAMPLE_RATE_HZ, np.float32)
+    click[100] = 1.0
+    heard = reverberated(click, draw, decay_s=0.3)
+    assert np.abs(heard[:99]).max() < 1e-6
+    assert level(heard[200:2000]) > 10 * level(heard[5000:7000])
+    assert level(heard) == pytest.approx(level(click), rel=1e-3)
+
+
+def test_faster_is_shorter_and_higher() -> None:
+    played = faster(tone(2.0, hz=500.0)[0], 1.25)
+    assert played.size == pytest.approx(1.6 * SAMPLE_RATE_HZ, abs=2)
+    assert share_of_tone(played, 625.0) > 0.98
+
+
+def test_noise_has_a_colour(draw: np.random.Generator) -> None:
+    drawn = [coloured_noise(draw, SAMPLE_RATE_HZ) for _ in range(8)]
+
+    def low_share(samples: np.ndarray) -> float:
+        power = np.abs(np.fft.rfft(samples)) ** 2
+        return float(power[:1000].sum() / power.sum())
+
+    shares = [low_share(samples) for samples in drawn]
+    assert min(shares) < 0.4 < 0.9 < max(shares)
+
+
+def test_masks_hide_spans_of_the_length_asked(draw: np.random.Generator) -> None:
+    features = np.ones((80, 3000), np.float32)
+    settings = Augmentation(time_masks=2, time_mask_frames=50, mel_masks=1, mel_mask_bins=8)
+    mask(features, settings, draw)
+    hidden_frames = (features == 0).all(axis=0).sum()
+    hidden_bins = (features == 0).all(axis=1).sum()
+    assert 0 < hidden_frames <= 100
+    assert 0 < hidden_bins <= 8
+    untouched = np.ones((80, 3000), np.float32)
+    mask(untouched, dataclasses.replace(settings, time_masks=0, mel_masks=0), draw)
+    assert (untouched == 1).all()

@@ -1,0 +1,162 @@
+"""A whole training: what it writes, what it refuses, and that stopping it changes nothing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from corpus_asr.config.finetune import FinetuneConfig
+from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.models.checkpoint import stored_tensors
+from corpus_asr.training.evaluation import Evaluation
+from corpus_asr.training.group import Group
+from corpus_asr.training.job import Finetune
+from corpus_asr.training.store import TrainingStore
+from corpus_asr.training.trainer import Record
+from tests.support.checkpoints import tiny_speech2text
+from tests.support.training_jobs import tiny_student, training, write_sets
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recordings and a checkpoint."""
+    folder = tmp_path_factory.mktemp("place")
+    write_sets(folder)
+    tiny_student(folder, dropout=0.1)
+    return folder
+
+
+def run(config: FinetuneConfig, *, stop_after: int | None = None) -> list[Record | Evaluation]:
+    """Train, or stop like a killed process does: after a step, with nothing written."""
+    found: list[Record | Evaluation] = []
+    for event in Finetune(config, group=Group()).run():
+        found.append(event)
+        if isinstance(event, Record) and event.step == stop_after:
+            break
+    return found
+
+
+def weights_in(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: stored.read() for name, stored in stored_tensors(folder).items()}
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> list[Record | Evaluation]:
+    """What happens in an undisturbed training."""
+    return run(training(place, place / "model", "whole"))
+
+
+def test_each_step_is_told(whole: list[Record | Evaluation], place: Path) -> None:
+    records = [event for event in whole if isinstance(event, Record)]
+    assert [record.step for record in records] == [1, 2, 3, 4]
+    assert all(record.loss > 0 and record.tokens > 0 for record in records)
+    assert records[0].rate == pytest.approx(5e-4)
+    log = TrainingStore(str(place / "whole"), endpoint_url=None, keep=1).log()
+    assert [row["loss"] for row in log] == [record.loss for record in records]
+
+
+def test_a_training_that_was_killed_ends_with_the_same_weights(
+    whole: list[Record | Evaluation], place: Path
+) -> None:
+    config = training(place, place / "model", "killed")
+    run(config, stop_after=3)  # the checkpoint is that of step 2
+    resumed = run(config)
+    assert [event.step for event in resumed if isinstance(event, Record)] == [3, 4]
+    expected, found = (weights_in(place / name / "model") for name in ("whole", "killed"))
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+    log = TrainingStore(str(place / "killed"), endpoint_url=None, keep=1).log()
+    assert [row["step"] for row in log] == [1, 2, 3, 4]
+
+
+def test_a_finished_training_is_not_done_again(
+    whole: list[Record | Evaluation], place: Path
+) -> None:
+    before = (place / "whole/checkpoints/step-00000004/state.json").stat().st_mtime_ns
+    assert run(training(place, place / "model", "whole")) == []
+    assert (place / "whole/checkpoints/step-00000004/state.json").stat().st_mtime_ns == before
+
+
+def test_transformers_loads_the_model(whole: list[Record | Evaluation], place: Path) -> None:
+    folder = place / "whole" / "model"
+    network, told = transformers.WhisperForConditionalGeneration.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert transformers.WhisperProcessor.from_pretrained(folder).tokenizer("ask").input_ids
+    begun = weights_in(place / "model")
+    changed = {n for n, p in network.named_parameters() if not torch.equal(p, begun[n])}
+    fixed = {"model.encoder.embed_positions.weight"}
+    assert changed == begun.keys() - fixed
+
+
+def test_batches_in_pieces_are_the_same_batches(place: Path) -> None:
+    still = {"checkpoint": str(place / "model"), "dropout": 0.0}
+    losses = []
+    for at_once in (1, 2):
+        config = training(
+            place,
+            place / "model",
+            f"pieces-{at_once}",
+            model=still,
+            training={"windows_at_once": at_once, "steps": 2},
+        )
+        losses.append([event.loss for event in run(config) if isinstance(event, Record)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_frozen_parts_are_written_as_they_were(place: Path) -> None:
+    config = training(
+        place, place / "model", "frozen", model={"freeze": ["model.encoder.*"]},
+        training={"steps": 1},
+    )  # fmt: skip
+    run(config)
+    begun, found = weights_in(place / "model"), weights_in(place / "frozen" / "model")
+    changed = {name for name, tensor in found.items() if not torch.equal(tensor, begun[name])}
+    assert changed
+    assert not any(name.startswith("model.encoder.") for name in changed)
+
+
+def test_the_best_model_is_kept(place: Path) -> None:
+    config = training(
+        place,
+        place / "model",
+        "best",
+        data={"validation": [str(place / "validation" / "manifest.jsonl")]},
+        training={"steps": 2},
+        evaluation={"every_steps": 1, "max_windows": 2},
+    )
+    found = [event for event in run(config) if isinstance(event, Evaluation)]
+    assert [one.windows for one in found] == [2, 2, 2]
+    rates = [one.wer for one in found]
+    assert all(rate is not None for rate in rates)
+    state = TrainingStore(str(place / "best"), endpoint_url=None, keep=1).latest()
+    assert state is not None
+    assert state.account["best"] == min(rate for rate in rates if rate is not None)
+    assert (place / "best" / "model" / "model.safetensors").is_file()
+
+
+def test_another_training_in_the_same_folder_is_refused(
+    whole: list[Record | Evaluation], place: Path
+) -> None:
+    config = training(place, place / "model", "whole", training={"learning_rate": 1e-4})
+    with pytest.raises(ConfigError, match=r"other settings.*another output\.uri"):
+        run(config)
+
+
+def test_other_families_are_refused(place: Path, tmp_path: Path) -> None:
+    other = tiny_speech2text(tmp_path / "s2t")
+    with pytest.raises(CheckpointError, match="expected a Whisper"):
+        Finetune(training(place, other, "s2t"), group=Group())
+
+
+def test_nothing_to_learn_from_is_told(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text('{"path": "gone.wav", "text": "ask", "language": "en"}\n')
+    config = training(
+        place, place / "model", "none",
+        data={"train": [str(tmp_path / "m.jsonl")], "cache": str(tmp_path / "cache")},
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"nothing to learn from in 1 passages.*gone\.wav"):
+        Finetune(config, group=Group())

@@ -1,0 +1,108 @@
+"""What is said to token rows, as Whisper was trained."""
+
+import pytest
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
+from corpus_asr.training.labels import LabelWriter, Said
+from tests.support.tokenizers import tiny_tokenizer
+
+SAID = (Said(0.5, 1.24, "ask what you can do "), Said(1.3, 2.0, "for your country."))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> WhisperTokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer(folder)
+    return WhisperTokenizer.from_pretrained(folder)
+
+
+def text_of(tokenizer: WhisperTokenizer, ids: tuple[int, ...]) -> str:
+    return str(tokenizer.decode(ids, decode_with_timestamps=True))
+
+
+def test_times_stand_around_each_passage(tokenizer: WhisperTokenizer) -> None:
+    row = LabelWriter(tokenizer, max_tokens=100).row(
+        SAID, language="en", task="transcribe", timestamps=True
+    )
+    assert row.learnt_from == 1
+    assert text_of(tokenizer, row.ids) == (
+        "<|startoftranscript|><|en|><|transcribe|><|0.50|> ask what you can do<|1.24|>"
+        "<|1.30|> for your country.<|2.00|><|endoftext|>"
+    )
+
+
+def test_without_times_the_text_runs_on(tokenizer: WhisperTokenizer) -> None:
+    row = LabelWriter(tokenizer, max_tokens=100).row(
+        SAID, language="de", task="translate", timestamps=False
+    )
+    assert text_of(tokenizer, row.ids) == (
+        "<|startoftranscript|><|de|><|translate|><|notimestamps|> ask what you can do for your "
+        "country.<|endoftext|>"
+    )
+    # as the tokenizer itself writes labels
+    tokenizer.set_prefix_tokens(language="de", task="translate", predict_timestamps=False)
+    own = tokenizer(" ask what you can do for your country.").input_ids
+    assert list(row.ids) == own
+
+
+def test_earlier_text_is_read_and_not_learnt(tokenizer: WhisperTokenizer) -> None:
+    writer = LabelWriter(tokenizer, max_tokens=100)
+    row = writer.row(
+        SAID, language="en", task="transcribe", timestamps=False, previous="And so my fellow"
+    )
+    before = text_of(tokenizer, row.ids[: row.learnt_from])
+    assert before == "<|startofprev|> And so my fellow<|startoftranscript|>"
+    assert tokenizer.decode(row.ids[row.learnt_from - 1 : row.learnt_from]) == (
+        "<|startoftranscript|>"
+    )
+
+
+def test_earlier_text_gives_way(tokenizer: WhisperTokenizer) -> None:
+    long = "your country " * 60
+    bare = LabelWriter(tokenizer, max_tokens=60).row(
+        SAID, language="en", task="transcribe", timestamps=True
+    )
+    row = LabelWriter(tokenizer, max_tokens=60).row(
+        SAID, language="en", task="transcribe", timestamps=True, previous=long
+    )
+    assert row.ids[row.learnt_from - 1 :] == bare.ids
+    assert len(row.ids) - 1 <= 60  # what the decoder reads
+    assert row.learnt_from - 1 <= 30  # at most half, as in decoding
+    full = LabelWriter(tokenizer, max_tokens=len(bare.ids) - 1).row(
+        SAID, language="en", task="transcribe", timestamps=True, previous=long
+    )
+    assert full == bare
+
+
+def test_silence_is_a_token(tokenizer: WhisperTokenizer) -> None:
+    writer = LabelWriter(tokenizer, max_tokens=100)
+    for said in ((), (Said(0.0, 3.0, ""),)):
+        row = writer.row(said, language=None, task="transcribe", timestamps=True)
+        assert row.ids == (tokenizer.sot, tokenizer.no_speech, tokenizer.eot)
+
+
+def test_times_never_run_backwards_or_out_of_the_window(tokenizer: WhisperTokenizer) -> None:
+    said = (Said(1.0, 3.0, "ask"), Said(2.0, 2.5, "what"), Said(29.5, 31.0, "you"))
+    row = LabelWriter(tokenizer, max_tokens=100).row(
+        said, language="en", task="transcribe", timestamps=True
+    )
+    times = [i - tokenizer.timestamp_begin for i in row.ids if i >= tokenizer.timestamp_begin]
+    assert times == [50, 150, 150, 150, 1475, 1500]
+
+
+def test_control_tokens_in_texts_are_found(tokenizer: WhisperTokenizer) -> None:
+    writer = LabelWriter(tokenizer, max_tokens=100)
+    assert writer.count("ask what") == len(
+        tokenizer(" ask what", add_special_tokens=False).input_ids
+    )
+    assert writer.count("") == 0
+    assert writer.count("ask <|endoftext|> what") is None
+    assert writer.count("<|1.00|>") is None
+
+
+def test_a_language_is_asked_for(tokenizer: WhisperTokenizer) -> None:
+    with pytest.raises(ConfigError, match=r"give data\.language"):
+        LabelWriter(tokenizer, max_tokens=100).row(
+            SAID, language=None, task="transcribe", timestamps=True
+        )

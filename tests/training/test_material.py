@@ -1,0 +1,129 @@
+"""Passages to samples and texts on disk."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.training.material import Material, prepare
+from corpus_asr.training.passages import Passage
+from corpus_asr.training.samples import joined
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.audio import noise, wav_bytes
+
+# The file is rounded to 16 bits, and so is what is kept of it.
+ROUNDED = 2 / 32768
+
+
+def wav(path: Path, seconds: float, seed: int = 0) -> np.ndarray:
+    samples = noise(seconds, seed=seed)
+    path.write_bytes(wav_bytes(samples, rate_hz=SAMPLE_RATE_HZ))
+    return samples[0]
+
+
+def prepared(passages: list[Passage], folder: Path, fingerprint: str = "a") -> Material:
+    return prepare(
+        passages,
+        folder,
+        fingerprint=fingerprint,
+        count_tokens=lambda text: None if "<|" in text else len(text.split()),
+        max_tokens=5,
+        max_gap_s=1.0,
+        workers=2,
+        timeout_s=60.0,
+    )
+
+
+def test_the_samples_of_each_passage_are_kept(tmp_path: Path) -> None:
+    samples = wav(tmp_path / "a.wav", 8.0)
+    uri = str(tmp_path / "a.wav")
+    found = prepared(
+        [
+            Passage(uri=uri, text="late one", start_s=6.0),
+            Passage(uri=uri, text="one", start_s=0.5, end_s=1.0, language="en"),
+            Passage(uri=uri, text="two", start_s=1.5, end_s=2.0, language="en"),
+        ],
+        tmp_path / "cache",
+    )
+    assert [found.text(i) for i in range(3)] == ["one", "two", "late one"]
+    assert found.stretch.tolist() == [0, 0, 1]  # what lies between the first two is kept
+    assert found.tokens.tolist() == [1, 1, 2]
+    assert [found.language(i) for i in range(3)] == ["en", "en", None]
+    for at, (start_s, end_s) in enumerate([(0.5, 1.0), (1.5, 2.0), (6.0, 8.0)]):
+        kept = found.audio[found.start[at] : found.end[at]] / 32768
+        wanted = samples[round(start_s * SAMPLE_RATE_HZ) : round(end_s * SAMPLE_RATE_HZ)]
+        np.testing.assert_allclose(kept, wanted, rtol=0, atol=ROUNDED)
+    assert len(found.audio) == 3.5 * SAMPLE_RATE_HZ
+    assert found.hours == pytest.approx(3.0 / 3600)
+
+
+def test_what_cannot_be_learnt_is_left_out_and_counted(tmp_path: Path) -> None:
+    wav(tmp_path / "a.wav", 40.0)
+    (tmp_path / "broken.wav").write_bytes(b"RIFF no audio at all")
+    uri = str(tmp_path / "a.wav")
+    found = prepared(
+        [
+            Passage(uri=uri, text="good", end_s=2.0),
+            Passage(uri=uri, text="one two three four five six", end_s=2.0),
+            Passage(uri=uri, text="<|endoftext|>", end_s=2.0),
+            Passage(uri=uri, text="long", start_s=1.0, end_s=39.0),
+            Passage(uri=uri, text="long too", start_s=3.0),
+            Passage(uri=uri, text="gone", start_s=50.0, end_s=51.0),
+            Passage(uri=str(tmp_path / "broken.wav"), text="broken"),
+            Passage(uri=str(tmp_path / "missing.wav"), text="missing"),
+        ],
+        tmp_path / "cache",
+    )
+    assert [found.text(i) for i in range(len(found))] == ["good"]
+    left_out = found.account["left_out"]
+    assert left_out["texts of more than 5 tokens"] == 1
+    assert left_out["texts with control tokens"] == 1
+    assert left_out["passages of more than 30 s"] == 2
+    assert left_out["passages after the end of their recording"] == 1
+    assert sum(n for why, n in left_out.items() if "cannot be read" in why) == 2
+    assert sum(left_out.values()) + found.account["kept"] == found.account["passages"]
+    assert any("missing.wav" in words for words in found.account["failures"])
+
+
+def test_silence_of_any_length_is_cut_into_windows(tmp_path: Path) -> None:
+    wav(tmp_path / "a.wav", 65.0)
+    found = prepared([Passage(uri=str(tmp_path / "a.wav"), text="")], tmp_path / "cache")
+    lengths = (found.end - found.start) / SAMPLE_RATE_HZ
+    assert lengths.tolist() == [30.0, 30.0, 5.0]
+    assert found.silent.tolist() == [0, 1, 2]
+
+
+def test_the_same_material_is_not_decoded_again(tmp_path: Path) -> None:
+    wav(tmp_path / "a.wav", 2.0)
+    passages = [Passage(uri=str(tmp_path / "a.wav"), text="one")]
+    prepared(passages, tmp_path / "cache")
+    (tmp_path / "a.wav").unlink()
+    assert len(prepared(passages, tmp_path / "cache")) == 1
+    with pytest.raises(ConfigError, match=r"nothing to learn from in 1 passages.*not_found"):
+        prepared(passages, tmp_path / "cache", fingerprint="b")
+
+
+def test_a_folder_that_was_left_half_done_is_made_anew(tmp_path: Path) -> None:
+    wav(tmp_path / "a.wav", 2.0)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "audio.i16").write_bytes(b"half")
+    found = prepared([Passage(uri=str(tmp_path / "a.wav"), text="one")], tmp_path / "cache")
+    assert len(found.audio) == 2 * SAMPLE_RATE_HZ
+
+
+@pytest.mark.parametrize(
+    ("stretches", "gap", "expected"),
+    [
+        (((0, 5), (5, 9)), 0, ((0, 9),)),
+        (((0, 5), (7, 9)), 1, ((0, 5), (7, 9))),
+        (((0, 5), (6, 9)), 1, ((0, 9),)),
+        (((0, 9), (2, 4), (8, 12)), 0, ((0, 12),)),
+        (((0, 5), (6, None)), 1, ((0, None),)),
+        (((0, None), (6, 9)), 0, ((0, None),)),
+    ],
+)
+def test_stretches_that_touch_are_one(
+    stretches: tuple, gap: int, expected: tuple[tuple[int, int | None], ...]
+) -> None:
+    assert joined(stretches, gap=gap) == expected

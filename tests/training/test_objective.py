@@ -1,0 +1,143 @@
+"""Losses: equal to transformers', to PyTorch's, and zero where there is nothing to learn."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.training.examples import Batch, Collate, Example
+from corpus_asr.training.labels import TokenRow
+from corpus_asr.training.objective import Objective, Weights
+from tests.support.checkpoints import tiny_whisper
+
+TEXT_TOKENS = 900
+END = 998
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sizes = {"max_source_positions": 50}  # windows of 1 s are enough here
+    return tiny_whisper(tmp_path_factory.mktemp("model"), **sizes)
+
+
+def network(folder: Path, **config: object) -> WhisperForConditionalGeneration:
+    return WhisperForConditionalGeneration.from_pretrained(folder, **config)
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    draw = np.random.default_rng(0)
+    rows = [(999, 950, 3, 4, 5, END), (960, 7, 999, 950, 8, 9, 10, END)]
+    return Collate(END)(
+        [
+            Example(
+                features=draw.standard_normal((80, 100)).astype(np.float32),
+                tokens=TokenRow(ids=ids, learnt_from=first),
+                text="",
+            )
+            for ids, first in zip(rows, (1, 3), strict=True)
+        ]
+    )
+
+
+def test_rows_are_joined_and_only_what_is_to_be_learnt_counts(batch: Batch) -> None:
+    assert batch.inputs.tolist() == [
+        [999, 950, 3, 4, 5, END, END],
+        [960, 7, 999, 950, 8, 9, 10],
+    ]
+    assert batch.labels.tolist() == [
+        [950, 3, 4, 5, END, -100, -100],
+        [-100, -100, 950, 8, 9, 10, END],
+    ]
+    assert batch.num_labels == 10
+
+
+def test_the_loss_is_that_of_transformers(folder: Path, batch: Batch) -> None:
+    theirs = transformers.WhisperForConditionalGeneration.from_pretrained(folder).eval()
+    expected = theirs(batch.features, decoder_input_ids=batch.inputs, labels=batch.labels)
+    ours = network(folder)
+    found = Objective(ours, Weights(), teacher=None, num_text_tokens=TEXT_TOKENS)(ours, batch)
+    loss = found.parts["labels"] / batch.num_labels
+    assert loss == pytest.approx(expected.loss.item(), abs=1e-4)
+    assert found.total.item() == pytest.approx(found.parts["labels"])
+
+
+def test_smoothing_is_pytorchs(folder: Path, batch: Batch) -> None:
+    ours = network(folder)
+    objective = Objective(
+        ours, Weights(label_smoothing=0.1), teacher=None, num_text_tokens=TEXT_TOKENS
+    )
+    logits = ours(batch.features, decoder_input_ids=batch.inputs).logits
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), batch.labels.flatten(), label_smoothing=0.1
+    )
+    assert objective(ours, batch).total.item() == pytest.approx(
+        expected.item() * batch.num_labels, rel=1e-5
+    )
+
+
+def test_reading_off_the_encoder_is_ctc_over_the_text(folder: Path, batch: Batch) -> None:
+    ours = network(folder)
+    objective = Objective(ours, Weights(ctc=0.5), teacher=None, num_text_tokens=TEXT_TOKENS)
+    found = objective(ours, batch)
+    assert objective.read_off is not None
+    states = ours.model.encoder(batch.features).last_hidden_state
+    scores = torch.log_softmax(objective.read_off(states), dim=-1)
+    expected = sum(
+        torch.nn.functional.ctc_loss(
+            scores[row][:, None],
+            torch.tensor([text]),
+            torch.tensor([50]),
+            torch.tensor([len(text)]),
+            blank=TEXT_TOKENS,
+            reduction="sum",
+        ).item()
+        for row, text in enumerate([[3, 4, 5], [8, 9, 10]])
+    )
+    assert found.parts["ctc"] == pytest.approx(0.5 * expected, rel=1e-4)
+
+
+def test_a_teacher_that_agrees_has_nothing_to_teach(folder: Path, batch: Batch) -> None:
+    ours = network(folder)
+    weights = Weights(teacher_tokens=0.8, teacher_encoder=0.0)
+    objective = Objective(ours, weights, teacher=network(folder), num_text_tokens=TEXT_TOKENS)
+    found = objective(ours, batch)
+    assert found.parts["teacher_tokens"] == pytest.approx(0.0, abs=1e-3)
+    plain = Objective(ours, Weights(), teacher=None, num_text_tokens=TEXT_TOKENS)(ours, batch)
+    assert found.parts["labels"] == pytest.approx(0.2 * plain.parts["labels"], rel=1e-4)
+
+
+def test_a_teacher_of_another_width_teaches_its_encoding(
+    folder: Path, batch: Batch, tmp_path: Path
+) -> None:
+    ours = network(folder)
+    wide = tiny_whisper(tmp_path / "wide", d_model=96, max_source_positions=50, seed=1)
+    objective = Objective(
+        ours, Weights(teacher_encoder=1.0), teacher=network(wide), num_text_tokens=TEXT_TOKENS
+    )
+    found = objective(ours, batch)
+    found.total.backward()
+    assert found.parts["teacher_encoder"] > 0
+    assert objective.matched is not None
+    assert objective.matched.weight.grad is not None
+    assert {name for name, _ in objective.named_parameters()} == {"matched.weight", "matched.bias"}
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "told"),
+    [
+        ({"vocab_size": 1100}, Weights(teacher_tokens=0.5), "vocab_size 1100"),
+        ({"num_mel_bins": 128}, Weights(teacher_encoder=1.0), "num_mel_bins 128"),
+        ({"max_source_positions": 100}, Weights(teacher_encoder=1.0), "max_source_positions 100"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused(
+    folder: Path, tmp_path: Path, config: dict, weights: Weights, told: str
+) -> None:
+    other = tiny_whisper(tmp_path / "other", **{"max_source_positions": 50, **config})
+    with pytest.raises(ConfigError, match=told):
+        Objective(network(folder), weights, teacher=network(other), num_text_tokens=TEXT_TOKENS)

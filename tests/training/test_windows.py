@@ -1,0 +1,105 @@
+"""Passages to windows: nothing is lost, nothing is too long, and all of it is repeatable."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from corpus_asr.training.material import Material
+from corpus_asr.training.windows import EpochPlan, Packing, runs_of
+from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
+
+PACKING = Packing(
+    share_windows=True, max_tokens=60, max_pause_s=1.0, speeds=(0.9, 1.1), no_speech_share=0.0
+)
+
+
+def material(lengths_s: list[list[float]], languages: str = "en", gap_s: float = 0.5) -> Material:
+    """Stretches of passages of so many seconds, with gaps between them."""
+    rows, at = [], 0
+    for number, stretch in enumerate(lengths_s):
+        for seconds in stretch:
+            end = at + round(seconds * SAMPLE_RATE_HZ)
+            rows.append((number, at, end, 5, languages[2 * number % len(languages) :][:2]))
+            at = end + round(gap_s * SAMPLE_RATE_HZ)
+    columns = list(zip(*rows, strict=True))
+    stretch, start, end, tokens = (np.array(column, np.int64) for column in columns[:4])
+    table = pa.table({"text": ["word"] * len(rows), "language": pa.array(columns[4], pa.string())})
+    return Material(np.zeros(at, np.int16), stretch, start, end, tokens, table, {})
+
+
+lengths = st.lists(st.lists(st.floats(0.2, 30.0), min_size=1, max_size=6), min_size=1, max_size=8)
+
+
+@given(lengths, st.integers(0, 3), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_every_passage_is_in_one_window_and_fits(
+    lengths_s: list[list[float]], epoch: int, share: bool
+) -> None:
+    found = material(lengths_s)
+    packing = Packing(
+        share_windows=share, max_tokens=60, max_pause_s=1.0, speeds=(0.9, 1.1), no_speech_share=0.0
+    )
+    plan = EpochPlan(found, packing, seed=1, epoch=epoch)
+    seen: list[int] = []
+    for number in range(len(plan)):
+        window = plan.window(number)
+        assert window == plan.window(number)
+        after = 0
+        for run in window.runs:
+            assert run.at >= after
+            length = found.end[run.end - 1] - found.start[run.first]
+            after = run.at + int(length / window.speed)
+            seen += range(run.first, run.end)
+        assert after <= WINDOW_SAMPLES
+        tokens = sum((found.tokens[r.first : r.end] + 2).sum() for r in window.runs)
+        assert tokens <= 60
+    assert sorted(seen) == list(range(len(found)))
+
+
+def test_neighbours_stay_together_and_strangers_share() -> None:
+    found = material([[4.0, 4.0, 4.0], [5.0], [6.0]])
+    plan = EpochPlan(found, PACKING, seed=0, epoch=0)
+    assert len(plan) == 1  # 13 + 5 + 6 s fit into 27
+    runs = {(run.first, run.end) for run in plan.window(0).runs}
+    assert runs == {(0, 3), (3, 4), (4, 5)}
+
+
+def test_languages_do_not_share_a_window() -> None:
+    found = material([[3.0], [3.0], [3.0], [3.0]], languages="ende")
+    plan = EpochPlan(found, PACKING, seed=0, epoch=0)
+    assert len(plan) == 2
+    for number in range(2):
+        firsts = [run.first for run in plan.window(number).runs]
+        assert len({found.language(first) for first in firsts}) == 1
+
+
+def test_epochs_and_seeds_differ() -> None:
+    found = material([[5.0]] * 40)
+
+    def order(seed: int, epoch: int) -> list[int]:
+        plan = EpochPlan(found, PACKING, seed=seed, epoch=epoch)
+        return [run.first for n in range(len(plan)) for run in plan.window(n).runs]
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_windows_without_speech_come_beside_the_others(share: float) -> None:
+    packing = Packing(
+        share_windows=False, max_tokens=60, max_pause_s=0, speeds=(1, 1), no_speech_share=share
+    )
+    plan = EpochPlan(material([[5.0]] * 20), packing, seed=0, epoch=0)
+    empty = sum(not plan.window(number).runs for number in range(len(plan)))
+    assert (len(plan), empty) == (20 + 20 * share, 20 * share)
+
+
+def test_runs_end_at_their_length_their_tokens_and_their_stretch() -> None:
+    found = material([[10.0, 10.0, 10.0, 10.0], [2.0]])
+    first, end = runs_of(found, longest=WINDOW_SAMPLES, max_tokens=60)
+    assert list(zip(first, end, strict=True)) == [(0, 2), (2, 4), (4, 5)]
+    first, end = runs_of(found, longest=WINDOW_SAMPLES, max_tokens=7)
+    assert first.tolist() == [0, 1, 2, 3, 4]
