@@ -90,7 +90,8 @@ def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> 
     run = store.read_json(RUN_NAME) if store.exists(SUCCESS_NAME) else None
     if snapshot is not None and holder is not None and snapshot.run_id != holder.run_id:
         snapshot = None  # of an earlier run
-    finished = run is not None and holder is None
+    # A run that has finished still holds the lock while it writes its page.
+    finished = run is not None and (holder is None or holder.run_id == run["run_id"])
     times = [] if finished else _commit_times(store)
     since = [time for time in times if snapshot and time > _time(snapshot.written_at)]
     last = max(times, default=None)

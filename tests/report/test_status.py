@@ -126,6 +126,18 @@ def test_a_finished_run_shows_what_its_tables_hold(store: OutputStore) -> None:
     assert "counted" not in text
 
 
+def test_a_finished_run_may_still_hold_the_lock_and_the_next_one_take_it(
+    store: OutputStore,
+) -> None:
+    counts = {"listed": 100, "ok": 90, "no_speech": 5, "failed": 5, "left": 0}
+    store.write_json("run.json", {"run_id": "run-1", "counts": counts})
+    store.write_bytes("_SUCCESS", b"")
+    found = look(store, seen=snapshot(state=TRANSCRIBED, files=80), holder=HOLDER)
+    assert (found.state, found.alive, found.counts) == ("finished", False, counts)
+    after = look(store, holder=replace(HOLDER, run_id="run-2"))
+    assert (after.state, after.counts) == ("beginning", None)
+
+
 def test_a_folder_of_something_else_is_refused(store: OutputStore) -> None:
     with pytest.raises(ConfigError, match="no _run/"):
         look(store)

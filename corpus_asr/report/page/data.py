@@ -33,14 +33,13 @@ class PageData:
     @property
     def state(self) -> str:
         """What the run is at: a key of `STATE_WORDS`."""
-        if self.report.finished:
-            return FINISHED
-        return STOPPED if self.at_the_end else self.status.state
+        ended = self.at_the_end and self.status.state != FINISHED
+        return STOPPED if ended else self.status.state
 
     @property
     def alive(self) -> bool:
         """Whether the run is at work, as far as can be seen from outside."""
-        return self.status.alive and self.state == self.status.state
+        return self.status.alive and not self.at_the_end
 
     @property
     def seen(self) -> Snapshot | None:
