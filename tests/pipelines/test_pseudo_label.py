@@ -21,12 +21,11 @@ from corpus_asr.labelling import writing
 from corpus_asr.labelling.cutting import CutRequest
 from corpus_asr.labelling.summary import as_data
 from corpus_asr.runtime.summary import RunSummary
-from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage import filesystem
 from pipelines import transcribe_corpus
 from pipelines.pseudo_label import label, run
 from tests.support.audio import decode, wav_bytes
-from tests.support.labelled import Said, Transcribed, seconds_heard, write_tones
+from tests.support.labelled import InThisProcess, Said, Transcribed, seconds_heard, write_tones
 
 TALK: list[Said] = [
     (0.0, 3.0, "The old ship."),
@@ -35,6 +34,17 @@ TALK: list[Said] = [
     (9.0, 12.0, "Until quite late."),
 ]
 WHOLE_SECONDS = {"pad_s": 0}
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "isolated" not in request.fixturenames:
+        monkeypatch.setattr(writing, "IsolatedGenerator", InThisProcess)
+
+
+@pytest.fixture
+def isolated() -> None:
+    """Decode in a child process, as outside of tests."""
 
 
 @pytest.fixture
@@ -68,6 +78,7 @@ def content(folder: Path) -> dict[str, bytes]:
 SURE = {"min_confidence": 0.5}
 
 
+@pytest.mark.usefixtures("isolated")
 def test_datasets_reads_it_and_hears_the_seconds_that_were_kept(
     heard: Transcribed, tmp_path: Path
 ) -> None:
@@ -242,14 +253,14 @@ def test_recordings_that_are_no_longer_the_same_are_counted_and_not_heard(
 def test_what_a_store_did_not_give_is_tried_again_by_the_same_command(
     heard: Transcribed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(self: IsolatedGenerator, item: CutRequest) -> Iterator[Any]:
+    def failing(self: InThisProcess, item: CutRequest) -> Iterator[Any]:
         if item.uri.endswith("b.wav"):
             raise FetchError("reading b.wav: the store does not answer", uri=item.uri)
         yield from original(self, item)
 
-    original = IsolatedGenerator.run
+    original = InThisProcess.run
     with monkeypatch.context() as patched:
-        patched.setattr(IsolatedGenerator, "run", failing)
+        patched.setattr(InThisProcess, "run", failing)
         found = label(heard.config())
     assert as_data(found)["lost"] == {"unreachable": {"count": 1, "seconds": 2.4}}
     assert len(rows_of(tmp_path / "set")) == 1
