@@ -130,8 +130,8 @@ def _command(voice: Voice, text: str, manner: Manner, path: Path) -> tuple[Seque
     """Return what to run, and what to say to it."""
     if voice.program == "espeak-ng":
         words_per_minute, pitch = round(165 * manner.speed), round(50 * manner.pitch)
-        options = ("-v", voice.speaker, "-s", str(words_per_minute), "-p", str(min(99, pitch)))
-        return ("espeak-ng", *options, "-w", str(path), "--stdin"), text
+        manner_of = ("-s", str(words_per_minute), "-p", str(min(99, pitch)))
+        return ("espeak-ng", "-v", voice.speaker, *manner_of, "-w", str(path), "--stdin"), text
     if voice.program == "flite":
         settings = (
             f"duration_stretch={1 / manner.speed:.3f}",

@@ -20,12 +20,12 @@ END = 998
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sizes = {"max_source_positions": 50}  # windows of 1 s are enough here
-    return tiny_whisper(tmp_path_factory.mktemp("model"), **sizes)
+    # windows of 1 s are enough here
+    return tiny_whisper(tmp_path_factory.mktemp("model"), max_source_positions=50)
 
 
-def network(folder: Path, **config: object) -> WhisperForConditionalGeneration:
-    return WhisperForConditionalGeneration.from_pretrained(folder, **config)
+def network(folder: Path) -> WhisperForConditionalGeneration:
+    return WhisperForConditionalGeneration.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")

@@ -23,10 +23,10 @@ def material(lengths_s: list[list[float]], languages: str = "en", gap_s: float =
             end = at + round(seconds * SAMPLE_RATE_HZ)
             rows.append((number, at, end, 5, languages[2 * number % len(languages) :][:2]))
             at = end + round(gap_s * SAMPLE_RATE_HZ)
-    columns = list(zip(*rows, strict=True))
-    stretch, start, end, tokens = (np.array(column, np.int64) for column in columns[:4])
-    table = pa.table({"text": ["word"] * len(rows), "language": pa.array(columns[4], pa.string())})
-    return Material(np.zeros(at, np.int16), stretch, start, end, tokens, table, {})
+    *places, codes = zip(*rows, strict=True)
+    numbers, starts, ends, tokens = (np.array(column, np.int64) for column in places)
+    table = pa.table({"text": ["word"] * len(rows), "language": pa.array(codes, pa.string())})
+    return Material(np.zeros(at, np.int16), numbers, starts, ends, tokens, table, {})
 
 
 lengths = st.lists(st.lists(st.floats(0.2, 30.0), min_size=1, max_size=6), min_size=1, max_size=8)
