@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.errors import FetchError, ItemError
@@ -67,9 +68,7 @@ class Answers:
         """Tell what is in the output folder."""
         view = self.library.current()
         table = view.catalogue.recordings
-        counts = dict.fromkeys((state.value for state in State), 0)
-        for state in states(table):
-            counts[state] += 1
+        counts = {each["name"]: each["count"] for each in _counted(states(table))}
         return {
             "address": visible(without_secrets(self.library.store.uri)),
             "version": view.version,
@@ -80,7 +79,7 @@ class Answers:
             "recordings": table.num_rows,
             "passages": pc.sum(table["segments"]).as_py() or 0,
             "duration_s": pc.sum(table["duration_s"]).as_py() or 0.0,
-            "states": counts,
+            "states": {state.value: counts.get(state.value, 0) for state in State},
             "languages": _counted(table["language"]),
             "labels": _counted(table["label"]),
             "classified": view.catalogue.rows is LABEL_ROWS,
@@ -237,7 +236,7 @@ def _page(total: int) -> dict[str, Any]:
     return {"total": total, "pages": min(MAX_PAGE, -(-total // PAGE_ROWS))}
 
 
-def _counted(column: Any) -> list[dict[str, Any]]:
+def _counted(column: pa.ChunkedArray) -> list[dict[str, Any]]:
     counts = [each for each in pc.value_counts(column).to_pylist() if each["values"] is not None]
     counts.sort(key=lambda each: (-each["counts"], each["values"]))
     return [{"name": each["values"], "count": each["counts"]} for each in counts]
@@ -258,7 +257,7 @@ def _rows(catalogue: Catalogue, positions: list[int]) -> list[dict[str, Any]]:
             "label_probability": row["label_probability"],
             "error_kind": row["error_kind"],
         }
-        for row, state in zip(rows.to_pylist(), states(rows), strict=True)
+        for row, state in zip(rows.to_pylist(), states(rows).to_pylist(), strict=True)
     ]
 
 

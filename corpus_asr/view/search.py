@@ -86,7 +86,7 @@ class Filters:
             found = pc.match_substring_regex(table["uri"], pattern, ignore_case=True)
             keep &= found.to_numpy()
         if self.state is not None:
-            keep &= np.array(states(table)) == self.state.value
+            keep &= pc.equal(states(table), self.state.value).to_numpy()
         if self.label is not None:
             keep &= pc.fill_null(pc.equal(table["label"], self.label), False).to_numpy()
         return keep
@@ -105,13 +105,11 @@ class Filters:
         return keep
 
 
-def states(table: pa.Table) -> list[str]:
+def states(table: pa.Table) -> pa.ChunkedArray:
     """Return the state of each recording of a table of the catalogue."""
     ended = pc.if_else(pc.equal(table["status"], "ok"), State.done.value, table["status"])
     failed = pc.equal(table["status"], State.failed.value)
-    settled = pc.or_(table["complete"], failed)
-    named: list[str] = pc.if_else(settled, ended, State.unfinished.value).to_pylist()
-    return named
+    return pc.if_else(pc.or_(table["complete"], failed), ended, State.unfinished.value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

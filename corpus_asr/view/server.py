@@ -16,6 +16,7 @@ import logging
 import re
 import secrets
 import socket
+import sys
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -147,7 +148,8 @@ class ViewServer(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log what went wrong with a connection; the next one is not concerned."""
-        _LOG.warning("connection failed", exc_info=True)
+        if not isinstance(sys.exception(), ConnectionError):  # players go away all the time
+            _LOG.error("request failed", exc_info=True)
 
 
 def _is_ip_address(name: str) -> bool:
@@ -177,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self._respond()
         except (BrokenPipeError, ConnectionResetError, TimeoutError):
-            self.close_connection = True  # whoever asked went away, as players do all the time
+            self.close_connection = True  # whoever asked went away
 
     do_HEAD = do_GET  # noqa: N815 - as http.server calls it
 

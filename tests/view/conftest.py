@@ -57,8 +57,10 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
         passage(at, f"This is passage{at} peace", probabilities=(0.9, 0.95, sure, 1.0))
         for at, sure in enumerate([0.9] * 7 + [0.3] + [0.9] * (PASSAGES - 8))
     ]
-    failure: dict[str, Any] = {"error_stage": "extract", "error_kind": "not_audio", "retryable": False,
-               "part_end_s": 0.0, "error_message": "not recognised <b>as audio</b>"}  # fmt: skip
+    failure: dict[str, Any] = {
+        "error_stage": "extract", "error_kind": "not_audio", "retryable": False, "part_end_s": 0.0,
+        "error_message": "not recognised <b>as audio</b>",
+    }  # fmt: skip
     store = run_of(
         tmp_path_factory.mktemp("run") / "output",
         spoken(str(plain), *told, **of_file(plain)),

@@ -62,8 +62,11 @@ export class Transcript {
     const told = await ask("passages", { id: this.info.id, block: number, q: query, whole_words: this.wholeWords });
     if (query !== this.query) return;
     block.passages = told.passages.map((passage, at) => this.passage(passage, number, at));
+    const before = block.box.getBoundingClientRect();
     block.box.replaceChildren(...block.passages.map((passage) => passage.element));
     block.box.style.height = "";
+    // What is read stays where it is, however high that which is above it turns out to be.
+    if (before.top < 0) scrollBy({ top: block.box.offsetHeight - before.height, behavior: "instant" });
     this.forget();
     this.show(this.at ?? 0);
   }
