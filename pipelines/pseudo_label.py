@@ -23,11 +23,12 @@ from corpus_asr.labelling.shards import shards_of, split_of
 from corpus_asr.labelling.summary import Labelled, Written, as_data, render, summarise
 from corpus_asr.labelling.tally import SelectionTally
 from corpus_asr.labelling.writing import ShardMaker
+from corpus_asr.report.accuracy_references import read_references
 from corpus_asr.report.text import duration
 from corpus_asr.runtime.progress import Stream
 from corpus_asr.runtime.resources import this_machine
 from corpus_asr.runtime.summary import RunSummary
-from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.addresses import normalise, shown
 from corpus_asr.storage.beginning import new_run_id
 from corpus_asr.storage.lock import Lock
 from corpus_asr.storage.tables import OutputStore
@@ -53,7 +54,7 @@ def run(
         FetchError: a store failed beyond its retries.
     """
     assert isinstance(config, PseudoLabelConfig)
-    rules_of(config.selection)  # a wrong rule is told before hours of transcription
+    _check(config)
     summary = transcribe_corpus.run(config, local=local, progress=progress, choices=choices)
     if summary.left:  # what is selected now would be another data set when the rest is done
         told = f"nothing selected yet: {summary.left:,} recordings are left to be transcribed"
@@ -62,6 +63,23 @@ def run(
     if progress is not None:
         progress.write(told + "\n")
     return summary
+
+
+def _check(config: PseudoLabelConfig) -> None:
+    """Refuse, before hours of transcription, what cannot be selected after them."""
+    rules_of(config.selection)
+    _check_apart(config)
+    if config.selection.references is not None:
+        read_references(config.selection.references, endpoint_url=config.output.endpoint_url)
+
+
+def _check_apart(config: PseudoLabelConfig) -> None:
+    dataset, output = (normalise(each.uri).rstrip("/") for each in (config.dataset, config.output))
+    if dataset == output:
+        raise ConfigError(
+            f"beginning a data set in {shown(dataset)}: found the output folder of the run, "
+            "expected another one; change dataset.uri"
+        )
 
 
 def label(
@@ -80,15 +98,11 @@ def label(
         FetchError: a store failed beyond its retries.
     """
     store = OutputStore(config.dataset.uri, endpoint_url=config.dataset.endpoint_url)
+    _check_apart(config)
     rules = rules_of(config.selection)
     sources = read_sources(
         config.output.uri, config.selection, endpoint_url=config.output.endpoint_url
     )
-    if store.uri == sources.store.uri:
-        raise ConfigError(
-            f"beginning a data set in {shown(store.uri)}: found the output folder of the run, "
-            "expected another one; change dataset.uri"
-        )
 
     def say(words: str) -> None:
         if progress is not None:

@@ -115,8 +115,9 @@ def _how_to_read(found: Labelled, settings: DatasetSettings) -> Iterator[str]:
         yield ""
         yield f"data = load_dataset({json.dumps(found.uri)})"
     elif settings.format == "webdataset":
-        shards = next((split.shards for split in found.written.splits.values()), 1)
-        tars = f"{found.uri}/{DATA_FOLDER}/train-{{00000..{shards - 1:05d}}}.tar"
+        name = next(iter(_splits(found)), "train")
+        last = found.written.splits[name].shards - 1 if found.written.splits else 0
+        tars = f"{found.uri}/{DATA_FOLDER}/{name}-{{00000..{last:05d}}}.tar"
         yield "import webdataset"
         yield ""
         yield f"data = webdataset.WebDataset({json.dumps(tars)}, shardshuffle=False)"

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from corpus_asr import cli
 from corpus_asr.config.labelling import PseudoLabelConfig
-from corpus_asr.errors import ConfigError, FetchError
+from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
 from corpus_asr.labelling import writing
 from corpus_asr.labelling.cutting import CutRequest
 from corpus_asr.labelling.summary import as_data
@@ -398,10 +398,7 @@ def test_the_command_selects_and_says_so(heard: Transcribed, tmp_path: Path) -> 
 def test_one_command_transcribes_and_then_selects(
     heard: Transcribed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = RunSummary(
-        output_uri=str(tmp_path / "late"), run_id="run", files=1, done=1, failed=0, no_speech=0,
-        left=0, segments=1, audio_s=4.0, processed_files=1, processed_audio_s=4.0, wall_s=1.0,
-    )  # fmt: skip
+    expected = summary_of(tmp_path)
 
     def transcribe(config: Any, **options: Any) -> RunSummary:
         assert config.pipeline == "pseudo_label"
@@ -415,9 +412,34 @@ def test_one_command_transcribes_and_then_selects(
     assert "1 recording, 4.0 s" in said.getvalue()
 
 
-def test_a_wrong_rule_is_told_before_anything_is_transcribed(
-    heard: Transcribed, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"selection": {"languages": ["klingon"]}}, r"selection\.languages"),
+        ({"to": "output"}, "found the output folder of the run"),
+        ({"selection": {"references": "nowhere.jsonl"}}, "nowhere.jsonl"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_transcribed(
+    heard: Transcribed, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], told: str
 ) -> None:
     monkeypatch.setattr(transcribe_corpus, "run", lambda *_, **__: pytest.fail("transcribed"))
-    with pytest.raises(ConfigError, match=r"selection\.languages"):
-        run(heard.config(selection={"languages": ["klingon"]}), local=True, progress=None)
+    with pytest.raises(CorpusAsrError, match=told):
+        run(heard.config(**change), local=True, progress=None)
+
+
+def test_nothing_is_selected_while_recordings_are_left(
+    heard: Transcribed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transcribe_corpus, "run", lambda *_, **__: summary_of(tmp_path, left=3))
+    said = io.StringIO()
+    run(heard.config(), local=True, progress=said)
+    assert "3 recordings are left" in said.getvalue()
+    assert not (tmp_path / "set").exists()
+
+
+def summary_of(folder: Path, *, left: int = 0) -> RunSummary:
+    return RunSummary(
+        output_uri=str(folder / "late"), run_id="run", files=1, done=1, failed=0, no_speech=0,
+        left=left, segments=1, audio_s=4.0, processed_files=1, processed_audio_s=4.0, wall_s=1.0,
+    )  # fmt: skip

@@ -30,7 +30,7 @@ from tests.support.stores import environment, s3_server
 
 pytestmark = pytest.mark.slow
 
-CLIPS = 12
+CLIPS = 10
 ONE_STEP = 2 / 32_767  # of 16 bits, written and read
 
 
@@ -48,7 +48,8 @@ def test_real_speech_is_selected_by_its_transcripts_and_by_another_decoding(
 ) -> None:
     from datasets import Audio, load_dataset
 
-    listed = [json.loads(line) for line in (shared_data / "english_short/manifest.jsonl").open()]
+    lines = (shared_data / "english_short/manifest.jsonl").read_text().splitlines()
+    listed = [json.loads(line) for line in lines]
     (tmp_path / "clips").mkdir()
     with (tmp_path / "said.jsonl").open("w") as manifest:
         for row in listed[:CLIPS]:
