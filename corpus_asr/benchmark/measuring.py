@@ -35,6 +35,7 @@ from corpus_asr.benchmark.shapes import (
 from corpus_asr.benchmark.table import render
 from corpus_asr.errors import CheckpointError
 from corpus_asr.models.registry import family_of
+from corpus_asr.models.whisper.config import WhisperConfig
 from corpus_asr.units import WINDOW_S
 
 
@@ -166,7 +167,12 @@ def _checkpoint(folder: Path) -> Path:
             f"opening the checkpoint {folder}: there is no such folder; give one in Hugging Face "
             "layout with --model"
         )
-    family_of(folder)
+    model_type = family_of(folder).model_type
+    if model_type != WhisperConfig.model_type:
+        raise CheckpointError(
+            f"opening the checkpoint {folder}: found one of {model_type}, expected one of "
+            f"{WhisperConfig.model_type}: the engines beside this one are measured with no other"
+        )
     return folder
 
 

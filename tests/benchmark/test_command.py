@@ -182,6 +182,9 @@ def test_a_missing_checkpoint_or_one_of_another_kind_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(CheckpointError, match="found model_type 'bert'"):
         bench("--model", tmp_path, CLIP)
+    (tmp_path / "config.json").write_text('{"model_type": "speech_to_text"}')
+    with pytest.raises(CheckpointError, match="found one of speech_to_text, expected one of whis"):
+        bench("--model", tmp_path, CLIP)
 
 
 def test_bad_audio_is_told_before_anything_is_measured(model, tmp_path):
