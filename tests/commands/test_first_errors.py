@@ -1,0 +1,293 @@
+"""Mistakes of the first day, made through the command line: one message, what to do, no traceback.
+
+Only the edges of the machine are replaced: the stores and the hub are servers on it.
+"""
+
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from botocore import exceptions
+from typer.testing import CliRunner, Result
+
+from corpus_asr import cli
+from corpus_asr.runtime import limits
+from corpus_asr.storage.hub_names import KNOWN_NAMES, probably_meant
+from corpus_asr.storage.s3_failures import from_exception
+from corpus_asr.text.languages import check_known
+from tests.support.checkpoints import tiny_whisper
+from tests.support.logs import logging_put_back
+from tests.support.stores import S3Server, environment, s3_server
+from tests.support.tokenizers import tiny_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("CORPUS_ASR_DEBUG", raising=False)
+    with logging_put_back():
+        yield
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    with s3_server() as server, environment(server.environment):
+        server.make_bucket("corpus")
+        server.put("corpus", "talks/a.wav", b"x" * 100)
+        yield server
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A job of one file in the current folder, with a checkpoint without weights."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "audio" / "a.wav").write_bytes(b"x" * 100)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "whisper"}')
+    (tmp_path / "job.yaml").write_text(
+        "source: {uri: audio}\nmodel: {checkpoint: model}\noutput: {uri: out}\n"
+    )
+    return "job.yaml"
+
+
+def plan(job: str, *overrides: str) -> Result:
+    options = [word for override in overrides for word in ("--set", override)]
+    return CliRunner().invoke(cli.app, ["plan", job, *options])
+
+
+def told(result: Result, *, exit_code: int = 2) -> str:
+    """Return the one line that a failed command says."""
+    assert result.exit_code == exit_code, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("corpus-asr: ")
+    assert "Traceback" not in line
+    return line
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("source.uri=audoi", r"did you mean {here}/audio?"),
+        ("source.uri=audio/b.wav", r"did you mean {here}/audio/a.wav?"),
+        ("source.uri=s3:/corpus/talks", "did you mean s3://corpus/talks?"),
+        ("source.uri=audio/*.wma", "files that match the glob; correct source.uri"),
+        ("source.uri=gs://bucket/x", "pip install gcsfs"),
+        ("source.uri=abfs://bucket/x", "pip install adlfs"),
+        ("source.uri=s4://bucket/x", "such as s3://, gs:// or abfs://"),
+        ("output.uri=job.yaml", "can be made (Not a directory); choose another output"),
+        ("output.uri=/proc/none", "can be made (No such file or directory); choose another"),
+        ("model.checkpoint=model/config.json", "point model.checkpoint at {here}/model if that"),
+        ("model.checkpoint=./nowhere", "found no such folder"),
+    ],
+)
+def test_a_wrong_address_is_told_with_what_was_meant(
+    job: str, tmp_path: Path, override: str, message: str
+) -> None:
+    assert message.format(here=tmp_path) in told(plan(job, override))
+
+
+def test_a_checkpoint_of_another_kind_is_told_before_its_weights_are_missed(job: str) -> None:
+    Path("model/config.json").write_text('{"model_type": "bert"}')
+    assert "found model_type 'bert', expected one of" in told(plan(job))
+
+
+def test_an_openai_file_is_to_be_converted(job: str) -> None:
+    Path("large.pt").touch()
+    assert "corpus-asr convert" in told(plan(job, "model.checkpoint=large.pt"))
+
+
+@pytest.mark.usefixtures("job")
+def test_a_model_is_not_loaded_for_files_that_are_not_there() -> None:
+    command = ["transcribe", "none.wav", "audio", "--model", "not/asked"]
+    result = CliRunner().invoke(cli.app, command)
+    assert result.exit_code == 1
+    missing, folder, count = result.stderr.splitlines()
+    assert missing == "corpus-asr: reading none.wav: found no such file; correct its name"
+    assert "corpus-asr init --source audio" in folder
+    assert count == "corpus-asr: 2 of 2 files failed"
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"AWS_PROFILE": "nobody"}, "correct AWS_PROFILE"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "set AWS_ACCESS_KEY_ID and"),
+    ],
+)
+def test_missing_credentials_say_where_they_are_looked_for(
+    job: str, s3: S3Server, variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
+    # Another spelling of the address: another client, without the credentials of the others.
+    endpoint = s3.endpoint_url + "/" * (1 + len(variables))
+    source = ("source.uri=s3://corpus/talks", f"source.endpoint_url={endpoint}")
+    assert message in told(plan(job, *source))
+
+
+def test_a_bucket_that_is_not_there_is_named(job: str, s3: S3Server) -> None:
+    endpoint = f"endpoint_url={s3.endpoint_url}"
+    source = plan(job, "source.uri=s3://corpsu/talks", f"source.{endpoint}")
+    assert "s3://corpsu/talks/: there is no such bucket" in told(source)
+    output = plan(job, "output.uri=s3://uot/x", f"output.{endpoint}")
+    assert "correct the bucket's name, or endpoint_url" in told(output)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "message"),
+    [
+        ("http://127.0.0.1:9", "nobody answers"),
+        ("127.0.0.1:9000", "expected an address such as http://"),
+    ],
+)
+@pytest.mark.usefixtures("s3")
+def test_a_wrong_endpoint_is_told_within_seconds(job: str, endpoint: str, message: str) -> None:
+    result = plan(job, "source.uri=s3://corpus/a", f"source.endpoint_url={endpoint}")
+    line = told(result, exit_code=3)  # a store may come up again
+    assert message in line
+    assert "endpoint_url" in line
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("InvalidAccessKeyId", "check AWS_ACCESS_KEY_ID"),
+        ("SignatureDoesNotMatch", "check AWS_SECRET_ACCESS_KEY"),
+        (
+            "AuthorizationHeaderMalformed",
+            "set AWS_DEFAULT_REGION to the bucket's region, eu-west-1",
+        ),
+    ],
+)
+def test_what_a_store_says_of_keys_and_regions_is_translated(code: str, message: str) -> None:
+    answer = {
+        "Error": {"Code": code, "Message": "no", "Region": "eu-west-1"},
+        "ResponseMetadata": {"HTTPStatusCode": 403, "HTTPHeaders": {}},
+    }
+    found = from_exception(exceptions.ClientError(answer, "GetObject"))
+    assert found.advice is not None
+    assert message in found.advice
+    assert not found.transient
+
+
+def test_rights_that_are_missing_are_named_for_reading_and_for_writing(job: str) -> None:
+    with s3_server() as own, environment(own.environment):
+        own.make_bucket("closed")
+        switch = urllib.request.Request(
+            f"{own.endpoint_url}/moto-api/reset-auth", data=b"0", method="POST",
+            headers={"Content-Type": "text/plain"},
+        )  # fmt: skip
+        with urllib.request.urlopen(switch, timeout=10):
+            pass
+        endpoint = f"endpoint_url={own.endpoint_url}"
+        read = told(plan(job, "source.uri=s3://closed/x", f"source.{endpoint}"))
+        write = told(plan(job, "output.uri=s3://closed/x", f"output.{endpoint}"))
+    assert "the store does not know this access key; check AWS_ACCESS_KEY_ID" in read
+    assert "s3://closed/x" in write
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("openai/whisper-smal", "openai/whisper-small"),
+        ("large-v3", "openai/whisper-large-v3"),
+        ("turbo", "openai/whisper-large-v3-turbo"),
+        ("whisper_tiny", "openai/whisper-tiny"),
+        ("facebook/s2t-small", "facebook/s2t-small-librispeech-asr"),
+        ("bert-base-uncased", None),
+        ("lab/german-telephone", None),
+    ],
+)
+def test_the_name_that_was_meant_is_found(typed: str, meant: str | None) -> None:
+    assert probably_meant(typed) == meant
+
+
+def test_known_names_are_not_corrected() -> None:
+    assert {probably_meant(name) for name in KNOWN_NAMES} == {None}
+
+
+def test_a_hub_that_must_not_be_asked_says_how_to_bring_the_files(
+    job: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    line = told(plan(job, "model.checkpoint=openai/whisper-smal"))
+    assert "did you mean openai/whisper-small?" in line
+    assert "unset HF_HUB_OFFLINE" in line
+    assert "hf download openai/whisper-smal --local-dir" in line
+
+
+def test_a_language_written_out_is_answered_with_its_code() -> None:
+    with pytest.raises(Exception, match=r"does not know german; did you mean de\? it knows de, en"):
+        check_known(["german"], {"en", "de"}, key="decoding.language")
+    check_known(["auto", "de"], {"en", "de"}, key="decoding.language")
+
+
+def test_a_container_has_what_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups, root = tmp_path / "cgroup", tmp_path / "sys"
+    group = root / "outer" / "inner"
+    group.mkdir(parents=True)
+    groups.write_text("0::/outer/inner\n")
+    monkeypatch.setattr(limits, "_GROUPS", groups)
+    monkeypatch.setattr(limits, "_ROOT", root)
+    assert (limits.memory_limit_bytes(), limits.cpu_limit()) == (None, None)
+    (group / "memory.max").write_text("max\n")
+    (group.parent / "memory.max").write_text("4294967296\n")
+    (group / "cpu.max").write_text("150000 100000\n")
+    assert (limits.memory_limit_bytes(), limits.cpu_limit()) == (4 << 30, 2)
+    groups.write_text("4:memory:/docker/x\n3:cpu,cpuacct:/docker/x\n")
+    (root / "memory").mkdir()
+    (root / "memory" / "memory.limit_in_bytes").write_text("1073741824")
+    (root / "cpu").mkdir()
+    (root / "cpu" / "cpu.cfs_quota_us").write_text("-1")
+    (root / "cpu" / "cpu.cfs_period_us").write_text("100000")
+    assert (limits.memory_limit_bytes(), limits.cpu_limit()) == (1 << 30, None)
+
+
+def test_plan_checks_a_recording_and_says_which_cannot_be_decoded(
+    job: str, checkpoint: Path
+) -> None:
+    result = CliRunner().invoke(
+        cli.app, ["plan", job, "--check", "--set", f"model.checkpoint={checkpoint}"]
+    )
+    assert result.exit_code == 3
+    assert "trying the first 1 of 1 recordings: all failed" in result.stderr
+    assert not [path for path in Path("out").rglob("*") if path.is_file()]
+
+
+def test_plan_checks_output_recording_model_and_memory(
+    job: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo = Path(__file__).parents[1] / "data" / "demo" / "english.wav"
+    command = ["plan", job, "--check", "--set", f"model.checkpoint={checkpoint}"]
+    command += ["--set", f"source.uri={demo}", "--set", "transcribe.slots=1"]
+    result = CliRunner().invoke(cli.app, command)
+    assert result.exit_code == 0, result.stderr
+    tried = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("# ")]
+    assert tried[-6:] == ["output", "recording", "machines", "model", "memory", "ready"]
+    assert not [path for path in Path("out").rglob("*") if path.is_file()]
+    monkeypatch.setattr("corpus_asr.runtime.resources.memory_limit_bytes", lambda: 300 << 20)
+    small = CliRunner().invoke(cli.app, command)
+    assert small.exit_code == 2
+    assert "reckoning memory: found 0.3 GiB here" in small.stderr
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint of random weights."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_tokenizer(folder / "tokenizer")
+    return tiny_whisper(folder / "model", tokenizer=folder / "tokenizer")
+
+
+def test_a_device_that_is_not_there_is_told_before_work_begins(
+    job: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    command = ["run", job, "--local", "--set", "model.device=cuda"]
+    command += ["--set", f"model.checkpoint={checkpoint}"]
+    result = CliRunner().invoke(cli.app, command)
+    assert "model.device is cuda, but no machine of 1 shows a GPU" in told(result)
+    assert not Path("out/outcomes").exists()
