@@ -133,8 +133,7 @@ class NemoWriter:
             "text": row["text"],
             "lang": row["language"],
         }
-        rest = {name: value for name, value in row.items() if name not in ("text", "language")}
-        self._manifest.write(json.dumps(_rounded(line | rest), ensure_ascii=False) + "\n")
+        self._manifest.write(json.dumps(_rounded(line | row), ensure_ascii=False) + "\n")
 
     def close(self) -> None:
         """Complete the files."""
