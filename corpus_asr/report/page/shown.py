@@ -19,7 +19,6 @@ from corpus_asr.text.languages import LANGUAGES
 MOST_CHARACTERS = 240  # of a name
 MOST_OF_A_MESSAGE = 400
 MOST_OF_A_TEXT = 1_200
-MOST_WORDS = 200
 _LONGEST_LINK = 2_000
 UNSURE, DOUBTFUL = 0.6, 0.3
 _FROM_THE_RIGHT = {"ar", "fa", "he", "ps", "sd", "ur", "yi"}
@@ -83,9 +82,15 @@ def sample_text(sample: Sample) -> Html:
     """Return what was said, its words marked by how sure the model was of them."""
     if not sample.words:
         return escaped(cut(sample.text.strip(), MOST_OF_A_TEXT))
-    words = [_word(word, sure) for word, sure in sample.words[:MOST_WORDS]]
-    rest = len(sample.words) - len(words)
-    return joined([*words, f" … ({rest:,} more words)" if rest else ""])
+    told: list[Html] = []
+    length = 0
+    for word, sure in sample.words:
+        length += len(word)
+        if told and length > MOST_OF_A_TEXT:
+            break
+        told.append(_word(word, sure))
+    rest = len(sample.words) - len(told)
+    return joined([*told, f" … ({rest:,} more words)" if rest else ""])
 
 
 def _word(word: str, sure: float | None) -> Html:
