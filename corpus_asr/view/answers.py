@@ -50,6 +50,7 @@ _SAVED: Mapping[str, Callable[[Recording], str]] = {
     "json": texts_of.json_text,
 }
 _UNSURE = 0.5
+_ELSEWHERE = "; if it lies elsewhere now, say where: corpus-asr view ... --audio BEFORE=NOW"
 
 
 class NotFoundError(LookupError):
@@ -177,10 +178,11 @@ class Answers:
             if parameters.flag("decode"):
                 next(self.sounds.decoded(sound, channel=parameters.channel()).read(44, 46))
         except ItemError as error:
-            gone = isinstance(error, FetchError)
+            fetched = not isinstance(error, FetchError)
+            hint = "" if fetched else _ELSEWHERE
             return told | {
-                "state": "missing" if gone else "unplayable",
-                "message": visible(str(error)),
+                "state": "unplayable" if fetched else "missing",
+                "message": visible(f"{error}{hint}"),
             }
         return told | {"state": "changed" if changed else "ok", "message": ""}
 

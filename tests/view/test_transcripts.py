@@ -6,7 +6,7 @@ from pathlib import Path
 from corpus_asr.storage.tables import OutputStore
 from corpus_asr.view.catalogue import Library
 from corpus_asr.view.transcripts import BLOCK_ROWS, KEPT, Transcript, Transcripts
-from tests.support.commits import commit, results
+from tests.support.commits import commit, part, results
 from tests.support.viewing import passage, run_of, spoken
 
 
@@ -76,3 +76,19 @@ def test_a_few_transcripts_are_kept(tmp_path: Path) -> None:
         for position in range(1, KEPT + 1):
             assert transcripts.read(catalogue, position).block(0)[0]["text"] == f" p{position}"
         assert transcripts.read(catalogue, 0) is not first
+
+
+def test_windows_of_a_classification_are_told_by_their_likeliest_labels(tmp_path: Path) -> None:
+    labels = [
+        {"window": window, "start_s": 30.0 * window, "end_s": 30.0 * window + 30, "weight_s": 1.0,
+         "rank": rank, "label": label, "probability": probability}
+        for window in (1, 0)
+        for rank, label, probability in ((2, "nl", 0.2), (1, "de", 0.75), (3, "en", 0.04),
+                                         (4, "fr", 0.01))
+    ]  # fmt: skip
+    row = part("a.wav", 0, texts=None, labels=labels)
+    found = transcript_of(run_of(tmp_path, row, pipeline="classify_audio"))
+    rows = [(row["start_s"], row["text"], row["confidence"]) for row in found.block(0)]
+    text = "de 75% · nl 20% · en 4%"
+    assert rows == [(0.0, text, 0.75), (30.0, text, 0.75)]
+    assert found.unsure(0.0, below=0.8) == 30.0

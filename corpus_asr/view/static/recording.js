@@ -142,7 +142,7 @@ function describe() {
   byId("name").textContent = info.name;
   byId("address").textContent = info.address;
   const facts = [
-    long(info.duration_s),
+    info.duration_s ? long(info.duration_s) : "",
     info.languages.length ? info.languages.map(language).join(", ") : "",
     STATES[info.state],
     info.passages ? counted(info.passages, info.label ? "window" : "passage") : "",
@@ -156,6 +156,7 @@ function describe() {
     byId("failure-advice").textContent = `What to do: ${info.error.advice}.`;
     byId("failure-message").textContent = info.error.message;
   }
+  if (!info.has_words) byId("unit").textContent = "passage";
   byId("form").hidden = byId("legend").hidden = player.controls.hidden = !info.passages;
   if (!info.passages && !info.error) {
     byId("transcript").append(element("p", { className: "quiet" }, info.state === "unfinished" ? "It is not done yet." : "No speech was found in it."));

@@ -149,7 +149,7 @@ async function showRecordings(values, signal) {
 
 function recording(row) {
   const facts = [
-    long(row.duration_s),
+    row.duration_s ? long(row.duration_s) : "",
     row.language ? language(row.language) : "",
     row.label ? `${row.label} ${percent(row.label_probability)}` : "",
     row.passages ? counted(row.passages, run.classified ? "label" : "passage") : "",
