@@ -28,6 +28,10 @@ from corpus_asr.runtime.resources import NodeShape, this_machine
 # With fewer logical CPUs the plan's read tasks and the actors can wait for each other for ever.
 MIN_LOGICAL_CPUS = 4
 REACH_TIMEOUT_S = 10.0
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_SETTINGS = b"\x04"  # the type of a frame, behind three bytes of its length
+_EMPTY_SETTINGS = b"\0\0\0" + _SETTINGS + b"\0\0\0\0\0"
+_FRAME_HEADER_BYTES = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +70,7 @@ def connected(address: str, *, store_bytes: int) -> Iterator[Cluster]:
 
 
 def _connect(address: str, *, store_bytes: int) -> None:
-    _check_reachable(address)
+    check_reachable(address)
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address == "local":
         if "RAY_AUTH_MODE" not in os.environ:
@@ -99,15 +103,40 @@ def _sigterm_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def _check_reachable(address: str) -> None:
-    """Fail at once where nobody listens; Ray itself would try for minutes."""
+def check_reachable(address: str) -> None:
+    """Fail at once where no Ray listens; Ray itself would try for minutes.
+
+    Raises:
+        ConfigError: nobody answers at the address, or something else.
+    """
     if address in ("local", "auto"):
         return
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_TIMEOUT_S).close()
+        with socket.create_connection(
+            (host.strip("[]"), int(port)), timeout=REACH_TIMEOUT_S
+        ) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") in ("", "0"):
+                _check_greeting(connection)
     except (OSError, ValueError) as error:
         raise _unreachable(address, error) from error
+
+
+def _check_greeting(connection: socket.socket) -> None:
+    """Refuse what does not speak HTTP/2, as Ray's port does and its dashboard does not.
+
+    Raises:
+        OSError: nothing, or something else, is answered.
+
+    Source: RFC 9113, sections 3.4 and 4.1; a server begins with a SETTINGS frame.
+    """
+    connection.sendall(_HTTP2_PREFACE + _EMPTY_SETTINGS)
+    greeting = connection.recv(_FRAME_HEADER_BYTES)
+    if greeting[3:4] != _SETTINGS:
+        raise ConnectionError(
+            "what answers there is no Ray, expected the port that `ray start` names, usually 6379 "
+            "(8265 is the dashboard's, 10001 Ray Client's)"
+        )
 
 
 def _unreachable(address: str, error: Exception) -> ConfigError:

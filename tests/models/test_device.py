@@ -1,5 +1,7 @@
 """Words of the settings become devices and types, or a clear refusal."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -123,3 +125,36 @@ def test_bfloat16_is_refused_by_gpus_without_it(monkeypatch: pytest.MonkeyPatch)
 def test_tables_name_the_device() -> None:
     assert device_name(CPU) == "cpu"
     assert device_name(CUDA) == "cuda:NVIDIA H200"
+
+
+def too_old() -> bool:
+    warnings.warn(
+        "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040).",
+        stacklevel=1,
+    )
+    return False
+
+
+def test_a_driver_that_is_too_old_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", too_old)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(ConfigError, match=r"0 CUDA devices here \(.*driver .* is too old.*nvidia"):
+        resolve_device("cuda")
+    assert resolve_device("auto").type == "cpu"
+    assert "works on the CPU" in caplog.text
+    assert "too old" in caplog.text
+
+
+def test_a_torch_without_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(ConfigError, match="built without CUDA"):
+        resolve_device("cuda:0")
+
+
+@pytest.mark.parametrize(("name", "meant"), [("fp16", "float16"), ("bf16", "bfloat16")])
+def test_a_short_name_of_a_type_is_understood(name: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"did you mean {meant}"):
+        resolve_dtype(name, torch.device("cpu"))

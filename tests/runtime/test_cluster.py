@@ -5,8 +5,15 @@ import ray
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.runtime.board import MAX_REPLACEMENTS, Board, start_board
-from corpus_asr.runtime.cluster import MIN_LOGICAL_CPUS, Cluster, connected, local_machine
+from corpus_asr.runtime.cluster import (
+    MIN_LOGICAL_CPUS,
+    Cluster,
+    check_reachable,
+    connected,
+    local_machine,
+)
 from corpus_asr.runtime.progress import Tally
+from tests.support.stores import web_server
 
 
 def test_a_board_adds_up_and_remembers_what_was_begun():
@@ -52,6 +59,22 @@ def test_an_address_where_nobody_listens_is_a_configuration_error(
         connected(address, store_bytes=1),
     ):
         pass
+
+
+def test_a_port_of_something_else_is_told_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with web_server() as web:
+        address = web.endpoint_url.removeprefix("http://")
+        with (
+            pytest.raises(ConfigError, match=r"no Ray.*usually 6379"),
+            connected(address, store_bytes=1),
+        ):
+            pass
+
+
+@pytest.mark.ray
+def test_the_port_of_a_ray_is_known_by_its_greeting(ray_session: Cluster):
+    check_reachable(ray.get_runtime_context().gcs_address)
 
 
 @pytest.mark.ray
