@@ -127,7 +127,7 @@ def _row(recording: Recording, segment: Segment, words: Sequence[str]) -> dict[s
 
 
 def _letters(text: str) -> int:
-    return sum(character.isalnum() for character in text)
+    return sum(map(str.isalnum, text))
 
 
 def most_repeats(words: Sequence[str]) -> int:
