@@ -41,6 +41,7 @@ PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (REPOSITORY / "constraints.txt").r
 DOCKERFILE = (FOLDER / "Dockerfile").read_text()
 GUIDE = (REPOSITORY / "docs" / "clusters.md").read_text()
 DAY_S = 24 * 3600
+ONE_MACHINE = "nightly-one-machine.yaml"
 
 
 # Against KubeRay's own schemas.
@@ -133,8 +134,12 @@ def test_every_document_is_of_a_kind_known_here(path):
         if found["kind"] in KINDS:
             assert set(found) == {"apiVersion", "kind", "metadata", "spec"}
             continue
-        assert found["apiVersion"] == "v1"
-        fields = {"ConfigMap": {"data"}, "ServiceAccount": set()}[found["kind"]]
+        version, fields = {
+            "ConfigMap": ("v1", {"data"}),
+            "ServiceAccount": ("v1", set()),
+            "CronJob": ("batch/v1", {"spec"}),
+        }[found["kind"]]
+        assert found["apiVersion"] == version
         assert set(found) == {"apiVersion", "kind", "metadata"} | fields
         assert set(found["metadata"]) <= {"name", "annotations"}
 
@@ -292,6 +297,37 @@ def test_the_nightly_cluster_is_that_of_the_single_run():
         (volume,) = (v for v in pod_of_head(cluster)["volumes"] if v["name"] == "job")
         del volume["configMap"]
     assert nightly == single
+
+
+def test_a_night_on_one_machine_is_that_of_a_gpu_pod(tmp_path):
+    (cron,) = (found for found in documents(ONE_MACHINE) if found["kind"] == "CronJob")
+    assert cron["spec"]["concurrencyPolicy"] == "Forbid"
+    night = cron["spec"]["jobTemplate"]["spec"]
+    assert night["backoffLimit"] == 0
+    pod = night["template"]["spec"]
+    (nightly,) = pod["containers"]
+    *_, gpu = groups("rayjob.yaml")
+    for key in ("image", "resources", "securityContext"):
+        assert nightly[key] == container(gpu)[key]
+    of_gpu = gpu["template"]["spec"]
+    for key in ("serviceAccountName", "securityContext"):
+        assert pod[key] == of_gpu[key]
+    assert pod["tolerations"][0] == of_gpu["tolerations"][0]
+    assert pod["terminationGracePeriodSeconds"] > 2 * GRACE_S
+    config = job(ONE_MACHINE, tmp_path)
+    assert nightly["command"] == ["corpus-asr", "nightly", "/etc/corpus-asr/job.yaml"]
+    assert [found["mountPath"] for found in nightly["volumeMounts"]] == [
+        "/etc/corpus-asr",
+        "/dev/shm",
+    ]
+    assert pod["volumes"][0]["configMap"] == {"name": documents(ONE_MACHINE)[0]["metadata"]["name"]}
+    assert config.cluster.address == "local"
+    for other in ("source", "model", "output", "nightly"):
+        assert getattr(config, other) == getattr(job("nightly.yaml", tmp_path), other)
+    assert (
+        night["activeDeadlineSeconds"]
+        == (resource("nightly.yaml")["spec"]["jobTemplate"]["activeDeadlineSeconds"])
+    )
 
 
 def pod_of_head(cluster: dict[str, Any]) -> dict[str, Any]:
