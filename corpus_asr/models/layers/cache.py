@@ -234,14 +234,13 @@ class SlotCache:
                 f"allocating {slots} slots of which {beams} share a window: expected a number "
                 "that divides them; allocate a multiple of the beams"
             )
-        # A CPU looks at nothing that was not written, so it is spared the zeros; a GPU also looks
-        # at what it then hides.
-        new = torch.empty if device.type == "cpu" else torch.zeros
         # One tensor over all layers each, so that moving a slot is three copies.
         text = (layers, 2, slots, heads, tokens, head_dim)
-        self._text = new(text, dtype=dtype, device=device)
+        self._text = torch.zeros(text, dtype=dtype, device=device)
         window = (layers, slots // beams, heads, positions, head_dim)
-        self._windows = tuple(new(window, dtype=dtype, device=device) for _ in ("keys", "values"))
+        self._windows = tuple(
+            torch.zeros(window, dtype=dtype, device=device) for _ in ("keys", "values")
+        )
         self.beams = beams
         self.slots = slots
         self.on_cpu = device.type == "cpu"

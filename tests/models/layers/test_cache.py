@@ -8,7 +8,7 @@ from corpus_asr.models.layers.cache import SlotCache, SpanView, StepView
 
 
 def new_cache(slots: int = 4, *, beams: int = 1) -> SlotCache:
-    cache = SlotCache(
+    return SlotCache(
         layers=2,
         slots=slots,
         beams=beams,
@@ -19,10 +19,6 @@ def new_cache(slots: int = 4, *, beams: int = 1) -> SlotCache:
         dtype=torch.float32,
         device=torch.device("cpu"),
     )
-    for layer in cache.layers:
-        for tensor in (layer.text, layer.cross_keys, layer.cross_values):
-            tensor.zero_()
-    return cache
 
 
 def pair(batch: int, length: int) -> tuple[Tensor, Tensor]:
