@@ -13,7 +13,7 @@ export async function ask(name, parameters = {}, signal = undefined) {
     response = await fetch(`api/${name}?${query}`, { signal });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("The server does not answer: start corpus-asr view again, and open what it prints.");
+    throw new Error("The server does not answer: look at what it says in its terminal; if it has ended, start it again and open what it prints.");
   }
   const answer = await response.json();
   if (!response.ok) throw new Error(answer.error);
