@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jiwer
 import numpy as np
 import pandas as pd
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.report.accuracy import Errors, Heard, Score, normalised, score, units
+from corpus_asr.report.accuracy import Errors, Heard, Score, aligned, normalised, score, units
 from corpus_asr.report.accuracy_references import Reference, TimedWord, read_references
 
 NUM_RESAMPLES = 2_000
@@ -149,7 +148,7 @@ def align(said: Sequence[str], heard: Sequence[str]) -> list[Step]:
     """Align words so that as few as possible are wrong."""
     if not said or not heard:
         return [Step(list(said), list(heard), False)] if said or heard else []
-    chunks = jiwer.process_words(" ".join(said), " ".join(heard)).alignments[0]
+    chunks = aligned(said, heard).alignments[0]
     return [
         Step(
             list(said[chunk.ref_start_idx : chunk.ref_end_idx]),

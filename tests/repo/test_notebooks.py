@@ -1,5 +1,6 @@
 """The notebooks: valid as committed, and executed whole over runs of this machine."""
 
+import importlib
 import itertools
 import json
 import re
@@ -275,6 +276,16 @@ def test_the_difference_of_two_runs_is_that_of_evaluate(kernel: Kernel, runs: di
     )  # fmt: skip
     assert "decoding.num_beams" in "\n".join(outputs_of(found, "text/html"))
     assert len(outputs_of(found, "image/png")) == NUM_PLOTS["04"]
+
+
+def test_a_difference_shows_what_is_missing_and_what_is_new(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    difference = importlib.import_module("scores").difference
+    shown = difference("One, two three.", "one zwei three four", "de")
+    plain = re.sub(r"<(/?(?:del|ins))[^>]*>", r"[\1]", shown)
+    assert plain == "one [del]two[/del] [ins]zwei[/ins] three [ins]four[/ins]"
+    assert difference("", "", "en") == ""
+    assert re.fullmatch(r"<del [^>]*>gone</del>", difference("gone", "", "en"))
 
 
 # Where something is missing.
