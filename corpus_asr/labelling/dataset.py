@@ -30,7 +30,7 @@ from corpus_asr.storage.tables import OutputStore
 SETTINGS_NAME = "_run/dataset.json"
 SELECTION_FOLDER = "selection"
 CARD_NAME, NUMBERS_NAME = "README.md", "labels.json"
-_ROWS_OF_A_FILE = 100_000
+_ROWS_OF_A_TABLE, _ROWS_OF_A_FILE = 5_000, 200_000
 # Where things are and how fast they go changes nothing in the files.
 _ELSEWHERE = {"uri", "endpoint_url", "workers"}
 
@@ -95,23 +95,32 @@ class SelectionTable:
     def __init__(self, store: OutputStore) -> None:
         self._store = store
         self._waiting: list[dict[str, Any]] = []
+        # As dictionaries, rows take many times the memory that they do in Arrow.
+        self._tables: list[pa.Table] = []
         self._files = 0
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
         """Take the rows of a recording."""
         self._waiting += rows
-        while len(self._waiting) >= _ROWS_OF_A_FILE:
-            self._write(self._waiting[:_ROWS_OF_A_FILE])
-            self._waiting = self._waiting[_ROWS_OF_A_FILE:]
+        if len(self._waiting) >= _ROWS_OF_A_TABLE:
+            self._pack()
+            if sum(table.num_rows for table in self._tables) >= _ROWS_OF_A_FILE:
+                self._write()
 
     def close(self) -> None:
         """Write what is left; a table without rows is one, too."""
-        if self._waiting or not self._files:
-            self._write(self._waiting)
+        self._pack()
+        if self._files == 0 or any(table.num_rows for table in self._tables):
+            self._write()
 
-    def _write(self, rows: list[dict[str, Any]]) -> None:
-        table = pa.Table.from_pylist(rows, schema=SELECTION)
-        self._store.write_table(f"{SELECTION_FOLDER}/{self._files:05d}.parquet", table)
+    def _pack(self) -> None:
+        self._tables.append(pa.Table.from_pylist(self._waiting, schema=SELECTION))
+        self._waiting = []
+
+    def _write(self) -> None:
+        name = f"{SELECTION_FOLDER}/{self._files:05d}.parquet"
+        self._store.write_table(name, pa.concat_tables(self._tables))
+        self._tables = []
         self._files += 1
 
 
