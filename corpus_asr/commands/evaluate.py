@@ -6,11 +6,14 @@ to wait for.
 
 import importlib
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from corpus_asr.commands.failures import EXIT_SOME_FAILED, readable_errors, say
+
+if TYPE_CHECKING:
+    from corpus_asr.report.accuracy_summary import Comparison
 
 
 def evaluate(
@@ -27,6 +30,13 @@ def evaluate(
     max_wer: Annotated[
         float | None, typer.Option(help="Exit with 1 above this word error rate, such as 0.12.")
     ] = None,
+    max_cer: Annotated[
+        float | None, typer.Option(help="Exit with 1 above this character error rate.")
+    ] = None,
+    not_worse: Annotated[
+        bool,
+        typer.Option("--not-worse", help="Exit with 1 if it is clearly worse than --against."),
+    ] = False,
     language: Annotated[
         str | None, typer.Option(help="Language of references that say none.")
     ] = None,
@@ -36,6 +46,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Compare a run's transcripts with references: word and character error rates."""
+    if not_worse and against is None:
+        raise typer.BadParameter("--not-worse needs --against: the run that is good enough")
     with readable_errors():
         from corpus_asr.report.accuracy_render import render
         from corpus_asr.report.accuracy_summary import as_data
@@ -51,7 +63,31 @@ def evaluate(
         )
         data = json.dumps(as_data(found), indent=2, ensure_ascii=False)
         typer.echo(data if as_json else render(found))
-        if max_wer is not None and not (found.wer is not None and found.wer <= max_wer):
-            rate = "unknown: nothing was said" if found.wer is None else f"{found.wer:.2%}"
-            say(f"the word error rate is {rate}, more than --max-wer allows ({max_wer:.2%})")
+        missed = [
+            _above("word error rate", found.everything.words.rate, "--max-wer", max_wer),
+            _above("character error rate", found.everything.letters.rate, "--max-cer", max_cer),
+            _worse(found.comparison) if not_worse else None,
+        ]
+        for words in missed:
+            if words is not None:
+                say(words)
+        if any(missed):
             raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _above(what: str, rate: float | None, option: str, bar: float | None) -> str | None:
+    if bar is None or (rate is not None and rate <= bar):
+        return None
+    found = "unknown: nothing was said" if rate is None else f"{rate:.2%}"
+    return f"the {what} is {found}, more than {option} allows ({bar:.2%})"
+
+
+def _worse(beside: "Comparison | None") -> str | None:
+    if beside is None:
+        return "nothing was said in any recording of both runs, so --not-worse cannot be told"
+    if not beside.clearly_worse:
+        return None
+    return (
+        f"the word error rate is {beside.wer:.2%}, clearly worse than that of {beside.other} "
+        f"({beside.other_wer:.2%})"
+    )

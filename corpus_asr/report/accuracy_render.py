@@ -76,10 +76,9 @@ def _word_times(times: WordTimes) -> Iterator[str]:
 
 
 def _comparison(beside: Comparison) -> Iterator[str]:
-    clear = beside.low > 0 or beside.high < 0
     verdict = "no clear difference"
-    if clear:
-        verdict = "clearly better" if beside.difference < 0 else "clearly worse"
+    if beside.clearly_better or beside.clearly_worse:
+        verdict = "clearly better" if beside.clearly_better else "clearly worse"
     yield from wrapped(
         f"{beside.other}: {_percent(beside.other_wer)}, here {_percent(beside.wer)} over "
         f"{counted(beside.recordings, 'recording')}; difference {beside.difference:+.2%} (95%: "

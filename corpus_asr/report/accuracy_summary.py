@@ -65,6 +65,16 @@ class Comparison:
     p_value: float
     """Share of resampled test sets where the difference has the other sign, doubled."""
 
+    @property
+    def clearly_better(self) -> bool:
+        """Whether chance hardly explains that this run has fewer errors."""
+        return self.high < 0
+
+    @property
+    def clearly_worse(self) -> bool:
+        """Whether chance hardly explains that this run has more errors."""
+        return self.low > 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:

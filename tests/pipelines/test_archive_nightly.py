@@ -143,7 +143,9 @@ def test_a_night_that_died_keeps_no_other_from_working(archive: Archive) -> None
 @pytest.fixture
 def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
     quick = RetryPolicy(attempts=2, first_wait_s=0.01, longest_wait_s=0.01, request_timeout_s=0.5)
-    monkeypatch.setitem(webhook_module.post_json.__kwdefaults__, "policy", quick)
+    defaults = webhook_module.post_json.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "policy", quick)
     with webhook() as found:
         monkeypatch.setenv(VARIABLE, found.url)
         yield found
@@ -317,7 +319,9 @@ def test_what_broke_off_keeps_its_exit_code(archive: Archive) -> None:
 def test_an_overlap_has_an_exit_code_of_its_own(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(archive_nightly.run.__kwdefaults__, "timing", QUICK)
+    defaults = archive_nightly.run.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "timing", QUICK)
     archive.add("a")
     with Lock(OutputStore(str(archive.output)), "first", timing=QUICK):
         done = command(archive)

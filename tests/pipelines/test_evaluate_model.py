@@ -66,6 +66,37 @@ def test_the_bar_is_held(tmp_path: Path, references: str) -> None:
     assert "in all" in done.stdout
 
 
+def test_the_bar_of_characters_is_held(tmp_path: Path, references: str) -> None:
+    uri = output(tmp_path / "output", heard="blew")
+    assert evaluate(uri, "--references", references, "--max-cer", "0.5").exit_code == 0
+    done = evaluate(uri, "--references", references, "--max-wer", "0.1", "--max-cer", "0.1")
+    assert done.exit_code == 1
+    assert done.stderr.count("than --max-") == 2
+
+
+def test_a_run_may_be_held_to_another_one(tmp_path: Path) -> None:
+    names = [f"{number}.wav" for number in range(40)]
+    path = tmp_path / "r.jsonl"
+    rows = [{"uri": f"/{name}", "text": "red green blue"} for name in names]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def heard(folder: str, text: str) -> str:
+        store = OutputStore(str(tmp_path / folder))
+        commit(store, results(*(part(name, 0, texts=[text]) for name in names)))
+        return store.uri
+
+    good, bad = heard("good", "red green blue"), heard("bad", "red blue")
+    arguments = ("--references", str(path), "--not-worse", "--against")
+    assert evaluate(bad, *arguments, bad).exit_code == 0
+    assert evaluate(good, *arguments, bad).exit_code == 0
+    done = evaluate(bad, *arguments, good)
+    assert done.exit_code == 1
+    assert f"is 33.33%, clearly worse than that of {good} (0.00%)" in done.stderr
+    alone = evaluate(good, "--references", str(path), "--not-worse")
+    assert alone.exit_code == 2
+    assert "--not-worse needs --against" in alone.stderr
+
+
 def test_two_runs_are_compared(tmp_path: Path, references: str) -> None:
     one = output(tmp_path / "one", heard="blue")
     other = output(tmp_path / "other", heard="blew")

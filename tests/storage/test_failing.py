@@ -8,7 +8,7 @@ from tests.support.commits import commit, part, results
 
 
 def failed(name: str, **values: Any) -> dict[str, Any]:
-    usual = {"retryable": True, "error_kind": "timeout", "error_stage": "extract"}
+    usual: dict[str, Any] = {"retryable": True, "error_kind": "timeout", "error_stage": "extract"}
     return part(name, 0, texts=None, status="failed", **(usual | values))
 
 
