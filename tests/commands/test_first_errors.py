@@ -6,13 +6,14 @@ Only the edges of the machine are replaced: the stores and the hub are servers o
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from botocore import exceptions
 from typer.testing import CliRunner, Result
 
 from corpus_asr import cli
-from corpus_asr.runtime import limits
+from corpus_asr.runtime import limits, readiness
 from corpus_asr.storage.hub_names import KNOWN_NAMES, probably_meant
 from corpus_asr.storage.s3_failures import from_exception
 from corpus_asr.text.languages import check_known
@@ -291,3 +292,12 @@ def test_a_device_that_is_not_there_is_told_before_work_begins(
     result = CliRunner().invoke(cli.app, command)
     assert "model.device is cuda, but no machine of 1 shows a GPU" in told(result)
     assert not Path("out/outcomes").exists()
+
+
+def test_shared_memory_that_is_too_small_for_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = SimpleNamespace(f_blocks=16384, f_frsize=4096)
+    monkeypatch.setattr("os.statvfs", lambda _: small)
+    assert readiness._shared_memory(64 << 20) == ""
+    words = readiness._shared_memory(528 << 20)
+    assert "/dev/shm has 64 MiB and Ray wants 528" in words
+    assert "--shm-size" in words
