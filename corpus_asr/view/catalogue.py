@@ -6,10 +6,11 @@ a new one is read. Knows nothing of pages and requests.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -101,17 +102,9 @@ class View:
     version: int
     """One more with each change."""
     rows_read: int = 0
-    """Of the texts, while they are read for the first time."""
+    """Of the texts, when they were read last."""
     problem: str | None = None
     """Why the folder could not be read anew."""
-
-
-@dataclass(slots=True)
-class _Work:
-    names: list[str] = field(default_factory=list)
-    """The outcomes objects that the last view was made of."""
-    checked_s: float = 0.0
-    busy: bool = False
 
 
 class Library:
@@ -125,9 +118,12 @@ class Library:
     def __init__(self, store: OutputStore, *, refresh_s: float = REFRESH_S) -> None:
         self.store = store
         self._refresh_s = refresh_s
+        # Looked at before what they hold is: what comes meanwhile is a change later.
+        self._names = outcomes_names(store)
         self._view = View(catalogue=read_catalogue(store), texts=None, version=0)
         self._files = TextFiles()
-        self._work = _Work()
+        self._checked_s = -math.inf
+        self._busy = False
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
@@ -142,9 +138,9 @@ class Library:
     def current(self) -> View:
         """Return the last view, and have a new one made if it is old."""
         with self._lock:
-            due = time.monotonic() - self._work.checked_s >= self._refresh_s
-            if (due or self._view.texts is None) and not self._work.busy:
-                self._work.busy = True
+            due = time.monotonic() - self._checked_s >= self._refresh_s
+            if due and not self._busy:
+                self._busy = True
                 self._thread = threading.Thread(
                     target=self._refresh, name="view-refresh", daemon=True
                 )
@@ -160,15 +156,20 @@ class Library:
 
     def _refresh(self) -> None:
         try:
-            names = outcomes_names(self.store)
-            view = self._view
-            changed = view.texts is None or names != self._work.names
-            finished = self.store.exists(SUCCESS_NAME)
-            if changed:
-                self._read(names)
-            elif view.problem or finished != view.catalogue.finished:
-                catalogue = replace(view.catalogue, finished=finished)
-                self._replace(catalogue=catalogue, problem=None, version=view.version + 1)
+            names, view = outcomes_names(self.store), self._view
+            catalogue, texts = view.catalogue, view.texts
+            if names != self._names:
+                catalogue = read_catalogue(self.store)
+            elif catalogue.finished != (finished := self.store.exists(SUCCESS_NAME)):
+                catalogue = replace(catalogue, finished=finished)
+            if names != self._names or texts is None:
+                texts = self._read_texts(catalogue)
+            if catalogue is not view.catalogue or texts is not view.texts or view.problem:
+                # Together: the texts' owners are positions in this very catalogue.
+                self._replace(
+                    catalogue=catalogue, texts=texts, problem=None, version=view.version + 1
+                )
+            self._names = names
         except _ClosingError:
             event(_LOG, logging.DEBUG, "view_closed_while_reading")
         except (CorpusAsrError, OSError) as error:  # the latter: no room for the texts here
@@ -176,25 +177,18 @@ class Library:
             self._replace(problem=str(error))
         finally:
             with self._lock:
-                self._work.checked_s = time.monotonic()
-                self._work.busy = False
+                self._checked_s = time.monotonic()
+                self._busy = False
 
-    def _read(self, names: list[str]) -> None:
-        first = self._view.texts is None
+    def _read_texts(self, catalogue: Catalogue) -> Texts:
+        self._replace(rows_read=0)
 
         def told(count: int) -> None:
             if self._closing.is_set():
                 raise _ClosingError
-            if first:
-                self._replace(rows_read=self._view.rows_read + count)
+            self._replace(rows_read=self._view.rows_read + count)
 
-        self._replace(rows_read=0)
-        catalogue = read_catalogue(self.store)
-        texts = self._files.update(self.store, catalogue.index, catalogue.rows, on_rows=told)
-        # Together: the texts' owners are positions in this very catalogue.
-        version = self._view.version + 1
-        self._replace(catalogue=catalogue, texts=texts, version=version, problem=None)
-        self._work.names = names
+        return self._files.update(self.store, catalogue.index, catalogue.rows, on_rows=told)
 
     def _replace(self, **changes: object) -> None:
         with self._lock:
