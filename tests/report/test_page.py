@@ -236,5 +236,5 @@ def test_in_a_browser_tables_sort_and_nothing_is_refused_or_too_wide(tmp_path: P
 
 
 def test_every_kind_with_advice_has_a_reason() -> None:
-    assert set(REASONS) == set(ADVICE)
+    assert set(ADVICE) <= set(REASONS)
     assert reason("of_tomorrow") == "Of tomorrow"
