@@ -3,6 +3,9 @@
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
+from corpus_asr.storage import tables
 from corpus_asr.storage.tables import OutputStore
 from corpus_asr.view.catalogue import Library
 from corpus_asr.view.transcripts import BLOCK_ROWS, KEPT, Transcript, Transcripts
@@ -92,3 +95,20 @@ def test_windows_of_a_classification_are_told_by_their_likeliest_labels(tmp_path
     text = "de 75% · nl 20% · en 4%"
     assert rows == [(0.0, text, 0.75), (30.0, text, 0.75)]
     assert found.unsure(0.0, below=0.8) == 30.0
+
+
+def test_only_the_rows_of_a_recording_are_read_across_row_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "ROW_GROUP_ROWS", 7)
+    rows = [
+        spoken(f"/{name}.wav", *(passage(at, f"{name}{part}.{at}") for at in range(6)),
+               part=part, last_part=part == 2)
+        for part in range(3) for name in "abc"
+    ]  # fmt: skip
+    store = run_of(tmp_path, *rows)
+    for position, name in enumerate("abc"):
+        found = transcript_of(store, position).block(0)
+        assert sorted(row["text"].strip() for row in found) == [
+            f"{name}{part}.{at}" for part in range(3) for at in range(6)
+        ]
