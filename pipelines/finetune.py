@@ -19,6 +19,7 @@ from corpus_asr.training.worker import train
 from corpus_asr.units import MEBIBYTE
 
 _SAID_EVERY = 10
+_FAILURES_SAID = 3
 _STORE_BYTES = 128 * MEBIBYTE  # nothing of training goes through Ray's object store
 
 
@@ -64,6 +65,8 @@ def _train_here(config: FinetuneConfig, progress: Stream | None) -> None:
     _say(progress, f"{job.material.hours:.2f} h of passages to learn from")
     for left_out, count in job.material.account["left_out"].items():
         _say(progress, f"left out: {count} {left_out}")
+    for failure in job.material.account["failures"][:_FAILURES_SAID]:
+        _say(progress, failure)
     for found in job.run():
         if isinstance(found, Evaluation):
             _say(progress, _evaluation_words(found))

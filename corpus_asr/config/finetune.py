@@ -33,7 +33,8 @@ class DataSettings(Settings):
     train: tuple[str, ...] = Field(
         min_length=1,
         description="Manifests (.jsonl, .csv, .parquet) of uri, text and perhaps start_s, end_s "
-        "and language; or output folders of runs, whose segments are taken as they are.",
+        "and language; data sets of `corpus-asr label`, or Parquet with audio in it; or output "
+        "folders of runs, whose segments are taken as they are.",
     )
     validation: tuple[str, ...] = Field(
         default=(), description="Likewise, of recordings that are not trained on."
@@ -173,7 +174,7 @@ class EvaluationSettings(Settings):
     """What is asked of `data.validation`."""
 
     every_steps: PositiveInt = Field(default=200, description="And after the last step.")
-    max_windows: PositiveInt = Field(default=200, description="Passages of it, the first ones.")
+    max_windows: PositiveInt = Field(default=200, description="Of it, the first ones.")
     keep: Literal["best", "last"] = Field(
         default="best", description="Which model is written: of the lowest error rate, or the last."
     )

@@ -1,20 +1,27 @@
 """Training by several processes at once, on one machine or many, by Ray Train.
 
 In: a function by its name, its settings, and how many run it. Out: nothing; what they make, they
-write. A worker that dies is replaced with all others, and they go on from the last checkpoint.
-Knows nothing of what is trained.
+write. If a worker dies, all are replaced, and they go on from the last checkpoint. Knows nothing of
+what is trained.
 """
 
+import logging
 import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import ray.train
 import ray.train.torch
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from corpus_asr.errors import CorpusAsrError, EngineError
+from corpus_asr.logs import event
 
 _NEW_STARTS = 3
+# One worker may decode or evaluate for hours while the others wait; dead ones are noticed by Ray.
+_PATIENCE_S = 7 * 24 * 3600
+
+_LOG = logging.getLogger(__name__)
 
 
 def train_together(
@@ -35,36 +42,55 @@ def train_together(
         cpus_per_worker: of each.
 
     Raises:
-        CorpusAsrError: a process raised it.
-        EngineError: they cannot go on, however often they are started anew.
+        CorpusAsrError: a process raised it; they are not started anew then.
+        EngineError: they died, and so they did when they were started anew.
     """
-    with tempfile.TemporaryDirectory(prefix="corpus-asr-train-") as folder:
-        trainer = ray.train.torch.TorchTrainer(
-            work,
-            train_loop_config=settings,
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=workers,
-                use_gpu=gpus_per_worker > 0,
-                resources_per_worker={"CPU": cpus_per_worker, "GPU": gpus_per_worker},
-            ),
-            run_config=ray.train.RunConfig(
-                storage_path=folder,
-                failure_config=ray.train.FailureConfig(max_failures=_NEW_STARTS),
-            ),
-        )
+    for starts_left in reversed(range(_NEW_STARTS + 1)):
         try:
-            trainer.fit()
-        except Exception as error:
-            raise _failure(error) from error
+            with tempfile.TemporaryDirectory(prefix="corpus-asr-train-") as folder:
+                _trainer(work, settings, folder, workers, gpus_per_worker, cpus_per_worker).fit()
+            return
+        except TrainingFailedError as error:
+            raised = _raised_on_purpose(error)
+            if raised is not None:
+                raise raised from error
+            if not starts_left:
+                raise EngineError(
+                    f"training on Ray: {error}; correct what its workers say, and run again to go "
+                    "on from the last checkpoint"
+                ) from error
+            event(_LOG, logging.WARNING, "training_restarts", starts_left=starts_left)
 
 
-def _failure(error: Exception) -> CorpusAsrError:
-    """Return what a worker raised on purpose; anything else by its words."""
-    for each in (*getattr(error, "worker_failures", {}).values(), error.__cause__, error):
-        cause = getattr(each, "cause", each)
-        if isinstance(cause, CorpusAsrError):
-            return cause
-    return EngineError(
-        f"training on Ray: {type(error).__name__}: {error}; correct what its workers say, and run "
-        "again to go on from the last checkpoint"
+def _trainer(
+    work: Callable[[dict[str, Any]], None],
+    settings: dict[str, Any],
+    folder: str,
+    workers: int,
+    gpus_per_worker: float,
+    cpus_per_worker: float,
+) -> ray.train.torch.TorchTrainer:
+    resources = {"CPU": cpus_per_worker}
+    if gpus_per_worker:
+        resources["GPU"] = gpus_per_worker
+    return ray.train.torch.TorchTrainer(
+        work,
+        train_loop_config=settings,
+        torch_config=ray.train.torch.TorchConfig(timeout_s=_PATIENCE_S),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(storage_path=folder),
     )
+
+
+def _raised_on_purpose(error: TrainingFailedError) -> CorpusAsrError | None:
+    """Return what a worker raised with words for people."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        seen: BaseException | None = failure
+        while seen is not None:
+            if isinstance(seen, CorpusAsrError):
+                return seen
+            # Ray Train wraps what a worker raises; there is no public way to it.
+            seen = getattr(seen, "_base_exc", None) or getattr(seen, "cause", None)
+    return None

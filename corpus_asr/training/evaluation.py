@@ -127,7 +127,7 @@ class Evaluator:
     def _features(
         self, run: tuple[int, int], network: WhisperForConditionalGeneration
     ) -> np.ndarray:
-        begin, end = int(self._material.start[run[0]]), int(self._material.end[run[1] - 1])
+        begin, end = int(self._material.start[run[0]]), self._material.ends(slice(*run))
         samples = np.zeros(WINDOW_SAMPLES, np.float32)
         audio = self._material.audio[begin : min(end, begin + WINDOW_SAMPLES)]
         samples[: audio.size] = audio.astype(np.float32) / np.float32(_FULL_SCALE)

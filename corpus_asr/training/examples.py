@@ -32,6 +32,7 @@ _FULL_SCALE = 32768.0
 _NOTHING_SHARE = 0.2
 _QUIET_DB = (-80.0, -20.0)
 _QUIETEST = 1e-6
+_PREVIOUS_LETTERS = 1_000  # more than half of the decoder's positions hold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +41,6 @@ class Example:
 
     features: Float32[np.ndarray, "mel frame"]
     tokens: TokenRow
-    text: str
-    """Without times."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,9 +93,11 @@ class Examples(Dataset[Example]):
             language=self._material.language(window.runs[0].first) if window.runs else None,
             task=settings.task,
             timestamps=bool(draw.random() < settings.timestamps_share),
-            previous=self._previous(window) if draw.random() < settings.previous_share else "",
+            previous=self._material.said_before(window.runs[0].first, letters=_PREVIOUS_LETTERS)
+            if draw.random() < settings.previous_share and window.runs
+            else "",
         )
-        return Example(features=features, tokens=tokens, text=" ".join(o.text for o in said))
+        return Example(features=features, tokens=tokens)
 
     def _plan(self, epoch: int) -> EpochPlan:
         if epoch not in self._plans:
@@ -113,7 +114,7 @@ class Examples(Dataset[Example]):
         said: list[Said] = []
         for run in window.runs:
             begin = int(self._material.start[run.first])
-            audio = self._material.audio[begin : int(self._material.end[run.end - 1])]
+            audio = self._material.audio[begin : self._material.ends(slice(run.first, run.end))]
             played = faster(audio.astype(np.float32) / np.float32(_FULL_SCALE), window.speed)
             played = played[: WINDOW_SAMPLES - run.at]
             samples[run.at : run.at + played.size] = played
@@ -125,20 +126,6 @@ class Examples(Dataset[Example]):
             start = run.at + (int(self._material.start[passage]) - begin) / speed
             end = run.at + (int(self._material.end[passage]) - begin) / speed
             yield Said(start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ, self._material.text(passage))
-
-    def _previous(self, window: Window) -> str:
-        """Return what is said before a window in the same stretch of audio."""
-        if not window.runs:
-            return ""
-        first = window.runs[0].first
-        earlier: list[str] = []
-        for passage in range(first - 1, -1, -1):
-            if self._material.stretch[passage] != self._material.stretch[first]:
-                break
-            earlier.insert(0, self._material.text(passage))
-            if sum(map(len, earlier)) > 1_000:
-                break
-        return " ".join(earlier)
 
     def _silence(self, draw: np.random.Generator) -> np.ndarray:
         """Return a window in which nobody speaks: faint or loud noise, or nothing at all."""

@@ -6,6 +6,7 @@ For training from nothing; whoever has a checkpoint to start from needs none of 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,7 +51,7 @@ def make_checkpoint(texts: Iterable[str], folder: Path, sizes: Sizes, *, seed: i
     ids = train_tokenizer(texts, folder, text_tokens=sizes.text_tokens)
     tokenizer = WhisperTokenizer.from_pretrained(folder)
     WhisperProcessor(WhisperFeatureExtractor(), tokenizer).save_pretrained(folder)
-    shared = {
+    shared: dict[str, Any] = {
         "bos_token_id": ids[END],
         "eos_token_id": ids[END],
         "pad_token_id": ids[END],

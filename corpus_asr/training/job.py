@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from corpus_asr.config.finetune import FinetuneConfig
-from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.errors import CheckpointError, ConfigError, EngineError
 from corpus_asr.models.device import resolve_device, resolve_dtype
 from corpus_asr.models.registry import family_of
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
@@ -27,7 +27,7 @@ from corpus_asr.training.evaluation import Evaluation, Evaluator
 from corpus_asr.training.examples import Examples, ExampleSettings
 from corpus_asr.training.group import Group
 from corpus_asr.training.labels import LabelWriter
-from corpus_asr.training.material import Material, prepare
+from corpus_asr.training.material import ACCOUNT_NAME, Material, prepare
 from corpus_asr.training.objective import Objective, Weights
 from corpus_asr.training.optimiser import NamedAdamW, Rates, freeze
 from corpus_asr.training.sources import passages_of
@@ -37,6 +37,13 @@ from corpus_asr.training.windows import Packing
 
 _DECODE_TIMEOUT_S = 600.0
 _WEIGHTS, _MOMENTS, _HELPING = "weights.", "moments.", "helping."
+# What changes no result, but for rounding: another machine may go on.
+_ELSEWHERE: dict[str, Any] = {
+    "output": True, "cluster": True, "evaluation": True,
+    "model": {"device"},
+    "data": {"cache", "endpoint_url", "workers"},
+    "training": {"windows_at_once", "gradient_checkpointing"},
+}  # fmt: skip
 
 
 class Finetune:
@@ -50,7 +57,7 @@ class Finetune:
     Raises:
         ConfigError: settings do not go together, or there is nothing to learn from.
         CheckpointError: a checkpoint cannot be had or loaded, or is of no Whisper.
-        EngineError: decoding cannot go on.
+        EngineError: decoding cannot go on, or machines decode different things.
         FetchError: a store failed.
     """
 
@@ -87,6 +94,7 @@ class Finetune:
         Raises:
             ConfigError: the output folder holds another training.
             CheckpointError: its last checkpoint is damaged.
+            EngineError: as `Trainer.run` has it.
             FetchError: a store failed.
         """
         done = self._resumed()
@@ -102,7 +110,7 @@ class Finetune:
                 yield from self._evaluated(record.step, log)
             if last or record.step % settings.output.checkpoint_steps == 0:
                 self._save(record.step, log)
-        if self._evaluator is None or settings.evaluation.keep == "last":
+        if self._best is None or settings.evaluation.keep == "last":
             self._save_model()
         self._group.wait()
 
@@ -134,13 +142,13 @@ class Finetune:
                     for source in sources
                     for passage in passages_of(
                         source,
+                        split=name,
                         endpoint_url=data.endpoint_url,
                         language=data.language,
                         min_confidence=data.min_confidence,
                     )
                 ),
                 folder,
-                fingerprint=_digest([data.model_dump(mode="json"), sources, self._revision]),
                 count_tokens=self._labels.count,
                 max_tokens=self._labels.room - 2,
                 max_gap_s=data.max_gap_s,
@@ -149,7 +157,23 @@ class Finetune:
                 endpoint_url=data.endpoint_url,
             )
         self._group.wait()
-        return Material.open(folder)
+        found = Material.open(folder)
+        self._check_same(found, folder)
+        for language in found.languages():
+            self._labels.check(language, task=self._config.windows.task)
+        return found
+
+    def _check_same(self, material: Material, folder: Path) -> None:
+        """Raise if a store failed on one of several machines, and others have what it lacks."""
+        own = [float(len(material)), float(material.audio.size)]
+        told = torch.tensor(own, dtype=torch.float64, device=self._device)
+        self._group.add_up([told])
+        if told.tolist() != [self._group.size * number for number in own]:
+            raise EngineError(
+                f"preparing {shown(str(folder))}: found other passages than on other machines, "
+                f"expected the same; see {ACCOUNT_NAME} there, remove the folder on all machines, "
+                "and run again"
+            )
 
     def _made_evaluator(self, local_rank: int) -> Evaluator | None:
         config = self._config
@@ -249,8 +273,8 @@ class Finetune:
 
     @property
     def _fingerprint(self) -> str:
-        config = self._config.model_dump(mode="json", exclude={"output", "cluster", "evaluation"})
-        return _digest([config, self._revision])
+        config = self._config.model_dump(mode="json", exclude=_ELSEWHERE)
+        return _digest([config, self._revision, self.material.account["fingerprint"]])
 
     def _resumed(self) -> int:
         """Take over the last checkpoint; returns the steps done."""
@@ -260,13 +284,17 @@ class Finetune:
         if state.account["fingerprint"] != self._fingerprint:
             raise ConfigError(
                 f"resuming in {shown(self._store.uri)}: found the checkpoints of a training with "
-                "other settings or another checkpoint to start from, expected those of this one; "
-                "name another output.uri, or remove that folder to begin anew"
+                "other settings, other data or another checkpoint to start from, expected those of "
+                "this one; name another output.uri, or remove that folder to begin anew"
             )
         with torch.no_grad():
             for name, parameter in self._named().items():
                 parameter.copy_(state.tensors[name])
-        moments = {n.removeprefix(_MOMENTS): t for n, t in state.tensors.items() if n[0] == "m"}
+        moments = {
+            name.removeprefix(_MOMENTS): tensor
+            for name, tensor in state.tensors.items()
+            if name.startswith(_MOMENTS)
+        }
         self._optimiser.restore(moments)
         self._best = state.account["best"]
         return state.step

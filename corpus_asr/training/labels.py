@@ -57,6 +57,14 @@ class LabelWriter:
         ids = self._text(text)
         return None if any(i >= self._tokenizer.eot for i in ids) else len(ids)
 
+    def check(self, language: str | None, *, task: str) -> None:
+        """Raise what `row` would raise for windows of a language.
+
+        Raises:
+            ConfigError: a language is missing, or the model does not know it.
+        """
+        self._prompt(language, task, timestamps=True)
+
     def row(
         self,
         said: Sequence[Said],
@@ -82,12 +90,7 @@ class LabelWriter:
         spoken = [one for one in said if one.text.strip()]
         if not spoken:
             return TokenRow(ids=(tokenizer.sot, tokenizer.no_speech, tokenizer.eot), learnt_from=1)
-        try:
-            prompt = tokenizer.prompt(language, task, timestamps)
-        except ValueError as error:
-            raise ConfigError(
-                f"writing labels: {error}; give data.language, or `language` in the manifest"
-            ) from error
+        prompt = self._prompt(language, task, timestamps=timestamps)
         text = (
             self._timed(spoken)
             if timestamps
@@ -95,6 +98,14 @@ class LabelWriter:
         )
         before = self._before(previous, room=self._max_tokens - len(prompt) - len(text))
         return TokenRow(ids=(*before, *prompt, *text, tokenizer.eot), learnt_from=len(before) + 1)
+
+    def _prompt(self, language: str | None, task: str, *, timestamps: bool) -> Sequence[int]:
+        try:
+            return self._tokenizer.prompt(language, task, timestamps)
+        except ValueError as error:
+            raise ConfigError(
+                f"writing labels: {error}; give data.language, or `language` in the manifest"
+            ) from error
 
     def _timed(self, said: Sequence[Said]) -> list[int]:
         ids: list[int] = []

@@ -6,6 +6,7 @@ Epochs read stretches through the page cache, so memory does not grow with the m
 takes 115 MB per hour of audio. Knows no windows and no features.
 """
 
+import hashlib
 import json
 import shutil
 from collections import Counter
@@ -21,7 +22,7 @@ from jaxtyping import Int16, Int64
 
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.storage.addresses import shown
-from corpus_asr.training.passages import Passage
+from corpus_asr.training.passages import Passage, Recording
 from corpus_asr.training.samples import Samples, Wanted, joined, read_samples
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
@@ -37,6 +38,7 @@ _SCHEMA = pa.schema(
         pa.field("tokens", pa.int32(), nullable=False),
         pa.field("text", pa.string(), nullable=False),
         pa.field("language", pa.string()),
+        pa.field("previous", pa.string(), nullable=False),  # said before the stretch
     ]
 )
 _PLACES = ("stretch", "start", "end", "tokens")
@@ -49,7 +51,7 @@ CountTokens = Callable[[str], int | None]
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What there is to learn from. Pass it to other processes by its folder."""
+    """What there is to learn from."""
 
     audio: Int16[np.ndarray, " sample"]
     """Of the file, mapped into memory."""
@@ -90,6 +92,28 @@ class Material:
         said: str = self.table["text"][passage].as_py()
         return said
 
+    def ends(self, passages: slice) -> int:
+        """Return the sample at which the last of some passages ends: they may overlap."""
+        return int(self.end[passages].max())
+
+    def said_before(self, passage: int, *, letters: int) -> str:
+        """Return at least so many letters of what is said before a passage, if it is known."""
+        earlier: list[str] = []
+        at = passage
+        while at and self.stretch[at - 1] == self.stretch[passage]:
+            at -= 1
+            earlier.insert(0, self.text(at))
+            if sum(map(len, earlier)) > letters:
+                return " ".join(filter(None, earlier))
+        first: str = self.table["previous"][at].as_py()
+        return " ".join(filter(None, [first, *earlier]))
+
+    def languages(self) -> list[str | None]:
+        """Return the languages in which something is said."""
+        spoken = self.table.filter(pa.array(self.tokens > 0))
+        found: list[str | None] = spoken["language"].unique().to_pylist()
+        return found
+
     def language(self, passage: int) -> str | None:
         """Return the code of a passage's language."""
         code: str | None = self.table["language"][passage].as_py()
@@ -100,7 +124,6 @@ def prepare(
     passages: Iterable[Passage],
     folder: Path,
     *,
-    fingerprint: str,
     count_tokens: CountTokens,
     max_tokens: int,
     max_gap_s: float,
@@ -112,8 +135,8 @@ def prepare(
 
     Args:
         passages: in any order; held in memory, texts included.
-        folder: of this machine; replaced unless it holds the same.
-        fingerprint: of all that decides what comes out.
+        folder: of this machine; replaced unless it holds the same. Recordings whose content
+            changed under the same address are not noticed.
         count_tokens: see there.
         max_tokens: of a passage; longer ones are left out.
         max_gap_s: audio between two passages is kept with them up to here.
@@ -126,16 +149,17 @@ def prepare(
         EngineError: decoding cannot go on, whatever the recording.
         OSError: the folder cannot be written.
     """
+    account = _Account()
+    kept = list(_usable(passages, count_tokens, max_tokens, account))
+    kept.sort(key=lambda pair: _order(pair[0]))
+    gap = round(max_gap_s * SAMPLE_RATE_HZ)
+    fingerprint = _fingerprint(kept, gap)
     if (folder / ACCOUNT_NAME).is_file():
         found = Material.open(folder)
         if found.account["fingerprint"] == fingerprint:
             return found
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    account = _Account()
-    kept = list(_usable(passages, count_tokens, max_tokens, account))
-    kept.sort(key=lambda pair: (pair[0].uri, pair[0].start_s))
-    gap = round(max_gap_s * SAMPLE_RATE_HZ)
     wanted = list(_wanted(kept, gap))
     with _Writer(folder) as writer:
         readings = read_samples(
@@ -196,21 +220,36 @@ def _usable(
             yield passage, tokens
 
 
+def _order(passage: Passage) -> tuple[str, int, int, float]:
+    row, channel = (-1 if n is None else n for n in (passage.row, passage.channel))
+    return passage.uri, row, channel, passage.start_s
+
+
+def _fingerprint(kept: list[tuple[Passage, int]], gap: int) -> str:
+    """Name what there is to decode: other passages, or other tokens of them, have another name."""
+    digest = hashlib.sha256(f"{_SCHEMA} {gap}".encode())
+    for pair in kept:
+        digest.update(repr(pair).encode("utf-8", "replace"))
+    return digest.hexdigest()[:32]
+
+
 def _wanted(kept: list[tuple[Passage, int]], gap: int) -> Iterator[_Recording]:
     """Yield each recording with what is wanted of it."""
-    firsts = [i for i, (one, _) in enumerate(kept) if not i or kept[i - 1][0].uri != one.uri]
+    recordings: list[Recording] = [passage.recording for passage, _ in kept]
+    firsts = [i for i, one in enumerate(recordings) if not i or recordings[i - 1] != one]
     for first, end in pairwise([*firsts, len(kept)]):
         stretches = [_in_samples(passage) for passage, _ in kept[first:end]]
         yield _Recording(
-            wanted=Wanted(uri=kept[first][0].uri, stretches=joined(stretches, gap=gap)),
+            wanted=Wanted(recording=recordings[first], stretches=joined(stretches, gap=gap)),
             first=first,
             end=end,
         )
 
 
 def _in_samples(passage: Passage) -> tuple[int, int | None]:
-    end = None if passage.end_s is None else round(passage.end_s * SAMPLE_RATE_HZ)
-    return round(passage.start_s * SAMPLE_RATE_HZ), end
+    start = round(passage.start_s * SAMPLE_RATE_HZ)
+    end = None if passage.end_s is None else max(start + 1, round(passage.end_s * SAMPLE_RATE_HZ))
+    return start, end
 
 
 class _Writer:
@@ -273,6 +312,7 @@ class _Writer:
                 "tokens": tokens,
                 "text": passage.text.strip(),
                 "language": passage.language,
+                "previous": passage.previous,
             }
         )
         if len(self._waiting) == _ROWS_AT_ONCE:

@@ -51,7 +51,7 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> int:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise ConfigError(
                 f"freezing {pattern!r}: found no parameter of that name among {len(names)}, such "
-                f"as {names[0]}; correct training.freeze, for example model.encoder.*"
+                f"as {names[0]}; correct model.freeze, for example model.encoder.*"
             )
     learning = 0
     for name, parameter in network.named_parameters():
@@ -60,7 +60,7 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> int:
         learning += parameter.numel() if parameter.requires_grad else 0
     if not learning:
         raise ConfigError(
-            f"freezing {', '.join(patterns)}: found nothing left to learn; correct training.freeze"
+            f"freezing {', '.join(patterns)}: found nothing left to learn; correct model.freeze"
         )
     return learning
 
@@ -126,7 +126,7 @@ class NamedAdamW:
             wrong = sorted(expected ^ set(state))[:3]
             raise CheckpointError(
                 f"resuming: found moments of other parameters ({', '.join(wrong)} and so on), "
-                "expected those that learn now; resume with the same training.freeze and objective"
+                "expected those that learn now; resume with the same model.freeze and objective"
             )
         for name, parameter in self.parameters.items():
             if state:

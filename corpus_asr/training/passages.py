@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.storage.addresses import shown
@@ -32,6 +32,25 @@ class Passage:
     end_s: float | None = None
     """None: the end of the recording."""
     language: str | None = None
+    channel: int | None = None
+    """Of the recording; None: all of them mixed."""
+    row: int | None = None
+    """Of a Parquet file with audio in it, where that is the recording."""
+    previous: str = ""
+    """What was said before, where no passage of the same recording tells."""
+
+    @property
+    def recording(self) -> "Recording":
+        """Return what it is a stretch of."""
+        return Recording(self.uri, self.row, self.channel)
+
+
+class Recording(NamedTuple):
+    """Audio that passages lie in."""
+
+    uri: str
+    row: int | None = None
+    channel: int | None = None
 
 
 def read_passages(

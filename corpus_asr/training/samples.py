@@ -1,32 +1,37 @@
 """Recordings to samples, in a child process that may crash or hang without harm.
 
-In: an address and the stretches wanted. Out: their samples as int16. Knows no text.
+In: a recording and the stretches wanted. Out: their samples as int16. Knows no text.
 """
 
+import io
 import queue
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import BinaryIO, Literal
 
 import numpy as np
 from jaxtyping import Int16
 
 from corpus_asr.audio.decode import open_audio
-from corpus_asr.errors import ItemError
+from corpus_asr.errors import DecodeError, ItemError
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.filesystem import open_binary
+from corpus_asr.storage.tables import parquet_rows
+from corpus_asr.training.passages import Recording
 
 Samples = Int16[np.ndarray, "_"]
 
 _SCALE = 32768.0  # of int16
+_ROWS_AHEAD = 16  # of a Parquet file with audio in it: rows are asked for in order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """A recording and its stretches, in samples at 16 kHz; None: up to the end."""
 
-    uri: str
+    recording: Recording
     stretches: tuple[tuple[int, int | None], ...]
     """Ascending, none touching the next."""
 
@@ -40,6 +45,7 @@ class SampleReader:
 
     def __init__(self, *, endpoint_url: str | None) -> None:
         self._endpoint_url = endpoint_url
+        self._rows: dict[tuple[str, int], bytes | None] = {}
 
     def __call__(self, wanted: Wanted) -> Iterator[tuple[int, Samples]]:
         """Yield pieces of stretches with the number of the stretch.
@@ -48,23 +54,45 @@ class SampleReader:
             DecodeError: the bytes hold no usable audio.
             FetchError: the store failed.
         """
-        last = wanted.stretches[-1][1]
-        begin = 0
+        uri, row, channel = wanted.recording
+        channels: Literal["mix"] | int = "mix" if channel is None else channel
+        begin = done = 0
         with (
-            open_binary(wanted.uri, endpoint_url=self._endpoint_url) as file,
-            open_audio(file, uri=shown(wanted.uri)) as decoder,
+            self._opened(uri, row) as file,
+            open_audio(file, uri=shown(uri), channels=channels) as decoder,
         ):
             for chunk in decoder:
                 samples = _rounded(chunk[0])
-                for number, (start, end) in enumerate(wanted.stretches):
-                    inside = samples[
-                        max(0, start - begin) : None if end is None else max(0, end - begin)
-                    ]
-                    if inside.size:
-                        yield number, inside
-                begin += samples.size
-                if last is not None and begin >= last:
+                after = begin + samples.size
+                while done < len(wanted.stretches) and wanted.stretches[done][0] < after:
+                    start, end = wanted.stretches[done]
+                    yield (
+                        done,
+                        samples[max(0, start - begin) : None if end is None else end - begin],
+                    )
+                    if end is None or end > after:
+                        break
+                    done += 1
+                if done == len(wanted.stretches):
                     return
+                begin = after
+
+    def _opened(self, uri: str, row: int | None) -> BinaryIO:
+        if row is None:
+            return open_binary(uri, endpoint_url=self._endpoint_url)
+        if (uri, row) not in self._rows:
+            with open_binary(uri, endpoint_url=self._endpoint_url) as file:
+                tables = list(parquet_rows(file, ["audio"], [(row, row + _ROWS_AHEAD)]))
+            encoded = [audio["bytes"] for table in tables for audio in table["audio"].to_pylist()]
+            self._rows = {(uri, row + at): data for at, data in enumerate(encoded)}
+        data = self._rows.get((uri, row))
+        if data is None:
+            raise DecodeError(
+                f"decoding row {row} of {shown(uri)}: found no bytes in its column audio, expected "
+                "an encoded recording; write the data set with its audio",
+                kind="empty_file",
+            )
+        return io.BytesIO(data)
 
 
 def read_samples(

@@ -1,4 +1,4 @@
-"""Where passages come from: manifests, and the tables of runs.
+"""Where passages come from: manifests, data sets with audio in them, and the tables of runs.
 
 In: addresses. Out: passages. Knows no samples and no tokens.
 """
@@ -8,22 +8,27 @@ from collections.abc import Iterator
 from corpus_asr.export.index import read_index
 from corpus_asr.export.load import SCORE_COLUMNS, Selection, chosen, recordings
 from corpus_asr.storage.tables import OutputStore
+from corpus_asr.training.datasets import files_of_dataset, holds_audio, read_dataset
 from corpus_asr.training.passages import Passage, read_passages
 
-_MANIFESTS = (".jsonl", ".csv", ".parquet")
+_PARQUET = ".parquet"
+_MANIFESTS = (".jsonl", ".csv", _PARQUET)
 
 
 def passages_of(
     uri: str,
     *,
+    split: str,
     endpoint_url: str | None,
     language: str | None,
     min_confidence: float,
 ) -> Iterator[Passage]:
-    """Yield the passages of a manifest, or the segments of a run.
+    """Yield the passages of a manifest or a data set, or the segments of a run.
 
     Args:
-        uri: a manifest by its suffix, else the output folder of a run.
+        uri: a manifest or a Parquet file with audio by its suffix; else the folder of a data set,
+            or the output folder of a run.
+        split: of a data set: `train` or `validation`.
         endpoint_url: the S3 endpoint, where it is not Amazon's.
         language: of rows that say none.
         min_confidence: segments of runs below are left out.
@@ -33,16 +38,24 @@ def passages_of(
         CorpusAsrError: tables do not hold what they say.
         FetchError: it cannot be read.
     """
+    place: dict[str, str | None] = {"endpoint_url": endpoint_url, "language": language}
     if uri.lower().endswith(_MANIFESTS):
-        yield from read_passages(uri, endpoint_url=endpoint_url, language=language)
+        with_audio = uri.lower().endswith(_PARQUET) and holds_audio(uri, endpoint_url=endpoint_url)
+        yield from (read_dataset if with_audio else read_passages)(uri, **place)
         return
     store = OutputStore(uri, endpoint_url=endpoint_url)
+    files = files_of_dataset(store, split)
+    if files is not None:
+        for file in files:
+            yield from read_dataset(file, **place)
+        return
     index = read_index(store)
     selection = Selection(min_confidence=min_confidence)
     wanted = chosen(index, selection)
     for _, recording in recordings(store, index, wanted, selection, columns=SCORE_COLUMNS):
-        for segment in recording.segments:
+        for segment, channel in zip(recording.segments, recording.channels, strict=True):
             yield Passage(
+                channel=channel,
                 uri=recording.uri,
                 text=segment.text,
                 start_s=segment.start_s,

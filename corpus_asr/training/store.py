@@ -9,6 +9,7 @@ Knows what is kept, not what is in it.
 """
 
 import json
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -116,12 +117,13 @@ class TrainingStore:
         return [json.loads(line) for line in self._read(address).decode().splitlines()]
 
     def write_log(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Replace the log.
+        """Replace the log; numbers that are none are null.
 
         Raises:
             FetchError: the store failed.
         """
-        self._write(self._address(LOG_NAME), "".join(json.dumps(row) + "\n" for row in rows))
+        lines = (json.dumps(_told(row), allow_nan=False) + "\n" for row in rows)
+        self._write(self._address(LOG_NAME), "".join(lines))
 
     def _whole(self) -> list[str]:
         """Return the names of whole checkpoints, the oldest first."""
@@ -146,3 +148,10 @@ class TrainingStore:
 
     def _put(self, path: Path, uri: str) -> None:
         upload(str(path), uri, endpoint_url=self._endpoint_url)
+
+
+def _told(value: Any) -> Any:
+    """Return a value as JSON can hold it, which knows no infinity."""
+    if isinstance(value, Mapping):
+        return {name: _told(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -11,13 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from corpus_asr.errors import EngineError
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.training.examples import Batch, Collate, Examples
 from corpus_asr.training.group import Group
 from corpus_asr.training.objective import Objective
 from corpus_asr.training.optimiser import NamedAdamW, Rates, clip
+
+_MAX_OVERFLOWS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +87,25 @@ class Trainer:
         self._collate = Collate(padding)
         self._steps = steps
         self._group = group
+        self._overflows = 0
 
     def run(self, done: int) -> Iterator[Record]:
-        """Make the steps after the first `done`, and say of each what came of it."""
+        """Make the steps after the first `done`, and say of each what came of it.
+
+        Raises:
+            EngineError: memory does not suffice, or gradients are no numbers any more.
+        """
         batches = iter(self._loader(done))
         for step in range(done, self._rates.steps):
-            yield self._step(step, batches)
+            try:
+                yield self._step(step, batches)
+            except torch.OutOfMemoryError as error:
+                raise EngineError(
+                    f"training step {step + 1}: found too little memory on {self._student.device} "
+                    f"for {self._steps.windows_at_once} windows at once ({error}); lower "
+                    "training.windows_at_once, which leaves steps as they are, or set "
+                    "training.gradient_checkpointing"
+                ) from error
 
     def _loader(self, done: int) -> DataLoader[Batch]:
         workers = self._steps.loader_workers
@@ -121,7 +138,7 @@ class Trainer:
             for name, part in losses.parts.items():
                 sums[name] = sums.get(name, 0.0) + part
         told = torch.tensor([float(tokens), *sums.values()], dtype=torch.float64, device=device)
-        gradients = [p.grad for p in self._optimiser.parameters.values() if p.grad is not None]
+        gradients = [_gradient(p) for p in self._optimiser.parameters.values()]
         self._group.add_up([told, *gradients])
         tokens = int(told[0])
         for gradient in gradients:
@@ -130,8 +147,10 @@ class Trainer:
         rate = self._rates.at(step)
         if np.isfinite(length):  # one window that overflows must not spoil all weights
             self._optimiser.step(rate)
+            self._overflows = 0
         else:
             self._optimiser.skip()
+            self._count_overflow(step)
         parts = dict(zip(sums, (told[1:] / max(1, tokens)).tolist(), strict=True))
         return Record(
             step=step + 1,
@@ -142,6 +161,22 @@ class Trainer:
             tokens=tokens,
             wall_s=time.perf_counter() - began,
         )
+
+    def _count_overflow(self, step: int) -> None:
+        self._overflows += 1
+        if self._overflows == _MAX_OVERFLOWS:
+            raise EngineError(
+                f"training step {step + 1}: found gradients that are no numbers in "
+                f"{_MAX_OVERFLOWS} steps in a row, expected finite ones; lower "
+                "training.learning_rate or set model.dtype: float32, and give another output.uri"
+            )
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    """Return a gradient, of zeros where none was computed: all of a group add up the same list."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
 
 
 class _Numbers:

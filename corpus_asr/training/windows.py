@@ -73,7 +73,8 @@ class EpochPlan:
         slowest = packing.speeds[0]
         longest = int(WINDOW_SAMPLES * min(1.0, slowest))
         self._first, self._end = runs_of(material, longest=longest, max_tokens=packing.max_tokens)
-        self._length = material.end[self._end - 1] - material.start[self._first]
+        ends = np.maximum.reduceat(material.end, self._first)
+        self._length = ends - material.start[self._first]
         sums = np.concatenate([[0], np.cumsum(material.tokens + _TIMESTAMPS)])
         self._tokens = sums[self._end] - sums[self._first]
         self._languages = _codes(material)[self._first]
@@ -141,14 +142,15 @@ def runs_of(
         max_tokens: of a run, timestamps included.
     """
     firsts: list[int] = []
-    begin = said = 0
+    begin = until = said = 0
     stretch = -1
     for at in range(len(material)):
         tokens = int(material.tokens[at]) + _TIMESTAMPS
-        too_long = int(material.end[at]) - begin > longest
+        until = max(until, int(material.end[at]))
+        too_long = until - begin > longest
         if material.stretch[at] != stretch or too_long or said + tokens > max_tokens:
             firsts.append(at)
-            begin, said = int(material.start[at]), 0
+            begin, until, said = int(material.start[at]), int(material.end[at]), 0
             stretch = int(material.stretch[at])
         said += tokens
     found = np.asarray(firsts, np.int64)

@@ -39,6 +39,7 @@ _TITLES = {
     "extract": "ExtractWorker",
     "transcribe": "TranscribeWorker",
     "board": "ray::Board",
+    "training": "RayTrainWorker",
     "decoder": "corpus_asr.stages.isolation import serve",
 }
 _SLOW_EXTRACTOR = "tests.support.extractors:make_slow"

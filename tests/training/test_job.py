@@ -1,5 +1,6 @@
 """A whole training: what it writes, what it refuses, and that stopping it changes nothing."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 import transformers
 
 from corpus_asr.config.finetune import FinetuneConfig
-from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.errors import CheckpointError, ConfigError, EngineError
 from corpus_asr.models.checkpoint import stored_tensors
+from corpus_asr.training import trainer
 from corpus_asr.training.evaluation import Evaluation
 from corpus_asr.training.group import Group
 from corpus_asr.training.job import Finetune
@@ -160,3 +162,68 @@ def test_nothing_to_learn_from_is_told(place: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(ConfigError, match=r"nothing to learn from in 1 passages.*gone\.wav"):
         Finetune(config, group=Group())
+
+
+def test_a_missing_language_is_told_before_training(place: Path) -> None:
+    said = (place / "train" / "manifest.jsonl").read_text(encoding="utf-8")
+    manifest = place / "train" / "no-language.jsonl"
+    manifest.write_text(said.replace('"en"', "null"), encoding="utf-8")
+    sections = {"data": {"train": [str(manifest)], "cache": str(place / "no-language")}}
+    with pytest.raises(ConfigError, match=r"give data\.language"):
+        Finetune(training(place, place / "model", "no-language", **sections), group=Group())
+
+
+def test_data_that_changed_is_another_training(place: Path) -> None:
+    manifest = place / "train" / "growing.jsonl"
+    lines = (place / "train" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    manifest.write_text("\n".join(lines[:6]), encoding="utf-8")
+    data = {"train": [str(manifest)], "cache": str(place / "growing-cache")}
+    config = training(place, place / "model", "growing", data=data, training={"steps": 2})
+    run(config)
+    manifest.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(ConfigError, match="other data"):
+        run(config)
+
+
+def test_a_machine_with_less_memory_may_go_on(place: Path) -> None:
+    config = training(place, place / "model", "smaller", training={"windows_at_once": 2})
+    run(config, stop_after=3)
+    fewer = training(place, place / "model", "smaller", data={"cache": str(place / "cache-2")})
+    assert [event.step for event in run(fewer) if isinstance(event, Record)] == [3, 4]
+
+
+def test_a_model_is_written_where_nothing_is_said_in_validation(place: Path) -> None:
+    silent = place / "validation" / "silent.jsonl"
+    silent.write_text('{"path": "000.wav", "text": ""}\n', encoding="utf-8")
+    sections = {"data": {"validation": [str(silent)]}, "training": {"steps": 1}}
+    run(training(place, place / "model", "silent", **sections))
+    assert (place / "silent" / "model" / "model.safetensors").is_file()
+
+
+def test_gradients_that_are_no_numbers_end_the_training(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "clip", lambda *_: math.inf)
+    monkeypatch.setattr(trainer, "_MAX_OVERFLOWS", 2)
+    with pytest.raises(EngineError, match=r"step 2.*lower\s+training\.learning_rate"):
+        run(training(place, place / "model", "overflow"))
+
+
+def test_less_memory_than_needed_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+    monkeypatch.setattr(trainer.Trainer, "_step", full)
+    with pytest.raises(EngineError, match=r"step 1: found too little memory.*windows_at_once"):
+        run(training(place, place / "model", "full"))
+
+
+def test_half_precision_learns_the_same(place: Path) -> None:
+    model = {"checkpoint": str(place / "model"), "dropout": 0.0}
+    losses = [
+        [event.loss for event in run(config) if isinstance(event, Record)]
+        for dtype in ("float32", "bfloat16")
+        for config in [training(place, place / "model", dtype, model={**model, "dtype": dtype})]
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] != losses[0]

@@ -22,14 +22,13 @@ def wav(path: Path, seconds: float, seed: int = 0) -> np.ndarray:
     return samples[0]
 
 
-def prepared(passages: list[Passage], folder: Path, fingerprint: str = "a") -> Material:
+def prepared(passages: list[Passage], folder: Path, max_gap_s: float = 1.0) -> Material:
     return prepare(
         passages,
         folder,
-        fingerprint=fingerprint,
         count_tokens=lambda text: None if "<|" in text else len(text.split()),
         max_tokens=5,
-        max_gap_s=1.0,
+        max_gap_s=max_gap_s,
         workers=2,
         timeout_s=60.0,
     )
@@ -101,7 +100,7 @@ def test_the_same_material_is_not_decoded_again(tmp_path: Path) -> None:
     (tmp_path / "a.wav").unlink()
     assert len(prepared(passages, tmp_path / "cache")) == 1
     with pytest.raises(ConfigError, match=r"nothing to learn from in 1 passages.*not_found"):
-        prepared(passages, tmp_path / "cache", fingerprint="b")
+        prepared(passages, tmp_path / "cache", max_gap_s=2.0)
 
 
 def test_a_folder_that_was_left_half_done_is_made_anew(tmp_path: Path) -> None:
@@ -127,3 +126,55 @@ def test_stretches_that_touch_are_one(
     stretches: tuple, gap: int, expected: tuple[tuple[int, int | None], ...]
 ) -> None:
     assert joined(stretches, gap=gap) == expected
+
+
+def test_other_passages_are_other_material(tmp_path: Path) -> None:
+    wav(tmp_path / "a.wav", 2.0)
+    uri = str(tmp_path / "a.wav")
+    assert prepared([Passage(uri=uri, text="one")], tmp_path / "cache").text(0) == "one"
+    assert prepared([Passage(uri=uri, text="two")], tmp_path / "cache").text(0) == "two"
+
+
+def test_passages_shorter_than_a_sample_disturb_no_others(tmp_path: Path) -> None:
+    samples = wav(tmp_path / "a.wav", 8.0)
+    uri = str(tmp_path / "a.wav")
+    found = prepared(
+        [
+            Passage(uri=uri, text="click", start_s=1.0, end_s=1.000001),
+            Passage(uri=uri, text="word", start_s=5.0, end_s=6.0),
+        ],
+        tmp_path / "cache",
+    )
+    assert found.text(1) == "word"
+    kept = found.audio[found.start[1] : found.end[1]] / 32768
+    wanted = samples[5 * SAMPLE_RATE_HZ : 6 * SAMPLE_RATE_HZ]
+    np.testing.assert_allclose(kept, wanted, rtol=0, atol=ROUNDED)
+
+
+def test_a_channel_is_a_recording_of_its_own(tmp_path: Path) -> None:
+    left, right = noise(2.0, seed=1)[0], noise(2.0, seed=2)[0]
+    path = tmp_path / "two.wav"
+    path.write_bytes(wav_bytes(np.stack([left, right]), rate_hz=SAMPLE_RATE_HZ))
+    found = prepared(
+        [Passage(uri=str(path), text=f"channel {n}", channel=n) for n in (1, 0)],
+        tmp_path / "cache",
+    )
+    for at, expected in enumerate((left, right)):
+        assert found.text(at) == f"channel {at}"
+        kept = found.audio[found.start[at] : found.end[at]] / 32768
+        np.testing.assert_allclose(kept, expected, rtol=0, atol=ROUNDED)
+
+
+def test_what_was_said_before_is_known(tmp_path: Path) -> None:
+    wav(tmp_path / "a.wav", 8.0)
+    uri = str(tmp_path / "a.wav")
+    found = prepared(
+        [
+            Passage(uri=uri, text="one", start_s=0.0, end_s=1.0, previous="zero"),
+            Passage(uri=uri, text="two", start_s=1.0, end_s=2.0),
+            Passage(uri=uri, text="far", start_s=6.0, end_s=7.0),
+        ],
+        tmp_path / "cache",
+    )
+    assert [found.said_before(at, letters=100) for at in range(3)] == ["zero", "zero one", ""]
+    assert found.said_before(1, letters=2) == "one"

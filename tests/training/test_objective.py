@@ -37,7 +37,6 @@ def batch() -> Batch:
             Example(
                 features=draw.standard_normal((80, 100)).astype(np.float32),
                 tokens=TokenRow(ids=ids, learnt_from=first),
-                text="",
             )
             for ids, first in zip(rows, (1, 3), strict=True)
         ]

@@ -74,7 +74,7 @@ def test_moments_of_other_parameters_are_refused() -> None:
     steps(part, optimiser, 1, seed=0)
     frozen = network()
     freeze(frozen, ["0.*"])
-    with pytest.raises(CheckpointError, match=r"same training\.freeze"):
+    with pytest.raises(CheckpointError, match=r"same model\.freeze"):
         NamedAdamW({"": frozen}, weight_decay=0.0, betas=(0.9, 0.98)).restore(optimiser.state())
 
 

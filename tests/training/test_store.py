@@ -1,5 +1,6 @@
 """Checkpoints, the model and the log in an output folder."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,12 @@ def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:
     (tmp_path / "checkpoints/step-00000005/state.safetensors").write_bytes(b"no tensors")
     with pytest.raises(CheckpointError, match=r"step-00000005.*remove its folder"):
         store.latest()
+
+
+def test_the_log_is_json_whatever_a_step_came_to(tmp_path: Path) -> None:
+    store = TrainingStore(str(tmp_path), endpoint_url=None, keep=2)
+    store.write_log([{"step": 1, "gradient": math.inf, "parts": {"labels": math.nan}}])
+    assert store.log() == [{"step": 1, "gradient": None, "parts": {"labels": None}}]
 
 
 def test_the_log_and_the_model_are_kept(uri: str, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def material(lengths_s: list[list[float]], languages: str = "en", gap_s: float =
     *places, codes = zip(*rows, strict=True)
     numbers, starts, ends, tokens = (np.array(column, np.int64) for column in places)
     table = pa.table({"text": ["word"] * len(rows), "language": pa.array(codes, pa.string())})
-    return Material(np.zeros(at, np.int16), numbers, starts, ends, tokens, table, {})
+    return Material(np.zeros(ends.max(), np.int16), numbers, starts, ends, tokens, table, {})
 
 
 lengths = st.lists(st.lists(st.floats(0.2, 30.0), min_size=1, max_size=6), min_size=1, max_size=8)
@@ -103,3 +103,16 @@ def test_runs_end_at_their_length_their_tokens_and_their_stretch() -> None:
     assert list(zip(first, end, strict=True)) == [(0, 2), (2, 4), (4, 5)]
     first, end = runs_of(found, longest=WINDOW_SAMPLES, max_tokens=7)
     assert first.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_passage_that_others_lie_in_is_heard_to_its_end() -> None:
+    found = material([[10.0, 2.0]], gap_s=-8.0)  # from 0 to 10 s, and from 2 to 4 s
+    plan = EpochPlan(found, PACKING, seed=0, epoch=0)
+    window = plan.window(0)
+    assert found.ends(slice(window.runs[0].first, window.runs[0].end)) == 10 * SAMPLE_RATE_HZ
+    after = window.runs[0].at + int(10 * SAMPLE_RATE_HZ / window.speed)
+    assert after <= WINDOW_SAMPLES
+    long = material([[29.0, 2.0, 5.0]], gap_s=-27.0)  # 0 to 29, 2 to 4, then far inside
+    first, end = runs_of(long, longest=WINDOW_SAMPLES, max_tokens=60)
+    for begin, after in zip(first, end, strict=True):
+        assert long.ends(slice(begin, after)) - long.start[begin] <= WINDOW_SAMPLES

@@ -1,0 +1,64 @@
+"""Settings of trainings: the example shows them all, and what does not go together is refused."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from corpus_asr.config.base import Settings
+from corpus_asr.config.finetune import FinetuneConfig
+from corpus_asr.config.load import load_finetune
+from corpus_asr.errors import ConfigError
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "configs" / "finetune.yaml"
+MINIMAL: dict[str, Any] = {
+    "model": {"checkpoint": "m"}, "data": {"train": ["m.jsonl"]}, "output": {"uri": "out"},
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("S3_ENDPOINT", raising=False)
+
+
+def test_the_example_shows_every_key() -> None:
+    text = EXAMPLE.read_text(encoding="utf-8")
+    for section, field in FinetuneConfig.model_fields.items():
+        found = re.search(rf"^{section}:\n((?: .*\n)*)", text, re.MULTILINE)
+        assert found, section
+        kind = field.annotation
+        assert isinstance(kind, type)
+        assert issubclass(kind, Settings)
+        shown = set(re.findall(r"^  (?:# )?(\w+): ", found[1], re.MULTILINE))
+        assert shown == set(kind.model_fields), section
+
+
+def test_the_example_loads_and_says_the_defaults() -> None:
+    shown = load_finetune(EXAMPLE)
+    for section in ("windows", "training", "distillation", "evaluation", "cluster"):
+        found = getattr(shown, section)
+        assert found == type(found)(), section
+    assert shown.output.checkpoint_steps == 200
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("training.batch_windows", "6", "multiple of windows_at_once"),
+        ("cluster.workers", "3", "training.windows_at_once times cluster.workers"),
+        ("augmentation.speed", "[1.1, 0.9]", "smaller number first"),
+        ("augmentation.speed", "[0.1, 1]", "speeds from 0.5 to 2"),
+        ("training.lerning_rate", "1", "learning_rate"),
+        ("data.train", "[]", "data.train"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    tmp_path: Path, key: str, value: str, told: str
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL), encoding="utf-8")
+    load_finetune(path)
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        load_finetune(path, [f"{key}={value}"])

@@ -1,0 +1,129 @@
+"""What may be given as data: data sets of `corpus-asr label`, Parquet with audio, runs."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.training.material import Material, prepare
+from corpus_asr.training.passages import Passage
+from corpus_asr.training.sources import passages_of
+from pipelines.pseudo_label import label
+from tests.support.audio import share_of_tone
+from tests.support.labelled import Said, Transcribed, seconds_heard, tone_hz, write_tones
+
+
+@pytest.fixture
+def heard(tmp_path: Path) -> Transcribed:
+    found = Transcribed(tmp_path)
+    write_tones(found.audio / "a.wav", seconds=8)
+    write_tones(found.audio / "b.wav", seconds=4)
+    said: list[Said] = [(1.0, 3.0, "The ship."), (3.0, 5.0, "Came in.", {"confidence": 0.4})]
+    found.run({"a.wav": said, "b.wav": [(1.0, 3.0, "Go.")]})
+    return found
+
+
+def given(uri: Path | str, *, split: str = "train", min_confidence: float = 0.0) -> list[Passage]:
+    return list(
+        passages_of(
+            str(uri),
+            split=split,
+            endpoint_url=None,
+            language="de",
+            min_confidence=min_confidence,
+        )
+    )
+
+
+def material(passages: list[Passage], folder: Path) -> Material:
+    return prepare(
+        passages,
+        folder,
+        count_tokens=lambda text: len(text.split()),
+        max_tokens=50,
+        max_gap_s=1.0,
+        workers=1,
+        timeout_s=60.0,
+    )
+
+
+def test_segments_of_a_run_are_passages(heard: Transcribed) -> None:
+    found = given(heard.folder / "output")
+    assert [(p.text.strip(), p.start_s, p.end_s, p.language) for p in found] == [
+        ("The ship.", 1.0, 3.0, "en"),
+        ("Came in.", 3.0, 5.0, "en"),
+        ("Go.", 1.0, 3.0, "en"),
+    ]
+    assert [p.text.strip() for p in given(heard.folder / "output", min_confidence=0.5)] == [
+        "The ship.",
+        "Go.",
+    ]
+
+
+def test_channels_of_a_run_stay_apart(tmp_path: Path) -> None:
+    heard = Transcribed(tmp_path)
+    write_tones(heard.audio / "call.wav", seconds=4, num_channels=2)
+    said = [(1.0, 3.0, "Hello.", {"channel": 0}), (1.0, 3.0, "Yes?", {"channel": 1})]
+    heard.run({"call.wav": said}, extract={"channels": "each"})
+    found = material(given(tmp_path / "output"), tmp_path / "cache")
+    for at, hz in enumerate((tone_hz(1), tone_hz(1) + 50)):
+        samples = found.audio[found.start[at] : found.start[at] + 16_000] / np.float32(32768)
+        assert share_of_tone(samples.astype(np.float32), hz) > 0.9
+
+
+def test_a_data_set_of_label_is_learnt_from_without_its_recordings(heard: Transcribed) -> None:
+    label(heard.config(dataset={"pad_s": 0, "examples": "windows"}), progress=None)
+    for path in heard.audio.iterdir():
+        path.unlink()
+    passages = given(heard.folder / "set")
+    assert {p.text.strip() for p in passages} == {"The ship.", "Came in.", "Go."}
+    found = material(passages, heard.folder / "cache")
+    said = {found.text(at): at for at in range(len(found))}
+    for text, second in (("The ship.", 1), ("Came in.", 3), ("Go.", 1)):
+        at = said[text]
+        samples = found.audio[found.start[at] : found.end[at]].astype(np.float32) / 32768
+        assert seconds_heard(samples) == [second, second + 1]
+        assert found.language(at) == "en"
+
+
+def test_the_split_of_a_data_set_is_that_of_the_data(heard: Transcribed) -> None:
+    label(heard.config(), progress=None)
+    with pytest.raises(ConfigError, match=r"no data/validation-.*huggingface"):
+        given(heard.folder / "set", split="validation")
+
+
+def test_parquet_with_audio_from_elsewhere_will_do(heard: Transcribed, tmp_path: Path) -> None:
+    data = (heard.audio / "b.wav").read_bytes()
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [{"bytes": data, "path": None}] * 20 + [{"bytes": None, "path": "gone.wav"}]
+    texts = [f"clip {n}" for n in range(21)]
+    pq.write_table(
+        pa.table({"audio": pa.array(rows, kind), "text": texts}),
+        tmp_path / "clips.parquet",
+        row_group_size=6,
+    )
+    passages = given(tmp_path / "clips.parquet")
+    assert [(p.row, p.text, p.language) for p in passages[:2]] == [
+        (0, "clip 0", "de"),
+        (1, "clip 1", "de"),
+    ]
+    found = material(passages, tmp_path / "cache")
+    assert [found.text(at) for at in range(len(found))] == texts[:20]
+    assert "row 20" in found.account["failures"][0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"), [({}, "'text'"), ({"text": ["x"], "language": ["klingon"]}, "klingon")]
+)
+def test_a_data_set_without_what_is_needed_is_told(
+    tmp_path: Path, columns: dict, told: str
+) -> None:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    audio = pa.array([{"bytes": b"RIFF", "path": None}], kind)
+    pq.write_table(pa.table({"audio": audio, **columns}), tmp_path / "x.parquet")
+    with pytest.raises(ConfigError, match=r"reading the data set .*row 0.*correct") as error:
+        given(tmp_path / "x.parquet")
+    assert told in str(error.value)

@@ -1,0 +1,109 @@
+"""Several workers on a Ray of this machine: they learn what one learns, die, and tell errors."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from corpus_asr.config.finetune import FinetuneConfig
+from corpus_asr.errors import ConfigError
+from corpus_asr.models.checkpoint import stored_tensors
+from corpus_asr.runtime.cluster import Cluster
+from corpus_asr.training.store import TrainingStore
+from pipelines import finetune
+from tests.support.cluster import ray_session
+from tests.support.killing import kill_below
+from tests.support.training_jobs import tiny_student, training, write_sets
+
+__all__ = ["ray_session"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
+
+# Sums over two workers are added in another order.
+WEIGHT_TOLERANCE = 1e-5
+KILL_LIMIT_S = 240.0
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("together")
+    write_sets(folder)
+    tiny_student(folder)
+    return folder
+
+
+def job(
+    place: Path, output: str, *, workers: int, steps: int = 4, **more: object
+) -> FinetuneConfig:
+    # Adam turns rounding of gradients near zero into whole steps, unless those are small.
+    changes = {"learning_rate": 1e-5, "steps": steps, "batch_windows": 4, **more}
+    return training(
+        place,
+        place / "model",
+        output,
+        data={"validation": [str(place / "validation" / "manifest.jsonl")]},
+        training=changes,
+        evaluation={"every_steps": 4, "max_windows": 2, "keep": "last"},
+        cluster={"workers": workers},
+    )
+
+
+def weights_in(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: stored.read() for name, stored in stored_tensors(folder).items()}
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    expected, found = weights_in(first), weights_in(second)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=WEIGHT_TOLERANCE, msg=name)
+
+
+def losses(folder: Path) -> list[float]:
+    store = TrainingStore(str(folder), endpoint_url=None, keep=1)
+    return [row["loss"] for row in store.log() if "loss" in row]
+
+
+def test_two_workers_learn_what_one_learns(ray_session: Cluster, place: Path) -> None:
+    finetune.run(job(place, "alone", workers=1), progress=None)
+    done = finetune.run(job(place, "both", workers=2), progress=None)
+    assert_same_weights(place / "alone" / "model", place / "both" / "model")
+    assert losses(place / "both") == pytest.approx(losses(place / "alone"), rel=1e-4)
+    assert [steps for steps, _ in done.error_rates] == [0, 4]
+
+
+def kill_a_worker(output: Path) -> None:
+    """Kill one of this test's training workers once there is a checkpoint."""
+    limit = time.monotonic() + KILL_LIMIT_S
+    while not list(output.glob("checkpoints/*/state.json")):
+        if time.monotonic() > limit:
+            return
+        time.sleep(0.05)
+    kill_below(os.getpid(), "training")
+
+
+def test_a_killed_worker_is_replaced_and_nothing_is_lost(
+    ray_session: Cluster, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    finetune.run(job(place, "quiet", workers=1, steps=30), progress=None)
+    killer = threading.Thread(target=kill_a_worker, args=(place / "killed",))
+    killer.start()
+    finetune.run(job(place, "killed", workers=2, steps=30), progress=None)
+    killer.join()
+    assert "training_restarts" in caplog.text
+    assert_same_weights(place / "quiet" / "model", place / "killed" / "model")
+    assert len(losses(place / "killed")) == 30
+
+
+def test_what_a_worker_refuses_reaches_the_user(
+    ray_session: Cluster, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = training(
+        place, place / "model", "refused", model={"freeze": ["encoder.*"]}, cluster={"workers": 2}
+    )
+    with pytest.raises(ConfigError, match=r"no parameter of that name.*model\.freeze"):
+        finetune.run(config, progress=None)
+    assert "training_restarts" not in caplog.text
