@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.chromium import Chromium, chromium_path
 
-_VOID = {"br", "img", "input", "link", "meta"}
+_VOID = {"br", "img", "input", "link", "meta", "wbr"}
 
 
 @dataclass

@@ -20,6 +20,7 @@ MOST_CHARACTERS = 240  # of a name
 MOST_OF_A_MESSAGE = 400
 MOST_OF_A_TEXT = 1_200
 _LONGEST_LINK = 2_000
+_LEAST_OF_A_WORD = 8  # letters that its mark is worth
 UNSURE, DOUBTFUL = 0.6, 0.3
 _FROM_THE_RIGHT = {"ar", "fa", "he", "ps", "sd", "ur", "yi"}
 _CODE = re.compile(r"[a-z]{2,3}")
@@ -85,7 +86,7 @@ def sample_text(sample: Sample) -> Html:
     told: list[Html] = []
     length = 0
     for word, sure in sample.words:
-        length += len(word)
+        length += max(len(word), _LEAST_OF_A_WORD)
         if told and length > MOST_OF_A_TEXT:
             break
         told.append(_word(word, sure))
@@ -95,10 +96,13 @@ def sample_text(sample: Sample) -> Html:
 
 def _word(word: str, sure: float | None) -> Html:
     word = cut(word)
+    # Where no blanks part words, a line may still end between them.
+    end = Html("" if word[:1].isspace() else "<wbr>")
     if sure is None or sure >= UNSURE:
-        return escaped(word)
+        return joined([end, word])
     return fill(
-        '$blank<mark class="$kind" title="$share sure">$word</mark>',
+        '$end$blank<mark class="$kind" title="$share sure">$word</mark>',
+        end=end,
         blank=word[: len(word) - len(word.lstrip())],
         kind="doubtful" if sure < DOUBTFUL else "unsure",
         share=f"{sure:.0%}",
