@@ -137,9 +137,10 @@ def test_a_night_that_begins_while_another_works_leaves_at_once(nights: RealNigh
 @pytest.mark.parametrize("ray", [False, pytest.param(True, marks=pytest.mark.ray)])
 def test_a_night_whose_time_is_over_commits_what_it_began(tmp_path: Path, ray: bool) -> None:
     files = 60
-    job = killable_job(tmp_path, files=files, ray=ray, environment={PAUSE: "1.5"})
+    # All of it would take minutes beyond the night's time, whatever starting takes of that.
+    job = killable_job(tmp_path, files=files, ray=ray, environment={PAUSE: "8"})
     job.command = "nightly"
-    limits = {"max_failed_fraction": None, "stop_after_h": 1.0 / 3600 * (40 if ray else 15)}
+    limits = {"max_failed_fraction": None, "stop_after_h": (120 if ray else 30) / 3600}
     job.config = with_nightly(job.config, **limits)
     code, said = job.finish("--json")
     assert code == 0, said
