@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
 
 # Sums over two workers are added in another order.
 WEIGHT_TOLERANCE = 1e-5
-KILL_LIMIT_S = 240.0
+KILL_LIMIT_S = 900.0
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +88,14 @@ def kill_a_worker(output: Path) -> None:
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(
     ray_session: Cluster, place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    finetune.run(job(place, "quiet", workers=1, steps=30), progress=None)
+    finetune.run(job(place, "quiet", workers=1, steps=12), progress=None)
     killer = threading.Thread(target=kill_a_worker, args=(place / "killed",))
     killer.start()
-    finetune.run(job(place, "killed", workers=2, steps=30), progress=None)
+    finetune.run(job(place, "killed", workers=2, steps=12), progress=None)
     killer.join()
     assert "training_restarts" in caplog.text
     assert_same_weights(place / "quiet" / "model", place / "killed" / "model")
-    assert len(losses(place / "killed")) == 30
+    assert len(losses(place / "killed")) == 12
 
 
 def test_what_a_worker_refuses_reaches_the_user(

@@ -1,0 +1,196 @@
+"""The command `finetune`: what it prints, its exit codes, and a training that hears better."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from typer.testing import CliRunner, Result
+
+from corpus_asr import cli
+from corpus_asr.config.finetune import FinetuneConfig
+from corpus_asr.models.checkpoint import stored_tensors
+from corpus_asr.training.fresh import Sizes, make_checkpoint
+from tests.support.spoken_tones import HEIGHTS_HZ
+from tests.support.training_jobs import tiny_student, training, write_sets
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+COMMAND = [sys.executable, "-c", "from corpus_asr.cli import main; main()", "finetune"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    write_sets(folder, train=6, validation=2)
+    tiny_student(folder)
+    return folder
+
+
+def job(config: FinetuneConfig, path: Path) -> str:
+    path.write_text(config.model_dump_json(), encoding="utf-8")  # YAML reads JSON
+    return str(path)
+
+
+def invoke(*options: str) -> Result:
+    return CliRunner().invoke(cli.app, ["finetune", *options])
+
+
+def test_a_training_is_told_line_by_line(place: Path) -> None:
+    config = training(
+        place,
+        place / "model",
+        data={"validation": [str(place / "validation" / "manifest.jsonl")]},
+        training={"steps": 2},
+        evaluation={"max_windows": 2},
+    )
+    path = job(config, place / "job.yaml")
+    done = invoke(path)
+    assert done.exit_code == 0, done.output
+    said, last = done.stderr.splitlines(), done.stdout.splitlines()
+    assert said[0].endswith("h of passages to learn from")
+    assert said[1].startswith("validation, 2 windows: word error rate ")
+    assert said[2].startswith("2/2: loss ")
+    assert last[0].startswith("after 0 steps: word error rate ")
+    assert last[1].startswith("after 2 steps: word error rate ")
+    assert last[2] == f"{place / 'out' / 'model'}: trained for 2 steps"
+    assert transformers.WhisperForConditionalGeneration.from_pretrained(place / "out" / "model")
+    again = invoke(path)
+    assert again.exit_code == 0
+    assert again.stdout == done.stdout
+    assert "loss" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--set", "training.step=3"], "training.step"),
+        (["--set", "training.batch_windows=3", "--set", "training.windows_at_once=2"], "multiple"),
+        (["--set", "data.train=[missing.jsonl]"], "missing.jsonl"),
+        (["--set", "data.train=[.]"], "output folder of a run"),
+        (["--set", "model.freeze=[encoder.*]"], "model.freeze"),
+    ],
+)
+def test_what_cannot_be_done_is_told(place: Path, options: list[str], told: str) -> None:
+    config = training(place, place / "model", f"refused-{abs(hash(told))}")
+    refused = invoke(job(config, place / "refused.yaml"), *options)
+    assert refused.exit_code == 2, refused.output
+    assert told in refused.stderr
+    assert "Traceback" not in refused.output
+    assert refused.stdout == ""
+
+
+def test_ctrl_c_says_how_to_go_on(place: Path) -> None:
+    config = training(place, place / "model", "stopped", training={"steps": 10_000})
+    with subprocess.Popen(
+        [*COMMAND, job(config, place / "long.yaml")],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        wait_for_checkpoint(place / "stopped", process)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert out == ""
+    assert err.splitlines()[-1] == (
+        "corpus-asr: interrupted; what was committed is kept: run the same command again to go on"
+    )
+    assert "Traceback" not in err
+
+
+def wait_for_checkpoint(output: Path, process: "subprocess.Popen[str]") -> None:
+    limit = time.monotonic() + 250
+    while process.poll() is None and time.monotonic() < limit:
+        if list(output.glob("checkpoints/*/state.json")):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no checkpoint in {output}; exit code {process.poll()}")
+
+
+def tones(place: Path, student: Path, output: str, *, checkpoint_steps: int) -> FinetuneConfig:
+    """Return a training long enough to hear tones."""
+    config = training(
+        place,
+        student,
+        output,
+        data={"validation": [str(place / "validation" / "manifest.jsonl")]},
+        augmentation={"noise_share": 0.2, "time_masks": 0},
+        windows={"timestamps_share": 0.0, "pack": False, "no_speech_share": 0.0},
+        training={
+            "steps": 400, "batch_windows": 8, "windows_at_once": 8, "learning_rate": 2e-3,
+            "warmup_steps": 20, "ctc_weight": 0.5,
+        },
+        evaluation={"every_steps": 400, "keep": "last"},
+    )  # fmt: skip
+    output_settings = config.output.model_copy(update={"checkpoint_steps": checkpoint_steps})
+    return config.model_copy(update={"output": output_settings})
+
+
+def rates(output: Path) -> list[float]:
+    rows = map(json.loads, (output / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    return [row["wer"] for row in rows if "wer" in row]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_tones_are_heard_after_training_and_a_kill_changes_nothing(tmp_path: Path) -> None:
+    write_sets(tmp_path, train=200, validation=12)
+    sizes = Sizes(
+        text_tokens=260, width=64, feed_forward=128, heads=2, encoder_layers=2, decoder_layers=2
+    )
+    student = make_checkpoint(list(HEIGHTS_HZ), tmp_path / "student", sizes, seed=0)
+    killed = tones(tmp_path, student, "killed", checkpoint_steps=50)
+    path = job(killed, tmp_path / "killed.yaml")
+    with subprocess.Popen([*COMMAND, path], cwd=REPOSITORY, text=True) as process:
+        wait_for_checkpoint(tmp_path / "killed", process)
+        process.kill()
+    assert invoke(path).exit_code == 0
+    before, after = rates(tmp_path / "killed")
+    assert before > 0.9
+    assert after < 0.3
+    whole = tones(tmp_path, student, "whole", checkpoint_steps=400)
+    assert invoke(job(whole, tmp_path / "whole.yaml")).exit_code == 0
+    expected, found = (
+        {name: stored.read() for name, stored in stored_tensors(tmp_path / o / "model").items()}
+        for o in ("whole", "killed")
+    )
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_real_speech_lowers_the_loss_of_a_real_checkpoint(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    clips = (shared_data / "english_short" / "manifest.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in clips.splitlines()][:6]
+    manifest = tmp_path / "clips.jsonl"
+    said = (
+        {"path": str(shared_data / "english_short" / row["path"]), "text": row["text"]}
+        for row in rows
+    )
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in said), encoding="utf-8")
+    config = training(
+        tmp_path,
+        shared_data / "whisper-base-lab",
+        model={"freeze": ["model.encoder.*"]},
+        data={"train": [str(manifest)], "language": "en"},
+        augmentation={"noise_share": 0.0, "time_masks": 0},
+        windows={"pack": False, "timestamps_share": 0.0, "no_speech_share": 0.0},
+        training={
+            "steps": 8, "batch_windows": 6, "windows_at_once": 3, "learning_rate": 1e-4,
+            "schedule": "constant",
+        },
+    )  # fmt: skip
+    assert invoke(job(config, tmp_path / "job.yaml")).exit_code == 0
+    log = map(json.loads, (tmp_path / "out" / "log.jsonl").read_text("utf-8").splitlines())
+    losses = [row["loss"] for row in log]
+    assert losses[-1] < 0.8 * losses[0]
