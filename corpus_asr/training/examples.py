@@ -24,7 +24,7 @@ from corpus_asr.training.augmentation import (
 )
 from corpus_asr.training.labels import LabelWriter, Said, TokenRow
 from corpus_asr.training.material import Material
-from corpus_asr.training.windows import EpochPlan, Packing, Placed, Window
+from corpus_asr.training.windows import Epochs, Packing, Placed, Window
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
 _FULL_SCALE = 32768.0
@@ -75,12 +75,10 @@ class Examples(Dataset[Example]):
         self._silent = material.silent
         self._labels = labels
         self._settings = settings
-        self._plans: dict[int, EpochPlan] = {}
-        self.per_epoch = len(self._plan(0))
+        self._epochs = Epochs(material, settings.packing, seed=settings.seed)
 
     def __getitem__(self, number: int) -> Example:
-        epoch, number = divmod(number, self.per_epoch)
-        window = self._plan(epoch).window(number)
+        window = self._epochs.window(number)
         draw = np.random.default_rng((*window.seed, 1))
         settings = self._settings
         samples, said = self._heard(window) if window.runs else (self._silence(draw), [])
@@ -99,15 +97,6 @@ class Examples(Dataset[Example]):
             else "",
         )
         return Example(features=features, tokens=tokens)
-
-    def _plan(self, epoch: int) -> EpochPlan:
-        if epoch not in self._plans:
-            # Processes that read ahead are in two epochs at a time, never in three.
-            self._plans = {n: plan for n, plan in self._plans.items() if n == epoch - 1}
-            self._plans[epoch] = EpochPlan(
-                self._material, self._settings.packing, seed=self._settings.seed, epoch=epoch
-            )
-        return self._plans[epoch]
 
     def _heard(self, window: Window) -> tuple[np.ndarray, list[Said]]:
         """Return a window's samples, and what is said in it."""

@@ -6,6 +6,7 @@ of at most 30 s; runs of other recordings fill the rest of a window (Radford et 
 can be resumed at any step and read by any number of processes. Knows no samples and no tokens.
 """
 
+import bisect
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,6 +130,41 @@ class EpochPlan:
             window.append(run)
             opened[language] = (window, samples - length, said - tokens)
         return windows
+
+
+class Epochs:
+    """The windows of all epochs, numbered through; one epoch may pack closer than another.
+
+    Args:
+        material: what there is.
+        packing: how windows are filled.
+        seed: of the training run.
+    """
+
+    def __init__(self, material: Material, packing: Packing, *, seed: int) -> None:
+        self._material = material
+        self._packing = packing
+        self._seed = seed
+        self._plans: dict[int, EpochPlan] = {}
+        self._ends: list[int] = []
+        """Number of the first window after each epoch."""
+
+    def window(self, number: int) -> Window:
+        """Return a window by its number, which is the same after any others."""
+        while not self._ends or number >= self._ends[-1]:
+            before = self._ends[-1] if self._ends else 0
+            self._ends.append(before + len(self._plan(len(self._ends))))
+        epoch = bisect.bisect_right(self._ends, number)
+        return self._plan(epoch).window(number - (self._ends[epoch - 1] if epoch else 0))
+
+    def _plan(self, epoch: int) -> EpochPlan:
+        if epoch not in self._plans:
+            # Processes that read ahead are in two epochs at a time, never in three.
+            self._plans = {n: plan for n, plan in self._plans.items() if n == epoch - 1}
+            self._plans[epoch] = EpochPlan(
+                self._material, self._packing, seed=self._seed, epoch=epoch
+            )
+        return self._plans[epoch]
 
 
 def runs_of(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus_asr.training.material import Material
-from corpus_asr.training.windows import EpochPlan, Packing, runs_of
+from corpus_asr.training.windows import EpochPlan, Epochs, Packing, runs_of
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
 PACKING = Packing(
@@ -120,3 +120,17 @@ def test_a_passage_that_others_lie_in_is_heard_to_its_end() -> None:
     first, end = runs_of(long, longest=WINDOW_SAMPLES, max_tokens=60)
     for begin, after in zip(first, end, strict=True):
         assert long.ends(slice(begin, after)) - long.start[begin] <= WINDOW_SAMPLES
+
+
+def test_epochs_of_different_lengths_follow_each_other() -> None:
+    draw = np.random.default_rng(5)
+    found = material([[seconds] for seconds in draw.uniform(3.0, 20.0, size=25)])
+    counts = [len(EpochPlan(found, PACKING, seed=0, epoch=epoch)) for epoch in range(6)]
+    assert len(set(counts)) > 1
+    epochs = Epochs(found, PACKING, seed=0)
+    windows = [epochs.window(number) for number in range(sum(counts))]
+    for epoch, end in enumerate(np.cumsum(counts)):
+        runs = [run for window in windows[end - counts[epoch] : end] for run in window.runs]
+        assert sorted(run.first for run in runs) == list(range(25)), epoch
+    resumed = Epochs(found, PACKING, seed=0)
+    assert resumed.window(sum(counts) - 1) == windows[-1]
