@@ -14,7 +14,12 @@ from corpus_asr import cli
 from corpus_asr.config.run import RunConfig
 from pipelines.transcribe_corpus import run
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # openai-whisper leaves its spellings open.
+    pytest.mark.filterwarnings("ignore:.*english[.]json:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:.*english[.]json:pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 def clips(folder: Path, count: int) -> list[dict[str, Any]]:
