@@ -83,7 +83,7 @@ def _moved(pairs: "tuple[str, ...] | list[str]") -> list[tuple[str, str]]:
         before, _, now = pair.partition("=")
         if not before or not now:
             raise ConfigError(
-                f"reading --audio {pair}: expected BEFORE=NOW, such as /mnt/corpus=/home/me/corpus"
+                f"reading --audio {pair}: expected BEFORE=NOW, such as /mnt/corpus=/data/corpus"
             )
         slash = "/" if before.endswith("/") else ""
         found.append((normalise(before).rstrip("/") + slash, normalise(now).rstrip("/") + slash))

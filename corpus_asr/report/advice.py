@@ -18,6 +18,7 @@ ADVICE: Mapping[str, str] = MappingProxyType(
         "bad_stream": _REPLACE,
         "changed": "these were replaced while being read: run again with --retry-failed when "
         "nothing writes there",
+        "cut_short": "these end before what was to be cut from them: transcribe them again",
         "damaged": f"what was good of them is transcribed; {_REPLACE}",
         "decode": _REPLACE,
         "decoder_crashed": f"their decoder crashed: {_CONVERT}",
@@ -36,6 +37,7 @@ ADVICE: Mapping[str, str] = MappingProxyType(
         "no_space": "make room where this program keeps its files, or give it another TMPDIR, then "
         "run again with --retry-failed",
         "no_such_channel": "set extract.channels to mix, or to a channel that they have",
+        "no_voice": "install the voice, or leave it out",
         "not_audio": "these are no audio, or damaged at their beginning: leave them out "
         "(source.exclude)",
         "not_found": "these were gone when they were read: the next run lists again",

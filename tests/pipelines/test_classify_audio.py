@@ -214,12 +214,12 @@ def test_ray_and_this_process_give_the_same_labels(classes: RunConfig, tmp_path:
     assert _without(labels_in(config), {"run_id"}) == _without(labels_in(classes), {"run_id"})
 
 
-def test_a_folder_of_labels_takes_no_transcripts(classes: RunConfig, classifier: Path) -> None:
+def test_a_folder_of_labels_takes_no_transcripts(classes: RunConfig, whisper: Path) -> None:
     from pipelines.transcribe_corpus import run as transcribe
 
-    other = RunConfig.model_validate(
-        {**classes.model_dump(mode="json"), "pipeline": "transcribe_corpus"}
-    )
+    settings = classes.model_dump(mode="json")
+    settings |= {"pipeline": "transcribe_corpus", "model": {"checkpoint": str(whisper)}}
+    other = RunConfig.model_validate(settings)
     with pytest.raises(ConfigError, match=r'pipeline: was "classify_audio", now null'):
         transcribe(other, local=True, progress=None)
 
