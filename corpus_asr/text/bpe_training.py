@@ -58,7 +58,8 @@ def train_tokenizer(texts: Iterable[str], folder: Path, *, text_tokens: int) -> 
     times = [f"<|{step * TIMESTAMP_STEP_S:.2f}|>" for step in range(_STEPS + 1)]
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in times])
     tokenizer.save(str(folder / TOKENIZER_NAME))
-    ids = {token: tokenizer.token_to_id(token) for token in (*special, *times)}
+    known = tokenizer.get_vocab(with_added_tokens=True)
+    ids = {token: known[token] for token in (*special, *times)}
     roles = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), END)
     names = {**roles, "additional_special_tokens": special}
     settings = {**names, "errors": "replace", "model_max_length": 1024}

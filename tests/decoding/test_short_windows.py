@@ -203,7 +203,7 @@ class OffTheCpu(WhisperSlotModel):
     def new_state(self, slots: int, *, beams: int = 1) -> SlotCache:
         state = super().new_state(slots, beams=beams)
         state.on_cpu = False
-        state._lengths = [self.max_target_positions] * slots
+        state._texts = None
         return state
 
 
