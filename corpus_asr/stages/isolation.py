@@ -40,6 +40,7 @@ _PICKLE_PROTOCOL = 5
 _READ_BYTES = 1 << 20
 # Importing the libraries of a stage from a cold network disk takes its time; no item is at fault.
 _START_TIMEOUT_S = 300.0
+_STARTS = 3
 _EXIT_TIMEOUT_S = 5.0
 _POLL_S = 1.0  # how soon a death is noticed when a grandchild keeps the pipe open
 
@@ -165,6 +166,18 @@ class IsolatedGenerator:
 
     def _start(self) -> "_Child":
         """Start a child; whatever goes wrong here is the machine's fault, never an item's."""
+        for left in reversed(range(_STARTS)):
+            try:
+                return self._started()
+            except (_DiedError, _SilentError) as failure:
+                # Memory that is short for a moment gets the youngest process killed.
+                if not left or not getattr(failure, "killed", False):
+                    found = str(failure) or f"it was silent for {_START_TIMEOUT_S:.0f} s"
+                    raise self._no_start(found) from None
+                event(_LOG, logging.WARNING, "child_killed_at_start", why=str(failure))
+        raise AssertionError("unreachable: the last start returns or raises")
+
+    def _started(self) -> "_Child":
         try:
             child = _Child()
         except OSError as error:
@@ -172,10 +185,6 @@ class IsolatedGenerator:
         try:
             child.send((self._target, self._init_kwargs))
             kind, value = child.receive(_START_TIMEOUT_S)
-        except (_DiedError, _SilentError) as failure:
-            child.kill()
-            found = str(failure) or f"it was silent for {_START_TIMEOUT_S:.0f} s"
-            raise self._no_start(found) from None
         except BaseException:
             child.kill()
             raise

@@ -286,6 +286,23 @@ def test_a_child_that_dies_at_its_start_is_no_items_fault():
         list(generator.run(1))
 
 
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_child_that_is_killed_while_it_starts_is_started_again(times, tmp_path):
+    notes = tmp_path / "notes"
+    generator = IsolatedGenerator(
+        "tests.support.isolated:killed_at_start",
+        init_kwargs={"notes": str(notes), "times": times},
+        timeout_s=9,
+    )
+    if times == 2:
+        assert list(generator.run("item")) == ["item"]
+    else:  # there is an end to it
+        with pytest.raises(EngineError, match="SIGKILL"):
+            list(generator.run("item"))
+    generator.close()
+    assert notes.read_text() == "+++"
+
+
 @pytest.mark.parametrize(
     ("target", "timeout_s"), [("no_colon", 1.0), ("module:", 1.0), ("module:name", 0.0)]
 )

@@ -58,6 +58,17 @@ def crash_at_start() -> Function:
     os._exit(3)
 
 
+def killed_at_start(*, notes: str, times: int) -> Function:
+    """Be killed from outside while starting, so many times; each start is a letter of `notes`."""
+    with open(notes, "a+") as file:
+        file.write("+")
+        file.flush()
+        file.seek(0)
+        if len(file.read()) <= times:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return lambda item: iter((item,))
+
+
 def _count(limit: int, settings: dict[str, Any]) -> Iterator[int]:
     yield from range(limit)
 

@@ -12,6 +12,10 @@ from typing import TypeVar
 
 import torch
 
+# Frames or positions of a window below which several threads round otherwise than one (seen with
+# three and more on AVX2, up to 50), while they gain nothing.
+WORTH_SEVERAL_THREADS = 400
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -25,12 +29,14 @@ def run_side_by_side(
     """Apply `function` to each of `items` in inference mode, on torch's number of threads.
 
     The items are independent, so results are those of a plain loop. A thread that is done with one
-    takes the next. Where fewer items than threads are left, each gets several threads.
+    takes the next. Where fewer items than threads are left, each gets several threads, if it is
+    worth them.
 
     Args:
         function: of one item.
         items: as many as there are.
-        size: how much work an item is; the largest are begun first, so that threads end together.
+        size: frames or positions of an item; the largest are begun first, so that threads end
+            together.
 
     Raises:
         Exception: the one of the first item that has any, once all threads are done.
@@ -43,7 +49,9 @@ def run_side_by_side(
     found: dict[int, Result] = {}
     for some, workers in ((numbers[:alone], threads), (numbers[alone:], len(numbers) - alone)):
         if some:
-            _Crew(function, items, some, found).run(workers, threads_each=threads // workers)
+            small = size is not None and size(items[some[-1]]) < WORTH_SEVERAL_THREADS
+            each = 1 if small else threads // workers
+            _Crew(function, items, some, found).run(workers, threads_each=each)
     return [found[number] for number in range(len(items))]
 
 
@@ -67,10 +75,10 @@ class _Crew:
 
     def run(self, workers: int, *, threads_each: int) -> None:
         """Compute everything on the list."""
-        if workers == 1:
+        threads = torch.get_num_threads()
+        if workers == 1 and threads_each == threads:
             self._work()
         else:
-            threads = torch.get_num_threads()
             with ThreadPoolExecutor(workers, thread_name_prefix="window") as pool:
                 for _ in range(workers):
                     pool.submit(self._begin, threads_each)

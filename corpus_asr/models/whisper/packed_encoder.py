@@ -55,11 +55,11 @@ class PackedWhisperEncoder:
         check_windows(input_features, num_mel_bins=self._num_mel_bins, num_frames=self._num_frames)
         windows = list(input_features)
         if num_frames is None:
-            return torch.stack(run_side_by_side(self._encode, windows))
+            return torch.stack(run_side_by_side(self._encode, windows, size=_frames))
         check_heard(num_frames, windows=len(windows), whole=self._num_frames)
         heard = [window[:, :end] for window, end in zip(windows, num_frames, strict=True)]
         positions = len(self._positions)
-        encoded = run_side_by_side(self._encode, heard, size=lambda window: window.shape[1])
+        encoded = run_side_by_side(self._encode, heard, size=_frames)
         return torch.stack([F.pad(one, (0, 0, 0, positions - len(one))) for one in encoded])
 
     def _encode(self, features: Float[Tensor, "mel frame"]) -> Float[Tensor, "pos width"]:
@@ -72,3 +72,7 @@ class PackedWhisperEncoder:
             block(states)
         normed: Tensor = self._layer_norm(states.to(features.dtype))
         return normed
+
+
+def _frames(window: Float[Tensor, "mel frame"]) -> int:
+    return window.shape[1]
