@@ -344,7 +344,9 @@ def test_without_network_a_copy_serves_and_none_is_explained(
     whole = fetch_checkpoint("lab/tiny")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert fetch_checkpoint("lab/tiny") == whole
-    with pytest.raises(CheckpointError, match="cannot be reached and there is no copy"):
+    with pytest.raises(
+        CheckpointError, match=r"must not be asked \(HF_HUB_OFFLINE\) and there is no copy"
+    ):
         fetch_checkpoint("lab/other")
 
 

@@ -24,6 +24,7 @@ from corpus_asr.storage.listing import list_files
 from corpus_asr.storage.model_files import model_revision
 from corpus_asr.storage.tables import OutputStore
 from tests.support.scripted import scripted_job
+from tests.support.tokenizers import tiny_tokenizer
 
 FILE_BYTES = 32_000  # one second of 16-bit audio; sparse, so that it takes no disk
 FILES_PER_FOLDER = 1_000
@@ -73,6 +74,8 @@ def job(folder: Path, source: str) -> RunConfig:
     }
     config = scripted_job(folder, source=sources[source])
     (folder / "model" / "model.safetensors").write_bytes(b"never loaded")
+    if not (folder / "model" / "tokenizer.json").is_file():
+        tiny_tokenizer(folder / "model")
     return config
 
 
