@@ -180,7 +180,15 @@ def test_names_ping_nobody(telling: Archive, hook: Webhook) -> None:
     assert "&lt;!channel&gt; &amp; co fail.wav" in hook.posted[0]["text"]
 
 
-@pytest.mark.parametrize("answer", ["503", "hang", "reset", "http://169.254.169.254/latest"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "503",
+        "reset",
+        "http://169.254.169.254/latest",
+        pytest.param("hang", marks=pytest.mark.slow),  # as long as the webhook is given
+    ],
+)
 def test_a_webhook_that_takes_nothing_fails_no_night(
     telling: Archive, hook: Webhook, answer: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -48,6 +48,7 @@ def settings(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_network_is_made_trained_and_written(tmp_path: Path, voices: None) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(settings(tmp_path)), encoding="utf-8")

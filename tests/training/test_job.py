@@ -121,6 +121,7 @@ def test_frozen_parts_are_written_as_they_were(place: Path) -> None:
     assert not any(name.startswith("model.encoder.") for name in changed)
 
 
+@pytest.mark.slow
 def test_the_best_model_is_kept(place: Path) -> None:
     config = training(
         place,
@@ -185,6 +186,7 @@ def test_data_that_changed_is_another_training(place: Path) -> None:
         run(config)
 
 
+@pytest.mark.slow
 def test_a_machine_with_less_memory_may_go_on(place: Path) -> None:
     config = training(place, place / "model", "smaller", training={"windows_at_once": 2})
     run(config, stop_after=3)
@@ -192,6 +194,7 @@ def test_a_machine_with_less_memory_may_go_on(place: Path) -> None:
     assert [event.step for event in run(fewer) if isinstance(event, Record)] == [3, 4]
 
 
+@pytest.mark.slow
 def test_a_model_is_written_where_nothing_is_said_in_validation(place: Path) -> None:
     silent = place / "validation" / "silent.jsonl"
     silent.write_text('{"path": "000.wav", "text": ""}\n', encoding="utf-8")
@@ -218,6 +221,7 @@ def test_less_memory_than_needed_is_told(place: Path, monkeypatch: pytest.Monkey
         run(training(place, place / "model", "full"))
 
 
+@pytest.mark.slow
 def test_half_precision_learns_the_same(place: Path) -> None:
     model = {"checkpoint": str(place / "model"), "dropout": 0.0}
     losses = [

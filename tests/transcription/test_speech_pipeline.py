@@ -94,6 +94,7 @@ def test_texts_times_and_languages_are_transformers(
     assert ("chunks" in found) == asks_chunks
 
 
+@pytest.mark.slow
 def test_beams_are_the_default_as_there(ours: Any, theirs: Any) -> None:
     options = {"max_new_tokens": 4, "language": "en"}
     found = ours(sound(5), **options)
