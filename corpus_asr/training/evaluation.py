@@ -20,7 +20,6 @@ from corpus_asr.training.material import Material
 from corpus_asr.training.windows import runs_of
 from corpus_asr.units import WINDOW_SAMPLES
 
-_FULL_SCALE = 32768.0
 _SHOWN = 5
 
 
@@ -129,6 +128,6 @@ class Evaluator:
     ) -> np.ndarray:
         begin, end = int(self._material.start[run[0]]), self._material.ends(slice(*run))
         samples = np.zeros(WINDOW_SAMPLES, np.float32)
-        audio = self._material.audio[begin : min(end, begin + WINDOW_SAMPLES)]
-        samples[: audio.size] = audio.astype(np.float32) / np.float32(_FULL_SCALE)
+        heard = self._material.samples(begin, min(end, begin + WINDOW_SAMPLES))
+        samples[: heard.size] = heard
         return log_mel(samples, num_mel_bins=network.config.num_mel_bins)

@@ -27,7 +27,6 @@ from corpus_asr.training.material import Material
 from corpus_asr.training.windows import Epochs, Packing, Placed, Window
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
-_FULL_SCALE = 32768.0
 # Windows in which nobody speaks
 _NOTHING_SHARE = 0.2
 _QUIET_DB = (-80.0, -20.0)
@@ -104,8 +103,8 @@ class Examples(Dataset[Example]):
         said: list[Said] = []
         for run in window.runs:
             begin = int(self._material.start[run.first])
-            audio = self._material.audio[begin : self._material.ends(slice(run.first, run.end))]
-            played = faster(audio.astype(np.float32) / np.float32(_FULL_SCALE), window.speed)
+            end = self._material.ends(slice(run.first, run.end))
+            played = faster(self._material.samples(begin, end), window.speed)
             played = played[: WINDOW_SAMPLES - run.at]
             samples[run.at : run.at + played.size] = played
             said += self._said(run, begin, window.speed)
@@ -131,7 +130,7 @@ class Examples(Dataset[Example]):
             return coloured_noise(draw, WINDOW_SAMPLES)
         chosen = draw.choice(self._silent)
         begin, end = int(self._material.start[chosen]), int(self._material.end[chosen])
-        audio = self._material.audio[begin:end].astype(np.float32) / np.float32(_FULL_SCALE)
+        audio = self._material.samples(begin, end)
         return np.resize(np.roll(audio, int(draw.integers(audio.size))), WINDOW_SAMPLES)
 
 

@@ -18,12 +18,12 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int16, Int64
+from jaxtyping import Float32, Int16, Int64
 
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.storage.addresses import shown
 from corpus_asr.training.passages import Passage, Recording
-from corpus_asr.training.samples import Samples, Wanted, joined, read_samples
+from corpus_asr.training.samples import FULL_SCALE, Samples, Wanted, joined, read_samples
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
 AUDIO_NAME = "audio.i16"
@@ -86,6 +86,10 @@ class Material:
     def silent(self) -> Int64[np.ndarray, " passage"]:
         """Passages without speech."""
         return np.flatnonzero(self.tokens == 0)
+
+    def samples(self, begin: int, end: int) -> Float32[np.ndarray, " _"]:
+        """Return a stretch of the audio, in [-1, 1]."""
+        return self.audio[begin:end].astype(np.float32) / np.float32(FULL_SCALE)
 
     def text(self, passage: int) -> str:
         """Return what is said in a passage; nothing where there is no speech."""

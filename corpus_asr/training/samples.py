@@ -23,7 +23,7 @@ from corpus_asr.training.passages import Recording
 
 Samples = Int16[np.ndarray, "_"]
 
-_SCALE = 32768.0  # of int16
+FULL_SCALE = 32768.0  # of int16
 _ROWS_AHEAD = 16  # of a Parquet file with audio in it: rows are asked for in order
 
 
@@ -174,5 +174,5 @@ def joined(
 
 
 def _rounded(samples: np.ndarray) -> Samples:
-    scaled = np.rint(samples * _SCALE)
-    return np.clip(scaled, -_SCALE, _SCALE - 1).astype(np.int16)
+    scaled = np.rint(samples * FULL_SCALE)
+    return np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
