@@ -11,7 +11,7 @@ from corpus_asr.runtime.progress import Stream
 from corpus_asr.synthesis.corpus import SETS, drawn_lines, write_corpus
 from corpus_asr.synthesis.voices import installed_voices
 from corpus_asr.training.fresh import Sizes, make_checkpoint
-from corpus_asr.training.passages import read_passages
+from corpus_asr.training.sources import passages_in
 from pipelines import finetune
 
 
@@ -64,10 +64,6 @@ def _make_network(config: FromNothingConfig) -> None:
     folder = Path(config.model.checkpoint)
     if (folder / "config.json").is_file():
         return
-    texts = (
-        passage.text
-        for manifest in config.data.train
-        for passage in read_passages(manifest, endpoint_url=config.data.endpoint_url)
-    )
+    texts = (passage.text for passage in passages_in(config.data, "train"))
     sizes = Sizes(**config.network.model_dump(), dropout=config.model.dropout or 0.0)
     make_checkpoint(texts, folder, sizes, seed=config.training.seed)

@@ -46,6 +46,13 @@ class DataSettings(Settings):
     min_confidence: float = Field(
         default=0.0, ge=0, le=1, description="Segments of runs below are left out."
     )
+    held_out_speakers: tuple[str, ...] = Field(
+        default=(), description="Rows of `train` by these are left out, such as reader_*."
+    )
+    capitals: Literal["as_written", "sentence"] = Field(
+        default="as_written",
+        description="Texts all in capitals: as they are, or as a sentence would be written.",
+    )
     cache: str = Field(
         default="output/finetune-cache",
         description="Local folder of decoded audio, 115 MB per hour; kept for the next training.",
@@ -76,9 +83,14 @@ class WindowSettings(Settings):
         default=0.5, ge=0, le=1,
         description="Windows that are shown what was said before, where something was.",
     )  # fmt: skip
+    partly_filled_share: float = Field(
+        default=0.0, ge=0, le=1,
+        description="Windows that end in silence, as those of short recordings do.",
+    )  # fmt: skip
     no_speech_share: float = Field(
-        default=0.02, ge=0, le=1, description="Windows of silence and noise, per window of speech."
-    )
+        default=0.02, ge=0, le=1,
+        description="Windows of silence, noise and tones, per window of speech.",
+    )  # fmt: skip
 
 
 class AugmentationSettings(Settings):

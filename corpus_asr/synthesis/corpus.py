@@ -15,10 +15,13 @@ from pathlib import Path
 from corpus_asr.audio.encode import encode_audio
 from corpus_asr.errors import ConfigError, DecodeError
 from corpus_asr.synthesis.sentences import drawn_sentences, written_sentences
-from corpus_asr.synthesis.voices import Manner, Voice, drawn_manner, speak
+from corpus_asr.synthesis.voices import Manner, Program, Voice, drawn_manner, speak
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 SETS = ("train", "validation")
+
+# How often each speaks: espeak-ng has the most voices, festival takes the longest.
+_SHARES: dict[Program, float] = {"espeak-ng": 0.5, "flite": 0.3, "festival": 0.2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,15 +72,15 @@ def drawn_lines(
     """
     draw = random.Random(f"{seed} {set}")
     speakers = split_voices(voices, held_out_share)[set]
-    # Programs have few voices or many: each program speaks as much as any other.
     programs = sorted({voice.program for voice in speakers})
+    shares = [_SHARES[program] for program in programs]
     drawn = drawn_sentences(draw)
     written = [s for path in texts for s in written_sentences(path)]
     written = [s for s in written if (_fraction(s) < held_out_share) == (set == "validation")]
     draw.shuffle(written)
     number = 0
     while True:
-        program = draw.choice(programs)
+        [program] = draw.choices(programs, shares)
         voice = draw.choice([voice for voice in speakers if voice.program == program])
         text = written.pop() if written and draw.random() < written_share else next(drawn)
         yield Line(number=number, set=set, voice=voice, manner=drawn_manner(draw), text=text)

@@ -64,6 +64,7 @@ _ORDINALS = (
 
 _SPOKEN = re.compile(r"[A-Za-z][A-Za-z' ,;:.!?-]*[A-Za-z.!?]")
 _WORDS = range(3, 26)
+_AUTHOR = re.compile(r"^\s*--", flags=re.MULTILINE)
 
 
 def drawn_sentences(draw: random.Random) -> Iterator[str]:
@@ -78,14 +79,16 @@ def written_sentences(path: Path) -> Iterator[str]:
     """Yield the sentences of a text that can be read aloud as they stand.
 
     Args:
-        path: a text; lines of `%` part it, as in files of fortune cookies.
+        path: a text; lines of `%` part it, as in files of fortune cookies, and what follows a line
+            that begins with `--` names its author.
 
     Raises:
         OSError: it cannot be read.
     """
     text = path.read_text(encoding="utf-8", errors="ignore")
     for entry in re.split(r"^%$", text, flags=re.MULTILINE):
-        for sentence in re.split(r"(?<=[.!?]) (?=[A-Z])", " ".join(entry.split())):
+        said = _AUTHOR.split(entry, maxsplit=1)[0]
+        for sentence in re.split(r"(?<=[.!?]) (?=[A-Z])", " ".join(said.split())):
             if _SPOKEN.fullmatch(sentence) and len(sentence.split()) in _WORDS:
                 yield sentence
 

@@ -16,6 +16,12 @@ Samples = Float32[np.ndarray, " sample"]
 _TELEPHONE_HZ = ((150.0, 400.0), (2_800.0, 4_000.0))  # where the low and the high end may lie
 _ROLL_OFF_HZ = 100.0
 _QUIETEST = 1e-5
+# Of drawn notes
+_NOTE_S = (0.1, 2.0)
+_OVERTONES_FALL = (0.5, 2.0)
+_FADING_S = (0.1, 5.0)
+_RISING_SAMPLES = 160
+_REST_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +85,21 @@ def coloured_noise(draw: np.random.Generator, count: int) -> Samples:
     return np.fft.irfft(spectrum, count).astype(np.float32)
 
 
+def tones(draw: np.random.Generator, count: int) -> Samples:
+    """Draw notes as instruments and signals make them: up to four at a time, with overtones."""
+    heard = np.zeros(count, np.float32)
+    for _ in range(int(draw.integers(1, 5))):
+        longest_s = float(draw.uniform(*_NOTE_S))
+        loudness = 1.0 / np.arange(1, int(draw.integers(2, 8))) ** draw.uniform(*_OVERTONES_FALL)
+        at = int(draw.integers(0, SAMPLE_RATE_HZ))
+        while at < count:
+            length = round(draw.uniform(0.2, 1.0) * longest_s * SAMPLE_RATE_HZ)
+            here = heard[at : at + length]
+            here += _note(draw, loudness, here.size)
+            at += length + int(draw.random() < _REST_SHARE) * length
+    return heard
+
+
 def with_noise(samples: Samples, noise: Samples, *, snr_db: float) -> Samples:
     """Add noise that is `snr_db` weaker than the samples; digital silence gets next to none."""
     wanted = max(_level(samples), _QUIETEST) * 10 ** (-snr_db / 20)
@@ -116,6 +137,17 @@ def mask(
             start = int(draw.integers(0, max(1, features.shape[axis] - width)))
             hidden = slice(start, start + width)
             features[(slice(None), hidden) if axis else hidden] = 0.0
+
+
+def _note(draw: np.random.Generator, loudness: np.ndarray, count: int) -> Samples:
+    hz = 55.0 * 2.0 ** (draw.integers(0, 61) / 12)  # from A1 on, five octaves of half tones
+    turns = np.arange(count) * (2 * np.pi * hz / SAMPLE_RATE_HZ)
+    sound = np.zeros(count, np.float32)
+    for n, part in enumerate(loudness):
+        sound += np.float32(part) * np.sin((n + 1) * turns).astype(np.float32)
+    fading = np.exp(-np.arange(count) / (draw.uniform(*_FADING_S) * SAMPLE_RATE_HZ))
+    rising = np.minimum(1.0, np.arange(count) / _RISING_SAMPLES)
+    return sound * (fading * rising).astype(np.float32)
 
 
 def _level(samples: np.ndarray) -> float:

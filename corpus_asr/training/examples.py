@@ -21,6 +21,7 @@ from corpus_asr.training.augmentation import (
     coloured_noise,
     faster,
     mask,
+    tones,
 )
 from corpus_asr.training.labels import LabelWriter, Said, TokenRow
 from corpus_asr.training.material import Material
@@ -29,6 +30,7 @@ from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
 # Windows in which nobody speaks
 _NOTHING_SHARE = 0.2
+_TONES_SHARE = 0.4
 _QUIET_DB = (-80.0, -20.0)
 _QUIETEST = 1e-6
 _PREVIOUS_LETTERS = 1_000  # more than half of the decoder's positions hold
@@ -117,10 +119,11 @@ class Examples(Dataset[Example]):
             yield Said(start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ, self._material.text(passage))
 
     def _silence(self, draw: np.random.Generator) -> np.ndarray:
-        """Return a window in which nobody speaks: faint or loud noise, or nothing at all."""
+        """Return a window in which nobody speaks: noise or tones, faint or loud, or nothing."""
         if draw.random() < _NOTHING_SHARE:
             return np.zeros(WINDOW_SAMPLES, np.float32)
-        noise = self._noise(draw)
+        with_tones = draw.random() < _TONES_SHARE
+        noise = tones(draw, WINDOW_SAMPLES) if with_tones else self._noise(draw)
         level = 10 ** (draw.uniform(*_QUIET_DB) / 20)
         return noise * np.float32(level / max(float(np.abs(noise).max()), _QUIETEST))
 

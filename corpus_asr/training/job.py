@@ -30,7 +30,7 @@ from corpus_asr.training.labels import LabelWriter
 from corpus_asr.training.material import ACCOUNT_NAME, Material, prepare
 from corpus_asr.training.objective import Objective, Weights
 from corpus_asr.training.optimiser import NamedAdamW, Rates, freeze
-from corpus_asr.training.sources import passages_of
+from corpus_asr.training.sources import passages_in
 from corpus_asr.training.store import State, TrainingStore
 from corpus_asr.training.trainer import Record, Steps, Trainer
 from corpus_asr.training.windows import Packing
@@ -133,21 +133,10 @@ class Finetune:
     def _prepared(self, name: str, local_rank: int) -> Material:
         """Decode one set of data, once per machine."""
         data = self._config.data
-        sources: tuple[str, ...] = getattr(data, name)
         folder = Path(data.cache) / name
         if local_rank == 0:
             prepare(
-                (
-                    passage
-                    for source in sources
-                    for passage in passages_of(
-                        source,
-                        split=name,
-                        endpoint_url=data.endpoint_url,
-                        language=data.language,
-                        min_confidence=data.min_confidence,
-                    )
-                ),
+                passages_in(data, name),
                 folder,
                 count_tokens=self._labels.count,
                 max_tokens=self._labels.room - 2,
@@ -230,6 +219,7 @@ class Finetune:
                     share_windows=config.windows.pack,
                     max_tokens=self._labels.room,
                     max_pause_s=config.windows.max_pause_s,
+                    partly_filled_share=config.windows.partly_filled_share,
                     speeds=config.augmentation.speed,
                     no_speech_share=config.windows.no_speech_share,
                 ),

@@ -3,7 +3,7 @@
 A manifest (.jsonl, .csv or .parquet) names a recording by `uri`, `path` or `audio_filepath`, with
 `text` for the whole of it, or for the stretch from `start_s` (NeMo: `offset`) to `end_s`, or as
 long as `duration_s` (`duration`); or with `segments`, objects of `start_s`, `end_s` and `text`.
-`language` may be there. Knows nothing of samples or tokens.
+`language` and `speaker` may be there. Knows nothing of samples or tokens.
 """
 
 import json
@@ -38,6 +38,7 @@ class Passage:
     """Of a Parquet file with audio in it, where that is the recording."""
     previous: str = ""
     """What was said before, where no passage of the same recording tells."""
+    speaker: str | None = None
 
     @property
     def recording(self) -> "Recording":
@@ -93,13 +94,25 @@ def _passages(
             text = stretch["text"]
             if not isinstance(text, str):
                 raise TypeError(f"text {text!r}")
-            yield Passage(uri=uri, text=text, start_s=start_s, end_s=end_s, language=language)
+            yield Passage(
+                uri=uri,
+                text=text,
+                start_s=start_s,
+                end_s=end_s,
+                language=language,
+                speaker=_speaker(stretch) or _speaker(row),
+            )
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"reading the manifest {shown(manifest)}: found {error} at {shown(uri)}, expected a "
             "text, times in seconds that run forward, and a language that Whisper knows; correct "
             "the manifest"
         ) from error
+
+
+def _speaker(stretch: Mapping[str, Any]) -> str | None:
+    found = _first(stretch, "speaker", "speaker_id")
+    return None if found is None else str(found)
 
 
 def _times(stretch: Mapping[str, Any]) -> tuple[float, float | None]:

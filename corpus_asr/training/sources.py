@@ -4,15 +4,43 @@ In: addresses. Out: passages. Knows no samples and no tokens.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
+from fnmatch import fnmatchcase
 
+from corpus_asr.config.finetune import DataSettings
 from corpus_asr.export.index import read_index
 from corpus_asr.export.load import SCORE_COLUMNS, Selection, chosen, recordings
 from corpus_asr.storage.tables import OutputStore
+from corpus_asr.text.capitals import sentence_case
 from corpus_asr.training.datasets import files_of_dataset, holds_audio, read_dataset
 from corpus_asr.training.passages import Passage, read_passages
 
 _PARQUET = ".parquet"
 _MANIFESTS = (".jsonl", ".csv", _PARQUET)
+
+
+def passages_in(data: DataSettings, split: str) -> Iterator[Passage]:
+    """Yield what is learnt from (`train`), or asked for (`validation`), by the settings of a run.
+
+    Raises:
+        ConfigError: as `passages_of` has it.
+        CorpusAsrError: as there.
+        FetchError: as there.
+    """
+    sources: tuple[str, ...] = getattr(data, split)
+    held_out = data.held_out_speakers if split == "train" else ()
+    for source in sources:
+        for passage in passages_of(
+            source,
+            split=split,
+            endpoint_url=data.endpoint_url,
+            language=data.language,
+            min_confidence=data.min_confidence,
+        ):
+            if any(fnmatchcase(passage.speaker or "", pattern) for pattern in held_out):
+                continue
+            written = data.capitals == "as_written"
+            yield passage if written else replace(passage, text=sentence_case(passage.text))
 
 
 def passages_of(

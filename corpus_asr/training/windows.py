@@ -29,6 +29,8 @@ class Packing:
     """Of a window, timestamps included."""
     max_pause_s: float
     """Silence put between recordings, and before the first, at most."""
+    partly_filled_share: float
+    """Windows that end in silence: they are full at a length that is drawn."""
     speeds: tuple[float, float]
     """Slowest and fastest that recordings are played."""
     no_speech_share: float
@@ -80,7 +82,9 @@ class EpochPlan:
         self._tokens = sums[self._end] - sums[self._first]
         self._languages = _codes(material)[self._first]
         order = draw.permutation(len(self._first))
-        self._windows = self._filled(order) if packing.share_windows else [[run] for run in order]
+        self._windows = (
+            self._filled(order, draw) if packing.share_windows else [[run] for run in order]
+        )
         silent = round(packing.no_speech_share * len(self._windows))
         self._windows += [[]] * silent
         self._order = draw.permutation(len(self._windows))
@@ -115,21 +119,26 @@ class EpochPlan:
             pauses *= max(0, room) / pauses.sum()
         return pauses.astype(np.int64)
 
-    def _filled(self, order: np.ndarray) -> list[list[int]]:
+    def _filled(self, order: np.ndarray, draw: np.random.Generator) -> list[list[int]]:
         """Put runs into windows in the order drawn; one per language is open at a time."""
         windows: list[list[int]] = []
         opened: dict[int, tuple[list[int], int, int]] = {}
-        room = int(WINDOW_SAMPLES * min(1.0, self._packing.speeds[0]))
+        whole = int(WINDOW_SAMPLES * min(1.0, self._packing.speeds[0]))
         for run in order.tolist():
             language = int(self._languages[run])
             length, tokens = int(self._length[run]), int(self._tokens[run])
-            window, samples, said = opened.get(language, ([], room, self._packing.max_tokens))
+            window, samples, said = opened.get(language, ([], 0, 0))
             if not window or length > samples or tokens > said:
-                window, samples, said = [], room, self._packing.max_tokens
+                window, samples, said = [], self._room(draw, whole), self._packing.max_tokens
                 windows.append(window)
             window.append(run)
             opened[language] = (window, samples - length, said - tokens)
         return windows
+
+    def _room(self, draw: np.random.Generator, whole: int) -> int:
+        share = self._packing.partly_filled_share
+        partly = share > 0 and draw.random() < share
+        return int(whole * draw.random()) if partly else whole
 
 
 class Epochs:

@@ -13,6 +13,7 @@ from corpus_asr.training.augmentation import (
     faster,
     mask,
     reverberated,
+    tones,
     with_noise,
 )
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -86,6 +87,17 @@ def test_noise_has_a_colour(draw: np.random.Generator) -> None:
 
     shares = [low_share(samples) for samples in drawn]
     assert min(shares) < 0.4 < 0.9 < max(shares)
+
+
+def test_notes_are_sounds_at_half_tones_that_start_and_end(draw: np.random.Generator) -> None:
+    heard = tones(draw, 10 * SAMPLE_RATE_HZ)
+    assert heard.dtype == np.float32
+    assert np.isfinite(heard).all()
+    assert np.abs(heard).max() > 0.5
+    power = np.abs(np.fft.rfft(heard)) ** 2
+    strongest = np.sort(power)[-power.size // 100 :].sum()
+    assert strongest > 0.5 * power.sum()  # lines, unlike noise
+    assert not np.array_equal(heard, tones(draw, heard.size))
 
 
 def test_masks_hide_spans_of_the_length_asked(draw: np.random.Generator) -> None:

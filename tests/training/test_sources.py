@@ -1,5 +1,6 @@
 """What may be given as data: data sets of `corpus-asr label`, Parquet with audio, runs."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from corpus_asr.config.finetune import DataSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.training.material import Material, prepare
 from corpus_asr.training.passages import Passage
-from corpus_asr.training.sources import passages_of
+from corpus_asr.training.sources import passages_in, passages_of
 from pipelines.pseudo_label import label
 from tests.support.audio import share_of_tone
 from tests.support.labelled import Said, Transcribed, seconds_heard, tone_hz, write_tones
@@ -24,6 +26,24 @@ def heard(tmp_path: Path) -> Transcribed:
     said: list[Said] = [(1.0, 3.0, "The ship."), (3.0, 5.0, "Came in.", {"confidence": 0.4})]
     found.run({"a.wav": said, "b.wav": [(1.0, 3.0, "Go.")]})
     return found
+
+
+def test_held_out_speakers_are_asked_for_and_not_learnt_from(tmp_path: Path) -> None:
+    manifest = tmp_path / "said.jsonl"
+    rows = [
+        {"uri": "a.wav", "text": "I SAID SO", "speaker": "reader_1"},
+        {"uri": "b.wav", "text": "Ja.", "speaker_id": 7},
+        {"uri": "c.wav", "text": "NO"},
+    ]
+    manifest.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    data = DataSettings(
+        train=(str(manifest),),
+        validation=(str(manifest),),
+        held_out_speakers=("reader_*", "8"),
+        capitals="sentence",
+    )
+    assert [one.text for one in passages_in(data, "train")] == ["Ja.", "No"]
+    assert [one.text for one in passages_in(data, "validation")] == ["I said so", "Ja.", "No"]
 
 
 def given(uri: Path | str, *, split: str = "train", min_confidence: float = 0.0) -> list[Passage]:

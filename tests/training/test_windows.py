@@ -1,6 +1,7 @@
 """Passages to windows: nothing is lost, nothing is too long, and all of it is repeatable."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,12 @@ from corpus_asr.training.windows import EpochPlan, Epochs, Packing, runs_of
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
 PACKING = Packing(
-    share_windows=True, max_tokens=60, max_pause_s=1.0, speeds=(0.9, 1.1), no_speech_share=0.0
+    share_windows=True,
+    max_tokens=60,
+    max_pause_s=1.0,
+    partly_filled_share=0.0,
+    speeds=(0.9, 1.1),
+    no_speech_share=0.0,
 )
 
 
@@ -36,15 +42,13 @@ def material(
 lengths = st.lists(st.lists(st.floats(0.2, 30.0), min_size=1, max_size=6), min_size=1, max_size=8)
 
 
-@given(lengths, st.integers(0, 3), st.booleans())
+@given(lengths, st.integers(0, 3), st.booleans(), st.sampled_from([0.0, 0.5, 1.0]))
 @settings(max_examples=60, deadline=None)
 def test_every_passage_is_in_one_window_and_fits(
-    lengths_s: list[list[float]], epoch: int, share: bool
+    lengths_s: list[list[float]], epoch: int, share: bool, partly: float
 ) -> None:
     found = material(lengths_s)
-    packing = Packing(
-        share_windows=share, max_tokens=60, max_pause_s=1.0, speeds=(0.9, 1.1), no_speech_share=0.0
-    )
+    packing = replace(PACKING, share_windows=share, partly_filled_share=partly)
     plan = EpochPlan(found, packing, seed=1, epoch=epoch)
     seen: list[int] = []
     for number in range(len(plan)):
@@ -93,12 +97,24 @@ def test_epochs_and_seeds_differ() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_windows_without_speech_come_beside_the_others(share: float) -> None:
-    packing = Packing(
-        share_windows=False, max_tokens=60, max_pause_s=0, speeds=(1, 1), no_speech_share=share
-    )
+    packing = replace(PACKING, share_windows=False, speeds=(1, 1), no_speech_share=share)
     plan = EpochPlan(material([[5.0]] * 20), packing, seed=0, epoch=0)
     empty = sum(not plan.window(number).runs for number in range(len(plan)))
     assert (len(plan), empty) == (20 + 20 * share, 20 * share)
+
+
+def test_some_windows_end_in_silence_at_lengths_that_are_drawn() -> None:
+    packing = replace(PACKING, max_pause_s=0, speeds=(1, 1), max_tokens=400)
+    found = material([[1.0]] * 600)
+
+    def lengths(share: float) -> list[int]:
+        plan = EpochPlan(found, replace(packing, partly_filled_share=share), seed=0, epoch=0)
+        return sorted(len(plan.window(number).runs) for number in range(len(plan)))
+
+    assert set(lengths(0.0)) == {30}
+    half = lengths(0.5)
+    assert len(half) / 3 < half.count(30) < len(half) * 3 / 4
+    assert len(set(half)) >= 5
 
 
 def test_runs_end_at_their_length_their_tokens_and_their_stretch() -> None:
