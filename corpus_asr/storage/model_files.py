@@ -34,6 +34,9 @@ WEIGHT_FILES = (
     ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"),
 )
+PACKAGED_FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
+PACKAGED = ("demo-en",)
+"""Checkpoints that come with the package, by the names that they are asked for."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?", re.ASCII)
 _COPY_BYTES = 8 * MEBIBYTE
 _NAMES_SHOWN = 10
@@ -60,7 +63,8 @@ def fetch_checkpoint(
     """Return a local folder with a checkpoint's files.
 
     Args:
-        checkpoint: a folder (used as it is), an fsspec address of one, or a hub name.
+        checkpoint: a folder (used as it is), an fsspec address of one, a name in `PACKAGED`, or a
+            hub name.
         revision: branch, tag or commit; this and all that follow mean something for hub names only.
         weights: False fetches only the small files: configuration, tokenizer, features.
         expect: a file that must be there; None for any.
@@ -76,6 +80,8 @@ def fetch_checkpoint(
     local = Path(normalise(checkpoint)) if scheme_of(checkpoint) == LOCAL else None
     if local is not None and local.is_dir():
         folder = local / subfolder
+    elif checkpoint in PACKAGED:
+        folder = PACKAGED_FOLDER / checkpoint / subfolder
     elif scheme_of(checkpoint) != LOCAL:
         address = normalise(checkpoint)
         address = join(address, subfolder) if subfolder else address
