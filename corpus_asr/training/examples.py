@@ -4,8 +4,8 @@ In: the number of a window. Out: its features and token row, always the same for
 whichever process asks. Knows no network.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,10 @@ from corpus_asr.training.augmentation import (
     mask,
     tones,
 )
-from corpus_asr.training.labels import LabelWriter, Said, TokenRow
+from corpus_asr.training.labels import LabelWriter, Said, Spoken, TokenRow
 from corpus_asr.training.material import Material
 from corpus_asr.training.windows import Epochs, Packing, Placed, Window
-from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
+from corpus_asr.units import SAMPLE_RATE_HZ, TIMESTAMP_STEP_S, WINDOW_S, WINDOW_SAMPLES
 
 # Windows in which nobody speaks
 _NOTHING_SHARE = 0.2
@@ -147,20 +147,21 @@ class Batch:
     """(batch, token): what the decoder reads; padded with its end token."""
     labels: torch.Tensor
     """(batch, token): what comes next; -100 where nothing is learnt."""
+    spans: torch.Tensor
+    """(passage, 4): row, first and last position of the encoding, tokens of the text."""
+    spoken: torch.Tensor
+    """(token,): the texts of all passages, one after the other."""
 
     def to(self, device: torch.device) -> "Batch":
         """Return the same on a device."""
-        tensors = (self.features, self.inputs, self.labels)
-        features, inputs, labels = (t.to(device, non_blocking=True) for t in tensors)
-        return Batch(features=features, inputs=inputs, labels=labels)
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """Return the same where a GPU copies from at once; `DataLoader` calls this."""
-        return Batch(
-            features=self.features.pin_memory(),
-            inputs=self.inputs.pin_memory(),
-            labels=self.labels.pin_memory(),
-        )
+        return self._changed(torch.Tensor.pin_memory)
+
+    def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        return Batch(**{part.name: change(getattr(self, part.name)) for part in fields(self)})
 
     @property
     def num_labels(self) -> int:
@@ -188,8 +189,19 @@ class Collate:
             inputs[row, : len(ids) - 1] = ids[:-1]
             labels[row, first - 1 : len(ids) - 1] = ids[first:]
         features: Any = np.stack([one.features for one in examples])
+        spoken = [(row, said) for row, one in enumerate(examples) for said in one.tokens.spoken]
+        spans = [(row, *_positions(said), len(said.ids)) for row, said in spoken]
         return Batch(
             features=torch.from_numpy(features),
             inputs=torch.from_numpy(inputs),
             labels=torch.from_numpy(labels),
+            spans=torch.tensor(spans, dtype=torch.int64).reshape(-1, 4),
+            spoken=torch.tensor([i for _, said in spoken for i in said.ids], dtype=torch.int64),
         )
+
+
+def _positions(said: Spoken) -> tuple[int, int]:
+    """Return the first position of the encoding at which a passage is heard, and the last."""
+    last = round(WINDOW_S / TIMESTAMP_STEP_S) - 1
+    first = min(int(said.start_s / TIMESTAMP_STEP_S), last)
+    return first, min(max(int(said.end_s / TIMESTAMP_STEP_S), first), last)

@@ -24,6 +24,15 @@ class Said:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """The tokens of a passage's text, and where in its window it is said."""
+
+    start_s: float
+    end_s: float
+    ids: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRow:
     """What the decoder reads, and from which token on it is asked for the next one."""
@@ -32,6 +41,8 @@ class TokenRow:
     """All tokens, the end token last."""
     learnt_from: int
     """Place of the first token that is to be learnt."""
+    spoken: tuple[Spoken, ...] = ()
+    """The same text by passages, for losses on the encoder alone."""
 
 
 class LabelWriter:
@@ -91,13 +102,18 @@ class LabelWriter:
         if not spoken:
             return TokenRow(ids=(tokenizer.sot, tokenizer.no_speech, tokenizer.eot), learnt_from=1)
         prompt = self._prompt(language, task, timestamps=timestamps)
+        passages = [Spoken(one.start_s, one.end_s, self._text(one.text)) for one in spoken]
         text = (
-            self._timed(spoken)
+            self._timed(passages)
             if timestamps
             else self._text(" ".join(o.text.strip() for o in spoken))
         )
         before = self._before(previous, room=self._max_tokens - len(prompt) - len(text))
-        return TokenRow(ids=(*before, *prompt, *text, tokenizer.eot), learnt_from=len(before) + 1)
+        return TokenRow(
+            ids=(*before, *prompt, *text, tokenizer.eot),
+            learnt_from=len(before) + 1,
+            spoken=tuple(passages),
+        )
 
     def _prompt(self, language: str | None, task: str, *, timestamps: bool) -> Sequence[int]:
         try:
@@ -107,25 +123,24 @@ class LabelWriter:
                 f"writing labels: {error}; give data.language, or `language` in the manifest"
             ) from error
 
-    def _timed(self, said: Sequence[Said]) -> list[int]:
+    def _timed(self, said: Sequence[Spoken]) -> list[int]:
         ids: list[int] = []
         earliest = 0
         for one in said:
             start = min(max(round(one.start_s / TIMESTAMP_STEP_S), earliest), _STEPS)
             earliest = min(max(round(one.end_s / TIMESTAMP_STEP_S), start), _STEPS)
             begin = self._tokenizer.timestamp_begin
-            ids += [begin + start, *self._text(one.text), begin + earliest]
+            ids += [begin + start, *one.ids, begin + earliest]
         return ids
 
-    def _before(self, previous: str, *, room: int) -> list[int]:
+    def _before(self, previous: str, *, room: int) -> Sequence[int]:
         """Return the prompt of earlier text, at most half of the positions as in decoding."""
         room = min(room, self._max_tokens // 2) - 1
         ids = self._text(previous)[-room:] if previous and room > 0 else []
         return [self._tokenizer.start_of_prev, *ids] if ids else []
 
-    def _text(self, text: str) -> list[int]:
+    def _text(self, text: str) -> tuple[int, ...]:
         stripped = text.strip()
         if not stripped:
-            return []
-        ids: list[int] = self._tokenizer.encode(" " + stripped, add_special_tokens=False)
-        return ids
+            return ()
+        return tuple(self._tokenizer.encode(" " + stripped, add_special_tokens=False))

@@ -102,16 +102,21 @@ class Objective(nn.Module):
         return (1.0 - self._weights.teacher_tokens) * loss
 
     def _ctc(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Score the text alone against the encoding (Graves et al. 2006); blank is the last."""
-        rows = [row[(row >= 0) & (row < self._num_text_tokens)] for row in batch.labels]
-        lengths = torch.tensor([len(row) for row in rows], device=logits.device)
-        scores = F.log_softmax(logits.float(), dim=-1).transpose(0, 1)  # (pos, batch, token)
-        heard = torch.full((len(rows),), len(scores), device=logits.device)
+        """Score each passage against its stretch of the encoding; blank is the last token.
+
+        Source: Graves et al. 2006. Stretches of seconds are aligned long before whole windows are.
+        """
+        if not len(batch.spans):
+            return logits.sum() * 0.0
+        row, first, last, tokens = batch.spans.unbind(1)
+        lengths = last - first + 1
+        steps = torch.arange(int(lengths.max()), device=logits.device)
+        places = torch.minimum(first + steps[:, None], last)  # (pos, passage)
         return F.ctc_loss(
-            scores,
-            torch.cat(rows),
-            heard,
+            F.log_softmax(logits.float(), dim=-1)[row, places],
+            batch.spoken,
             lengths,
+            tokens,
             blank=self._num_text_tokens,
             reduction="sum",
             zero_infinity=True,

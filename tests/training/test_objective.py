@@ -10,7 +10,7 @@ import transformers
 from corpus_asr.errors import ConfigError
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.training.examples import Batch, Collate, Example
-from corpus_asr.training.labels import TokenRow
+from corpus_asr.training.labels import Spoken, TokenRow
 from corpus_asr.training.objective import Objective, Weights
 from tests.support.checkpoints import tiny_whisper
 
@@ -32,13 +32,17 @@ def network(folder: Path) -> WhisperForConditionalGeneration:
 def batch() -> Batch:
     draw = np.random.default_rng(0)
     rows = [(999, 950, 3, 4, 5, END), (960, 7, 999, 950, 8, 9, 10, END)]
+    spoken = [
+        (Spoken(0.1, 0.5, (3, 4)), Spoken(0.5, 0.71, (5,))),
+        (Spoken(0.0, 0.98, (8, 9, 10)),),
+    ]
     return Collate(END)(
         [
             Example(
                 features=draw.standard_normal((80, 100)).astype(np.float32),
-                tokens=TokenRow(ids=ids, learnt_from=first),
+                tokens=TokenRow(ids=ids, learnt_from=first, spoken=passages),
             )
-            for ids, first in zip(rows, (1, 3), strict=True)
+            for ids, first, passages in zip(rows, (1, 3), spoken, strict=True)
         ]
     )
 
@@ -53,6 +57,8 @@ def test_rows_are_joined_and_only_what_is_to_be_learnt_counts(batch: Batch) -> N
         [-100, -100, 950, 8, 9, 10, END],
     ]
     assert batch.num_labels == 10
+    assert batch.spans.tolist() == [[0, 5, 25, 2], [0, 25, 35, 1], [1, 0, 49, 3]]
+    assert batch.spoken.tolist() == [3, 4, 5, 8, 9, 10]
 
 
 def test_the_loss_is_that_of_transformers(folder: Path, batch: Batch) -> None:
@@ -79,7 +85,7 @@ def test_smoothing_is_pytorchs(folder: Path, batch: Batch) -> None:
     )
 
 
-def test_reading_off_the_encoder_is_ctc_over_the_text(folder: Path, batch: Batch) -> None:
+def test_reading_off_the_encoder_is_ctc_over_each_passage(folder: Path, batch: Batch) -> None:
     ours = network(folder)
     objective = Objective(ours, Weights(ctc=0.5), teacher=None, num_text_tokens=TEXT_TOKENS)
     found = objective(ours, batch)
@@ -88,16 +94,27 @@ def test_reading_off_the_encoder_is_ctc_over_the_text(folder: Path, batch: Batch
     scores = torch.log_softmax(objective.read_off(states), dim=-1)
     expected = sum(
         torch.nn.functional.ctc_loss(
-            scores[row][:, None],
+            scores[row, first : last + 1, None],
             torch.tensor([text]),
-            torch.tensor([50]),
+            torch.tensor([last + 1 - first]),
             torch.tensor([len(text)]),
             blank=TEXT_TOKENS,
             reduction="sum",
         ).item()
-        for row, text in enumerate([[3, 4, 5], [8, 9, 10]])
+        for row, first, last, text in [(0, 5, 25, [3, 4]), (0, 25, 35, [5]), (1, 0, 49, [8, 9, 10])]
     )
     assert found.parts["ctc"] == pytest.approx(0.5 * expected, rel=1e-4)
+
+
+def test_windows_in_which_nobody_speaks_have_nothing_to_read_off(folder: Path) -> None:
+    ours = network(folder)
+    silence = Example(
+        features=np.zeros((80, 100), np.float32), tokens=TokenRow(ids=(950, 998), learnt_from=1)
+    )
+    objective = Objective(ours, Weights(ctc=0.5), teacher=None, num_text_tokens=TEXT_TOKENS)
+    found = objective(ours, Collate(END)([silence]))
+    found.total.backward()
+    assert found.parts["ctc"] == 0.0
 
 
 def test_a_teacher_that_agrees_has_nothing_to_teach(folder: Path, batch: Batch) -> None:
