@@ -19,9 +19,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(INSTALLED) ## Transcribe the clips in tests/data/demo and report on them
-	$(BIN)/corpus-asr run configs/demo.yaml
-	$(BIN)/corpus-asr report output/demo
+demo: $(INSTALLED) ## Transcribe tests/data/spoken with the model that comes along, show the text and its errors
+	$(BIN)/corpus-asr run configs/demo.yaml --local
+	$(BIN)/corpus-asr show output/demo
+	$(BIN)/corpus-asr evaluate output/demo --references tests/data/spoken-references.jsonl
+	@echo "tables (Parquet): output/demo/segments, outcomes and recordings; page: output/demo/report.html"
 
 test: $(INSTALLED) ## Run the tests, linters included; no network, no GPU
 	@$(BIN)/python -m pytest

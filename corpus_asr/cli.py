@@ -36,6 +36,7 @@ from corpus_asr.commands.label import label
 from corpus_asr.commands.nightly import nightly
 from corpus_asr.commands.plan import plan
 from corpus_asr.commands.report import report
+from corpus_asr.commands.show import show
 from corpus_asr.commands.transcribe import transcribe
 from corpus_asr.commands.view import view
 from corpus_asr.logs import LogFormat, LogLevel, LogSettings, configure, speaks_json
@@ -197,6 +198,7 @@ app.command()(init)
 app.command()(plan)
 app.command()(transcribe)
 app.command()(report)
+app.command()(show)
 app.command()(export)
 app.command()(evaluate)
 app.command()(view)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from corpus_asr.report.accuracy import Score
 from corpus_asr.report.accuracy_summary import Comparison, Evaluation, Group, WordTimes
-from corpus_asr.report.text import counted, row, table, wrapped
+from corpus_asr.report.text import counted, printable, row, table, wrapped
 from corpus_asr.storage.addresses import shown
 
 _MOST_CHARACTERS = 200
@@ -94,7 +94,5 @@ def _worst(each: Score, label: str) -> Iterator[str]:
 
 
 def _cut(text: str) -> str:
-    # What a terminal would obey is no text.
-    text = "".join(each if each.isprintable() else " " for each in text)
-    text = " ".join(text.split())
+    text = printable(text)
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."

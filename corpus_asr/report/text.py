@@ -39,6 +39,11 @@ def table(label: str, rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
         yield row(label if number == 0 else "", "  ".join(cells)).rstrip()
 
 
+def printable(text: str) -> str:
+    """Return a text in one line, without what a terminal would obey."""
+    return " ".join("".join(each if each.isprintable() else " " for each in text).split())
+
+
 def wrapped(text: str, *, bullet: str = "", label: str = "") -> Iterator[str]:
     """Break a long text into lines below each other, the first behind its label."""
     indent = " " * (_LABEL_WIDTH + 2)

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import typer
 
+from corpus_asr.report.text import printable
 from corpus_asr.segments import Segment, Transcript
 
 
@@ -46,7 +47,7 @@ def _print_plain(transcript: Transcript, *, heading: bool) -> None:
     if heading:
         typer.echo(f"{transcript.uri}:")
     for segment in transcript.segments:
-        typer.echo(f"{_times(segment)} {segment.text.strip()}")
+        typer.echo(f"{_times(segment)} {printable(segment.text)}")
 
 
 def _print_rich(transcript: Transcript) -> None:
@@ -61,7 +62,7 @@ def _print_rich(transcript: Transcript) -> None:
     for segment in transcript.segments:
         line = Text(f"{_times(segment)} ", style="cyan")
         # What the model was unsure of is worth a second look.
-        line.append(segment.text.strip(), style="yellow" if segment.confidence < 0.5 else "")
+        line.append(printable(segment.text), style="yellow" if segment.confidence < 0.5 else "")
         console.print(line, soft_wrap=True)
 
 
