@@ -4,8 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,11 +11,16 @@ import transformers
 from typer.testing import CliRunner, Result
 
 from corpus_asr import cli
-from corpus_asr.config.finetune import FinetuneConfig
-from tests.support.training_jobs import tiny_student, training, write_sets
+from tests.support.training_jobs import (
+    COMMAND,
+    job,
+    tiny_student,
+    training,
+    wait_for_checkpoint,
+    write_sets,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-COMMAND = [sys.executable, "-c", "from corpus_asr.cli import main; main()", "finetune"]
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +29,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_sets(folder, train=6, validation=2)
     tiny_student(folder)
     return folder
-
-
-def job(config: FinetuneConfig, path: Path) -> str:
-    path.write_text(config.model_dump_json(), encoding="utf-8")  # YAML reads JSON
-    return str(path)
 
 
 def invoke(*options: str) -> Result:
@@ -100,15 +98,6 @@ def test_ctrl_c_says_how_to_go_on(place: Path) -> None:
         "corpus-asr: interrupted; what was committed is kept: run the same command again to go on"
     )
     assert "Traceback" not in err
-
-
-def wait_for_checkpoint(output: Path, process: "subprocess.Popen[str]") -> None:
-    limit = time.monotonic() + 250
-    while process.poll() is None and time.monotonic() < limit:
-        if list(output.glob("checkpoints/*/state.json")):
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"no checkpoint in {output}; exit code {process.poll()}")
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ IDA = Voice("espeak-ng", "en-gb-scotland+f2")
 TOM = Voice("espeak-ng", "en-us+adam")
 SAM = Voice("espeak-ng", "en-gb-x-rp+Denis")
 
-_HELD_OUT_SHARE = 0.1  # as configs/demo_model.yaml
+HELD_OUT_SHARE = 0.1  # as configs/demo_model.yaml
 _FULL_SCALE = 32_768
 _LEAD_S = 0.4  # of silence before the first word
 
@@ -201,7 +201,7 @@ def made(recording: Recording) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def main() -> None:
-    held_out = split_voices(installed_voices(), _HELD_OUT_SHARE)["validation"]
+    held_out = split_voices(installed_voices(), HELD_OUT_SHARE)["validation"]
     FOLDER.mkdir(exist_ok=True)
     rows = []
     for recording in RECORDINGS:

@@ -1,5 +1,8 @@
 """Small trainings on spoken tones, for tests."""
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +10,9 @@ from corpus_asr.config.finetune import FinetuneConfig
 from tests.support.checkpoints import tiny_whisper
 from tests.support.spoken_tones import sentences, write_recordings
 from tests.support.tokenizers import tiny_tokenizer
+
+COMMAND = [sys.executable, "-c", "from corpus_asr.cli import main; main()", "finetune"]
+CHECKPOINT_LIMIT_S = 250.0
 
 
 def tiny_student(folder: Path, **config: Any) -> Path:
@@ -44,3 +50,19 @@ def training(folder: Path, student: Path, output: str = "out", **sections: Any) 
     for name, section in sections.items():
         settings[name] = {**settings.get(name, {}), **section}
     return FinetuneConfig.model_validate(settings)
+
+
+def job(config: FinetuneConfig, path: Path) -> str:
+    """Write the YAML file of a training; returns its path."""
+    path.write_text(config.model_dump_json(), encoding="utf-8")  # YAML reads JSON
+    return str(path)
+
+
+def wait_for_checkpoint(output: Path, process: "subprocess.Popen[str]") -> None:
+    """Wait until a training in another process can be gone on with."""
+    limit = time.monotonic() + CHECKPOINT_LIMIT_S
+    while process.poll() is None and time.monotonic() < limit:
+        if list(output.glob("checkpoints/*/state.json")):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no checkpoint in {output}; exit code {process.poll()}")

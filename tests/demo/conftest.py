@@ -1,0 +1,62 @@
+"""The model that comes with the package, and what it hears in the recordings of tests/data."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from corpus_asr import cli
+from corpus_asr.runtime.transcriber import Transcriber
+from corpus_asr.storage import model_files
+from corpus_asr.storage.tables import OutputStore
+from tests.support.cluster import ray_session
+from tests.support.logs import logging_put_back
+from tests.support.spoken import REPOSITORY, Sentence
+
+__all__ = ["ray_session"]
+
+Heard = dict[str, list[Sentence]]
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The folder of demo-en."""
+    folder = model_files.PACKAGED_FOLDER / "demo-en"
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip(f"no model at {folder}: this copy of the package comes without it")
+    return folder
+
+
+def run_demo(output: Path, *options: str) -> Heard:
+    """Do what `make demo` does first; returns what was heard, by recording."""
+    with logging_put_back(), pytest.MonkeyPatch.context() as patched:
+        patched.chdir(REPOSITORY)
+        patched.delenv("CORPUS_ASR_MODEL", raising=False)
+        patched.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # no hub is asked
+        command = ["run", "configs/demo.yaml", "--set", f"output.uri={output}", *options]
+        done = CliRunner().invoke(cli.app, command)
+    assert done.exit_code == 0, done.output
+    rows = [row for batch in OutputStore(str(output)).segments() for row in batch.to_pylist()]
+    found: Heard = {}
+    for row in sorted(rows, key=lambda row: row["start_s"]):
+        said = Sentence(row["start_s"], row["end_s"], row["text"])
+        found.setdefault(Path(row["uri"]).name, []).append(said)
+    return found
+
+
+@pytest.fixture(scope="session")
+def output(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tables of the demo are; made by `heard`."""
+    return tmp_path_factory.mktemp("demo") / "output"
+
+
+@pytest.fixture(scope="session")
+def heard(output: Path) -> Heard:
+    return run_demo(output, "--local")
+
+
+@pytest.fixture(scope="session")
+def transcriber(demo_model: Path) -> Iterator[Transcriber]:
+    with Transcriber.from_pretrained(str(demo_model), dtype="float32") as loaded:
+        yield loaded

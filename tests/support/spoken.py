@@ -1,0 +1,53 @@
+"""The recordings of tests/data/spoken: what is said in them, and when."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jiwer import wer
+from whisper.normalizers import EnglishTextNormalizer
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+REFERENCES = REPOSITORY / "tests" / "data" / "spoken-references.jsonl"
+NAMES = ("story.mp3", "report.opus", "dialogue.flac")
+
+_plain = EnglishTextNormalizer()
+
+
+class Sentence(NamedTuple):
+    """Something said, or heard."""
+
+    start_s: float
+    end_s: float
+    text: str
+
+
+class Spoken(NamedTuple):
+    """A recording and what is said in it."""
+
+    path: Path
+    text: str
+    sentences: list[Sentence]
+    words: list[dict[str, Any]]
+
+
+def spoken() -> dict[str, Spoken]:
+    """Return the recordings by name."""
+    rows = [json.loads(line) for line in REFERENCES.read_text(encoding="utf-8").splitlines()]
+    return {
+        Path(row["path"]).name: Spoken(
+            path=REFERENCES.parent / row["path"],
+            text=row["text"],
+            sentences=[
+                Sentence(each["start_s"], each["end_s"], each["text"]) for each in row["segments"]
+            ],
+            words=row["words"],
+        )
+        for row in rows
+    }
+
+
+def error_rate(said: list[str], heard: list[str]) -> float:
+    """Return the word error rate after openai-whisper's own normaliser."""
+    rate: float = wer([_plain(text) for text in said], [_plain(text) for text in heard])
+    return rate
