@@ -180,6 +180,9 @@ class DistillationSettings(Settings):
     )  # fmt: skip
     encoder_weight: float = Field(default=0.0, ge=0, description="Of the distance of encodings.")
     temperature: float = Field(default=2.0, gt=0, description="Softens both distributions.")
+    steps: PositiveInt | None = Field(
+        default=None, description="The first ones, after which labels alone are learnt; null: all."
+    )
 
 
 class EvaluationSettings(Settings):

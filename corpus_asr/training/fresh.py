@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from corpus_asr.models.whisper.config import WhisperConfig
 from corpus_asr.models.whisper.feature_extractor import WhisperFeatureExtractor
@@ -72,6 +73,7 @@ def make_checkpoint(texts: Iterable[str], folder: Path, sizes: Sizes, *, seed: i
     )
     torch.manual_seed(seed)
     network = WhisperForConditionalGeneration(config)
+    _spread(network)
     network.generation_config = GenerationConfig(
         **shared,
         max_length=config.max_target_positions,
@@ -83,3 +85,17 @@ def make_checkpoint(texts: Iterable[str], folder: Path, sizes: Sizes, *, seed: i
     )
     network.save_pretrained(folder)
     return folder
+
+
+def _spread(network: nn.Module) -> None:
+    """Give products weights that keep the spread of what goes through them.
+
+    With Whisper's own, of 0.02 everywhere, what is heard is a thirtieth of what the encoder's
+    positions say, and narrow networks first learn to hear nothing (He et al. 2015; Glorot and
+    Bengio 2010).
+    """
+    for part in network.modules():
+        if isinstance(part, nn.Conv1d):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+        elif isinstance(part, nn.Linear) and part is not network.proj_out:  # which is the embedding
+            nn.init.xavier_normal_(part.weight)

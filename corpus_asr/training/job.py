@@ -249,6 +249,7 @@ class Finetune:
                 seed=training.seed,
                 loader_workers=config.data.workers,
                 dtype=self._dtype,
+                taught=config.distillation.steps,
             ),
             group=self._group,
         )

@@ -76,14 +76,17 @@ class Objective(nn.Module):
             if weights.teacher_encoder:
                 self.matched = nn.Linear(width, teacher.config.d_model)
 
-    def forward(self, student: WhisperForConditionalGeneration, batch: Batch) -> Losses:
-        """Score a batch."""
+    def forward(
+        self, student: WhisperForConditionalGeneration, batch: Batch, *, taught: bool = True
+    ) -> Losses:
+        """Score a batch; `taught` says whether the teacher, if there is one, is asked."""
         output = student(batch.features, decoder_input_ids=batch.inputs)
-        parts = {"labels": self._label_loss(output.logits, batch)}
+        teacher = self._teacher[0] if taught else None
+        share = 1.0 if teacher is None else 1.0 - self._weights.teacher_tokens
+        parts = {"labels": share * self._label_loss(output.logits, batch)}
         states = output.encoder_last_hidden_state
         if self.read_off is not None:
             parts["ctc"] = self._weights.ctc * self._ctc(self.read_off(states), batch)
-        teacher = self._teacher[0]
         if teacher is not None:
             parts |= self._taught(teacher, output.logits, states, batch)
         return Losses(
@@ -92,14 +95,13 @@ class Objective(nn.Module):
         )
 
     def _label_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        loss = F.cross_entropy(
+        return F.cross_entropy(
             logits.float().flatten(0, 1),
             batch.labels.flatten(),
             ignore_index=IGNORED_LABEL,
             label_smoothing=self._weights.label_smoothing,
             reduction="sum",
         )
-        return (1.0 - self._weights.teacher_tokens) * loss
 
     def _ctc(self, logits: Tensor, batch: Batch) -> Tensor:
         """Score each passage against its stretch of the encoding; blank is the last token.

@@ -34,6 +34,8 @@ class Steps:
     seed: int
     loader_workers: int
     dtype: torch.dtype
+    taught: int | None = None
+    """The first ones, in which a teacher is asked; None: all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,12 +129,13 @@ class Trainer:
         sums: dict[str, float] = {}
         tokens = 0
         device = self._student.device
+        taught = self._steps.taught is None or step < self._steps.taught
         for _ in range(_pieces(self._steps, self._group)):
             batch = next(batches).to(device)
             with torch.autocast(
                 device.type, self._steps.dtype, enabled=self._steps.dtype != torch.float32
             ):
-                losses = self._objective(self._student, batch)
+                losses = self._objective(self._student, batch, taught=taught)
             losses.total.backward()
             tokens += batch.num_labels
             for name, part in losses.parts.items():
