@@ -1,4 +1,4 @@
-"""What is made of demo-en's transcripts says what was said: on screens, in files, as training data."""
+"""What is made of demo-en's transcripts says what was said: on screens, in files, for training."""
 
 import re
 from contextlib import closing
