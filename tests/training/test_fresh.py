@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
+from torch.nn.functional import gelu
 
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.models.whisper.processor import WhisperProcessor
@@ -54,3 +56,13 @@ def test_a_seed_decides_the_weights(folder: Path, tmp_path: Path) -> None:
     assert weights[0] == weights[1] != weights[2]
     network = WhisperForConditionalGeneration.from_pretrained(folder)
     assert network.config.d_model == 32
+
+
+def test_what_is_heard_counts_as_much_as_where(folder: Path) -> None:
+    network = WhisperForConditionalGeneration.from_pretrained(folder)
+    encoder = network.model.encoder
+    features = torch.randn(1, 80, 3000, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        heard = gelu(encoder.conv2(gelu(encoder.conv1(features))))
+    assert heard.std() > 0.3 * encoder.embed_positions.weight.std()
+    assert network.model.decoder.embed_tokens.weight.std().item() == pytest.approx(0.02, rel=0.05)

@@ -127,6 +127,14 @@ def test_a_teacher_that_agrees_has_nothing_to_teach(folder: Path, batch: Batch) 
     assert found.parts["labels"] == pytest.approx(0.2 * plain.parts["labels"], rel=1e-4)
 
 
+def test_a_teacher_that_is_not_asked_changes_nothing(folder: Path, batch: Batch) -> None:
+    ours = network(folder)
+    weights = Weights(teacher_tokens=0.8, teacher_encoder=1.0)
+    objective = Objective(ours, weights, teacher=network(folder), num_text_tokens=TEXT_TOKENS)
+    plain = Objective(ours, Weights(), teacher=None, num_text_tokens=TEXT_TOKENS)(ours, batch)
+    assert objective(ours, batch, taught=False).parts == plain.parts
+
+
 def test_a_teacher_of_another_width_teaches_its_encoding(
     folder: Path, batch: Batch, tmp_path: Path
 ) -> None:
