@@ -26,7 +26,7 @@ demo: $(INSTALLED) ## Transcribe tests/data/spoken with the model that comes alo
 	@echo "tables (Parquet): output/demo/segments, outcomes and recordings; page: output/demo/report.html"
 
 test: $(INSTALLED) ## Run the tests, linters included; no network, no GPU
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-soak: $(INSTALLED) ## Run the tests that take minutes to hours
 	@$(BIN)/python -m pytest -m slow --timeout=7200

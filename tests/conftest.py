@@ -12,11 +12,12 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_THREADS = max(1, _CORES // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 _ENVIRONMENT = {
     # Threads beyond the cores make torch and numpy many times slower, not faster.
-    "OMP_NUM_THREADS": str(_CORES),
-    "OPENBLAS_NUM_THREADS": str(_CORES),
+    "OMP_NUM_THREADS": str(_THREADS),
+    "OPENBLAS_NUM_THREADS": str(_THREADS),
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
