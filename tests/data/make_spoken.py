@@ -32,9 +32,9 @@ REFERENCES = FOLDER.parent / "spoken-references.jsonl"
 ANN = Voice("espeak-ng", "en-gb-x-rp+f3")
 BEN = Voice("flite", "rms")
 EVE = Voice("espeak-ng", "en-us+Mike")
-IDA = Voice("espeak-ng", "en-gb-scotland+f2")
+IAN = Voice("espeak-ng", "en-gb-x-rp+pablo")
 TOM = Voice("espeak-ng", "en-us+adam")
-SAM = Voice("espeak-ng", "en-gb-x-rp+Denis")
+SAM = Voice("espeak-ng", "en-gb-x-rp+rob")
 
 HELD_OUT_SHARE = 0.1  # as configs/demo_model.yaml
 _FULL_SCALE = 32_768
@@ -87,11 +87,11 @@ REPORT = Recording(
         (EVE, "More than two thousand people came to walk across it in the sun.", 0.5),
         (EVE, "The old bridge was built in nineteen twenty four, and it was no longer safe.", 0.7),
         (EVE, "Our reporter was there and spoke to some of the visitors.", 2.5),
-        (IDA, "I am standing in the middle of the new bridge, and there is a strong wind.", 0.9),
-        (IDA, "A teacher told me that they had asked for a safe way to school for years.", 0.3),
-        (IDA, "Two hundred and fifty children will use it every day.", 1.1),
-        (IDA, "Not everyone is happy, because the small road behind the market is closed.", 0.5),
-        (IDA, "One shop has lost a third of its customers since January.", 3.0),
+        (IAN, "I am standing in the middle of the new bridge, and there is a strong wind.", 0.9),
+        (IAN, "A teacher told me that they had asked for a safe way to school for years.", 0.3),
+        (IAN, "Two hundred and fifty children will use it every day.", 1.1),
+        (IAN, "Not everyone is happy, because the small road behind the market is closed.", 0.5),
+        (IAN, "One shop has lost a third of its customers since January.", 3.0),
         (EVE, "And now the weather.", 0.4),
         (EVE, "It will be cold and dry in the north, with some snow on the hills.", 0.6),
         (EVE, "In the south we expect rain in the afternoon, and about twelve degrees.", 0.8),
