@@ -148,9 +148,9 @@ class Batch:
     labels: torch.Tensor
     """(batch, token): what comes next; -100 where nothing is learnt."""
     spans: torch.Tensor
-    """(passage, 4): row, first and last position of the encoding, tokens of the text."""
+    """(passage, 4): row, first and last position of the encoding, letters of the text."""
     spoken: torch.Tensor
-    """(token,): the texts of all passages, one after the other."""
+    """(letter,): the texts of all passages, one after the other."""
 
     def to(self, device: torch.device) -> "Batch":
         """Return the same on a device."""
@@ -190,13 +190,13 @@ class Collate:
             labels[row, first - 1 : len(ids) - 1] = ids[first:]
         features: Any = np.stack([one.features for one in examples])
         spoken = [(row, said) for row, one in enumerate(examples) for said in one.tokens.spoken]
-        spans = [(row, *_positions(said), len(said.ids)) for row, said in spoken]
+        spans = [(row, *_positions(said), len(said.letters)) for row, said in spoken]
         return Batch(
             features=torch.from_numpy(features),
             inputs=torch.from_numpy(inputs),
             labels=torch.from_numpy(labels),
             spans=torch.tensor(spans, dtype=torch.int64).reshape(-1, 4),
-            spoken=torch.tensor([i for _, said in spoken for i in said.ids], dtype=torch.int64),
+            spoken=torch.tensor([i for _, said in spoken for i in said.letters], dtype=torch.int64),
         )
 
 

@@ -198,7 +198,6 @@ class Finetune:
                 temperature=distillation.temperature,
             ),
             teacher=teacher,
-            num_text_tokens=self._processor.tokenizer.eot,
         ).to(self._device)
 
     @property

@@ -26,11 +26,12 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """The tokens of a passage's text, and where in its window it is said."""
+    """The letters of a passage, and where in its window it is said."""
 
     start_s: float
     end_s: float
-    ids: tuple[int, ...]
+    letters: bytes
+    """In UTF-8, none of them capital."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,7 @@ class TokenRow:
     learnt_from: int
     """Place of the first token that is to be learnt."""
     spoken: tuple[Spoken, ...] = ()
-    """The same text by passages, for losses on the encoder alone."""
+    """The same text by passages and letters, for losses on the encoder alone."""
 
 
 class LabelWriter:
@@ -102,9 +103,8 @@ class LabelWriter:
         if not spoken:
             return TokenRow(ids=(tokenizer.sot, tokenizer.no_speech, tokenizer.eot), learnt_from=1)
         prompt = self._prompt(language, task, timestamps=timestamps)
-        passages = [Spoken(one.start_s, one.end_s, self._text(one.text)) for one in spoken]
         text = (
-            self._timed(passages)
+            self._timed(spoken)
             if timestamps
             else self._text(" ".join(o.text.strip() for o in spoken))
         )
@@ -112,7 +112,7 @@ class LabelWriter:
         return TokenRow(
             ids=(*before, *prompt, *text, tokenizer.eot),
             learnt_from=len(before) + 1,
-            spoken=tuple(passages),
+            spoken=tuple(Spoken(one.start_s, one.end_s, _letters(one.text)) for one in spoken),
         )
 
     def _prompt(self, language: str | None, task: str, *, timestamps: bool) -> Sequence[int]:
@@ -123,14 +123,14 @@ class LabelWriter:
                 f"writing labels: {error}; give data.language, or `language` in the manifest"
             ) from error
 
-    def _timed(self, said: Sequence[Spoken]) -> list[int]:
+    def _timed(self, said: Sequence[Said]) -> list[int]:
         ids: list[int] = []
         earliest = 0
         for one in said:
             start = min(max(round(one.start_s / TIMESTAMP_STEP_S), earliest), _STEPS)
             earliest = min(max(round(one.end_s / TIMESTAMP_STEP_S), start), _STEPS)
             begin = self._tokenizer.timestamp_begin
-            ids += [begin + start, *one.ids, begin + earliest]
+            ids += [begin + start, *self._text(one.text), begin + earliest]
         return ids
 
     def _before(self, previous: str, *, room: int) -> Sequence[int]:
@@ -144,3 +144,7 @@ class LabelWriter:
         if not stripped:
             return ()
         return tuple(self._tokenizer.encode(" " + stripped, add_special_tokens=False))
+
+
+def _letters(text: str) -> bytes:
+    return text.strip().lower().encode()

@@ -15,6 +15,8 @@ from corpus_asr.models.vocabulary import IGNORED_LABEL
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.training.examples import Batch
 
+_BLANK = 256  # after all bytes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
@@ -48,7 +50,6 @@ class Objective(nn.Module):
         student: what learns.
         weights: how much each part counts.
         teacher: what it learns from beside labels.
-        num_text_tokens: tokens below this are text.
 
     Raises:
         ConfigError: the teacher hears or writes otherwise than the student.
@@ -60,15 +61,13 @@ class Objective(nn.Module):
         weights: Weights,
         *,
         teacher: WhisperForConditionalGeneration | None,
-        num_text_tokens: int,
     ) -> None:
         super().__init__()
         self._weights = weights
-        self._num_text_tokens = num_text_tokens
         # Not registered: it neither learns nor belongs to what is saved.
         self._teacher = (teacher,)
         width = student.config.d_model
-        self.read_off = nn.Linear(width, num_text_tokens + 1) if weights.ctc else None
+        self.read_off = nn.Linear(width, _BLANK + 1) if weights.ctc else None
         self.matched: nn.Linear | None = None
         if teacher is not None:
             _check_teacher(student, teacher, weights)
@@ -104,13 +103,14 @@ class Objective(nn.Module):
         )
 
     def _ctc(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Score each passage against its stretch of the encoding; blank is the last token.
+        """Score the letters of each passage against its stretch of the encoding.
 
-        Source: Graves et al. 2006. Stretches of seconds are aligned long before whole windows are.
+        Source: Graves et al. 2006. Seconds are aligned long before whole windows are, and letters
+        long before tokens, which are many and each of them rare.
         """
         if not len(batch.spans):
             return logits.sum() * 0.0
-        row, first, last, tokens = batch.spans.unbind(1)
+        row, first, last, letters = batch.spans.unbind(1)
         lengths = last - first + 1
         steps = torch.arange(int(lengths.max()), device=logits.device)
         places = torch.minimum(first + steps[:, None], last)  # (pos, passage)
@@ -118,8 +118,8 @@ class Objective(nn.Module):
             F.log_softmax(logits.float(), dim=-1)[row, places],
             batch.spoken,
             lengths,
-            tokens,
-            blank=self._num_text_tokens,
+            letters,
+            blank=_BLANK,
             reduction="sum",
             zero_infinity=True,
         )
