@@ -190,6 +190,7 @@ class EvaluationSettings(Settings):
 
     every_steps: PositiveInt = Field(default=200, description="And after the last step.")
     max_windows: PositiveInt = Field(default=200, description="Of it, the first ones.")
+    windows_at_once: PositiveInt = Field(default=8, description="Decoded side by side.")
     keep: Literal["best", "last"] = Field(
         default="best", description="Which model is written: of the lowest error rate, or the last."
     )

@@ -4,6 +4,7 @@ In: samples at 16 kHz, or features, and a generator of random numbers. Out: chan
 length. Knows no text; nothing here moves a word in time.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -152,8 +153,8 @@ def _note(draw: np.random.Generator, loudness: np.ndarray, count: int) -> Sample
 
 def _fast_size(count: int) -> int:
     """Return the smallest size from `count` on whose transform is fast: its factors are 2, 3, 5."""
-    sizes = (3**threes * 5**fives for threes in range(4) for fives in range(4))
-    return min(odd << max(0, -(-count // odd) - 1).bit_length() for odd in sizes)
+    sizes = [threes * fives for threes in (1, 3, 9, 27) for fives in (1, 5, 25, 125)]
+    return min(odd << (max(1, math.ceil(count / odd)) - 1).bit_length() for odd in sizes)
 
 
 def _level(samples: np.ndarray) -> float:

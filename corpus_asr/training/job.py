@@ -172,7 +172,7 @@ class Finetune:
             self._prepared("validation", local_rank),
             self._processor.tokenizer,
             max_windows=config.evaluation.max_windows,
-            windows_at_once=config.training.windows_at_once,
+            windows_at_once=config.evaluation.windows_at_once,
             task=config.windows.task,
             timestamps=config.windows.timestamps_share > 0,
             max_tokens=self._labels.room,
