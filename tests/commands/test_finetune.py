@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ import transformers
 from typer.testing import CliRunner, Result
 
 from corpus_asr import cli
+from tests.support.spoken import spoken
 from tests.support.training_jobs import (
     COMMAND,
     job,
@@ -21,6 +23,7 @@ from tests.support.training_jobs import (
 )
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+MORE_WORDS_RIGHT = 1.0  # of a hundred; measured: 47.72 % wrong before, 45.23 % after
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +132,37 @@ def test_real_speech_lowers_the_loss_of_a_real_checkpoint(
     log = map(json.loads, (tmp_path / "out" / "log.jsonl").read_text("utf-8").splitlines())
     losses = [row["loss"] for row in log]
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_sentences_that_were_not_learnt_are_heard_better(shared_data: Path, tmp_path: Path) -> None:
+    rows: dict[str, list[dict[str, object]]] = {"train": [], "validation": []}
+    for recording in spoken().values():
+        for at, (start_s, end_s, text) in enumerate(recording.sentences):
+            passage = {"path": str(recording.path), "start_s": start_s, "end_s": end_s}
+            rows["validation" if at % 2 else "train"].append(passage | {"text": text})
+    for name, passages in rows.items():
+        lines = (json.dumps(passage) + "\n" for passage in passages)
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    config = training(
+        tmp_path,
+        shared_data / "whisper-base-lab",
+        model={"freeze": ["model.encoder.*"]},
+        data={
+            "train": [str(tmp_path / "train.jsonl")],
+            "validation": [str(tmp_path / "validation.jsonl")],
+            "language": "en",
+        },
+        augmentation={"noise_share": 0.0, "time_masks": 0},
+        windows={"previous_text_share": 0.0, "no_speech_share": 0.0},
+        training={
+            "steps": 20, "batch_windows": 3, "windows_at_once": 3, "learning_rate": 1e-4,
+            "warmup_steps": 2,
+        },
+        evaluation={"every_steps": 20},
+    )  # fmt: skip
+    done = invoke(job(config, tmp_path / "job.yaml"))
+    assert done.exit_code == 0, done.output
+    before, after = (float(rate) for rate in re.findall(r"error rate ([\d.]+)%", done.stdout))
+    assert after <= before - MORE_WORDS_RIGHT

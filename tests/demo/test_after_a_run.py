@@ -76,7 +76,7 @@ def test_long_words_are_found_where_they_are_said(output: Path) -> None:
                 middle_s = (word["start_s"] + word["end_s"]) / 2
                 found += any(hit.start_s <= middle_s <= hit.end_s for hit in hits)
     assert wanted > 40
-    assert found / wanted >= 1 - 2 * MOST_WRONG_IN_ALL
+    assert found / wanted >= 1 - 1.5 * MOST_WRONG_IN_ALL  # long words are harder
 
 
 def test_what_is_kept_as_training_data_is_right(output: Path, tmp_path: Path) -> None:

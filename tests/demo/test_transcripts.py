@@ -12,9 +12,9 @@ from tests.demo.conftest import Heard, run_demo
 from tests.support.spoken import NAMES, REFERENCES, error_rate, spoken
 
 SPOKEN = spoken()
-# Measured: story , report , dialogue , all .
-MOST_WRONG = {"story.mp3": 0.5, "report.opus": 0.5, "dialogue.flac": 0.5}
-MOST_WRONG_IN_ALL = 0.5
+# What is worse is no demo.
+MOST_WRONG = {"story.mp3": 0.4, "report.opus": 0.4, "dialogue.flac": 0.5}
+MOST_WRONG_IN_ALL = 0.4
 
 
 def text(heard: Heard, name: str) -> str:
