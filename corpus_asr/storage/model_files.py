@@ -35,7 +35,7 @@ WEIGHT_FILES = (
     ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"),
 )
 PACKAGED_FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
-PACKAGED = ("demo-en",)
+PACKAGED = tuple(sorted(path.parent.name for path in PACKAGED_FOLDER.glob("*/config.json")))
 """Checkpoints that come with the package, by the names that they are asked for."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?", re.ASCII)
 _COPY_BYTES = 8 * MEBIBYTE

@@ -75,7 +75,6 @@ def asked(shell: str, typed: str, **more: str) -> str:
             ["transcribe", "a.wav", "--model", "openai/whisper-ti"],
             ["openai/whisper-tiny", "openai/whisper-tiny.en"],
         ),
-        (["transcribe", "a.wav", "--model", "dem"], ["demo-en"]),
         (["run", "x.yaml", "--set", "no.such"], []),
     ],
 )
