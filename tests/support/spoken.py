@@ -1,6 +1,8 @@
 """The recordings of tests/data/spoken: what is said in them, and when."""
 
 import json
+import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +12,6 @@ from whisper.normalizers import EnglishTextNormalizer
 REPOSITORY = Path(__file__).resolve().parents[2]
 REFERENCES = REPOSITORY / "tests" / "data" / "spoken-references.jsonl"
 NAMES = ("story.mp3", "report.opus", "dialogue.flac")
-
-_plain = EnglishTextNormalizer()
 
 
 class Sentence(NamedTuple):
@@ -47,7 +47,15 @@ def spoken() -> dict[str, Spoken]:
     }
 
 
+@cache
+def _normaliser() -> EnglishTextNormalizer:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its spellings open
+        return EnglishTextNormalizer()
+
+
 def error_rate(said: list[str], heard: list[str]) -> float:
     """Return the word error rate after openai-whisper's own normaliser."""
-    rate: float = wer([_plain(text) for text in said], [_plain(text) for text in heard])
+    plain = _normaliser()
+    rate: float = wer([plain(text) for text in said], [plain(text) for text in heard])
     return rate
