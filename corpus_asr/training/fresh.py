@@ -18,6 +18,7 @@ from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.models.whisper.processor import WhisperProcessor
 from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.text.bpe_training import END, NO_TIMESTAMPS, PREVIOUS, START, train_tokenizer
+from corpus_asr.training.nearby import look_nearby
 
 _FIRST_TIMESTAMPS = 50  # a transcript starts in the first second, as Whisper's do
 
@@ -74,6 +75,7 @@ def make_checkpoint(texts: Iterable[str], folder: Path, sizes: Sizes, *, seed: i
     torch.manual_seed(seed)
     network = WhisperForConditionalGeneration(config)
     _spread(network)
+    look_nearby(network.model.encoder)
     network.generation_config = GenerationConfig(
         **shared,
         max_length=config.max_target_positions,
