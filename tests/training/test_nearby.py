@@ -1,6 +1,6 @@
 """Where attention looks before anything is learnt."""
 
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> WhisperEncoder:
 
 def looks(encoder: WhisperEncoder, layer: int) -> torch.Tensor:
     """How much each head looks where from one position, by positions alone: (head, position)."""
-    block = encoder.layers[layer]
+    block: Any = encoder.layers[layer]
     with torch.no_grad():
         states = block.self_attn_layer_norm(encoder.embed_positions.weight)
         asked = block.self_attn.q_proj(states)[AT].view(4, 48)
