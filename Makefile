@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(INSTALLED) ## Transcribe tests/data/spoken with the model that comes along, show the text and its errors
+demo: $(INSTALLED) ## Transcribe tests/data/spoken, show the text and its errors
 	$(BIN)/corpus-asr run configs/demo.yaml --local
 	$(BIN)/corpus-asr show output/demo
 	$(BIN)/corpus-asr evaluate output/demo --references tests/data/spoken-references.jsonl
