@@ -1,4 +1,4 @@
-"""The model that configs/demo_model.yaml trains, and what it hears in the recordings of tests/data."""
+"""The model of configs/demo_model.yaml, and what it hears in the recordings of tests/data."""
 
 from collections.abc import Iterator
 from pathlib import Path
