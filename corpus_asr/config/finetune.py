@@ -87,6 +87,10 @@ class WindowSettings(Settings):
         default=0.0, ge=0, le=1,
         description="Windows that end in silence, as those of short recordings do.",
     )  # fmt: skip
+    cut_share: float = Field(
+        default=0.0, ge=0, le=1,
+        description="Windows that are over soon after their speech instead of padded to 30 s.",
+    )  # fmt: skip
     no_speech_share: float = Field(
         default=0.02, ge=0, le=1,
         description="Windows of silence, noise and tones, per window of speech.",

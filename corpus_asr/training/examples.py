@@ -5,7 +5,7 @@ whichever process asks. Knows no network.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,20 @@ from corpus_asr.training.augmentation import (
 from corpus_asr.training.labels import LabelWriter, Said, Spoken, TokenRow
 from corpus_asr.training.material import Material
 from corpus_asr.training.windows import Epochs, Packing, Placed, Window
-from corpus_asr.units import SAMPLE_RATE_HZ, TIMESTAMP_STEP_S, WINDOW_S, WINDOW_SAMPLES
+from corpus_asr.units import (
+    FRAMES_PER_SECOND,
+    SAMPLE_RATE_HZ,
+    TIMESTAMP_STEP_S,
+    WINDOW_S,
+    WINDOW_SAMPLES,
+)
 
 # Windows in which nobody speaks
 _NOTHING_SHARE = 0.2
 _TONES_SHARE = 0.4
 _QUIET_DB = (-80.0, -20.0)
 _QUIETEST = 1e-6
+_SILENCE_AFTER_S = 1.0  # of windows that are cut
 _PREVIOUS_LETTERS = 1_000  # more than half of the decoder's positions hold
 
 
@@ -42,6 +49,8 @@ class Example:
 
     features: Float32[np.ndarray, "mel frame"]
     tokens: TokenRow
+    num_frames: int | None = None
+    """That are heard; None: all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +61,7 @@ class ExampleSettings:
     packing: Packing
     augmentation: Augmentation
     timestamps_share: float
+    cut_share: float
     previous_share: float
     task: str
     seed: int
@@ -97,7 +107,9 @@ class Examples(Dataset[Example]):
             if draw.random() < settings.previous_share and window.runs
             else "",
         )
-        return Example(features=features, tokens=tokens)
+        cut = said and draw.random() < settings.cut_share
+        num_frames = _num_frames(said, draw) if cut else None
+        return Example(features=features, tokens=tokens, num_frames=num_frames)
 
     def _heard(self, window: Window) -> tuple[np.ndarray, list[Said]]:
         """Return a window's samples, and what is said in it."""
@@ -151,6 +163,8 @@ class Batch:
     """(passage, 4): row, first and last position of the encoding, letters of the text."""
     spoken: torch.Tensor
     """(letter,): the texts of all passages, one after the other."""
+    num_frames: int
+    """Of the features, those that are heard."""
 
     def to(self, device: torch.device) -> "Batch":
         """Return the same on a device."""
@@ -161,7 +175,9 @@ class Batch:
         return self._changed(torch.Tensor.pin_memory)
 
     def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        return Batch(**{part.name: change(getattr(self, part.name)) for part in fields(self)})
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        tensors = {n: change(v) for n, v in parts.items() if isinstance(v, torch.Tensor)}
+        return replace(self, **tensors)  # type: ignore[arg-type]
 
     @property
     def num_labels(self) -> int:
@@ -196,8 +212,15 @@ class Collate:
             inputs=torch.from_numpy(inputs),
             labels=torch.from_numpy(labels),
             spans=torch.tensor(spans, dtype=torch.int64).reshape(-1, 4),
+            num_frames=max(one.num_frames or one.features.shape[1] for one in examples),
             spoken=torch.tensor([i for _, said in spoken for i in said.letters], dtype=torch.int64),
         )
+
+
+def _num_frames(said: list[Said], draw: np.random.Generator) -> int:
+    """Return the frames up to the last word and up to a second of silence, an even number."""
+    end_s = max(one.end_s for one in said) + draw.uniform(0, _SILENCE_AFTER_S)
+    return 2 * min(round(end_s * FRAMES_PER_SECOND / 2) + 1, WINDOW_S * FRAMES_PER_SECOND // 2)
 
 
 def _positions(said: Spoken) -> tuple[int, int]:

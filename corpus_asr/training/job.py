@@ -224,6 +224,7 @@ class Finetune:
                 ),
                 augmentation=Augmentation(**config.augmentation.model_dump(exclude={"speed"})),
                 timestamps_share=config.windows.timestamps_share,
+                cut_share=config.windows.cut_share,
                 previous_share=config.windows.previous_text_share,
                 task=config.windows.task,
                 seed=training.seed,

@@ -14,6 +14,7 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.models.vocabulary import IGNORED_LABEL
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.training.examples import Batch
+from corpus_asr.units import FRAMES_PER_POSITION
 
 _BLANK = 256  # after all bytes
 
@@ -79,11 +80,11 @@ class Objective(nn.Module):
         self, student: WhisperForConditionalGeneration, batch: Batch, *, taught: bool = True
     ) -> Losses:
         """Score a batch; `taught` says whether the teacher, if there is one, is asked."""
-        output = student(batch.features, decoder_input_ids=batch.inputs)
+        states = _encoded(student, batch)
+        output = student(encoder_outputs=states, decoder_input_ids=batch.inputs)
         teacher = self._teacher[0] if taught else None
         share = 1.0 if teacher is None else 1.0 - self._weights.teacher_tokens
         parts = {"labels": share * self._label_loss(output.logits, batch)}
-        states = output.encoder_last_hidden_state
         if self.read_off is not None:
             parts["ctc"] = self._weights.ctc * self._ctc(self.read_off(states), batch)
         if teacher is not None:
@@ -135,7 +136,7 @@ class Objective(nn.Module):
         weights = self._weights
         parts: dict[str, Tensor] = {}
         with torch.no_grad():
-            shown = teacher.model.encoder(batch.features.to(teacher.dtype))
+            shown = _encoded(teacher, batch)
             expected = None
             if weights.teacher_tokens:
                 expected = teacher(encoder_outputs=shown, decoder_input_ids=batch.inputs).logits
@@ -147,10 +148,20 @@ class Objective(nn.Module):
             # Gradients of softened distributions are smaller (Hinton et al. 2015, section 2).
             parts["teacher_tokens"] = weights.teacher_tokens * weights.temperature**2 * apart
         if self.matched is not None:
-            target = F.layer_norm(shown.last_hidden_state.float(), (teacher.config.d_model,))
+            target = F.layer_norm(shown.float(), (teacher.config.d_model,))
             apart = F.mse_loss(self.matched(states).float(), target)
             parts["teacher_encoder"] = weights.teacher_encoder * apart * batch.num_labels
         return parts
+
+
+def _encoded(network: WhisperForConditionalGeneration, batch: Batch) -> Tensor:
+    """Encode as much of the windows as is heard, as if there were no more."""
+    features = batch.features.to(network.dtype)
+    if batch.num_frames == features.shape[2]:
+        return network.model.encoder.encode(features)
+    heard = [batch.num_frames] * len(features)
+    whole = network.model.encoder.encode(features, num_frames=heard)
+    return whole[:, : batch.num_frames // FRAMES_PER_POSITION]
 
 
 def _check_teacher(

@@ -1,5 +1,6 @@
 """Losses: equal to transformers', to PyTorch's, and zero where there is nothing to learn."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,18 @@ def test_reading_off_the_encoder_is_ctc_over_the_letters_of_each_passage(
         for row, first, last, text in [(0, 5, 25, b"so"), (0, 25, 35, b"i"), (1, 0, 49, b"did")]
     )
     assert found.parts["ctc"] == pytest.approx(0.5 * expected, rel=1e-4)
+
+
+def test_windows_that_are_cut_are_heard_as_if_there_were_no_more(
+    folder: Path, batch: Batch
+) -> None:
+    ours = network(folder)
+    objective = Objective(ours, Weights(), teacher=None)
+    found = objective(ours, replace(batch, num_frames=60)).parts
+    loud = batch.features.clone()
+    loud[:, :, 60:] = 3.0
+    assert objective(ours, replace(batch, num_frames=60, features=loud)).parts == found
+    assert objective(ours, batch).parts != found
 
 
 def test_windows_in_which_nobody_speaks_have_nothing_to_read_off(folder: Path) -> None:
