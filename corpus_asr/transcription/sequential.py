@@ -115,7 +115,7 @@ class SeekLoop:
         )
         seek = at + advance
         stretches: Sequence[Stretch | None] = [None] * len(pieces)
-        if self._settings.word_timestamps and self._dialect.text(decoded.tokens).strip():
+        if self._settings.word_timestamps:
             found, seek = yield from self._time_words(window, pieces, seek)
             if found is None:
                 return seek

@@ -128,8 +128,12 @@ def time_words(
 
 
 def last_word_end(stretches: Sequence[Stretch]) -> float | None:
-    """Where the last word ends, in recording time; None without words."""
-    return next((one.words[-1].end_s for one in reversed(stretches) if one.words), None)
+    """Where the last word ends, in recording time; without words, where the last stretch does.
+
+    None without stretches.
+    """
+    without_words = stretches[-1].end_s if stretches else None
+    return next((one.words[-1].end_s for one in reversed(stretches) if one.words), without_words)
 
 
 def _token_times(

@@ -234,6 +234,7 @@ def ours(
     clips=st.lists(st.integers(0, 13_000), max_size=5, unique=True).map(sorted),
 )
 @example(seed=1, frames=12_000, words=True, silence_s=2.0, conditioned=True, prompt=None, clips=[])
+@example(seed=794, frames=4305, words=True, silence_s=5.0, conditioned=True, prompt=None, clips=[])
 def test_windows_prompts_and_segments_are_theirs(
     seed: int,
     frames: int,

@@ -269,7 +269,7 @@ def test_segments_without_text_stay_as_they_are_between_those_with_words() -> No
     assert found[0] == found[2] == empty
     assert [len(stretch.words) for stretch in found] == [0, 1, 0]
     assert last_word_end(found) == found[1].words[-1].end_s
-    assert last_word_end([empty]) is None
+    assert (last_word_end([empty]), last_word_end([])) == (empty.end_s, None)
 
 
 def test_a_window_that_says_nothing_asks_for_nothing() -> None:
