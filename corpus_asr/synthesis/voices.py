@@ -23,8 +23,9 @@ from corpus_asr.units import SAMPLE_RATE_HZ
 
 Program = Literal["espeak-ng", "flite", "festival"]
 
+# British English by the name of its file: as en-gb, all speakers sound alike.
 _ESPEAK_ACCENTS = (
-    "en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029",
+    "en-us", "gmw/en", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029",
 )  # fmt: skip
 _ESPEAK_SPEAKERS = (
     "", "m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "f1", "f2", "f3", "f4", "f5",

@@ -6,6 +6,7 @@ import stat
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from corpus_asr.errors import ConfigError, DecodeError
@@ -119,3 +120,14 @@ def test_real_programs_speak_faster_when_asked(program: str) -> None:
     text = "The north wind and the sun were disputing."
     slow, fast = (len(speak(voice, text, Manner(speed=speed))) for speed in (0.8, 1.25))
     assert slow > 1.3 * fast
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+def test_speakers_of_every_accent_differ() -> None:
+    voices = [v for v in installed_voices() if v.program == "espeak-ng"]
+    for accent in {voice.speaker.partition("+")[0] for voice in voices}:
+        plain, low = (
+            speak(Voice("espeak-ng", speaker), "Hello there.", Manner())
+            for speaker in (accent, f"{accent}+m3")
+        )
+        assert not np.array_equal(plain, low), accent
