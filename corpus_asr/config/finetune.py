@@ -157,6 +157,10 @@ class TrainingSettings(Settings):
         default=0.0, ge=0,
         description="Of a second loss, on the encoder, for networks that start from nothing.",
     )  # fmt: skip
+    phones_weight: float = Field(
+        default=0.0, ge=0,
+        description="Of a third loss: the sounds that manifests name, by positions of the encoder.",
+    )  # fmt: skip
     gradient_checkpointing: bool = Field(
         default=False, description="Compute states twice to keep fewer of them."
     )

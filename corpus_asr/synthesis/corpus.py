@@ -15,13 +15,14 @@ from pathlib import Path
 from corpus_asr.audio.encode import encode_audio
 from corpus_asr.errors import ConfigError, DecodeError
 from corpus_asr.synthesis.sentences import drawn_sentences, written_sentences
-from corpus_asr.synthesis.voices import Manner, Program, Voice, drawn_manner, speak
+from corpus_asr.synthesis.voices import Manner, Program, Speech, Voice, drawn_manner, speak
+from corpus_asr.text.phones import write_phones
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 SETS = ("train", "validation")
 
 # How often each speaks: espeak-ng has the most voices, festival takes the longest.
-_SHARES: dict[Program, float] = {"espeak-ng": 0.5, "flite": 0.3, "festival": 0.2}
+_SHARES: dict[Program, float] = {"espeak-ng": 0.6, "flite": 0.3, "festival": 0.1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,13 +112,13 @@ def write_corpus(
             seconds = 0.0
             while seconds < hours[name] * 3600:
                 batch = [next(theirs) for _ in range(8 * workers)]
-                lengths = pool.map(lambda line: _write(folder, line), batch)
-                for line, spoken_s in zip(batch, lengths, strict=True):
-                    if spoken_s is None:
+                found_speech = pool.map(lambda line: _write(folder, line), batch)
+                for line, speech in zip(batch, found_speech, strict=True):
+                    if speech is None:
                         failed += 1
                         continue
-                    seconds += spoken_s
-                    rows.append(_row(line, spoken_s))
+                    seconds += len(speech.samples) / SAMPLE_RATE_HZ
+                    rows.append(_row(line, speech))
                 if not rows:
                     raise ConfigError(
                         f"speaking {name} sentences: none of the first {failed} could be spoken, "
@@ -129,24 +130,25 @@ def write_corpus(
     return Spoken(hours=found, failed=failed)
 
 
-def _write(folder: Path, line: Line) -> float | None:
-    """Speak one line; returns its seconds, None where the voice cannot."""
+def _write(folder: Path, line: Line) -> Speech | None:
+    """Speak one line; returns its speech, None where the voice cannot."""
     try:
-        samples = speak(line.voice, line.text, line.manner)
+        speech = speak(line.voice, line.text, line.manner)
     except DecodeError:
         return None
-    (folder / _name(line)).write_bytes(encode_audio(samples, "flac"))
-    return len(samples) / SAMPLE_RATE_HZ
+    (folder / _name(line)).write_bytes(encode_audio(speech.samples, "flac"))
+    return speech
 
 
-def _row(line: Line, spoken_s: float) -> dict[str, object]:
-    return {
+def _row(line: Line, speech: Speech) -> dict[str, object]:
+    row: dict[str, object] = {
         "uri": _name(line),
         "text": line.text,
         "language": "en",
         "speaker": line.voice.name,
-        "duration_s": round(spoken_s, 3),
+        "duration_s": round(len(speech.samples) / SAMPLE_RATE_HZ, 3),
     }
+    return row | {"phones": write_phones(list(speech.sounds))} if speech.sounds else row
 
 
 def _name(line: Line) -> str:

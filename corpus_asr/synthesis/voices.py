@@ -1,4 +1,4 @@
-"""Speaking programs as voices: a text in, samples of it being spoken out.
+"""Speaking programs as voices: a text in, samples of it being spoken and its sounds out.
 
 espeak-ng, flite and festival are programs of their own, installed by the system's packages; what is
 not there is not used. Knows no corpus and no files but those it removes.
@@ -7,6 +7,7 @@ not there is not used. Knows no corpus and no files but those it removes.
 import random
 import shutil
 import subprocess
+import sys
 import tempfile
 import wave
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,8 @@ from jaxtyping import Float32
 
 from corpus_asr.audio.resample import resample
 from corpus_asr.errors import ConfigError, DecodeError
+from corpus_asr.synthesis import espeak
+from corpus_asr.synthesis.sounds import sounds_of_espeak, sounds_of_flite
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 Program = Literal["espeak-ng", "flite", "festival"]
@@ -63,6 +66,16 @@ class Manner:
     pitch: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """A text being spoken."""
+
+    samples: Float32[np.ndarray, " sample"]
+    """At 16 kHz, without silence around."""
+    sounds: tuple[tuple[str, float], ...]
+    """ARPABET names with the seconds at which they end; none where the program does not tell."""
+
+
 def installed_voices() -> list[Voice]:
     """Return the voices of this machine, sorted.
 
@@ -80,11 +93,11 @@ def installed_voices() -> list[Voice]:
 
 def drawn_manner(draw: random.Random) -> Manner:
     """Draw how fast and how high is spoken, as people differ."""
-    return Manner(speed=draw.uniform(0.8, 1.25), pitch=draw.uniform(0.8, 1.25))
+    return Manner(speed=draw.uniform(0.8, 1.4), pitch=draw.uniform(0.8, 1.25))
 
 
-def speak(voice: Voice, text: str, manner: Manner) -> Float32[np.ndarray, " sample"]:
-    """Return a text spoken, at 16 kHz, without silence around it.
+def speak(voice: Voice, text: str, manner: Manner) -> Speech:
+    """Return a text spoken.
 
     Raises:
         DecodeError: the program fails, or says nothing.
@@ -101,10 +114,21 @@ def speak(voice: Voice, text: str, manner: Manner) -> Float32[np.ndarray, " samp
         if done.returncode or not path.is_file():
             raise _mute(voice, text, done.stderr.decode(errors="replace").strip()[-200:])
         samples, rate_hz = _read(path)
-    spoken = _trimmed(resample(samples, rate_hz=rate_hz))
-    if not spoken.size:
+    whole = resample(samples, rate_hz=rate_hz)
+    spoken = _spoken(whole)
+    if spoken.start == spoken.stop:
         raise _mute(voice, text, "silence")
-    return spoken
+    printed = done.stdout.decode(errors="replace")
+    sounds: list[tuple[str, float]] = []
+    if voice.program == "espeak-ng":
+        sounds = sounds_of_espeak(printed, rate_hz=rate_hz, num_samples=samples.size)
+    elif voice.program == "flite":
+        sounds = sounds_of_flite(printed)
+    cut_s, length_s = spoken.start / SAMPLE_RATE_HZ, (spoken.stop - spoken.start) / SAMPLE_RATE_HZ
+    return Speech(
+        whole[spoken],
+        tuple((name, min(end_s - cut_s, length_s)) for name, end_s in sounds if end_s > cut_s),
+    )
 
 
 def _known_voices() -> Iterator[Voice]:
@@ -130,16 +154,26 @@ def _is_there(voice: Voice) -> bool:
 def _command(voice: Voice, text: str, manner: Manner, path: Path) -> tuple[Sequence[str], str]:
     """Return what to run, and what to say to it."""
     if voice.program == "espeak-ng":
-        words_per_minute, pitch = round(165 * manner.speed), round(50 * manner.pitch)
-        manner_of = ("-s", str(words_per_minute), "-p", str(min(99, pitch)))
-        return ("espeak-ng", "-v", voice.speaker, *manner_of, "-w", str(path), "--stdin"), text
+        words_per_minute, pitch = round(165 * manner.speed), min(99, round(50 * manner.pitch))
+        argv = (voice.speaker, str(words_per_minute), str(pitch), str(path))
+        return (sys.executable, "-I", "-S", espeak.__file__, *argv), text
     if voice.program == "flite":
         settings = (
             f"duration_stretch={1 / manner.speed:.3f}",
             f"int_f0_target_mean={105 * manner.pitch:.0f}",
         )
         options = tuple(part for each in settings for part in ("--setf", each))
-        return ("flite", "-voice", voice.speaker, *options, "-t", text, "-o", str(path)), ""
+        return (
+            "flite",
+            "-psdur",
+            "-voice",
+            voice.speaker,
+            *options,
+            "-t",
+            text,
+            "-o",
+            str(path),
+        ), ""
     # Its voices take no other pitch than their own, and the one of HTS no other speed either.
     said = f"(voice_{voice.speaker}) (Parameter.set 'Duration_Stretch {1 / manner.speed:.3f})"
     return ("text2wave", "-eval", f"(begin {said})", "-o", str(path)), text
@@ -151,13 +185,13 @@ def _read(path: Path) -> tuple[Float32[np.ndarray, " sample"], int]:
         return values.astype(np.float32) / np.float32(_FULL_SCALE), file.getframerate()
 
 
-def _trimmed(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " spoken"]:
-    """Cut silence off at both ends, so that the times of a text are those of its words."""
+def _spoken(samples: Float32[np.ndarray, " sample"]) -> slice:
+    """Find where it is not silent, so that the times of a text are those of its words."""
     loud = np.flatnonzero(np.abs(samples) > _QUIET_SHARE * np.abs(samples).max(initial=0.0))
     if not loud.size:
-        return samples[:0]
+        return slice(0, 0)
     kept = round(_KEPT_S * SAMPLE_RATE_HZ)
-    return samples[max(0, loud[0] - kept) : loud[-1] + kept]
+    return slice(max(0, int(loud[0]) - kept), min(len(samples), int(loud[-1]) + kept))
 
 
 def _mute(voice: Voice, text: str, found: str) -> DecodeError:

@@ -4,6 +4,7 @@ In: the number of a window. Out: its features and token row, always the same for
 whichever process asks. Knows no network.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset
 
 from corpus_asr.models.vocabulary import IGNORED_LABEL
 from corpus_asr.spectral.mel import log_mel
+from corpus_asr.text.phones import PAUSE, UNKNOWN
 from corpus_asr.training.augmentation import (
     Augmentation,
     change_samples,
@@ -40,6 +42,7 @@ _TONES_SHARE = 0.4
 _QUIET_DB = (-80.0, -20.0)
 _QUIETEST = 1e-6
 _SILENCE_AFTER_S = 1.0  # of windows that are cut
+_POSITIONS = round(WINDOW_S / TIMESTAMP_STEP_S)
 _PREVIOUS_LETTERS = 1_000  # more than half of the decoder's positions hold
 
 
@@ -51,6 +54,8 @@ class Example:
     tokens: TokenRow
     num_frames: int | None = None
     """That are heard; None: all."""
+    phones: Int64[np.ndarray, " position"] | None = None
+    """At each position of the encoding; -100 where it is not known. None: nowhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +68,8 @@ class ExampleSettings:
     timestamps_share: float
     cut_share: float
     previous_share: float
+    with_phones: bool
+    """Whether examples tell which sound is heard when."""
     task: str
     seed: int
 
@@ -109,7 +116,12 @@ class Examples(Dataset[Example]):
         )
         cut = said and draw.random() < settings.cut_share
         num_frames = _num_frames(said, draw) if cut else None
-        return Example(features=features, tokens=tokens, num_frames=num_frames)
+        return Example(
+            features=features,
+            tokens=tokens,
+            num_frames=num_frames,
+            phones=self._phones(window) if settings.with_phones else None,
+        )
 
     def _heard(self, window: Window) -> tuple[np.ndarray, list[Said]]:
         """Return a window's samples, and what is said in it."""
@@ -129,6 +141,23 @@ class Examples(Dataset[Example]):
             start = run.at + (int(self._material.start[passage]) - begin) / speed
             end = run.at + (int(self._material.end[passage]) - begin) / speed
             yield Said(start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ, self._material.text(passage))
+
+    def _phones(self, window: Window) -> Int64[np.ndarray, " position"]:
+        """Return which sound is heard when: pauses between runs, and what is known of these."""
+        material = self._material
+        found = np.full(_POSITIONS, PAUSE, np.int64)
+        for run in window.runs:
+            begin, end = int(material.start[run.first]), material.ends(slice(run.first, run.end))
+            first = _position(run.at)
+            found[first : _position(run.at + (end - begin) / window.speed)] = IGNORED_LABEL
+            for passage in range(run.first, run.end):
+                start = run.at + (int(material.start[passage]) - begin) / window.speed
+                at = _position(start)
+                for phone in material.phones(passage):
+                    until = _position(start + phone.end_s * SAMPLE_RATE_HZ / window.speed)
+                    found[at:until] = IGNORED_LABEL if phone.number == UNKNOWN else phone.number
+                    at = until
+        return found
 
     def _silence(self, draw: np.random.Generator) -> np.ndarray:
         """Return a window in which nobody speaks: noise or tones, faint or loud, or nothing."""
@@ -165,6 +194,8 @@ class Batch:
     """(letter,): the texts of all passages, one after the other."""
     num_frames: int
     """Of the features, those that are heard."""
+    phones: torch.Tensor | None = None
+    """(batch, position): sounds, -100 where they are not known; None: nowhere."""
 
     def to(self, device: torch.device) -> "Batch":
         """Return the same on a device."""
@@ -212,9 +243,15 @@ class Collate:
             inputs=torch.from_numpy(inputs),
             labels=torch.from_numpy(labels),
             spans=torch.tensor(spans, dtype=torch.int64).reshape(-1, 4),
+            phones=_joined_phones(examples),
             num_frames=max(one.num_frames or one.features.shape[1] for one in examples),
             spoken=torch.tensor([i for _, said in spoken for i in said.letters], dtype=torch.int64),
         )
+
+
+def _joined_phones(examples: list[Example]) -> torch.Tensor | None:
+    told = [one.phones for one in examples if one.phones is not None]
+    return torch.from_numpy(np.stack(told)) if len(told) == len(examples) else None
 
 
 def _num_frames(said: list[Said], draw: np.random.Generator) -> int:
@@ -223,8 +260,14 @@ def _num_frames(said: list[Said], draw: np.random.Generator) -> int:
     return 2 * min(round(end_s * FRAMES_PER_SECOND / 2) + 1, WINDOW_S * FRAMES_PER_SECOND // 2)
 
 
+def _position(sample: float) -> int:
+    """Return the first position of the encoding whose middle is not before a sample."""
+    step = TIMESTAMP_STEP_S * SAMPLE_RATE_HZ
+    return max(0, math.ceil(sample / step - 0.5))
+
+
 def _positions(said: Spoken) -> tuple[int, int]:
     """Return the first position of the encoding at which a passage is heard, and the last."""
-    last = round(WINDOW_S / TIMESTAMP_STEP_S) - 1
+    last = _POSITIONS - 1
     first = min(int(said.start_s / TIMESTAMP_STEP_S), last)
     return first, min(max(int(said.end_s / TIMESTAMP_STEP_S), first), last)

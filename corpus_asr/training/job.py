@@ -78,6 +78,11 @@ class Finetune:
             self._processor.tokenizer, max_tokens=self._student.config.max_target_positions
         )
         self.material = self._prepared("train", local_rank)
+        if config.training.phones_weight and not self.material.tells_phones:
+            raise ConfigError(
+                "training.phones_weight: found no passage with phones in data.train, expected "
+                "manifests that name sounds and their times; make them, or set it to 0"
+            )
         self._evaluator = self._made_evaluator(local_rank)
         self._objective = self._made_objective()
         freeze(self._student, config.model.freeze)
@@ -193,6 +198,7 @@ class Finetune:
             Weights(
                 label_smoothing=training.label_smoothing,
                 ctc=training.ctc_weight,
+                phones=training.phones_weight,
                 teacher_tokens=distillation.token_weight if taught else 0.0,
                 teacher_encoder=distillation.encoder_weight if taught else 0.0,
                 temperature=distillation.temperature,
@@ -226,6 +232,7 @@ class Finetune:
                 timestamps_share=config.windows.timestamps_share,
                 cut_share=config.windows.cut_share,
                 previous_share=config.windows.previous_text_share,
+                with_phones=training.phones_weight > 0,
                 task=config.windows.task,
                 seed=training.seed,
             ),

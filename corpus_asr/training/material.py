@@ -18,10 +18,12 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Float32, Int16, Int64
 
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.storage.addresses import shown
+from corpus_asr.text.phones import Phone, read_phones
 from corpus_asr.training.passages import Passage, Recording
 from corpus_asr.training.samples import FULL_SCALE, Samples, Wanted, joined, read_samples
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
@@ -39,6 +41,7 @@ _SCHEMA = pa.schema(
         pa.field("text", pa.string(), nullable=False),
         pa.field("language", pa.string()),
         pa.field("previous", pa.string(), nullable=False),  # said before the stretch
+        pa.field("phones", pa.string(), nullable=False),  # with times after the passage's start
     ]
 )
 _PLACES = ("stretch", "start", "end", "tokens")
@@ -95,6 +98,15 @@ class Material:
         """Return what is said in a passage; nothing where there is no speech."""
         said: str = self.table["text"][passage].as_py()
         return said
+
+    def phones(self, passage: int) -> list[Phone]:
+        """Return the sounds of a passage and their times; none where they are not known."""
+        return read_phones(self.table["phones"][passage].as_py())
+
+    @property
+    def tells_phones(self) -> bool:
+        """Whether the sounds of any passage are known."""
+        return bool(pc.any(pc.not_equal(self.table["phones"], "")).as_py())
 
     def ends(self, passages: slice) -> int:
         """Return the sample at which the last of some passages ends: they may overlap."""
@@ -317,6 +329,7 @@ class _Writer:
                 "text": passage.text.strip(),
                 "language": passage.language,
                 "previous": passage.previous,
+                "phones": passage.phones,
             }
         )
         if len(self._waiting) == _ROWS_AT_ONCE:

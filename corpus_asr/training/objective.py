@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from corpus_asr.errors import ConfigError
 from corpus_asr.models.vocabulary import IGNORED_LABEL
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.text.phones import PHONES
 from corpus_asr.training.examples import Batch
 from corpus_asr.units import FRAMES_PER_POSITION
 
@@ -26,6 +27,8 @@ class Weights:
     label_smoothing: float = 0.0
     ctc: float = 0.0
     """Of the text read off the encoder alone, which brings attention in order from nothing."""
+    phones: float = 0.0
+    """Of the sound at each position, where the data tell it: the first thing that is learnt."""
     teacher_tokens: float = 0.0
     """Of the teacher's distributions of tokens; the labels keep the rest."""
     teacher_encoder: float = 0.0
@@ -69,6 +72,7 @@ class Objective(nn.Module):
         self._teacher = (teacher,)
         width = student.config.d_model
         self.read_off = nn.Linear(width, _BLANK + 1) if weights.ctc else None
+        self.name_sounds = nn.Linear(width, len(PHONES)) if weights.phones else None
         self.matched: nn.Linear | None = None
         if teacher is not None:
             _check_teacher(student, teacher, weights)
@@ -87,6 +91,8 @@ class Objective(nn.Module):
         parts = {"labels": share * self._label_loss(output.logits, batch)}
         if self.read_off is not None:
             parts["ctc"] = self._weights.ctc * self._ctc(self.read_off(states), batch)
+        if self.name_sounds is not None:
+            parts["phones"] = self._weights.phones * _phone_loss(self.name_sounds(states), batch)
         if teacher is not None:
             parts |= self._taught(teacher, output.logits, states, batch)
         return Losses(
@@ -152,6 +158,19 @@ class Objective(nn.Module):
             apart = F.mse_loss(self.matched(states).float(), target)
             parts["teacher_encoder"] = weights.teacher_encoder * apart * batch.num_labels
         return parts
+
+
+def _phone_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Score the sounds of the positions that are heard; sums over them."""
+    if batch.phones is None:
+        return logits.sum() * 0.0
+    heard = batch.phones[:, : logits.shape[1]]
+    return F.cross_entropy(
+        logits.float().flatten(0, 1),
+        heard.flatten(),
+        ignore_index=IGNORED_LABEL,
+        reduction="sum",
+    )
 
 
 def _encoded(network: WhisperForConditionalGeneration, batch: Batch) -> Tensor:

@@ -162,7 +162,7 @@ class _Tape:
 
 def spoken(voice: Voice, text: str) -> tuple[np.ndarray, SpokenText]:
     """Return a sentence as `speak` gives it, and when its words are said in that."""
-    samples = speak(voice, text, Manner())
+    samples = speak(voice, text, Manner()).samples
     with multiprocessing.get_context("spawn").Pool(1) as pool:  # espeak-ng keeps its state
         told = pool.apply(_told, (voice, text))
     whole = resample(told.samples.astype(np.float32) / _FULL_SCALE, rate_hz=told.rate_hz)

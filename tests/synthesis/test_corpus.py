@@ -11,6 +11,7 @@ import pytest
 
 from corpus_asr.errors import ConfigError, DecodeError
 from corpus_asr.synthesis.corpus import SETS, drawn_lines, split_voices, write_corpus
+from corpus_asr.synthesis.sounds import sounds_of_espeak, sounds_of_flite
 from corpus_asr.synthesis.voices import Manner, Voice, installed_voices, speak
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import decode, noise, wav_bytes
@@ -73,7 +74,7 @@ def test_a_seed_decides_everything() -> None:
 
 
 def test_speech_is_brought_to_16_khz_without_silence_around(pretended: Path) -> None:
-    samples = speak(VOICES[0], "anything", Manner())
+    samples = speak(VOICES[0], "anything", Manner()).samples
     assert len(samples) == pytest.approx(0.7 * SAMPLE_RATE_HZ, abs=50)  # 0.6 s and what is kept
 
 
@@ -118,7 +119,7 @@ def test_real_programs_speak_faster_when_asked(program: str) -> None:
     if voice is None:
         pytest.skip(f"{program} has no voice that speaks faster")
     text = "The north wind and the sun were disputing."
-    slow, fast = (len(speak(voice, text, Manner(speed=speed))) for speed in (0.8, 1.25))
+    slow, fast = (speak(voice, text, Manner(speed=speed)).samples.size for speed in (0.8, 1.25))
     assert slow > 1.3 * fast
 
 
@@ -127,7 +128,35 @@ def test_speakers_of_every_accent_differ() -> None:
     voices = [v for v in installed_voices() if v.program == "espeak-ng"]
     for accent in {voice.speaker.partition("+")[0] for voice in voices}:
         plain, low = (
-            speak(Voice("espeak-ng", speaker), "Hello there.", Manner())
+            speak(Voice("espeak-ng", speaker), "Hello there.", Manner()).samples
             for speaker in (accent, f"{accent}+m3")
         )
         assert not np.array_equal(plain, low), accent
+
+
+@pytest.mark.parametrize("program", ["espeak-ng", "flite"])
+def test_sounds_are_told_with_the_time_of_each(program: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    voice = {"espeak-ng": Voice("espeak-ng", "en-us"), "flite": Voice("flite", "slt")}[program]
+    speech = speak(voice, "She sees six.", Manner())
+    assert speak(voice, "She sees six.", Manner()).sounds == speech.sounds
+    names = [name for name, _ in speech.sounds if name != "pau"]
+    assert names == ["sh", "iy", "s", "iy", "z", "s", "ih", "k", "s"]
+    begun_s = 0.0
+    for name, end_s in speech.sounds:
+        heard = speech.samples[round(begun_s * SAMPLE_RATE_HZ) : round(end_s * SAMPLE_RATE_HZ)]
+        begun_s = end_s
+        if name in ("sh", "s", "iy"):
+            turns = float(np.mean(np.diff(np.signbit(heard))))
+            assert turns < 0.2 if name == "iy" else turns > 0.2, (name, end_s)  # sung or hissed
+    assert begun_s == pytest.approx(len(speech.samples) / SAMPLE_RATE_HZ, abs=0.1)
+
+
+def test_what_espeak_calls_sounds_is_arpabet_here() -> None:
+    printed = "0 _:\n100 tS\n250 3:\n400 xx\n"
+    assert sounds_of_espeak(printed, rate_hz=100, num_samples=500) == [
+        ("pau", 1.0), ("ch", 2.5), ("er", 4.0), ("?", 5.0),
+    ]  # fmt: skip
+    assert sounds_of_espeak("", rate_hz=100, num_samples=500) == []
+    assert sounds_of_flite("pau:0.2 hh:0.25 \n") == [("pau", 0.2), ("hh", 0.25)]

@@ -165,6 +165,12 @@ def test_nothing_to_learn_from_is_told(place: Path, tmp_path: Path) -> None:
         Finetune(config, group=Group())
 
 
+def test_sounds_that_nobody_tells_are_not_waited_for(place: Path) -> None:
+    config = training(place, place / "model", "sounds", training={"phones_weight": 0.2})
+    with pytest.raises(ConfigError, match=r"no passage with phones in data\.train"):
+        Finetune(config, group=Group())
+
+
 def test_a_missing_language_is_told_before_training(place: Path) -> None:
     said = (place / "train" / "manifest.jsonl").read_text(encoding="utf-8")
     manifest = place / "train" / "no-language.jsonl"

@@ -107,6 +107,22 @@ def test_reading_off_the_encoder_is_ctc_over_the_letters_of_each_passage(
     assert found.parts["ctc"] == pytest.approx(0.5 * expected, rel=1e-4)
 
 
+def test_sounds_are_named_where_they_are_known(folder: Path, batch: Batch) -> None:
+    ours = network(folder)
+    objective = Objective(ours, Weights(phones=0.5), teacher=None)
+    assert objective(ours, batch).parts["phones"] == 0.0
+    phones = torch.full((2, 50), -100)
+    phones[0, 10:30], phones[1, 40:] = 7, 3
+    assert objective.name_sounds is not None
+    states = ours.model.encoder(batch.features).last_hidden_state
+    scores = torch.log_softmax(objective.name_sounds(states), dim=-1)
+    expected = -(scores[0, 10:30, 7].sum() + scores[1, 40:, 3].sum()).item()
+    found = objective(ours, replace(batch, phones=phones))
+    assert found.parts["phones"] == pytest.approx(0.5 * expected, rel=1e-4)
+    cut = objective(ours, replace(batch, phones=phones, num_frames=80)).parts["phones"]
+    assert 0 < cut < 0.5 * 20 * 10  # what is not heard is not asked for
+
+
 def test_windows_that_are_cut_are_heard_as_if_there_were_no_more(
     folder: Path, batch: Batch
 ) -> None:

@@ -1,0 +1,104 @@
+"""Windows as a network takes them: what is said, which sounds are heard when, and how far."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
+from corpus_asr.text.phones import PHONES
+from corpus_asr.training.augmentation import Augmentation
+from corpus_asr.training.examples import Collate, Examples, ExampleSettings
+from corpus_asr.training.labels import LabelWriter
+from corpus_asr.training.material import Material, prepare
+from corpus_asr.training.passages import Passage
+from corpus_asr.training.windows import Packing
+from tests.support.audio import noise, wav_bytes
+from tests.support.training_jobs import tiny_student
+
+SETTINGS = ExampleSettings(
+    num_mel_bins=80,
+    packing=Packing(
+        share_windows=True,
+        max_tokens=400,
+        max_pause_s=0.0,
+        partly_filled_share=0.0,
+        speeds=(1.0, 1.0),
+        no_speech_share=0.0,
+    ),
+    augmentation=Augmentation(),
+    timestamps_share=1.0,
+    cut_share=0.0,
+    previous_share=0.0,
+    with_phones=True,
+    task="transcribe",
+    seed=0,
+)
+PAUSE, AA, T = (PHONES.index(name) for name in ("pau", "aa", "t"))
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> LabelWriter:
+    folder = tiny_student(tmp_path_factory.mktemp("place"))
+    return LabelWriter(WhisperTokenizer.from_pretrained(folder), max_tokens=448)
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory, labels: LabelWriter) -> Material:
+    """Two seconds, of which the sounds of the first are told, one of them without a name."""
+    folder = tmp_path_factory.mktemp("material")
+    (folder / "a.wav").write_bytes(wav_bytes(noise(2.0), rate_hz=16_000))
+    told = "aa:0.2 ?:0.4 t:1.0"
+    passages = [
+        Passage(uri=str(folder / "a.wav"), text="one", end_s=1.0, language="en", phones=told),
+        Passage(uri=str(folder / "a.wav"), text="two", start_s=1.0, end_s=2.0, language="en"),
+    ]
+    return prepare(
+        passages,
+        folder / "cache",
+        count_tokens=labels.count,
+        max_tokens=400,
+        max_gap_s=1.0,
+        workers=1,
+        timeout_s=60.0,
+    )
+
+
+@pytest.mark.parametrize("speed", [1.0, 0.5])
+def test_each_position_tells_its_sound_if_it_is_known(
+    material: Material, labels: LabelWriter, speed: float
+) -> None:
+    packing = replace(SETTINGS.packing, speeds=(speed, speed))
+    found = Examples(material, labels, replace(SETTINGS, packing=packing))[0].phones
+    assert found is not None
+    assert found.shape == (1500,)
+    slower = round(1 / speed)
+    lasts = {AA: 10, -100: 10, T: 30}
+    expected = [n for n, positions in lasts.items() for _ in range(slower * positions)]
+    expected += [-100] * 50 * slower  # nothing is told of the second passage
+    assert found[: len(expected)].tolist() == expected
+    assert (found[len(expected) :] == PAUSE).all()
+
+
+def test_sounds_are_asked_for_where_all_windows_tell_them(
+    material: Material, labels: LabelWriter
+) -> None:
+    told = Examples(material, labels, SETTINGS)[0]
+    not_told = Examples(material, labels, replace(SETTINGS, with_phones=False))[0]
+    joined = Collate(0)([told, told]).phones
+    assert joined is not None
+    assert joined.shape == (2, 1500)
+    assert Collate(0)([told, not_told]).phones is None
+
+
+def test_windows_that_are_cut_are_heard_to_their_last_word(
+    material: Material, labels: LabelWriter
+) -> None:
+    whole = Examples(material, labels, SETTINGS)[0]
+    assert whole.num_frames is None
+    cut = Examples(material, labels, replace(SETTINGS, cut_share=1.0))[0]
+    assert cut.num_frames is not None
+    assert 200 <= cut.num_frames <= 304  # of 10 ms, two seconds and up to one of silence
+    assert cut.num_frames % 2 == 0
+    np.testing.assert_array_equal(cut.features, whole.features)
+    assert Collate(0)([cut, whole]).num_frames == 3000
