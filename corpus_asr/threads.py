@@ -1,6 +1,6 @@
-"""How the threads of torch wait for one another.
+"""How the threads of torch wait for one another, and how many numpy has.
 
-Knows no torch: what the environment says is read when torch is first imported, and never again.
+Knows neither: what the environment says is read when they are first imported, and never again.
 """
 
 import os
@@ -13,6 +13,7 @@ Result = TypeVar("Result")
 SPIN_COUNT = "GOMP_SPINCOUNT"
 BRIEFLY = "10000"
 _WAIT_POLICY = "OMP_WAIT_POLICY"
+_ARRAY_THREADS = "OPENBLAS_NUM_THREADS"
 
 
 def spin_briefly() -> None:
@@ -26,6 +27,16 @@ def spin_briefly() -> None:
     """
     if _WAIT_POLICY not in os.environ:
         os.environ.setdefault(SPIN_COUNT, BRIEFLY)
+
+
+def one_thread_for_arrays() -> None:
+    """Let numpy's products stay in the thread that asks for them; before numpy is imported.
+
+    Processes that make windows for a training multiply small matrices. With a thread per core for
+    each of them they took the cores from the network's: 0.54 s a step of 22 s of speech on four
+    cores, and 0.40 s with one thread. Whoever has set the variable knows better.
+    """
+    os.environ.setdefault(_ARRAY_THREADS, "1")
 
 
 def run_apart(function: Callable[[], Result]) -> Result:

@@ -1,4 +1,4 @@
-"""Torch's threads spin briefly while they wait, unless somebody has said otherwise."""
+"""Threads of torch and numpy, unless somebody has said otherwise."""
 
 import os
 import subprocess
@@ -7,13 +7,19 @@ import threading
 
 import pytest
 
-from corpus_asr.threads import BRIEFLY, SPIN_COUNT, run_apart, spin_briefly
+from corpus_asr.threads import (
+    BRIEFLY,
+    SPIN_COUNT,
+    one_thread_for_arrays,
+    run_apart,
+    spin_briefly,
+)
 
 
 @pytest.fixture(autouse=True)
 def nobody_has_set_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     # Set first, so that what a test sets is taken back as well.
-    for name in (SPIN_COUNT, "OMP_WAIT_POLICY"):
+    for name in (SPIN_COUNT, "OMP_WAIT_POLICY", "OPENBLAS_NUM_THREADS"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -32,6 +38,16 @@ def test_whoever_set_it_knows_better(
     monkeypatch.setenv(name, value)
     spin_briefly()
     assert os.environ.get(SPIN_COUNT) == count
+
+
+@pytest.mark.parametrize(("value", "found"), [(None, "1"), ("3", "3")])
+def test_numpy_has_one_thread_where_it_is_asked_to(
+    monkeypatch: pytest.MonkeyPatch, value: str | None, found: str
+) -> None:
+    if value is not None:
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", value)
+    one_thread_for_arrays()
+    assert os.environ["OPENBLAS_NUM_THREADS"] == found
 
 
 def test_what_runs_apart_leaves_no_thread_behind() -> None:

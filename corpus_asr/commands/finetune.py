@@ -12,6 +12,7 @@ import typer
 
 from corpus_asr.commands.failures import readable_errors
 from corpus_asr.logs import speaks_json
+from corpus_asr.threads import one_thread_for_arrays
 
 
 def finetune(
@@ -24,6 +25,7 @@ def finetune(
     ] = None,
 ) -> None:
     """Train a Whisper checkpoint further on labelled audio, or go on where training stopped."""
+    one_thread_for_arrays()
     with readable_errors(on_interrupt="run the same command again to go on"):
         from corpus_asr.config.from_nothing import FromNothingConfig
         from corpus_asr.config.load import load_finetune

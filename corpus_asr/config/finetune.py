@@ -161,6 +161,14 @@ class TrainingSettings(Settings):
         default=0.0, ge=0,
         description="Of a third loss: the sounds that manifests name, by positions of the encoder.",
     )  # fmt: skip
+    encoder_steps: int = Field(
+        default=0, ge=0,
+        description="The first ones, which learn by the losses on the encoder alone.",
+    )  # fmt: skip
+    decoder_steps: int = Field(
+        default=0, ge=0,
+        description="Those after them, in which the encoder stays as it is; then both learn.",
+    )  # fmt: skip
     gradient_checkpointing: bool = Field(
         default=False, description="Compute states twice to keep fewer of them."
     )

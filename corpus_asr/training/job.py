@@ -83,6 +83,13 @@ class Finetune:
                 "training.phones_weight: found no passage with phones in data.train, expected "
                 "manifests that name sounds and their times; make them, or set it to 0"
             )
+        if config.training.encoder_steps and not (
+            config.training.phones_weight or config.training.ctc_weight
+        ):
+            raise ConfigError(
+                f"training.encoder_steps: found {config.training.encoder_steps} steps and no loss "
+                "on the encoder, expected a training.phones_weight or training.ctc_weight above 0"
+            )
         self._evaluator = self._made_evaluator(local_rank)
         self._objective = self._made_objective()
         freeze(self._student, config.model.freeze)
@@ -257,6 +264,8 @@ class Finetune:
                 loader_workers=config.data.workers,
                 dtype=self._dtype,
                 taught=config.distillation.steps,
+                encoder_alone=training.encoder_steps,
+                decoder_alone=training.decoder_steps,
             ),
             group=self._group,
         )

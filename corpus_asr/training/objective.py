@@ -5,6 +5,7 @@ of the batch, so that batches in pieces add up to the whole. Knows no steps and 
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from corpus_asr.training.examples import Batch
 from corpus_asr.units import FRAMES_PER_POSITION
 
 _BLANK = 256  # after all bytes
+
+Learns = Literal["encoder", "decoder", "both"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,24 +84,46 @@ class Objective(nn.Module):
                 self.matched = nn.Linear(width, teacher.config.d_model)
 
     def forward(
-        self, student: WhisperForConditionalGeneration, batch: Batch, *, taught: bool = True
+        self,
+        student: WhisperForConditionalGeneration,
+        batch: Batch,
+        *,
+        taught: bool = True,
+        learns: Learns = "both",
     ) -> Losses:
-        """Score a batch; `taught` says whether the teacher, if there is one, is asked."""
-        states = _encoded(student, batch)
-        output = student(encoder_outputs=states, decoder_input_ids=batch.inputs)
-        teacher = self._teacher[0] if taught else None
-        share = 1.0 if teacher is None else 1.0 - self._weights.teacher_tokens
-        parts = {"labels": share * self._label_loss(output.logits, batch)}
-        if self.read_off is not None:
-            parts["ctc"] = self._weights.ctc * self._ctc(self.read_off(states), batch)
-        if self.name_sounds is not None:
-            parts["phones"] = self._weights.phones * _phone_loss(self.name_sounds(states), batch)
-        if teacher is not None:
-            parts |= self._taught(teacher, output.logits, states, batch)
+        """Score a batch.
+
+        Args:
+            student: what learns.
+            batch: what from.
+            taught: whether the teacher, if there is one, is asked.
+            learns: which part of the student there are losses of.
+        """
+        with torch.set_grad_enabled(learns != "decoder"):
+            states = _encoded(student, batch)
+        parts: dict[str, Tensor] = {}
+        if learns != "encoder":
+            output = student(encoder_outputs=states, decoder_input_ids=batch.inputs)
+            teacher = self._teacher[0] if taught else None
+            share = 1.0 if teacher is None else 1.0 - self._weights.teacher_tokens
+            parts["labels"] = share * self._label_loss(output.logits, batch)
+            if teacher is not None:
+                parts |= self._taught(teacher, output.logits, states, batch)
+        if learns != "decoder":
+            parts |= self._read_off(states, batch)
         return Losses(
             total=torch.stack(list(parts.values())).sum(),
             parts={name: float(part.detach()) for name, part in parts.items()},
         )
+
+    def _read_off(self, states: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Score what the encoding alone tells."""
+        parts: dict[str, Tensor] = {}
+        if self.read_off is not None:
+            parts["ctc"] = self._weights.ctc * self._ctc(self.read_off(states), batch)
+        if self.name_sounds is not None:
+            parts["phones"] = self._weights.phones * _phone_loss(self.name_sounds(states), batch)
+        return parts
 
     def _label_loss(self, logits: Tensor, batch: Batch) -> Tensor:
         return F.cross_entropy(

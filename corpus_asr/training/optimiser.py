@@ -116,23 +116,23 @@ class NamedAdamW:
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take moments over.
+        """Take moments over; parameters that have not learnt yet have none.
 
         Raises:
             CheckpointError: they are not of these parameters.
         """
-        expected = {f"{moment}.{name}" for name in self.parameters for moment in _MOMENTS}
-        if state and expected != set(state):
+        known = {name for name in self.parameters if f"{_MOMENTS[0]}.{name}" in state}
+        expected = {f"{moment}.{name}" for name in known for moment in _MOMENTS}
+        if expected != set(state):
             wrong = sorted(expected ^ set(state))[:3]
             raise CheckpointError(
                 f"resuming: found moments of other parameters ({', '.join(wrong)} and so on), "
                 "expected those that learn now; resume with the same model.freeze and objective"
             )
-        for name, parameter in self.parameters.items():
-            if state:
-                self._adamw.state[parameter] = {
-                    moment: state[f"{moment}.{name}"].clone() for moment in _MOMENTS
-                }
+        for name in known:
+            self._adamw.state[self.parameters[name]] = {
+                moment: state[f"{moment}.{name}"].clone() for moment in _MOMENTS
+            }
 
 
 def clip(parameters: Iterable[Tensor], longest: float) -> float:

@@ -18,10 +18,11 @@ from corpus_asr.errors import EngineError
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.training.examples import Batch, Collate, Examples
 from corpus_asr.training.group import Group
-from corpus_asr.training.objective import Objective
+from corpus_asr.training.objective import Learns, Objective
 from corpus_asr.training.optimiser import NamedAdamW, Rates, clip
 
 _MAX_OVERFLOWS = 20
+_DECODER = ("model.decoder.", "proj_out.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,16 @@ class Steps:
     dtype: torch.dtype
     taught: int | None = None
     """The first ones, in which a teacher is asked; None: all."""
+    encoder_alone: int = 0
+    """The first ones, in which the decoder learns nothing."""
+    decoder_alone: int = 0
+    """Those after them, in which the encoder does not."""
+
+    def learns(self, step: int) -> Learns:
+        """Return what learns at a step, counted from 0."""
+        if step < self.encoder_alone:
+            return "encoder"
+        return "decoder" if step < self.encoder_alone + self.decoder_alone else "both"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,23 +141,25 @@ class Trainer:
         tokens = 0
         device = self._student.device
         taught = self._steps.taught is None or step < self._steps.taught
+        learns = self._steps.learns(step)
         for _ in range(_pieces(self._steps, self._group)):
             batch = next(batches).to(device)
             with torch.autocast(
                 device.type, self._steps.dtype, enabled=self._steps.dtype != torch.float32
             ):
-                losses = self._objective(self._student, batch, taught=taught)
+                losses = self._objective(self._student, batch, taught=taught, learns=learns)
             losses.total.backward()
             tokens += batch.num_labels
             for name, part in losses.parts.items():
                 sums[name] = sums.get(name, 0.0) + part
         told = torch.tensor([float(tokens), *sums.values()], dtype=torch.float64, device=device)
-        gradients = [_gradient(p) for p in self._optimiser.parameters.values()]
+        learning = self._learning(learns)
+        gradients = [_gradient(p) for p in learning]
         self._group.add_up([told, *gradients])
         tokens = int(told[0])
         for gradient in gradients:
             gradient /= max(1, tokens)
-        length = clip(self._optimiser.parameters.values(), self._steps.max_gradient)
+        length = clip(learning, self._steps.max_gradient)
         rate = self._rates.at(step)
         if np.isfinite(length):  # one window that overflows must not spoil all weights
             self._optimiser.step(rate)
@@ -164,6 +177,14 @@ class Trainer:
             tokens=tokens,
             wall_s=time.perf_counter() - began,
         )
+
+    def _learning(self, learns: Learns) -> list[Tensor]:
+        """Return the parameters that change in a step; others have no gradient at all."""
+        return [
+            parameter
+            for name, parameter in self._optimiser.parameters.items()
+            if learns == "both" or name.startswith(_DECODER) == (learns == "decoder")
+        ]
 
     def _count_overflow(self, step: int) -> None:
         self._overflows += 1

@@ -30,7 +30,7 @@ class Packing:
     max_pause_s: float
     """Silence put between recordings, and before the first, at most."""
     partly_filled_share: float
-    """Windows that end in silence: they are full at a length that is drawn."""
+    """Windows that end in silence: they are full at a length that is drawn, short ones oftener."""
     speeds: tuple[float, float]
     """Slowest and fastest that recordings are played."""
     no_speech_share: float
@@ -138,7 +138,7 @@ class EpochPlan:
     def _room(self, draw: np.random.Generator, whole: int) -> int:
         share = self._packing.partly_filled_share
         partly = share > 0 and draw.random() < share
-        return int(whole * draw.random()) if partly else whole
+        return int(whole * draw.random() ** 2) if partly else whole
 
 
 class Epochs:

@@ -171,6 +171,27 @@ def test_sounds_that_nobody_tells_are_not_waited_for(place: Path) -> None:
         Finetune(config, group=Group())
 
 
+def test_the_encoder_may_learn_first_and_the_decoder_next(place: Path) -> None:
+    learning = {"encoder_steps": 2, "decoder_steps": 1, "ctc_weight": 0.5}
+    records = [
+        event
+        for event in run(training(place, place / "model", "first", training=learning))
+        if isinstance(event, Record)
+    ]
+    assert [set(record.parts) for record in records] == [
+        {"ctc"},
+        {"ctc"},
+        {"labels"},
+        {"labels", "ctc"},
+    ]
+
+
+def test_an_encoder_that_would_learn_nothing_first_is_refused(place: Path) -> None:
+    config = training(place, place / "model", "nothing", training={"encoder_steps": 3})
+    with pytest.raises(ConfigError, match=r"encoder_steps: found 3 steps and no loss"):
+        Finetune(config, group=Group())
+
+
 def test_a_missing_language_is_told_before_training(place: Path) -> None:
     said = (place / "train" / "manifest.jsonl").read_text(encoding="utf-8")
     manifest = place / "train" / "no-language.jsonl"

@@ -12,7 +12,7 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.training.examples import Batch, Collate, Example
 from corpus_asr.training.labels import Spoken, TokenRow
-from corpus_asr.training.objective import Objective, Weights
+from corpus_asr.training.objective import Learns, Objective, Weights
 from tests.support.checkpoints import tiny_whisper
 
 BLANK = 256
@@ -121,6 +121,22 @@ def test_sounds_are_named_where_they_are_known(folder: Path, batch: Batch) -> No
     assert found.parts["phones"] == pytest.approx(0.5 * expected, rel=1e-4)
     cut = objective(ours, replace(batch, phones=phones, num_frames=80)).parts["phones"]
     assert 0 < cut < 0.5 * 20 * 10  # what is not heard is not asked for
+
+
+@pytest.mark.parametrize(("learns", "part"), [("encoder", "ctc"), ("decoder", "labels")])
+def test_each_part_may_learn_alone(folder: Path, batch: Batch, learns: Learns, part: str) -> None:
+    ours = network(folder)
+    objective = Objective(ours, Weights(ctc=0.5), teacher=None)
+    whole = objective(ours, batch).parts
+    found = objective(ours, batch, learns=learns)
+    assert found.parts == {part: whole[part]}
+    found.total.backward()
+    learnt = {
+        name.split(".")[0]
+        for name, parameter in ours.model.named_parameters()
+        if parameter.grad is not None and parameter.grad.abs().sum() > 0
+    }
+    assert learnt == {learns}
 
 
 def test_windows_that_are_cut_are_heard_as_if_there_were_no_more(
