@@ -281,6 +281,8 @@ class Finetune:
     @property
     def _fingerprint(self) -> str:
         config = self._config.model_dump(mode="json", exclude=_ELSEWHERE)
+        if self._config.windows.cut_share:  # then windows that are heard together are as long
+            config["together"] = self._config.training.windows_at_once
         return _digest([config, self._revision, self.material.account["fingerprint"]])
 
     def _resumed(self) -> int:

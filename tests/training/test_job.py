@@ -173,17 +173,43 @@ def test_sounds_that_nobody_tells_are_not_waited_for(place: Path) -> None:
 
 def test_the_encoder_may_learn_first_and_the_decoder_next(place: Path) -> None:
     learning = {"encoder_steps": 2, "decoder_steps": 1, "ctc_weight": 0.5}
-    records = [
-        event
-        for event in run(training(place, place / "model", "first", training=learning))
-        if isinstance(event, Record)
-    ]
+
+    def events(output: str, stop_after: int | None = None) -> list[Record | Evaluation]:
+        config = training(place, place / "model", output, training=learning)
+        return run(config, stop_after=stop_after)
+
+    records = [event for event in events("first") if isinstance(event, Record)]
+    events("stopped", 3)  # the checkpoint is that of step 2, when only the encoder has learnt
+    assert [event.step for event in events("stopped") if isinstance(event, Record)] == [3, 4]
+    first, stopped = (weights_in(place / name / "model") for name in ("first", "stopped"))
+    assert all(torch.equal(tensor, stopped[name]) for name, tensor in first.items())
     assert [set(record.parts) for record in records] == [
         {"ctc"},
         {"ctc"},
         {"labels"},
         {"labels", "ctc"},
     ]
+
+
+def test_what_does_not_learn_yet_stays_as_it_is(place: Path) -> None:
+    learning = {"encoder_steps": 1, "decoder_steps": 3, "ctc_weight": 0.5, "weight_decay": 0.5}
+    evaluation = {"keep": "last"}
+    for steps, output in ((1, "heard"), (4, "written")):
+        sections = {"training": {**learning, "steps": steps}, "evaluation": evaluation}
+        run(training(place, place / "model", output, **sections))
+    start, heard, written = (
+        weights_in(folder)
+        for folder in (place / "model", place / "heard/model", place / "written/model")
+    )
+    for name, tensor in start.items():
+        changes = [
+            not torch.equal(tensor, heard[name]),
+            not torch.equal(heard[name], written[name]),
+        ]
+        if name.endswith("encoder.conv1.weight"):
+            assert changes == [True, False]
+        if name.endswith("decoder.layers.0.fc1.weight"):
+            assert changes == [False, True]
 
 
 def test_an_encoder_that_would_learn_nothing_first_is_refused(place: Path) -> None:
@@ -219,6 +245,21 @@ def test_a_machine_with_less_memory_may_go_on(place: Path) -> None:
     run(config, stop_after=3)
     fewer = training(place, place / "model", "smaller", data={"cache": str(place / "cache-2")})
     assert [event.step for event in run(fewer) if isinstance(event, Record)] == [3, 4]
+
+
+def test_windows_that_are_cut_have_to_stay_together(place: Path) -> None:
+    def cut(at_once: int) -> FinetuneConfig:
+        return training(
+            place,
+            place / "model",
+            "cut",
+            training={"windows_at_once": at_once},
+            windows={"cut_share": 0.5},
+        )
+
+    run(cut(2), stop_after=3)
+    with pytest.raises(ConfigError, match="training with other settings"):
+        run(cut(1))
 
 
 @pytest.mark.slow
