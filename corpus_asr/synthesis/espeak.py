@@ -16,10 +16,10 @@ from typing import Any
 _LIBRARIES = ("libespeak-ng.so.1", "libespeak-ng.1.dylib", "libespeak-ng.dll")
 
 # espeak-ng/speak_lib.h of version 1.51
-_SYNCHRONOUS, _PHONEME_EVENTS = 2, 1
-_UTF8, _END_PAUSE = 1, 0x1000
-_RATE, _PITCH = 1, 3
-_LIST_END, _PHONEME = 0, 7
+SYNCHRONOUS, PHONEME_EVENTS = 2, 1
+UTF8, END_PAUSE = 1, 0x1000
+RATE, PITCH = 1, 3
+LIST_END, WORD, PHONEME = 0, 1, 7
 
 
 class _Id(ctypes.Union):
@@ -43,7 +43,7 @@ class _Event(ctypes.Structure):
     )
 
 
-_Callback = ctypes.CFUNCTYPE(
+Callback = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
 )
 
@@ -67,21 +67,21 @@ def main(voice: str, words_per_minute: str, pitch: str, path: str) -> None:
         if num_samples:
             pieces.append(ctypes.string_at(samples, 2 * num_samples))
         for event in events:
-            if event.type == _LIST_END:
+            if event.type == LIST_END:
                 return 0
-            if event.type == _PHONEME:
+            if event.type == PHONEME:
                 sounds.append((event.sample, event.id.string.decode("utf-8", "replace")))
         return 0
 
-    rate_hz = library.espeak_Initialize(_SYNCHRONOUS, 0, None, _PHONEME_EVENTS)
-    callback = _Callback(hear)
+    rate_hz = library.espeak_Initialize(SYNCHRONOUS, 0, None, PHONEME_EVENTS)
+    callback = Callback(hear)
     library.espeak_SetSynthCallback(callback)
     if library.espeak_SetVoiceByName(voice.encode()):
         raise SystemExit(f"found no voice {voice}")
-    library.espeak_SetParameter(_RATE, int(words_per_minute), 0)
-    library.espeak_SetParameter(_PITCH, int(pitch), 0)
+    library.espeak_SetParameter(RATE, int(words_per_minute), 0)
+    library.espeak_SetParameter(PITCH, int(pitch), 0)
     text = sys.stdin.buffer.read()
-    library.espeak_Synth(text, len(text) + 1, 0, 1, 0, _UTF8 | _END_PAUSE, None, None)
+    library.espeak_Synth(text, len(text) + 1, 0, 1, 0, UTF8 | END_PAUSE, None, None)
     with wave.open(path, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)

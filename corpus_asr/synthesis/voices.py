@@ -163,17 +163,8 @@ def _command(voice: Voice, text: str, manner: Manner, path: Path) -> tuple[Seque
             f"int_f0_target_mean={105 * manner.pitch:.0f}",
         )
         options = tuple(part for each in settings for part in ("--setf", each))
-        return (
-            "flite",
-            "-psdur",
-            "-voice",
-            voice.speaker,
-            *options,
-            "-t",
-            text,
-            "-o",
-            str(path),
-        ), ""
+        spoken = ("-voice", voice.speaker, *options, "-t", text, "-o", str(path))
+        return ("flite", "-psdur", *spoken), ""
     # Its voices take no other pitch than their own, and the one of HTS no other speed either.
     said = f"(voice_{voice.speaker}) (Parameter.set 'Duration_Stretch {1 / manner.speed:.3f})"
     return ("text2wave", "-eval", f"(begin {said})", "-o", str(path)), text

@@ -11,40 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from corpus_asr.synthesis import espeak
 from tests.data.word_times import SpokenText, Word
 
-# espeak-ng/speak_lib.h of version 1.51.
-_SYNCHRONOUS, _PHONEME_EVENTS = 2, 1
-_UTF8, _END_PAUSE = 1, 0x1000
-_RATE, _PITCH = 1, 3
-_LIST_END, _WORD, _PHONEME = 0, 1, 7
 _PAUSES = (b"_", b"")
-
-
-class _Id(ctypes.Union):
-    _fields_ = (
-        ("number", ctypes.c_int),
-        ("name", ctypes.c_char_p),
-        ("string", ctypes.c_char * 8),
-    )
-
-
-class _Event(ctypes.Structure):
-    _fields_ = (
-        ("type", ctypes.c_int),
-        ("unique_identifier", ctypes.c_uint),
-        ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int),
-        ("audio_position", ctypes.c_int),
-        ("sample", ctypes.c_int),
-        ("user_data", ctypes.c_void_p),
-        ("id", _Id),
-    )
-
-
-_Callback = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
-)
 
 
 @dataclass
@@ -62,11 +32,11 @@ class _Heard:
         if num_samples:
             self.pieces.append(np.ctypeslib.as_array(samples, (num_samples,)).copy())
         for event in events:
-            if event.type == _LIST_END:
+            if event.type == espeak.LIST_END:
                 return 0
-            if event.type == _WORD:
+            if event.type == espeak.WORD:
                 self.starts.append((event.sample, event.text_position - 1, event.length))
-            elif event.type == _PHONEME and event.id.string.rstrip(b":") in _PAUSES:
+            elif event.type == espeak.PHONEME and event.id.string.rstrip(b":") in _PAUSES:
                 self.pauses.append(event.sample)
         return 0
 
@@ -107,12 +77,12 @@ def speak_by_espeak(
     """
     library = ctypes.CDLL("libespeak-ng.so.1")
     heard = _Heard(text)
-    rate_hz = library.espeak_Initialize(_SYNCHRONOUS, 0, None, _PHONEME_EVENTS)
-    callback = _Callback(heard.hear)
+    rate_hz = library.espeak_Initialize(espeak.SYNCHRONOUS, 0, None, espeak.PHONEME_EVENTS)
+    callback = espeak.Callback(heard.hear)
     library.espeak_SetSynthCallback(callback)
     assert library.espeak_SetVoiceByName(voice.encode()) == 0, f"no voice {voice}"
-    library.espeak_SetParameter(_RATE, words_per_minute, 0)
-    library.espeak_SetParameter(_PITCH, pitch, 0)
+    library.espeak_SetParameter(espeak.RATE, words_per_minute, 0)
+    library.espeak_SetParameter(espeak.PITCH, pitch, 0)
     data = text.encode()
-    library.espeak_Synth(data, len(data) + 1, 0, 1, 0, _UTF8 | _END_PAUSE, None, None)
+    library.espeak_Synth(data, len(data) + 1, 0, 1, 0, espeak.UTF8 | espeak.END_PAUSE, None, None)
     return heard.spoken(rate_hz)
