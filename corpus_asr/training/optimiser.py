@@ -93,7 +93,7 @@ class NamedAdamW:
             {"params": matrices, "weight_decay": weight_decay},
             {"params": vectors, "weight_decay": 0.0},
         ]
-        self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=betas)
+        self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
 
     def step(self, rate: float) -> None:
         """Change the weights by their gradients, and clear those."""
