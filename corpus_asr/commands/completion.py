@@ -13,6 +13,13 @@ def override(incomplete: str) -> list[str]:
     return _assignments(incomplete, _job())
 
 
+def training_override(incomplete: str) -> list[str]:
+    """Complete `key=value` of a training."""
+    from corpus_asr.config.from_nothing import FromNothingConfig
+
+    return _assignments(incomplete, dict(_keys(FromNothingConfig, "")))
+
+
 def decoding_override(incomplete: str) -> list[str]:
     """Complete `key=value` of the decoding section."""
     section = "decoding."

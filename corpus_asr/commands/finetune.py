@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from corpus_asr.commands import completion
 from corpus_asr.commands.failures import readable_errors
 from corpus_asr.logs import speaks_json
 from corpus_asr.threads import one_thread_for_arrays
@@ -21,7 +22,12 @@ def finetune(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key: training.steps=300."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override a key: training.steps=300.",
+            autocompletion=completion.training_override,
+        ),
     ] = None,
 ) -> None:
     """Train a Whisper checkpoint further on labelled audio, or go on where training stopped."""

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from corpus_asr.commands import completion
 from corpus_asr.commands.failures import readable_errors
 from corpus_asr.logs import speaks_json
 from corpus_asr.runtime.stopping import ended_by_sigterm
@@ -23,7 +24,10 @@ def label(
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="Override a key, as selection.min_confidence=0.8."
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override a key, as selection.min_confidence=0.8.",
+            autocompletion=completion.override,
         ),
     ] = None,
     steal_lock: Annotated[

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from corpus_asr.commands import completion
 from corpus_asr.commands.failures import EXIT_LOCKED, EXIT_SOME_FAILED, readable_errors, say
 from corpus_asr.errors import LockedError
 from corpus_asr.logs import speaks_json
@@ -27,7 +28,10 @@ def nightly(
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="Override a key, such as nightly.max_failed=9."
+            "--set",
+            metavar="KEY=VALUE",
+            help="Override a key, such as nightly.max_failed=9.",
+            autocompletion=completion.override,
         ),
     ] = None,
     local: Annotated[

@@ -75,6 +75,10 @@ def asked(shell: str, typed: str, **more: str) -> str:
             ["transcribe", "a.wav", "--model", "openai/whisper-ti"],
             ["openai/whisper-tiny", "openai/whisper-tiny.en"],
         ),
+        (["finetune", "x.yaml", "--set", "training.wa"], ["training.warmup_steps="]),
+        (["finetune", "x.yaml", "--set", "network.he"], ["network.heads="]),
+        (["nightly", "x.yaml", "--set", "nightly.max_failed_"], ["nightly.max_failed_fraction="]),
+        (["label", "x.yaml", "--set", "selection.max_cop"], ["selection.max_copies="]),
         (["run", "x.yaml", "--set", "no.such"], []),
     ],
 )
