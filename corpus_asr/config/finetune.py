@@ -161,6 +161,11 @@ class TrainingSettings(Settings):
         default=0.0, ge=0,
         description="Of a third loss: the sounds that manifests name, by positions of the encoder.",
     )  # fmt: skip
+    attention_weight: float = Field(
+        default=0.0, ge=0,
+        description="Of a fourth loss, which leads the alignment heads to where letters are read "
+        "off the encoder; needs ctc_weight.",
+    )  # fmt: skip
     encoder_steps: int = Field(
         default=0, ge=0,
         description="The first ones, which learn by the losses on the encoder alone.",

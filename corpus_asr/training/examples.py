@@ -43,6 +43,7 @@ _QUIET_DB = (-80.0, -20.0)
 _QUIETEST = 1e-6
 _SILENCE_AFTER_S = 1.0  # of windows that are cut
 _POSITIONS = round(WINDOW_S / TIMESTAMP_STEP_S)
+_NO_LETTERS = -1
 _PREVIOUS_LETTERS = 1_000  # more than half of the decoder's positions hold
 
 
@@ -192,6 +193,9 @@ class Batch:
     """(passage, 4): row, first and last position of the encoding, letters of the text."""
     spoken: torch.Tensor
     """(letter,): the texts of all passages, one after the other."""
+    letters: torch.Tensor
+    """(batch, token, 3): of what comes next, its passage in `spans`, the first of its letters and
+    the one after its last; -1 where it writes none."""
     num_frames: int
     """Of the features, those that are heard."""
     phones: torch.Tensor | None = None
@@ -231,10 +235,16 @@ class Collate:
         width = max(len(one.tokens.ids) for one in examples) - 1
         inputs = np.full((len(examples), width), self._padding, np.int64)
         labels: Int64[np.ndarray, "batch token"] = np.full_like(inputs, IGNORED_LABEL)
+        letters = np.full((*labels.shape, 3), _NO_LETTERS, np.int64)
+        passages = 0
         for row, one in enumerate(examples):
             ids, first = one.tokens.ids, one.tokens.learnt_from
             inputs[row, : len(ids) - 1] = ids[:-1]
             labels[row, first - 1 : len(ids) - 1] = ids[first:]
+            for at, written in enumerate(one.tokens.letters[1:]):
+                if written is not None:
+                    letters[row, at] = passages + written.passage, written.first, written.end
+            passages += len(one.tokens.spoken)
         features: Any = np.stack([one.features for one in examples])
         spoken = [(row, said) for row, one in enumerate(examples) for said in one.tokens.spoken]
         spans = [(row, *_positions(said), len(said.letters)) for row, said in spoken]
@@ -242,6 +252,7 @@ class Collate:
             features=torch.from_numpy(features),
             inputs=torch.from_numpy(inputs),
             labels=torch.from_numpy(labels),
+            letters=torch.from_numpy(letters),
             spans=torch.tensor(spans, dtype=torch.int64).reshape(-1, 4),
             phones=_joined_phones(examples),
             num_frames=max(one.num_frames or one.features.shape[1] for one in examples),

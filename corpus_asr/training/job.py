@@ -205,6 +205,7 @@ class Finetune:
             Weights(
                 label_smoothing=training.label_smoothing,
                 ctc=training.ctc_weight,
+                attention=training.attention_weight,
                 phones=training.phones_weight,
                 teacher_tokens=distillation.token_weight if taught else 0.0,
                 teacher_encoder=distillation.encoder_weight if taught else 0.0,

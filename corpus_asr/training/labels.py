@@ -5,7 +5,7 @@ learnt, then start, language, task, and the text between timestamps or, after `<
 alone; `<|nospeech|>` where there is none. Knows no samples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from corpus_asr.errors import ConfigError
@@ -34,6 +34,16 @@ class Spoken:
     """In UTF-8, none of them capital."""
 
 
+@dataclass(frozen=True, slots=True)
+class Letters:
+    """Those of a passage that a token writes, or before or after which it is a time."""
+
+    passage: int
+    """In its row's `spoken`."""
+    first: int
+    end: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRow:
     """What the decoder reads, and from which token on it is asked for the next one."""
@@ -44,6 +54,8 @@ class TokenRow:
     """Place of the first token that is to be learnt."""
     spoken: tuple[Spoken, ...] = ()
     """The same text by passages and letters, for losses on the encoder alone."""
+    letters: tuple[Letters | None, ...] = ()
+    """Of each token of `ids`, what it writes; None for tokens that write nothing of `spoken`."""
 
 
 class LabelWriter:
@@ -109,10 +121,13 @@ class LabelWriter:
             else self._text(" ".join(o.text.strip() for o in spoken))
         )
         before = self._before(previous, room=self._max_tokens - len(prompt) - len(text))
+        heard = tuple(Spoken(one.start_s, one.end_s, _letters(one.text)) for one in spoken)
+        unheard = (None,) * (len(before) + len(prompt))
         return TokenRow(
             ids=(*before, *prompt, *text, tokenizer.eot),
             learnt_from=len(before) + 1,
-            spoken=tuple(Spoken(one.start_s, one.end_s, _letters(one.text)) for one in spoken),
+            spoken=heard,
+            letters=(*unheard, *self._written(text, heard), None),
         )
 
     def _prompt(self, language: str | None, task: str, *, timestamps: bool) -> Sequence[int]:
@@ -132,6 +147,25 @@ class LabelWriter:
             begin = self._tokenizer.timestamp_begin
             ids += [begin + start, *self._text(one.text), begin + earliest]
         return ids
+
+    def _written(self, ids: Sequence[int], spoken: Sequence[Spoken]) -> Iterator[Letters]:
+        """Yield what each token of a window's text writes."""
+        passage, done = 0, 0  # bytes of the passage, with the space before it
+        for token in ids:
+            length = len(spoken[passage].letters)
+            if token >= self._tokenizer.timestamp_begin:
+                # The first of a pair is before the passage, where nothing of it is done yet.
+                at = max(0, length - 1) if done else 0
+                yield Letters(passage, at, length if done else min(1, length))
+                passage, done = (passage + 1, 0) if done else (passage, 0)
+                continue
+            if done > length and passage + 1 < len(spoken):  # without times between
+                passage, done, length = passage + 1, 0, len(spoken[passage + 1].letters)
+            # Each byte is a letter of the token's own name.
+            written = len(self._tokenizer.convert_ids_to_tokens(token))
+            first = min(max(0, done - 1), length - 1)
+            done += written
+            yield Letters(passage, first, min(max(first + 1, done - 1), length))
 
     def _before(self, previous: str, *, room: int) -> Sequence[int]:
         """Return the prompt of earlier text, at most half of the positions as in decoding."""

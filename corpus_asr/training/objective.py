@@ -4,9 +4,11 @@ In: a network, a batch, perhaps a larger network to learn from. Out: sums of los
 of the batch, so that batches in pieces add up to the whole. Knows no steps and no files.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,10 +17,13 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.models.vocabulary import IGNORED_LABEL
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.text.phones import PHONES
+from corpus_asr.training.alignment import letter_positions
 from corpus_asr.training.examples import Batch
 from corpus_asr.units import FRAMES_PER_POSITION
 
 _BLANK = 256  # after all bytes
+_NEAR = 5  # positions: 0.1 s
+_LEAST = 1e-6  # attention: its logarithm stays finite
 
 Learns = Literal["encoder", "decoder", "both"]
 
@@ -30,6 +35,8 @@ class Weights:
     label_smoothing: float = 0.0
     ctc: float = 0.0
     """Of the text read off the encoder alone, which brings attention in order from nothing."""
+    attention: float = 0.0
+    """Of how much of the alignment heads' attention is elsewhere than what is written is heard."""
     phones: float = 0.0
     """Of the sound at each position, where the data tell it: the first thing that is learnt."""
     teacher_tokens: float = 0.0
@@ -71,6 +78,13 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self._weights = weights
+        self._heads: Sequence[tuple[int, int]] = student.generation_config.alignment_heads or ()
+        if weights.attention and not (weights.ctc and self._heads):
+            raise ConfigError(
+                f"training.attention_weight: found a ctc_weight of {weights.ctc} and "
+                f"{len(self._heads)} alignment_heads in generation_config.json, expected both: what "
+                "is read off the encoder tells where these heads are to look"
+            )
         # Not registered: it neither learns nor belongs to what is saved.
         self._teacher = (teacher,)
         width = student.config.d_model
@@ -103,10 +117,17 @@ class Objective(nn.Module):
             states = _encoded(student, batch)
         parts: dict[str, Tensor] = {}
         if learns != "encoder":
-            output = student(encoder_outputs=states, decoder_input_ids=batch.inputs)
+            output = student(
+                encoder_outputs=states,
+                decoder_input_ids=batch.inputs,
+                output_attentions=self._weights.attention > 0,
+            )
             teacher = self._teacher[0] if taught else None
             share = 1.0 if teacher is None else 1.0 - self._weights.teacher_tokens
             parts["labels"] = share * self._label_loss(output.logits, batch)
+            if self._weights.attention:
+                elsewhere = self._elsewhere(output.cross_attentions, states, batch)
+                parts["attention"] = self._weights.attention * elsewhere
             if teacher is not None:
                 parts |= self._taught(teacher, output.logits, states, batch)
         if learns != "decoder":
@@ -134,6 +155,25 @@ class Objective(nn.Module):
             reduction="sum",
         )
 
+    def _elsewhere(self, attentions: Sequence[Tensor], states: Tensor, batch: Batch) -> Tensor:
+        """Score how far the alignment heads look from where each token is heard.
+
+        Where that is, the encoding itself tells, by what is read off it. Networks that start from
+        nothing otherwise write for long without looking.
+        """
+        assert self.read_off is not None, "checked when this was made"
+        with torch.no_grad():
+            heard = _heard(self.read_off(states), batch)
+        known = (heard[..., 0] >= 0) & (batch.labels != IGNORED_LABEL)
+        if not known.any():
+            return attentions[0].sum() * 0.0
+        heads = torch.stack([attentions[layer][:, head] for layer, head in self._heads], dim=1)
+        places = torch.arange(heads.shape[-1], device=heads.device)
+        first, last = heard[..., :1] - _NEAR, heard[..., 1:] + _NEAR
+        near = (places >= first) & (places <= last)  # (batch, token, pos)
+        there = (heads * near[:, None]).sum(-1).add(_LEAST).log().mean(1)
+        return -there[known].sum()
+
     def _ctc(self, logits: Tensor, batch: Batch) -> Tensor:
         """Score the letters of each passage against its stretch of the encoding.
 
@@ -142,15 +182,11 @@ class Objective(nn.Module):
         """
         if not len(batch.spans):
             return logits.sum() * 0.0
-        row, first, last, letters = batch.spans.unbind(1)
-        lengths = last - first + 1
-        steps = torch.arange(int(lengths.max()), device=logits.device)
-        places = torch.minimum(first + steps[:, None], last)  # (pos, passage)
         return F.ctc_loss(
-            F.log_softmax(logits.float(), dim=-1)[row, places],
+            _by_passage(logits, batch),
             batch.spoken,
-            lengths,
-            letters,
+            _lengths(batch),
+            batch.spans[:, 3],
             blank=_BLANK,
             reduction="sum",
             zero_infinity=True,
@@ -183,6 +219,48 @@ class Objective(nn.Module):
             apart = F.mse_loss(self.matched(states).float(), target)
             parts["teacher_encoder"] = weights.teacher_encoder * apart * batch.num_labels
         return parts
+
+
+def _lengths(batch: Batch) -> Tensor:
+    """Return the positions of each passage."""
+    return batch.spans[:, 2] - batch.spans[:, 1] + 1
+
+
+def _by_passage(logits: Tensor, batch: Batch) -> Tensor:
+    """Return what is read off the stretch of each passage: (pos, passage, symbol)."""
+    row, first, last, _ = batch.spans.unbind(1)
+    steps = torch.arange(int(_lengths(batch).max()), device=logits.device)
+    places = torch.minimum(first + steps[:, None], last)
+    return F.log_softmax(logits.float(), dim=-1)[row, places]
+
+
+def _heard(logits: Tensor, batch: Batch) -> Tensor:
+    """Return the first and the last position of what each token writes; -1 where unknown.
+
+    Shape: (batch, token, 2).
+    """
+    none = torch.full((*batch.labels.shape, 2), -1, device=logits.device)
+    if not len(batch.spans):
+        return none
+    starts, letters = batch.spans[:, 1].tolist(), batch.spans[:, 3].tolist()
+    positions = letter_positions(
+        _by_passage(logits, batch).cpu().numpy(),
+        _lengths(batch).tolist(),
+        [one.tolist() for one in batch.spoken.split(letters)],
+        blank=_BLANK,
+    )
+    heard = [
+        start + (at if at is not None else np.full(count, -start - 1))
+        for start, at, count in zip(starts, positions, letters, strict=True)
+    ]
+    every = torch.from_numpy(np.concatenate(heard)).to(logits.device)
+    offsets = F.pad(batch.spans[:, 3].cumsum(0), (1, 0))
+    passage, first, end = batch.letters.unbind(-1)
+    begin = offsets[passage.clamp(min=0)]
+    found = torch.stack(
+        [every[begin + first.clamp(min=0)], every[begin + end.clamp(min=1) - 1]], -1
+    )
+    return torch.where((passage >= 0)[..., None], found, none)
 
 
 def _phone_loss(logits: Tensor, batch: Batch) -> Tensor:

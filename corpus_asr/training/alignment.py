@@ -1,0 +1,88 @@
+"""Where in the sound each letter is heard, by a network that was trained with CTC.
+
+In: scores of letters by position, and the letters that are said. Out: a position for each letter.
+Knows no network and no tokens.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+Positions = Int64[np.ndarray, " letter"]
+
+
+def letter_positions(
+    scores: Float32[np.ndarray, "pos passage symbol"],
+    lengths: Sequence[int],
+    spoken: Sequence[Sequence[int]],
+    *,
+    blank: int,
+) -> list[Positions | None]:
+    """Align passages that are said with what is heard, all side by side.
+
+    Args:
+        scores: logarithms of probabilities; those of shorter passages end with anything.
+        lengths: positions of each passage.
+        spoken: the symbols of each, at least one.
+        blank: the symbol between letters.
+
+    Returns:
+        The first position of each letter on the likeliest path (Graves et al. 2006, figure 3), from
+        0; None for a passage that is too short for its letters.
+    """
+    states, present = _states(spoken, blank)
+    path, reached = _best_path(scores, np.asarray(lengths), states, present, blank)
+    found: list[Positions | None] = []
+    for row, symbols in enumerate(spoken):
+        if not reached[row]:
+            found.append(None)
+            continue
+        # States only grow, so the first position that is not before a letter's state is its own.
+        letters = 2 * np.arange(len(symbols)) + 1
+        found.append(np.searchsorted(path[: lengths[row], row], letters))
+    return found
+
+
+def _states(
+    spoken: Sequence[Sequence[int]], blank: int
+) -> tuple[Int64[np.ndarray, "passage state"], Int64[np.ndarray, " passage"]]:
+    """Return the letters with blanks around each, filled up with blanks; and how many states."""
+    count = np.array([2 * len(symbols) + 1 for symbols in spoken])
+    states = np.full((len(spoken), int(count.max())), blank, np.int64)
+    for row, symbols in enumerate(spoken):
+        states[row, 1 : count[row] : 2] = symbols
+    return states, count
+
+
+def _best_path(
+    scores: Float32[np.ndarray, "pos passage symbol"],
+    lengths: Int64[np.ndarray, " passage"],
+    states: Int64[np.ndarray, "passage state"],
+    count: Int64[np.ndarray, " passage"],
+    blank: int,
+) -> tuple[Int64[np.ndarray, "pos passage"], np.ndarray]:
+    """Return the state at each position, and for which passages there is a path at all."""
+    rows = np.arange(len(states))
+    said = scores[:, rows[:, None], states]  # (pos, passage, state)
+    # From letter to letter without a blank between, unless it is the same twice.
+    skips = np.full(states.shape, -np.inf, np.float32)
+    skips[:, 2:][(states[:, 2:] != blank) & (states[:, 2:] != states[:, :-2])] = 0.0
+    best = np.full(states.shape, -np.inf, np.float32)
+    best[:, :2] = said[0, :, :2]
+    came = np.zeros(said.shape, np.int8)
+    for at in range(1, len(said)):
+        ways = np.full((3, *best.shape), -np.inf, np.float32)
+        ways[0] = best
+        ways[1, :, 1:] = best[:, :-1]
+        ways[2, :, 2:] = best[:, :-2] + skips[:, 2:]
+        came[at] = ways.argmax(axis=0)
+        going = at < lengths
+        best[going] = (ways.max(axis=0) + said[at])[going]
+        came[at, ~going] = 0
+    last, before = best[rows, count - 1], best[rows, count - 2]
+    path = np.empty(said.shape[:2], np.int64)
+    path[-1] = np.where(last >= before, count - 1, count - 2)
+    for at in range(len(said) - 1, 0, -1):
+        path[at - 1] = path[at] - came[at, rows, path[at]]
+    return path, np.isfinite(np.maximum(last, before))
