@@ -79,9 +79,9 @@ def make_checkpoint(texts: Iterable[str], folder: Path, sizes: Sizes, *, seed: i
     network.generation_config = GenerationConfig(
         **shared,
         max_length=config.max_target_positions,
-        alignment_heads=[
+        alignment_heads=tuple(
             (sizes.decoder_layers - 1, head) for head in range((sizes.heads + 1) // 2)
-        ],
+        ),
         max_initial_timestamp_index=_FIRST_TIMESTAMPS,
         return_timestamps=False,
         is_multilingual=False,

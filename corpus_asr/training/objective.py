@@ -82,8 +82,8 @@ class Objective(nn.Module):
         if weights.attention and not (weights.ctc and self._heads):
             raise ConfigError(
                 f"training.attention_weight: found a ctc_weight of {weights.ctc} and "
-                f"{len(self._heads)} alignment_heads in generation_config.json, expected both: what "
-                "is read off the encoder tells where these heads are to look"
+                f"{len(self._heads)} alignment_heads in generation_config.json, expected both: "
+                "what is read off the encoder tells where these heads are to look"
             )
         # Not registered: it neither learns nor belongs to what is saved.
         self._teacher = (teacher,)

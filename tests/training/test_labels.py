@@ -46,6 +46,36 @@ def test_without_times_the_text_runs_on(tokenizer: WhisperTokenizer) -> None:
     assert list(row.ids) == own
 
 
+@pytest.mark.parametrize("timestamps", [False, True])
+@pytest.mark.parametrize("previous", ["", "And so my fellow"])
+def test_each_token_knows_which_letters_it_writes(
+    tokenizer: WhisperTokenizer, timestamps: bool, previous: str
+) -> None:
+    said = (*SAID, Said(2.5, 3.0, "İ'm ÜBER ask"), Said(3.0, 3.2, "?"))
+    row = LabelWriter(tokenizer, max_tokens=200).row(
+        said, language="en", task="transcribe", timestamps=timestamps, previous=previous
+    )
+    assert len(row.letters) == len(row.ids)
+    assert row.letters[: row.learnt_from] == (None,) * row.learnt_from
+    assert row.letters[-1] is None
+    written = [b"" for _ in said]
+    for token, letters in zip(row.ids, row.letters, strict=True):
+        if letters is None:
+            continue
+        of = row.spoken[letters.passage].letters
+        assert 0 <= letters.first < letters.end <= len(of)
+        if token >= tokenizer.timestamp_begin:
+            begins = not written[letters.passage]
+            assert (letters.first, letters.end) == ((0, 1) if begins else (len(of) - 1, len(of)))
+            continue
+        name = tokenizer.convert_ids_to_tokens(token)
+        own = of[letters.first : letters.end]
+        assert len(own) in (len(name), len(name) - 1, 1)  # with the space before a word, or alone
+        written[letters.passage] += own
+    for text, one in zip(written[:2], row.spoken, strict=False):
+        assert text.replace(b" ", b"") == one.letters.replace(b" ", b"")
+
+
 def test_earlier_text_is_read_and_not_learnt(tokenizer: WhisperTokenizer) -> None:
     writer = LabelWriter(tokenizer, max_tokens=100)
     row = writer.row(

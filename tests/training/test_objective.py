@@ -11,7 +11,7 @@ import transformers
 from corpus_asr.errors import ConfigError
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.training.examples import Batch, Collate, Example
-from corpus_asr.training.labels import Spoken, TokenRow
+from corpus_asr.training.labels import Letters, Spoken, TokenRow
 from corpus_asr.training.objective import Learns, Objective, Weights
 from tests.support.checkpoints import tiny_whisper
 
@@ -121,6 +121,59 @@ def test_sounds_are_named_where_they_are_known(folder: Path, batch: Batch) -> No
     assert found.parts["phones"] == pytest.approx(0.5 * expected, rel=1e-4)
     cut = objective(ours, replace(batch, phones=phones, num_frames=80)).parts["phones"]
     assert 0 < cut < 0.5 * 20 * 10  # what is not heard is not asked for
+
+
+def looking(folder: Path) -> tuple[WhisperForConditionalGeneration, Objective]:
+    ours = network(folder)
+    ours.generation_config.alignment_heads = ((0, 1), (1, 0))
+    return ours, Objective(ours, Weights(ctc=0.5, attention=0.25), teacher=None)
+
+
+def test_attention_is_led_to_where_letters_are_read_off(folder: Path) -> None:
+    letters = (None, None, Letters(0, 0, 2), Letters(0, 2, 3), Letters(1, 0, 2), None)
+    spoken = (Spoken(0.0, 0.5, b"abc"), Spoken(0.5, 0.98, b"de"))
+    features = np.random.default_rng(1).standard_normal((80, 100)).astype(np.float32)
+    tokens = TokenRow(ids=(999, 950, 3, 4, 5, END), learnt_from=1, spoken=spoken, letters=letters)
+    silence = TokenRow(ids=(950, END), learnt_from=1)
+    batch = Collate(END)([Example(features=features, tokens=one) for one in (silence, tokens)])
+    ours, objective = looking(folder)
+    assert objective.read_off is not None
+    with torch.no_grad():  # each letter at a place of its own
+        states = ours.model.encoder(batch.features).last_hidden_state
+        objective.read_off.bias.fill_(0.0)[BLANK] = 20.0
+        at = {b"a": 3, b"b": 6, b"c": 11, b"d": 30, b"e": 44}
+        targets = torch.zeros(50, BLANK + 1)
+        for letter, place in at.items():
+            targets[place, letter[0]] = 60.0
+        objective.read_off.weight.copy_(torch.linalg.lstsq(states[1], targets).solution.T)
+    found = objective(ours, batch)
+    attentions = ours(
+        batch.features, decoder_input_ids=batch.inputs, output_attentions=True
+    ).cross_attentions
+    expected = 0.0
+    # A token is written at the place before it; 0.1 s on each side of its letters is near enough.
+    for place, first, last in ((1, 3, 6), (2, 11, 11), (3, 30, 44)):
+        for layer, head in ((0, 1), (1, 0)):
+            near = attentions[layer][1, head, place, max(0, first - 5) : last + 6].sum()
+            expected -= near.log().item() / 2
+    assert found.parts["attention"] == pytest.approx(0.25 * expected, rel=1e-3)
+    found.total.backward()
+    assert ours.model.decoder.layers[1].encoder_attn.q_proj.weight.grad is not None
+
+
+def test_attention_is_not_led_where_nothing_is_written(folder: Path, batch: Batch) -> None:
+    ours, objective = looking(folder)
+    assert objective(ours, batch).parts["attention"] == 0.0
+
+
+@pytest.mark.parametrize(("heads", "ctc"), [(None, 0.5), (((0, 0),), 0.0)])
+def test_heads_and_letters_are_needed_to_lead_attention(
+    folder: Path, heads: tuple[tuple[int, int], ...] | None, ctc: float
+) -> None:
+    ours = network(folder)
+    ours.generation_config.alignment_heads = heads
+    with pytest.raises(ConfigError, match=r"training\.attention_weight: found a ctc_weight of"):
+        Objective(ours, Weights(ctc=ctc, attention=1.0), teacher=None)
 
 
 @pytest.mark.parametrize(("learns", "part"), [("encoder", "ctc"), ("decoder", "labels")])
