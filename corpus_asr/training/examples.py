@@ -7,7 +7,7 @@ whichever process asks. Knows no network.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ _QUIET_DB = (-80.0, -20.0)
 _QUIETEST = 1e-6
 _SILENCE_AFTER_S = 1.0  # of windows that are cut
 _POSITIONS = round(WINDOW_S / TIMESTAMP_STEP_S)
+AROUND = 5  # positions on each side of a passage that is written alone
 _NO_LETTERS = -1
 _PREVIOUS_LETTERS = 1_000  # more than half of the decoder's positions hold
 
@@ -57,6 +58,8 @@ class Example:
     """That are heard; None: all."""
     phones: Int64[np.ndarray, " position"] | None = None
     """At each position of the encoding; -100 where it is not known. None: nowhere."""
+    alone: tuple[TokenRow, ...] = ()
+    """What each passage is as a window that begins `AROUND` positions before it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +74,8 @@ class ExampleSettings:
     previous_share: float
     with_phones: bool
     """Whether examples tell which sound is heard when."""
+    with_passages: bool
+    """Whether each passage is also written on its own."""
     task: str
     seed: int
 
@@ -106,11 +111,13 @@ class Examples(Dataset[Example]):
         samples = change_samples(samples, settings.augmentation, draw, noise=noise)
         features = np.ascontiguousarray(log_mel(samples, num_mel_bins=settings.num_mel_bins))
         mask(features, settings.augmentation, draw)
+        language = self._material.language(window.runs[0].first) if window.runs else None
+        timestamps = bool(draw.random() < settings.timestamps_share)
         tokens = self._labels.row(
             said,
-            language=self._material.language(window.runs[0].first) if window.runs else None,
+            language=language,
             task=settings.task,
-            timestamps=bool(draw.random() < settings.timestamps_share),
+            timestamps=timestamps,
             previous=self._material.said_before(window.runs[0].first, letters=_PREVIOUS_LETTERS)
             if draw.random() < settings.previous_share and window.runs
             else "",
@@ -122,6 +129,13 @@ class Examples(Dataset[Example]):
             tokens=tokens,
             num_frames=num_frames,
             phones=self._phones(window) if settings.with_phones else None,
+            alone=tuple(
+                self._labels.row(
+                    [_by_itself(one)], language=language, task=settings.task, timestamps=timestamps
+                )
+                for one in said
+                if settings.with_passages and one.text.strip()
+            ),
         )
 
     def _heard(self, window: Window) -> tuple[np.ndarray, list[Said]]:
@@ -180,22 +194,41 @@ class Examples(Dataset[Example]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """Rows of tokens side by side."""
+
+    inputs: torch.Tensor
+    """(row, token): what the decoder reads; padded with its end token."""
+    labels: torch.Tensor
+    """(row, token): what comes next; -100 where nothing is learnt."""
+    letters: torch.Tensor
+    """(row, token, 3): of what comes next, its passage in a batch's `spans`, the first of its
+    letters and the one after its last; -1 where it writes none."""
+
+    def changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """Return the same with all tensors changed."""
+        return replace(self, **{one.name: change(getattr(self, one.name)) for one in fields(self)})
+
+    @property
+    def num_labels(self) -> int:
+        """Tokens that are learnt."""
+        return int((self.labels != IGNORED_LABEL).sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Windows side by side."""
 
     features: torch.Tensor
     """(batch, mel, frame)"""
-    inputs: torch.Tensor
-    """(batch, token): what the decoder reads; padded with its end token."""
-    labels: torch.Tensor
-    """(batch, token): what comes next; -100 where nothing is learnt."""
+    whole: Written
+    """A row for each window."""
+    alone: Written | None
+    """A row for each passage, as a window that begins `AROUND` positions before it."""
     spans: torch.Tensor
     """(passage, 4): row, first and last position of the encoding, letters of the text."""
     spoken: torch.Tensor
     """(letter,): the texts of all passages, one after the other."""
-    letters: torch.Tensor
-    """(batch, token, 3): of what comes next, its passage in `spans`, the first of its letters and
-    the one after its last; -1 where it writes none."""
     num_frames: int
     """Of the features, those that are heard."""
     phones: torch.Tensor | None = None
@@ -211,13 +244,9 @@ class Batch:
 
     def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        rows = {n: v.changed(change) for n, v in parts.items() if isinstance(v, Written)}
         tensors = {n: change(v) for n, v in parts.items() if isinstance(v, torch.Tensor)}
-        return replace(self, **tensors)  # type: ignore[arg-type]
-
-    @property
-    def num_labels(self) -> int:
-        """Tokens that are learnt."""
-        return int((self.labels != IGNORED_LABEL).sum())
+        return replace(self, **rows, **tensors)  # type: ignore[arg-type]
 
 
 class Collate:
@@ -232,32 +261,46 @@ class Collate:
 
     def __call__(self, examples: list[Example]) -> Batch:
         """Join examples; nothing is learnt from what fills rows up."""
-        width = max(len(one.tokens.ids) for one in examples) - 1
-        inputs = np.full((len(examples), width), self._padding, np.int64)
-        labels: Int64[np.ndarray, "batch token"] = np.full_like(inputs, IGNORED_LABEL)
-        letters = np.full((*labels.shape, 3), _NO_LETTERS, np.int64)
-        passages = 0
-        for row, one in enumerate(examples):
-            ids, first = one.tokens.ids, one.tokens.learnt_from
-            inputs[row, : len(ids) - 1] = ids[:-1]
-            labels[row, first - 1 : len(ids) - 1] = ids[first:]
-            for at, written in enumerate(one.tokens.letters[1:]):
-                if written is not None:
-                    letters[row, at] = passages + written.passage, written.first, written.end
-            passages += len(one.tokens.spoken)
+        alone = [row for one in examples for row in one.alone]
         features: Any = np.stack([one.features for one in examples])
         spoken = [(row, said) for row, one in enumerate(examples) for said in one.tokens.spoken]
         spans = [(row, *_positions(said), len(said.letters)) for row, said in spoken]
         return Batch(
             features=torch.from_numpy(features),
-            inputs=torch.from_numpy(inputs),
-            labels=torch.from_numpy(labels),
-            letters=torch.from_numpy(letters),
+            whole=self._written([one.tokens for one in examples]),
+            alone=self._written(alone) if alone else None,
             spans=torch.tensor(spans, dtype=torch.int64).reshape(-1, 4),
             phones=_joined_phones(examples),
             num_frames=max(one.num_frames or one.features.shape[1] for one in examples),
             spoken=torch.tensor([i for _, said in spoken for i in said.letters], dtype=torch.int64),
         )
+
+    def _written(self, rows: list[TokenRow]) -> Written:
+        width = max(len(row.ids) for row in rows) - 1
+        inputs = np.full((len(rows), width), self._padding, np.int64)
+        labels: Int64[np.ndarray, "row token"] = np.full_like(inputs, IGNORED_LABEL)
+        letters = np.full((*labels.shape, 3), _NO_LETTERS, np.int64)
+        passages = 0
+        for number, row in enumerate(rows):
+            ids, first = row.ids, row.learnt_from
+            inputs[number, : len(ids) - 1] = ids[:-1]
+            labels[number, first - 1 : len(ids) - 1] = ids[first:]
+            for at, one in enumerate(row.letters[1:]):
+                if one is not None:
+                    letters[number, at] = passages + one.passage, one.first, one.end
+            passages += len(row.spoken)
+        return Written(
+            inputs=torch.from_numpy(inputs),
+            labels=torch.from_numpy(labels),
+            letters=torch.from_numpy(letters),
+        )
+
+
+def _by_itself(said: Said) -> Said:
+    """Return a passage as it is said in the stretch of its window that is around it."""
+    first, _ = _positions(said)
+    begin_s = max(0, first - AROUND) * TIMESTAMP_STEP_S
+    return Said(said.start_s - begin_s, said.end_s - begin_s, said.text)
 
 
 def _joined_phones(examples: list[Example]) -> torch.Tensor | None:
@@ -277,7 +320,7 @@ def _position(sample: float) -> int:
     return max(0, math.ceil(sample / step - 0.5))
 
 
-def _positions(said: Spoken) -> tuple[int, int]:
+def _positions(said: Spoken | Said) -> tuple[int, int]:
     """Return the first position of the encoding at which a passage is heard, and the last."""
     last = _POSITIONS - 1
     first = min(int(said.start_s / TIMESTAMP_STEP_S), last)

@@ -241,6 +241,7 @@ class Finetune:
                 cut_share=config.windows.cut_share,
                 previous_share=config.windows.previous_text_share,
                 with_phones=training.phones_weight > 0,
+                with_passages=training.decoder_steps > 0,
                 task=config.windows.task,
                 seed=training.seed,
             ),

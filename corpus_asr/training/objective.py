@@ -18,7 +18,7 @@ from corpus_asr.models.vocabulary import IGNORED_LABEL
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.text.phones import PHONES
 from corpus_asr.training.alignment import letter_positions
-from corpus_asr.training.examples import Batch
+from corpus_asr.training.examples import AROUND, Batch, Written
 from corpus_asr.units import FRAMES_PER_POSITION
 
 _BLANK = 256  # after all bytes
@@ -53,6 +53,8 @@ class Losses:
 
     total: Tensor
     """Summed over tokens."""
+    tokens: int
+    """Those that were learnt."""
     parts: dict[str, float]
     """Sums by name, for people."""
 
@@ -116,26 +118,47 @@ class Objective(nn.Module):
         with torch.set_grad_enabled(learns != "decoder"):
             states = _encoded(student, batch)
         parts: dict[str, Tensor] = {}
+        written = batch.whole
+        if learns == "decoder" and batch.alone is not None and self._teacher[0] is None:
+            written = batch.alone
         if learns != "encoder":
-            output = student(
-                encoder_outputs=states,
-                decoder_input_ids=batch.inputs,
-                output_attentions=self._weights.attention > 0,
-            )
-            teacher = self._teacher[0] if taught else None
-            share = 1.0 if teacher is None else 1.0 - self._weights.teacher_tokens
-            parts["labels"] = share * self._label_loss(output.logits, batch)
-            if self._weights.attention:
-                elsewhere = self._elsewhere(output.cross_attentions, states, batch)
-                parts["attention"] = self._weights.attention * elsewhere
-            if teacher is not None:
-                parts |= self._taught(teacher, output.logits, states, batch)
+            parts |= self._write(student, states, batch, written, taught=taught)
         if learns != "decoder":
             parts |= self._read_off(states, batch)
         return Losses(
             total=torch.stack(list(parts.values())).sum(),
+            tokens=written.num_labels,
             parts={name: float(part.detach()) for name, part in parts.items()},
         )
+
+    def _write(
+        self,
+        student: WhisperForConditionalGeneration,
+        states: Tensor,
+        batch: Batch,
+        written: Written,
+        *,
+        taught: bool,
+    ) -> dict[str, Tensor]:
+        """Score what the decoder writes of whole windows, or of each passage by itself."""
+        alone = written is batch.alone
+        output = student(
+            encoder_outputs=_stretches(states, batch) if alone else states,
+            decoder_input_ids=written.inputs,
+            output_attentions=self._weights.attention > 0,
+        )
+        teacher = self._teacher[0] if taught else None
+        share = 1.0 if teacher is None else 1.0 - self._weights.teacher_tokens
+        parts = {"labels": share * self._label_loss(output.logits, written)}
+        if self._weights.attention:
+            assert self.read_off is not None, "checked when this was made"
+            with torch.no_grad():
+                heard = _heard(self.read_off(states), batch, written, alone=alone)
+            elsewhere = self._elsewhere(output.cross_attentions, heard, written)
+            parts["attention"] = self._weights.attention * elsewhere
+        if teacher is not None:
+            parts |= self._taught(teacher, output.logits, states, batch)
+        return parts
 
     def _read_off(self, states: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Score what the encoding alone tells."""
@@ -146,31 +169,27 @@ class Objective(nn.Module):
             parts["phones"] = self._weights.phones * _phone_loss(self.name_sounds(states), batch)
         return parts
 
-    def _label_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+    def _label_loss(self, logits: Tensor, written: Written) -> Tensor:
         return F.cross_entropy(
             logits.float().flatten(0, 1),
-            batch.labels.flatten(),
+            written.labels.flatten(),
             ignore_index=IGNORED_LABEL,
             label_smoothing=self._weights.label_smoothing,
             reduction="sum",
         )
 
-    def _elsewhere(self, attentions: Sequence[Tensor], states: Tensor, batch: Batch) -> Tensor:
+    def _elsewhere(self, attentions: Sequence[Tensor], heard: Tensor, written: Written) -> Tensor:
         """Score how far the alignment heads look from where each token is heard.
 
-        Where that is, the encoding itself tells, by what is read off it. Networks that start from
-        nothing otherwise write for long without looking.
+        Networks that start from nothing otherwise write for long without looking.
         """
-        assert self.read_off is not None, "checked when this was made"
-        with torch.no_grad():
-            heard = _heard(self.read_off(states), batch)
-        known = (heard[..., 0] >= 0) & (batch.labels != IGNORED_LABEL)
+        known = (heard[..., 0] >= 0) & (written.labels != IGNORED_LABEL)
         if not known.any():
             return attentions[0].sum() * 0.0
         heads = torch.stack([attentions[layer][:, head] for layer, head in self._heads], dim=1)
         places = torch.arange(heads.shape[-1], device=heads.device)
         first, last = heard[..., :1] - _NEAR, heard[..., 1:] + _NEAR
-        near = (places >= first) & (places <= last)  # (batch, token, pos)
+        near = (places >= first) & (places <= last)  # (row, token, pos)
         there = (heads * near[:, None]).sum(-1).add(_LEAST).log().mean(1)
         return -there[known].sum()
 
@@ -206,9 +225,11 @@ class Objective(nn.Module):
             shown = _encoded(teacher, batch)
             expected = None
             if weights.teacher_tokens:
-                expected = teacher(encoder_outputs=shown, decoder_input_ids=batch.inputs).logits
+                expected = teacher(
+                    encoder_outputs=shown, decoder_input_ids=batch.whole.inputs
+                ).logits
         if expected is not None:
-            learnt = batch.labels != IGNORED_LABEL
+            learnt = batch.whole.labels != IGNORED_LABEL
             ours = F.log_softmax(logits[learnt].float() / weights.temperature, dim=-1)
             theirs = F.log_softmax(expected[learnt].float() / weights.temperature, dim=-1)
             apart = F.kl_div(ours, theirs, reduction="sum", log_target=True)
@@ -217,7 +238,7 @@ class Objective(nn.Module):
         if self.matched is not None:
             target = F.layer_norm(shown.float(), (teacher.config.d_model,))
             apart = F.mse_loss(self.matched(states).float(), target)
-            parts["teacher_encoder"] = weights.teacher_encoder * apart * batch.num_labels
+            parts["teacher_encoder"] = weights.teacher_encoder * apart * batch.whole.num_labels
         return parts
 
 
@@ -234,33 +255,47 @@ def _by_passage(logits: Tensor, batch: Batch) -> Tensor:
     return F.log_softmax(logits.float(), dim=-1)[row, places]
 
 
-def _heard(logits: Tensor, batch: Batch) -> Tensor:
-    """Return the first and the last position of what each token writes; -1 where unknown.
+def _stretches(states: Tensor, batch: Batch) -> Tensor:
+    """Return the encoding of each passage and of what is around it; zeros after it."""
+    begin, end = _stretch(batch, states.shape[1])
+    places = begin[:, None] + torch.arange(int((end - begin).max()), device=states.device)
+    found = states[batch.spans[:, :1], places.clamp(max=states.shape[1] - 1)]
+    return found * (places < end[:, None])[..., None]
 
-    Shape: (batch, token, 2).
+
+def _stretch(batch: Batch, positions: int) -> tuple[Tensor, Tensor]:
+    begin = (batch.spans[:, 1] - AROUND).clamp(min=0)
+    return begin, (batch.spans[:, 2] + AROUND + 1).clamp(max=positions)
+
+
+def _heard(logits: Tensor, batch: Batch, written: Written, *, alone: bool) -> Tensor:
+    """Return the first and the last position of what each token writes: (row, token, 2).
+
+    The encoding itself tells, by what is read off it; -1 where it does not.
     """
-    none = torch.full((*batch.labels.shape, 2), -1, device=logits.device)
+    passage, first, end = written.letters.unbind(-1)
+    unknown = torch.full((*passage.shape, 2), -1, device=logits.device)
     if not len(batch.spans):
-        return none
+        return unknown
     starts, letters = batch.spans[:, 1].tolist(), batch.spans[:, 3].tolist()
-    positions = letter_positions(
+    if alone:
+        starts = (batch.spans[:, 1] - _stretch(batch, logits.shape[1])[0]).tolist()
+    aligned = letter_positions(
         _by_passage(logits, batch).cpu().numpy(),
         _lengths(batch).tolist(),
         [one.tolist() for one in batch.spoken.split(letters)],
         blank=_BLANK,
     )
     heard = [
-        start + (at if at is not None else np.full(count, -start - 1))
-        for start, at, count in zip(starts, positions, letters, strict=True)
+        np.full(count, -1) if at is None else start + at
+        for start, at, count in zip(starts, aligned, letters, strict=True)
     ]
     every = torch.from_numpy(np.concatenate(heard)).to(logits.device)
-    offsets = F.pad(batch.spans[:, 3].cumsum(0), (1, 0))
-    passage, first, end = batch.letters.unbind(-1)
-    begin = offsets[passage.clamp(min=0)]
+    begin = F.pad(batch.spans[:, 3].cumsum(0), (1, 0))[passage.clamp(min=0)]
     found = torch.stack(
         [every[begin + first.clamp(min=0)], every[begin + end.clamp(min=1) - 1]], -1
     )
-    return torch.where((passage >= 0)[..., None], found, none)
+    return torch.where((passage >= 0)[..., None], found, unknown)
 
 
 def _phone_loss(logits: Tensor, batch: Batch) -> Tensor:

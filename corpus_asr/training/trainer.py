@@ -149,7 +149,7 @@ class Trainer:
             ):
                 losses = self._objective(self._student, batch, taught=taught, learns=learns)
             losses.total.backward()
-            tokens += batch.num_labels
+            tokens += losses.tokens
             for name, part in losses.parts.items():
                 sums[name] = sums.get(name, 0.0) + part
         told = torch.tensor([float(tokens), *sums.values()], dtype=torch.float64, device=device)
