@@ -31,6 +31,7 @@ SETTINGS = ExampleSettings(
     cut_share=0.0,
     previous_share=0.0,
     with_phones=True,
+    with_passages=False,
     task="transcribe",
     seed=0,
 )
@@ -102,3 +103,15 @@ def test_windows_that_are_cut_are_heard_to_their_last_word(
     assert cut.num_frames % 2 == 0
     np.testing.assert_array_equal(cut.features, whole.features)
     assert Collate(0)([cut, whole]).num_frames == 3000
+
+
+def test_passages_are_also_told_by_themselves(material: Material, labels: LabelWriter) -> None:
+    assert Examples(material, labels, SETTINGS)[0].alone == ()
+    told = Examples(material, labels, replace(SETTINGS, with_passages=True))[0]
+    assert len(told.alone) == len(told.tokens.spoken) == 2
+    for one, spoken in zip(told.alone, told.tokens.spoken, strict=True):
+        [by_itself] = one.spoken
+        assert by_itself.letters == spoken.letters
+        # 0.1 s before it begins, or where the window does
+        assert by_itself.start_s == pytest.approx(min(0.1, spoken.start_s), abs=0.02)
+        assert by_itself.end_s - by_itself.start_s == pytest.approx(spoken.end_s - spoken.start_s)

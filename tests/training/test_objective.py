@@ -49,25 +49,27 @@ def batch() -> Batch:
 
 
 def test_rows_are_joined_and_only_what_is_to_be_learnt_counts(batch: Batch) -> None:
-    assert batch.inputs.tolist() == [
+    assert batch.whole.inputs.tolist() == [
         [999, 950, 3, 4, 5, END, END],
         [960, 7, 999, 950, 8, 9, 10],
     ]
-    assert batch.labels.tolist() == [
+    assert batch.whole.labels.tolist() == [
         [950, 3, 4, 5, END, -100, -100],
         [-100, -100, 950, 8, 9, 10, END],
     ]
-    assert batch.num_labels == 10
+    assert batch.whole.num_labels == 10
     assert batch.spans.tolist() == [[0, 5, 25, 2], [0, 25, 35, 1], [1, 0, 49, 3]]
     assert bytes(batch.spoken.tolist()) == b"soidid"
 
 
 def test_the_loss_is_that_of_transformers(folder: Path, batch: Batch) -> None:
     theirs = transformers.WhisperForConditionalGeneration.from_pretrained(folder).eval()
-    expected = theirs(batch.features, decoder_input_ids=batch.inputs, labels=batch.labels)
+    expected = theirs(
+        batch.features, decoder_input_ids=batch.whole.inputs, labels=batch.whole.labels
+    )
     ours = network(folder)
     found = Objective(ours, Weights(), teacher=None)(ours, batch)
-    loss = found.parts["labels"] / batch.num_labels
+    loss = found.parts["labels"] / batch.whole.num_labels
     assert loss == pytest.approx(expected.loss.item(), abs=1e-4)
     assert found.total.item() == pytest.approx(found.parts["labels"])
 
@@ -75,12 +77,12 @@ def test_the_loss_is_that_of_transformers(folder: Path, batch: Batch) -> None:
 def test_smoothing_is_pytorchs(folder: Path, batch: Batch) -> None:
     ours = network(folder)
     objective = Objective(ours, Weights(label_smoothing=0.1), teacher=None)
-    logits = ours(batch.features, decoder_input_ids=batch.inputs).logits
+    logits = ours(batch.features, decoder_input_ids=batch.whole.inputs).logits
     expected = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), batch.labels.flatten(), label_smoothing=0.1
+        logits.flatten(0, 1), batch.whole.labels.flatten(), label_smoothing=0.1
     )
     assert objective(ours, batch).total.item() == pytest.approx(
-        expected.item() * batch.num_labels, rel=1e-5
+        expected.item() * batch.whole.num_labels, rel=1e-5
     )
 
 
@@ -148,7 +150,7 @@ def test_attention_is_led_to_where_letters_are_read_off(folder: Path) -> None:
         objective.read_off.weight.copy_(torch.linalg.lstsq(states[1], targets).solution.T)
     found = objective(ours, batch)
     attentions = ours(
-        batch.features, decoder_input_ids=batch.inputs, output_attentions=True
+        batch.features, decoder_input_ids=batch.whole.inputs, output_attentions=True
     ).cross_attentions
     expected = 0.0
     # A token is written at the place before it; 0.1 s on each side of its letters is near enough.
@@ -159,6 +161,44 @@ def test_attention_is_led_to_where_letters_are_read_off(folder: Path) -> None:
     assert found.parts["attention"] == pytest.approx(0.25 * expected, rel=1e-3)
     found.total.backward()
     assert ours.model.decoder.layers[1].encoder_attn.q_proj.weight.grad is not None
+
+
+def test_passages_are_written_alone_from_their_stretch_while_the_encoder_stays(
+    folder: Path, batch: Batch
+) -> None:
+    rows = [(999, 950, 3, 4, END), (999, 950, 5, END), (999, 950, 8, 9, 10, END)]
+    alone = tuple(
+        TokenRow(ids=ids, learnt_from=1, spoken=(one,), letters=(None, None, Letters(0, 0, 1)))
+        for ids, one in zip(
+            rows, (Spoken(0.1, 0.5, b"so"), Spoken(0.1, 0.31, b"i"), Spoken(0.0, 0.98, b"did")),
+            strict=True,
+        )
+    )  # fmt: skip
+    bare = Example(
+        features=np.zeros((80, 100), np.float32), tokens=TokenRow(ids=(950, END), learnt_from=1)
+    )
+    written = Collate(END)([replace(bare, alone=alone[:2]), replace(bare, alone=alone[2:])]).alone
+    assert written is not None
+    assert written.letters[:, 1, 0].tolist() == [0, 1, 2]
+    batch = replace(batch, alone=written)
+    ours, objective = looking(folder)
+    found = objective(ours, batch, learns="decoder")
+    assert found.tokens == written.num_labels == 12
+    states = ours.model.encoder(batch.features).last_hidden_state
+    expected = 0.0
+    # as far around each as five positions go
+    for ids, (row, first, end) in zip(rows, ((0, 0, 31), (0, 20, 41), (1, 0, 50)), strict=True):
+        scores = ours(
+            encoder_outputs=(states[row : row + 1, first:end],),
+            decoder_input_ids=torch.tensor([ids[:-1]]),
+        ).logits[0]
+        expected += torch.nn.functional.cross_entropy(
+            scores, torch.tensor(ids[1:]), reduction="sum"
+        ).item()
+    assert found.parts["labels"] == pytest.approx(expected, rel=1e-4)
+    assert found.parts["attention"] > 0
+    whole = objective(ours, batch).parts["labels"]
+    assert whole == objective(ours, replace(batch, alone=None)).parts["labels"]
 
 
 def test_attention_is_not_led_where_nothing_is_written(folder: Path, batch: Batch) -> None:
