@@ -188,9 +188,10 @@ def test_passages_are_written_alone_from_their_stretch_while_the_encoder_stays(
     expected = 0.0
     # as far around each as five positions go
     for ids, (row, first, end) in zip(rows, ((0, 0, 31), (0, 20, 41), (1, 0, 50)), strict=True):
+        stretch = torch.zeros(1, 50, states.shape[2])  # filled up to the longest
+        stretch[0, : end - first] = states[row, first:end]
         scores = ours(
-            encoder_outputs=(states[row : row + 1, first:end],),
-            decoder_input_ids=torch.tensor([ids[:-1]]),
+            encoder_outputs=(stretch,), decoder_input_ids=torch.tensor([ids[:-1]])
         ).logits[0]
         expected += torch.nn.functional.cross_entropy(
             scores, torch.tensor(ids[1:]), reduction="sum"
