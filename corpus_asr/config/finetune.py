@@ -172,7 +172,8 @@ class TrainingSettings(Settings):
     )  # fmt: skip
     decoder_steps: int = Field(
         default=0, ge=0,
-        description="Those after them, in which the encoder stays as it is; then both learn.",
+        description="Those after them, in which the encoder stays as it is and each passage is "
+        "written by itself; then both learn from whole windows.",
     )  # fmt: skip
     gradient_checkpointing: bool = Field(
         default=False, description="Compute states twice to keep fewer of them."
