@@ -162,7 +162,7 @@ class LabelWriter:
             if done > length and passage + 1 < len(spoken):  # without times between
                 passage, done, length = passage + 1, 0, len(spoken[passage + 1].letters)
             # Each byte is a letter of the token's own name.
-            written = len(self._tokenizer.convert_ids_to_tokens(token))
+            written = len(str(self._tokenizer.convert_ids_to_tokens(token)))
             first = min(max(0, done - 1), length - 1)
             done += written
             yield Letters(passage, first, min(max(first + 1, done - 1), length))

@@ -283,7 +283,7 @@ def _heard(logits: Tensor, batch: Batch, written: Written, *, alone: bool) -> Te
     aligned = letter_positions(
         _by_passage(logits, batch).cpu().numpy(),
         _lengths(batch).tolist(),
-        [one.tolist() for one in batch.spoken.split(letters)],
+        [one.tolist() for one in torch.split(batch.spoken, letters)],
         blank=_BLANK,
     )
     heard = [

@@ -68,7 +68,7 @@ def test_each_token_knows_which_letters_it_writes(
             begins = not written[letters.passage]
             assert (letters.first, letters.end) == ((0, 1) if begins else (len(of) - 1, len(of)))
             continue
-        name = tokenizer.convert_ids_to_tokens(token)
+        name = str(tokenizer.convert_ids_to_tokens(token))
         own = of[letters.first : letters.end]
         assert len(own) in (len(name), len(name) - 1, 1)  # with the space before a word, or alone
         written[letters.passage] += own
