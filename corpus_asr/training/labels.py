@@ -36,7 +36,7 @@ class Spoken:
 
 @dataclass(frozen=True, slots=True)
 class Letters:
-    """Those of a passage that a token writes, or before or after which it is a time."""
+    """Those of a passage that a token writes; of a time, the first or the last."""
 
     passage: int
     """In its row's `spoken`."""
@@ -154,10 +154,11 @@ class LabelWriter:
         for token in ids:
             length = len(spoken[passage].letters)
             if token >= self._tokenizer.timestamp_begin:
-                # The first of a pair is before the passage, where nothing of it is done yet.
-                at = max(0, length - 1) if done else 0
-                yield Letters(passage, at, length if done else min(1, length))
-                passage, done = (passage + 1, 0) if done else (passage, 0)
+                if done:
+                    yield Letters(passage, length - 1, length)
+                    passage, done = passage + 1, 0
+                else:
+                    yield Letters(passage, 0, 1)
                 continue
             if done > length and passage + 1 < len(spoken):  # without times between
                 passage, done, length = passage + 1, 0, len(spoken[passage + 1].letters)
