@@ -6,8 +6,12 @@ what is trained.
 """
 
 import logging
+import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -35,7 +39,8 @@ def train_together(
     """Run a function in several processes that can add tensors up by `torch.distributed`.
 
     Args:
-        work: pickled by reference, so a function of an installed module.
+        work: pickled by reference, so a function of an installed module. It runs in the folder that
+            this process is in, where the worker's machine has it: relative paths mean the same.
         settings: what each is called with; plain data.
         workers: how many processes.
         gpus_per_worker: of each.
@@ -62,6 +67,19 @@ def train_together(
             event(_LOG, logging.WARNING, "training_restarts", starts_left=starts_left)
 
 
+@dataclass(frozen=True, slots=True)
+class _InFolder:
+    """Work to be done in a folder; Ray Train starts it in one of its own."""
+
+    work: Callable[[dict[str, Any]], None]
+    folder: Path
+
+    def __call__(self, settings: dict[str, Any]) -> None:
+        with suppress(OSError):  # another machine need not have it
+            os.chdir(self.folder)
+        self.work(settings)
+
+
 def _trainer(
     work: Callable[[dict[str, Any]], None],
     settings: dict[str, Any],
@@ -74,7 +92,7 @@ def _trainer(
     if gpus_per_worker:
         resources["GPU"] = gpus_per_worker
     return ray.train.torch.TorchTrainer(
-        work,
+        _InFolder(work, Path.cwd()),
         train_loop_config=settings,
         torch_config=ray.train.torch.TorchConfig(timeout_s=_PATIENCE_S),
         scaling_config=ray.train.ScalingConfig(

@@ -68,18 +68,21 @@ def _best_path(
     # From letter to letter without a blank between, unless it is the same twice.
     skips = np.full(states.shape, -np.inf, np.float32)
     skips[:, 2:][(states[:, 2:] != blank) & (states[:, 2:] != states[:, :-2])] = 0.0
-    best = np.full(states.shape, -np.inf, np.float32)
+    # Two states before the first one, in which nothing ever is.
+    reached = np.full((len(states), states.shape[1] + 2), -np.inf, np.float32)
+    best, one_before, two_before = reached[:, 2:], reached[:, 1:-1], reached[:, :-2]
     best[:, :2] = said[0, :, :2]
-    came = np.zeros(said.shape, np.int8)
+    moved, skipped = np.zeros((2, *said.shape), np.bool_)
+    going = np.arange(len(said))[:, None] < lengths
     for at in range(1, len(said)):
-        ways = np.full((3, *best.shape), -np.inf, np.float32)
-        ways[0] = best
-        ways[1, :, 1:] = best[:, :-1]
-        ways[2, :, 2:] = best[:, :-2] + skips[:, 2:]
-        came[at] = ways.argmax(axis=0)
-        going = at < lengths
-        best[going] = (ways.max(axis=0) + said[at])[going]
-        came[at, ~going] = 0
+        skipping = two_before + skips
+        np.greater(one_before, best, out=moved[at])
+        likeliest = np.maximum(one_before, best)
+        np.greater(skipping, likeliest, out=skipped[at])
+        np.maximum(likeliest, skipping, out=likeliest)
+        likeliest += said[at]
+        np.copyto(best, likeliest, where=going[at, :, None])
+    came = np.where(skipped, np.int8(2), moved) * going[..., None]
     last, before = best[rows, count - 1], best[rows, count - 2]
     path = np.empty(said.shape[:2], np.int64)
     path[-1] = np.where(last >= before, count - 1, count - 2)

@@ -67,9 +67,12 @@ def losses(folder: Path) -> list[float]:
     return [row["loss"] for row in store.log() if "loss" in row]
 
 
-def test_two_workers_learn_what_one_learns(ray_session: Cluster, place: Path) -> None:
+def test_two_workers_learn_what_one_learns(
+    ray_session: Cluster, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     finetune.run(job(place, "alone", workers=1), progress=None)
-    done = finetune.run(job(place, "both", workers=2), progress=None)
+    monkeypatch.chdir(place)  # relative paths are those of whoever starts the training
+    done = finetune.run(job(Path(), "both", workers=2), progress=None)
     assert_same_weights(place / "alone" / "model", place / "both" / "model")
     assert losses(place / "both") == pytest.approx(losses(place / "alone"), rel=1e-4)
     assert [steps for steps, _ in done.error_rates] == [0, 4]
