@@ -172,8 +172,15 @@ class TrainingSettings(Settings):
     )  # fmt: skip
     decoder_steps: int = Field(
         default=0, ge=0,
-        description="Those after them, in which the encoder stays as it is and each passage is "
-        "written by itself; then both learn from whole windows.",
+        description="Those after them, in which the encoder stays as it is and the decoder writes "
+        "passages and windows that were heard lately; then both learn.",
+    )  # fmt: skip
+    decoder_audio_s: float = Field(
+        default=120.0, gt=0,
+        description="Audio that is written in each of those, over all workers: more than is heard.",
+    )  # fmt: skip
+    decoder_memory_windows: int = Field(
+        default=1000, ge=1, description="Windows from which that is drawn, over all workers."
     )  # fmt: skip
     gradient_checkpointing: bool = Field(
         default=False, description="Compute states twice to keep fewer of them."

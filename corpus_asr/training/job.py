@@ -34,6 +34,7 @@ from corpus_asr.training.sources import passages_in
 from corpus_asr.training.store import State, TrainingStore
 from corpus_asr.training.trainer import Record, Steps, Trainer
 from corpus_asr.training.windows import Packing
+from corpus_asr.units import TIMESTAMP_STEP_S
 
 _DECODE_TIMEOUT_S = 600.0
 _WEIGHTS, _MOMENTS, _HELPING = "weights.", "moments.", "helping."
@@ -268,6 +269,8 @@ class Finetune:
                 taught=config.distillation.steps,
                 encoder_alone=training.encoder_steps,
                 decoder_alone=training.decoder_steps,
+                decoder_positions=round(training.decoder_audio_s / TIMESTAMP_STEP_S),
+                memory_windows=training.decoder_memory_windows,
             ),
             group=self._group,
         )
@@ -285,6 +288,8 @@ class Finetune:
         config = self._config.model_dump(mode="json", exclude=_ELSEWHERE)
         if self._config.windows.cut_share:  # then windows that are heard together are as long
             config["together"] = self._config.training.windows_at_once
+        if self._config.training.decoder_steps:  # each process writes what it heard itself
+            config["workers"] = self._group.size
         return _digest([config, self._revision, self.material.account["fingerprint"]])
 
     def _resumed(self) -> int:

@@ -6,9 +6,7 @@ of the batch, so that batches in pieces add up to the whole. Knows no steps and 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,15 +15,20 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.models.vocabulary import IGNORED_LABEL
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.text.phones import PHONES
-from corpus_asr.training.alignment import letter_positions
-from corpus_asr.training.examples import AROUND, Batch, Written
+from corpus_asr.training.examples import Batch, Written
+from corpus_asr.training.memory import Heard, HeardBatch, stretch
+from corpus_asr.training.stretches import (
+    BLANK,
+    by_passage,
+    passage_lengths,
+    stretches,
+    token_places,
+    unpadded_rows,
+)
 from corpus_asr.units import FRAMES_PER_POSITION
 
-_BLANK = 256  # after all bytes
 _NEAR = 5  # positions: 0.1 s
 _LEAST = 1e-6  # attention: its logarithm stays finite
-
-Learns = Literal["encoder", "decoder", "both"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +93,7 @@ class Objective(nn.Module):
         # Not registered: it neither learns nor belongs to what is saved.
         self._teacher = (teacher,)
         width = student.config.d_model
-        self.read_off = nn.Linear(width, _BLANK + 1) if weights.ctc else None
+        self.read_off = nn.Linear(width, BLANK + 1) if weights.ctc else None
         self.name_sounds = nn.Linear(width, len(PHONES)) if weights.phones else None
         self.matched: nn.Linear | None = None
         if teacher is not None:
@@ -105,7 +108,7 @@ class Objective(nn.Module):
         batch: Batch,
         *,
         taught: bool = True,
-        learns: Learns = "both",
+        encoder_alone: bool = False,
     ) -> Losses:
         """Score a batch.
 
@@ -113,52 +116,86 @@ class Objective(nn.Module):
             student: what learns.
             batch: what from.
             taught: whether the teacher, if there is one, is asked.
-            learns: which part of the student there are losses of.
+            encoder_alone: whether there are losses of the encoding only.
         """
-        with torch.set_grad_enabled(learns != "decoder"):
-            states = _encoded(student, batch)
-        parts: dict[str, Tensor] = {}
-        written = batch.whole
-        if learns == "decoder" and batch.alone is not None and self._teacher[0] is None:
-            written = batch.alone
-        if learns != "encoder":
-            parts |= self._write(student, states, batch, written, taught=taught)
-        if learns != "decoder":
-            parts |= self._read_off(states, batch)
-        return Losses(
-            total=torch.stack(list(parts.values())).sum(),
-            tokens=written.num_labels,
-            parts={name: float(part.detach()) for name, part in parts.items()},
+        states = _encoded(student, batch)
+        parts = {} if encoder_alone else self._write(student, states, batch, taught=taught)
+        parts |= self._read_off(states, batch)
+        return _summed(parts, batch.whole.num_labels)
+
+    @torch.no_grad()
+    def hear(self, student: WhisperForConditionalGeneration, batch: Batch) -> list[list[Heard]]:
+        """Encode windows for a decoder that learns alone.
+
+        Args:
+            student: whose encoder hears.
+            batch: what.
+
+        Returns:
+            Of each window itself as a whole, and each of its passages with what is around it.
+        """
+        states = _encoded(student, batch)
+        rows = unpadded_rows(batch.whole, self._places(states, batch, batch.whole, alone=False))
+        heard = [
+            [Heard(states=stretch(window, 0, len(window)), **row)]
+            for window, row in zip(states, rows, strict=True)
+        ]
+        if batch.alone is None:
+            return heard
+        begin, end = (places.tolist() for places in stretches(batch, states.shape[1]))
+        rows = unpadded_rows(batch.alone, self._places(states, batch, batch.alone, alone=True))
+        for number, row in enumerate(rows):
+            window = int(batch.spans[number, 0])
+            part = stretch(states[window], begin[number], end[number])
+            heard[window].append(Heard(states=part, **row))
+        return heard
+
+    def write(self, student: WhisperForConditionalGeneration, heard: HeardBatch) -> Losses:
+        """Score what the decoder writes of encodings that stay as they are."""
+        output = student(
+            encoder_outputs=heard.states,
+            decoder_input_ids=heard.inputs,
+            output_attentions=self._weights.attention > 0,
         )
+        parts = {"labels": self._label_loss(output.logits, heard.labels)}
+        if self._weights.attention:
+            elsewhere = self._elsewhere(output.cross_attentions, heard.places, heard.labels)
+            parts["attention"] = self._weights.attention * elsewhere
+        return _summed(parts, int((heard.labels != IGNORED_LABEL).sum()))
 
     def _write(
         self,
         student: WhisperForConditionalGeneration,
         states: Tensor,
         batch: Batch,
-        written: Written,
         *,
         taught: bool,
     ) -> dict[str, Tensor]:
-        """Score what the decoder writes of whole windows, or of each passage by itself."""
-        alone = written is batch.alone
+        """Score what the decoder writes of whole windows."""
+        written = batch.whole
         output = student(
-            encoder_outputs=_stretches(states, batch) if alone else states,
+            encoder_outputs=states,
             decoder_input_ids=written.inputs,
             output_attentions=self._weights.attention > 0,
         )
         teacher = self._teacher[0] if taught else None
         share = 1.0 if teacher is None else 1.0 - self._weights.teacher_tokens
-        parts = {"labels": share * self._label_loss(output.logits, written)}
+        parts = {"labels": share * self._label_loss(output.logits, written.labels)}
         if self._weights.attention:
-            assert self.read_off is not None, "checked when this was made"
-            with torch.no_grad():
-                heard = _heard(self.read_off(states), batch, written, alone=alone)
-            elsewhere = self._elsewhere(output.cross_attentions, heard, written)
+            places = self._places(states, batch, written, alone=False)
+            elsewhere = self._elsewhere(output.cross_attentions, places, written.labels)
             parts["attention"] = self._weights.attention * elsewhere
         if teacher is not None:
             parts |= self._taught(teacher, output.logits, states, batch)
         return parts
+
+    @torch.no_grad()
+    def _places(self, states: Tensor, batch: Batch, written: Written, *, alone: bool) -> Tensor:
+        """Return the first and the last position of what each token writes: (row, token, 2)."""
+        if self._weights.attention:
+            assert self.read_off is not None, "checked when this was made"
+            return token_places(self.read_off(states), batch, written, alone=alone)
+        return torch.full((*written.labels.shape, 2), -1, device=states.device)
 
     def _read_off(self, states: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Score what the encoding alone tells."""
@@ -169,21 +206,21 @@ class Objective(nn.Module):
             parts["phones"] = self._weights.phones * _phone_loss(self.name_sounds(states), batch)
         return parts
 
-    def _label_loss(self, logits: Tensor, written: Written) -> Tensor:
+    def _label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(
             logits.float().flatten(0, 1),
-            written.labels.flatten(),
+            labels.flatten(),
             ignore_index=IGNORED_LABEL,
             label_smoothing=self._weights.label_smoothing,
             reduction="sum",
         )
 
-    def _elsewhere(self, attentions: Sequence[Tensor], heard: Tensor, written: Written) -> Tensor:
+    def _elsewhere(self, attentions: Sequence[Tensor], heard: Tensor, labels: Tensor) -> Tensor:
         """Score how far the alignment heads look from where each token is heard.
 
         Networks that start from nothing otherwise write for long without looking.
         """
-        known = (heard[..., 0] >= 0) & (written.labels != IGNORED_LABEL)
+        known = (heard[..., 0] >= 0) & (labels != IGNORED_LABEL)
         if not known.any():
             return attentions[0].sum() * 0.0
         heads = torch.stack([attentions[layer][:, head] for layer, head in self._heads], dim=1)
@@ -202,11 +239,11 @@ class Objective(nn.Module):
         if not len(batch.spans):
             return logits.sum() * 0.0
         return F.ctc_loss(
-            _by_passage(logits, batch),
+            by_passage(logits, batch),
             batch.spoken,
-            _lengths(batch),
+            passage_lengths(batch),
             batch.spans[:, 3],
-            blank=_BLANK,
+            blank=BLANK,
             reduction="sum",
             zero_infinity=True,
         )
@@ -242,60 +279,12 @@ class Objective(nn.Module):
         return parts
 
 
-def _lengths(batch: Batch) -> Tensor:
-    """Return the positions of each passage."""
-    return batch.spans[:, 2] - batch.spans[:, 1] + 1
-
-
-def _by_passage(logits: Tensor, batch: Batch) -> Tensor:
-    """Return what is read off the stretch of each passage: (pos, passage, symbol)."""
-    row, first, last, _ = batch.spans.unbind(1)
-    steps = torch.arange(int(_lengths(batch).max()), device=logits.device)
-    places = torch.minimum(first + steps[:, None], last)
-    return F.log_softmax(logits.float(), dim=-1)[row, places]
-
-
-def _stretches(states: Tensor, batch: Batch) -> Tensor:
-    """Return the encoding of each passage and of what is around it; zeros after it."""
-    begin, end = _stretch(batch, states.shape[1])
-    places = begin[:, None] + torch.arange(int((end - begin).max()), device=states.device)
-    found = states[batch.spans[:, :1], places.clamp(max=states.shape[1] - 1)]
-    return found * (places < end[:, None])[..., None]
-
-
-def _stretch(batch: Batch, positions: int) -> tuple[Tensor, Tensor]:
-    begin = (batch.spans[:, 1] - AROUND).clamp(min=0)
-    return begin, (batch.spans[:, 2] + AROUND + 1).clamp(max=positions)
-
-
-def _heard(logits: Tensor, batch: Batch, written: Written, *, alone: bool) -> Tensor:
-    """Return the first and the last position of what each token writes: (row, token, 2).
-
-    The encoding itself tells, by what is read off it; -1 where it does not.
-    """
-    passage, first, end = written.letters.unbind(-1)
-    unknown = torch.full((*passage.shape, 2), -1, device=logits.device)
-    if not len(batch.spans):
-        return unknown
-    starts, letters = batch.spans[:, 1].tolist(), batch.spans[:, 3].tolist()
-    if alone:
-        starts = (batch.spans[:, 1] - _stretch(batch, logits.shape[1])[0]).tolist()
-    aligned = letter_positions(
-        _by_passage(logits, batch).cpu().numpy(),
-        _lengths(batch).tolist(),
-        [one.tolist() for one in torch.split(batch.spoken, letters)],
-        blank=_BLANK,
+def _summed(parts: dict[str, Tensor], tokens: int) -> Losses:
+    return Losses(
+        total=torch.stack(list(parts.values())).sum(),
+        tokens=tokens,
+        parts={name: float(part.detach()) for name, part in parts.items()},
     )
-    heard = [
-        np.full(count, -1) if at is None else start + at
-        for start, at, count in zip(starts, aligned, letters, strict=True)
-    ]
-    every = torch.from_numpy(np.concatenate(heard)).to(logits.device)
-    begin = F.pad(batch.spans[:, 3].cumsum(0), (1, 0))[passage.clamp(min=0)]
-    found = torch.stack(
-        [every[begin + first.clamp(min=0)], every[begin + end.clamp(min=1) - 1]], -1
-    )
-    return torch.where((passage >= 0)[..., None], found, unknown)
 
 
 def _phone_loss(logits: Tensor, batch: Batch) -> Tensor:

@@ -8,6 +8,7 @@ that is stopped and resumed ends with the same weights. Knows no files.
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,11 +19,14 @@ from corpus_asr.errors import EngineError
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.training.examples import Batch, Collate, Examples
 from corpus_asr.training.group import Group
-from corpus_asr.training.objective import Learns, Objective
+from corpus_asr.training.memory import HeardBatch, Memory
+from corpus_asr.training.objective import Losses, Objective
 from corpus_asr.training.optimiser import NamedAdamW, Rates, clip
 
 _MAX_OVERFLOWS = 20
 _DECODER = ("model.decoder.", "proj_out.")
+
+Learns = Literal["encoder", "decoder", "both"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +45,22 @@ class Steps:
     """The first ones, in which the decoder learns nothing."""
     decoder_alone: int = 0
     """Those after them, in which the encoder does not."""
+    decoder_positions: int = 0
+    """Of encodings that are written in each of the latter, over the group."""
+    memory_windows: int = 1
+    """Heard before a step, whose encodings are written again, over the group."""
 
     def learns(self, step: int) -> Learns:
         """Return what learns at a step, counted from 0."""
         if step < self.encoder_alone:
             return "encoder"
         return "decoder" if step < self.encoder_alone + self.decoder_alone else "both"
+
+    def heard_from(self, step: int) -> int:
+        """Return the first step whose windows may be written again at a step."""
+        if self.learns(step) != "decoder":
+            return step
+        return max(self.encoder_alone, step - -(-self.memory_windows // self.batch_windows))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +114,7 @@ class Trainer:
         self._collate = Collate(padding)
         self._steps = steps
         self._group = group
+        self._memory = Memory(max(1, steps.memory_windows // group.size))
         self._overflows = 0
 
     def run(self, done: int) -> Iterator[Record]:
@@ -108,10 +123,14 @@ class Trainer:
         Raises:
             EngineError: memory does not suffice, or gradients are no numbers any more.
         """
-        batches = iter(self._loader(done))
-        for step in range(done, self._rates.steps):
+        first = self._steps.heard_from(done)
+        batches = iter(self._loader(first))
+        for step in range(first, self._rates.steps):
             try:
-                yield self._step(step, batches)
+                if step < done:
+                    self._hear(step, batches)
+                else:
+                    yield self._step(step, batches)
             except torch.OutOfMemoryError as error:
                 raise EngineError(
                     f"training step {step + 1}: found too little memory on {self._student.device} "
@@ -134,26 +153,16 @@ class Trainer:
 
     def _step(self, step: int, batches: Iterator[Batch]) -> Record:
         began = time.perf_counter()
-        # Dropout depends on the step and on who computes it, on nothing that happened before.
-        torch.manual_seed(_seed(self._steps.seed, step, self._group.rank))
-        self._student.train()
         sums: dict[str, float] = {}
         tokens = 0
-        device = self._student.device
-        taught = self._steps.taught is None or step < self._steps.taught
-        learns = self._steps.learns(step)
-        for _ in range(_pieces(self._steps, self._group)):
-            batch = next(batches).to(device)
-            with torch.autocast(
-                device.type, self._steps.dtype, enabled=self._steps.dtype != torch.float32
-            ):
-                losses = self._objective(self._student, batch, taught=taught, learns=learns)
-            losses.total.backward()
+        for losses in self._losses(step, batches):
+            losses.total.backward()  # type: ignore[no-untyped-call]
             tokens += losses.tokens
             for name, part in losses.parts.items():
                 sums[name] = sums.get(name, 0.0) + part
-        told = torch.tensor([float(tokens), *sums.values()], dtype=torch.float64, device=device)
-        learning = self._learning(learns)
+        told = torch.tensor([float(tokens), *sums.values()], dtype=torch.float64)
+        told = told.to(self._student.device)
+        learning = self._learning(self._steps.learns(step))
         gradients = [_gradient(p) for p in learning]
         self._group.add_up([told, *gradients])
         tokens = int(told[0])
@@ -177,6 +186,45 @@ class Trainer:
             tokens=tokens,
             wall_s=time.perf_counter() - began,
         )
+
+    def _losses(self, step: int, batches: Iterator[Batch]) -> Iterator[Losses]:
+        """Yield the losses of a step, piece by piece."""
+        learns = self._steps.learns(step)
+        taught = self._steps.taught is None or step < self._steps.taught
+        if learns == "decoder":
+            self._hear(step, batches)
+            draw = np.random.default_rng((self._steps.seed, step, self._group.rank))
+            drawn = self._memory.draw(self._steps.decoder_positions // self._group.size, draw)
+            with self._computing():
+                losses = self._objective.write(self._student, HeardBatch.joined(drawn))
+            yield losses
+            return
+        for batch in self._pieces(step, batches):
+            with self._computing():
+                losses = self._objective(
+                    self._student, batch, taught=taught, encoder_alone=learns == "encoder"
+                )
+            yield losses
+
+    def _hear(self, step: int, batches: Iterator[Batch]) -> None:
+        """Remember the encodings of a step's windows."""
+        for batch in self._pieces(step, batches):
+            with self._computing():
+                heard = self._objective.hear(self._student, batch)
+            for window in heard:
+                self._memory.add(window)
+
+    def _pieces(self, step: int, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield what a step is made of."""
+        # Dropout depends on the step and on who computes it, on nothing that happened before.
+        torch.manual_seed(_seed(self._steps.seed, step, self._group.rank))
+        self._student.train()
+        for _ in range(_pieces(self._steps, self._group)):
+            yield next(batches).to(self._student.device)
+
+    def _computing(self) -> torch.autocast:
+        dtype = self._steps.dtype
+        return torch.autocast(self._student.device.type, dtype, enabled=dtype != torch.float32)
 
     def _learning(self, learns: Learns) -> list[Tensor]:
         """Return the parameters that change in a step; others have no gradient at all."""

@@ -173,7 +173,9 @@ def test_sounds_that_nobody_tells_are_not_waited_for(place: Path) -> None:
 
 
 def test_the_encoder_may_learn_first_and_the_decoder_next(place: Path) -> None:
-    learning = {"encoder_steps": 2, "decoder_steps": 1, "ctc_weight": 0.5}
+    learning = {"steps": 6, "encoder_steps": 2, "decoder_steps": 3, "ctc_weight": 0.5}
+    # Longer than from the checkpoint to the step it goes on with.
+    learning |= {"decoder_memory_windows": 3, "decoder_audio_s": 60.0}
 
     def events(output: str, stop_after: int | None = None) -> list[Record | Evaluation]:
         config = training(place, place / "model", output, training=learning)
@@ -181,12 +183,15 @@ def test_the_encoder_may_learn_first_and_the_decoder_next(place: Path) -> None:
 
     records = [event for event in events("first") if isinstance(event, Record)]
     events("stopped", 3)  # the checkpoint is that of step 2, when only the encoder has learnt
-    assert [event.step for event in events("stopped") if isinstance(event, Record)] == [3, 4]
+    events("stopped", 5)  # and now that of step 4, before which something was heard
+    assert [event.step for event in events("stopped") if isinstance(event, Record)] == [5, 6]
     first, stopped = (weights_in(place / name / "model") for name in ("first", "stopped"))
     assert all(torch.equal(tensor, stopped[name]) for name, tensor in first.items())
     assert [set(record.parts) for record in records] == [
         {"ctc"},
         {"ctc"},
+        {"labels"},
+        {"labels"},
         {"labels"},
         {"labels", "ctc"},
     ]
