@@ -208,6 +208,11 @@ class DistillationSettings(Settings):
         "vocabulary.",
     )  # fmt: skip
     encoder_weight: float = Field(default=0.0, ge=0, description="Of the distance of encodings.")
+    name_sounds: bool = Field(
+        default=False,
+        description="Whether its encoder tells the sounds of passages that have none, for "
+        "training.phones_weight.",
+    )
     temperature: float = Field(default=2.0, gt=0, description="Softens both distributions.")
     steps: PositiveInt | None = Field(
         default=None, description="The first ones, after which labels alone are learnt; null: all."

@@ -30,6 +30,7 @@ from corpus_asr.training.labels import LabelWriter
 from corpus_asr.training.material import ACCOUNT_NAME, Material, prepare
 from corpus_asr.training.objective import Objective, Weights
 from corpus_asr.training.optimiser import NamedAdamW, Rates, freeze
+from corpus_asr.training.sounds import name_sounds
 from corpus_asr.training.sources import passages_in
 from corpus_asr.training.store import State, TrainingStore
 from corpus_asr.training.trainer import Record, Steps, Trainer
@@ -84,6 +85,8 @@ class Finetune:
                 "training.phones_weight: found no passage with phones in data.train, expected "
                 "manifests that name sounds and their times; make them, or set it to 0"
             )
+        if config.distillation.name_sounds:
+            self.material = self._named_sounds(local_rank)
         if config.training.encoder_steps and not (
             config.training.phones_weight or config.training.ctc_weight
         ):
@@ -165,6 +168,29 @@ class Finetune:
             self._labels.check(language, task=self._config.windows.task)
         return found
 
+    def _named_sounds(self, local_rank: int) -> Material:
+        """Have the teacher tell sounds where the data do not, once per machine."""
+        config = self._config
+        if config.distillation.teacher is None or not config.training.phones_weight:
+            raise ConfigError(
+                f"distillation.name_sounds: found the teacher {config.distillation.teacher} and a "
+                f"training.phones_weight of {config.training.phones_weight:g}, expected a teacher "
+                "and a weight above 0; give both, or set name_sounds to false"
+            )
+        folder = Path(config.data.cache) / "train"
+        if local_rank == 0:
+            teacher, revision = self._teacher()
+            seed = config.training.seed
+            name_sounds(
+                self.material,
+                folder,
+                teacher,
+                fingerprint=_digest([self.material.account["fingerprint"], revision, seed]),
+                seed=seed,
+            )
+        self._group.wait()
+        return self.material.with_sounds(folder)
+
     def _check_same(self, material: Material, folder: Path) -> None:
         """Raise if a store failed on one of several machines, and others have what it lacks."""
         own = [float(len(material)), float(material.audio.size)]
@@ -193,12 +219,9 @@ class Finetune:
 
     def _made_objective(self) -> Objective:
         training, distillation = self._config.training, self._config.distillation
-        teacher = None
-        if distillation.teacher is not None:
-            folder = fetch_checkpoint(distillation.teacher, revision=distillation.revision)
-            teacher = WhisperForConditionalGeneration.from_pretrained(
-                folder, dtype=self._dtype, device=self._device
-            )
+        # Without these, it is asked for sounds at most, before training.
+        asked = distillation.token_weight or distillation.encoder_weight
+        teacher = self._teacher()[0] if distillation.teacher is not None and asked else None
         torch.manual_seed(training.seed)  # of the layers that only the objective needs
         taught = teacher is not None
         return Objective(
@@ -214,6 +237,16 @@ class Finetune:
             ),
             teacher=teacher,
         ).to(self._device)
+
+    def _teacher(self) -> tuple[WhisperForConditionalGeneration, str]:
+        """Load the teacher; returns it and the name of its weights."""
+        distillation = self._config.distillation
+        assert distillation.teacher is not None, "checked before"
+        folder = fetch_checkpoint(distillation.teacher, revision=distillation.revision)
+        network = WhisperForConditionalGeneration.from_pretrained(
+            folder, dtype=self._dtype, device=self._device
+        )
+        return network.eval(), model_revision(folder)
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -11,7 +11,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -30,6 +30,7 @@ from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
 AUDIO_NAME = "audio.i16"
 PASSAGES_NAME = "passages.arrow"
+SOUNDS_NAME = "sounds.arrow"
 ACCOUNT_NAME = "material.json"
 
 _SCHEMA = pa.schema(
@@ -68,14 +69,19 @@ class Material:
     @classmethod
     def open(cls, folder: Path) -> Self:
         """Map a prepared folder."""
-        with pa.memory_map(str(folder / PASSAGES_NAME)) as file:
-            table = pa.ipc.open_file(file).read_all()
+        table = _table(folder / PASSAGES_NAME)
         account = json.loads((folder / ACCOUNT_NAME).read_text(encoding="utf-8"))
         # numpy maps no empty file
         path = folder / AUDIO_NAME
         audio = np.memmap(path, np.int16, "r") if path.stat().st_size else np.zeros(0, np.int16)
         stretch, start, end, tokens = (table[name].to_numpy() for name in _PLACES)
         return cls(audio, stretch, start, end, tokens, table, account)
+
+    def with_sounds(self, folder: Path) -> Self:
+        """Return the same with the sounds that `name_sounds` left in its folder."""
+        place = self.table.schema.get_field_index("phones")
+        named = _table(folder / SOUNDS_NAME)["phones"]
+        return replace(self, table=self.table.set_column(place, _SCHEMA.field("phones"), named))
 
     def __len__(self) -> int:
         return len(self.start)
@@ -134,6 +140,11 @@ class Material:
         """Return the code of a passage's language."""
         code: str | None = self.table["language"][passage].as_py()
         return code
+
+
+def _table(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as file:
+        return pa.ipc.open_file(file).read_all()
 
 
 def prepare(
