@@ -74,8 +74,8 @@ class ExampleSettings:
     previous_share: float
     with_phones: bool
     """Whether examples tell which sound is heard when."""
-    with_passages: bool
-    """Whether each passage is also written on its own."""
+    with_passages: range
+    """Windows, by their numbers, of which each passage is also written on its own."""
     task: str
     seed: int
 
@@ -134,7 +134,7 @@ class Examples(Dataset[Example]):
                     [_by_itself(one)], language=language, task=settings.task, timestamps=timestamps
                 )
                 for one in said
-                if settings.with_passages and one.text.strip()
+                if number in settings.with_passages and one.text.strip()
             ),
         )
 

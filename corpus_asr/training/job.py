@@ -257,6 +257,8 @@ class Finetune:
 
     def _trainer(self) -> Trainer:
         config, training = self._config, self._config.training
+        batch = training.batch_windows
+        written = training.encoder_steps * batch
         examples = Examples(
             self.material,
             self._labels,
@@ -275,7 +277,7 @@ class Finetune:
                 cut_share=config.windows.cut_share,
                 previous_share=config.windows.previous_text_share,
                 with_phones=training.phones_weight > 0,
-                with_passages=training.decoder_steps > 0,
+                with_passages=range(written, written + training.decoder_steps * batch),
                 task=config.windows.task,
                 seed=training.seed,
             ),
@@ -293,7 +295,7 @@ class Finetune:
             examples,
             padding=self._processor.tokenizer.eot,
             steps=Steps(
-                batch_windows=training.batch_windows,
+                batch_windows=batch,
                 windows_at_once=training.windows_at_once,
                 max_gradient=training.max_gradient,
                 seed=training.seed,

@@ -31,7 +31,7 @@ SETTINGS = ExampleSettings(
     cut_share=0.0,
     previous_share=0.0,
     with_phones=True,
-    with_passages=False,
+    with_passages=range(0),
     task="transcribe",
     seed=0,
 )
@@ -106,8 +106,9 @@ def test_windows_that_are_cut_are_heard_to_their_last_word(
 
 
 def test_passages_are_also_told_by_themselves(material: Material, labels: LabelWriter) -> None:
-    assert Examples(material, labels, SETTINGS)[0].alone == ()
-    told = Examples(material, labels, replace(SETTINGS, with_passages=True))[0]
+    examples = Examples(material, labels, replace(SETTINGS, with_passages=range(1)))
+    assert examples[1].alone == ()
+    told = examples[0]
     assert len(told.alone) == len(told.tokens.spoken) == 2
     for one, spoken in zip(told.alone, told.tokens.spoken, strict=True):
         [by_itself] = one.spoken
