@@ -114,12 +114,17 @@ def name_sounds(
         for place in window:
             part = states[place.at : place.at + place.positions].float()
             named[place.passage] = _heard(listener, part)
-    with pa.OSFile(str(folder / SOUNDS_NAME), "wb") as sink:
-        table = pa.table({"phones": pa.array(named, pa.string())})
-        with pa.ipc.new_file(sink, table.schema) as rows:
-            rows.write_table(table)
+    _write(folder / SOUNDS_NAME, pa.table({"phones": pa.array(named, pa.string())}))
     written = {"fingerprint": fingerprint, "named": len(others), "accuracy": accuracy}
     account.write_text(json.dumps(written, indent=2), encoding="utf-8")
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    # Whoever has the earlier file in memory keeps it.
+    partial = path.with_suffix(".partial")
+    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, table.schema) as rows:
+        rows.write_table(table)
+    partial.rename(path)
 
 
 class _Ears:
