@@ -120,7 +120,8 @@ def test_no_speech_is_outside_the_spans(samples: np.ndarray) -> None:
     # Zeros inside of noise are as unlikely as can be, so this is exactly the noise.
     for start, end in true_runs(samples != 0):
         if end - start > MIN_SPEECH_S * SAMPLE_RATE_HZ + 2 * STEP_SAMPLES:
-            assert covered[start:end].all()
+            # A step with little noise in it is silence, and padding ends where a part does.
+            assert covered[start + STEP_SAMPLES : end - STEP_SAMPLES].all()
 
 
 @given(
