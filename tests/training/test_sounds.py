@@ -42,13 +42,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def job(place: Path, output: str, **distillation: object) -> FinetuneConfig:
+def job(place: Path, output: str) -> FinetuneConfig:
     return training(
         place,
         place / "model",
         output,
         training={"phones_weight": 0.2, "steps": 2},
-        distillation={"teacher": str(place / "model"), **TEACHER, **distillation},
+        distillation={"teacher": str(place / "model"), **TEACHER},
     )
 
 
