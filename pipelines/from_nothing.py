@@ -8,7 +8,7 @@ from pathlib import Path
 
 from corpus_asr.config.from_nothing import FromNothingConfig
 from corpus_asr.runtime.progress import Stream
-from corpus_asr.synthesis.corpus import SETS, drawn_lines, write_corpus
+from corpus_asr.synthesis.corpus import SETS, Texts, drawn_lines, write_corpus
 from corpus_asr.synthesis.voices import installed_voices
 from corpus_asr.training.fresh import Sizes, make_checkpoint
 from corpus_asr.training.sources import passages_in
@@ -40,14 +40,19 @@ def _speak(config: FromNothingConfig, progress: Stream | None) -> None:
     folder = Path(speech.folder)
     if all((folder / f"{name}.jsonl").is_file() for name in SETS):
         return
-    voices = installed_voices()
+    voices = installed_voices(speech.voices)
+    texts = Texts(
+        files=[Path(text) for text in speech.texts],
+        common_words=speech.common_words,
+        written_share=speech.written_share,
+        imitated_share=speech.imitated_share,
+    )
     lines = {
         name: drawn_lines(
             voices,
-            [Path(text) for text in speech.texts],
+            texts,
             seed=config.training.seed,
             held_out_share=speech.held_out_share,
-            written_share=speech.written_share,
             set=name,
         )
         for name in SETS

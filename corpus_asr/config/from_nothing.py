@@ -16,13 +16,31 @@ class SpokenSettings(Settings):
         description="Local folder of the recordings, train.jsonl and validation.jsonl; what is "
         "there is not made again."
     )
+    voices: tuple[str, ...] = Field(
+        default=("*",),
+        min_length=1,
+        description="Which of this machine's speak, as program:speaker; * stands for anything.",
+    )
     hours: float = Field(default=20.0, gt=0, le=1000, description="To learn from.")
     validation_hours: float = Field(default=0.5, gt=0, le=100, description="To be asked for.")
     texts: tuple[str, ...] = Field(
-        default=(), description="Local files of English text; other sentences are drawn."
+        default=(),
+        description="Local files of English text, or data files of WordNet; other sentences are "
+        "drawn.",
     )
     written_share: float = Field(
         default=0.5, ge=0, le=1, description="Sentences from these texts, while they last."
+    )
+    imitated_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Of the others, those put together of turns in these texts; the rest are drawn "
+        "of a few hundred words by templates.",
+    )
+    common_words: PositiveInt | None = Field(
+        default=None,
+        description="Only so many words of these texts are said, the commonest; null says all.",
     )
     held_out_share: float = Field(
         default=0.1, gt=0, lt=1, description="Voices and written sentences of validation alone."

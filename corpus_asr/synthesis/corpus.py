@@ -7,6 +7,7 @@ Knows no models.
 import hashlib
 import json
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from corpus_asr.audio.encode import encode_audio
 from corpus_asr.errors import ConfigError, DecodeError
+from corpus_asr.synthesis.imitation import Imitation, commonest_words, words_of
 from corpus_asr.synthesis.sentences import drawn_sentences, written_sentences
 from corpus_asr.synthesis.voices import Manner, Program, Speech, Voice, drawn_manner, speak
 from corpus_asr.text.phones import write_phones
@@ -23,6 +25,20 @@ SETS = ("train", "validation")
 
 # How often each speaks: espeak-ng has the most voices, festival takes the longest.
 _SHARES: dict[Program, float] = {"espeak-ng": 0.6, "flite": 0.3, "festival": 0.1}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texts:
+    """What is said."""
+
+    files: Sequence[Path] = ()
+    """With sentences that people wrote; each is used once at most."""
+    common_words: int | None = None
+    """Written sentences of others than so many, the commonest of the files, are left out."""
+    written_share: float = 0.0
+    """Of lines that are written sentences, while these last."""
+    imitated_share: float = 0.0
+    """Of the other lines, those drawn after the written sentences; the rest are of templates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,38 +70,56 @@ def split_voices(voices: Sequence[Voice], share: float) -> dict[str, list[Voice]
 
 def drawn_lines(
     voices: Sequence[Voice],
-    texts: Sequence[Path],
+    texts: Texts,
     *,
     seed: int,
     held_out_share: float,
-    written_share: float,
     set: str,
 ) -> Iterator[Line]:
     """Yield lines of one set without end.
 
     Args:
         voices: of this machine.
-        texts: files with sentences that people wrote; each is used once at most.
+        texts: what is said.
         seed: of all that is drawn.
         held_out_share: of voices and of written sentences that are for validation.
-        written_share: of lines that come from `texts`, while these last.
         set: `train` or `validation`.
+
+    Raises:
+        OSError: a file cannot be read.
     """
     draw = random.Random(f"{seed} {set}")
     speakers = split_voices(voices, held_out_share)[set]
     programs = sorted({voice.program for voice in speakers})
     shares = [_SHARES[program] for program in programs]
-    drawn = drawn_sentences(draw)
-    written = [s for path in texts for s in written_sentences(path)]
-    written = [s for s in written if (_fraction(s) < held_out_share) == (set == "validation")]
-    draw.shuffle(written)
-    number = 0
-    while True:
+    said = _drawn_texts(texts, draw, held_out_share=held_out_share, set=set)
+    for number, text in enumerate(said):
         [program] = draw.choices(programs, shares)
         voice = draw.choice([voice for voice in speakers if voice.program == program])
-        text = written.pop() if written and draw.random() < written_share else next(drawn)
         yield Line(number=number, set=set, voice=voice, manner=drawn_manner(draw), text=text)
-        number += 1
+
+
+def _drawn_texts(
+    texts: Texts, draw: random.Random, *, held_out_share: float, set: str
+) -> Iterator[str]:
+    """Yield what is said in one set, without end."""
+    found = list(dict.fromkeys(s for path in texts.files for s in written_sentences(path)))
+    parts: dict[str, list[str]] = {name: [] for name in SETS}
+    for sentence in found:
+        parts[SETS[_fraction(sentence) < held_out_share]].append(sentence)
+    words = commonest_words(found, texts.common_words or sys.maxsize)
+    drawn = drawn_sentences(draw)
+    # After those to learn from, whatever the set, so that no held-out one is put together again.
+    imitated = Imitation(parts["train"], words).sentences(draw)
+    written = [sentence for sentence in parts[set] if words.issuperset(words_of(sentence))]
+    draw.shuffle(written)
+    while True:
+        if written and draw.random() < texts.written_share:
+            yield written.pop()
+        elif draw.random() < texts.imitated_share:
+            yield next(imitated, None) or next(drawn)
+        else:
+            yield next(drawn)
 
 
 def write_corpus(

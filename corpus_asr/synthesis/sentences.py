@@ -65,6 +65,9 @@ _ORDINALS = (
 _SPOKEN = re.compile(r"[A-Za-z][A-Za-z' ,;:.!?-]*[A-Za-z.!?]")
 _WORDS = range(3, 26)
 _AUTHOR = re.compile(r"^\s*--", flags=re.MULTILINE)
+_SHOUTED = re.compile(r"[A-Z]{2}")  # or spelled, or of Roman figures: nobody knows how to say it
+_WORDNET = "  1 This software and database is being provided"  # how its data files begin
+_EXAMPLE = re.compile(r'"([^"]+)"')
 
 
 def drawn_sentences(draw: random.Random) -> Iterator[str]:
@@ -80,17 +83,34 @@ def written_sentences(path: Path) -> Iterator[str]:
 
     Args:
         path: a text; lines of `%` part it, as in files of fortune cookies, and what follows a line
-            that begins with `--` names its author.
+            that begins with `--` names its author. Or a data file of WordNet, whose examples are
+            taken.
 
     Raises:
         OSError: it cannot be read.
     """
     text = path.read_text(encoding="utf-8", errors="ignore")
-    for entry in re.split(r"^%$", text, flags=re.MULTILINE):
-        said = _AUTHOR.split(entry, maxsplit=1)[0]
+    for said in _examples(text) if text.startswith(_WORDNET) else _entries(text):
         for sentence in re.split(r"(?<=[.!?]) (?=[A-Z])", " ".join(said.split())):
-            if _SPOKEN.fullmatch(sentence) and len(sentence.split()) in _WORDS:
+            if (
+                _SPOKEN.fullmatch(sentence)
+                and len(sentence.split()) in _WORDS
+                and not _SHOUTED.search(sentence)
+            ):
                 yield sentence
+
+
+def _entries(text: str) -> Iterator[str]:
+    for entry in re.split(r"^%$", text, flags=re.MULTILINE):
+        yield _AUTHOR.split(entry, maxsplit=1)[0]
+
+
+def _examples(text: str) -> Iterator[str]:
+    """Yield what is quoted in explanations, as sentences are written."""
+    for line in text.splitlines():
+        for example in _EXAMPLE.findall(line.partition("|")[2]):
+            said = example.strip(" ,;")
+            yield said[:1].upper() + said[1:] + ("" if said[-1:] in ".!?" else ".")
 
 
 def spelled(number: int) -> str:

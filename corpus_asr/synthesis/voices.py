@@ -12,6 +12,7 @@ import tempfile
 import wave
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
@@ -76,11 +77,14 @@ class Speech:
     """ARPABET names with the seconds at which they end; none where the program does not tell."""
 
 
-def installed_voices() -> list[Voice]:
+def installed_voices(patterns: Sequence[str] = ("*",)) -> list[Voice]:
     """Return the voices of this machine, sorted.
 
+    Args:
+        patterns: of their names, as of files.
+
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are none, or none that a pattern names.
     """
     found = [voice for voice in _known_voices() if _is_there(voice)]
     if not found:
@@ -88,12 +92,19 @@ def installed_voices() -> list[Voice]:
             "looking for voices: found none of espeak-ng, flite and festival, expected one at "
             "least; install them, as by apt-get install espeak-ng flite festival"
         )
-    return sorted(found, key=lambda voice: voice.name)
+    for pattern in patterns:
+        if not any(fnmatchcase(voice.name, pattern) for voice in found):
+            raise ConfigError(
+                f"looking for voices: found none of this machine's {len(found)} called {pattern}, "
+                f"expected one as {found[0].name}; install it, or take it out of speech.voices"
+            )
+    named = [voice for voice in found if any(fnmatchcase(voice.name, p) for p in patterns)]
+    return sorted(named, key=lambda voice: voice.name)
 
 
 def drawn_manner(draw: random.Random) -> Manner:
     """Draw how fast and how high is spoken, as people differ."""
-    return Manner(speed=draw.uniform(0.8, 1.4), pitch=draw.uniform(0.8, 1.25))
+    return Manner(speed=draw.uniform(0.8, 1.25), pitch=draw.uniform(0.8, 1.25))
 
 
 def speak(voice: Voice, text: str, manner: Manner) -> Speech:

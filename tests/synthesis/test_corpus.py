@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from corpus_asr.errors import ConfigError, DecodeError
-from corpus_asr.synthesis.corpus import SETS, drawn_lines, split_voices, write_corpus
+from corpus_asr.synthesis.corpus import SETS, Texts, drawn_lines, split_voices, write_corpus
 from corpus_asr.synthesis.sounds import sounds_of_espeak, sounds_of_flite
 from corpus_asr.synthesis.voices import Manner, Voice, installed_voices, speak
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -36,7 +36,7 @@ def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def lines(name: str, seed: int = 0) -> list:
-    drawn = drawn_lines(VOICES, [], seed=seed, held_out_share=0.3, written_share=0.0, set=name)
+    drawn = drawn_lines(VOICES, Texts(), seed=seed, held_out_share=0.3, set=name)
     return list(islice(drawn, 200))
 
 
@@ -51,13 +51,12 @@ def test_validation_voices_are_in_no_other_set() -> None:
 def test_written_sentences_are_in_one_set(tmp_path: Path) -> None:
     path = tmp_path / "text"
     path.write_text(" ".join(f"This is sentence {'x' * n}." for n in range(1, 60)))
+    said = Texts(files=[path], written_share=1.0)
     texts = {
         name: {
             line.text
             for line in islice(
-                drawn_lines(
-                    VOICES, [path], seed=0, held_out_share=0.3, written_share=1.0, set=name
-                ),
+                drawn_lines(VOICES, said, seed=0, held_out_share=0.3, set=name),
                 200,
             )
             if line.text.startswith("This is sentence")
@@ -66,6 +65,23 @@ def test_written_sentences_are_in_one_set(tmp_path: Path) -> None:
     }
     assert len(texts["train"]) + len(texts["validation"]) == 59
     assert not texts["train"] & texts["validation"]
+
+
+def test_common_words_alone_are_said_and_none_of_what_is_held_out(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    known = [f"{who} saw {what}." for who in ("Ann", "Ben", "Eve") for what in ("him", "us", "it")]
+    path.write_text("\n%\n".join([*known, *known, "Nobody expected porcupines."]))
+    texts = Texts(files=[path], common_words=7, written_share=0.5, imitated_share=1.0)
+    said = {
+        name: {
+            line.text
+            for line in islice(drawn_lines(VOICES, texts, seed=0, held_out_share=0.3, set=name), 99)
+        }
+        for name in SETS
+    }
+    assert said["train"] <= set(known)
+    assert said["validation"] <= set(known)
+    assert len(said["train"]) > 3
 
 
 def test_a_seed_decides_everything() -> None:
@@ -108,6 +124,13 @@ def test_a_machine_without_voices_is_told_what_to_install(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="apt-get install espeak-ng"):
         installed_voices()
+
+
+def test_voices_are_chosen_by_name(pretended: Path) -> None:
+    found = installed_voices(("*:s*", "flite:kal??"))
+    assert [voice.speaker for voice in found] == ["kal16", "slt"]
+    with pytest.raises(ConfigError, match=r"called espeak-ng:\*, expected one as flite:awb"):
+        installed_voices(("flite:*", "espeak-ng:*"))
 
 
 @pytest.mark.parametrize("program", ["espeak-ng", "flite", "festival"])

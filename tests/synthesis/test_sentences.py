@@ -49,3 +49,17 @@ def test_written_sentences_are_those_that_can_be_read_aloud(tmp_path: Path) -> N
         encoding="utf-8",
     )
     assert list(written_sentences(path)) == ["It was late.", "Who would have thought it?"]
+
+
+def test_examples_of_wordnet_become_sentences(tmp_path: Path) -> None:
+    path = tmp_path / "data.verb"
+    path.write_text(
+        "  1 This software and database is being provided to you\n"
+        '00001740 29 v 01 breathe 0 | draw air; "I can breathe better; the air is clean"; "go"\n'
+        '00002325 29 v 01 turn 0 | rotate; "turn the page"; "Who turned?"; "the BBC turned up"\n',
+        encoding="utf-8",
+    )
+    assert list(written_sentences(path)) == [
+        "I can breathe better; the air is clean.",
+        "Turn the page.",
+    ]
