@@ -70,6 +70,10 @@ class Memory:
         """Take in what one window holds; what was heard first is forgotten."""
         self._windows.append(heard)
 
+    def forget(self) -> None:
+        """Let everything go."""
+        self._windows.clear()
+
     def draw(self, positions: int, draw: np.random.Generator) -> list[Heard]:
         """Return stretches of about the same length; none if nothing was heard.
 

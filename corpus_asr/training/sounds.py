@@ -17,15 +17,17 @@ import torch.nn.functional as F
 from jaxtyping import Float32, Int64
 from torch import Tensor, nn
 
+from corpus_asr.errors import ConfigError
 from corpus_asr.models.vocabulary import IGNORED_LABEL
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.spectral.mel import log_mel
-from corpus_asr.text.phones import PHONES, UNKNOWN, write_phones
+from corpus_asr.text.phones import PHONES, UNKNOWN, Phone, write_phones
 from corpus_asr.training.material import SOUNDS_NAME, Material
 from corpus_asr.units import (
     SAMPLE_RATE_HZ,
     TIMESTAMP_STEP_S,
     WINDOW_POSITIONS,
+    WINDOW_S,
     WINDOW_SAMPLES,
 )
 
@@ -96,6 +98,7 @@ def name_sounds(
         seed: of what is drawn.
 
     Raises:
+        ConfigError: no sound is told that is known here, or the teacher hears no such windows.
         OSError: the folder cannot be written.
     """
     account = folder / _ACCOUNT_NAME
@@ -104,8 +107,9 @@ def name_sounds(
         if found["fingerprint"] == fingerprint:
             return
     account.unlink(missing_ok=True)
+    told = [one for one in range(len(material)) if _knows(material.phones(one))]
+    _check(teacher, told)
     hear = _Ears(material, teacher)
-    told = [one for one in range(len(material)) if material.phones(one)]
     listener, accuracy = _learn(hear, _chosen(material, told, seed), seed)
     named = material.table["phones"].to_pylist()
     others = np.setdiff1d(np.flatnonzero(material.tokens > 0), told).tolist()
@@ -117,6 +121,26 @@ def name_sounds(
     _write(folder / SOUNDS_NAME, pa.table({"phones": pa.array(named, pa.string())}))
     written = {"fingerprint": fingerprint, "named": len(others), "accuracy": accuracy}
     account.write_text(json.dumps(written, indent=2), encoding="utf-8")
+
+
+def _knows(phones: Sequence[Phone]) -> bool:
+    return any(phone.number != UNKNOWN for phone in phones)
+
+
+def _check(teacher: WhisperForConditionalGeneration, told: Sequence[int]) -> None:
+    """Check that there is something to learn from, and someone to hear it."""
+    if not told:
+        raise ConfigError(
+            "distillation.name_sounds: found no passage with sounds of ARPABET in data.train, "
+            f"expected names such as {', '.join(PHONES[:4])}; rename those of the manifests, or "
+            "set name_sounds to false"
+        )
+    if teacher.config.max_source_positions != WINDOW_POSITIONS:
+        raise ConfigError(
+            f"distillation.name_sounds: found a teacher with max_source_positions "
+            f"{teacher.config.max_source_positions}, expected {WINDOW_POSITIONS}: windows of "
+            f"{WINDOW_S} s; choose another teacher, or set name_sounds to false"
+        )
 
 
 def _write(path: Path, table: pa.Table) -> None:

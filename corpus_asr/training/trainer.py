@@ -199,6 +199,7 @@ class Trainer:
                 losses = self._objective.write(self._student, HeardBatch.joined(drawn))
             yield losses
             return
+        self._memory.forget()
         for batch in self._pieces(step, batches):
             with self._computing():
                 losses = self._objective(

@@ -8,10 +8,12 @@ import pytest
 
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.errors import ConfigError
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.text.phones import PHONES, write_phones
 from corpus_asr.training.group import Group
 from corpus_asr.training.job import Finetune
 from corpus_asr.training.material import SOUNDS_NAME, Material
+from corpus_asr.training.sounds import name_sounds
 from tests.support.spoken_tones import PAUSE_S, WORD_S, sentences, write_recordings
 from tests.support.training_jobs import tiny_student, training
 
@@ -112,3 +114,24 @@ def test_a_teacher_and_a_weight_are_needed(place: Path, weight: float, teacher: 
     )
     with pytest.raises(ConfigError, match=r"distillation\.name_sounds: found the teacher"):
         Finetune(config, group=Group())
+
+
+def test_names_that_nobody_knows_are_told(place: Path, tmp_path: Path) -> None:
+    manifest = place / "train" / "manifest.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    strange = [row | {"phones": "schwa:0.1"} for row in rows[:4]]
+    manifest = manifest.with_name("strange.jsonl")
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in strange), encoding="utf-8")
+    config = job(place, "strange")
+    data = config.data.model_copy(
+        update={"train": (str(manifest),), "cache": str(tmp_path / "cache")}
+    )
+    with pytest.raises(ConfigError, match=r"found no passage with sounds of ARPABET"):
+        Finetune(config.model_copy(update={"data": data}), group=Group())
+
+
+def test_a_teacher_of_other_windows_is_refused(material: Material, tmp_path: Path) -> None:
+    folder = tiny_student(tmp_path, max_source_positions=100)
+    teacher = WhisperForConditionalGeneration.from_pretrained(folder)
+    with pytest.raises(ConfigError, match=r"max_source_positions 100, expected 1500"):
+        name_sounds(material, tmp_path, teacher, fingerprint="other", seed=0)
