@@ -5,6 +5,7 @@ length. Knows no text; nothing here moves a word in time.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +44,11 @@ class Augmentation:
 
 
 def change_samples(
-    samples: Samples, settings: Augmentation, draw: np.random.Generator, *, noise: Samples
+    samples: Samples,
+    settings: Augmentation,
+    draw: np.random.Generator,
+    *,
+    noise: Callable[[np.random.Generator], Samples],
 ) -> Samples:
     """Return samples as another room, microphone and distance would have them.
 
@@ -51,7 +56,7 @@ def change_samples(
         samples: of a window.
         settings: how often what is done.
         draw: all chance comes from it.
-        noise: as many samples.
+        noise: draws as many samples; asked where they are heard, as drawing takes longest of all.
     """
     if draw.random() < settings.reverberation_share:
         samples = reverberated(
@@ -59,7 +64,7 @@ def change_samples(
         )
     if draw.random() < settings.noise_share:
         snr_db = float(draw.uniform(*settings.noise_snr_db))
-        samples = with_noise(samples, noise, snr_db=snr_db)
+        samples = with_noise(samples, noise(draw), snr_db=snr_db)
     if draw.random() < settings.telephone_share:
         samples = band_limited(samples, *(float(draw.uniform(*ends)) for ends in _TELEPHONE_HZ))
     gain = np.float32(10 ** (draw.uniform(*settings.gain_db) / 20))

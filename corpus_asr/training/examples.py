@@ -106,9 +106,7 @@ class Examples(Dataset[Example]):
         draw = np.random.default_rng((*window.seed, 1))
         settings = self._settings
         samples, said = self._heard(window) if window.runs else (self._silence(draw), [])
-        # Half a minute of noise takes longer to draw than its features do.
-        noise = self._noise(draw) if settings.augmentation.noise_share else samples
-        samples = change_samples(samples, settings.augmentation, draw, noise=noise)
+        samples = change_samples(samples, settings.augmentation, draw, noise=self._noise)
         features = np.ascontiguousarray(log_mel(samples, num_mel_bins=settings.num_mel_bins))
         mask(features, settings.augmentation, draw)
         language = self._material.language(window.runs[0].first) if window.runs else None

@@ -138,7 +138,7 @@ class EpochPlan:
     def _room(self, draw: np.random.Generator, whole: int) -> int:
         share = self._packing.partly_filled_share
         partly = share > 0 and draw.random() < share
-        return int(whole * draw.random() ** 2) if partly else whole
+        return int(whole * draw.random() ** 3) if partly else whole
 
 
 class Epochs:

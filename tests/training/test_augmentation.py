@@ -29,7 +29,9 @@ def draw() -> np.random.Generator:
 
 def test_nothing_is_changed_by_default(draw: np.random.Generator) -> None:
     samples = tone(1.0)[0]
-    assert (change_samples(samples, Augmentation(), draw, noise=noise(1.0)[0]) == samples).all()
+    assert (
+        change_samples(samples, Augmentation(), draw, noise=lambda _: noise(1.0)[0]) == samples
+    ).all()
 
 
 def test_everything_at_once_keeps_length_and_range(draw: np.random.Generator) -> None:
@@ -37,11 +39,13 @@ def test_everything_at_once_keeps_length_and_range(draw: np.random.Generator) ->
         noise_share=1.0, reverberation_share=1.0, telephone_share=1.0, gain_db=(6.0, 6.0)
     )
     samples = tone(1.0, amplitude=0.9)[0]
-    changed = change_samples(samples, often, draw, noise=noise(1.0)[0])
+    changed = change_samples(samples, often, draw, noise=lambda _: noise(1.0)[0])
     assert changed.shape == samples.shape
     assert changed.dtype == np.float32
     assert np.abs(changed).max() <= 1.0
-    again = change_samples(samples, often, np.random.default_rng(DRAW_SEED), noise=noise(1.0)[0])
+    again = change_samples(
+        samples, often, np.random.default_rng(DRAW_SEED), noise=lambda _: noise(1.0)[0]
+    )
     assert (changed == again).all()
 
 
