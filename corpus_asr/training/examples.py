@@ -307,9 +307,12 @@ def _joined_phones(examples: list[Example]) -> torch.Tensor | None:
 
 
 def _num_frames(said: list[Said], draw: np.random.Generator) -> int:
-    """Return the frames up to the last word and up to a second of silence, an even number."""
+    """Return the frames up to the last word and up to a second of silence, and to a whole second.
+
+    Kernels are made for each length: of thirty they are kept.
+    """
     end_s = max(one.end_s for one in said) + draw.uniform(0, _SILENCE_AFTER_S)
-    return 2 * min(round(end_s * FRAMES_PER_SECOND / 2) + 1, WINDOW_S * FRAMES_PER_SECOND // 2)
+    return min(math.ceil(end_s), WINDOW_S) * FRAMES_PER_SECOND
 
 
 def _position(sample: float) -> int:
