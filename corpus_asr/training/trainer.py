@@ -6,8 +6,10 @@ that is stopped and resumed ends with the same weights. Knows no files.
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import attrgetter
 from typing import Literal
 
 import numpy as np
@@ -16,10 +18,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from corpus_asr.errors import EngineError
+from corpus_asr.models.layers.side_by_side import run_side_by_side
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.training.examples import Batch, Collate, Examples
 from corpus_asr.training.group import Group
-from corpus_asr.training.memory import HeardBatch, Memory
+from corpus_asr.training.memory import Heard, HeardBatch, Memory
 from corpus_asr.training.objective import Losses, Objective
 from corpus_asr.training.optimiser import NamedAdamW, Rates, clip
 
@@ -78,6 +81,15 @@ class Record:
     """Length, before it was shortened."""
     tokens: int
     wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A piece of a step."""
+
+    losses: Callable[[], Losses]
+    size: int
+    """Which of them take longer."""
 
 
 class Trainer:
@@ -155,14 +167,13 @@ class Trainer:
         began = time.perf_counter()
         sums: dict[str, float] = {}
         tokens = 0
-        for losses in self._losses(step, batches):
-            losses.total.backward()  # type: ignore[no-untyped-call]
+        learning = self._learning(self._steps.learns(step))
+        for losses in self._learnt(self._tasks(step, batches), learning):
             tokens += losses.tokens
             for name, part in losses.parts.items():
                 sums[name] = sums.get(name, 0.0) + part
         told = torch.tensor([float(tokens), *sums.values()], dtype=torch.float64)
         told = told.to(self._student.device)
-        learning = self._learning(self._steps.learns(step))
         gradients = [_gradient(p) for p in learning]
         self._group.add_up([told, *gradients])
         tokens = int(told[0])
@@ -187,33 +198,88 @@ class Trainer:
             wall_s=time.perf_counter() - began,
         )
 
-    def _losses(self, step: int, batches: Iterator[Batch]) -> Iterator[Losses]:
-        """Yield the losses of a step, piece by piece."""
+    def _learnt(self, tasks: Iterator[_Task], learning: list[Tensor]) -> Iterator[Losses]:
+        """Add up the gradients of a step, piece by piece."""
+        if not self._side_by_side:
+            for task in tasks:
+                losses = task.losses()
+                losses.total.backward()  # type: ignore[no-untyped-call]
+                yield losses
+            return
+
+        def differentiated(task: _Task) -> tuple[Losses, tuple[Tensor | None, ...]]:
+            losses = task.losses()
+            gradients = torch.autograd.grad(losses.total, learning, allow_unused=True)
+            return replace(losses, total=losses.total.detach()), gradients
+
+        for losses, gradients in run_side_by_side(
+            differentiated, list(tasks), size=attrgetter("size"), inference=False
+        ):
+            for parameter, gradient in zip(learning, gradients, strict=True):
+                if gradient is not None:
+                    _gradient(parameter).add_(gradient)
+            yield losses
+
+    def _tasks(self, step: int, batches: Iterator[Batch]) -> Iterator[_Task]:
+        """Yield the pieces of a step."""
         learns = self._steps.learns(step)
-        taught = self._steps.taught is None or step < self._steps.taught
         if learns == "decoder":
             self._hear(step, batches)
-            draw = np.random.default_rng((self._steps.seed, step, self._group.rank))
-            drawn = self._memory.draw(self._steps.decoder_positions // self._group.size, draw)
-            with self._computing():
-                losses = self._objective.write(self._student, HeardBatch.joined(drawn))
-            yield losses
+            yield from self._written_again(step)
             return
         self._memory.forget()
-        for batch in self._pieces(step, batches):
+        taught = self._steps.taught is None or step < self._steps.taught
+
+        def losses(batch: Batch) -> Losses:
+            alone = learns == "encoder"
             with self._computing():
-                losses = self._objective(
-                    self._student, batch, taught=taught, encoder_alone=learns == "encoder"
+                found: Losses = self._objective(
+                    self._student, batch, taught=taught, encoder_alone=alone
                 )
-            yield losses
+                return found
+
+        for batch in self._pieces(step, batches):
+            yield _Task(partial(losses, batch), batch.num_frames)
+
+    def _written_again(self, step: int) -> Iterator[_Task]:
+        """Yield what the decoder writes of what was heard lately."""
+        steps, group = self._steps, self._group
+        pieces = _pieces(steps, group)
+        draw = np.random.default_rng((steps.seed, step, group.rank))
+
+        def losses(heard: HeardBatch) -> Losses:
+            with self._computing():
+                return self._objective.write(self._student, heard)
+
+        for _ in range(pieces):
+            drawn = self._memory.draw(steps.decoder_positions // (group.size * pieces), draw)
+            heard = HeardBatch.joined(drawn)
+            yield _Task(partial(losses, heard), heard.states.shape[0] * heard.states.shape[1])
 
     def _hear(self, step: int, batches: Iterator[Batch]) -> None:
         """Remember the encodings of a step's windows."""
-        for batch in self._pieces(step, batches):
+
+        def hear(batch: Batch) -> list[list[Heard]]:
             with self._computing():
-                heard = self._objective.hear(self._student, batch)
+                return self._objective.hear(self._student, batch)
+
+        pieces = self._pieces(step, batches)
+        for heard in (
+            run_side_by_side(hear, list(pieces), size=attrgetter("num_frames"), inference=False)
+            if self._side_by_side
+            else map(hear, pieces)
+        ):
             for window in heard:
                 self._memory.add(window)
+
+    @property
+    def _side_by_side(self) -> bool:
+        """Whether windows are computed by a thread each, which do not wait for one another.
+
+        Several draw from one generator in no certain order, so there must be no chance in them.
+        """
+        on_cpu = self._student.device.type == "cpu"
+        return on_cpu and self._steps.windows_at_once == 1 and not _draws(self._student)
 
     def _pieces(self, step: int, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield what a step is made of."""
@@ -250,6 +316,20 @@ def _gradient(parameter: Tensor) -> Tensor:
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
+
+
+def _draws(network: WhisperForConditionalGeneration) -> bool:
+    """Return whether chance decides what a network computes in training."""
+    config = network.config
+    return any(
+        (
+            config.dropout,
+            config.attention_dropout,
+            config.activation_dropout,
+            config.encoder_layerdrop,
+            config.decoder_layerdrop,
+        )
+    )
 
 
 class _Numbers:

@@ -25,8 +25,9 @@ def run_side_by_side(
     items: Sequence[Item],
     *,
     size: Callable[[Item], int] | None = None,
+    inference: bool = True,
 ) -> list[Result]:
-    """Apply `function` to each of `items` in inference mode, on torch's number of threads.
+    """Apply `function` to each of `items`, on torch's number of threads.
 
     The items are independent, so results are those of a plain loop. A thread that is done with one
     takes the next. Where fewer items than threads are left, each gets several threads, if it is
@@ -37,6 +38,7 @@ def run_side_by_side(
         items: as many as there are.
         size: frames or positions of an item; the largest are begun first, so that threads end
             together.
+        inference: whether torch's inference mode is on meanwhile, in which nothing is learnt.
 
     Raises:
         Exception: the one of the first item that has any, once all threads are done.
@@ -51,7 +53,8 @@ def run_side_by_side(
         if some:
             small = size is not None and size(items[some[-1]]) < WORTH_SEVERAL_THREADS
             each = 1 if small else threads // workers
-            _Crew(function, items, some, found).run(workers, threads_each=each)
+            crew = _Crew(function, items, some, found, inference=inference)
+            crew.run(workers, threads_each=each)
     return [found[number] for number in range(len(items))]
 
 
@@ -64,11 +67,14 @@ class _Crew:
         items: Sequence[Item],
         numbers: Sequence[int],
         found: dict[int, Result],
+        *,
+        inference: bool,
     ) -> None:
         self._function = function
         self._items = items
         self._left = iter(numbers)
         self._found = found
+        self._inference = inference
         self._errors: dict[int, Exception] = {}
         self._lock = threading.Lock()
         self._begun = threading.Semaphore(0)
@@ -98,7 +104,7 @@ class _Crew:
 
     def _work(self) -> None:
         # Inference mode is a thread's own affair too.
-        with torch.inference_mode():
+        with torch.inference_mode(self._inference):
             while (number := self._next()) is not None:
                 try:
                     self._found[number] = self._function(self._items[number])
