@@ -142,7 +142,9 @@ class TrainingSettings(Settings):
         default=16, description="Windows behind each step, over all workers."
     )
     windows_at_once: PositiveInt = Field(
-        default=4, description="Of one worker in memory; a step adds up as many as it needs."
+        default=4,
+        description="Of one worker in memory; a step adds up as many as it needs. On a CPU, 1 is "
+        "one in each thread.",
     )
     learning_rate: float = Field(default=1e-5, gt=0, lt=1, description="The highest.")
     warmup_steps: int = Field(default=50, ge=0, description="Until the rate is reached.")

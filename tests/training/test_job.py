@@ -110,6 +110,22 @@ def test_batches_in_pieces_are_the_same_batches(place: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_seed_decides_every_step(place: Path, dropout: float) -> None:
+    """Threads that compute windows side by side end in no certain order."""
+    losses = []
+    for name in ("first", "again"):
+        config = training(
+            place,
+            place / "model",
+            f"seed-{name}-{dropout}",
+            model={"checkpoint": str(place / "model"), "dropout": dropout},
+            training={"batch_windows": 6, "steps": 2},
+        )
+        losses.append([event.loss for event in run(config) if isinstance(event, Record)])
+    assert losses[0] == losses[1]
+
+
 def test_frozen_parts_are_written_as_they_were(place: Path) -> None:
     config = training(
         place, place / "model", "frozen", model={"freeze": ["model.encoder.*"]},
