@@ -1,6 +1,7 @@
 """A larger network's encoder tells sounds where manifests do not."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.text.phones import PHONES, write_phones
+from corpus_asr.training import sounds
 from corpus_asr.training.group import Group
 from corpus_asr.training.job import Finetune
 from corpus_asr.training.material import SOUNDS_NAME, Material
@@ -29,6 +31,13 @@ def sounds_of(text: str) -> list[tuple[str, float]]:
         found += [(SOUNDS[word], at + WORD_S), ("pau", at + WORD_S + PAUSE_S)]
         at += WORD_S + PAUSE_S
     return found
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _tones_are_learnt_soon() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sounds, "_STEPS", 300)
+        yield
 
 
 @pytest.fixture(scope="module")
