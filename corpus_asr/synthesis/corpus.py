@@ -109,7 +109,7 @@ def _drawn_texts(
         parts[SETS[_fraction(sentence) < held_out_share]].append(sentence)
     words = commonest_words(found, texts.common_words or sys.maxsize)
     drawn = drawn_sentences(draw)
-    # After those to learn from, whatever the set, so that no held-out one is put together again.
+    # After those to learn from, whatever the set: what is held out teaches no turn.
     imitated = Imitation(parts["train"], words).sentences(draw)
     written = [sentence for sentence in parts[set] if words.issuperset(words_of(sentence))]
     draw.shuffle(written)

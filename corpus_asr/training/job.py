@@ -321,7 +321,8 @@ class Finetune:
     @property
     def _fingerprint(self) -> str:
         config = self._config.model_dump(mode="json", exclude=_ELSEWHERE)
-        if self._config.windows.cut_share:  # then windows that are heard together are as long
+        # Windows that are heard together are as long then, or as many stretches written at a time.
+        if self._config.windows.cut_share or self._config.training.decoder_steps:
             config["together"] = self._config.training.windows_at_once
         if self._config.training.decoder_steps:  # each process writes what it heard itself
             config["workers"] = self._group.size
