@@ -1,8 +1,10 @@
 """A whole training: what it writes, what it refuses, and that stopping it changes nothing."""
 
 import math
+import threading
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from corpus_asr.training import trainer
 from corpus_asr.training.evaluation import Evaluation
 from corpus_asr.training.group import Group
 from corpus_asr.training.job import Finetune
+from corpus_asr.training.objective import Losses, Objective
 from corpus_asr.training.store import TrainingStore
 from corpus_asr.training.trainer import Record
 from tests.support.checkpoints import tiny_speech2text
@@ -124,6 +127,23 @@ def test_a_seed_decides_every_step(place: Path, dropout: float) -> None:
         )
         losses.append([event.loss for event in run(config) if isinstance(event, Record)])
     assert losses[0] == losses[1]
+
+
+def test_windows_are_computed_side_by_side(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, both = Objective.forward, threading.Barrier(2, timeout=60)
+
+    def meeting(*given: Any, **named: Any) -> Losses:
+        both.wait()  # for the other window: broken if that comes after this one
+        return forward(*given, **named)
+
+    monkeypatch.setattr(Objective, "forward", meeting)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        still = {"checkpoint": str(place / "model"), "dropout": 0.0}
+        run(training(place, place / "model", "side", model=still, training={"steps": 1}))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_frozen_parts_are_written_as_they_were(place: Path) -> None:
@@ -266,19 +286,24 @@ def test_a_machine_with_less_memory_may_go_on(place: Path) -> None:
     assert [event.step for event in run(fewer) if isinstance(event, Record)] == [3, 4]
 
 
-def test_windows_that_are_cut_have_to_stay_together(place: Path) -> None:
-    def cut(at_once: int) -> FinetuneConfig:
+@pytest.mark.parametrize(
+    ("name", "cut_share", "decoder_steps"), [("cut", 0.5, 0), ("stretches", 0.0, 3)]
+)
+def test_what_depends_on_windows_at_once_has_to_keep_it(
+    place: Path, name: str, cut_share: float, decoder_steps: int
+) -> None:
+    def job(at_once: int) -> FinetuneConfig:
         return training(
             place,
             place / "model",
-            "cut",
-            training={"windows_at_once": at_once},
-            windows={"cut_share": 0.5},
+            name,
+            training={"windows_at_once": at_once, "decoder_steps": decoder_steps},
+            windows={"cut_share": cut_share},
         )
 
-    run(cut(2), stop_after=3)
+    run(job(2), stop_after=3)
     with pytest.raises(ConfigError, match="training with other settings"):
-        run(cut(1))
+        run(job(1))
 
 
 @pytest.mark.slow
