@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from corpus_asr.commands.failures import EXIT_SOME_FAILED, readable_errors, say
+from corpus_asr.commands.options import EndpointUrl, OutputUri
 
 if TYPE_CHECKING:
     from corpus_asr.report.accuracy_summary import Comparison
 
 
 def evaluate(
-    output_uri: Annotated[
-        str, typer.Argument(metavar="OUTPUT_URI", help="The output.uri of a run, done or not.")
-    ],
+    output_uri: OutputUri,
     references: Annotated[
         str,
         typer.Option(metavar="MANIFEST", help="A .jsonl, .csv or .parquet of uri (or path), text."),
@@ -40,9 +39,7 @@ def evaluate(
     language: Annotated[
         str | None, typer.Option(help="Language of references that say none.")
     ] = None,
-    endpoint_url: Annotated[
-        str | None, typer.Option(help="S3 endpoint, where it is not Amazon's.")
-    ] = None,
+    endpoint_url: EndpointUrl = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Compare a run's transcripts with references: word and character error rates."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from corpus_asr.commands.failures import readable_errors
+from corpus_asr.commands.options import EndpointUrl, Languages, MinConfidence, OutputUri, Uris
 
 if TYPE_CHECKING:
     from corpus_asr.export.write import ExportSummary
@@ -38,9 +39,7 @@ class WordsName(StrEnum):
 
 
 def export(
-    output_uri: Annotated[
-        str, typer.Argument(metavar="OUTPUT_URI", help="The output.uri of a run, done or not.")
-    ],
+    output_uri: OutputUri,
     to: Annotated[
         str, typer.Option("--to", metavar="FOLDER", help="Where the files go: any address.")
     ],
@@ -50,16 +49,9 @@ def export(
     single: Annotated[
         bool, typer.Option("--single", help="One file for all recordings; not of srt and vtt.")
     ] = False,
-    language: Annotated[
-        list[str] | None, typer.Option(help="Only segments in this language, such as en.")
-    ] = None,
-    uri: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Only recordings whose address matches, as '*.mp3'."),
-    ] = None,
-    min_confidence: Annotated[
-        float, typer.Option(help="Only segments as sure as that, 0-1.")
-    ] = 0.0,
+    language: Languages = None,
+    uri: Uris = None,
+    min_confidence: MinConfidence = 0.0,
     partial: Annotated[
         bool, typer.Option("--partial", help="Also recordings that are not done yet.")
     ] = False,
@@ -82,9 +74,7 @@ def export(
         WordsName,
         typer.Option(help="How the spoken word is shown, with word times.", rich_help_panel=_PANEL),
     ] = WordsName.plain,
-    endpoint_url: Annotated[
-        str | None, typer.Option(help="S3 endpoint, where it is not Amazon's.")
-    ] = None,
+    endpoint_url: EndpointUrl = None,
 ) -> None:
     """Write a run's transcripts as subtitles, text, tables, JSON or a manifest."""
     from corpus_asr.export.cues import CueRules

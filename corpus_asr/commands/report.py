@@ -10,15 +10,12 @@ from typing import Annotated
 import typer
 
 from corpus_asr.commands.failures import readable_errors
+from corpus_asr.commands.options import EndpointUrl, OutputUri
 
 
 def report(
-    output_uri: Annotated[
-        str, typer.Argument(metavar="OUTPUT_URI", help="The output.uri of a run, done or not.")
-    ],
-    endpoint_url: Annotated[
-        str | None, typer.Option(help="S3 endpoint, where it is not Amazon's.")
-    ] = None,
+    output_uri: OutputUri,
+    endpoint_url: EndpointUrl = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     page: Annotated[
         str | None,

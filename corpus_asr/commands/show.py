@@ -3,30 +3,16 @@
 In: the command line. Out: lines on stdout. Imports nothing that `--help` would have to wait for.
 """
 
-from typing import Annotated
-
-import typer
-
 from corpus_asr.commands.failures import readable_errors
+from corpus_asr.commands.options import EndpointUrl, Languages, MinConfidence, OutputUri, Uris
 
 
 def show(
-    output_uri: Annotated[
-        str, typer.Argument(metavar="OUTPUT_URI", help="The output.uri of a run, done or not.")
-    ],
-    uri: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Only recordings whose address matches, as '*.mp3'."),
-    ] = None,
-    language: Annotated[
-        list[str] | None, typer.Option(help="Only segments in this language, such as en.")
-    ] = None,
-    min_confidence: Annotated[
-        float, typer.Option(help="Only segments as sure as that, 0-1.")
-    ] = 0.0,
-    endpoint_url: Annotated[
-        str | None, typer.Option(help="S3 endpoint, where it is not Amazon's.")
-    ] = None,
+    output_uri: OutputUri,
+    uri: Uris = None,
+    language: Languages = None,
+    min_confidence: MinConfidence = 0.0,
+    endpoint_url: EndpointUrl = None,
 ) -> None:
     """Print the transcripts of a run with their times, as far as it is."""
     from corpus_asr.export.index import read_index

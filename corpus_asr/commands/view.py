@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from corpus_asr.commands.failures import readable_errors, say
+from corpus_asr.commands.options import OutputUri
 from corpus_asr.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,9 +21,7 @@ USUAL_PORT = 8765
 
 
 def view(
-    output_uri: Annotated[
-        str, typer.Argument(metavar="OUTPUT_URI", help="The output.uri of a run, done or not.")
-    ],
+    output_uri: OutputUri,
     port: Annotated[
         int | None,
         typer.Option(help=f"Where to listen; default: {USUAL_PORT}, or any if that is taken."),
