@@ -83,6 +83,11 @@ class WindowSettings(Settings):
         default=0.5, ge=0, le=1,
         description="Windows that are shown what was said before, where something was.",
     )  # fmt: skip
+    misread_share: float = Field(
+        default=0.0, ge=0, lt=1,
+        description="Tokens of text that the decoder reads wrong, so that it listens, and finds "
+        "back after errors of its own.",
+    )  # fmt: skip
     partly_filled_share: float = Field(
         default=0.0, ge=0, le=1,
         description="Windows that end in silence, as those of short recordings do.",

@@ -72,6 +72,7 @@ class ExampleSettings:
     timestamps_share: float
     cut_share: float
     previous_share: float
+    misread_share: float
     with_phones: bool
     """Whether examples tell which sound is heard when."""
     with_passages: range
@@ -122,19 +123,24 @@ class Examples(Dataset[Example]):
         )
         cut = said and draw.random() < settings.cut_share
         num_frames = _num_frames(said, draw) if cut else None
+        alone = [
+            self._labels.row(
+                [_by_itself(one)], language=language, task=settings.task, timestamps=timestamps
+            )
+            for one in said
+            if number in settings.with_passages and one.text.strip()
+        ]
         return Example(
             features=features,
-            tokens=tokens,
+            tokens=self._misread(tokens, draw),
             num_frames=num_frames,
             phones=self._phones(window) if settings.with_phones else None,
-            alone=tuple(
-                self._labels.row(
-                    [_by_itself(one)], language=language, task=settings.task, timestamps=timestamps
-                )
-                for one in said
-                if number in settings.with_passages and one.text.strip()
-            ),
+            alone=tuple(self._misread(row, draw) for row in alone),
         )
+
+    def _misread(self, row: TokenRow, draw: np.random.Generator) -> TokenRow:
+        share = self._settings.misread_share
+        return self._labels.misread(row, share, draw) if share else row
 
     def _heard(self, window: Window) -> tuple[np.ndarray, list[Said]]:
         """Return a window's samples, and what is said in it."""
@@ -281,7 +287,7 @@ class Collate:
         passages = 0
         for number, row in enumerate(rows):
             ids, first = row.ids, row.learnt_from
-            inputs[number, : len(ids) - 1] = ids[:-1]
+            inputs[number, : len(ids) - 1] = (row.misread or ids)[:-1]
             labels[number, first - 1 : len(ids) - 1] = ids[first:]
             for at, one in enumerate(row.letters[1:]):
                 if one is not None:

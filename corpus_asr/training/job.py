@@ -276,6 +276,7 @@ class Finetune:
                 timestamps_share=config.windows.timestamps_share,
                 cut_share=config.windows.cut_share,
                 previous_share=config.windows.previous_text_share,
+                misread_share=config.windows.misread_share,
                 with_phones=training.phones_weight > 0,
                 with_passages=range(written, written + training.decoder_steps * batch),
                 task=config.windows.task,

@@ -6,7 +6,9 @@ alone; `<|nospeech|>` where there is none. Knows no samples.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
@@ -56,6 +58,8 @@ class TokenRow:
     """The same text by passages and letters, for losses on the encoder alone."""
     letters: tuple[Letters | None, ...] = ()
     """Of each token of `ids`, what it writes; None for tokens that write nothing of `spoken`."""
+    misread: tuple[int, ...] = ()
+    """What the decoder reads instead of `ids`, where that is not the same."""
 
 
 class LabelWriter:
@@ -129,6 +133,22 @@ class LabelWriter:
             spoken=heard,
             letters=(*unheard, *self._written(text, heard), None),
         )
+
+    def misread(self, row: TokenRow, share: float, draw: np.random.Generator) -> TokenRow:
+        """Return the same row with some of its text read wrong, and to be written right.
+
+        A decoder that always reads what is right guesses what comes next from that, hardly listens,
+        and is lost after its first error (Bengio et al. 2015).
+
+        Args:
+            row: as `row` returns it.
+            share: of its tokens of text that become any others.
+            draw: all chance comes from it.
+        """
+        ids = np.asarray(row.ids)
+        others = draw.integers(self._tokenizer.eot, size=ids.size)
+        wrong = (ids < self._tokenizer.eot) & (draw.random(ids.size) < share)
+        return replace(row, misread=tuple(np.where(wrong, others, ids).tolist()))
 
     def _prompt(self, language: str | None, task: str, *, timestamps: bool) -> Sequence[int]:
         try:

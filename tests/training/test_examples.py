@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.text.phones import PHONES
@@ -30,6 +31,7 @@ SETTINGS = ExampleSettings(
     timestamps_share=1.0,
     cut_share=0.0,
     previous_share=0.0,
+    misread_share=0.0,
     with_phones=True,
     with_passages=range(0),
     task="transcribe",
@@ -103,6 +105,18 @@ def test_windows_that_are_cut_are_heard_to_their_last_word(
     assert cut.num_frames % 2 == 0
     np.testing.assert_array_equal(cut.features, whole.features)
     assert Collate(0)([cut, whole]).num_frames == 3000
+
+
+def test_what_is_misread_is_learnt_as_it_is(material: Material, labels: LabelWriter) -> None:
+    settings = replace(SETTINGS, with_passages=range(1))
+    right = Collate(0)([Examples(material, labels, settings)[0]])
+    wrong = Collate(0)([Examples(material, labels, replace(settings, misread_share=0.9))[0]])
+    assert right.alone is not None
+    assert wrong.alone is not None
+    for one, other in ((right.whole, wrong.whole), (right.alone, wrong.alone)):
+        assert torch.equal(one.labels, other.labels)
+        assert not torch.equal(one.inputs, other.inputs)
+    assert torch.equal(right.features, wrong.features)
 
 
 def test_passages_are_also_told_by_themselves(material: Material, labels: LabelWriter) -> None:

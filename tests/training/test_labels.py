@@ -1,5 +1,8 @@
 """What is said to token rows, as Whisper was trained."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from corpus_asr.errors import ConfigError
@@ -103,6 +106,22 @@ def test_earlier_text_gives_way(tokenizer: WhisperTokenizer) -> None:
         SAID, language="en", task="transcribe", timestamps=True, previous=long
     )
     assert full == bare
+
+
+def test_some_text_is_read_wrong_and_written_right(tokenizer: WhisperTokenizer) -> None:
+    writer = LabelWriter(tokenizer, max_tokens=400)
+    said = tuple(Said(at, at + 0.5, "ask what you can do") for at in range(25))
+    row = writer.row(said, language="en", task="transcribe", timestamps=True)
+    found = writer.misread(row, 0.3, np.random.default_rng(0))
+    assert replace(found, misread=()) == row
+    pairs = list(zip(found.misread, row.ids, strict=True))
+    changed = [wrong for wrong, right in pairs if wrong != right]
+    assert all(right < tokenizer.eot for wrong, right in pairs if wrong != right)
+    assert all(wrong < tokenizer.eot for wrong in changed)
+    assert len(set(changed)) > 10
+    texts = sum(right < tokenizer.eot for right in row.ids)
+    assert 0.2 < len(changed) / texts < 0.4
+    assert writer.misread(row, 0.3, np.random.default_rng(0)) == found
 
 
 def test_silence_is_a_token(tokenizer: WhisperTokenizer) -> None:
