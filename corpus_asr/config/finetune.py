@@ -85,8 +85,8 @@ class WindowSettings(Settings):
     )  # fmt: skip
     misread_share: float = Field(
         default=0.0, ge=0, lt=1,
-        description="Tokens of text that the decoder reads wrong, so that it listens, and finds "
-        "back after errors of its own.",
+        description="Tokens of text that the decoder reads wrong, as after an error of its own, "
+        "so that it listens.",
     )  # fmt: skip
     partly_filled_share: float = Field(
         default=0.0, ge=0, le=1,

@@ -137,8 +137,8 @@ class LabelWriter:
     def misread(self, row: TokenRow, share: float, draw: np.random.Generator) -> TokenRow:
         """Return the same row with some of its text read wrong, and to be written right.
 
-        A decoder that always reads what is right guesses what comes next from that, hardly listens,
-        and is lost after its first error (Bengio et al. 2015).
+        A decoder that always reads what is right never meets errors of its own in training (Bengio
+        et al. 2015, who draw them from the network; here they are any tokens).
 
         Args:
             row: as `row` returns it.
