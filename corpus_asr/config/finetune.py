@@ -189,6 +189,10 @@ class TrainingSettings(Settings):
     decoder_memory_windows: int = Field(
         default=1000, ge=1, description="Windows from which that is drawn, over all workers."
     )  # fmt: skip
+    short_steps: int = Field(
+        default=0, ge=0,
+        description="Until an epoch begins after so many, most partly filled windows are short.",
+    )  # fmt: skip
     gradient_checkpointing: bool = Field(
         default=False, description="Compute states twice to keep fewer of them."
     )

@@ -30,11 +30,13 @@ class Packing:
     max_pause_s: float
     """Silence put between recordings, and before the first, at most."""
     partly_filled_share: float
-    """Windows that end in silence: they are full at a length that is drawn, short ones oftener."""
+    """Windows that end in silence: they are full at a length that is drawn."""
     speeds: tuple[float, float]
     """Slowest and fastest that recordings are played."""
     no_speech_share: float
     """Windows without speech beside those with."""
+    short_windows: int
+    """Until an epoch begins after so many windows, mostly short lengths are drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +69,14 @@ class EpochPlan:
         packing: how windows are filled.
         seed: of the training run.
         epoch: from 0.
+        before: windows of earlier epochs.
     """
 
-    def __init__(self, material: Material, packing: Packing, *, seed: int, epoch: int) -> None:
+    def __init__(
+        self, material: Material, packing: Packing, *, seed: int, epoch: int, before: int = 0
+    ) -> None:
         self._packing = packing
+        self._short = before < packing.short_windows
         self._seed = (seed, epoch)
         draw = np.random.default_rng((seed, epoch))
         slowest = packing.speeds[0]
@@ -138,7 +144,7 @@ class EpochPlan:
     def _room(self, draw: np.random.Generator, whole: int) -> int:
         share = self._packing.partly_filled_share
         partly = share > 0 and draw.random() < share
-        return int(whole * draw.random() ** 3) if partly else whole
+        return int(whole * draw.random() ** (3 if self._short else 1)) if partly else whole
 
 
 class Epochs:
@@ -171,7 +177,11 @@ class Epochs:
             # Processes that read ahead are in two epochs at a time, never in three.
             self._plans = {n: plan for n, plan in self._plans.items() if n == epoch - 1}
             self._plans[epoch] = EpochPlan(
-                self._material, self._packing, seed=self._seed, epoch=epoch
+                self._material,
+                self._packing,
+                seed=self._seed,
+                epoch=epoch,
+                before=self._ends[epoch - 1] if epoch else 0,
             )
         return self._plans[epoch]
 

@@ -26,6 +26,7 @@ SETTINGS = ExampleSettings(
         partly_filled_share=0.0,
         speeds=(1.0, 1.0),
         no_speech_share=0.0,
+        short_windows=0,
     ),
     augmentation=Augmentation(),
     timestamps_share=1.0,

@@ -20,6 +20,7 @@ PACKING = Packing(
     partly_filled_share=0.0,
     speeds=(0.9, 1.1),
     no_speech_share=0.0,
+    short_windows=0,
 )
 
 
@@ -115,6 +116,18 @@ def test_some_windows_end_in_silence_at_lengths_that_are_drawn() -> None:
     half = lengths(0.5)
     assert len(half) / 3 < half.count(30) < len(half) * 3 / 4
     assert len(set(half)) >= 5
+
+
+def test_most_windows_are_short_until_an_epoch_begins_after_so_many() -> None:
+    packing = replace(PACKING, max_pause_s=0, speeds=(1, 1), max_tokens=400, partly_filled_share=1)
+    found = material([[1.0]] * 600)
+    plan = EpochPlan(found, replace(packing, short_windows=1), seed=0, epoch=0)
+    first, second = len(plan), len(EpochPlan(found, packing, seed=0, epoch=1))
+    assert first > 1.3 * second
+    epochs = Epochs(found, replace(packing, short_windows=first), seed=0)
+    lengths = [len(epochs.window(number).runs) for number in range(first + second)]
+    assert sum(lengths[:first]) == sum(lengths[first:]) == 600
+    assert np.median(lengths[:first]) < 10 < np.median(lengths[first:])
 
 
 def test_runs_end_at_their_length_their_tokens_and_their_stretch() -> None:
