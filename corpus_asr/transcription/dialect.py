@@ -20,7 +20,6 @@ from corpus_asr.units import FRAMES_PER_POSITION
 
 _NOT_WHISPERS = {
     "target_language": "Whisper translates into English alone, by task: translate",
-    "window_s": "Whisper's windows are 30 s, always",
 }
 
 
@@ -93,7 +92,8 @@ class Dialect:
         Raises:
             ConfigError: an unknown language, an English-only checkpoint asked for another one, to
                 tell languages apart or to translate, a prompt that cannot be encoded or is longer
-                than the decoder has room for, or what only other families can do.
+                than the decoder has room for, a length of windows that follow one another, or what
+                only other families can do.
         """
         language = settings.language
         wanted = [language] if isinstance(language, str) else list(language)
@@ -101,6 +101,11 @@ class Dialect:
         for name, words in _NOT_WHISPERS.items():
             if getattr(settings, name) is not None:
                 raise ConfigError(f"decoding.{name}: {words}; leave it out")
+        if settings.window_s is not None and settings.strategy == "sequential":
+            raise ConfigError(
+                f"decoding.window_s: found {settings.window_s:g}, but windows that follow one "
+                "another are 30 s; set decoding.strategy: chunked, or leave it out"
+            )
         if settings.task == "translate" and not self.languages:
             raise ConfigError(
                 "decoding.task: found translate, but this checkpoint is English-only; use "

@@ -21,6 +21,7 @@ from corpus_asr.transcription.language import (
 )
 from corpus_asr.transcription.sequential import SeekLoop, Steps
 from corpus_asr.transcription.windows import PartRequest
+from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_FRAMES
 
 
 class WhisperJobs:
@@ -97,7 +98,13 @@ class PartJob:
         # Each entry is a task of its own: one stretch after the other, or all side by side.
         self._tasks: list[list[tuple[int, int]]] = [clips] if clips else []
         if settings.strategy == "chunked":
-            self._tasks = [[chunk] for chunk in chunk_ranges(part, clips)]
+            longest_frames = (
+                WINDOW_FRAMES
+                if settings.window_s is None
+                else round(settings.window_s * FRAMES_PER_SECOND)
+            )
+            chunks = chunk_ranges(part, clips, window_frames=longest_frames)
+            self._tasks = [[chunk] for chunk in chunks]
         self._found = InOrder(len(self._tasks), self._finish)
         self._language: Language | None = None
 

@@ -62,7 +62,12 @@ def test_languages_that_are_not_known_are_refused_with_those_that_are() -> None:
     assert own.language_rules(["de"]).only == (GERMAN,)
     with pytest.raises(ConfigError, match=r"decoding\.target_language: Whisper .* English alone"):
         own.check(DecodingSettings(target_language="fr"))
-    with pytest.raises(ConfigError, match=r"decoding\.window_s: Whisper's windows are 30 s"):
+
+
+def test_only_independent_windows_have_a_length_of_their_own() -> None:
+    own = dialect()
+    own.check(DecodingSettings(window_s=20, strategy="chunked"))
+    with pytest.raises(ConfigError, match=r"decoding\.window_s: found 20.*strategy: chunked"):
         own.check(DecodingSettings(window_s=20))
 
 

@@ -320,20 +320,34 @@ def test_a_language_that_is_given_is_not_asked_for(language: Any) -> None:
     assert stop.value.value == Language(code="de", probability=None)
 
 
-def test_chunks_are_decoded_independently_and_come_out_in_order() -> None:
-    own = part(200, [(0.0, 20.0), (50.0, 70.0), (100.0, 120.0)])
+def chunked(
+    own: PartRequest, found: list[Segment], **settings: Any
+) -> tuple[list[tuple[Any, Any]], list[Any]]:
+    """The tasks of a part's chunks, and what each asks for first; results go to `found`."""
     tasks: list[tuple[Any, Any]] = []
-    found: list[Segment] = []
     job = PartJob(
         own,
         dialect=dialect(**TINY),
-        settings=DecodingSettings(language="en", strategy="chunked"),
+        settings=DecodingSettings(language="en", strategy="chunked", **settings),
         add=lambda task, done: tasks.append((task, done)),
         done=lambda segments, *_: found.extend(segments),
     )
     job.start()
-    asked = [next(tasks[0][0])]  # the language is given: the first chunk's window at once
-    asked += [next(task) for task, _ in tasks[1:]]
+    # The language is given: windows are asked for at once. Tasks come while the first one runs.
+    return tasks, [next(tasks[0][0])] + [next(task) for task, _ in tasks[1:]]
+
+
+def test_chunks_are_as_long_as_asked_for() -> None:
+    own = part(60, [(0.0, 4.0), (5.0, 9.0), (10.0, 14.0), (20.0, 24.0)])
+    _, asked = chunked(own, [], window_s=10)
+    assert [one.window for one in asked] == [(0, 900), (1000, 1400), (2000, 2400)]
+    _, asked = chunked(own, [])
+    assert [one.window for one in asked] == [(0, 2400)]
+
+
+def test_chunks_are_decoded_independently_and_come_out_in_order() -> None:
+    found: list[Segment] = []
+    tasks, asked = chunked(part(200, [(0.0, 20.0), (50.0, 70.0), (100.0, 120.0)]), found)
     assert [one.window for one in asked] == [(0, 2000), (5000, 7000), (10_000, 12_000)]
     for word, (task, done) in reversed(list(enumerate(tasks, start=1))):
         with pytest.raises(StopIteration) as stop:
