@@ -351,7 +351,7 @@ def test_plan_prints_settings_that_could_be_saved_and_run(job: list[str], tmp_pa
     (tmp_path / "again.yaml").write_text(result.stdout, encoding="utf-8")
     again = load_config(tmp_path / "again.yaml")
     assert again == load_config(DEMO, [*job[1::2], "decoding.language=no"])
-    assert "  strategy: sequential  # default" in result.stdout.splitlines()
+    assert "  task: transcribe  # default" in result.stdout.splitlines()
     assert "  language: no" in result.stdout.splitlines()
 
 

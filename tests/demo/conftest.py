@@ -22,10 +22,7 @@ Heard = dict[str, list[Sentence]]
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     """The folder of demo-en."""
-    folder = model_files.PACKAGED_FOLDER / "demo-en"
-    if not (folder / "model.safetensors").is_file():
-        pytest.skip(f"no model at {folder}: this copy of the package comes without it")
-    return folder
+    return model_files.PACKAGED_FOLDER / "demo-en"
 
 
 def run_demo(output: Path, *options: str) -> Heard:

@@ -6,15 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from corpus_asr.config.load import load_config
 from corpus_asr.runtime.transcriber import Transcriber
 from pipelines.evaluate_model import evaluate
 from tests.demo.conftest import Heard, run_demo
-from tests.support.spoken import NAMES, REFERENCES, error_rate, spoken
+from tests.support.spoken import NAMES, REFERENCES, REPOSITORY, error_rate, spoken
 
 SPOKEN = spoken()
 # What is worse is no demo.
-MOST_WRONG = {"story.mp3": 0.4, "report.opus": 0.4, "dialogue.flac": 0.5}
-MOST_WRONG_IN_ALL = 0.4
+MOST_WRONG = {"story.mp3": 0.4, "report.opus": 0.4, "dialogue.flac": 0.4}
+MOST_WRONG_IN_ALL = 0.25
 
 
 def text(heard: Heard, name: str) -> str:
@@ -47,8 +48,8 @@ def test_segments_begin_and_end_where_sentences_do(name: str, heard: Heard) -> N
         true = np.array([sentence[at] for sentence in said])
         found = np.array([segment[at] for segment in heard[name]])
         errors = np.abs(found[:, None] - true).min(axis=1)
-        assert np.median(errors) <= 0.1
-        assert np.quantile(errors, 0.8) <= 0.4
+        assert np.median(errors) <= 0.5  # windows begin and end 0.4 s beside speech
+        assert np.quantile(errors, 0.8) <= 1.0
     assert len(heard[name]) >= 0.7 * len(said)
     assert all(first.end_s <= second.start_s + 0.02 for first, second in pairwise(heard[name]))
 
@@ -69,12 +70,12 @@ def test_nothing_is_heard_in_a_long_silence(heard: Heard) -> None:
         assert segment.end_s <= before.end_s + 0.5 or segment.start_s >= after.start_s - 0.5
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_independent_windows_hear_about_the_same(
-    name: str, heard: Heard, transcriber: Transcriber
-) -> None:
-    chunked = transcriber.transcribe(str(SPOKEN[name].path), strategy="chunked")
-    assert error_rate([text(heard, name)], [chunked.text]) <= 0.3
+def test_the_transcriber_hears_the_same(heard: Heard, transcriber: Transcriber) -> None:
+    chosen = load_config(REPOSITORY / "configs" / "demo.yaml").decoding.model_dump(
+        exclude_defaults=True
+    )
+    found = transcriber.transcribe(str(SPOKEN["dialogue.flac"].path), **chosen)
+    assert error_rate([text(heard, "dialogue.flac")], [found.text]) <= 0.05  # dtypes may differ
 
 
 @pytest.mark.slow
