@@ -9,9 +9,7 @@ import os
 import re
 import signal
 import subprocess
-import wave
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -21,9 +19,7 @@ from corpus_asr import cli
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.models.checkpoint import stored_tensors
 from corpus_asr.runtime.transcriber import Transcriber
-from corpus_asr.units import SAMPLE_RATE_HZ
-from tests.support.signals import read_clip
-from tests.support.spoken import NAMES, REPOSITORY, error_rate, spoken
+from tests.support.spoken import REPOSITORY, Clip, cut_out, error_rate
 from tests.support.training_jobs import COMMAND, job, training, wait_for_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -32,28 +28,13 @@ FASTER = 1.3
 STEPS = 40
 
 
-class Clip(NamedTuple):
-    """A sentence, cut out."""
-
-    path: Path
-    text: str
-
-
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Clip]]:
     """Sentences to learn from and sentences to be asked for, each with a manifest."""
     folder = tmp_path_factory.mktemp("faster")
     found: dict[str, list[Clip]] = {"train": [], "validation": []}
-    for name in NAMES:
-        recording = spoken()[name]
-        samples = read_clip(recording.path)
-        for at, (start_s, end_s, text) in enumerate(recording.sentences):
-            path = folder / f"{recording.path.stem}-{at:02}.wav"
-            cut = samples[round(start_s * SAMPLE_RATE_HZ) : round(end_s * SAMPLE_RATE_HZ)]
-            with wave.open(str(path), "wb") as file:
-                file.setparams((1, 2, round(FASTER * SAMPLE_RATE_HZ), 0, "NONE", ""))
-                file.writeframes((cut * 32767).clip(-32768, 32767).astype("<i2").tobytes())
-            found["validation" if at % 2 else "train"].append(Clip(path, text))
+    for at, clip in enumerate(cut_out(folder, faster=FASTER)):
+        found["validation" if at % 2 else "train"].append(clip)
     for name, clips in found.items():
         rows = [{"path": str(each.path), "text": each.text, "language": "en"} for each in clips]
         lines = (json.dumps(row) + "\n" for row in rows)
