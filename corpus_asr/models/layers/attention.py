@@ -170,8 +170,22 @@ def attend_cached(
     if alike and query.shape[2] > _FEW_QUERIES:
         seen = None if unseen is None else ~unseen
         return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=1.0)
-    scores = torch.matmul(query, key.transpose(-1, -2))  # (batch, head, token, pos)
+    scores = _scores(query, key)
     if unseen is not None:
         # Filled, not added: an unseen key may hold anything, and nan + -inf is nan.
         scores = scores.masked_fill(unseen, -torch.inf)
     return torch.matmul(scores.softmax(dim=-1), value)
+
+
+def _scores(
+    query: Float[Tensor, "batch head token head_dim"], key: Float[Tensor, "batch head pos head_dim"]
+) -> Float[Tensor, "batch head token pos"]:
+    """Multiply queries with keys.
+
+    In bfloat16, keys that are turned are first copied: of one query's 1,500, the same product the
+    other way round takes 0.3 ms where that takes 0.55 (8 slots of whisper-base, two cores with
+    AMX). In float32 it takes twice as long.
+    """
+    if query.shape[2] == 1 and query.dtype == torch.bfloat16:
+        return torch.matmul(key, query.transpose(-1, -2)).transpose(-1, -2)
+    return torch.matmul(query, key.transpose(-1, -2))

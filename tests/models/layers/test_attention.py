@@ -17,23 +17,34 @@ def test_splitting_and_merging_heads_are_inverse() -> None:
     assert torch.equal(merge_heads(split), hidden)
 
 
+DTYPES = pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, TOLERANCE), (torch.bfloat16, 0.02)], ids=str
+)
+
+
+@DTYPES
 @pytest.mark.parametrize("tokens", [1, 4, 40])
-def test_cached_keys_are_attended_as_torch_does(tokens: int) -> None:
-    query = torch.randn(2, 3, tokens, 8)
-    key, value = torch.randn(2, 2, 3, 50, 8)
+def test_cached_keys_are_attended_as_torch_does(
+    tokens: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    query = torch.randn(2, 3, tokens, 8).to(dtype)
+    key, value = torch.randn(2, 2, 3, 50, 8).to(dtype)
     found = attend_cached(query * 8**-0.5, key, value)
-    expected = F.scaled_dot_product_attention(query, key, value)
-    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
+    expected = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
+    torch.testing.assert_close(found.float(), expected, atol=tolerance, rtol=tolerance)
 
 
-def test_unseen_keys_do_not_matter_even_if_they_are_nan() -> None:
-    query = torch.randn(2, 3, 1, 8)
-    key, value = torch.randn(2, 2, 3, 50, 8)
+@DTYPES
+def test_unseen_keys_do_not_matter_even_if_they_are_nan(
+    dtype: torch.dtype, tolerance: float
+) -> None:
+    query = torch.randn(2, 3, 1, 8).to(dtype)
+    key, value = torch.randn(2, 2, 3, 50, 8).to(dtype)
     unseen = (torch.arange(50) > torch.tensor([[9], [49]]))[:, None, None, :]
     key[0, :, 10:] = torch.nan
     found = attend_cached(query, key, value, unseen=unseen)
     expected = attend_cached(query[:1], key[:1, :, :10], value[:1, :, :10])
-    torch.testing.assert_close(found[:1], expected, atol=TOLERANCE, rtol=TOLERANCE)
+    torch.testing.assert_close(found[:1], expected, atol=tolerance, rtol=tolerance)
     assert found.isfinite().all()
 
 
