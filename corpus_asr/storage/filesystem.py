@@ -234,6 +234,13 @@ def remove(
     persist("removing", uri, lambda: store.remove(uri), policy=policy)
 
 
+def remove_folder(uri: str) -> None:
+    """Remove a local folder if nothing is in it; stores of objects have no folders."""
+    uri = normalise(uri)
+    if scheme_of(uri) == LOCAL and os.path.isdir(uri) and not os.listdir(uri):
+        os.rmdir(uri)
+
+
 def move(
     uri: str, target: str, *, endpoint_url: str | None = None, policy: RetryPolicy = DEFAULT_POLICY
 ) -> None:

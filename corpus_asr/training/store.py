@@ -22,7 +22,14 @@ from torch import Tensor
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.storage.addresses import join, normalise, shown
-from corpus_asr.storage.filesystem import list_objects, read_bytes, remove, upload, write_atomic
+from corpus_asr.storage.filesystem import (
+    list_objects,
+    read_bytes,
+    remove,
+    remove_folder,
+    upload,
+    write_atomic,
+)
 
 MODEL_FOLDER = "model"
 LOG_NAME = "log.jsonl"
@@ -95,6 +102,7 @@ class TrainingStore:
             # The account first: a half-removed checkpoint is none.
             for part in (_ACCOUNT_NAME, _TENSORS_NAME):
                 remove(self._address(_FOLDER, name, part), endpoint_url=self._endpoint_url)
+            remove_folder(self._address(_FOLDER, name))
 
     def save_model(self, folder: Path) -> None:
         """Write the files of a model's folder; config.json, by which it is known, last.

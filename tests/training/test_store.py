@@ -34,8 +34,17 @@ def test_old_checkpoints_go(tmp_path: Path) -> None:
     store = TrainingStore(str(tmp_path), endpoint_url=None, keep=2)
     for step in (5, 10, 15):
         store.save(state(step))
-    names = {path.parent.name for path in tmp_path.glob("checkpoints/*/*")}
+    names = {path.name for path in tmp_path.glob("checkpoints/*")}
     assert names == {"step-00000010", "step-00000015"}
+
+
+def test_what_others_put_beside_an_old_checkpoint_stays(tmp_path: Path) -> None:
+    store = TrainingStore(str(tmp_path), endpoint_url=None, keep=1)
+    store.save(state(5))
+    note = tmp_path / "checkpoints" / "step-00000005" / "note.txt"
+    note.write_text("the best so far", encoding="utf-8")
+    store.save(state(10))
+    assert note.read_text(encoding="utf-8") == "the best so far"
 
 
 def test_a_checkpoint_that_was_being_written_is_none(tmp_path: Path) -> None:
