@@ -108,6 +108,10 @@ class AugmentationSettings(Settings):
     speed: tuple[float, float] = Field(
         default=(1.0, 1.0), description="Slowest and fastest that a window is played."
     )
+    formants: tuple[float, float] = Field(
+        default=(1.0, 1.0),
+        description="Lowest and highest factor of their frequencies: other vocal tracts.",
+    )
     gain_db: tuple[float, float] = Field(default=(0.0, 0.0), description="Quietest and loudest.")
     noise_share: float = Field(
         default=0.0, ge=0, le=1,
@@ -124,18 +128,18 @@ class AugmentationSettings(Settings):
     mel_masks: int = Field(default=0, ge=0, le=20, description="SpecAugment: bands of mel bins.")
     mel_mask_bins: int = Field(default=10, ge=1, le=60, description="Of a band, at most.")
 
-    @field_validator("speed", "gain_db", "noise_snr_db", "reverberation_s")
+    @field_validator("speed", "formants", "gain_db", "noise_snr_db", "reverberation_s")
     @classmethod
     def _ascending(cls, value: tuple[float, float]) -> tuple[float, float]:
         if value[0] > value[1]:
             raise ValueError(f"found {list(value)}, expected the smaller number first")
         return value
 
-    @field_validator("speed")
+    @field_validator("speed", "formants")
     @classmethod
     def _audible(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0.5 <= value[0] <= value[1] <= 2.0:
-            raise ValueError(f"found {list(value)}, expected speeds from 0.5 to 2")
+            raise ValueError(f"found {list(value)}, expected factors from 0.5 to 2")
         return value
 
 

@@ -19,6 +19,7 @@ LOG_START_HZ = 1000.0
 LOG_START_MEL = LOG_START_HZ / LINEAR_HZ_PER_MEL  # 15
 MELS_PER_LOG_HZ = 27 / math.log(6.4)
 TOP_HZ = 8000.0  # of the highest filter, whatever the sample rate
+TOP_MEL = LOG_START_MEL + MELS_PER_LOG_HZ * math.log(TOP_HZ / LOG_START_HZ)
 
 POWER_FLOOR = 1e-10
 LOG10_FLOOR = -10.0  # log10(POWER_FLOOR)
@@ -37,6 +38,14 @@ def mel_to_hz(mel: Float64[np.ndarray, " mel"]) -> Float64[np.ndarray, " mel"]:
     return hz
 
 
+def hz_to_mel(hz: Float64[np.ndarray, " mel"]) -> Float64[np.ndarray, " mel"]:
+    """Convert Hz to Slaney mels: the other way round."""
+    above = np.log(np.maximum(hz, LOG_START_HZ) / LOG_START_HZ)
+    linear, logarithmic = hz / LINEAR_HZ_PER_MEL, LOG_START_MEL + MELS_PER_LOG_HZ * above
+    mel: Float64[np.ndarray, " mel"] = np.where(hz < LOG_START_HZ, linear, logarithmic)
+    return mel
+
+
 @lru_cache(maxsize=8)
 def mel_filters(
     num_mel_bins: int, *, fft_samples: int = FFT_SAMPLES, sample_rate_hz: int = SAMPLE_RATE_HZ
@@ -53,8 +62,7 @@ def mel_filters(
     """
     if num_mel_bins < 1:
         raise ValueError(f"building mel filters: found {num_mel_bins} bins, expected 1 or more")
-    top_mel = LOG_START_MEL + MELS_PER_LOG_HZ * math.log(TOP_HZ / LOG_START_HZ)
-    corners_hz = mel_to_hz(np.linspace(0.0, top_mel, num_mel_bins + 2))
+    corners_hz = mel_to_hz(np.linspace(0.0, TOP_MEL, num_mel_bins + 2))
     bins_hz = np.linspace(0.0, sample_rate_hz // 2, fft_samples // 2 + 1)
     left, centre, right = (corners_hz[k : k + num_mel_bins, None] for k in range(3))
     rising = (bins_hz - left) / (centre - left)

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
+from corpus_asr.spectral.mel import TOP_HZ, TOP_MEL, hz_to_mel, mel_to_hz
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 Samples = Float32[np.ndarray, " sample"]
 
 _TELEPHONE_HZ = ((150.0, 400.0), (2_800.0, 4_000.0))  # where the low and the high end may lie
 _ROLL_OFF_HZ = 100.0
+_FORMANTS_HZ = 4_800.0  # up to there all moves alike; above, to where it ends
 _QUIETEST = 1e-5
 # Of drawn notes
 _NOTE_S = (0.1, 2.0)
@@ -41,6 +43,8 @@ class Augmentation:
     time_mask_frames: int = 100
     mel_masks: int = 0
     mel_mask_bins: int = 10
+    formants: tuple[float, float] = (1.0, 1.0)
+    """Lowest and highest factor of their frequencies."""
 
 
 def change_samples(
@@ -128,6 +132,30 @@ def faster(samples: Samples, factor: float) -> Float32[np.ndarray, " played"]:
     places = np.arange(0, samples.size - 1, factor)
     played: np.ndarray = np.interp(places, np.arange(samples.size), samples).astype(np.float32)
     return played
+
+
+def with_formants(
+    features: Float32[np.ndarray, "mel frame"], factor: float
+) -> Float32[np.ndarray, "mel frame"]:
+    """Move formants up by a factor, as a shorter vocal tract does; nothing moves in time.
+
+    Source: Jaitly and Hinton 2013, equation 1, with interpolation between mel bins.
+    """
+    if factor == 1.0:
+        return features
+    count = len(features)
+    mel = np.linspace(0.0, TOP_MEL, count + 2)[1:-1]  # the middle of each filter
+    heard_hz = mel_to_hz(mel)
+    bend_hz = _FORMANTS_HZ * min(factor, 1.0)
+    slope = (TOP_HZ - bend_hz / factor) / (TOP_HZ - bend_hz)
+    spoken_hz = np.where(
+        heard_hz <= bend_hz, heard_hz / factor, TOP_HZ - slope * (TOP_HZ - heard_hz)
+    )
+    places = np.interp(hz_to_mel(spoken_hz), mel, np.arange(count))
+    below = np.minimum(places.astype(np.int64), count - 2)
+    share = (places - below).astype(np.float32)[:, None]
+    moved: np.ndarray = features[below] * (1 - share) + features[below + 1] * share
+    return moved
 
 
 def mask(

@@ -24,6 +24,7 @@ from corpus_asr.training.augmentation import (
     faster,
     mask,
     tones,
+    with_formants,
 )
 from corpus_asr.training.labels import LabelWriter, Said, Spoken, TokenRow
 from corpus_asr.training.material import Material
@@ -39,7 +40,7 @@ from corpus_asr.units import (
 # Windows in which nobody speaks
 _NOTHING_SHARE = 0.2
 _TONES_SHARE = 0.4
-_QUIET_DB = (-80.0, -20.0)
+_LOUDNESS_DB = (-80.0, -3.0)
 _QUIETEST = 1e-6
 _SILENCE_AFTER_S = 1.0  # of windows that are cut
 _POSITIONS = round(WINDOW_S / TIMESTAMP_STEP_S)
@@ -108,7 +109,9 @@ class Examples(Dataset[Example]):
         settings = self._settings
         samples, said = self._heard(window) if window.runs else (self._silence(draw), [])
         samples = change_samples(samples, settings.augmentation, draw, noise=self._noise)
-        features = np.ascontiguousarray(log_mel(samples, num_mel_bins=settings.num_mel_bins))
+        formants = float(draw.uniform(*settings.augmentation.formants))
+        features = log_mel(samples, num_mel_bins=settings.num_mel_bins)
+        features = np.ascontiguousarray(with_formants(features, formants))
         mask(features, settings.augmentation, draw)
         language = self._material.language(window.runs[0].first) if window.runs else None
         timestamps = bool(draw.random() < settings.timestamps_share)
@@ -184,7 +187,7 @@ class Examples(Dataset[Example]):
             return np.zeros(WINDOW_SAMPLES, np.float32)
         with_tones = draw.random() < _TONES_SHARE
         noise = tones(draw, WINDOW_SAMPLES) if with_tones else self._noise(draw)
-        level = 10 ** (draw.uniform(*_QUIET_DB) / 20)
+        level = 10 ** (draw.uniform(*_LOUDNESS_DB) / 20)
         return noise * np.float32(level / max(float(np.abs(noise).max()), _QUIETEST))
 
     def _noise(self, draw: np.random.Generator) -> np.ndarray:

@@ -6,6 +6,7 @@ Sentence by sentence: each fits into one window, so that nothing but the model d
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import faster_whisper
 import numpy as np
@@ -22,7 +23,7 @@ from tests.support.spoken import Clip, cut_out, error_rate
 pytestmark = pytest.mark.slow
 
 PROMPT = ["<|startoftranscript|>"]  # of a model of English alone
-PLAIN = {
+PLAIN: dict[str, Any] = {
     "language": "en",
     "temperature": 0,
     "compression_ratio_threshold": None,

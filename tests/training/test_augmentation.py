@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from corpus_asr.spectral.mel import log_mel
 from corpus_asr.training.augmentation import (
     Augmentation,
     band_limited,
@@ -14,6 +15,7 @@ from corpus_asr.training.augmentation import (
     mask,
     reverberated,
     tones,
+    with_formants,
     with_noise,
 )
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -102,6 +104,32 @@ def test_notes_are_sounds_at_half_tones_that_start_and_end(draw: np.random.Gener
     strongest = np.sort(power)[-power.size // 100 :].sum()
     assert strongest > 0.5 * power.sum()  # lines, unlike noise
     assert not np.array_equal(heard, tones(draw, heard.size))
+
+
+def test_formants_move_and_pitch_of_time_does_not() -> None:
+    seconds = np.arange(SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
+    features = {
+        hz: log_mel(np.sin(2 * np.pi * hz * seconds).astype(np.float32), num_mel_bins=80)
+        for hz in (1000, 1150)
+    }
+    moved = with_formants(features[1000], 1.15)
+    assert moved.shape == features[1000].shape
+    assert moved.dtype == np.float32
+    peak = {hz: int(heard.mean(axis=1).argmax()) for hz, heard in features.items()}
+    assert int(moved.mean(axis=1).argmax()) == peak[1150] > peak[1000]
+    back = with_formants(moved, 1 / 1.15)
+    assert int(back.mean(axis=1).argmax()) == peak[1000]
+
+
+@pytest.mark.parametrize("factor", [0.8, 0.9, 1.1, 1.25])
+def test_moved_formants_keep_order_and_the_ends(factor: float) -> None:
+    slope = np.repeat(np.arange(80, dtype=np.float32)[:, None], 2, axis=1)
+    moved = with_formants(slope, factor)[:, 0]
+    assert (np.diff(moved) >= 0).all()
+    assert moved[0] >= 0
+    assert moved[-1] == pytest.approx(79, abs=1)
+    assert (moved[20:50] > slope[20:50, 0]).all() == (factor < 1)
+    assert with_formants(slope, 1.0) is slope
 
 
 def test_masks_hide_spans_of_the_length_asked(draw: np.random.Generator) -> None:
