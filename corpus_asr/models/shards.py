@@ -91,7 +91,10 @@ def _write(path: Path, shard: dict[str, Tensor], *, safe_serialization: bool) ->
     unfinished = path.with_name(f".{path.name}.unfinished")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in shard.items()}
     if safe_serialization:
+        unfinished.touch()
+        usual = unfinished.stat().st_mode
         save_file(plain, unfinished, metadata={"format": "pt"})
+        unfinished.chmod(usual)  # it would be the owner's alone
     else:
         torch.save(plain, unfinished)
     unfinished.replace(path)

@@ -392,3 +392,9 @@ def test_checkpointing_by_reentry_is_refused(folder: Path) -> None:
     model.gradient_checkpointing_enable({"use_reentrant": False})
     with pytest.raises(ValueError, match="use_reentrant=False, the only way"):
         model.gradient_checkpointing_enable({"use_reentrant": True})
+
+
+def test_who_may_read_the_settings_may_read_the_weights(tmp_path: Path) -> None:
+    WhisperModel(config()).save_pretrained(tmp_path)
+    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
