@@ -23,8 +23,9 @@ from corpus_asr.units import SAMPLE_RATE_HZ
 
 SETS = ("train", "validation")
 
-# How often each speaks: espeak-ng has the most voices, festival takes the longest.
-_SHARES: dict[Program, float] = {"espeak-ng": 0.6, "flite": 0.3, "festival": 0.1}
+# How often each speaks: espeak-ng has the most voices, the others' were people's and are harder to
+# learn to hear; festival takes the longest.
+_SHARES: dict[Program, float] = {"espeak-ng": 0.4, "flite": 0.45, "festival": 0.15}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
