@@ -44,8 +44,8 @@ class DecodingSettings(Settings):
     )
     window_s: float | None = Field(
         default=None, ge=1, le=30,
-        description="Longest stretch that a `chunked` Whisper, or Speech2Text, hears at once; null "
-        "for 30, and 15 for Speech2Text.",
+        description="Longest stretch that a `chunked` Whisper (best with padding_s, else each is "
+        "computed as 30 s), or Speech2Text, hears at once; null for 30, and 15 for Speech2Text.",
     )  # fmt: skip
     temperature: tuple[Temperature, ...] = Field(
         default=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0),

@@ -91,6 +91,7 @@ def _write(path: Path, shard: dict[str, Tensor], *, safe_serialization: bool) ->
     unfinished = path.with_name(f".{path.name}.unfinished")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in shard.items()}
     if safe_serialization:
+        unfinished.unlink(missing_ok=True)
         unfinished.touch()
         usual = unfinished.stat().st_mode
         save_file(plain, unfinished, metadata={"format": "pt"})

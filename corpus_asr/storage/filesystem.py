@@ -237,8 +237,9 @@ def remove(
 def remove_folder(uri: str) -> None:
     """Remove a local folder if nothing is in it; stores of objects have no folders."""
     uri = normalise(uri)
-    if scheme_of(uri) == LOCAL and os.path.isdir(uri) and not os.listdir(uri):
-        os.rmdir(uri)
+    if scheme_of(uri) == LOCAL:
+        with contextlib.suppress(OSError):  # not there, or something is in it
+            os.rmdir(uri)
 
 
 def move(

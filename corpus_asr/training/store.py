@@ -11,7 +11,7 @@ Knows what is kept, not what is in it.
 import json
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,9 +98,11 @@ class TrainingStore:
             save_file(tensors, path)
             self._put(path, join(folder, _TENSORS_NAME))
         self._write(join(folder, _ACCOUNT_NAME), json.dumps(state.account, indent=2))
-        for name in self._whole()[: -self._keep]:
-            # The account first: a half-removed checkpoint is none.
-            for part in (_ACCOUNT_NAME, _TENSORS_NAME):
+        first_kept = self._whole()[-self._keep :][0]
+        parts = (_ACCOUNT_NAME, _TENSORS_NAME)  # in this order: half a checkpoint is none
+        ended = {name for name, part in self._files() if name < first_kept and part in parts}
+        for name in sorted(ended):
+            for part in parts:
                 remove(self._address(_FOLDER, name, part), endpoint_url=self._endpoint_url)
             remove_folder(self._address(_FOLDER, name))
 
@@ -135,8 +137,13 @@ class TrainingStore:
 
     def _whole(self) -> list[str]:
         """Return the names of whole checkpoints, the oldest first."""
-        found = (uri.split("/")[-2:] for uri, _, _ in self._objects(_FOLDER))
-        return sorted(folder for folder, name in found if name == _ACCOUNT_NAME)
+        return sorted(folder for folder, name in self._files() if name == _ACCOUNT_NAME)
+
+    def _files(self) -> Iterator[tuple[str, str]]:
+        """Yield folder and name of each file of a checkpoint."""
+        for uri, _, _ in self._objects(_FOLDER):
+            folder, name = uri.split("/")[-2:]
+            yield folder, name
 
     def _objects(self, folder: str) -> list[tuple[str, int | None, str | None]]:
         address = self._address(folder) if folder else self.uri

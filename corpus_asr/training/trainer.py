@@ -153,13 +153,13 @@ class Trainer:
 
     def _loader(self, done: int) -> DataLoader[Batch]:
         workers = self._steps.loader_workers
-        pieces = _pieces(self._steps, self._group)
+        # Where a step takes all its pieces at once, the next step's are made meanwhile.
+        pieces = _pieces(self._steps, self._group) if self._side_by_side else 0
         loader: DataLoader[Batch] = DataLoader(
             self._examples,  # type: ignore[arg-type]
             batch_sampler=_Numbers(self._steps, self._group, done, self._rates.steps),
             collate_fn=self._collate,
             num_workers=workers,
-            # The next step's windows are made while this one's are computed.
             prefetch_factor=max(2, -(-pieces // workers)) if workers else None,
             pin_memory=self._student.device.type == "cuda",
         )

@@ -18,10 +18,6 @@ from corpus_asr.transcription.punctuation import split_words
 from corpus_asr.transcription.reading import Reading, upper_half
 from corpus_asr.units import FRAMES_PER_POSITION
 
-_NOT_WHISPERS = {
-    "target_language": "Whisper translates into English alone, by task: translate",
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
@@ -98,9 +94,11 @@ class Dialect:
         language = settings.language
         wanted = [language] if isinstance(language, str) else list(language)
         check_known(wanted, set(self.languages) or {"en"}, key="decoding.language")
-        for name, words in _NOT_WHISPERS.items():
-            if getattr(settings, name) is not None:
-                raise ConfigError(f"decoding.{name}: {words}; leave it out")
+        if settings.target_language is not None:
+            raise ConfigError(
+                "decoding.target_language: Whisper translates into English alone, by task: "
+                "translate; leave it out"
+            )
         if settings.window_s is not None and settings.strategy == "sequential":
             raise ConfigError(
                 f"decoding.window_s: found {settings.window_s:g}, but windows that follow one "

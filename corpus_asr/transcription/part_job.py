@@ -21,7 +21,7 @@ from corpus_asr.transcription.language import (
 )
 from corpus_asr.transcription.sequential import SeekLoop, Steps
 from corpus_asr.transcription.windows import PartRequest
-from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_FRAMES
+from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_S
 
 
 class WhisperJobs:
@@ -98,11 +98,7 @@ class PartJob:
         # Each entry is a task of its own: one stretch after the other, or all side by side.
         self._tasks: list[list[tuple[int, int]]] = [clips] if clips else []
         if settings.strategy == "chunked":
-            longest_frames = (
-                WINDOW_FRAMES
-                if settings.window_s is None
-                else round(settings.window_s * FRAMES_PER_SECOND)
-            )
+            longest_frames = round((settings.window_s or WINDOW_S) * FRAMES_PER_SECOND)
             chunks = chunk_ranges(part, clips, window_frames=longest_frames)
             self._tasks = [[chunk] for chunk in chunks]
         self._found = InOrder(len(self._tasks), self._finish)

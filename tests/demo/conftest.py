@@ -29,7 +29,6 @@ def run_demo(output: Path, *options: str) -> Heard:
     """Do what `make demo` does first; returns what was heard, by recording."""
     with logging_put_back(), pytest.MonkeyPatch.context() as patched:
         patched.chdir(REPOSITORY)
-        patched.setenv("CORPUS_ASR_MODEL", "demo-en")
         patched.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # no hub is asked
         command = ["run", "configs/demo.yaml", "--set", f"output.uri={output}", *options]
         done = CliRunner().invoke(cli.app, command)

@@ -11,7 +11,7 @@ import whisper
 from transformers import WhisperFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
 
-from corpus_asr.spectral.mel import log_mel, mel_filters, scale_floor
+from corpus_asr.spectral.mel import hz_to_mel, log_mel, mel_filters, mel_to_hz, scale_floor
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ, WINDOW_SAMPLES
 from tests.support.signals import made_sounds, read_clip, read_manifest
 
@@ -48,6 +48,12 @@ def test_filters_equal_transformers(num_mel_bins: int) -> None:
 def test_filters_equal_whispers(num_mel_bins: int) -> None:
     expected = whisper.audio.mel_filters("cpu", num_mel_bins).numpy()
     np.testing.assert_allclose(mel_filters(num_mel_bins), expected, atol=FILTER_TOLERANCE)
+
+
+def test_mels_become_hz_and_mels_again() -> None:
+    mels = np.linspace(0.0, 45.0, 181)
+    np.testing.assert_allclose(hz_to_mel(mel_to_hz(mels)), mels, atol=1e-12)
+    assert mel_to_hz(hz_to_mel(np.array([440.0])))[0] == pytest.approx(440.0)
 
 
 def test_filters_cannot_be_written_to() -> None:

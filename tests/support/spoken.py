@@ -68,7 +68,6 @@ def error_rate(said: list[str], heard: list[str]) -> float:
 class Clip(NamedTuple):
     """A sentence, cut out."""
 
-    recording: str
     path: Path
     text: str
 
@@ -84,5 +83,5 @@ def cut_out(folder: Path, *, faster: float = 1.0) -> list[Clip]:
             with wave.open(str(path), "wb") as file:
                 file.setparams((1, 2, round(faster * SAMPLE_RATE_HZ), 0, "NONE", ""))
                 file.writeframes((cut * 32767).clip(-32768, 32767).astype("<i2").tobytes())
-            clips.append(Clip(recording.path.name, path, text))
+            clips.append(Clip(path, text))
     return clips

@@ -106,7 +106,7 @@ def test_notes_are_sounds_at_half_tones_that_start_and_end(draw: np.random.Gener
     assert not np.array_equal(heard, tones(draw, heard.size))
 
 
-def test_formants_move_and_pitch_of_time_does_not() -> None:
+def test_formants_move_up_as_far_as_asked() -> None:
     seconds = np.arange(SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
     features = {
         hz: log_mel(np.sin(2 * np.pi * hz * seconds).astype(np.float32), num_mel_bins=80)
@@ -128,7 +128,8 @@ def test_moved_formants_keep_order_and_the_ends(factor: float) -> None:
     assert (np.diff(moved) >= 0).all()
     assert moved[0] >= 0
     assert moved[-1] == pytest.approx(79, abs=1)
-    assert (moved[20:50] > slope[20:50, 0]).all() == (factor < 1)
+    moves = moved[20:50] - slope[20:50, 0]
+    assert (moves > 0.5).all() if factor < 1 else (moves < -0.5).all()
     assert with_formants(slope, 1.0) is slope
 
 

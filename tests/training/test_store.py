@@ -57,6 +57,18 @@ def test_a_checkpoint_that_was_being_written_is_none(tmp_path: Path) -> None:
     assert found.step == 5
 
 
+@pytest.mark.parametrize("left", ["state.json", "state.safetensors"])
+def test_what_is_left_of_a_checkpoint_before_those_that_stay_goes(
+    tmp_path: Path, left: str
+) -> None:
+    store = TrainingStore(str(tmp_path), endpoint_url=None, keep=1)
+    half = tmp_path / "checkpoints" / "step-00000003"
+    half.mkdir(parents=True)
+    (half / left).write_text("{}", encoding="utf-8")
+    store.save(state(5))
+    assert not half.exists()
+
+
 def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:
     store = TrainingStore(str(tmp_path), endpoint_url=None, keep=2)
     store.save(state(5))

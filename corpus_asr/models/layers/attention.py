@@ -182,10 +182,10 @@ def _scores(
 ) -> Float[Tensor, "batch head token pos"]:
     """Multiply queries with keys.
 
-    In bfloat16, keys that are turned are first copied: of one query's 1,500, the same product the
-    other way round takes 0.3 ms where that takes 0.55 (8 slots of whisper-base, two cores with
-    AMX). In float32 it takes twice as long.
+    On a CPU in bfloat16, keys that are turned are first copied: of one query's 1,500, the same
+    product the other way round takes 0.3 ms where that takes 0.55 (8 slots of whisper-base, two
+    cores with AMX; nothing else was measured). In float32 it takes twice as long.
     """
-    if query.shape[2] == 1 and query.dtype == torch.bfloat16:
+    if query.shape[2] == 1 and query.dtype == torch.bfloat16 and query.device.type == "cpu":
         return torch.matmul(key, query.transpose(-1, -2)).transpose(-1, -2)
     return torch.matmul(query, key.transpose(-1, -2))
