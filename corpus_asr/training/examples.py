@@ -124,7 +124,7 @@ class Examples(Dataset[Example]):
             if draw.random() < settings.previous_share and window.runs
             else "",
         )
-        cut = said and draw.random() < settings.cut_share
+        cut = draw.random() < settings.cut_share
         num_frames = _num_frames(said, draw) if cut else None
         alone = [
             self._labels.row(
@@ -318,9 +318,11 @@ def _joined_phones(examples: list[Example]) -> torch.Tensor | None:
 def _num_frames(said: list[Said], draw: np.random.Generator) -> int:
     """Return the frames up to the last word and up to a second of silence, and to a whole second.
 
-    Kernels are made for each length: of thirty they are kept.
+    Where nothing is said, the last word might have been anywhere. Kernels are made for each length:
+    of thirty they are kept.
     """
-    end_s = max(one.end_s for one in said) + draw.uniform(0, _SILENCE_AFTER_S)
+    last_s = max(one.end_s for one in said) if said else draw.uniform(0, WINDOW_S)
+    end_s = last_s + draw.uniform(0, _SILENCE_AFTER_S)
     return min(math.ceil(end_s), WINDOW_S) * FRAMES_PER_SECOND
 
 

@@ -108,6 +108,18 @@ def test_windows_that_are_cut_are_heard_to_their_last_word(
     assert Collate(0)([cut, whole]).num_frames == 3000
 
 
+def test_windows_without_speech_are_cut_to_all_lengths(
+    material: Material, labels: LabelWriter
+) -> None:
+    packing = replace(SETTINGS.packing, no_speech_share=1.0)
+    examples = Examples(material, labels, replace(SETTINGS, cut_share=1.0, packing=packing))
+    silent = [one for one in (examples[n] for n in range(60)) if not one.tokens.spoken]
+    lengths = {one.num_frames for one in silent}
+    assert None not in lengths
+    assert len(lengths) > 10
+    assert min(lengths) < 1000 < 2000 < max(lengths) <= 3000
+
+
 def test_what_is_misread_is_learnt_as_it_is(material: Material, labels: LabelWriter) -> None:
     settings = replace(SETTINGS, with_passages=range(1))
     right = Collate(0)([Examples(material, labels, settings)[0]])
