@@ -24,8 +24,9 @@ from tests.support.training_jobs import COMMAND, job, training, wait_for_checkpo
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-FASTER = 1.3
-STEPS = 40
+FASTER = 1.8
+STEPS = 160
+LEFT = 0.85  # of the errors; measured: 0.78
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +54,15 @@ def better(demo_model: Path, sets: dict[str, list[Clip]], output: Path) -> Finet
             "validation": [str(folder / "validation.jsonl")],
             "cache": str(folder / "cache"),
         },
-        windows={"timestamps_share": 0.5, "previous_text_share": 0.0},
+        windows={
+            "pack": False,
+            "partly_filled_share": 1.0,
+            "cut_share": 1.0,
+            "timestamps_share": 0.5,
+            "previous_text_share": 0.0,
+        },
         augmentation={"noise_share": 0.0, "time_masks": 0},
-        training={"steps": STEPS, "learning_rate": 3e-4, "warmup_steps": 4},
+        training={"steps": STEPS, "learning_rate": 6e-5, "warmup_steps": 4},
         evaluation={"every_steps": STEPS},
     )
     return config.model_copy(
@@ -89,10 +96,10 @@ def test_sentences_that_were_not_learnt_are_heard_better(
         rate_of(demo_model, sets["validation"]),
         rate_of(output / "model", sets["validation"]),
     )
-    assert after < 0.8 * before
+    assert after < LEFT * before
     told = [float(rate) for rate in re.findall(r"word error rate ([\d.]+)%", said)]
     assert len(told) == 2
-    assert told[1] < 0.8 * told[0]
+    assert told[1] < LEFT * told[0]
 
 
 def test_a_training_that_is_killed_ends_with_the_same_model(

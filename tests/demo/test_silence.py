@@ -1,5 +1,6 @@
 """Where nobody speaks, demo-en hears next to nothing, without speech detection to help it."""
 
+import re
 import wave
 from pathlib import Path
 
@@ -48,4 +49,4 @@ def texts(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 @pytest.mark.parametrize("name", SOUNDS)
 def test_no_word_is_heard(name: str, texts: dict[str, str]) -> None:
     # Of tones it sometimes makes a letter.
-    assert len(texts[name].strip()) <= (1 if name in TONES else 0)
+    assert len(re.findall(r"\w", texts[name])) <= (1 if name in TONES else 0)

@@ -6,6 +6,7 @@ kept apart, so that a model can be asked about voices that it has never heard.
 
 import io
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from corpus_asr.models.speech2text import (
     Speech2TextTokenizer,
 )
 from corpus_asr.spectral.fbank import kaldi_fbank, mean_variance_normalised
+from corpus_asr.synthesis.voices import drawn_manner, installed_voices, speak
+from corpus_asr.training.augmentation import band_limited
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.oracles import read_audio
 
@@ -30,6 +33,12 @@ Features = Float32[np.ndarray, "frame mel"]
 Samples = Float32[np.ndarray, " sample"]
 
 SPEEDS = (0.8, 0.9, 1.0, 1.1, 1.25)
+PEAK = 0.3  # of all clips: some speakers were recorded at a tenth of that, others at twice
+NOISE = (5e-5, 2e-3)  # faintest and loudest between words
+TELEPHONE_HZ = (0.0, 3_900.0)  # of the people's recordings, which were made at 8 kHz
+# How often a voice says a word: espeak-ng has 300 of them, the others have seven.
+TIMES = {"espeak-ng": 1, "flite": 12, "festival": 8}
+CUT = (1.5, 8.0)  # nats below a word's loudest frame at which some recordings begin and end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +68,37 @@ def clips(data: Path) -> list[Clip]:
         Clip(
             word=WORDS.index(row["text"]),
             speaker=row["speaker"].removeprefix("fsdd_"),
-            samples=read_audio(folder / row["path"]),
+            samples=levelled(read_audio(folder / row["path"])),
         )
         for row in rows
         if row["corpus"] == "fsdd"
     ]
+
+
+def made_clips(*, seed: int) -> list[Clip]:
+    """Let every voice of this machine's speaking programs say every digit, as over a telephone.
+
+    Raises:
+        ConfigError: there is no such program.
+    """
+    draw = random.Random(seed)
+    return [
+        Clip(
+            word=word,
+            speaker=voice.name,
+            samples=levelled(
+                band_limited(speak(voice, WORDS[word], drawn_manner(draw)).samples, *TELEPHONE_HZ)
+            ),
+        )
+        for voice in installed_voices()
+        for word in range(len(WORDS))
+        for _ in range(TIMES[voice.program])
+    ]
+
+
+def levelled(samples: Samples) -> Samples:
+    """Make the loudest sample `PEAK`."""
+    return samples * np.float32(PEAK / np.abs(samples).max())
 
 
 def digit_processor(folder: Path) -> Speech2TextProcessor:
@@ -129,30 +164,47 @@ class Utterances:
             [kaldi_fbank(faster(clip.samples, speed), num_mel_bins=MEL_BINS) for speed in SPEEDS]
             for clip in clips
         ]
+        self._noise = kaldi_fbank(
+            np.random.default_rng(seed).standard_normal(60 * SAMPLE_RATE_HZ).astype(np.float32),
+            num_mel_bins=MEL_BINS,
+        )
 
     def one(self, num_words: int) -> Utterance:
         """Return an utterance of so many words."""
         draw = self._draw
         picked = draw.integers(len(self._words), size=num_words)
         speed = int(draw.integers(len(SPEEDS)))
-        floor = float(draw.uniform(0.0, 7.0))
-        pieces, heard = [self._pause(floor)], [-1]
+        noise_level = 2 * float(draw.uniform(*np.log(NOISE)))  # of log power
+        pieces, heard = [self._pause(noise_level)], [-1]
         for at in picked:
             loudness = float(draw.uniform(-1.5, 1.5))
-            pieces += [self._features[at][speed] + loudness, self._pause(floor)]
+            word = self._cut(self._features[at][speed])
+            pieces += [word + loudness, self._pause(noise_level)]
             heard += [self._words[at], -1]
         features = np.concatenate(pieces) @ _warp(float(draw.uniform(0.86, 1.16)))
-        noise = floor + draw.standard_normal(features.shape)
-        features = mean_variance_normalised(np.logaddexp(features, noise).astype(np.float32))
+        if draw.random() < 0.5:  # not in pauses alone
+            features = np.logaddexp(features, self._noisy(len(features), noise_level))
+        features = mean_variance_normalised(features.astype(np.float32))
         return Utterance(
             features=self._masked(features),
             text=" ".join(WORDS[self._words[at]] for at in picked),
             heard=np.repeat(heard, [len(piece) for piece in pieces]),
         )
 
-    def _pause(self, floor: float) -> Features:
-        frames = int(self._draw.integers(2, 16))
-        return np.full((frames, MEL_BINS), floor, np.float32)
+    def _cut(self, word: Features) -> Features:
+        """Take quiet ends away half the time, as some recordings are: `six` may end in its k."""
+        if self._draw.random() < 0.5:
+            return word
+        loudness = word.mean(axis=1)
+        loud = np.flatnonzero(loudness > loudness.max() - self._draw.uniform(*CUT))
+        return word[loud[0] : loud[-1] + 1]
+
+    def _pause(self, noise_level: float) -> Features:
+        return self._noisy(int(self._draw.integers(2, 16)), noise_level)
+
+    def _noisy(self, frames: int, level: float) -> Features:
+        start = int(self._draw.integers(len(self._noise) - frames))
+        return self._noise[start : start + frames] + np.float32(level)
 
     def _masked(self, features: Features) -> Features:
         """Hide spans of time and of mel bins (Park et al. 2019)."""
