@@ -92,6 +92,11 @@ class WindowSettings(Settings):
         default=0.0, ge=0, le=1,
         description="Windows that end in silence, as those of short recordings do.",
     )  # fmt: skip
+    cut_off_share: float = Field(
+        default=0.5, ge=0, le=1,
+        description="Packed windows that are full and at whose end another recording begins and is "
+        "cut off: with times, when it begins is all that is written of it, as Whisper trains.",
+    )  # fmt: skip
     cut_share: float = Field(
         default=0.0, ge=0, le=1,
         description="Windows that are over soon after their speech instead of padded to 30 s.",

@@ -107,14 +107,17 @@ class Examples(Dataset[Example]):
         window = self._epochs.window(number)
         draw = np.random.default_rng((*window.seed, 1))
         settings = self._settings
+        timestamps = bool(draw.random() < settings.timestamps_share)
         samples, said = self._heard(window) if window.runs else (self._silence(draw), [])
+        begun = window.begun if timestamps and any(one.text.strip() for one in said) else None
+        if begun is not None:
+            self._add(samples, begun, window.speed)
         samples = change_samples(samples, settings.augmentation, draw, noise=self._noise)
         formants = float(draw.uniform(*settings.augmentation.formants))
         features = log_mel(samples, num_mel_bins=settings.num_mel_bins)
         features = np.ascontiguousarray(with_formants(features, formants))
         mask(features, settings.augmentation, draw)
         language = self._material.language(window.runs[0].first) if window.runs else None
-        timestamps = bool(draw.random() < settings.timestamps_share)
         tokens = self._labels.row(
             said,
             language=language,
@@ -123,8 +126,9 @@ class Examples(Dataset[Example]):
             previous=self._material.said_before(window.runs[0].first, letters=_PREVIOUS_LETTERS)
             if draw.random() < settings.previous_share and window.runs
             else "",
+            begins_s=begun.at / SAMPLE_RATE_HZ if begun is not None else None,
         )
-        cut = draw.random() < settings.cut_share
+        cut = draw.random() < settings.cut_share and begun is None
         num_frames = _num_frames(said, draw) if cut else None
         alone = [
             self._labels.row(
@@ -137,7 +141,7 @@ class Examples(Dataset[Example]):
             features=features,
             tokens=self._misread(tokens, draw),
             num_frames=num_frames,
-            phones=self._phones(window) if settings.with_phones else None,
+            phones=self._phones(window, begun) if settings.with_phones else None,
             alone=tuple(self._misread(row, draw) for row in alone),
         )
 
@@ -150,13 +154,16 @@ class Examples(Dataset[Example]):
         samples = np.zeros(WINDOW_SAMPLES, np.float32)
         said: list[Said] = []
         for run in window.runs:
-            begin = int(self._material.start[run.first])
-            end = self._material.ends(slice(run.first, run.end))
-            played = faster(self._material.samples(begin, end), window.speed)
-            played = played[: WINDOW_SAMPLES - run.at]
-            samples[run.at : run.at + played.size] = played
-            said += self._said(run, begin, window.speed)
+            self._add(samples, run, window.speed)
+            said += self._said(run, int(self._material.start[run.first]), window.speed)
         return samples, said
+
+    def _add(self, samples: np.ndarray, run: Placed, speed: float) -> None:
+        """Put a run into a window, as far as it fits."""
+        begin = int(self._material.start[run.first])
+        end = self._material.ends(slice(run.first, run.end))
+        played = faster(self._material.samples(begin, end), speed)[: WINDOW_SAMPLES - run.at]
+        samples[run.at : run.at + played.size] = played
 
     def _said(self, run: Placed, begin: int, speed: float) -> Iterator[Said]:
         for passage in range(run.first, run.end):
@@ -164,7 +171,7 @@ class Examples(Dataset[Example]):
             end = run.at + (int(self._material.end[passage]) - begin) / speed
             yield Said(start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ, self._material.text(passage))
 
-    def _phones(self, window: Window) -> Int64[np.ndarray, " position"]:
+    def _phones(self, window: Window, begun: Placed | None) -> Int64[np.ndarray, " position"]:
         """Return which sound is heard when: pauses between runs, and what is known of these."""
         material = self._material
         found = np.full(_POSITIONS, PAUSE, np.int64)
@@ -179,6 +186,8 @@ class Examples(Dataset[Example]):
                     until = _position(start + phone.end_s * SAMPLE_RATE_HZ / window.speed)
                     found[at:until] = IGNORED_LABEL if phone.number == UNKNOWN else phone.number
                     at = until
+        if begun is not None:
+            found[_position(begun.at) :] = IGNORED_LABEL
         return found
 
     def _silence(self, draw: np.random.Generator) -> np.ndarray:

@@ -271,6 +271,7 @@ class Finetune:
                     partly_filled_share=config.windows.partly_filled_share,
                     speeds=config.augmentation.speed,
                     no_speech_share=config.windows.no_speech_share,
+                    cut_off_share=config.windows.cut_off_share,
                     short_windows=training.short_steps * batch,
                 ),
                 augmentation=Augmentation(**config.augmentation.model_dump(exclude={"speed"})),

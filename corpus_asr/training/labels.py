@@ -77,7 +77,8 @@ class LabelWriter:
     @property
     def room(self) -> int:
         """Tokens that the text of a window may take, timestamps included."""
-        # start, language, task, <|notimestamps|>; the end token is not read
+        # start, language, task, <|notimestamps|> or the time of what is cut off; the end token is
+        # not read
         return self._max_tokens - 4
 
     def count(self, text: str) -> int | None:
@@ -101,6 +102,7 @@ class LabelWriter:
         task: str,
         timestamps: bool,
         previous: str = "",
+        begins_s: float | None = None,
     ) -> TokenRow:
         """Return the tokens of one window.
 
@@ -110,6 +112,8 @@ class LabelWriter:
             task: `transcribe` or `translate`.
             timestamps: whether times are written.
             previous: what was said before; its end is kept, as far as there is room.
+            begins_s: when a passage begins that the window cuts off. That time is all that is
+                written of it, so that decoding goes on there (Radford et al. 2022, section 2.3).
 
         Raises:
             ConfigError: a language is missing, or the model does not know it.
@@ -124,14 +128,17 @@ class LabelWriter:
             if timestamps
             else self._text(" ".join(o.text.strip() for o in spoken))
         )
-        before = self._before(previous, room=self._max_tokens - len(prompt) - len(text))
+        begun = [] if begins_s is None else [max(self._time(begins_s), text[-1])]
+        before = self._before(
+            previous, room=self._max_tokens - len(prompt) - len(text) - len(begun)
+        )
         heard = tuple(Spoken(one.start_s, one.end_s, _letters(one.text)) for one in spoken)
         unheard = (None,) * (len(before) + len(prompt))
         return TokenRow(
-            ids=(*before, *prompt, *text, tokenizer.eot),
+            ids=(*before, *prompt, *text, *begun, tokenizer.eot),
             learnt_from=len(before) + 1,
             spoken=heard,
-            letters=(*unheard, *self._written(text, heard), None),
+            letters=(*unheard, *self._written(text, heard), *(None for _ in begun), None),
         )
 
     def misread(self, row: TokenRow, share: float, draw: np.random.Generator) -> TokenRow:
@@ -167,6 +174,9 @@ class LabelWriter:
             begin = self._tokenizer.timestamp_begin
             ids += [begin + start, *self._text(one.text), begin + earliest]
         return ids
+
+    def _time(self, second: float) -> int:
+        return self._tokenizer.timestamp_begin + min(round(second / TIMESTAMP_STEP_S), _STEPS)
 
     def _written(self, ids: Sequence[int], spoken: Sequence[Spoken]) -> Iterator[Letters]:
         """Yield what each token of a window's text writes."""

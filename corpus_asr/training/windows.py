@@ -17,6 +17,7 @@ from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
 # Each passage brings two timestamps.
 _TIMESTAMPS = 2
+_BEGUN_S = 0.3  # of a passage that is cut off, at least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,8 @@ class Packing:
     """Slowest and fastest that recordings are played."""
     no_speech_share: float
     """Windows without speech beside those with."""
+    cut_off_share: float
+    """Full windows of several recordings at whose end another begins that does not fit."""
     short_windows: int
     """Until an epoch begins after so many windows, mostly short lengths are drawn."""
 
@@ -59,6 +62,8 @@ class Window:
     speed: float
     runs: tuple[Placed, ...]
     """In the order of time; none: a window without speech."""
+    begun: Placed | None = None
+    """A passage after them that the end of the window cuts off."""
 
 
 class EpochPlan:
@@ -82,11 +87,13 @@ class EpochPlan:
         slowest = packing.speeds[0]
         longest = int(WINDOW_SAMPLES * min(1.0, slowest))
         self._first, self._end = runs_of(material, longest=longest, max_tokens=packing.max_tokens)
+        self._material = material
         ends = np.maximum.reduceat(material.end, self._first)
         self._length = ends - material.start[self._first]
         sums = np.concatenate([[0], np.cumsum(material.tokens + _TIMESTAMPS)])
         self._tokens = sums[self._end] - sums[self._first]
         self._languages = _codes(material)[self._first]
+        self._full: set[int] = set()
         order = draw.permutation(len(self._first))
         self._windows = (
             self._filled(order, draw) if packing.share_windows else [[run] for run in order]
@@ -101,7 +108,8 @@ class EpochPlan:
     def window(self, number: int) -> Window:
         """Return a window by its number in the epoch."""
         seed = (*self._seed, number)
-        runs = self._windows[self._order[number]]
+        chosen = int(self._order[number])
+        runs = self._windows[chosen]
         draw = np.random.default_rng((*seed, 0))
         speed = float(draw.uniform(*self._packing.speeds)) if runs else 1.0
         speed = max(speed, float(self._length[runs].sum()) / WINDOW_SAMPLES)  # so that all fits
@@ -113,7 +121,21 @@ class EpochPlan:
             first, end = int(self._first[run]), int(self._end[run])
             placed.append(Placed(first=first, end=end, at=at))
             at += length
-        return Window(seed=seed, speed=speed, runs=tuple(placed))
+        begun = self._begun(draw, at, runs[-1], speed) if chosen in self._full else None
+        return Window(seed=seed, speed=speed, runs=tuple(placed), begun=begun)
+
+    def _begun(self, draw: np.random.Generator, at: int, last: int, speed: float) -> Placed | None:
+        """Draw a passage that begins where the last run has ended; None unless it is cut off."""
+        if draw.random() >= self._packing.cut_off_share:
+            return None
+        at += int(draw.uniform(0, self._packing.max_pause_s) * SAMPLE_RATE_HZ)
+        alike = np.flatnonzero(self._languages == self._languages[last])
+        passage = int(self._first[draw.choice(alike)])
+        length = int(self._material.end[passage] - self._material.start[passage]) / speed
+        heard = at + _BEGUN_S * SAMPLE_RATE_HZ <= WINDOW_SAMPLES < at + length
+        if not heard or not self._material.text(passage).strip():
+            return None
+        return Placed(first=passage, end=passage + 1, at=at)
 
     def _pauses(
         self, draw: np.random.Generator, room: int, count: int
@@ -136,6 +158,8 @@ class EpochPlan:
             window, samples, said = opened.get(language, ([], 0, 0))
             if not window or length > samples or tokens > said:
                 window, samples, said = [], self._room(draw, whole), self._packing.max_tokens
+                if samples == whole:
+                    self._full.add(len(windows))
                 windows.append(window)
             window.append(run)
             opened[language] = (window, samples - length, said - tokens)

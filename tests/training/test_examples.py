@@ -1,6 +1,7 @@
 """Windows as a network takes them: what is said, which sounds are heard when, and how far."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from corpus_asr.training.labels import LabelWriter
 from corpus_asr.training.material import Material, prepare
 from corpus_asr.training.passages import Passage
 from corpus_asr.training.windows import Packing
+from corpus_asr.units import TIMESTAMP_STEP_S
 from tests.support.audio import noise, wav_bytes
 from tests.support.training_jobs import tiny_student
 
@@ -26,6 +28,7 @@ SETTINGS = ExampleSettings(
         partly_filled_share=0.0,
         speeds=(1.0, 1.0),
         no_speech_share=0.0,
+        cut_off_share=0.0,
         short_windows=0,
     ),
     augmentation=Augmentation(),
@@ -42,9 +45,25 @@ PAUSE, AA, T = (PHONES.index(name) for name in ("pau", "aa", "t"))
 
 
 @pytest.fixture(scope="module")
-def labels(tmp_path_factory: pytest.TempPathFactory) -> LabelWriter:
-    folder = tiny_student(tmp_path_factory.mktemp("place"))
-    return LabelWriter(WhisperTokenizer.from_pretrained(folder), max_tokens=448)
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> WhisperTokenizer:
+    return WhisperTokenizer.from_pretrained(tiny_student(tmp_path_factory.mktemp("place")))
+
+
+@pytest.fixture(scope="module")
+def labels(tokenizer: WhisperTokenizer) -> LabelWriter:
+    return LabelWriter(tokenizer, max_tokens=448)
+
+
+def prepared(passages: list[Passage], labels: LabelWriter, folder: Path) -> Material:
+    return prepare(
+        passages,
+        folder / "cache",
+        count_tokens=labels.count,
+        max_tokens=400,
+        max_gap_s=1.0,
+        workers=1,
+        timeout_s=60.0,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,15 +76,7 @@ def material(tmp_path_factory: pytest.TempPathFactory, labels: LabelWriter) -> M
         Passage(uri=str(folder / "a.wav"), text="one", end_s=1.0, language="en", phones=told),
         Passage(uri=str(folder / "a.wav"), text="two", start_s=1.0, end_s=2.0, language="en"),
     ]
-    return prepare(
-        passages,
-        folder / "cache",
-        count_tokens=labels.count,
-        max_tokens=400,
-        max_gap_s=1.0,
-        workers=1,
-        timeout_s=60.0,
-    )
+    return prepared(passages, labels, folder)
 
 
 @pytest.mark.parametrize("speed", [1.0, 0.5])
@@ -114,10 +125,37 @@ def test_windows_without_speech_are_cut_to_all_lengths(
     packing = replace(SETTINGS.packing, no_speech_share=1.0)
     examples = Examples(material, labels, replace(SETTINGS, cut_share=1.0, packing=packing))
     silent = [one for one in (examples[n] for n in range(60)) if not one.tokens.spoken]
-    lengths = {one.num_frames for one in silent}
-    assert None not in lengths
+    lengths = {one.num_frames or 0 for one in silent}
+    assert 0 not in lengths
     assert len(lengths) > 10
     assert min(lengths) < 1000 < 2000 < max(lengths) <= 3000
+
+
+@pytest.mark.parametrize("timestamps", [0.0, 1.0])
+def test_what_is_cut_off_is_heard_to_the_end_of_the_window(
+    tokenizer: WhisperTokenizer, labels: LabelWriter, tmp_path: Path, timestamps: float
+) -> None:
+    passages = []
+    for name in ("one", "two"):
+        path = tmp_path / f"{name}.wav"
+        path.write_bytes(wav_bytes(noise(20.0), rate_hz=16_000))
+        passages.append(Passage(uri=str(path), text=name, language="en"))
+    packing = replace(SETTINGS.packing, cut_off_share=1.0)
+    settings = replace(
+        SETTINGS, packing=packing, cut_share=1.0, timestamps_share=timestamps, with_phones=False
+    )
+    example = Examples(prepared(passages, labels, tmp_path), labels, settings)[0]
+    times = [i for i in example.tokens.ids if i >= tokenizer.timestamp_begin]
+    level = example.features.mean(axis=0)
+    if timestamps:
+        assert len(times) == 3
+        assert times[-1] - times[0] == round(20 / TIMESTAMP_STEP_S)
+        assert example.num_frames is None
+        assert level[2100:].mean() == pytest.approx(level[100:1900].mean(), abs=0.1)
+    else:
+        assert times == []
+        assert example.num_frames is not None
+        assert level[2100:].mean() < level[100:1900].mean() - 0.3
 
 
 def test_what_is_misread_is_learnt_as_it_is(material: Material, labels: LabelWriter) -> None:

@@ -35,6 +35,17 @@ def test_times_stand_around_each_passage(tokenizer: WhisperTokenizer) -> None:
     )
 
 
+def test_of_what_is_cut_off_the_time_alone_is_written(tokenizer: WhisperTokenizer) -> None:
+    writer = LabelWriter(tokenizer, max_tokens=100)
+    row = writer.row(SAID, language="en", task="transcribe", timestamps=True, begins_s=2.5)
+    assert text_of(tokenizer, row.ids).endswith(" for your country.<|2.00|><|2.50|><|endoftext|>")
+    assert len(row.letters) == len(row.ids)
+    assert row.letters[-2:] == (None, None)
+    assert len(row.spoken) == len(SAID)
+    early = writer.row(SAID, language="en", task="transcribe", timestamps=True, begins_s=1.0)
+    assert text_of(tokenizer, early.ids).endswith("<|2.00|><|2.00|><|endoftext|>")
+
+
 def test_without_times_the_text_runs_on(tokenizer: WhisperTokenizer) -> None:
     row = LabelWriter(tokenizer, max_tokens=100).row(
         SAID, language="de", task="translate", timestamps=False

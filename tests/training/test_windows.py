@@ -20,6 +20,7 @@ PACKING = Packing(
     partly_filled_share=0.0,
     speeds=(0.9, 1.1),
     no_speech_share=0.0,
+    cut_off_share=0.0,
     short_windows=0,
 )
 
@@ -73,6 +74,24 @@ def test_neighbours_stay_together_and_strangers_share() -> None:
     assert len(plan) == 1  # 13 + 5 + 6 s fit into 27
     runs = {(run.first, run.end) for run in plan.window(0).runs}
     assert runs == {(0, 3), (3, 4), (4, 5)}
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+@pytest.mark.parametrize("partly", [0.0, 1.0])
+def test_full_windows_cut_another_passage_off(share: float, partly: float) -> None:
+    found = material([[8.0]] * 40, languages=("en", "de"))
+    packing = replace(PACKING, cut_off_share=share, partly_filled_share=partly, speeds=(1.0, 1.0))
+    plan = EpochPlan(found, packing, seed=0, epoch=0)
+    windows = [plan.window(number) for number in range(len(plan))]
+    begun = [one for one in windows if one.begun is not None]
+    # Windows hold three of eight seconds, all but the last of a language.
+    assert len(begun) >= len(windows) - 4 if share and not partly else not begun
+    for one in begun:
+        assert one.begun is not None
+        assert one.runs[-1].at + 8 * SAMPLE_RATE_HZ / one.speed <= one.begun.at + 1
+        assert one.begun.at < WINDOW_SAMPLES < one.begun.at + 8 * SAMPLE_RATE_HZ / one.speed
+        assert found.language(one.begun.first) == found.language(one.runs[0].first)
+    assert [one.runs for one in windows] == [plan.window(n).runs for n in range(len(plan))]
 
 
 def test_languages_do_not_share_a_window() -> None:
