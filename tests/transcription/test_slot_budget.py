@@ -36,7 +36,7 @@ LARGE = ModelSize(
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """With more, float16 takes more than predicted on CPUs with AMX; nobody computes in it there."""
+    """With more, CPUs with AMX take more than predicted in float16; nobody uses it there."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
