@@ -46,6 +46,7 @@ def _speak(config: FromNothingConfig, progress: Stream | None) -> None:
         common_words=speech.common_words,
         written_share=speech.written_share,
         imitated_share=speech.imitated_share,
+        digits_share=speech.digits_share,
     )
     lines = {
         name: drawn_lines(

@@ -38,6 +38,10 @@ class SpokenSettings(Settings):
         description="Of the others, those put together of turns in these texts; the rest are drawn "
         "of a few hundred words by templates.",
     )
+    digits_share: float = Field(
+        default=0.0, ge=0, le=1,
+        description="Of all lines, those of one to three digits, cut close, as over a telephone.",
+    )  # fmt: skip
     common_words: PositiveInt | None = Field(
         default=None,
         description="Only so many words of these texts are said, the commonest; null says all.",

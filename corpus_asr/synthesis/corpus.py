@@ -5,6 +5,7 @@ Knows no models.
 """
 
 import hashlib
+import itertools
 import json
 import random
 import sys
@@ -16,8 +17,16 @@ from pathlib import Path
 from corpus_asr.audio.encode import encode_audio
 from corpus_asr.errors import ConfigError, DecodeError
 from corpus_asr.synthesis.imitation import Imitation, commonest_words, words_of
-from corpus_asr.synthesis.sentences import drawn_sentences, written_sentences
-from corpus_asr.synthesis.voices import Manner, Program, Speech, Voice, drawn_manner, speak
+from corpus_asr.synthesis.sentences import drawn_sentences, few_digits, written_sentences
+from corpus_asr.synthesis.voices import (
+    Manner,
+    Program,
+    Speech,
+    Voice,
+    drawn_manner,
+    single_manner,
+    speak,
+)
 from corpus_asr.text.phones import write_phones
 from corpus_asr.units import SAMPLE_RATE_HZ
 
@@ -40,6 +49,8 @@ class Texts:
     """Of lines that are written sentences, while these last."""
     imitated_share: float = 0.0
     """Of the other lines, those drawn after the written sentences; the rest are of templates."""
+    digits_share: float = 0.0
+    """Of all lines, those of one to three digits that are cut close, as over a telephone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,10 +105,13 @@ def drawn_lines(
     programs = sorted({voice.program for voice in speakers})
     shares = [_SHARES[program] for program in programs]
     said = _drawn_texts(texts, draw, held_out_share=held_out_share, set=set)
-    for number, text in enumerate(said):
+    for number in itertools.count():
+        single = texts.digits_share > 0 and draw.random() < texts.digits_share
+        text = few_digits(draw) if single else next(said)
         [program] = draw.choices(programs, shares)
         voice = draw.choice([voice for voice in speakers if voice.program == program])
-        yield Line(number=number, set=set, voice=voice, manner=drawn_manner(draw), text=text)
+        manner = single_manner(draw) if single else drawn_manner(draw)
+        yield Line(number=number, set=set, voice=voice, manner=manner, text=text)
 
 
 def _drawn_texts(

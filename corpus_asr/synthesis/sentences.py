@@ -78,6 +78,11 @@ def drawn_sentences(draw: random.Random) -> Iterator[str]:
         yield sentence[0].upper() + sentence[1:]
 
 
+def few_digits(draw: random.Random) -> str:
+    """Return one digit or two or three, without capitals and stops, as single words are written."""
+    return " ".join(draw.choices(_ONES[:10], k=draw.choice((1, 1, 1, 2, 3))))
+
+
 def written_sentences(path: Path) -> Iterator[str]:
     """Yield the sentences of a text that can be read aloud as they stand.
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import wave
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32
 
+from corpus_asr.audio.bands import band_limited
 from corpus_asr.audio.resample import resample
 from corpus_asr.errors import ConfigError, DecodeError
 from corpus_asr.synthesis import espeak
@@ -41,8 +42,10 @@ _FLITE_SPEAKERS = ("awb", "kal16", "rms", "slt")
 _FESTIVAL_SPEAKERS = ("kal_diphone", "ked_diphone", "cmu_us_slt_arctic_hts")
 
 _TIMEOUT_S = 60.0
-_QUIET_SHARE = 0.01  # of the loudest value: below, nobody speaks
+_QUIET_DB = 40.0  # under the loudest value: below, nobody speaks
 _KEPT_S = 0.05  # around what is spoken
+_CUT_DB = (18.0, _QUIET_DB)
+_TELEPHONE_HZ = 3_900.0
 _FULL_SCALE = 32768.0
 
 
@@ -65,6 +68,12 @@ class Manner:
 
     speed: float = 1.0
     pitch: float = 1.0
+    quiet_db: float = _QUIET_DB
+    """Where it is fainter than the loudest value by this, at either end, it is left out."""
+    kept_s: float = _KEPT_S
+    """Around the rest."""
+    highest_hz: float | None = None
+    """Frequencies above are taken away; None keeps all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +116,13 @@ def drawn_manner(draw: random.Random) -> Manner:
     return Manner(speed=draw.uniform(0.8, 1.25), pitch=draw.uniform(0.8, 1.25))
 
 
+def single_manner(draw: random.Random) -> Manner:
+    """Draw how a word is recorded alone: cut close, ends lost with it, as over a telephone."""
+    return replace(
+        drawn_manner(draw), quiet_db=draw.uniform(*_CUT_DB), kept_s=0.0, highest_hz=_TELEPHONE_HZ
+    )
+
+
 def speak(voice: Voice, text: str, manner: Manner) -> Speech:
     """Return a text spoken.
 
@@ -126,7 +142,9 @@ def speak(voice: Voice, text: str, manner: Manner) -> Speech:
             raise _mute(voice, text, done.stderr.decode(errors="replace").strip()[-200:])
         samples, rate_hz = _read(path)
     whole = resample(samples, rate_hz=rate_hz)
-    spoken = _spoken(whole)
+    if manner.highest_hz is not None:
+        whole = band_limited(whole, 0.0, manner.highest_hz)
+    spoken = _spoken(whole, manner)
     if spoken.start == spoken.stop:
         raise _mute(voice, text, "silence")
     printed = done.stdout.decode(errors="replace")
@@ -187,12 +205,13 @@ def _read(path: Path) -> tuple[Float32[np.ndarray, " sample"], int]:
         return values.astype(np.float32) / np.float32(_FULL_SCALE), file.getframerate()
 
 
-def _spoken(samples: Float32[np.ndarray, " sample"]) -> slice:
+def _spoken(samples: Float32[np.ndarray, " sample"], manner: Manner) -> slice:
     """Find where it is not silent, so that the times of a text are those of its words."""
-    loud = np.flatnonzero(np.abs(samples) > _QUIET_SHARE * np.abs(samples).max(initial=0.0))
+    loudest = np.abs(samples).max(initial=0.0)
+    loud = np.flatnonzero(np.abs(samples) > 10 ** (-manner.quiet_db / 20) * loudest)
     if not loud.size:
         return slice(0, 0)
-    kept = round(_KEPT_S * SAMPLE_RATE_HZ)
+    kept = round(manner.kept_s * SAMPLE_RATE_HZ)
     return slice(max(0, int(loud[0]) - kept), min(len(samples), int(loud[-1]) + kept))
 
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
+from corpus_asr.audio.bands import band_limited
 from corpus_asr.spectral.mel import TOP_HZ, TOP_MEL, hz_to_mel, mel_to_hz
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 Samples = Float32[np.ndarray, " sample"]
 
 _TELEPHONE_HZ = ((150.0, 400.0), (2_800.0, 4_000.0))  # where the low and the high end may lie
-_ROLL_OFF_HZ = 100.0
 _FORMANTS_HZ = 4_800.0  # up to there all moves alike; above, to where it ends
 _QUIETEST = 1e-5
 # Of drawn notes
@@ -114,15 +114,6 @@ def with_noise(samples: Samples, noise: Samples, *, snr_db: float) -> Samples:
     """Add noise that is `snr_db` weaker than the samples; digital silence gets next to none."""
     wanted = max(_level(samples), _QUIETEST) * 10 ** (-snr_db / 20)
     return samples + noise * np.float32(wanted / max(_level(noise), _QUIETEST))
-
-
-def band_limited(samples: Samples, low_hz: float, high_hz: float) -> Samples:
-    """Take away what lies outside a band."""
-    spectrum = np.fft.rfft(samples)
-    frequency = np.fft.rfftfreq(samples.size, 1 / SAMPLE_RATE_HZ)
-    below = np.clip((frequency - low_hz) / _ROLL_OFF_HZ, 0, 1)
-    above = np.clip((high_hz - frequency) / _ROLL_OFF_HZ, 0, 1)
-    return np.fft.irfft(spectrum * below * above, samples.size).astype(np.float32)
 
 
 def faster(samples: Samples, factor: float) -> Float32[np.ndarray, " played"]:

@@ -128,7 +128,7 @@ class EpochPlan:
         """Draw a passage that begins where the last run has ended; None unless it is cut off."""
         if draw.random() >= self._packing.cut_off_share:
             return None
-        at += int(draw.uniform(0, self._packing.max_pause_s) * SAMPLE_RATE_HZ)
+        at += int(self._packing.max_pause_s * draw.random() ** 2 * SAMPLE_RATE_HZ)
         alike = np.flatnonzero(self._languages == self._languages[last])
         passage = int(self._first[draw.choice(alike)])
         length = int(self._material.end[passage] - self._material.start[passage]) / speed
@@ -142,7 +142,7 @@ class EpochPlan:
     ) -> Int64[np.ndarray, " run"]:
         """Draw silences before each run that fit together."""
         longest = self._packing.max_pause_s * SAMPLE_RATE_HZ
-        pauses = draw.uniform(0, longest, size=count)
+        pauses = longest * draw.random(count) ** 2  # mostly short
         if pauses.sum() > room:
             pauses *= max(0, room) / pauses.sum()
         return pauses.astype(np.int64)

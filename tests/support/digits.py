@@ -15,6 +15,7 @@ import numpy as np
 import sentencepiece
 from jaxtyping import Float32, Int64
 
+from corpus_asr.audio.bands import band_limited
 from corpus_asr.models.speech2text import (
     Speech2TextFeatureExtractor,
     Speech2TextProcessor,
@@ -22,7 +23,6 @@ from corpus_asr.models.speech2text import (
 )
 from corpus_asr.spectral.fbank import kaldi_fbank, mean_variance_normalised
 from corpus_asr.synthesis.voices import drawn_manner, installed_voices, speak
-from corpus_asr.training.augmentation import band_limited
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.oracles import read_audio
 

@@ -94,6 +94,30 @@ def test_speech_is_brought_to_16_khz_without_silence_around(pretended: Path) -> 
     assert len(samples) == pytest.approx(0.7 * SAMPLE_RATE_HZ, abs=50)  # 0.6 s and what is kept
 
 
+def test_what_is_faint_at_the_ends_or_high_is_left_out_when_asked(pretended: Path) -> None:
+    louder = np.append(np.linspace(0, 0.5, 7900), np.linspace(0.5, 0, 100))
+    second = louder * np.sin(np.arange(8000) * 2 * np.pi * 3000 / 8000)
+    (pretended.parent / "spoken.wav").write_bytes(wav_bytes(second[None], rate_hz=8000))
+    whole, cut = (
+        speak(VOICES[0], "six", m).samples for m in (Manner(), Manner(quiet_db=6, kept_s=0))
+    )
+    assert len(cut) == pytest.approx(0.5 * SAMPLE_RATE_HZ, abs=400)
+    assert len(whole) > 0.95 * SAMPLE_RATE_HZ
+    low = speak(VOICES[0], "six", Manner(quiet_db=6, kept_s=0, highest_hz=2000)).samples
+    assert np.sqrt(np.mean(low**2)) < 0.1 * np.sqrt(np.mean(cut**2))
+
+
+def test_some_lines_are_digits_recorded_alone() -> None:
+    texts = Texts(digits_share=0.3)
+    drawn = drawn_lines(VOICES, texts, seed=0, held_out_share=0.3, set="train")
+    said = list(islice(drawn, 400))
+    single = [line for line in said if line.manner.highest_hz is not None]
+    assert len(single) == pytest.approx(120, abs=30)
+    assert all(line.text.islower() and len(line.text.split()) <= 3 for line in single)
+    assert all(line.text[0].isupper() for line in said if line not in single)
+    assert [line.number for line in said] == list(range(400))
+
+
 def test_a_corpus_is_recordings_and_a_manifest(pretended: Path, tmp_path: Path) -> None:
     folder = tmp_path / "corpus"
     drawn = {name: iter(lines(name)) for name in SETS}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from corpus_asr.synthesis.sentences import drawn_sentences, spelled, written_sentences
+from corpus_asr.synthesis.sentences import drawn_sentences, few_digits, spelled, written_sentences
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,14 @@ def test_drawn_sentences_are_many_and_the_same_for_the_same_seed() -> None:
         assert sentence[-1] in ".?"
         assert not any(letter.isdigit() for letter in sentence)
         assert "  " not in sentence
+
+
+def test_few_digits_are_mostly_one() -> None:
+    draw = random.Random(0)
+    said = [few_digits(draw).split() for _ in range(300)]
+    assert {word for words in said for word in words} == {spelled(digit) for digit in range(10)}
+    assert {len(words) for words in said} == {1, 2, 3}
+    assert sum(len(words) == 1 for words in said) > 150
 
 
 def test_written_sentences_are_those_that_can_be_read_aloud(tmp_path: Path) -> None:

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from corpus_asr.audio.bands import band_limited
 from corpus_asr.spectral.mel import log_mel
 from corpus_asr.training.augmentation import (
     Augmentation,
-    band_limited,
     change_samples,
     coloured_noise,
     faster,

@@ -137,6 +137,15 @@ def test_some_windows_end_in_silence_at_lengths_that_are_drawn() -> None:
     assert len(set(half)) >= 5
 
 
+def test_most_pauses_are_short_and_some_are_long() -> None:
+    packing = replace(PACKING, max_pause_s=4, speeds=(1, 1), share_windows=False, cut_off_share=0)
+    plan = EpochPlan(material([[1.0]] * 400), packing, seed=0, epoch=0)
+    begun = [plan.window(number).runs for number in range(len(plan))]
+    pauses_s = [runs[0].at / SAMPLE_RATE_HZ for runs in begun if runs]
+    assert np.median(pauses_s) == pytest.approx(1.0, abs=0.2)
+    assert 3.5 < max(pauses_s) <= 4
+
+
 def test_most_windows_are_short_until_an_epoch_begins_after_so_many() -> None:
     packing = replace(PACKING, max_pause_s=0, speeds=(1, 1), max_tokens=400, partly_filled_share=1)
     found = material([[1.0]] * 600)
