@@ -25,6 +25,12 @@ needs_int8 = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True, params=[False, True], ids=["by head", "tiles"])
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention in bfloat16 as on processors without AMX, and with it."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: request.param)
+
+
 def random_block(
     activation: str = "gelu", *, key_bias: bool = False, seed: int = 0
 ) -> EncoderBlock:
