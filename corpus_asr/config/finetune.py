@@ -71,11 +71,9 @@ class WindowSettings(Settings):
         default=True, description="Fill windows with passages of several recordings."
     )
     max_pause_s: float = Field(
-        default=1.0,
-        ge=0,
-        le=10,
-        description="Silence between recordings in a window, at most; most of it is shorter.",
-    )
+        default=1.0, ge=0, le=10,
+        description="Longest silence between recordings in a window; most are much shorter.",
+    )  # fmt: skip
     task: Literal["transcribe", "translate"] = Field(
         default="transcribe", description="What the text is to the speech."
     )

@@ -1,7 +1,7 @@
 """A corpus of spoken sentences: a seed and hours in, recordings and manifests out.
 
-Voices and sentences of the validation set are in no other. The same seed gives the same files.
-Knows no models.
+Voices and written sentences of the validation set are in no other. The same seed gives the same
+files. Knows no models.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ from corpus_asr.synthesis.voices import (
     Speech,
     Voice,
     drawn_manner,
-    single_manner,
     speak,
+    telephone_manner,
 )
 from corpus_asr.text.phones import write_phones
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -106,11 +106,11 @@ def drawn_lines(
     shares = [_SHARES[program] for program in programs]
     said = _drawn_texts(texts, draw, held_out_share=held_out_share, set=set)
     for number in itertools.count():
-        single = texts.digits_share > 0 and draw.random() < texts.digits_share
-        text = few_digits(draw) if single else next(said)
+        few = texts.digits_share > 0 and draw.random() < texts.digits_share
+        text = few_digits(draw) if few else next(said)
         [program] = draw.choices(programs, shares)
         voice = draw.choice([voice for voice in speakers if voice.program == program])
-        manner = single_manner(draw) if single else drawn_manner(draw)
+        manner = telephone_manner(draw) if few else drawn_manner(draw)
         yield Line(number=number, set=set, voice=voice, manner=manner, text=text)
 
 

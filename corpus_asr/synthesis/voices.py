@@ -64,14 +64,14 @@ class Voice:
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How a voice speaks."""
+    """How a voice speaks, and is recorded."""
 
     speed: float = 1.0
     pitch: float = 1.0
     quiet_db: float = _QUIET_DB
     """Where it is fainter than the loudest value by this, at either end, it is left out."""
     kept_s: float = _KEPT_S
-    """Around the rest."""
+    """Silence kept around the rest."""
     highest_hz: float | None = None
     """Frequencies above are taken away; None keeps all."""
 
@@ -116,8 +116,8 @@ def drawn_manner(draw: random.Random) -> Manner:
     return Manner(speed=draw.uniform(0.8, 1.25), pitch=draw.uniform(0.8, 1.25))
 
 
-def single_manner(draw: random.Random) -> Manner:
-    """Draw how a word is recorded alone: cut close, ends lost with it, as over a telephone."""
+def telephone_manner(draw: random.Random) -> Manner:
+    """Draw how a few words are recorded: cut close, ends lost with it, as over a telephone."""
     return replace(
         drawn_manner(draw), quiet_db=draw.uniform(*_CUT_DB), kept_s=0.0, highest_hz=_TELEPHONE_HZ
     )
@@ -142,7 +142,7 @@ def speak(voice: Voice, text: str, manner: Manner) -> Speech:
             raise _mute(voice, text, done.stderr.decode(errors="replace").strip()[-200:])
         samples, rate_hz = _read(path)
     whole = resample(samples, rate_hz=rate_hz)
-    if manner.highest_hz is not None:
+    if manner.highest_hz is not None and whole.size:
         whole = band_limited(whole, 0.0, manner.highest_hz)
     spoken = _spoken(whole, manner)
     if spoken.start == spoken.stop:
@@ -212,7 +212,7 @@ def _spoken(samples: Float32[np.ndarray, " sample"], manner: Manner) -> slice:
     if not loud.size:
         return slice(0, 0)
     kept = round(manner.kept_s * SAMPLE_RATE_HZ)
-    return slice(max(0, int(loud[0]) - kept), min(len(samples), int(loud[-1]) + kept))
+    return slice(max(0, int(loud[0]) - kept), min(len(samples), int(loud[-1]) + 1 + kept))
 
 
 def _mute(voice: Voice, text: str, found: str) -> DecodeError:

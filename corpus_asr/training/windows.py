@@ -10,7 +10,7 @@ import bisect
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from corpus_asr.training.material import Material
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
@@ -128,7 +128,7 @@ class EpochPlan:
         """Draw a passage that begins where the last run has ended; None unless it is cut off."""
         if draw.random() >= self._packing.cut_off_share:
             return None
-        at += int(self._packing.max_pause_s * draw.random() ** 2 * SAMPLE_RATE_HZ)
+        at += int(self._drawn_pauses(draw, 1)[0])
         alike = np.flatnonzero(self._languages == self._languages[last])
         passage = int(self._first[draw.choice(alike)])
         length = int(self._material.end[passage] - self._material.start[passage]) / speed
@@ -141,11 +141,14 @@ class EpochPlan:
         self, draw: np.random.Generator, room: int, count: int
     ) -> Int64[np.ndarray, " run"]:
         """Draw silences before each run that fit together."""
-        longest = self._packing.max_pause_s * SAMPLE_RATE_HZ
-        pauses = longest * draw.random(count) ** 2  # mostly short
+        pauses = self._drawn_pauses(draw, count)
         if pauses.sum() > room:
             pauses *= max(0, room) / pauses.sum()
         return pauses.astype(np.int64)
+
+    def _drawn_pauses(self, draw: np.random.Generator, count: int) -> Float64[np.ndarray, " run"]:
+        """Draw silences of any length, mostly short ones, in samples."""
+        return self._packing.max_pause_s * SAMPLE_RATE_HZ * draw.random(count) ** 2
 
     def _filled(self, order: np.ndarray, draw: np.random.Generator) -> list[list[int]]:
         """Put runs into windows in the order drawn; one per language is open at a time."""

@@ -107,6 +107,14 @@ def test_what_is_faint_at_the_ends_or_high_is_left_out_when_asked(pretended: Pat
     assert np.sqrt(np.mean(low**2)) < 0.1 * np.sqrt(np.mean(cut**2))
 
 
+def test_an_empty_recording_is_told(pretended: Path) -> None:
+    empty = wav_bytes(np.zeros((1, 0), np.float32), rate_hz=8000)
+    (pretended.parent / "spoken.wav").write_bytes(empty)
+    for manner in (Manner(), Manner(highest_hz=2000)):
+        with pytest.raises(DecodeError, match="found silence"):
+            speak(VOICES[0], "six", manner)
+
+
 def test_some_lines_are_digits_recorded_alone() -> None:
     texts = Texts(digits_share=0.3)
     drawn = drawn_lines(VOICES, texts, seed=0, held_out_share=0.3, set="train")

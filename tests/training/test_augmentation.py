@@ -67,6 +67,7 @@ def test_a_telephone_loses_what_is_low_and_high() -> None:
     low, mid, high = (tone(1.0, hz=hz)[0] for hz in (60.0, 1000.0, 6000.0))
     heard = band_limited(low + mid + high, 300.0, 3400.0)
     assert share_of_tone(heard, 1000.0) > 0.99
+    assert share_of_tone(band_limited(low + high, 0.0, 3400.0), 60.0) > 0.99
 
 
 def test_echoes_follow_and_keep_the_level(draw: np.random.Generator) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from corpus_asr.models.layers.blocks import EncoderBlock
 from corpus_asr.models.layers.projection import NormedProjection, Projection, fused_activation
+from corpus_asr.models.layers.side_by_side import run_side_by_side
 
 # Rows whose inner states stay in a core's own cache. They share a scale where they are rounded to
 # 8 bits, so this is part of the result.
@@ -24,7 +25,9 @@ class PackedEncoderBlock:
     """An `EncoderBlock` for one window at a time.
 
     Hidden states between the parts are float32; products are in `dtype`, with `int8` in 8-bit
-    integers but for attention. Equal to the block it is made from within rounding.
+    integers but for attention. Equal to the block it is made from within rounding. Where there are
+    several threads, each takes blocks of rows: those that share a product may round otherwise than
+    one alone does.
     """
 
     def __init__(self, block: EncoderBlock, *, int8: bool) -> None:
@@ -52,9 +55,13 @@ class PackedEncoderBlock:
             heard: only the first so many positions are seen; None for all.
         """
         attended = self._attend(hidden, len(hidden) if heard is None else heard)
-        for rows, seen in zip(blocks_of(hidden), blocks_of(attended), strict=True):
-            self._out.add_to(rows, seen)
-            self._fc2.add_to(rows, self._inner(rows))
+        blocks = list(zip(blocks_of(hidden), blocks_of(attended), strict=True))
+        run_side_by_side(self._finish, blocks, size=_rows)
+
+    def _finish(self, block: tuple[Float[Tensor, "row width"], Float[Tensor, "row width"]]) -> None:
+        rows, attended = block
+        self._out.add_to(rows, attended)
+        self._fc2.add_to(rows, self._inner(rows))
 
     def _inner(self, rows: Float[Tensor, "row width"]) -> Float[Tensor, "row inner"]:
         inner = self._fc1.by_block(rows, after=self._after)
@@ -62,7 +69,7 @@ class PackedEncoderBlock:
 
     def _attend(self, hidden: Float[Tensor, "pos width"], heard: int) -> Float[Tensor, "pos width"]:
         positions, width = hidden.shape
-        qkv = torch.cat([self._qkv.by_block(rows) for rows in blocks_of(hidden)])
+        qkv = torch.cat(run_side_by_side(self._qkv.by_block, blocks_of(hidden), size=len))
         # (3, head, pos, head_dim)
         query, key, value = qkv.view(positions, 3, self._heads, -1).permute(1, 2, 0, 3).contiguous()
         if not self._by_head:
@@ -91,16 +98,23 @@ def _attend_by_head(
     heard: int,
 ) -> Float[Tensor, "head pos head_dim"]:
     attended = torch.empty_like(query)
-    for head, asked in enumerate(query):
+
+    def attend(head: int) -> None:
         keys, values = key[head].t(), value[head]
-        for first in range(0, len(asked), _ATTENTION_ROWS):
+        for first in range(0, len(keys[0]), _ATTENTION_ROWS):
             rows = slice(first, first + _ATTENTION_ROWS)
-            scores = torch.mm(asked[rows], keys)
-            if heard < len(asked):
+            scores = torch.mm(query[head, rows], keys)
+            if heard < scores.shape[1]:
                 # Hidden, not cut off: oneDNN compiles a product for every shape it meets.
                 scores[:, heard:] = -torch.inf
             torch.mm(scores.softmax(dim=1), values, out=attended[head, rows])
+
+    run_side_by_side(attend, range(len(query)), size=lambda head: 1)
     return attended
+
+
+def _rows(block: tuple[Tensor, Tensor]) -> int:
+    return len(block[0])
 
 
 def blocks_of(rows: Float[Tensor, "pos width"]) -> tuple[Tensor, ...]:

@@ -92,6 +92,7 @@ class _Crew:
                     self._begun.acquire()
                 # Threads that others start begin with what was set last anywhere: not with a share.
                 torch.set_num_threads(threads)
+            torch.set_num_threads(threads)  # an item may have run others side by side
         if self._errors:
             raise self._errors[min(self._errors)]
 

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from corpus_asr.models.layers.blocks import EncoderBlock
-from corpus_asr.models.layers.packed_block import PackedEncoderBlock, blocks_of
-from corpus_asr.models.layers.projection import Projection
+from corpus_asr.models.layers.packed_block import PackedEncoderBlock
+from corpus_asr.models.layers.packed_convolution import PackedConvolution
 from corpus_asr.models.layers.side_by_side import run_side_by_side
 from corpus_asr.models.speech2text.encoder import Speech2TextEncoder, shorter
 from corpus_asr.models.speech2text.positions import Speech2TextPositions
@@ -46,7 +46,7 @@ class PackedSpeech2TextEncoder:
         self._scale = encoder.embed_scale
         self._dtype = encoder.dtype
         layers = [conv for conv in encoder.conv.conv_layers if isinstance(conv, nn.Conv1d)]
-        self._convolutions = [_GatedConvolution(conv) for conv in layers]
+        self._convolutions = [PackedConvolution(conv) for conv in layers]
         width, padding = encoder.embed_positions.width, encoder.embed_positions.padding_row
         # Of its own: in float32, whatever the type of the weights.
         self._embed_positions = Speech2TextPositions(width, padding)
@@ -82,7 +82,7 @@ class PackedSpeech2TextEncoder:
         hidden = F.pad(row.features.to(self._dtype), (0, 0, 0, frames - len(row.features)))
         length = len(row.features)
         for convolution in self._convolutions:
-            hidden = convolution(hidden)
+            hidden = F.glu(convolution(hidden), dim=1)
             length = (length + 1) // 2
             # What a convolution makes of the zeros behind a row is no zero to the next one.
             hidden[length:] = 0.0
@@ -92,29 +92,3 @@ class PackedSpeech2TextEncoder:
             block(states, heard=heard)
         normed: Tensor = self._layer_norm(states[:heard].to(self._dtype))
         return normed
-
-
-class _GatedConvolution:
-    """A convolution that halves the frames, with its gate, as a packed product."""
-
-    def __init__(self, conv: nn.Conv1d) -> None:
-        channels, inputs, self._size = conv.weight.shape
-        weight = conv.weight.detach().transpose(1, 2).reshape(channels, -1)
-        # No numbers are drawn: that would change what is sampled after.
-        linear = nn.Linear(1, 1, device="meta")
-        linear.weight = nn.Parameter(weight, requires_grad=False)
-        assert conv.bias is not None
-        linear.bias = nn.Parameter(conv.bias.detach(), requires_grad=False)
-        self._map = Projection([linear])
-        self._inputs = inputs
-
-    def __call__(self, frames: Float[Tensor, "frame channel"]) -> Float[Tensor, "half out"]:
-        """Apply it to an even number of frames."""
-        around = self._size // 2
-        padded = F.pad(frames, (0, 0, around, around))
-        # Each row of the product reads `size` frames, two after those of the row before.
-        seen = padded.as_strided(
-            (len(frames) // 2, self._size * self._inputs), (2 * self._inputs, 1)
-        )
-        parts = [self._map.by_block(rows.contiguous()) for rows in blocks_of(seen)]
-        return torch.cat([F.glu(part, dim=1) for part in parts])

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from corpus_asr.models.layers.blocks import EncoderBlock
 from corpus_asr.models.layers.packed_block import PackedEncoderBlock
-from corpus_asr.models.layers.projection import Projection
+from corpus_asr.models.layers.packed_convolution import PackedConvolution
 from corpus_asr.models.layers.side_by_side import run_side_by_side
 from corpus_asr.models.whisper.encoder import WhisperEncoder, check_heard, check_windows
 
@@ -21,13 +21,14 @@ from corpus_asr.models.whisper.encoder import WhisperEncoder, check_heard, check
 class PackedWhisperEncoder:
     """A `WhisperEncoder` that holds packed copies of its linear maps, with `int8` in 8 bits.
 
-    Shares the last norm with `encoder`. Equal to it within the rounding of its type.
+    Convolutions are products over neighbouring frames, never in 8 bits. Shares the last norm with
+    `encoder`. Equal to it within the rounding of its type.
     """
 
     def __init__(self, encoder: WhisperEncoder, *, int8: bool) -> None:
         self._num_mel_bins, self._num_frames = encoder.num_mel_bins, encoder.num_frames
-        self._conv1 = _PackedConvolution(encoder.conv1)
-        self._conv2 = _PackedConvolution(encoder.conv2)
+        self._conv1 = PackedConvolution(encoder.conv1, after="gelu")
+        self._conv2 = PackedConvolution(encoder.conv2, after="gelu")
         with torch.inference_mode():
             self._positions = encoder.embed_positions.weight.float()
         self._blocks = [
@@ -71,28 +72,6 @@ class PackedWhisperEncoder:
             block(states)
         normed: Tensor = self._layer_norm(states.to(features.dtype))
         return normed
-
-
-class _PackedConvolution:
-    """A convolution of width 3 and a GELU, as one product over each frame and its neighbours.
-
-    With AMX both of whisper-base take 5 ms instead of 22 by oneDNN's convolutions (one core).
-    """
-
-    def __init__(self, convolution: nn.Conv1d) -> None:
-        channels, inputs, width = convolution.weight.shape
-        self._stride = convolution.stride[0]
-        held = convolution.state_dict()
-        like = held["weight"]
-        with torch.inference_mode():
-            product = nn.Linear(inputs * width, channels, device=like.device, dtype=like.dtype)
-            product.load_state_dict(held | {"weight": like.transpose(1, 2).flatten(1)})
-        self._product = Projection([product])
-
-    def __call__(self, frames: Float[Tensor, "frame inputs"]) -> Float[Tensor, "pos channels"]:
-        padded = F.pad(frames, (0, 0, 1, 1))
-        beside = [padded[at : at + len(frames) : self._stride] for at in range(3)]
-        return self._product.by_block(torch.cat(beside, dim=1), after="gelu")
 
 
 def _frames(window: Float[Tensor, "mel frame"]) -> int:
