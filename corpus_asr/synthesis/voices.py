@@ -212,7 +212,7 @@ def _spoken(samples: Float32[np.ndarray, " sample"], manner: Manner) -> slice:
     if not loud.size:
         return slice(0, 0)
     kept = round(manner.kept_s * SAMPLE_RATE_HZ)
-    return slice(max(0, int(loud[0]) - kept), min(len(samples), int(loud[-1]) + 1 + kept))
+    return slice(max(0, int(loud[0]) - kept), min(len(samples), int(loud[-1]) + max(kept, 1)))
 
 
 def _mute(voice: Voice, text: str, found: str) -> DecodeError:
