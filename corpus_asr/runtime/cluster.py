@@ -19,6 +19,9 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Workers without GPUs keep CUDA_VISIBLE_DEVICES as it is: what Ray will do by default anyway.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Ray's own processes wake some hundred times a second, and each time take a core from workers,
+# which by default are nicer than they (15): the threads of a model then wait for one another.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
 

@@ -22,7 +22,7 @@ ASSUMED_SLOTS_CPU = 8
 # Parts waiting or being decoded per slot: one in the slot, one ready to take its place.
 PARTS_PER_SLOT = 2
 # ... but beyond one per slot a CPU, which is slow to use them up, holds no more than this ready.
-READY_BYTES_CPU = 128 * MEBIBYTE
+READY_BYTES_CPU = 256 * MEBIBYTE
 # Features of one call stay below this, so that few long parts or many short ones travel together:
 # a GPU is fed in few calls, a CPU in small ones, whose parts Ray joins into one more copy.
 CALL_BYTES: dict[Literal["gpu", "cpu"], int] = {"gpu": 64 * MEBIBYTE, "cpu": 16 * MEBIBYTE}
