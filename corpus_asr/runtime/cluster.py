@@ -19,8 +19,8 @@ os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Workers without GPUs keep CUDA_VISIBLE_DEVICES as it is: what Ray will do by default anyway.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-# Ray's own processes wake some hundred times a second, and each time take a core from workers,
-# which by default are nicer than they (15): the threads of a model then wait for one another.
+# By default (15) workers give way to Ray's own processes, each of which wakes a hundred times a
+# second; threads of a model wait for the one that did. Counts for a Ray that is started here.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
