@@ -1,3 +1,4 @@
+import os
 import time
 
 import pytest
@@ -75,6 +76,11 @@ def test_a_port_of_something_else_is_told_at_once(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.ray
 def test_the_port_of_a_ray_is_known_by_its_greeting(ray_session: Cluster):
     check_reachable(ray.get_runtime_context().gcs_address)
+
+
+@pytest.mark.ray
+def test_workers_do_not_give_way_to_the_processes_of_ray(ray_session: Cluster):
+    assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
 
 
 @pytest.mark.ray

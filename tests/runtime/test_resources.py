@@ -31,7 +31,7 @@ def test_a_laptop_shares_its_cores_and_leaves_a_cpu_for_reading_and_writing():
     assert found.transcribe_gpus == 0
     reserved = found.extract_workers * found.extract_cpus + found.transcribe_cpus
     assert reserved <= LAPTOP.cpus - 1
-    assert found.parts_in_flight >= 8
+    assert found.parts_in_flight == 16  # of ten minutes: 256 MiB, two for each slot
 
 
 def test_a_gpu_box_gives_its_cpus_to_extraction():
