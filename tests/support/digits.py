@@ -6,7 +6,6 @@ kept apart, so that a model can be asked about voices that it has never heard.
 
 import io
 import json
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,12 @@ import numpy as np
 import sentencepiece
 from jaxtyping import Float32, Int64
 
-from corpus_asr.audio.bands import band_limited
 from corpus_asr.models.speech2text import (
     Speech2TextFeatureExtractor,
     Speech2TextProcessor,
     Speech2TextTokenizer,
 )
 from corpus_asr.spectral.fbank import kaldi_fbank, mean_variance_normalised
-from corpus_asr.synthesis.voices import drawn_manner, installed_voices, speak
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.oracles import read_audio
 
@@ -36,8 +33,6 @@ SPEEDS = (0.8, 0.9, 1.0, 1.1, 1.25)
 PEAK = 0.3  # of all clips: some speakers were recorded at a tenth of that, others at twice
 NOISE = (5e-5, 2e-3)  # faintest and loudest between words
 TELEPHONE_HZ = (0.0, 3_900.0)  # of the people's recordings, which were made at 8 kHz
-# How often a voice says a word: espeak-ng has 300 of them, the others have seven.
-TIMES = {"espeak-ng": 1, "flite": 12, "festival": 8}
 CUT = (1.5, 8.0)  # nats below a word's loudest frame at which some recordings begin and end
 
 
@@ -72,27 +67,6 @@ def clips(data: Path) -> list[Clip]:
         )
         for row in rows
         if row["corpus"] == "fsdd"
-    ]
-
-
-def made_clips(*, seed: int) -> list[Clip]:
-    """Let every voice of this machine's speaking programs say every digit, as over a telephone.
-
-    Raises:
-        ConfigError: there is no such program.
-    """
-    draw = random.Random(seed)
-    return [
-        Clip(
-            word=word,
-            speaker=voice.name,
-            samples=levelled(
-                band_limited(speak(voice, WORDS[word], drawn_manner(draw)).samples, *TELEPHONE_HZ)
-            ),
-        )
-        for voice in installed_voices()
-        for word in range(len(WORDS))
-        for _ in range(TIMES[voice.program])
     ]
 
 
