@@ -233,8 +233,14 @@ def _usable(
     passages: Iterable[Passage], count_tokens: CountTokens, max_tokens: int, account: _Account
 ) -> Iterator[tuple[Passage, int]]:
     """Yield passages that fit a window, with the tokens of their texts."""
+    known: set[Passage] = set()
     for passage in passages:
         account.passages += 1
+        if passage in known:
+            # It would be its own neighbour in windows: a text that says all twice.
+            account.left_out["passages that are given again"] += 1
+            continue
+        known.add(passage)
         tokens = count_tokens(passage.text)
         length_s = 0.0 if passage.end_s is None else passage.end_s - passage.start_s
         if tokens is None:

@@ -64,6 +64,7 @@ def test_what_cannot_be_learnt_is_left_out_and_counted(tmp_path: Path) -> None:
     found = prepared(
         [
             Passage(uri=uri, text="good", end_s=2.0),
+            Passage(uri=uri, text="good", end_s=2.0),
             Passage(uri=uri, text="one two three four five six", end_s=2.0),
             Passage(uri=uri, text="<|endoftext|>", end_s=2.0),
             Passage(uri=uri, text="long", start_s=1.0, end_s=39.0),
@@ -76,6 +77,7 @@ def test_what_cannot_be_learnt_is_left_out_and_counted(tmp_path: Path) -> None:
     )
     assert [found.text(i) for i in range(len(found))] == ["good"]
     left_out = found.account["left_out"]
+    assert left_out["passages that are given again"] == 1
     assert left_out["texts of more than 5 tokens"] == 1
     assert left_out["texts with control tokens"] == 1
     assert left_out["passages of more than 30 s"] == 2
