@@ -27,7 +27,7 @@ from tests.support.digits import Clip, Samples, Utterances, clips, digit_process
 from tests.support.imitation import config_like, digits_said, heard_by, imitate, people_speaking
 from tests.support.training import LONGEST, train
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 UNHEARD = ("yweweler",)  # the last by name
 STEPS = 400
