@@ -2,8 +2,8 @@
 
 The whole way: features, network, loss, gradients, saving, loading, `generate` and the pipeline.
 Five people say the digits it learns, which are too few to learn all voices from: it begins with
-what a Whisper encoder makes of many people's speech. Training takes a quarter of an hour; what it
-gives is used by all tests here.
+what a Whisper encoder makes of many people's speech. Training takes minutes; what it gives is used
+by all tests here.
 """
 
 import wave

@@ -23,7 +23,7 @@ from corpus_asr.models.speech2text.encoder import Speech2TextEncoder
 from corpus_asr.models.whisper.encoder import WhisperEncoder
 from corpus_asr.models.whisper.feature_extractor import WhisperFeatureExtractor
 from corpus_asr.spectral.fbank import kaldi_fbank, mean_variance_normalised
-from corpus_asr.units import FRAMES_PER_POSITION, SAMPLE_RATE_HZ
+from corpus_asr.units import FRAMES_PER_POSITION, SAMPLE_RATE_HZ, WINDOW_SAMPLES
 from tests.support.digits import (
     MEL_BINS,
     TELEPHONE_HZ,
@@ -41,8 +41,6 @@ _LATER = 200  # samples
 _CROP_FRAMES = 400
 _CROPS = 12  # of a step
 _AT_ONCE = 8  # windows
-
-_WINDOW_S = 30
 _DIGITS = 40  # said in a window, at most half a second each
 
 States = Float[Tensor, "pos width"]
@@ -73,8 +71,8 @@ def people_speaking(data: Path, windows: int, *, seed: int) -> list[Samples]:
     found, waiting = [], np.zeros(0, np.float32)
     for at in np.random.default_rng(seed).permutation(len(paths)):
         waiting = np.concatenate([waiting, levelled(read_audio(paths[at]))])
-        while len(waiting) >= _WINDOW_S * SAMPLE_RATE_HZ:
-            window, waiting = np.split(waiting, [_WINDOW_S * SAMPLE_RATE_HZ])
+        while len(waiting) >= WINDOW_SAMPLES:
+            window, waiting = np.split(waiting, [WINDOW_SAMPLES])
             found.append(band_limited(window, *TELEPHONE_HZ))
         if len(found) >= windows:
             break
@@ -87,7 +85,7 @@ def digits_said(clips: Sequence[Clip], windows: int, *, seed: int) -> list[Sampl
     found = []
     for _ in range(windows):
         samples, _ = recording([clips[at] for at in draw.integers(len(clips), size=_DIGITS)], draw)
-        found.append(samples[: _WINDOW_S * SAMPLE_RATE_HZ])
+        found.append(samples[:WINDOW_SAMPLES])
     return found
 
 
@@ -119,9 +117,9 @@ def config_like(encoder: WhisperEncoder, vocab_size: int) -> Speech2TextConfig:
 def heard_by(
     encoder: WhisperEncoder, extractor: WhisperFeatureExtractor, recordings: Sequence[Samples]
 ) -> list[Passage]:
-    """Let an encoder hear recordings of at most 30 s."""
+    """Let an encoder in float32 hear recordings of at most 30 s."""
     passages = []
-    positions = encoder.embed_positions.weight.float()
+    positions = encoder.embed_positions.weight
     for start in range(0, len(recordings), _AT_ONCE):
         some = recordings[start : start + _AT_ONCE]
         inputs = extractor(
@@ -138,8 +136,8 @@ def heard_by(
             passages.append(
                 Passage(
                     features=features,
-                    before_blocks=(first.float() - positions)[:end],
-                    last=last[:end].float(),
+                    before_blocks=(first - positions)[:end],
+                    last=last[:end],
                 )
             )
     return passages
@@ -158,7 +156,7 @@ def imitate(
 
     Args:
         student: of a network of `config_like`.
-        teacher: in float32.
+        teacher: whose blocks are copied.
         passages: what it heard.
         front_steps: in which what is before the blocks learns alone.
         steps: in which all learns.
