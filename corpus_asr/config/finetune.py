@@ -129,6 +129,10 @@ class AugmentationSettings(Settings):
         default=(0.1, 0.6), description="Until they have decayed by 60 dB."
     )
     telephone_share: float = Field(default=0.0, ge=0, le=1, description="About 300 to 3,400 Hz.")
+    cut_close_share: float = Field(
+        default=0.0, ge=0, le=1,
+        description="Of recordings of at most 1.5 s: faint ends are lost, as of single words.",
+    )  # fmt: skip
     time_masks: int = Field(default=0, ge=0, le=20, description="SpecAugment: spans of time.")
     time_mask_frames: int = Field(default=100, ge=1, le=1000, description="10 ms each, at most.")
     mel_masks: int = Field(default=0, ge=0, le=20, description="SpecAugment: bands of mel bins.")

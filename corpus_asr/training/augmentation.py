@@ -20,6 +20,7 @@ Samples = Float32[np.ndarray, " sample"]
 _TELEPHONE_HZ = ((150.0, 400.0), (2_800.0, 4_000.0))  # where the low and the high end may lie
 _FORMANTS_HZ = 4_800.0  # up to there all moves alike; above, to where it ends
 _QUIETEST = 1e-5
+_CUT_DB = (8.0, 24.0)
 # Of drawn notes
 _NOTE_S = (0.1, 2.0)
 _OVERTONES_FALL = (0.5, 2.0)
@@ -38,6 +39,8 @@ class Augmentation:
     reverberation_s: tuple[float, float] = (0.1, 0.6)
     """Until sound has decayed by 60 dB."""
     telephone_share: float = 0.0
+    cut_close_share: float = 0.0
+    """Of short recordings."""
     gain_db: tuple[float, float] = (0.0, 0.0)
     time_masks: int = 0
     time_mask_frames: int = 100
@@ -73,6 +76,20 @@ def change_samples(
         samples = band_limited(samples, *(float(draw.uniform(*ends)) for ends in _TELEPHONE_HZ))
     gain = np.float32(10 ** (draw.uniform(*settings.gain_db) / 20))
     return np.clip(samples * gain, -1.0, 1.0)
+
+
+def cut_close(samples: Samples, draw: np.random.Generator) -> Samples:
+    """Return samples without their faint ends, as where a program cut single words out.
+
+    They stay where they are: what is left out is silent. It is fainter than the loudest value by a
+    drawn 8 to 24 dB, which takes the hiss of `six` and spares its vowel.
+    """
+    least = float(np.abs(samples).max(initial=0.0)) * 10 ** (-draw.uniform(*_CUT_DB) / 20)
+    loud = np.flatnonzero(np.abs(samples) > least)
+    kept = slice(int(loud[0]), int(loud[-1]) + 1) if loud.size else slice(0)
+    found = np.zeros_like(samples)
+    found[kept] = samples[kept]
+    return found
 
 
 def reverberated(samples: Samples, draw: np.random.Generator, *, decay_s: float) -> Samples:

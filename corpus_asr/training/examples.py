@@ -21,6 +21,7 @@ from corpus_asr.training.augmentation import (
     Augmentation,
     change_samples,
     coloured_noise,
+    cut_close,
     faster,
     mask,
     tones,
@@ -43,6 +44,7 @@ _TONES_SHARE = 0.4
 _LOUDNESS_DB = (-80.0, -3.0)
 _QUIETEST = 1e-6
 _SILENCE_AFTER_S = 1.0  # of windows that are cut
+_SHORT_SAMPLES = round(1.5 * SAMPLE_RATE_HZ)
 _POSITIONS = round(WINDOW_S / TIMESTAMP_STEP_S)
 AROUND = 5  # positions on each side of a passage that is written alone
 _NO_LETTERS = -1
@@ -108,10 +110,10 @@ class Examples(Dataset[Example]):
         draw = np.random.default_rng((*window.seed, 1))
         settings = self._settings
         timestamps = bool(draw.random() < settings.timestamps_share)
-        samples, said = self._heard(window) if window.runs else (self._silence(draw), [])
+        samples, said = self._heard(window, draw) if window.runs else (self._silence(draw), [])
         begun = window.begun if timestamps and any(one.text.strip() for one in said) else None
         if begun is not None:
-            self._add(samples, begun, window.speed)
+            _put(self._played(begun, window.speed), samples, begun)
         samples = change_samples(samples, settings.augmentation, draw, noise=self._noise)
         formants = float(draw.uniform(*settings.augmentation.formants))
         features = log_mel(samples, num_mel_bins=settings.num_mel_bins)
@@ -149,21 +151,24 @@ class Examples(Dataset[Example]):
         share = self._settings.misread_share
         return self._labels.misread(row, share, draw) if share else row
 
-    def _heard(self, window: Window) -> tuple[np.ndarray, list[Said]]:
+    def _heard(self, window: Window, draw: np.random.Generator) -> tuple[np.ndarray, list[Said]]:
         """Return a window's samples, and what is said in it."""
         samples = np.zeros(WINDOW_SAMPLES, np.float32)
+        cut_share = self._settings.augmentation.cut_close_share
         said: list[Said] = []
         for run in window.runs:
-            self._add(samples, run, window.speed)
+            played = self._played(run, window.speed)
+            if played.size <= _SHORT_SAMPLES and draw.random() < cut_share:
+                played = cut_close(played, draw)
+            _put(played, samples, run)
             said += self._said(run, int(self._material.start[run.first]), window.speed)
         return samples, said
 
-    def _add(self, samples: np.ndarray, run: Placed, speed: float) -> None:
-        """Put a run into a window, as far as it fits."""
+    def _played(self, run: Placed, speed: float) -> np.ndarray:
+        """Return the samples of a run, as far as it fits its window."""
         begin = int(self._material.start[run.first])
         end = self._material.ends(slice(run.first, run.end))
-        played = faster(self._material.samples(begin, end), speed)[: WINDOW_SAMPLES - run.at]
-        samples[run.at : run.at + played.size] = played
+        return faster(self._material.samples(begin, end), speed)[: WINDOW_SAMPLES - run.at]
 
     def _said(self, run: Placed, begin: int, speed: float) -> Iterator[Said]:
         for passage in range(run.first, run.end):
@@ -310,6 +315,10 @@ class Collate:
             labels=torch.from_numpy(labels),
             letters=torch.from_numpy(letters),
         )
+
+
+def _put(played: np.ndarray, samples: np.ndarray, run: Placed) -> None:
+    samples[run.at : run.at + played.size] = played
 
 
 def _by_itself(said: Said) -> Said:

@@ -11,6 +11,7 @@ from corpus_asr.training.augmentation import (
     Augmentation,
     change_samples,
     coloured_noise,
+    cut_close,
     faster,
     mask,
     reverberated,
@@ -77,6 +78,28 @@ def test_echoes_follow_and_keep_the_level(draw: np.random.Generator) -> None:
     assert np.abs(heard[:99]).max() < 1e-6
     assert level(heard[200:2000]) > 10 * level(heard[5000:7000])
     assert level(heard) == pytest.approx(level(click), rel=1e-3)
+
+
+def test_faint_ends_of_a_word_are_lost_and_nothing_moves(draw: np.random.Generator) -> None:
+    hiss, vowel = noise(0.1)[0], tone(0.2, hz=500.0)[0]
+    hiss *= np.abs(vowel).max() / np.abs(hiss).max() * np.float32(10 ** (-30 / 20))
+    heard = cut_close(np.concatenate([hiss, vowel, hiss]), draw)
+    ends = heard[: hiss.size - 1], heard[hiss.size + vowel.size :]
+    assert not any(end.any() for end in ends)
+    near = slice(hiss.size + 100, hiss.size + vowel.size - 100)
+    assert (heard[near] == vowel[100:-100]).all()
+
+
+def test_a_middle_that_is_faint_is_kept(draw: np.random.Generator) -> None:
+    vowel = tone(0.2, hz=500.0)[0]
+    two = np.concatenate([vowel, vowel * np.float32(1e-3), vowel])
+    heard = cut_close(two, draw)
+    assert (heard[100:-100] == two[100:-100]).all()
+
+
+def test_silence_has_no_ends_to_cut(draw: np.random.Generator) -> None:
+    assert not cut_close(np.zeros(100, np.float32), draw).any()
+    assert not cut_close(np.zeros(0, np.float32), draw).size
 
 
 def test_faster_is_shorter_and_higher() -> None:

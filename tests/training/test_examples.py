@@ -95,6 +95,24 @@ def test_each_position_tells_its_sound_if_it_is_known(
     assert (found[len(expected) :] == PAUSE).all()
 
 
+@pytest.mark.parametrize(("length_s", "is_cut"), [(1.4, True), (1.6, False)])
+def test_faint_ends_of_short_recordings_are_lost(
+    tmp_path: Path, labels: LabelWriter, length_s: float, is_cut: bool
+) -> None:
+    samples = noise(length_s)[0]
+    samples[:4800] *= np.float32(1e-2)
+    (tmp_path / "a.wav").write_bytes(wav_bytes(samples[None], rate_hz=16_000))
+    passage = Passage(uri=str(tmp_path / "a.wav"), text="six", end_s=length_s, language="en")
+    material = prepared([passage], labels, tmp_path)
+    whole, cut = (
+        Examples(material, labels, replace(SETTINGS, augmentation=Augmentation(cut_close_share=n)))
+        for n in (0.0, 1.0)
+    )
+    ends = [example[0].features[:, 2:25] for example in (whole, cut)]
+    assert (ends[1].max() < ends[0].min()) == is_cut
+    assert cut[0].tokens == whole[0].tokens
+
+
 def test_sounds_are_asked_for_where_all_windows_tell_them(
     material: Material, labels: LabelWriter
 ) -> None:
