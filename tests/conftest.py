@@ -29,7 +29,7 @@ _ENVIRONMENT = {
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
-from tests.support.shapes import check_every_function  # noqa: E402  (the environment comes first)
+from tests.support.shapes import begin_test, check_every_function  # noqa: E402  (the environment comes first)
 
 check_every_function("corpus_asr")
 
@@ -51,6 +51,12 @@ def shared_data() -> Path:
 
 
 END_LIMIT_S = 60.0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Check shapes anew, before the test's fixtures are made."""
+    begin_test()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -5,6 +5,8 @@ dtypes and types at each call. Knows nothing of what it does, and production nev
 """
 
 import dataclasses
+import functools
+import itertools
 import typing
 from collections.abc import Callable, Iterable
 from types import FunctionType
@@ -18,7 +20,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 # An int will do wherever a float is asked for, as mypy has it (PEP 484, "the numeric tower").
 _CONF = BeartypeConf(is_pep484_tower=True)
 
+# Of a function's calls in each test, so many are checked at first, and one in so many after them: a
+# shape goes wrong at the first call of its kind, and a search of one window makes thousands.
+_FIRST_CALLS = 16
+_ONE_IN = 64
+
 _jaxtyped: Any = jaxtyping.jaxtyped
+_tests = itertools.count(1)
+_test = 0
 
 
 def check_every_function(package: str) -> None:
@@ -26,10 +35,17 @@ def check_every_function(package: str) -> None:
 
     jaxtyping's hook puts its decorator on every function, and that compares the sizes of a call's
     axes at the cost of some 7 microseconds a call. A function that names no axis is given to
-    beartype alone, which costs 0.3: ten tests of tokenizers alone make 1.7 million calls.
+    beartype alone, which costs 0.3: ten tests of tokenizers alone make 1.7 million calls. One that
+    names some is checked at its first calls in each test and now and then after these.
     """
     jaxtyping.jaxtyped = _checked  # type: ignore[assignment]
     jaxtyping.install_import_hook(package, f"{__name__}.{check.__name__}")
+
+
+def begin_test() -> None:
+    """Check the first calls of each function again, as another test makes others."""
+    global _test
+    _test = next(_tests)
 
 
 def check(function: F) -> F:
@@ -57,7 +73,23 @@ def _checked(decorated: Any = None, *, typechecker: Any) -> Any:
         if isinstance(initialiser, FunctionType) and not _names_axes(initialiser):
             decorated.__init__ = check(initialiser)  # type: ignore[method-assign]
             return decorated
-    return _jaxtyped(decorated, typechecker=typechecker)
+    checked = _jaxtyped(decorated, typechecker=typechecker)
+    return _at_first(decorated, checked) if isinstance(decorated, FunctionType) else checked
+
+
+def _at_first(function: FunctionType, checked: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that checks its first calls in each test, and few after them."""
+    calls = 0
+    test = 0
+
+    @functools.wraps(function)
+    def some_checked(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls, test
+        calls, test = (calls if test == _test else 0) + 1, _test
+        often = calls > _FIRST_CALLS and calls % _ONE_IN
+        return (function if often else checked)(*args, **kwargs)
+
+    return some_checked
 
 
 def _names_axes(function: FunctionType) -> bool:

@@ -1,0 +1,35 @@
+"""Shapes of the package's arguments are checked in tests: often at first, rarely in long loops."""
+
+import numpy as np
+import pytest
+from jaxtyping import TypeCheckError
+
+from corpus_asr.training.augmentation import faster
+from tests.support.shapes import begin_test
+
+
+def refused(samples: np.ndarray) -> bool:
+    try:
+        faster(samples, 1.0)
+    except TypeCheckError:
+        return True
+    return False
+
+
+def test_a_wrong_shape_is_told_of() -> None:
+    assert not refused(np.zeros(4, np.float32))
+    with pytest.raises(TypeCheckError, match="samples"):
+        faster(np.zeros((2, 2), np.float32), 1.0)
+
+
+def test_a_loop_checks_its_first_calls_and_some_others() -> None:
+    found = [refused(np.zeros((2, 2), np.float32)) for _ in range(640)]
+    assert all(found[:10])
+    assert 5 <= sum(found[320:]) <= 10
+
+
+def test_each_test_checks_its_first_calls() -> None:
+    for _ in range(100):
+        refused(np.zeros(4, np.float32))
+    begin_test()
+    assert refused(np.zeros((2, 2), np.float32))
