@@ -131,7 +131,8 @@ class AugmentationSettings(Settings):
     telephone_share: float = Field(default=0.0, ge=0, le=1, description="About 300 to 3,400 Hz.")
     cut_close_share: float = Field(
         default=0.0, ge=0, le=1,
-        description="Of recordings of at most 1.5 s: faint ends are lost, as of single words.",
+        description="Of recordings of at most 1.5 s: faint ends are lost or fainter, as of words "
+        "that were cut out.",
     )  # fmt: skip
     time_masks: int = Field(default=0, ge=0, le=20, description="SpecAugment: spans of time.")
     time_mask_frames: int = Field(default=100, ge=1, le=1000, description="10 ms each, at most.")

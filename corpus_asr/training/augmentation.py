@@ -21,12 +21,16 @@ _TELEPHONE_HZ = ((150.0, 400.0), (2_800.0, 4_000.0))  # where the low and the hi
 _FORMANTS_HZ = 4_800.0  # up to there all moves alike; above, to where it ends
 _QUIETEST = 1e-5
 _CUT_DB = (8.0, 24.0)
+_SUPPRESSED_DB = (6.0, 40.0)
+_SUPPRESSED_SHARE = 0.6
 # Of drawn notes
 _NOTE_S = (0.1, 2.0)
-_OVERTONES_FALL = (0.5, 2.0)
+_OVERTONES_FALL = (0.5, 6.0)  # the last is next to none: a whistle, a signal
 _FADING_S = (0.1, 5.0)
 _RISING_SAMPLES = 160
 _REST_SHARE = 0.2
+_STEADY_SHARE = 0.5
+_CHORDS_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,15 +83,17 @@ def change_samples(
 
 
 def cut_close(samples: Samples, draw: np.random.Generator) -> Samples:
-    """Return samples without their faint ends, as where a program cut single words out.
+    """Return samples with faint ends or none, as where a program cut single words out.
 
-    They stay where they are: what is left out is silent. It is fainter than the loudest value by a
-    drawn 8 to 24 dB, which takes the hiss of `six` and spares its vowel.
+    They stay where they are. An end is what is fainter than the loudest value by a drawn 8 to 24
+    dB, which takes the hiss of `six` and spares its vowel. It is silent, or, as microphones that
+    suppress noise have it, fainter than it was.
     """
     least = float(np.abs(samples).max(initial=0.0)) * 10 ** (-draw.uniform(*_CUT_DB) / 20)
     loud = np.flatnonzero(np.abs(samples) > least)
     kept = slice(int(loud[0]), int(loud[-1]) + 1) if loud.size else slice(0)
-    found = np.zeros_like(samples)
+    left = 10 ** (-draw.uniform(*_SUPPRESSED_DB) / 20) if draw.random() < _SUPPRESSED_SHARE else 0.0
+    found: np.ndarray = samples * np.float32(left)
     found[kept] = samples[kept]
     return found
 
@@ -113,18 +119,31 @@ def coloured_noise(draw: np.random.Generator, count: int) -> Samples:
 
 
 def tones(draw: np.random.Generator, count: int) -> Samples:
-    """Draw notes as instruments and signals make them: up to four at a time, with overtones."""
+    """Draw notes as instruments and signals make them: up to four at a time, with overtones.
+
+    Half the time these are chords, whose notes begin and end together.
+    """
     heard = np.zeros(count, np.float32)
+    together = _notes(draw, count) if draw.random() < _CHORDS_SHARE else None
     for _ in range(int(draw.integers(1, 5))):
-        longest_s = float(draw.uniform(*_NOTE_S))
         loudness = 1.0 / np.arange(1, int(draw.integers(2, 8))) ** draw.uniform(*_OVERTONES_FALL)
-        at = int(draw.integers(0, SAMPLE_RATE_HZ))
-        while at < count:
-            length = round(draw.uniform(0.2, 1.0) * longest_s * SAMPLE_RATE_HZ)
-            here = heard[at : at + length]
+        for note in together or _notes(draw, count):
+            here = heard[note]
             here += _note(draw, loudness, here.size)
-            at += length + int(draw.random() < _REST_SHARE) * length
     return heard
+
+
+def _notes(draw: np.random.Generator, count: int) -> list[slice]:
+    """Draw where notes are that follow one another: of any length, or of one, like a beat's."""
+    longest_s = float(draw.uniform(*_NOTE_S))
+    shortest = 1.0 if draw.random() < _STEADY_SHARE else 0.2
+    found: list[slice] = []
+    at = int(draw.integers(0, SAMPLE_RATE_HZ))
+    while at < count:
+        length = round(draw.uniform(shortest, 1.0) * longest_s * SAMPLE_RATE_HZ)
+        found.append(slice(at, at + length))
+        at += length + int(draw.random() < _REST_SHARE) * length
+    return found
 
 
 def with_noise(samples: Samples, noise: Samples, *, snr_db: float) -> Samples:

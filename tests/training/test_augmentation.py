@@ -83,11 +83,16 @@ def test_echoes_follow_and_keep_the_level(draw: np.random.Generator) -> None:
 def test_faint_ends_of_a_word_are_lost_and_nothing_moves(draw: np.random.Generator) -> None:
     hiss, vowel = noise(0.1)[0], tone(0.2, hz=500.0)[0]
     hiss *= np.abs(vowel).max() / np.abs(hiss).max() * np.float32(10 ** (-30 / 20))
-    heard = cut_close(np.concatenate([hiss, vowel, hiss]), draw)
-    ends = heard[: hiss.size - 1], heard[hiss.size + vowel.size :]
-    assert not any(end.any() for end in ends)
+    word = np.concatenate([hiss, vowel, hiss])
     near = slice(hiss.size + 100, hiss.size + vowel.size - 100)
-    assert (heard[near] == vowel[100:-100]).all()
+    left = []
+    for _ in range(40):
+        heard = cut_close(word, draw)
+        assert (heard[near] == vowel[100:-100]).all()
+        ends = np.concatenate([heard[: hiss.size - 1], heard[hiss.size + vowel.size :]])
+        left.append(level(ends) / level(hiss))
+    assert max(left) < 0.6
+    assert 8 < left.count(0.0) < 24  # the others are faint
 
 
 def test_a_middle_that_is_faint_is_kept(draw: np.random.Generator) -> None:
