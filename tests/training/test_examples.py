@@ -96,7 +96,7 @@ def test_each_position_tells_its_sound_if_it_is_known(
 
 
 @pytest.mark.parametrize(("length_s", "is_cut"), [(1.4, True), (1.6, False)])
-def test_faint_ends_of_short_recordings_are_lost(
+def test_faint_ends_of_short_recordings_are_lost_or_fainter(
     tmp_path: Path, labels: LabelWriter, length_s: float, is_cut: bool
 ) -> None:
     samples = noise(length_s)[0]
@@ -109,7 +109,7 @@ def test_faint_ends_of_short_recordings_are_lost(
         for n in (0.0, 1.0)
     )
     ends = [example[0].features[:, 2:25] for example in (whole, cut)]
-    assert (ends[1].max() < ends[0].min()) == is_cut
+    assert (ends[1].mean() < ends[0].mean() - 0.1) == is_cut  # 6 dB are 0.15
     assert cut[0].tokens == whole[0].tokens
 
 
