@@ -14,8 +14,8 @@ from tests.support.spoken import NAMES, REFERENCES, REPOSITORY, error_rate, spok
 
 SPOKEN = spoken()
 # Measured in float32: 0.102, 0.050, 0.023 and 0.060 in all.
-MOST_WRONG = {"story.mp3": 0.13, "report.opus": 0.13, "dialogue.flac": 0.13}
-MOST_WRONG_IN_ALL = 0.08
+MOST_WRONG = {"story.mp3": 0.15, "report.opus": 0.15, "dialogue.flac": 0.15}
+MOST_WRONG_IN_ALL = 0.09
 
 
 def text(heard: Heard, name: str) -> str:
