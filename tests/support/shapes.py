@@ -6,7 +6,6 @@ dtypes and types at each call. Knows nothing of what it does, and production nev
 
 import dataclasses
 import functools
-import itertools
 import typing
 from collections.abc import Callable, Iterable
 from types import FunctionType
@@ -26,7 +25,6 @@ _FIRST_CALLS = 16
 _ONE_IN = 64
 
 _jaxtyped: Any = jaxtyping.jaxtyped
-_tests = itertools.count(1)
 _test = 0
 
 
@@ -45,7 +43,7 @@ def check_every_function(package: str) -> None:
 def begin_test() -> None:
     """Check the first calls of each function again, as another test makes others."""
     global _test
-    _test = next(_tests)
+    _test += 1
 
 
 def check(function: F) -> F:
