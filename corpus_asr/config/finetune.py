@@ -98,6 +98,12 @@ class WindowSettings(Settings):
         description="Packed windows that are full and at whose end another recording begins and is "
         "cut off: with times, when it begins is all that is written of it, as Whisper trains.",
     )  # fmt: skip
+    alone_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Recordings that have a window of their own, though others are packed.",
+    )
     cut_share: float = Field(
         default=0.0, ge=0, le=1,
         description="Windows that are over soon after their speech instead of padded to 30 s.",
@@ -118,6 +124,11 @@ class AugmentationSettings(Settings):
         default=(1.0, 1.0),
         description="Lowest and highest factor of their frequencies: other vocal tracts.",
     )
+    equaliser_db: float = Field(
+        default=0.0, ge=0, le=30,
+        description="Bands of frequencies are louder or fainter by so much, at most: other voices "
+        "and microphones.",
+    )  # fmt: skip
     gain_db: tuple[float, float] = Field(default=(0.0, 0.0), description="Quietest and loudest.")
     noise_share: float = Field(
         default=0.0, ge=0, le=1,

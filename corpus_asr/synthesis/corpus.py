@@ -32,9 +32,15 @@ from corpus_asr.units import SAMPLE_RATE_HZ
 
 SETS = ("train", "validation")
 
-# How often each speaks: espeak-ng has the most voices, the others' were people's and are harder to
-# learn to hear; festival takes the longest.
-_SHARES: dict[Program, float] = {"espeak-ng": 0.4, "flite": 0.45, "festival": 0.15}
+# How often each speaks, beside the others: espeak-ng has the most voices, the others' were people's
+# and are harder to learn to hear; festival takes the longest.
+_SHARES: dict[Program, float] = {
+    "espeak-ng": 0.4,
+    "flite": 0.45,
+    "festival": 0.15,
+    "rhvoice": 0.6,
+    "pico2wave": 0.2,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Speaking programs as voices: a text in, samples of it being spoken and its sounds out.
 
-espeak-ng, flite and festival are programs of their own, installed by the system's packages; what is
-not there is not used. Knows no corpus and no files but those it removes.
+espeak-ng, flite, festival, RHVoice and pico2wave are programs of their own, installed by the
+system's packages; what is not there is not used. Knows no corpus and no files but those it removes.
 """
 
 import random
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
+from xml.sax.saxutils import escape
 
 import numpy as np
 from jaxtyping import Float32
@@ -26,7 +27,7 @@ from corpus_asr.synthesis import espeak
 from corpus_asr.synthesis.sounds import sounds_of_espeak, sounds_of_flite
 from corpus_asr.units import SAMPLE_RATE_HZ
 
-Program = Literal["espeak-ng", "flite", "festival"]
+Program = Literal["espeak-ng", "flite", "festival", "rhvoice", "pico2wave"]
 
 # British English by the name of its file: as en-gb, all speakers sound alike.
 _ESPEAK_ACCENTS = (
@@ -40,6 +41,16 @@ _ESPEAK_SPEAKERS = (
 )  # fmt: skip
 _FLITE_SPEAKERS = ("awb", "kal16", "rms", "slt")
 _FESTIVAL_SPEAKERS = ("kal_diphone", "ked_diphone", "cmu_us_slt_arctic_hts")
+# Its other English voices are licensed for no changed versions and no commerce.
+_RHVOICE_SPEAKERS = ("alan", "bdl", "clb", "slt")
+_PICO_SPEAKERS = ("en-GB", "en-US")
+
+# What is run, and where voices that come apart from it lie.
+_COMMANDS: dict[Program, str] = {"festival": "text2wave", "rhvoice": "RHVoice-test"}
+_VOICES: dict[Program, tuple[str, str]] = {
+    "festival": ("/usr/share/festival/voices", "*/{}"),
+    "rhvoice": ("/usr/share/RHVoice/voices", "{}"),
+}
 
 _TIMEOUT_S = 60.0
 _QUIET_DB = 40.0  # under the loudest value: below, nobody speaks
@@ -98,8 +109,8 @@ def installed_voices(patterns: Sequence[str] = ("*",)) -> list[Voice]:
     found = [voice for voice in _known_voices() if _is_there(voice)]
     if not found:
         raise ConfigError(
-            "looking for voices: found none of espeak-ng, flite and festival, expected one at "
-            "least; install them, as by apt-get install espeak-ng flite festival"
+            "looking for voices: found none of espeak-ng, flite, festival, RHVoice and pico2wave, "
+            "expected one at least; install them, as by apt-get install espeak-ng flite festival"
         )
     for pattern in patterns:
         if not any(fnmatchcase(voice.name, pattern) for voice in found):
@@ -168,16 +179,19 @@ def _known_voices() -> Iterator[Voice]:
         yield Voice("flite", speaker)
     for speaker in _FESTIVAL_SPEAKERS:
         yield Voice("festival", speaker)
+    for speaker in _RHVOICE_SPEAKERS:
+        yield Voice("rhvoice", speaker)
+    for speaker in _PICO_SPEAKERS:
+        yield Voice("pico2wave", speaker)
 
 
 def _is_there(voice: Voice) -> bool:
-    program = "text2wave" if voice.program == "festival" else voice.program
-    if shutil.which(program) is None:
+    if shutil.which(_COMMANDS.get(voice.program, voice.program)) is None:
         return False
-    if voice.program == "festival":
-        folders = Path("/usr/share/festival/voices").glob(f"*/{voice.speaker}")
-        return any(folder.is_dir() for folder in folders)
-    return True
+    if voice.program not in _VOICES:
+        return True
+    folder, pattern = _VOICES[voice.program]
+    return any(found.is_dir() for found in Path(folder).glob(pattern.format(voice.speaker)))
 
 
 def _command(voice: Voice, text: str, manner: Manner, path: Path) -> tuple[Sequence[str], str]:
@@ -194,9 +208,17 @@ def _command(voice: Voice, text: str, manner: Manner, path: Path) -> tuple[Seque
         options = tuple(part for each in settings for part in ("--setf", each))
         spoken = ("-voice", voice.speaker, *options, "-t", text, "-o", str(path))
         return ("flite", "-psdur", *spoken), ""
+    speed, pitch = round(100 * manner.speed), round(100 * manner.pitch)
+    if voice.program == "rhvoice":
+        percents = ("-r", str(speed), "-t", str(pitch))
+        return (_COMMANDS["rhvoice"], "-p", voice.speaker, *percents, "-o", str(path)), text
+    if voice.program == "pico2wave":
+        levels = f'<speed level="{speed}"><pitch level="{pitch}">'
+        said = f"{levels}{escape(text)}</pitch></speed>"
+        return ("pico2wave", "-l", voice.speaker, "-w", str(path), said), ""
     # Its voices take no other pitch than their own, and the one of HTS no other speed either.
     said = f"(voice_{voice.speaker}) (Parameter.set 'Duration_Stretch {1 / manner.speed:.3f})"
-    return ("text2wave", "-eval", f"(begin {said})", "-o", str(path)), text
+    return (_COMMANDS["festival"], "-eval", f"(begin {said})", "-o", str(path)), text
 
 
 def _read(path: Path) -> tuple[Float32[np.ndarray, " sample"], int]:

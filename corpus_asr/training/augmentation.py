@@ -20,6 +20,10 @@ Samples = Float32[np.ndarray, " sample"]
 _TELEPHONE_HZ = ((150.0, 400.0), (2_800.0, 4_000.0))  # where the low and the high end may lie
 _FORMANTS_HZ = 4_800.0  # up to there all moves alike; above, to where it ends
 _QUIETEST = 1e-5
+_EQUALISER_BANDS = 7
+_ROUNDING = 1e-4
+_FEATURE_DB = 40.0  # a step of 1 in features
+_FAINTEST, _RANGE = -1.5, 2.0  # features of the faintest sound of all, and beside the loudest
 _CUT_DB = (8.0, 24.0)
 _SUPPRESSED_DB = (6.0, 40.0)
 _SUPPRESSED_SHARE = 0.6
@@ -52,6 +56,8 @@ class Augmentation:
     mel_mask_bins: int = 10
     formants: tuple[float, float] = (1.0, 1.0)
     """Lowest and highest factor of their frequencies."""
+    equaliser_db: float = 0.0
+    """Bands are louder or fainter by so much, at most."""
 
 
 def change_samples(
@@ -185,6 +191,29 @@ def with_formants(
     return moved
 
 
+def equalised(
+    features: Float32[np.ndarray, "mel frame"], draw: np.random.Generator, *, most_db: float
+) -> Float32[np.ndarray, "mel frame"]:
+    """Make bands louder or fainter, as other voices and microphones have them.
+
+    What is too faint for features stays so.
+
+    Args:
+        features: log-mel, as Whisper's.
+        draw: of seven gains at equal distances in mel, with straight lines between.
+        most_db: of each.
+    """
+    if most_db == 0.0:
+        return features
+    mel = np.linspace(0.0, 1.0, len(features))
+    gains_db = draw.uniform(-most_db, most_db, _EQUALISER_BANDS)
+    curve = np.interp(mel, np.linspace(0.0, 1.0, _EQUALISER_BANDS), gains_db) / _FEATURE_DB
+    told = features > _floor(features) + _ROUNDING
+    changed = np.where(told, features + curve[:, None].astype(np.float32), np.float32(_FAINTEST))
+    found: np.ndarray = np.maximum(changed, np.float32(_floor(changed)))
+    return found
+
+
 def mask(
     features: Float32[np.ndarray, "mel frame"], settings: Augmentation, draw: np.random.Generator
 ) -> None:
@@ -215,6 +244,11 @@ def _fast_size(count: int) -> int:
     """Return the smallest size from `count` on whose transform is fast: its factors are 2, 3, 5."""
     sizes = [threes * fives for threes in (1, 3, 9, 27) for fives in (1, 5, 25, 125)]
     return min(odd << (max(1, math.ceil(count / odd)) - 1).bit_length() for odd in sizes)
+
+
+def _floor(features: np.ndarray) -> float:
+    """Return the feature of all that is too faint to be told."""
+    return max(float(features.max()) - _RANGE, _FAINTEST)
 
 
 def _level(samples: np.ndarray) -> float:

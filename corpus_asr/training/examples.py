@@ -22,6 +22,7 @@ from corpus_asr.training.augmentation import (
     change_samples,
     coloured_noise,
     cut_close,
+    equalised,
     faster,
     mask,
     tones,
@@ -118,6 +119,7 @@ class Examples(Dataset[Example]):
         formants = float(draw.uniform(*settings.augmentation.formants))
         features = log_mel(samples, num_mel_bins=settings.num_mel_bins)
         features = np.ascontiguousarray(with_formants(features, formants))
+        features = equalised(features, draw, most_db=settings.augmentation.equaliser_db)
         mask(features, settings.augmentation, draw)
         language = self._material.language(window.runs[0].first) if window.runs else None
         tokens = self._labels.row(

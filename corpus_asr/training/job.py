@@ -272,6 +272,7 @@ class Finetune:
                     speeds=config.augmentation.speed,
                     no_speech_share=config.windows.no_speech_share,
                     cut_off_share=config.windows.cut_off_share,
+                    alone_share=config.windows.alone_share,
                     short_windows=training.short_steps * batch,
                 ),
                 augmentation=Augmentation(**config.augmentation.model_dump(exclude={"speed"})),

@@ -38,6 +38,8 @@ class Packing:
     """Windows without speech beside those with."""
     cut_off_share: float
     """Full windows of several recordings at whose end another begins that does not fit."""
+    alone_share: float
+    """Runs that share no window, where others do."""
     short_windows: int
     """Until an epoch begins after so many windows, mostly short lengths are drawn."""
 
@@ -155,7 +157,11 @@ class EpochPlan:
         windows: list[list[int]] = []
         opened: dict[int, tuple[list[int], int, int]] = {}
         whole = int(WINDOW_SAMPLES * min(1.0, self._packing.speeds[0]))
+        alone = draw.random(len(order)) < self._packing.alone_share
         for run in order.tolist():
+            if alone[run]:
+                windows.append([run])
+                continue
             language = int(self._languages[run])
             length, tokens = int(self._length[run]), int(self._tokens[run])
             window, samples, said = opened.get(language, ([], 0, 0))

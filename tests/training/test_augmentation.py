@@ -12,6 +12,7 @@ from corpus_asr.training.augmentation import (
     change_samples,
     coloured_noise,
     cut_close,
+    equalised,
     faster,
     mask,
     reverberated,
@@ -160,6 +161,31 @@ def test_moved_formants_keep_order_and_the_ends(factor: float) -> None:
     moves = moved[20:50] - slope[20:50, 0]
     assert (moves > 0.5).all() if factor < 1 else (moves < -0.5).all()
     assert with_formants(slope, 1.0) is slope
+
+
+def test_bands_are_louder_or_fainter_and_silence_stays_silent(draw: np.random.Generator) -> None:
+    samples = noise(2.0)[0] * np.float32(0.1)
+    samples[: SAMPLE_RATE_HZ // 2] = 0.0
+    features = log_mel(samples, num_mel_bins=80)
+    changed = equalised(features, draw, most_db=8.0)
+    assert changed.shape == features.shape
+    assert changed.dtype == np.float32
+    moved_db = 40 * (changed - features)[:, 80:]
+    bands_db = moved_db.mean(axis=1)
+    assert np.abs(moved_db - bands_db[:, None]).max() < 0.01  # alike at all times
+    assert 3 < np.ptp(bands_db) <= 16
+    assert np.abs(bands_db).max() <= 8.01
+    assert np.abs(np.diff(bands_db)).max() < 1.5  # from band to band
+    assert (changed[:, :40] == -1.5).all()
+    loud = equalised(features + 1, draw, most_db=8.0)
+    assert loud.min() == pytest.approx(loud.max() - 2.0)
+
+
+def test_an_equaliser_at_rest_changes_nothing(draw: np.random.Generator) -> None:
+    features = log_mel(noise(1.0)[0], num_mel_bins=80)
+    assert equalised(features, draw, most_db=0.0) is features
+    silent = np.zeros((80, 100), np.float32)
+    assert np.isfinite(equalised(silent, draw, most_db=8.0)).all()
 
 
 def test_masks_hide_spans_of_the_length_asked(draw: np.random.Generator) -> None:

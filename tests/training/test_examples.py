@@ -29,6 +29,7 @@ SETTINGS = ExampleSettings(
         speeds=(1.0, 1.0),
         no_speech_share=0.0,
         cut_off_share=0.0,
+        alone_share=0.0,
         short_windows=0,
     ),
     augmentation=Augmentation(),

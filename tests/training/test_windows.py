@@ -21,6 +21,7 @@ PACKING = Packing(
     speeds=(0.9, 1.1),
     no_speech_share=0.0,
     cut_off_share=0.0,
+    alone_share=0.0,
     short_windows=0,
 )
 
@@ -74,6 +75,16 @@ def test_neighbours_stay_together_and_strangers_share() -> None:
     assert len(plan) == 1  # 13 + 5 + 6 s fit into 27
     runs = {(run.first, run.end) for run in plan.window(0).runs}
     assert runs == {(0, 3), (3, 4), (4, 5)}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_some_recordings_have_windows_of_their_own(share: float) -> None:
+    found = material([[1.0, 1.0]] * 200)
+    plan = EpochPlan(found, replace(PACKING, alone_share=share), seed=0, epoch=0)
+    windows = [plan.window(number) for number in range(len(plan))]
+    single = [one for one in windows if len(one.runs) == 1]
+    assert len(single) == pytest.approx(200 * share, abs=20)
+    assert sorted(run.first for one in windows for run in one.runs) == list(range(0, 400, 2))
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
