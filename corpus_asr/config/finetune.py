@@ -99,11 +99,9 @@ class WindowSettings(Settings):
         "cut off: with times, when it begins is all that is written of it, as Whisper trains.",
     )  # fmt: skip
     alone_share: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
+        default=0.0, ge=0, le=1,
         description="Recordings that have a window of their own, though others are packed.",
-    )
+    )  # fmt: skip
     cut_share: float = Field(
         default=0.0, ge=0, le=1,
         description="Windows that are over soon after their speech instead of padded to 30 s.",

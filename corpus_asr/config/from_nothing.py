@@ -10,7 +10,7 @@ from corpus_asr.config.finetune import FinetuneConfig
 
 
 class SpokenSettings(Settings):
-    """Sentences spoken by the programs of this machine: as espeak-ng and flite."""
+    """Sentences spoken by the programs of this machine, such as espeak-ng and flite."""
 
     folder: str = Field(
         description="Local folder of the recordings, train.jsonl and validation.jsonl; what is "
