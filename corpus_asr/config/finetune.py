@@ -122,11 +122,18 @@ class AugmentationSettings(Settings):
         default=(1.0, 1.0),
         description="Lowest and highest factor of their frequencies: other vocal tracts.",
     )
+    formants_wander: float = Field(
+        default=0.0, ge=0, le=0.3,
+        description="They move to and fro by this share, at most: speakers whose sounds differ.",
+    )  # fmt: skip
     equaliser_db: float = Field(
         default=0.0, ge=0, le=30,
         description="Bands of frequencies are louder or fainter by so much, at most: other voices "
         "and microphones.",
     )  # fmt: skip
+    equaliser_wander_db: float = Field(
+        default=0.0, ge=0, le=30, description="Bands grow louder and fainter by so much, at most."
+    )
     gain_db: tuple[float, float] = Field(default=(0.0, 0.0), description="Quietest and loudest.")
     noise_share: float = Field(
         default=0.0, ge=0, le=1,

@@ -38,11 +38,11 @@ def mel_to_hz(mel: Float64[np.ndarray, " mel"]) -> Float64[np.ndarray, " mel"]:
     return hz
 
 
-def hz_to_mel(hz: Float64[np.ndarray, " mel"]) -> Float64[np.ndarray, " mel"]:
+def hz_to_mel(hz: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
     """Convert Hz to Slaney mels: the other way round."""
     above = np.log(np.maximum(hz, LOG_START_HZ) / LOG_START_HZ)
     linear, logarithmic = hz / LINEAR_HZ_PER_MEL, LOG_START_MEL + MELS_PER_LOG_HZ * above
-    mel: Float64[np.ndarray, " mel"] = np.where(hz < LOG_START_HZ, linear, logarithmic)
+    mel: Float64[np.ndarray, "*shape"] = np.where(hz < LOG_START_HZ, linear, logarithmic)
     return mel
 
 

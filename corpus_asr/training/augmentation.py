@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from corpus_asr.audio.bands import band_limited
 from corpus_asr.spectral.mel import TOP_HZ, TOP_MEL, hz_to_mel, mel_to_hz
@@ -21,6 +21,8 @@ _TELEPHONE_HZ = ((150.0, 400.0), (2_800.0, 4_000.0))  # where the low and the hi
 _FORMANTS_HZ = 4_800.0  # up to there all moves alike; above, to where it ends
 _QUIETEST = 1e-5
 _EQUALISER_BANDS = 7
+_MOMENT_FRAMES = 4
+_WANDERING_FRAMES = ((20, 60), (60, 200), (200, 800))
 _ROUNDING = 1e-4
 _FEATURE_DB = 40.0  # a step of 1 in features
 _FAINTEST, _RANGE = -1.5, 2.0  # features of the faintest sound of all, and beside the loudest
@@ -56,8 +58,12 @@ class Augmentation:
     mel_mask_bins: int = 10
     formants: tuple[float, float] = (1.0, 1.0)
     """Lowest and highest factor of their frequencies."""
+    formants_wander: float = 0.0
+    """They move to and fro by this share of their frequencies, at most."""
     equaliser_db: float = 0.0
     """Bands are louder or fainter by so much, at most."""
+    equaliser_wander_db: float = 0.0
+    """Bands grow louder and fainter by so much, at most."""
 
 
 def change_samples(
@@ -167,32 +173,61 @@ def faster(samples: Samples, factor: float) -> Float32[np.ndarray, " played"]:
     return played
 
 
+def with_other_voice(
+    features: Float32[np.ndarray, "mel frame"], settings: Augmentation, draw: np.random.Generator
+) -> Float32[np.ndarray, "mel frame"]:
+    """Change formants and bands as settings say, all through and from moment to moment.
+
+    What moves from moment to moment is a speaker who says one sound more in front, and another
+    further back, than those who were learnt from.
+    """
+    factor = np.float64(draw.uniform(*settings.formants))
+    if settings.formants_wander:
+        factor = factor * (1 + settings.formants_wander * _wandering(draw, features.shape[1], 1)[0])
+    features = np.ascontiguousarray(with_formants(features, factor))
+    return equalised(
+        features, draw, most_db=settings.equaliser_db, wander_db=settings.equaliser_wander_db
+    )
+
+
 def with_formants(
-    features: Float32[np.ndarray, "mel frame"], factor: float
+    features: Float32[np.ndarray, "mel frame"], factor: float | Float[np.ndarray, " moment"]
 ) -> Float32[np.ndarray, "mel frame"]:
     """Move formants up by a factor, as a shorter vocal tract does; nothing moves in time.
 
     Source: Jaitly and Hinton 2013, equation 1, with interpolation between mel bins.
+
+    Args:
+        features: log-mel.
+        factor: of all frames, or of every four that follow one another.
     """
-    if factor == 1.0:
+    if np.ndim(factor) == 0 and factor == 1.0:
         return features
-    count = len(features)
+    count, num_frames = features.shape
     mel = np.linspace(0.0, TOP_MEL, count + 2)[1:-1]  # the middle of each filter
-    heard_hz = mel_to_hz(mel)
-    bend_hz = _FORMANTS_HZ * min(factor, 1.0)
-    slope = (TOP_HZ - bend_hz / factor) / (TOP_HZ - bend_hz)
+    heard_hz = mel_to_hz(mel)[:, None]
+    factors = np.atleast_1d(factor)[None]
+    bend_hz = _FORMANTS_HZ * np.minimum(factors, 1.0)
+    slope = (TOP_HZ - bend_hz / factors) / (TOP_HZ - bend_hz)
     spoken_hz = np.where(
-        heard_hz <= bend_hz, heard_hz / factor, TOP_HZ - slope * (TOP_HZ - heard_hz)
+        heard_hz <= bend_hz, heard_hz / factors, TOP_HZ - slope * (TOP_HZ - heard_hz)
     )
     places = np.interp(hz_to_mel(spoken_hz), mel, np.arange(count))
     below = np.minimum(places.astype(np.int64), count - 2)
-    share = (places - below).astype(np.float32)[:, None]
-    moved: np.ndarray = features[below] * (1 - share) + features[below + 1] * share
+    share = (places - below).astype(np.float32)
+    if np.ndim(factor):
+        below, share = _each_frame(below, num_frames), _each_frame(share, num_frames)
+    lower = np.take_along_axis(features, below, 0)
+    moved: np.ndarray = lower + (np.take_along_axis(features, below + 1, 0) - lower) * share
     return moved
 
 
 def equalised(
-    features: Float32[np.ndarray, "mel frame"], draw: np.random.Generator, *, most_db: float
+    features: Float32[np.ndarray, "mel frame"],
+    draw: np.random.Generator,
+    *,
+    most_db: float,
+    wander_db: float = 0.0,
 ) -> Float32[np.ndarray, "mel frame"]:
     """Make bands louder or fainter, as other voices and microphones have them.
 
@@ -202,16 +237,40 @@ def equalised(
         features: log-mel, as Whisper's.
         draw: of seven gains at equal distances in mel, with straight lines between.
         most_db: of each.
+        wander_db: by so much each grows and shrinks, at most.
     """
-    if most_db == 0.0:
+    if most_db == wander_db == 0.0:
         return features
-    mel = np.linspace(0.0, 1.0, len(features))
-    gains_db = draw.uniform(-most_db, most_db, _EQUALISER_BANDS)
-    curve = np.interp(mel, np.linspace(0.0, 1.0, _EQUALISER_BANDS), gains_db) / _FEATURE_DB
+    count, num_frames = features.shape
+    gains_db = draw.uniform(-most_db, most_db, (_EQUALISER_BANDS, 1))
+    if wander_db:
+        gains_db = gains_db + wander_db * _wandering(draw, num_frames, _EQUALISER_BANDS)
+    places = np.linspace(0.0, _EQUALISER_BANDS - 1, count)[:, None]
+    near = np.maximum(0.0, 1.0 - np.abs(places - np.arange(_EQUALISER_BANDS)))
+    curve = (near @ gains_db / _FEATURE_DB).astype(np.float32)
+    if wander_db:
+        curve = _each_frame(curve, num_frames)
     told = features > _floor(features) + _ROUNDING
-    changed = np.where(told, features + curve[:, None].astype(np.float32), np.float32(_FAINTEST))
+    changed = np.where(told, features + curve, np.float32(_FAINTEST))
     found: np.ndarray = np.maximum(changed, np.float32(_floor(changed)))
     return found
+
+
+def _wandering(
+    draw: np.random.Generator, num_frames: int, count: int
+) -> Float[np.ndarray, "count moment"]:
+    """Draw curves from -1 to 1 that turn within a syllable, a word and a sentence."""
+    frames = np.arange(0, num_frames, _MOMENT_FRAMES)
+    found = np.zeros((count, frames.size))
+    for shortest, longest in _WANDERING_FRAMES:
+        turns = 2 * np.pi / draw.uniform(shortest, longest, (count, 1))
+        found += np.sin(turns * frames + draw.uniform(0, 2 * np.pi, (count, 1)))
+    return found / len(_WANDERING_FRAMES)
+
+
+def _each_frame(moments: np.ndarray, num_frames: int) -> np.ndarray:
+    """Return what is told of moments, told of each of their frames."""
+    return np.repeat(moments, _MOMENT_FRAMES, axis=1)[:, :num_frames]
 
 
 def mask(

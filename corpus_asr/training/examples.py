@@ -22,11 +22,10 @@ from corpus_asr.training.augmentation import (
     change_samples,
     coloured_noise,
     cut_close,
-    equalised,
     faster,
     mask,
     tones,
-    with_formants,
+    with_other_voice,
 )
 from corpus_asr.training.labels import LabelWriter, Said, Spoken, TokenRow
 from corpus_asr.training.material import Material
@@ -116,10 +115,8 @@ class Examples(Dataset[Example]):
         if begun is not None:
             _put(self._played(begun, window.speed), samples, begun)
         samples = change_samples(samples, settings.augmentation, draw, noise=self._noise)
-        formants = float(draw.uniform(*settings.augmentation.formants))
         features = log_mel(samples, num_mel_bins=settings.num_mel_bins)
-        features = np.ascontiguousarray(with_formants(features, formants))
-        features = equalised(features, draw, most_db=settings.augmentation.equaliser_db)
+        features = with_other_voice(features, settings.augmentation, draw)
         mask(features, settings.augmentation, draw)
         language = self._material.language(window.runs[0].first) if window.runs else None
         tokens = self._labels.row(

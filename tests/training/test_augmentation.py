@@ -19,6 +19,7 @@ from corpus_asr.training.augmentation import (
     tones,
     with_formants,
     with_noise,
+    with_other_voice,
 )
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import level, noise, share_of_tone, tone
@@ -161,6 +162,36 @@ def test_moved_formants_keep_order_and_the_ends(factor: float) -> None:
     moves = moved[20:50] - slope[20:50, 0]
     assert (moves > 0.5).all() if factor < 1 else (moves < -0.5).all()
     assert with_formants(slope, 1.0) is slope
+
+
+def test_formants_move_at_each_moment_by_its_own_factor() -> None:
+    slope = np.repeat(np.arange(80, dtype=np.float32)[:, None], 10, axis=1)
+    moved = with_formants(slope, np.array([0.9, 1.0, 1.1]))  # four frames, four, and two
+    for frames, factor in ((slice(0, 4), 0.9), (slice(4, 8), 1.0), (slice(8, 10), 1.1)):
+        np.testing.assert_allclose(
+            moved[:, frames], with_formants(slope[:, frames], factor), atol=1e-4
+        )
+    assert moved.shape == slope.shape
+    assert moved.dtype == np.float32
+
+
+def test_voices_wander_from_moment_to_moment(draw: np.random.Generator) -> None:
+    slope = np.repeat(np.linspace(-1, 1, 80, dtype=np.float32)[:, None], 3000, axis=1)
+    formants = with_other_voice(slope, Augmentation(formants_wander=0.06), draw)
+    moves = formants[40] / slope[40] - 1
+    assert moves.min() < 0 < moves.max()
+    assert np.abs(np.diff(formants, axis=1)).max() < 0.05  # without a jump
+    steepest = with_formants(slope, 0.94) - slope
+    assert np.abs(formants - slope).max() <= np.abs(steepest).max() * 1.1
+    assert np.abs(formants - slope).max() > np.abs(steepest).max() * 0.6
+
+    loud = slope / 2  # all of it can be told
+    bands_db = 40 * (with_other_voice(loud, Augmentation(equaliser_wander_db=4.0), draw) - loud)
+    assert 2.5 < np.abs(bands_db).max() <= 4.01
+    assert np.ptp(bands_db, axis=1).min() > 2  # each band
+    assert np.abs(np.diff(bands_db, axis=1)).max() < 2
+    still = with_other_voice(slope, Augmentation(), draw)
+    assert (still == slope).all()
 
 
 def test_bands_are_louder_or_fainter_and_silence_stays_silent(draw: np.random.Generator) -> None:
