@@ -59,7 +59,7 @@ class Augmentation:
     formants: tuple[float, float] = (1.0, 1.0)
     """Lowest and highest factor of their frequencies."""
     formants_wander: float = 0.0
-    """They move to and fro by this share of their frequencies, at most."""
+    """They move back and forth by this share of their frequencies, at most."""
     equaliser_db: float = 0.0
     """Bands are louder or fainter by so much, at most."""
     equaliser_wander_db: float = 0.0
