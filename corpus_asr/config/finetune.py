@@ -124,7 +124,7 @@ class AugmentationSettings(Settings):
     )
     formants_wander: float = Field(
         default=0.0, ge=0, le=0.3,
-        description="They move back and forth by this share, at most: speakers whose sounds differ.",
+        description="They move back and forth by this share, at most: other speakers' sounds.",
     )  # fmt: skip
     equaliser_db: float = Field(
         default=0.0, ge=0, le=30,
