@@ -48,5 +48,5 @@ def texts(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 @pytest.mark.parametrize("name", SOUNDS)
 def test_no_word_is_heard(name: str, texts: dict[str, str]) -> None:
-    # Of some it makes a word: of brown noise `The`, of a tone `In`.
+    # Of some it makes a word: of brown noise `A`, of a tone `The`.
     assert len(re.findall(r"\w+", texts[name])) <= (1 if name in SOME else 0)
