@@ -127,6 +127,9 @@ def test_a_lost_board_is_a_memory_without_memories(ray_session: Cluster):
     memory.begin([("a", 0)])
     assert memory.unfinished([("a", 0), ("b", 0)]) == [1, 0]
     ray.kill(board)
+    with pytest.raises(ray.exceptions.RayActorError):
+        while True:  # it answers for a moment yet
+            ray.get(board.read.remote(), timeout=60)
     memory.begin([("a", 0)])
     assert memory.unfinished([("a", 0), ("b", 0)]) == [0, 0]
     memory.end([("a", 0)])
