@@ -3,6 +3,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -120,6 +121,11 @@ def test_a_signal_lets_workers_end_what_they_began(ray_session: Cluster, tmp_pat
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def ask_until_dead(board: Any) -> None:
+    while True:  # one that was killed answers for a moment yet
+        ray.get(board.read.remote(), timeout=60)
+
+
 @pytest.mark.ray
 def test_a_lost_board_is_a_memory_without_memories(ray_session: Cluster):
     board = start_board()
@@ -128,8 +134,7 @@ def test_a_lost_board_is_a_memory_without_memories(ray_session: Cluster):
     assert memory.unfinished([("a", 0), ("b", 0)]) == [1, 0]
     ray.kill(board)
     with pytest.raises(ray.exceptions.RayActorError):
-        while True:  # it answers for a moment yet
-            ray.get(board.read.remote(), timeout=60)
+        ask_until_dead(board)
     memory.begin([("a", 0)])
     assert memory.unfinished([("a", 0), ("b", 0)]) == [0, 0]
     memory.end([("a", 0)])
