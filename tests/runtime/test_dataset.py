@@ -122,7 +122,8 @@ def test_a_signal_lets_workers_end_what_they_began(ray_session: Cluster, tmp_pat
 
 
 def ask_until_dead(board: Any) -> None:
-    while True:  # one that was killed answers for a moment yet
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:  # one that was killed answers for a moment yet
         ray.get(board.read.remote(), timeout=60)
 
 
