@@ -52,7 +52,7 @@ def strategy(incomplete: str) -> list[str]:
 
 def language(incomplete: str) -> list[str]:
     """Complete the codes of Whisper's languages."""
-    from corpus_asr.text.languages import LANGUAGES
+    from corpus_asr.languages import LANGUAGES
 
     return _beginning(LANGUAGES, incomplete)
 

@@ -12,8 +12,8 @@ from typing import Any
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import TokenRules
 from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.languages import check_known
 from corpus_asr.models.registry import family_of, resolve
-from corpus_asr.text.languages import check_known
 from corpus_asr.transcription.punctuation import split_words
 from corpus_asr.transcription.reading import Reading, upper_half
 from corpus_asr.units import FRAMES_PER_POSITION
