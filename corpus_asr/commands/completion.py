@@ -28,11 +28,11 @@ def decoding_override(incomplete: str) -> list[str]:
 
 
 def checkpoint(incomplete: str) -> list[str]:
-    """Complete checkpoints of the package and well-known ones of the hub."""
-    from corpus_asr.storage.hub_names import KNOWN_NAMES
+    """Complete checkpoints of the package, short names, and well-known names of the hub."""
+    from corpus_asr.storage.hub_names import KNOWN_NAMES, SHORT_NAMES
     from corpus_asr.storage.model_files import PACKAGED
 
-    return _beginning((*PACKAGED, *KNOWN_NAMES), incomplete)
+    return _beginning((*PACKAGED, *SHORT_NAMES, *KNOWN_NAMES), incomplete)
 
 
 def device(incomplete: str) -> list[str]:
