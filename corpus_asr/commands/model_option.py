@@ -21,7 +21,7 @@ Model = Annotated[
     typer.Option(
         metavar="CHECKPOINT",
         help="A name such as base, small, medium, turbo or large-v3, OWNER/NAME of the hub, a "
-        f"folder or an address; to transcribe, {PACKAGED_CHECKPOINT} of the package is the default.",
+        f"folder or an address; default to transcribe: {PACKAGED_CHECKPOINT}, of the package.",
         autocompletion=completion.checkpoint,
     ),
 ]
