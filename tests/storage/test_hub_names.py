@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from corpus_asr.config.run import RunConfig
 from corpus_asr.storage.hub_names import (
     KNOWN_NAMES,
     SHORT_NAMES,
@@ -11,6 +12,7 @@ from corpus_asr.storage.hub_names import (
     hub_name,
     probably_meant,
 )
+from corpus_asr.storage.versions import safe_config
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,21 @@ def test_a_folder_of_a_short_name_is_that_folder(
     assert full_name("small") == "small"
     assert hub_name("small") == "openai/whisper-small"
     assert full_name("base") == "openai/whisper-base"
+
+
+def test_what_a_run_notes_has_the_full_names_of_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where no folder has such a name
+    model = {"checkpoint": "small", "by_language": {"de": "turbo", "fr": "lab/french"}}
+    config = RunConfig.model_validate(
+        {"source": {"uri": "a"}, "model": model, "output": {"uri": "b"}}
+    )
+    noted = safe_config(config)["model"]
+    assert noted["checkpoint"] == "openai/whisper-small"
+    assert noted["by_language"] == {"de": "openai/whisper-large-v3-turbo", "fr": "lab/french"}
+    unnamed = RunConfig.model_validate({"source": {"uri": "a"}, "output": {"uri": "b"}})
+    assert safe_config(unnamed)["model"]["checkpoint"] == "whisper-tiny.en"
 
 
 @pytest.mark.parametrize(
