@@ -54,7 +54,7 @@ def probably_meant(name: str) -> str | None:
     """Return the known name that another one resembles; None for known ones, and for others.
 
     Args:
-        name: `openai/whisper-smal`, or as elsewhere without an owner: `smal`, `whisper_small`.
+        name: `openai/whisper-smal`, or without an owner: `whisper_small`.
     """
     typed = name.strip().lower().replace("_", "-")
     ownerless = {known.partition("/")[2]: known for known in KNOWN_NAMES}
