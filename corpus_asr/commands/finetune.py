@@ -33,13 +33,11 @@ def finetune(
     """Train a Whisper checkpoint further on labelled audio, or go on where training stopped."""
     one_thread_for_arrays()
     with readable_errors(on_interrupt="run the same command again to go on"):
-        from corpus_asr.config.from_nothing import FromNothingConfig
         from corpus_asr.config.load import load_finetune
 
         settings = load_finetune(config, overrides or ())
         # Pipelines stand above the command line in the layers, so they are found by name.
-        name = "from_nothing" if isinstance(settings, FromNothingConfig) else "finetune"
-        pipeline = importlib.import_module(f"pipelines.{name}")
+        pipeline = importlib.import_module("pipelines.finetune")
         done = pipeline.run(settings, progress=None if speaks_json() else sys.stderr)
         for step, rate in done.error_rates:
             typer.echo(f"after {step:,} steps: word error rate {rate:.2%}")

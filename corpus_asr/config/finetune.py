@@ -49,10 +49,6 @@ class DataSettings(Settings):
     held_out_speakers: tuple[str, ...] = Field(
         default=(), description="Rows of `train` by these are left out, such as reader_*."
     )
-    capitals: Literal["as_written", "sentence"] = Field(
-        default="as_written",
-        description="Texts all in capitals: as they are, or as a sentence would be written.",
-    )
     cache: str = Field(
         default="output/finetune-cache",
         description="Local folder of decoded audio, 115 MB per hour; kept for the next training.",
@@ -84,27 +80,10 @@ class WindowSettings(Settings):
         default=0.5, ge=0, le=1,
         description="Windows that are shown what was said before, where something was.",
     )  # fmt: skip
-    misread_share: float = Field(
-        default=0.0, ge=0, lt=1,
-        description="Tokens of text that the decoder reads wrong, as after an error of its own, "
-        "so that it listens.",
-    )  # fmt: skip
-    partly_filled_share: float = Field(
-        default=0.0, ge=0, le=1,
-        description="Windows that end in silence, as those of short recordings do.",
-    )  # fmt: skip
     cut_off_share: float = Field(
         default=0.5, ge=0, le=1,
         description="Packed windows that are full and at whose end another recording begins and is "
         "cut off: with times, when it begins is all that is written of it, as Whisper trains.",
-    )  # fmt: skip
-    alone_share: float = Field(
-        default=0.0, ge=0, le=1,
-        description="Recordings that have a window of their own, though others are packed.",
-    )  # fmt: skip
-    cut_share: float = Field(
-        default=0.0, ge=0, le=1,
-        description="Windows that are over soon after their speech instead of padded to 30 s.",
     )  # fmt: skip
     no_speech_share: float = Field(
         default=0.02, ge=0, le=1,
@@ -118,22 +97,6 @@ class AugmentationSettings(Settings):
     speed: tuple[float, float] = Field(
         default=(1.0, 1.0), description="Slowest and fastest that a window is played."
     )
-    formants: tuple[float, float] = Field(
-        default=(1.0, 1.0),
-        description="Lowest and highest factor of their frequencies: other vocal tracts.",
-    )
-    formants_wander: float = Field(
-        default=0.0, ge=0, le=0.3,
-        description="They move back and forth by this share, at most: other speakers' sounds.",
-    )  # fmt: skip
-    equaliser_db: float = Field(
-        default=0.0, ge=0, le=30,
-        description="Bands of frequencies are louder or fainter by so much, at most: other voices "
-        "and microphones.",
-    )  # fmt: skip
-    equaliser_wander_db: float = Field(
-        default=0.0, ge=0, le=30, description="Bands grow louder and fainter by so much, at most."
-    )
     gain_db: tuple[float, float] = Field(default=(0.0, 0.0), description="Quietest and loudest.")
     noise_share: float = Field(
         default=0.0, ge=0, le=1,
@@ -145,24 +108,19 @@ class AugmentationSettings(Settings):
         default=(0.1, 0.6), description="Until they have decayed by 60 dB."
     )
     telephone_share: float = Field(default=0.0, ge=0, le=1, description="About 300 to 3,400 Hz.")
-    cut_close_share: float = Field(
-        default=0.0, ge=0, le=1,
-        description="Of recordings of at most 1.5 s: faint ends are lost or fainter, as of words "
-        "that were cut out.",
-    )  # fmt: skip
     time_masks: int = Field(default=0, ge=0, le=20, description="SpecAugment: spans of time.")
     time_mask_frames: int = Field(default=100, ge=1, le=1000, description="10 ms each, at most.")
     mel_masks: int = Field(default=0, ge=0, le=20, description="SpecAugment: bands of mel bins.")
     mel_mask_bins: int = Field(default=10, ge=1, le=60, description="Of a band, at most.")
 
-    @field_validator("speed", "formants", "gain_db", "noise_snr_db", "reverberation_s")
+    @field_validator("speed", "gain_db", "noise_snr_db", "reverberation_s")
     @classmethod
     def _ascending(cls, value: tuple[float, float]) -> tuple[float, float]:
         if value[0] > value[1]:
             raise ValueError(f"found {list(value)}, expected the smaller number first")
         return value
 
-    @field_validator("speed", "formants")
+    @field_validator("speed")
     @classmethod
     def _audible(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0.5 <= value[0] <= value[1] <= 2.0:
@@ -191,39 +149,6 @@ class TrainingSettings(Settings):
     betas: tuple[float, float] = Field(default=(0.9, 0.98), description="Of AdamW.")
     max_gradient: float = Field(default=1.0, gt=0, description="Longer gradients are shortened.")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Shared out to all tokens.")
-    ctc_weight: float = Field(
-        default=0.0, ge=0,
-        description="Of a second loss, on the encoder, for networks that start from nothing.",
-    )  # fmt: skip
-    phones_weight: float = Field(
-        default=0.0, ge=0,
-        description="Of a third loss: the sounds that manifests name, by positions of the encoder.",
-    )  # fmt: skip
-    attention_weight: float = Field(
-        default=0.0, ge=0,
-        description="Of a fourth loss, which leads the alignment heads to where letters are read "
-        "off the encoder; needs ctc_weight.",
-    )  # fmt: skip
-    encoder_steps: int = Field(
-        default=0, ge=0,
-        description="The first ones, which learn by the losses on the encoder alone.",
-    )  # fmt: skip
-    decoder_steps: int = Field(
-        default=0, ge=0,
-        description="Those after them, in which the encoder stays as it is and the decoder writes "
-        "passages and windows that were heard lately; then both learn.",
-    )  # fmt: skip
-    decoder_audio_s: float = Field(
-        default=120.0, gt=0,
-        description="Audio that is written in each of those, over all workers: more than is heard.",
-    )  # fmt: skip
-    decoder_memory_windows: int = Field(
-        default=1000, ge=1, description="Windows from which that is drawn, over all workers."
-    )  # fmt: skip
-    short_steps: int = Field(
-        default=0, ge=0,
-        description="Until an epoch begins after so many, most partly filled windows are short.",
-    )  # fmt: skip
     gradient_checkpointing: bool = Field(
         default=False, description="Compute states twice to keep fewer of them."
     )
@@ -249,12 +174,6 @@ class DistillationSettings(Settings):
         description="Of its distributions of tokens; the labels have the rest. Needs the same "
         "vocabulary.",
     )  # fmt: skip
-    encoder_weight: float = Field(default=0.0, ge=0, description="Of the distance of encodings.")
-    name_sounds: bool = Field(
-        default=False,
-        description="Whether its encoder tells the sounds of passages that have none, for "
-        "training.phones_weight.",
-    )
     temperature: float = Field(default=2.0, gt=0, description="Softens both distributions.")
     steps: PositiveInt | None = Field(
         default=None, description="The first ones, after which labels alone are learnt; null: all."

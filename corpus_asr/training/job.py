@@ -28,17 +28,15 @@ from corpus_asr.training.examples import Examples, ExampleSettings
 from corpus_asr.training.group import Group
 from corpus_asr.training.labels import LabelWriter
 from corpus_asr.training.material import ACCOUNT_NAME, Material, prepare
-from corpus_asr.training.objective import Objective, Weights
+from corpus_asr.training.objective import LossSettings, Objective
 from corpus_asr.training.optimiser import NamedAdamW, Rates, freeze
-from corpus_asr.training.sounds import name_sounds
 from corpus_asr.training.sources import passages_in
 from corpus_asr.training.store import State, TrainingStore
 from corpus_asr.training.trainer import Record, Steps, Trainer
 from corpus_asr.training.windows import Packing
-from corpus_asr.units import TIMESTAMP_STEP_S
 
 _DECODE_TIMEOUT_S = 600.0
-_WEIGHTS, _MOMENTS, _HELPING = "weights.", "moments.", "helping."
+_WEIGHTS, _MOMENTS = "weights.", "moments."
 # What changes no result, but for rounding: another machine may go on.
 _ELSEWHERE: dict[str, Any] = {
     "output": True, "cluster": True, "evaluation": True,
@@ -80,25 +78,11 @@ class Finetune:
             self._processor.tokenizer, max_tokens=self._student.config.max_target_positions
         )
         self.material = self._prepared("train", local_rank)
-        if config.training.phones_weight and not self.material.tells_phones:
-            raise ConfigError(
-                "training.phones_weight: found no passage with phones in data.train, expected "
-                "manifests that name sounds and their times; make them, or set it to 0"
-            )
-        if config.distillation.name_sounds:
-            self.material = self._named_sounds(local_rank)
-        if config.training.encoder_steps and not (
-            config.training.phones_weight or config.training.ctc_weight
-        ):
-            raise ConfigError(
-                f"training.encoder_steps: found {config.training.encoder_steps} steps and no loss "
-                "on the encoder, expected a training.phones_weight or training.ctc_weight above 0"
-            )
         self._evaluator = self._made_evaluator(local_rank)
         self._objective = self._made_objective()
         freeze(self._student, config.model.freeze)
         self._optimiser = NamedAdamW(
-            {"": self._student, _HELPING: self._objective},
+            self._student,
             weight_decay=config.training.weight_decay,
             betas=config.training.betas,
         )
@@ -168,29 +152,6 @@ class Finetune:
             self._labels.check(language, task=self._config.windows.task)
         return found
 
-    def _named_sounds(self, local_rank: int) -> Material:
-        """Have the teacher tell sounds where the data do not, once per machine."""
-        config = self._config
-        if config.distillation.teacher is None or not config.training.phones_weight:
-            raise ConfigError(
-                f"distillation.name_sounds: found the teacher {config.distillation.teacher} and a "
-                f"training.phones_weight of {config.training.phones_weight:g}, expected a teacher "
-                "and a weight above 0; give both, or set name_sounds to false"
-            )
-        folder = Path(config.data.cache) / "train"
-        if local_rank == 0:
-            teacher, revision = self._teacher()
-            seed = config.training.seed
-            name_sounds(
-                self.material,
-                folder,
-                teacher,
-                fingerprint=_digest([self.material.account["fingerprint"], revision, seed]),
-                seed=seed,
-            )
-        self._group.wait()
-        return self.material.with_sounds(folder)
-
     def _check_same(self, material: Material, folder: Path) -> None:
         """Raise if a store failed on one of several machines, and others have what it lacks."""
         own = [float(len(material)), float(material.audio.size)]
@@ -218,35 +179,23 @@ class Finetune:
         )
 
     def _made_objective(self) -> Objective:
-        training, distillation = self._config.training, self._config.distillation
-        # Without these, it is asked for sounds at most, before training.
-        asked = distillation.token_weight or distillation.encoder_weight
-        teacher = self._teacher()[0] if distillation.teacher is not None and asked else None
-        torch.manual_seed(training.seed)  # of the layers that only the objective needs
-        taught = teacher is not None
+        distillation = self._config.distillation
+        teacher = None
+        if distillation.teacher is not None:
+            teacher = WhisperForConditionalGeneration.from_pretrained(
+                fetch_checkpoint(distillation.teacher, revision=distillation.revision),
+                dtype=self._dtype,
+                device=self._device,
+            )
         return Objective(
             self._student,
-            Weights(
-                label_smoothing=training.label_smoothing,
-                ctc=training.ctc_weight,
-                attention=training.attention_weight,
-                phones=training.phones_weight,
-                teacher_tokens=distillation.token_weight if taught else 0.0,
-                teacher_encoder=distillation.encoder_weight if taught else 0.0,
+            LossSettings(
+                label_smoothing=self._config.training.label_smoothing,
+                token_weight=distillation.token_weight,
                 temperature=distillation.temperature,
             ),
             teacher=teacher,
-        ).to(self._device)
-
-    def _teacher(self) -> tuple[WhisperForConditionalGeneration, str]:
-        """Load the teacher; returns it and the name of its weights."""
-        distillation = self._config.distillation
-        assert distillation.teacher is not None, "checked before"
-        folder = fetch_checkpoint(distillation.teacher, revision=distillation.revision)
-        network = WhisperForConditionalGeneration.from_pretrained(
-            folder, dtype=self._dtype, device=self._device
         )
-        return network.eval(), model_revision(folder)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -257,8 +206,6 @@ class Finetune:
 
     def _trainer(self) -> Trainer:
         config, training = self._config, self._config.training
-        batch = training.batch_windows
-        written = training.encoder_steps * batch
         examples = Examples(
             self.material,
             self._labels,
@@ -268,20 +215,13 @@ class Finetune:
                     share_windows=config.windows.pack,
                     max_tokens=self._labels.room,
                     max_pause_s=config.windows.max_pause_s,
-                    partly_filled_share=config.windows.partly_filled_share,
                     speeds=config.augmentation.speed,
                     no_speech_share=config.windows.no_speech_share,
                     cut_off_share=config.windows.cut_off_share,
-                    alone_share=config.windows.alone_share,
-                    short_windows=training.short_steps * batch,
                 ),
                 augmentation=Augmentation(**config.augmentation.model_dump(exclude={"speed"})),
                 timestamps_share=config.windows.timestamps_share,
-                cut_share=config.windows.cut_share,
                 previous_share=config.windows.previous_text_share,
-                misread_share=config.windows.misread_share,
-                with_phones=training.phones_weight > 0,
-                with_passages=range(written, written + training.decoder_steps * batch),
                 task=config.windows.task,
                 seed=training.seed,
             ),
@@ -299,37 +239,26 @@ class Finetune:
             examples,
             padding=self._processor.tokenizer.eot,
             steps=Steps(
-                batch_windows=batch,
+                batch_windows=training.batch_windows,
                 windows_at_once=training.windows_at_once,
                 max_gradient=training.max_gradient,
                 seed=training.seed,
                 loader_workers=config.data.workers,
                 dtype=self._dtype,
                 taught=config.distillation.steps,
-                encoder_alone=training.encoder_steps,
-                decoder_alone=training.decoder_steps,
-                decoder_positions=round(training.decoder_audio_s / TIMESTAMP_STEP_S),
-                memory_windows=training.decoder_memory_windows,
             ),
             group=self._group,
         )
 
     # What is kept
 
-    def _named(self) -> dict[str, torch.Tensor]:
-        weights: dict[str, torch.Tensor] = {
-            f"{_WEIGHTS}{n}": p for n, p in self._student.named_parameters()
-        }
-        return weights | {f"{_HELPING}{n}": p for n, p in self._objective.named_parameters()}
+    def _trained(self) -> dict[str, torch.Tensor]:
+        """Return the weights that training changes; the others are those of the start."""
+        return {f"{_WEIGHTS}{name}": p for name, p in self._optimiser.parameters.items()}
 
     @property
     def _fingerprint(self) -> str:
         config = self._config.model_dump(mode="json", exclude=_ELSEWHERE)
-        # Windows that are heard together are as long then, or as many stretches written at a time.
-        if self._config.windows.cut_share or self._config.training.decoder_steps:
-            config["together"] = self._config.training.windows_at_once
-        if self._config.training.decoder_steps:  # each process writes what it heard itself
-            config["workers"] = self._group.size
         return _digest([config, self._revision, self.material.account["fingerprint"]])
 
     def _resumed(self) -> int:
@@ -344,7 +273,7 @@ class Finetune:
                 "this one; name another output.uri, or remove that folder to begin anew"
             )
         with torch.no_grad():
-            for name, parameter in self._named().items():
+            for name, parameter in self._trained().items():
                 parameter.copy_(state.tensors[name])
         moments = {
             name.removeprefix(_MOMENTS): tensor
@@ -361,7 +290,7 @@ class Finetune:
         moments = {f"{_MOMENTS}{n}": t for n, t in self._optimiser.state().items()}
         self._store.write_log(log)
         account = {"step": step, "best": self._best, "fingerprint": self._fingerprint}
-        self._store.save(State({**self._named(), **moments}, account))
+        self._store.save(State({**self._trained(), **moments}, account))
 
     def _evaluated(self, step: int, log: list[dict[str, Any]]) -> Iterator[Evaluation]:
         """Ask the network for what is not trained on, and keep it if it never was better."""

@@ -5,10 +5,8 @@ learnt, then start, language, task, and the text between timestamps or, after `<
 alone; `<|nospeech|>` where there is none. Knows no samples.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
@@ -26,26 +24,6 @@ class Said:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Spoken:
-    """The letters of a passage, and where in its window it is said."""
-
-    start_s: float
-    end_s: float
-    letters: bytes
-    """In UTF-8, none of them capital."""
-
-
-@dataclass(frozen=True, slots=True)
-class Letters:
-    """Those of a passage that a token writes; of a time, the first or the last."""
-
-    passage: int
-    """In its row's `spoken`."""
-    first: int
-    end: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRow:
     """What the decoder reads, and from which token on it is asked for the next one."""
@@ -54,12 +32,6 @@ class TokenRow:
     """All tokens, the end token last."""
     learnt_from: int
     """Place of the first token that is to be learnt."""
-    spoken: tuple[Spoken, ...] = ()
-    """The same text by passages and letters, for losses on the encoder alone."""
-    letters: tuple[Letters | None, ...] = ()
-    """Of each token of `ids`, what it writes; None for tokens that write nothing of `spoken`."""
-    misread: tuple[int, ...] = ()
-    """What the decoder reads instead of `ids`, where that is not the same."""
 
 
 class LabelWriter:
@@ -132,30 +104,10 @@ class LabelWriter:
         before = self._before(
             previous, room=self._max_tokens - len(prompt) - len(text) - len(begun)
         )
-        heard = tuple(Spoken(one.start_s, one.end_s, _letters(one.text)) for one in spoken)
-        unheard = (None,) * (len(before) + len(prompt))
         return TokenRow(
             ids=(*before, *prompt, *text, *begun, tokenizer.eot),
             learnt_from=len(before) + 1,
-            spoken=heard,
-            letters=(*unheard, *self._written(text, heard), *(None for _ in begun), None),
         )
-
-    def misread(self, row: TokenRow, share: float, draw: np.random.Generator) -> TokenRow:
-        """Return the same row with some of its text read wrong, and to be written right.
-
-        A decoder that always reads what is right never meets errors of its own in training (Bengio
-        et al. 2015, who draw them from the network; here they are any tokens).
-
-        Args:
-            row: as `row` returns it.
-            share: of its tokens of text that become any others.
-            draw: all chance comes from it.
-        """
-        ids = np.asarray(row.ids)
-        others = draw.integers(self._tokenizer.eot, size=ids.size)
-        wrong = (ids < self._tokenizer.eot) & (draw.random(ids.size) < share)
-        return replace(row, misread=tuple(np.where(wrong, others, ids).tolist()))
 
     def _prompt(self, language: str | None, task: str, *, timestamps: bool) -> Sequence[int]:
         try:
@@ -178,26 +130,6 @@ class LabelWriter:
     def _time(self, second: float) -> int:
         return self._tokenizer.timestamp_begin + min(round(second / TIMESTAMP_STEP_S), _STEPS)
 
-    def _written(self, ids: Sequence[int], spoken: Sequence[Spoken]) -> Iterator[Letters]:
-        """Yield what each token of a window's text writes."""
-        passage, done = 0, 0  # bytes of the passage, with the space before it
-        for token in ids:
-            length = len(spoken[passage].letters)
-            if token >= self._tokenizer.timestamp_begin:
-                if done:
-                    yield Letters(passage, length - 1, length)
-                    passage, done = passage + 1, 0
-                else:
-                    yield Letters(passage, 0, 1)
-                continue
-            if done > length and passage + 1 < len(spoken):  # without times between
-                passage, done, length = passage + 1, 0, len(spoken[passage + 1].letters)
-            # Each byte is a letter of the token's own name.
-            written = len(str(self._tokenizer.convert_ids_to_tokens(token)))
-            first = min(max(0, done - 1), length - 1)
-            done += written
-            yield Letters(passage, first, min(max(first + 1, done - 1), length))
-
     def _before(self, previous: str, *, room: int) -> Sequence[int]:
         """Return the prompt of earlier text, at most half of the positions as in decoding."""
         room = min(room, self._max_tokens // 2) - 1
@@ -209,7 +141,3 @@ class LabelWriter:
         if not stripped:
             return ()
         return tuple(self._tokenizer.encode(" " + stripped, add_special_tokens=False))
-
-
-def _letters(text: str) -> bytes:
-    return text.strip().lower().encode()

@@ -11,26 +11,23 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Float32, Int16, Int64
 
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.storage.addresses import shown
-from corpus_asr.text.phones import Phone, read_phones
 from corpus_asr.training.passages import Passage, Recording
 from corpus_asr.training.samples import FULL_SCALE, Samples, Wanted, joined, read_samples
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
 AUDIO_NAME = "audio.i16"
 PASSAGES_NAME = "passages.arrow"
-SOUNDS_NAME = "sounds.arrow"
 ACCOUNT_NAME = "material.json"
 
 _SCHEMA = pa.schema(
@@ -42,7 +39,6 @@ _SCHEMA = pa.schema(
         pa.field("text", pa.string(), nullable=False),
         pa.field("language", pa.string()),
         pa.field("previous", pa.string(), nullable=False),  # said before the stretch
-        pa.field("phones", pa.string(), nullable=False),  # with times after the passage's start
     ]
 )
 _PLACES = ("stretch", "start", "end", "tokens")
@@ -77,12 +73,6 @@ class Material:
         stretch, start, end, tokens = (table[name].to_numpy() for name in _PLACES)
         return cls(audio, stretch, start, end, tokens, table, account)
 
-    def with_sounds(self, folder: Path) -> Self:
-        """Return the same with the sounds that `name_sounds` left in its folder."""
-        place = self.table.schema.get_field_index("phones")
-        named = _table(folder / SOUNDS_NAME)["phones"]
-        return replace(self, table=self.table.set_column(place, _SCHEMA.field("phones"), named))
-
     def __len__(self) -> int:
         return len(self.start)
 
@@ -104,15 +94,6 @@ class Material:
         """Return what is said in a passage; nothing where there is no speech."""
         said: str = self.table["text"][passage].as_py()
         return said
-
-    def phones(self, passage: int) -> list[Phone]:
-        """Return the sounds of a passage and their times; none where they are not known."""
-        return read_phones(self.table["phones"][passage].as_py())
-
-    @property
-    def tells_phones(self) -> bool:
-        """Whether the sounds of any passage are known."""
-        return bool(pc.any(pc.not_equal(self.table["phones"], "")).as_py())
 
     def ends(self, passages: slice) -> int:
         """Return the sample at which the last of some passages ends: they may overlap."""
@@ -346,7 +327,6 @@ class _Writer:
                 "text": passage.text.strip(),
                 "language": passage.language,
                 "previous": passage.previous,
-                "phones": passage.phones,
             }
         )
         if len(self._waiting) == _ROWS_AT_ONCE:

@@ -69,21 +69,20 @@ class NamedAdamW:
     """AdamW over the parameters that learn, with its state by their names.
 
     Args:
-        networks: by a prefix of their parameters' names.
+        network: its parameters that require a gradient are trained.
         weight_decay: of matrices; norms and biases have none.
         betas: of the moments.
     """
 
     def __init__(
         self,
-        networks: Mapping[str, nn.Module],
+        network: nn.Module,
         *,
         weight_decay: float,
         betas: tuple[float, float],
     ) -> None:
         self.parameters = {
-            f"{prefix}{name}": parameter
-            for prefix, network in networks.items()
+            name: parameter
             for name, parameter in network.named_parameters()
             if parameter.requires_grad
         }

@@ -3,8 +3,7 @@
 A manifest (.jsonl, .csv or .parquet) names a recording by `uri`, `path` or `audio_filepath`, with
 `text` for the whole of it, or for the stretch from `start_s` (NeMo: `offset`) to `end_s`, or as
 long as `duration_s` (`duration`); or with `segments`, objects of `start_s`, `end_s` and `text`.
-`language` and `speaker` may be there, and `phones`: sounds with the seconds from the passage's
-start at which they end (`corpus_asr/text/phones.py`). Knows nothing of samples or tokens.
+`language` and `speaker` may be there. Knows nothing of samples or tokens.
 """
 
 import json
@@ -17,7 +16,6 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.manifest import manifest_rows
 from corpus_asr.text.languages import resolve_language
-from corpus_asr.text.phones import read_phones
 
 _URI_NAMES = ("uri", "path", "audio_filepath")
 # An hour of segments with their times.
@@ -41,8 +39,6 @@ class Passage:
     previous: str = ""
     """What was said before, where no passage of the same recording tells."""
     speaker: str | None = None
-    phones: str = ""
-    """Its sounds and their times, where they are known; see `corpus_asr.text.phones`."""
 
     @property
     def recording(self) -> "Recording":
@@ -105,7 +101,6 @@ def _passages(
                 end_s=end_s,
                 language=language,
                 speaker=_speaker(stretch) or _speaker(row),
-                phones=_phones(stretch),
             )
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
@@ -118,14 +113,6 @@ def _passages(
 def _speaker(stretch: Mapping[str, Any]) -> str | None:
     found = _first(stretch, "speaker", "speaker_id")
     return None if found is None else str(found)
-
-
-def _phones(stretch: Mapping[str, Any]) -> str:
-    written = _first(stretch, "phones") or ""
-    if not isinstance(written, str):
-        raise TypeError(f"phones {written!r}")
-    read_phones(written)
-    return written
 
 
 def _times(stretch: Mapping[str, Any]) -> tuple[float, float | None]:

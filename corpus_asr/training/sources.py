@@ -4,14 +4,12 @@ In: addresses. Out: passages. Knows no samples and no tokens.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from corpus_asr.config.finetune import DataSettings
 from corpus_asr.export.index import read_index
 from corpus_asr.export.load import SCORE_COLUMNS, Selection, chosen, recordings
 from corpus_asr.storage.tables import OutputStore
-from corpus_asr.text.capitals import sentence_case
 from corpus_asr.training.datasets import files_of_dataset, holds_audio, read_dataset
 from corpus_asr.training.passages import Passage, read_passages
 
@@ -37,10 +35,8 @@ def passages_in(data: DataSettings, split: str) -> Iterator[Passage]:
             language=data.language,
             min_confidence=data.min_confidence,
         ):
-            if any(fnmatchcase(passage.speaker or "", pattern) for pattern in held_out):
-                continue
-            written = data.capitals == "as_written"
-            yield passage if written else replace(passage, text=sentence_case(passage.text))
+            if not any(fnmatchcase(passage.speaker or "", pattern) for pattern in held_out):
+                yield passage
 
 
 def passages_of(

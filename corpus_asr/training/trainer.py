@@ -5,12 +5,10 @@ weights changed in place. A step depends on its number and the weights before it
 that is stopped and resumed ends with the same weights. Knows no files.
 """
 
+import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from operator import attrgetter
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,14 +20,10 @@ from corpus_asr.models.layers.side_by_side import run_side_by_side
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.training.examples import Batch, Collate, Examples
 from corpus_asr.training.group import Group
-from corpus_asr.training.memory import Heard, HeardBatch, Memory
 from corpus_asr.training.objective import Losses, Objective
 from corpus_asr.training.optimiser import NamedAdamW, Rates, clip
 
 _MAX_OVERFLOWS = 20
-_DECODER = ("model.decoder.", "proj_out.")
-
-Learns = Literal["encoder", "decoder", "both"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,26 +38,6 @@ class Steps:
     dtype: torch.dtype
     taught: int | None = None
     """The first ones, in which a teacher is asked; None: all."""
-    encoder_alone: int = 0
-    """The first ones, in which the decoder learns nothing."""
-    decoder_alone: int = 0
-    """Those after them, in which the encoder does not."""
-    decoder_positions: int = 0
-    """Of encodings that are written in each of the latter, over the group."""
-    memory_windows: int = 1
-    """Heard before a step, whose encodings are written again, over the group."""
-
-    def learns(self, step: int) -> Learns:
-        """Return what learns at a step, counted from 0."""
-        if step < self.encoder_alone:
-            return "encoder"
-        return "decoder" if step < self.encoder_alone + self.decoder_alone else "both"
-
-    def heard_from(self, step: int) -> int:
-        """Return the first step whose windows may be written again at a step."""
-        if self.learns(step) != "decoder":
-            return step
-        return max(self.encoder_alone, step - -(-self.memory_windows // self.batch_windows))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,15 +55,6 @@ class Record:
     """Length, before it was shortened."""
     tokens: int
     wall_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """A piece of a step."""
-
-    losses: Callable[[], Losses]
-    size: int
-    """Which of them take longer."""
 
 
 class Trainer:
@@ -126,7 +91,6 @@ class Trainer:
         self._collate = Collate(padding)
         self._steps = steps
         self._group = group
-        self._memory = Memory(max(1, steps.memory_windows // group.size))
         self._overflows = 0
 
     def run(self, done: int) -> Iterator[Record]:
@@ -135,14 +99,10 @@ class Trainer:
         Raises:
             EngineError: memory does not suffice, or gradients are no numbers any more.
         """
-        first = self._steps.heard_from(done)
-        batches = iter(self._loader(first))
-        for step in range(first, self._rates.steps):
+        batches = iter(self._loader(done))
+        for step in range(done, self._rates.steps):
             try:
-                if step < done:
-                    self._hear(step, batches)
-                else:
-                    yield self._step(step, batches)
+                yield self._step(step, batches)
             except torch.OutOfMemoryError as error:
                 raise EngineError(
                     f"training step {step + 1}: found too little memory on {self._student.device} "
@@ -169,8 +129,8 @@ class Trainer:
         began = time.perf_counter()
         sums: dict[str, float] = {}
         tokens = 0
-        learning = self._learning(self._steps.learns(step))
-        for losses in self._learnt(self._tasks(step, batches), learning):
+        learning = list(self._optimiser.parameters.values())
+        for losses in self._learnt(step, self._pieces(step, batches), learning):
             tokens += losses.tokens
             for name, part in losses.parts.items():
                 sums[name] = sums.get(name, 0.0) + part
@@ -200,79 +160,36 @@ class Trainer:
             wall_s=time.perf_counter() - began,
         )
 
-    def _learnt(self, tasks: Iterator[_Task], learning: list[Tensor]) -> Iterator[Losses]:
-        """Add up the gradients of a step, piece by piece."""
+    def _learnt(
+        self, step: int, batches: Iterator[Batch], learning: list[Tensor]
+    ) -> Iterator[Losses]:
+        """Add up the gradients of a step, micro-batch by micro-batch."""
+        distill = self._steps.taught is None or step < self._steps.taught
+
+        def losses_of(batch: Batch) -> Losses:
+            with self._computing():
+                return self._objective(self._student, batch, distill=distill)
+
         if not self._side_by_side:
-            for task in tasks:
-                losses = task.losses()
+            for batch in batches:
+                losses = losses_of(batch)
                 losses.total.backward()  # type: ignore[no-untyped-call]
                 yield losses
             return
 
-        def differentiated(task: _Task) -> tuple[Losses, tuple[Tensor | None, ...]]:
-            losses = task.losses()
+        def differentiated(batch: Batch) -> tuple[Losses, tuple[Tensor | None, ...]]:
+            losses = losses_of(batch)
             gradients = torch.autograd.grad(losses.total, learning, allow_unused=True)
             return replace(losses, total=losses.total.detach()), gradients
 
-        for losses, gradients in run_side_by_side(
-            differentiated, list(tasks), size=attrgetter("size"), inference=False
-        ):
-            for parameter, gradient in zip(learning, gradients, strict=True):
-                if gradient is not None:
-                    _gradient(parameter).add_(gradient)
-            yield losses
-
-    def _tasks(self, step: int, batches: Iterator[Batch]) -> Iterator[_Task]:
-        """Yield the pieces of a step."""
-        learns = self._steps.learns(step)
-        if learns == "decoder":
-            self._hear(step, batches)
-            yield from self._written_again(step)
-            return
-        self._memory.forget()
-        taught = self._steps.taught is None or step < self._steps.taught
-
-        def losses(batch: Batch) -> Losses:
-            alone = learns == "encoder"
-            with self._computing():
-                found: Losses = self._objective(
-                    self._student, batch, taught=taught, encoder_alone=alone
-                )
-                return found
-
-        for batch in self._pieces(step, batches):
-            yield _Task(partial(losses, batch), batch.num_frames)
-
-    def _written_again(self, step: int) -> Iterator[_Task]:
-        """Yield what the decoder writes of what was heard lately."""
-        steps, group = self._steps, self._group
-        pieces = _pieces(steps, group)
-        draw = np.random.default_rng((steps.seed, step, group.rank))
-
-        def losses(heard: HeardBatch) -> Losses:
-            with self._computing():
-                return self._objective.write(self._student, heard)
-
-        for _ in range(pieces):
-            drawn = self._memory.draw(steps.decoder_positions // (group.size * pieces), draw)
-            heard = HeardBatch.joined(drawn)
-            yield _Task(partial(losses, heard), heard.states.shape[0] * heard.states.shape[1])
-
-    def _hear(self, step: int, batches: Iterator[Batch]) -> None:
-        """Remember the encodings of a step's windows."""
-
-        def hear(batch: Batch) -> list[list[Heard]]:
-            with self._computing():
-                return self._objective.hear(self._student, batch)
-
-        pieces = self._pieces(step, batches)
-        for heard in (
-            run_side_by_side(hear, list(pieces), size=attrgetter("num_frames"), inference=False)
-            if self._side_by_side
-            else map(hear, pieces)
-        ):
-            for window in heard:
-                self._memory.add(window)
+        threads = torch.get_num_threads()
+        # No more micro-batches than threads at a time: each keeps gradients of all parameters.
+        while some := list(itertools.islice(batches, threads)):
+            for losses, gradients in run_side_by_side(differentiated, some, inference=False):
+                for parameter, gradient in zip(learning, gradients, strict=True):
+                    if gradient is not None:
+                        _gradient(parameter).add_(gradient)
+                yield losses
 
     @property
     def _side_by_side(self) -> bool:
@@ -294,14 +211,6 @@ class Trainer:
     def _computing(self) -> torch.autocast:
         dtype = self._steps.dtype
         return torch.autocast(self._student.device.type, dtype, enabled=dtype != torch.float32)
-
-    def _learning(self, learns: Learns) -> list[Tensor]:
-        """Return the parameters that change in a step; others have no gradient at all."""
-        return [
-            parameter
-            for name, parameter in self._optimiser.parameters.items()
-            if learns == "both" or name.startswith(_DECODER) == (learns == "decoder")
-        ]
 
     def _count_overflow(self, step: int) -> None:
         self._overflows += 1

@@ -30,18 +30,12 @@ class Packing:
     """Of a window, timestamps included."""
     max_pause_s: float
     """Silence put between recordings, and before the first, at most."""
-    partly_filled_share: float
-    """Windows that end in silence: they are full at a length that is drawn."""
     speeds: tuple[float, float]
     """Slowest and fastest that recordings are played."""
     no_speech_share: float
     """Windows without speech beside those with."""
     cut_off_share: float
     """Full windows of several recordings at whose end another begins that does not fit."""
-    alone_share: float
-    """Runs that share no window, where others do."""
-    short_windows: int
-    """Until an epoch begins after so many windows, mostly short lengths are drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,14 +70,10 @@ class EpochPlan:
         packing: how windows are filled.
         seed: of the training run.
         epoch: from 0.
-        before: windows of earlier epochs.
     """
 
-    def __init__(
-        self, material: Material, packing: Packing, *, seed: int, epoch: int, before: int = 0
-    ) -> None:
+    def __init__(self, material: Material, packing: Packing, *, seed: int, epoch: int) -> None:
         self._packing = packing
-        self._short = before < packing.short_windows
         self._seed = (seed, epoch)
         draw = np.random.default_rng((seed, epoch))
         slowest = packing.speeds[0]
@@ -95,7 +85,6 @@ class EpochPlan:
         sums = np.concatenate([[0], np.cumsum(material.tokens + _TIMESTAMPS)])
         self._tokens = sums[self._end] - sums[self._first]
         self._languages = _codes(material)[self._first]
-        self._full: set[int] = set()
         order = draw.permutation(len(self._first))
         self._windows = (
             self._filled(order, draw) if packing.share_windows else [[run] for run in order]
@@ -123,7 +112,8 @@ class EpochPlan:
             first, end = int(self._first[run]), int(self._end[run])
             placed.append(Placed(first=first, end=end, at=at))
             at += length
-        begun = self._begun(draw, at, runs[-1], speed) if chosen in self._full else None
+        shared = bool(runs) and self._packing.share_windows
+        begun = self._begun(draw, at, runs[-1], speed) if shared else None
         return Window(seed=seed, speed=speed, runs=tuple(placed), begun=begun)
 
     def _begun(self, draw: np.random.Generator, at: int, last: int, speed: float) -> Placed | None:
@@ -157,27 +147,16 @@ class EpochPlan:
         windows: list[list[int]] = []
         opened: dict[int, tuple[list[int], int, int]] = {}
         whole = int(WINDOW_SAMPLES * min(1.0, self._packing.speeds[0]))
-        alone = draw.random(len(order)) < self._packing.alone_share
         for run in order.tolist():
-            if alone[run]:
-                windows.append([run])
-                continue
             language = int(self._languages[run])
             length, tokens = int(self._length[run]), int(self._tokens[run])
             window, samples, said = opened.get(language, ([], 0, 0))
             if not window or length > samples or tokens > said:
-                window, samples, said = [], self._room(draw, whole), self._packing.max_tokens
-                if samples == whole:
-                    self._full.add(len(windows))
+                window, samples, said = [], whole, self._packing.max_tokens
                 windows.append(window)
             window.append(run)
             opened[language] = (window, samples - length, said - tokens)
         return windows
-
-    def _room(self, draw: np.random.Generator, whole: int) -> int:
-        share = self._packing.partly_filled_share
-        partly = share > 0 and draw.random() < share
-        return int(whole * draw.random() ** (3 if self._short else 1)) if partly else whole
 
 
 class Epochs:
@@ -214,7 +193,6 @@ class Epochs:
                 self._packing,
                 seed=self._seed,
                 epoch=epoch,
-                before=self._ends[epoch - 1] if epoch else 0,
             )
         return self._plans[epoch]
 

@@ -50,7 +50,6 @@ def test_the_example_loads_and_says_the_defaults() -> None:
         ("cluster.workers", "3", "training.windows_at_once times cluster.workers"),
         ("augmentation.speed", "[1.1, 0.9]", "smaller number first"),
         ("augmentation.speed", "[0.1, 1]", "factors from 0.5 to 2"),
-        ("augmentation.formants", "[0.9, 3]", "factors from 0.5 to 2"),
         ("training.lerning_rate", "1", "learning_rate"),
         ("data.train", "[]", "data.train"),
     ],

@@ -56,8 +56,6 @@ def better(demo_model: Path, sets: dict[str, list[Clip]], output: Path) -> Finet
         },
         windows={
             "pack": False,
-            "partly_filled_share": 1.0,
-            "cut_share": 1.0,
             "timestamps_share": 0.5,
             "previous_text_share": 0.0,
         },

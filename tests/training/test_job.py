@@ -2,7 +2,6 @@
 
 import math
 import threading
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +129,13 @@ def test_a_seed_decides_every_step(place: Path, dropout: float) -> None:
 
 
 def test_windows_are_computed_side_by_side(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward, both = Objective.forward, threading.Barrier(2, timeout=60)
+    forward, both = Objective.__call__, threading.Barrier(2, timeout=60)
 
     def meeting(*given: Any, **named: Any) -> Losses:
         both.wait()  # for the other window: broken if that comes after this one
         return forward(*given, **named)
 
-    monkeypatch.setattr(Objective, "forward", meeting)
+    monkeypatch.setattr(Objective, "__call__", meeting)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -202,61 +201,6 @@ def test_nothing_to_learn_from_is_told(place: Path, tmp_path: Path) -> None:
         Finetune(config, group=Group())
 
 
-def test_sounds_that_nobody_tells_are_not_waited_for(place: Path) -> None:
-    config = training(place, place / "model", "sounds", training={"phones_weight": 0.2})
-    with pytest.raises(ConfigError, match=r"no passage with phones in data\.train"):
-        Finetune(config, group=Group())
-
-
-def test_the_encoder_may_learn_first_and_the_decoder_next(place: Path) -> None:
-    learning = {"steps": 6, "encoder_steps": 2, "decoder_steps": 3, "ctc_weight": 0.5}
-    # Longer than from the checkpoint to the step it goes on with.
-    learning |= {"decoder_memory_windows": 3, "decoder_audio_s": 60.0}
-
-    def events(output: str, stop_after: int | None = None) -> list[Record | Evaluation]:
-        config = training(place, place / "model", output, training=learning)
-        return run(config, stop_after=stop_after)
-
-    records = [event for event in events("first") if isinstance(event, Record)]
-    events("stopped", 3)  # the checkpoint is that of step 2, when only the encoder has learnt
-    events("stopped", 5)  # and now that of step 4, before which something was heard
-    assert [event.step for event in events("stopped") if isinstance(event, Record)] == [5, 6]
-    first, stopped = (weights_in(place / name / "model") for name in ("first", "stopped"))
-    assert all(torch.equal(tensor, stopped[name]) for name, tensor in first.items())
-    assert [set(record.parts) for record in records] == [
-        {"ctc"},
-        {"ctc"},
-        {"labels"},
-        {"labels"},
-        {"labels"},
-        {"labels", "ctc"},
-    ]
-
-
-def test_what_does_not_learn_yet_stays_as_it_is(place: Path) -> None:
-    learning = {"encoder_steps": 1, "decoder_steps": 3, "ctc_weight": 0.5, "weight_decay": 0.5}
-    evaluation = {"keep": "last"}
-    for steps, output in ((1, "heard"), (4, "written")):
-        sections = {"training": {**learning, "steps": steps}, "evaluation": evaluation}
-        run(training(place, place / "model", output, **sections))
-    start, heard, written = (
-        weights_in(folder)
-        for folder in (place / "model", place / "heard/model", place / "written/model")
-    )
-    for name, changes in (
-        ("model.encoder.conv1.weight", [True, False]),
-        ("model.decoder.layers.0.fc1.weight", [False, True]),
-    ):
-        weights = (start[name], heard[name], written[name])
-        assert [not torch.equal(*pair) for pair in pairwise(weights)] == changes
-
-
-def test_an_encoder_that_would_learn_nothing_first_is_refused(place: Path) -> None:
-    config = training(place, place / "model", "nothing", training={"encoder_steps": 3})
-    with pytest.raises(ConfigError, match=r"encoder_steps: found 3 steps and no loss"):
-        Finetune(config, group=Group())
-
-
 def test_a_missing_language_is_told_before_training(place: Path) -> None:
     said = (place / "train" / "manifest.jsonl").read_text(encoding="utf-8")
     manifest = place / "train" / "no-language.jsonl"
@@ -284,26 +228,6 @@ def test_a_machine_with_less_memory_may_go_on(place: Path) -> None:
     run(config, stop_after=3)
     fewer = training(place, place / "model", "smaller", data={"cache": str(place / "cache-2")})
     assert [event.step for event in run(fewer) if isinstance(event, Record)] == [3, 4]
-
-
-@pytest.mark.parametrize(
-    ("name", "cut_share", "decoder_steps"), [("cut", 0.5, 0), ("stretches", 0.0, 3)]
-)
-def test_what_depends_on_windows_at_once_has_to_keep_it(
-    place: Path, name: str, cut_share: float, decoder_steps: int
-) -> None:
-    def job(at_once: int) -> FinetuneConfig:
-        return training(
-            place,
-            place / "model",
-            name,
-            training={"windows_at_once": at_once, "decoder_steps": decoder_steps},
-            windows={"cut_share": cut_share},
-        )
-
-    run(job(2), stop_after=3)
-    with pytest.raises(ConfigError, match="training with other settings"):
-        run(job(1))
 
 
 @pytest.mark.slow

@@ -1,8 +1,5 @@
 """What is said to token rows, as Whisper was trained."""
 
-from dataclasses import replace
-
-import numpy as np
 import pytest
 
 from corpus_asr.errors import ConfigError
@@ -39,9 +36,6 @@ def test_of_what_is_cut_off_the_time_alone_is_written(tokenizer: WhisperTokenize
     writer = LabelWriter(tokenizer, max_tokens=100)
     row = writer.row(SAID, language="en", task="transcribe", timestamps=True, begins_s=2.5)
     assert text_of(tokenizer, row.ids).endswith(" for your country.<|2.00|><|2.50|><|endoftext|>")
-    assert len(row.letters) == len(row.ids)
-    assert row.letters[-2:] == (None, None)
-    assert len(row.spoken) == len(SAID)
     early = writer.row(SAID, language="en", task="transcribe", timestamps=True, begins_s=1.0)
     assert text_of(tokenizer, early.ids).endswith("<|2.00|><|2.00|><|endoftext|>")
 
@@ -58,36 +52,6 @@ def test_without_times_the_text_runs_on(tokenizer: WhisperTokenizer) -> None:
     tokenizer.set_prefix_tokens(language="de", task="translate", predict_timestamps=False)
     own = tokenizer(" ask what you can do for your country.").input_ids
     assert list(row.ids) == own
-
-
-@pytest.mark.parametrize("timestamps", [False, True])
-@pytest.mark.parametrize("previous", ["", "And so my fellow"])
-def test_each_token_knows_which_letters_it_writes(
-    tokenizer: WhisperTokenizer, timestamps: bool, previous: str
-) -> None:
-    said = (*SAID, Said(2.5, 3.0, "İ'm ÜBER ask"), Said(3.0, 3.2, "?"))
-    row = LabelWriter(tokenizer, max_tokens=200).row(
-        said, language="en", task="transcribe", timestamps=timestamps, previous=previous
-    )
-    assert len(row.letters) == len(row.ids)
-    assert row.letters[: row.learnt_from] == (None,) * row.learnt_from
-    assert row.letters[-1] is None
-    written = [b"" for _ in said]
-    for token, letters in zip(row.ids, row.letters, strict=True):
-        if letters is None:
-            continue
-        of = row.spoken[letters.passage].letters
-        assert 0 <= letters.first < letters.end <= len(of)
-        if token >= tokenizer.timestamp_begin:
-            begins = not written[letters.passage]
-            assert (letters.first, letters.end) == ((0, 1) if begins else (len(of) - 1, len(of)))
-            continue
-        name = str(tokenizer.convert_ids_to_tokens(token))
-        own = of[letters.first : letters.end]
-        assert len(own) in (len(name), len(name) - 1, 1)  # with the space before a word, or alone
-        written[letters.passage] += own
-    for text, one in zip(written[:2], row.spoken, strict=False):
-        assert text.replace(b" ", b"") == one.letters.replace(b" ", b"")
 
 
 def test_earlier_text_is_read_and_not_learnt(tokenizer: WhisperTokenizer) -> None:
@@ -117,22 +81,6 @@ def test_earlier_text_gives_way(tokenizer: WhisperTokenizer) -> None:
         SAID, language="en", task="transcribe", timestamps=True, previous=long
     )
     assert full == bare
-
-
-def test_some_text_is_read_wrong_and_written_right(tokenizer: WhisperTokenizer) -> None:
-    writer = LabelWriter(tokenizer, max_tokens=400)
-    said = tuple(Said(at, at + 0.5, "ask what you can do") for at in range(25))
-    row = writer.row(said, language="en", task="transcribe", timestamps=True)
-    found = writer.misread(row, 0.3, np.random.default_rng(0))
-    assert replace(found, misread=()) == row
-    pairs = list(zip(found.misread, row.ids, strict=True))
-    changed = [wrong for wrong, right in pairs if wrong != right]
-    assert all(right < tokenizer.eot for wrong, right in pairs if wrong != right)
-    assert all(wrong < tokenizer.eot for wrong in changed)
-    assert len(set(changed)) > 10
-    texts = sum(right < tokenizer.eot for right in row.ids)
-    assert 0.2 < len(changed) / texts < 0.4
-    assert writer.misread(row, 0.3, np.random.default_rng(0)) == found
 
 
 def test_silence_is_a_token(tokenizer: WhisperTokenizer) -> None:

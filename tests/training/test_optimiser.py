@@ -51,7 +51,7 @@ def steps(part: nn.Module, optimiser: NamedAdamW, count: int, *, seed: int) -> N
 def test_moments_carry_on_where_they_were_left() -> None:
     def made() -> tuple[nn.Module, NamedAdamW]:
         part = network()
-        return part, NamedAdamW({"a.": part}, weight_decay=0.1, betas=(0.9, 0.98))
+        return part, NamedAdamW(part, weight_decay=0.1, betas=(0.9, 0.98))
 
     part, optimiser = made()
     steps(part, optimiser, 3, seed=1)
@@ -70,18 +70,18 @@ def test_moments_carry_on_where_they_were_left() -> None:
 
 def test_moments_of_other_parameters_are_refused() -> None:
     part = network()
-    optimiser = NamedAdamW({"": part}, weight_decay=0.0, betas=(0.9, 0.98))
+    optimiser = NamedAdamW(part, weight_decay=0.0, betas=(0.9, 0.98))
     steps(part, optimiser, 1, seed=0)
     frozen = network()
     freeze(frozen, ["0.*"])
     with pytest.raises(CheckpointError, match=r"same model\.freeze"):
-        NamedAdamW({"": frozen}, weight_decay=0.0, betas=(0.9, 0.98)).restore(optimiser.state())
+        NamedAdamW(frozen, weight_decay=0.0, betas=(0.9, 0.98)).restore(optimiser.state())
 
 
 def test_norms_and_biases_do_not_decay() -> None:
     part = network()
     before = {name: p.clone() for name, p in part.named_parameters()}
-    optimiser = NamedAdamW({"": part}, weight_decay=0.5, betas=(0.9, 0.98))
+    optimiser = NamedAdamW(part, weight_decay=0.5, betas=(0.9, 0.98))
     (part(torch.zeros(1, 3)).sum() * 0.0).backward()
     optimiser.step(0.1)
     changed = {n for n, p in part.named_parameters() if not torch.equal(p, before[n])}

@@ -40,15 +40,6 @@ def test_segments_are_passages(tmp_path: Path) -> None:
     ]
 
 
-def test_sounds_are_kept_as_they_are_written(tmp_path: Path) -> None:
-    rows = (
-        {"uri": "a.wav", "text": "a", "phones": "pau:0.1 ey:0.3"},
-        {"uri": "b.wav", "segments": [{"text": "i", "start_s": 2, "end_s": 3, "phones": "ay:0.4"}]},
-    )
-    found = list(read_passages(manifest(tmp_path, *rows)))
-    assert [p.phones for p in found] == ["pau:0.1 ey:0.3", "ay:0.4"]
-
-
 @pytest.mark.parametrize(
     ("row", "told"),
     [
@@ -59,8 +50,6 @@ def test_sounds_are_kept_as_they_are_written(tmp_path: Path) -> None:
         ({"uri": "a.wav", "text": "x", "end_s": "soon"}, "soon"),
         ({"uri": "a.wav", "text": "x", "language": "klingon"}, "klingon"),
         ({"uri": "a.wav", "segments": "[{"}, "a.wav"),
-        ({"uri": "a.wav", "text": "x", "phones": "ay:0.4 t:0.3"}, "the phone 't:0.3'"),
-        ({"uri": "a.wav", "text": "x", "phones": ["ay"]}, "phones ['ay']"),
     ],
 )
 def test_a_wrong_row_is_told(tmp_path: Path, row: dict, told: str) -> None:

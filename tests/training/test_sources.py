@@ -31,16 +31,15 @@ def heard(tmp_path: Path) -> Transcribed:
 def test_held_out_speakers_are_asked_for_and_not_learnt_from(tmp_path: Path) -> None:
     manifest = tmp_path / "said.jsonl"
     rows = [
-        {"uri": "a.wav", "text": "I SAID SO", "speaker": "reader_1"},
+        {"uri": "a.wav", "text": "I said so", "speaker": "reader_1"},
         {"uri": "b.wav", "text": "Ja.", "speaker_id": 7},
-        {"uri": "c.wav", "text": "NO"},
+        {"uri": "c.wav", "text": "No"},
     ]
     manifest.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     data = DataSettings(
         train=(str(manifest),),
         validation=(str(manifest),),
         held_out_speakers=("reader_*", "8"),
-        capitals="sentence",
     )
     assert [one.text for one in passages_in(data, "train")] == ["Ja.", "No"]
     assert [one.text for one in passages_in(data, "validation")] == ["I said so", "Ja.", "No"]

@@ -17,12 +17,9 @@ PACKING = Packing(
     share_windows=True,
     max_tokens=60,
     max_pause_s=1.0,
-    partly_filled_share=0.0,
     speeds=(0.9, 1.1),
     no_speech_share=0.0,
     cut_off_share=0.0,
-    alone_share=0.0,
-    short_windows=0,
 )
 
 
@@ -45,13 +42,13 @@ def material(
 lengths = st.lists(st.lists(st.floats(0.2, 30.0), min_size=1, max_size=6), min_size=1, max_size=8)
 
 
-@given(lengths, st.integers(0, 3), st.booleans(), st.sampled_from([0.0, 0.5, 1.0]))
+@given(lengths, st.integers(0, 3), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_every_passage_is_in_one_window_and_fits(
-    lengths_s: list[list[float]], epoch: int, share: bool, partly: float
+    lengths_s: list[list[float]], epoch: int, share: bool
 ) -> None:
     found = material(lengths_s)
-    packing = replace(PACKING, share_windows=share, partly_filled_share=partly)
+    packing = replace(PACKING, share_windows=share)
     plan = EpochPlan(found, packing, seed=1, epoch=epoch)
     seen: list[int] = []
     for number in range(len(plan)):
@@ -77,26 +74,15 @@ def test_neighbours_stay_together_and_strangers_share() -> None:
     assert runs == {(0, 3), (3, 4), (4, 5)}
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_some_recordings_have_windows_of_their_own(share: float) -> None:
-    found = material([[1.0, 1.0]] * 200)
-    plan = EpochPlan(found, replace(PACKING, alone_share=share), seed=0, epoch=0)
-    windows = [plan.window(number) for number in range(len(plan))]
-    single = [one for one in windows if len(one.runs) == 1]
-    assert len(single) == pytest.approx(200 * share, abs=20)
-    assert sorted(run.first for one in windows for run in one.runs) == list(range(0, 400, 2))
-
-
 @pytest.mark.parametrize("share", [0.0, 1.0])
-@pytest.mark.parametrize("partly", [0.0, 1.0])
-def test_full_windows_cut_another_passage_off(share: float, partly: float) -> None:
+def test_full_windows_cut_another_passage_off(share: float) -> None:
     found = material([[8.0]] * 40, languages=("en", "de"))
-    packing = replace(PACKING, cut_off_share=share, partly_filled_share=partly, speeds=(1.0, 1.0))
+    packing = replace(PACKING, cut_off_share=share, speeds=(1.0, 1.0))
     plan = EpochPlan(found, packing, seed=0, epoch=0)
     windows = [plan.window(number) for number in range(len(plan))]
     begun = [one for one in windows if one.begun is not None]
     # Windows hold three of eight seconds, all but the last of a language.
-    assert len(begun) >= len(windows) - 4 if share and not partly else not begun
+    assert len(begun) >= len(windows) - 4 if share else not begun
     for one in begun:
         assert one.begun is not None
         assert one.runs[-1].at + 8 * SAMPLE_RATE_HZ / one.speed <= one.begun.at + 1
@@ -134,20 +120,6 @@ def test_windows_without_speech_come_beside_the_others(share: float) -> None:
     assert (len(plan), empty) == (20 + 20 * share, 20 * share)
 
 
-def test_some_windows_end_in_silence_at_lengths_that_are_drawn() -> None:
-    packing = replace(PACKING, max_pause_s=0, speeds=(1, 1), max_tokens=400)
-    found = material([[1.0]] * 600)
-
-    def lengths(share: float) -> list[int]:
-        plan = EpochPlan(found, replace(packing, partly_filled_share=share), seed=0, epoch=0)
-        return sorted(len(plan.window(number).runs) for number in range(len(plan)))
-
-    assert set(lengths(0.0)) == {30}
-    half = lengths(0.5)
-    assert len(half) / 3 < half.count(30) < len(half) * 3 / 4
-    assert len(set(half)) >= 5
-
-
 def test_most_pauses_are_short_and_some_are_long() -> None:
     packing = replace(PACKING, max_pause_s=4, speeds=(1, 1), share_windows=False, cut_off_share=0)
     plan = EpochPlan(material([[1.0]] * 400), packing, seed=0, epoch=0)
@@ -155,18 +127,6 @@ def test_most_pauses_are_short_and_some_are_long() -> None:
     pauses_s = [runs[0].at / SAMPLE_RATE_HZ for runs in begun if runs]
     assert np.median(pauses_s) == pytest.approx(1.0, abs=0.2)
     assert 3.5 < max(pauses_s) <= 4
-
-
-def test_most_windows_are_short_until_an_epoch_begins_after_so_many() -> None:
-    packing = replace(PACKING, max_pause_s=0, speeds=(1, 1), max_tokens=400, partly_filled_share=1)
-    found = material([[1.0]] * 600)
-    plan = EpochPlan(found, replace(packing, short_windows=1), seed=0, epoch=0)
-    first, second = len(plan), len(EpochPlan(found, packing, seed=0, epoch=1))
-    assert first > 1.3 * second
-    epochs = Epochs(found, replace(packing, short_windows=first), seed=0)
-    lengths = [len(epochs.window(number).runs) for number in range(first + second)]
-    assert sum(lengths[:first]) == sum(lengths[first:]) == 600
-    assert np.median(lengths[:first]) < 10 < np.median(lengths[first:])
 
 
 def test_runs_end_at_their_length_their_tokens_and_their_stretch() -> None:
