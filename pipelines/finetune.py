@@ -55,23 +55,23 @@ def run(config: FinetuneConfig, *, progress: Stream | None) -> Finetuned:
     rates = ((row["step"], row["wer"]) for row in store.log() if row.get("wer") is not None)
     return Finetuned(
         model_uri=shown(f"{store.uri}/{MODEL_FOLDER}"),
-        steps=config.training.steps,
+        steps=config.training.max_steps,
         error_rates=tuple(rates),
     )
 
 
 def _train_here(config: FinetuneConfig, progress: Stream | None) -> None:
     job = Finetune(config, group=Group())
-    _say(progress, f"{job.material.hours:.2f} h of passages to learn from")
-    for left_out, count in job.material.account["left_out"].items():
-        _say(progress, f"left out: {count} {left_out}")
-    for failure in job.material.account["failures"][:_FAILURES_SAID]:
+    _say(progress, f"{job.cache.hours:.2f} h of training data")
+    for reason, count in job.cache.summary["excluded"].items():
+        _say(progress, f"excluded: {count} {reason}")
+    for failure in job.cache.summary["failures"][:_FAILURES_SAID]:
         _say(progress, failure)
     for found in job.run():
         if isinstance(found, Evaluation):
             _say(progress, _evaluation_words(found))
-        elif found.step % _SAID_EVERY == 0 or found.step == config.training.steps:
-            _say(progress, _step_words(found, config.training.steps))
+        elif found.step % _SAID_EVERY == 0 or found.step == config.training.max_steps:
+            _say(progress, _step_words(found, config.training.max_steps))
 
 
 def _train_on_ray(config: FinetuneConfig, progress: Stream | None) -> None:
@@ -104,14 +104,16 @@ def _train_on_ray(config: FinetuneConfig, progress: Stream | None) -> None:
 
 def _step_words(record: Record, steps: int) -> str:
     return (
-        f"{record.step}/{steps}: loss {record.loss:.3f} per token, gradient {record.gradient:.2f}, "
-        f"rate {record.rate:.1e}, {record.wall_s:.1f} s"
+        f"step {record.step}/{steps}: loss {record.loss:.3f}, grad_norm {record.grad_norm:.2f}, "
+        f"lr {record.lr:.1e}, {record.wall_s:.1f} s"
     )
 
 
 def _evaluation_words(found: Evaluation) -> str:
     rate = "nothing was said" if found.wer is None else f"word error rate {found.wer:.2%}"
-    invented = f", {found.invented_words} words out of silence" if found.invented_words else ""
+    invented = (
+        f", {found.hallucinated_words} words out of silence" if found.hallucinated_words else ""
+    )
     return f"validation, {found.windows} windows: {rate}{invented}"
 
 

@@ -12,12 +12,14 @@ import numpy as np
 from jaxtyping import Float32
 
 from corpus_asr.audio.bands import band_limited
+from corpus_asr.models.whisper.spec_augment import mask_spans
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 Samples = Float32[np.ndarray, " sample"]
 
 _TELEPHONE_HZ = ((150.0, 400.0), (2_800.0, 4_000.0))  # where the low and the high end may lie
 _QUIETEST = 1e-5
+_MIN_TIME_MASKS = 2  # the default of mask_time_min_masks
 # Of drawn notes
 _NOTE_S = (0.1, 2.0)
 _OVERTONES_FALL = (0.5, 6.0)  # the last is next to none: a whistle, a signal
@@ -32,17 +34,17 @@ _CHORDS_SHARE = 0.5
 class Augmentation:
     """How often what is done; shares are of windows."""
 
-    noise_share: float = 0.0
+    noise_probability: float = 0.0
     noise_snr_db: tuple[float, float] = (5.0, 30.0)
-    reverberation_share: float = 0.0
-    reverberation_s: tuple[float, float] = (0.1, 0.6)
+    reverb_probability: float = 0.0
+    reverb_rt60_s: tuple[float, float] = (0.1, 0.6)
     """Until sound has decayed by 60 dB."""
-    telephone_share: float = 0.0
+    telephone_probability: float = 0.0
     gain_db: tuple[float, float] = (0.0, 0.0)
-    time_masks: int = 0
-    time_mask_frames: int = 100
-    mel_masks: int = 0
-    mel_mask_bins: int = 10
+    mask_time_prob: float = 0.0
+    mask_time_length: int = 10
+    mask_feature_prob: float = 0.0
+    mask_feature_length: int = 10
 
 
 def change_samples(
@@ -60,14 +62,12 @@ def change_samples(
         draw: all chance comes from it.
         noise: draws as many samples; asked where they are heard, as drawing takes longest of all.
     """
-    if draw.random() < settings.reverberation_share:
-        samples = reverberated(
-            samples, draw, decay_s=float(draw.uniform(*settings.reverberation_s))
-        )
-    if draw.random() < settings.noise_share:
+    if draw.random() < settings.reverb_probability:
+        samples = reverberated(samples, draw, decay_s=float(draw.uniform(*settings.reverb_rt60_s)))
+    if draw.random() < settings.noise_probability:
         snr_db = float(draw.uniform(*settings.noise_snr_db))
         samples = with_noise(samples, noise(draw), snr_db=snr_db)
-    if draw.random() < settings.telephone_share:
+    if draw.random() < settings.telephone_probability:
         samples = band_limited(samples, *(float(draw.uniform(*ends)) for ends in _TELEPHONE_HZ))
     gain = np.float32(10 ** (draw.uniform(*settings.gain_db) / 20))
     return np.clip(samples * gain, -1.0, 1.0)
@@ -139,16 +139,28 @@ def faster(samples: Samples, factor: float) -> Float32[np.ndarray, " played"]:
 def mask(
     features: Float32[np.ndarray, "mel frame"], settings: Augmentation, draw: np.random.Generator
 ) -> None:
-    """Hide spans of time and bands of mel bins in place (Park et al. 2019, section 2)."""
-    for axis, count, longest in (
-        (1, settings.time_masks, settings.time_mask_frames),
-        (0, settings.mel_masks, settings.mel_mask_bins),
-    ):
-        for _ in range(count):
-            width = int(draw.integers(0, longest + 1))
-            start = int(draw.integers(0, max(1, features.shape[axis] - width)))
-            hidden = slice(start, start + width)
-            features[(slice(None), hidden) if axis else hidden] = 0.0
+    """Set time spans and mel bands to zero in place, as transformers' SpecAugment does."""
+    # Whisper's SpecAugment draws from numpy's older generators.
+    older = np.random.RandomState(int(draw.integers(2**32)))
+    bins, frames = features.shape
+    if settings.mask_time_prob > 0:
+        [masked] = mask_spans(
+            (1, frames),
+            probability=settings.mask_time_prob,
+            length=settings.mask_time_length,
+            min_spans=_MIN_TIME_MASKS,
+            draw=older,
+        )
+        features[:, masked] = 0.0
+    if settings.mask_feature_prob > 0:
+        [masked] = mask_spans(
+            (1, bins),
+            probability=settings.mask_feature_prob,
+            length=settings.mask_feature_length,
+            min_spans=0,
+            draw=older,
+        )
+        features[masked] = 0.0
 
 
 def _note(draw: np.random.Generator, loudness: np.ndarray, count: int) -> Samples:

@@ -1,4 +1,4 @@
-"""One window as a network takes it: a plan and material in, features and tokens out.
+"""One window as a network takes it: a plan and cache in, features and tokens out.
 
 In: the number of a window. Out: its features and token row, always the same for the same seed,
 whichever process asks. Knows no network.
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from corpus_asr.models.vocabulary import IGNORED_LABEL
 from corpus_asr.spectral.mel import log_mel
+from corpus_asr.training.audio_cache import AudioCache
 from corpus_asr.training.augmentation import (
     Augmentation,
     change_samples,
@@ -24,7 +25,6 @@ from corpus_asr.training.augmentation import (
     tones,
 )
 from corpus_asr.training.labels import LabelWriter, Said, TokenRow
-from corpus_asr.training.material import Material
 from corpus_asr.training.windows import Epochs, Packing, Placed, Window
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
@@ -51,8 +51,8 @@ class ExampleSettings:
     num_mel_bins: int
     packing: Packing
     augmentation: Augmentation
-    timestamps_share: float
-    previous_share: float
+    timestamp_probability: float
+    condition_on_prev_probability: float
     task: str
     seed: int
 
@@ -61,45 +61,46 @@ class Examples(Dataset[Example]):
     """All windows of all epochs, numbered through.
 
     Args:
-        material: what is said; passages without text are also what noise is taken from.
+        cache: what is said; utterances without text are also what noise is taken from.
         labels: text to tokens.
         settings: how.
     """
 
     def __init__(
         self,
-        material: Material,
+        cache: AudioCache,
         labels: LabelWriter,
         settings: ExampleSettings,
     ) -> None:
-        self._material = material
-        self._silent = material.silent
+        self._cache = cache
+        self._silent = cache.silent
         self._labels = labels
         self._settings = settings
-        self._epochs = Epochs(material, settings.packing, seed=settings.seed)
+        self._epochs = Epochs(cache, settings.packing, seed=settings.seed)
 
     def __getitem__(self, number: int) -> Example:
         window = self._epochs.window(number)
         draw = np.random.default_rng((*window.seed, 1))
         settings = self._settings
-        timestamps = bool(draw.random() < settings.timestamps_share)
+        timestamps = bool(draw.random() < settings.timestamp_probability)
         samples, said = self._heard(window) if window.runs else (self._silence(draw), [])
-        begun = window.begun if timestamps and any(one.text.strip() for one in said) else None
-        if begun is not None:
-            _put(self._played(begun, window.speed), samples, begun)
+        has_text = any(one.text.strip() for one in said)
+        truncated = window.truncated if timestamps and has_text else None
+        if truncated is not None:
+            _put(self._played(truncated, window.speed), samples, truncated)
         samples = change_samples(samples, settings.augmentation, draw, noise=self._noise)
         features = log_mel(samples, num_mel_bins=settings.num_mel_bins)
         mask(features, settings.augmentation, draw)
-        language = self._material.language(window.runs[0].first) if window.runs else None
+        language = self._cache.language(window.runs[0].first) if window.runs else None
         tokens = self._labels.row(
             said,
             language=language,
             task=settings.task,
             timestamps=timestamps,
-            previous=self._material.said_before(window.runs[0].first, letters=_PREVIOUS_LETTERS)
-            if draw.random() < settings.previous_share and window.runs
+            previous=self._cache.text_before(window.runs[0].first, letters=_PREVIOUS_LETTERS)
+            if draw.random() < settings.condition_on_prev_probability and window.runs
             else "",
-            begins_s=begun.at / SAMPLE_RATE_HZ if begun is not None else None,
+            begins_s=truncated.at / SAMPLE_RATE_HZ if truncated is not None else None,
         )
         return Example(features=features, tokens=tokens)
 
@@ -109,20 +110,20 @@ class Examples(Dataset[Example]):
         said: list[Said] = []
         for run in window.runs:
             _put(self._played(run, window.speed), samples, run)
-            said += self._said(run, int(self._material.start[run.first]), window.speed)
+            said += self._said(run, int(self._cache.start[run.first]), window.speed)
         return samples, said
 
     def _played(self, run: Placed, speed: float) -> np.ndarray:
         """Return the samples of a run, as far as it fits its window."""
-        begin = int(self._material.start[run.first])
-        end = self._material.ends(slice(run.first, run.end))
-        return faster(self._material.samples(begin, end), speed)[: WINDOW_SAMPLES - run.at]
+        begin = int(self._cache.start[run.first])
+        end = self._cache.ends(slice(run.first, run.end))
+        return faster(self._cache.samples(begin, end), speed)[: WINDOW_SAMPLES - run.at]
 
     def _said(self, run: Placed, begin: int, speed: float) -> Iterator[Said]:
-        for passage in range(run.first, run.end):
-            start = run.at + (int(self._material.start[passage]) - begin) / speed
-            end = run.at + (int(self._material.end[passage]) - begin) / speed
-            yield Said(start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ, self._material.text(passage))
+        for utterance in range(run.first, run.end):
+            start = run.at + (int(self._cache.start[utterance]) - begin) / speed
+            end = run.at + (int(self._cache.end[utterance]) - begin) / speed
+            yield Said(start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ, self._cache.text(utterance))
 
     def _silence(self, draw: np.random.Generator) -> np.ndarray:
         """Return a window in which nobody speaks: noise or tones, faint or loud, or nothing."""
@@ -138,8 +139,8 @@ class Examples(Dataset[Example]):
         if draw.random() < 0.5 or not len(self._silent):
             return coloured_noise(draw, WINDOW_SAMPLES)
         chosen = draw.choice(self._silent)
-        begin, end = int(self._material.start[chosen]), int(self._material.end[chosen])
-        audio = self._material.samples(begin, end)
+        begin, end = int(self._cache.start[chosen]), int(self._cache.end[chosen])
+        audio = self._cache.samples(begin, end)
         return np.resize(np.roll(audio, int(draw.integers(audio.size))), WINDOW_SAMPLES)
 
 
@@ -191,7 +192,7 @@ class Collate:
         inputs = np.full((len(rows), width), self._padding, np.int64)
         labels: Int64[np.ndarray, "row token"] = np.full_like(inputs, IGNORED_LABEL)
         for number, row in enumerate(rows):
-            ids, first = row.ids, row.learnt_from
+            ids, first = row.ids, row.loss_from
             inputs[number, : len(ids) - 1] = ids[:-1]
             labels[number, first - 1 : len(ids) - 1] = ids[first:]
         return Batch(

@@ -22,17 +22,17 @@ from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.models.whisper.processor import WhisperProcessor
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.model_files import fetch_checkpoint, model_revision
+from corpus_asr.training.audio_cache import SUMMARY_NAME, AudioCache, prepare
 from corpus_asr.training.augmentation import Augmentation
 from corpus_asr.training.evaluation import Evaluation, Evaluator
 from corpus_asr.training.examples import Examples, ExampleSettings
 from corpus_asr.training.group import Group
 from corpus_asr.training.labels import LabelWriter
-from corpus_asr.training.material import ACCOUNT_NAME, Material, prepare
 from corpus_asr.training.objective import LossSettings, Objective
-from corpus_asr.training.optimiser import NamedAdamW, Rates, freeze
-from corpus_asr.training.sources import passages_in
+from corpus_asr.training.optimizer import LearningRates, NamedAdamW, freeze
+from corpus_asr.training.sources import utterances_in
 from corpus_asr.training.store import State, TrainingStore
-from corpus_asr.training.trainer import Record, Steps, Trainer
+from corpus_asr.training.trainer import Record, StepSettings, Trainer
 from corpus_asr.training.windows import Packing
 
 _DECODE_TIMEOUT_S = 600.0
@@ -42,7 +42,9 @@ _ELSEWHERE: dict[str, Any] = {
     "output": True, "cluster": True, "evaluation": True,
     "model": {"device"},
     "data": {"cache", "endpoint_url", "workers"},
-    "training": {"windows_at_once", "gradient_checkpointing"},
+    "training": {
+        "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing",
+    },
 }  # fmt: skip
 
 
@@ -67,7 +69,7 @@ class Finetune:
         self._store = TrainingStore(
             config.output.uri,
             endpoint_url=config.output.endpoint_url,
-            keep=config.output.keep_checkpoints,
+            keep=config.output.save_total_limit,
         )
         self._device = resolve_device(config.model.device)
         folder = fetch_checkpoint(config.model.checkpoint, revision=config.model.revision)
@@ -77,14 +79,14 @@ class Finetune:
         self._labels = LabelWriter(
             self._processor.tokenizer, max_tokens=self._student.config.max_target_positions
         )
-        self.material = self._prepared("train", local_rank)
+        self.cache = self._prepared("train", local_rank)
         self._evaluator = self._made_evaluator(local_rank)
         self._objective = self._made_objective()
         freeze(self._student, config.model.freeze)
-        self._optimiser = NamedAdamW(
+        self._optimizer = NamedAdamW(
             self._student,
             weight_decay=config.training.weight_decay,
-            betas=config.training.betas,
+            betas=(config.training.adam_beta1, config.training.adam_beta2),
         )
         self._best: float | None = None
 
@@ -105,10 +107,10 @@ class Finetune:
         for record in self._trainer().run(done):
             log.append(asdict(record))
             yield record
-            last = record.step == settings.training.steps
-            if last or record.step % settings.evaluation.every_steps == 0:
+            last = record.step == settings.training.max_steps
+            if last or record.step % settings.evaluation.eval_steps == 0:
                 yield from self._evaluated(record.step, log)
-            if last or record.step % settings.output.checkpoint_steps == 0:
+            if last or record.step % settings.output.save_steps == 0:
                 self._save(record.step, log)
         if self._best is None or settings.evaluation.keep == "last":
             self._save_model()
@@ -130,13 +132,13 @@ class Finetune:
             network.gradient_checkpointing_enable()
         return network
 
-    def _prepared(self, name: str, local_rank: int) -> Material:
+    def _prepared(self, name: str, local_rank: int) -> AudioCache:
         """Decode one set of data, once per machine."""
         data = self._config.data
         folder = Path(data.cache) / name
         if local_rank == 0:
             prepare(
-                passages_in(data, name),
+                utterances_in(data, name),
                 folder,
                 count_tokens=self._labels.count,
                 max_tokens=self._labels.room - 2,
@@ -146,21 +148,21 @@ class Finetune:
                 endpoint_url=data.endpoint_url,
             )
         self._group.wait()
-        found = Material.open(folder)
+        found = AudioCache.open(folder)
         self._check_same(found, folder)
         for language in found.languages():
             self._labels.check(language, task=self._config.windows.task)
         return found
 
-    def _check_same(self, material: Material, folder: Path) -> None:
+    def _check_same(self, cache: AudioCache, folder: Path) -> None:
         """Raise if a store failed on one of several machines, and others have what it lacks."""
-        own = [float(len(material)), float(material.audio.size)]
+        own = [float(len(cache)), float(cache.audio.size)]
         told = torch.tensor(own, dtype=torch.float64, device=self._device)
         self._group.add_up([told])
         if told.tolist() != [self._group.size * number for number in own]:
             raise EngineError(
-                f"preparing {shown(str(folder))}: found other passages than on other machines, "
-                f"expected the same; see {ACCOUNT_NAME} there, remove the folder on all machines, "
+                f"preparing {shown(str(folder))}: found other utterances than on other machines, "
+                f"expected the same; see {SUMMARY_NAME} there, remove the folder on all machines, "
                 "and run again"
             )
 
@@ -172,9 +174,9 @@ class Finetune:
             self._prepared("validation", local_rank),
             self._processor.tokenizer,
             max_windows=config.evaluation.max_windows,
-            windows_at_once=config.evaluation.windows_at_once,
+            batch_size=config.evaluation.per_device_eval_batch_size,
             task=config.windows.task,
-            timestamps=config.windows.timestamps_share > 0,
+            timestamps=config.windows.timestamp_probability > 0,
             max_tokens=self._labels.room,
         )
 
@@ -190,8 +192,8 @@ class Finetune:
         return Objective(
             self._student,
             LossSettings(
-                label_smoothing=self._config.training.label_smoothing,
-                token_weight=distillation.token_weight,
+                label_smoothing=self._config.training.label_smoothing_factor,
+                kl_weight=distillation.kl_weight,
                 temperature=distillation.temperature,
             ),
             teacher=teacher,
@@ -207,7 +209,7 @@ class Finetune:
     def _trainer(self) -> Trainer:
         config, training = self._config, self._config.training
         examples = Examples(
-            self.material,
+            self.cache,
             self._labels,
             ExampleSettings(
                 num_mel_bins=self._student.config.num_mel_bins,
@@ -216,12 +218,12 @@ class Finetune:
                     max_tokens=self._labels.room,
                     max_pause_s=config.windows.max_pause_s,
                     speeds=config.augmentation.speed,
-                    no_speech_share=config.windows.no_speech_share,
-                    cut_off_share=config.windows.cut_off_share,
+                    no_speech_fraction=config.windows.no_speech_fraction,
+                    truncation_probability=config.windows.truncation_probability,
                 ),
                 augmentation=Augmentation(**config.augmentation.model_dump(exclude={"speed"})),
-                timestamps_share=config.windows.timestamps_share,
-                previous_share=config.windows.previous_text_share,
+                timestamp_probability=config.windows.timestamp_probability,
+                condition_on_prev_probability=config.windows.condition_on_prev_probability,
                 task=config.windows.task,
                 seed=training.seed,
             ),
@@ -229,23 +231,23 @@ class Finetune:
         return Trainer(
             self._student,
             self._objective,
-            self._optimiser,
-            Rates(
+            self._optimizer,
+            LearningRates(
                 peak=training.learning_rate,
                 warmup_steps=training.warmup_steps,
-                steps=training.steps,
-                shape=training.schedule,
+                steps=training.max_steps,
+                shape=training.lr_scheduler_type,
             ),
             examples,
             padding=self._processor.tokenizer.eot,
-            steps=Steps(
-                batch_windows=training.batch_windows,
-                windows_at_once=training.windows_at_once,
-                max_gradient=training.max_gradient,
+            steps=StepSettings(
+                batch_size=training.per_device_train_batch_size,
+                accumulation_steps=training.gradient_accumulation_steps,
+                max_grad_norm=training.max_grad_norm,
                 seed=training.seed,
                 loader_workers=config.data.workers,
                 dtype=self._dtype,
-                taught=config.distillation.steps,
+                distilled_steps=config.distillation.steps,
             ),
             group=self._group,
         )
@@ -254,12 +256,13 @@ class Finetune:
 
     def _trained(self) -> dict[str, torch.Tensor]:
         """Return the weights that training changes; the others are those of the start."""
-        return {f"{_WEIGHTS}{name}": p for name, p in self._optimiser.parameters.items()}
+        return {f"{_WEIGHTS}{name}": p for name, p in self._optimizer.parameters.items()}
 
     @property
     def _fingerprint(self) -> str:
         config = self._config.model_dump(mode="json", exclude=_ELSEWHERE)
-        return _digest([config, self._revision, self.material.account["fingerprint"]])
+        config["effective_batch_size"] = self._config.effective_batch_size
+        return _digest([config, self._revision, self.cache.summary["fingerprint"]])
 
     def _resumed(self) -> int:
         """Take over the last checkpoint; returns the steps done."""
@@ -280,14 +283,14 @@ class Finetune:
             for name, tensor in state.tensors.items()
             if name.startswith(_MOMENTS)
         }
-        self._optimiser.restore(moments)
+        self._optimizer.restore(moments)
         self._best = state.account["best"]
         return state.step
 
     def _save(self, step: int, log: list[dict[str, Any]]) -> None:
         if not self._group.leads:
             return
-        moments = {f"{_MOMENTS}{n}": t for n, t in self._optimiser.state().items()}
+        moments = {f"{_MOMENTS}{n}": t for n, t in self._optimizer.state().items()}
         self._store.write_log(log)
         account = {"step": step, "best": self._best, "fingerprint": self._fingerprint}
         self._store.save(State({**self._trained(), **moments}, account))

@@ -1,4 +1,4 @@
-"""What the decoder is to write for a window: spoken passages in, token ids out.
+"""What the decoder is to write for a window: spoken utterances in, token ids out.
 
 As Whisper trains (Radford et al. 2022, section 2.2 and figure 1): earlier text, which is not
 learnt, then start, language, task, and the text between timestamps or, after `<|notimestamps|>`,
@@ -17,7 +17,7 @@ _STEPS = round(WINDOW_S / TIMESTAMP_STEP_S)
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A passage in its window."""
+    """An utterance in its window."""
 
     start_s: float
     end_s: float
@@ -30,7 +30,7 @@ class TokenRow:
 
     ids: tuple[int, ...]
     """All tokens, the end token last."""
-    learnt_from: int
+    loss_from: int
     """Place of the first token that is to be learnt."""
 
 
@@ -84,7 +84,7 @@ class LabelWriter:
             task: `transcribe` or `translate`.
             timestamps: whether times are written.
             previous: what was said before; its end is kept, as far as there is room.
-            begins_s: when a passage begins that the window cuts off. That time is all that is
+            begins_s: when an utterance begins that the window cuts off. That time is all that is
                 written of it, so that decoding goes on there (Radford et al. 2022, section 2.3).
 
         Raises:
@@ -93,20 +93,20 @@ class LabelWriter:
         tokenizer = self._tokenizer
         spoken = [one for one in said if one.text.strip()]
         if not spoken:
-            return TokenRow(ids=(tokenizer.sot, tokenizer.no_speech, tokenizer.eot), learnt_from=1)
+            return TokenRow(ids=(tokenizer.sot, tokenizer.no_speech, tokenizer.eot), loss_from=1)
         prompt = self._prompt(language, task, timestamps=timestamps)
         text = (
             self._timed(spoken)
             if timestamps
             else self._text(" ".join(o.text.strip() for o in spoken))
         )
-        begun = [] if begins_s is None else [max(self._time(begins_s), text[-1])]
+        truncated = [] if begins_s is None else [max(self._time(begins_s), text[-1])]
         before = self._before(
-            previous, room=self._max_tokens - len(prompt) - len(text) - len(begun)
+            previous, room=self._max_tokens - len(prompt) - len(text) - len(truncated)
         )
         return TokenRow(
-            ids=(*before, *prompt, *text, *begun, tokenizer.eot),
-            learnt_from=len(before) + 1,
+            ids=(*before, *prompt, *text, *truncated, tokenizer.eot),
+            loss_from=len(before) + 1,
         )
 
     def _prompt(self, language: str | None, task: str, *, timestamps: bool) -> Sequence[int]:

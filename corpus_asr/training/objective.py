@@ -22,7 +22,7 @@ class LossSettings:
 
     label_smoothing: float = 0.0
     """Probability mass spread evenly over all tokens."""
-    token_weight: float = 0.0
+    kl_weight: float = 0.0
     """Weight of the divergence from the teacher's token distributions; labels get the rest."""
     temperature: float = 2.0
     """Softmax temperature of both distributions in distillation."""
@@ -87,8 +87,8 @@ class Objective:
         parts = {"labels": labels}
         if self._teacher is not None and distill:
             parts = {
-                "labels": (1.0 - settings.token_weight) * labels,
-                "teacher": settings.token_weight * self._divergence(self._teacher, logits, batch),
+                "labels": (1.0 - settings.kl_weight) * labels,
+                "teacher": settings.kl_weight * self._divergence(self._teacher, logits, batch),
             }
         return Losses(
             total=torch.stack(list(parts.values())).sum(),

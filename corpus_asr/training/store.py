@@ -34,7 +34,7 @@ from corpus_asr.storage.filesystem import (
 MODEL_FOLDER = "model"
 LOG_NAME = "log.jsonl"
 _FOLDER = "checkpoints"
-_TENSORS_NAME, _ACCOUNT_NAME = "state.safetensors", "state.json"
+_TENSORS_NAME, _SUMMARY_NAME = "state.safetensors", "state.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class TrainingStore:
             return None
         folder = self._address(_FOLDER, names[-1])
         try:
-            account = json.loads(self._read(join(folder, _ACCOUNT_NAME)))
+            account = json.loads(self._read(join(folder, _SUMMARY_NAME)))
             tensors = load(self._read(join(folder, _TENSORS_NAME)))
         except (ValueError, SafetensorError) as error:
             raise CheckpointError(
@@ -97,9 +97,9 @@ class TrainingStore:
             tensors = {name: t.detach().contiguous().cpu() for name, t in state.tensors.items()}
             save_file(tensors, path)
             self._put(path, join(folder, _TENSORS_NAME))
-        self._write(join(folder, _ACCOUNT_NAME), json.dumps(state.account, indent=2))
+        self._write(join(folder, _SUMMARY_NAME), json.dumps(state.account, indent=2))
         first_kept = self._whole()[-self._keep :][0]
-        parts = (_ACCOUNT_NAME, _TENSORS_NAME)  # in this order: half a checkpoint is none
+        parts = (_SUMMARY_NAME, _TENSORS_NAME)  # in this order: half a checkpoint is none
         ended = {name for name, part in self._files() if name < first_kept and part in parts}
         for name in sorted(ended):
             for part in parts:
@@ -137,7 +137,7 @@ class TrainingStore:
 
     def _whole(self) -> list[str]:
         """Return the names of whole checkpoints, the oldest first."""
-        return sorted(folder for folder, name in self._files() if name == _ACCOUNT_NAME)
+        return sorted(folder for folder, name in self._files() if name == _SUMMARY_NAME)
 
     def _files(self) -> Iterator[tuple[str, str]]:
         """Yield folder and name of each file of a checkpoint."""

@@ -1,8 +1,8 @@
-"""Steps of training: examples in, changed weights and a record of each step out.
+"""Optimizer steps: examples in, changed weights and a record of each step out.
 
-In: a network, what it is to learn and from what. Out: records, one per step, and the network's
-weights changed in place. A step depends on its number and the weights before it alone, so training
-that is stopped and resumed ends with the same weights. Knows no files.
+In: a model, its objective and examples. Out: one record per step; the weights change in place. A
+step depends on its number and the weights before it alone, so that a training that is stopped and
+resumed ends with the same weights. Independent of files.
 """
 
 import itertools
@@ -21,71 +21,74 @@ from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.training.examples import Batch, Collate, Examples
 from corpus_asr.training.group import Group
 from corpus_asr.training.objective import Losses, Objective
-from corpus_asr.training.optimiser import NamedAdamW, Rates, clip
+from corpus_asr.training.optimizer import LearningRates, NamedAdamW, clip
 
 _MAX_OVERFLOWS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Steps:
-    """How steps are made up."""
+class StepSettings:
+    """The make-up of an optimizer step."""
 
-    batch_windows: int
-    windows_at_once: int
-    max_gradient: float
+    batch_size: int
+    """Windows per forward pass of a process."""
+    accumulation_steps: int
+    """Forward passes per optimizer step of a process."""
+    max_grad_norm: float
     seed: int
     loader_workers: int
     dtype: torch.dtype
-    taught: int | None = None
-    """The first ones, in which a teacher is asked; None: all."""
+    distilled_steps: int | None = None
+    """Number of initial steps with the teacher; None: all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One step."""
+    """One optimizer step; its fields are keys of log.jsonl."""
 
     step: int
-    """From 1: so many are done."""
+    """Number of steps done, this one included."""
     loss: float
-    """Per token that was learnt."""
+    """Mean over tokens."""
     parts: dict[str, float]
-    """What it is the sum of."""
-    rate: float
-    gradient: float
-    """Length, before it was shortened."""
+    """Terms of the loss."""
+    lr: float
+    grad_norm: float
+    """Norm of the gradient before clipping."""
     tokens: int
+    """Number of tokens with a loss."""
     wall_s: float
 
 
 class Trainer:
-    """Trains a network in place.
+    """Trains a model in place.
 
     Args:
-        student: what learns.
-        objective: what it is to learn.
-        optimiser: how it changes.
-        rates: how fast, at each step.
-        examples: what from.
-        padding: the token that fills rows up.
-        steps: how steps are made up.
-        group: who trains together.
+        student: model to train.
+        objective: its loss.
+        optimizer: updates the weights.
+        rates: learning rate of each step.
+        examples: training windows.
+        padding: token that pads short rows.
+        steps: make-up of a step.
+        group: processes that train together.
     """
 
     def __init__(
         self,
         student: WhisperForConditionalGeneration,
         objective: Objective,
-        optimiser: NamedAdamW,
-        rates: Rates,
+        optimizer: NamedAdamW,
+        rates: LearningRates,
         examples: Examples,
         *,
         padding: int,
-        steps: Steps,
+        steps: StepSettings,
         group: Group,
     ) -> None:
         self._student = student
         self._objective = objective
-        self._optimiser = optimiser
+        self._optimizer = optimizer
         self._rates = rates
         self._examples = examples
         self._collate = Collate(padding)
@@ -94,10 +97,10 @@ class Trainer:
         self._overflows = 0
 
     def run(self, done: int) -> Iterator[Record]:
-        """Make the steps after the first `done`, and say of each what came of it.
+        """Run the steps after the first `done`; yields a record of each.
 
         Raises:
-            EngineError: memory does not suffice, or gradients are no numbers any more.
+            EngineError: memory does not suffice, or gradients are not finite any more.
         """
         batches = iter(self._loader(done))
         for step in range(done, self._rates.steps):
@@ -106,21 +109,22 @@ class Trainer:
             except torch.OutOfMemoryError as error:
                 raise EngineError(
                     f"training step {step + 1}: found too little memory on {self._student.device} "
-                    f"for {self._steps.windows_at_once} windows at once ({error}); lower "
-                    "training.windows_at_once, which leaves steps as they are, or set "
+                    f"for {self._steps.batch_size} windows ({error}); lower "
+                    "training.per_device_train_batch_size and raise "
+                    "training.gradient_accumulation_steps by the same factor, or set "
                     "training.gradient_checkpointing"
                 ) from error
 
     def _loader(self, done: int) -> DataLoader[Batch]:
         workers = self._steps.loader_workers
-        # Where a step takes all its pieces at once, the next step's are made meanwhile.
-        pieces = _pieces(self._steps, self._group) if self._side_by_side else 0
+        # Threads that compute side by side take several micro-batches at once.
+        at_once = self._steps.accumulation_steps if self._side_by_side else 0
         loader: DataLoader[Batch] = DataLoader(
             self._examples,  # type: ignore[arg-type]
-            batch_sampler=_Numbers(self._steps, self._group, done, self._rates.steps),
+            batch_sampler=_WindowNumbers(self._steps, self._group, done, self._rates.steps),
             collate_fn=self._collate,
             num_workers=workers,
-            prefetch_factor=max(2, -(-pieces // workers)) if workers else None,
+            prefetch_factor=max(2, -(-at_once // workers)) if workers else None,
             pin_memory=self._student.device.type == "cuda",
         )
         return loader
@@ -129,42 +133,43 @@ class Trainer:
         began = time.perf_counter()
         sums: dict[str, float] = {}
         tokens = 0
-        learning = list(self._optimiser.parameters.values())
-        for losses in self._learnt(step, self._pieces(step, batches), learning):
+        learning: list[Tensor] = list(self._optimizer.parameters.values())
+        for losses in self._differentiated(step, self._micro_batches(step, batches), learning):
             tokens += losses.tokens
             for name, part in losses.parts.items():
                 sums[name] = sums.get(name, 0.0) + part
-        told = torch.tensor([float(tokens), *sums.values()], dtype=torch.float64)
-        told = told.to(self._student.device)
+        totals = torch.tensor([float(tokens), *sums.values()], dtype=torch.float64)
+        totals = totals.to(self._student.device)
         gradients = [_gradient(p) for p in learning]
-        self._group.add_up([told, *gradients])
-        tokens = int(told[0])
+        self._group.add_up([totals, *gradients])
+        tokens = int(totals[0])
         for gradient in gradients:
             gradient /= max(1, tokens)
-        length = clip(learning, self._steps.max_gradient)
-        rate = self._rates.at(step)
-        if np.isfinite(length):  # one window that overflows must not spoil all weights
-            self._optimiser.step(rate)
+        grad_norm = clip(learning, self._steps.max_grad_norm)
+        lr = self._rates.at(step)
+        if np.isfinite(grad_norm):  # one window that overflows must not spoil all weights
+            self._optimizer.step(lr)
             self._overflows = 0
         else:
-            self._optimiser.skip()
+            self._optimizer.skip()
             self._count_overflow(step)
-        parts = dict(zip(sums, (told[1:] / max(1, tokens)).tolist(), strict=True))
+        parts = dict(zip(sums, (totals[1:] / max(1, tokens)).tolist(), strict=True))
         return Record(
             step=step + 1,
             loss=sum(parts.values()),
             parts=parts,
-            rate=rate,
-            gradient=length,
+            lr=lr,
+            grad_norm=grad_norm,
             tokens=tokens,
             wall_s=time.perf_counter() - began,
         )
 
-    def _learnt(
+    def _differentiated(
         self, step: int, batches: Iterator[Batch], learning: list[Tensor]
     ) -> Iterator[Losses]:
-        """Add up the gradients of a step, micro-batch by micro-batch."""
-        distill = self._steps.taught is None or step < self._steps.taught
+        """Add up the gradients of a step, micro-batch by micro-batch; yields the losses."""
+        distilled = self._steps.distilled_steps
+        distill = distilled is None or step < distilled
 
         def losses_of(batch: Batch) -> Losses:
             with self._computing():
@@ -198,14 +203,14 @@ class Trainer:
         Several draw from one generator in no certain order, so there must be no chance in them.
         """
         on_cpu = self._student.device.type == "cpu"
-        return on_cpu and self._steps.windows_at_once == 1 and not _draws(self._student)
+        return on_cpu and self._steps.batch_size == 1 and not _draws(self._student)
 
-    def _pieces(self, step: int, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield what a step is made of."""
-        # Dropout depends on the step and on who computes it, on nothing that happened before.
+    def _micro_batches(self, step: int, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield the micro-batches of a step."""
+        # Dropout depends on the step and the process alone, so that training resumes exactly.
         torch.manual_seed(_seed(self._steps.seed, step, self._group.rank))
         self._student.train()
-        for _ in range(_pieces(self._steps, self._group)):
+        for _ in range(self._steps.accumulation_steps):
             yield next(batches).to(self._student.device)
 
     def _computing(self) -> torch.autocast:
@@ -216,7 +221,7 @@ class Trainer:
         self._overflows += 1
         if self._overflows == _MAX_OVERFLOWS:
             raise EngineError(
-                f"training step {step + 1}: found gradients that are no numbers in "
+                f"training step {step + 1}: found gradients that are not finite in "
                 f"{_MAX_OVERFLOWS} steps in a row, expected finite ones; lower "
                 "training.learning_rate or set model.dtype: float32, and give another output.uri"
             )
@@ -243,28 +248,24 @@ def _draws(network: WhisperForConditionalGeneration) -> bool:
     )
 
 
-class _Numbers:
-    """Numbers of the windows of each batch of this process, in order."""
+class _WindowNumbers:
+    """Numbers of the windows of each micro-batch of this process, in order."""
 
-    def __init__(self, steps: Steps, group: Group, done: int, end: int) -> None:
-        self._steps = steps
+    def __init__(self, steps: StepSettings, group: Group, done: int, end: int) -> None:
+        self._size = steps.batch_size
+        self._per_step = steps.accumulation_steps
         self._group = group
-        self._range = range(done, end)
+        self._first, self._end = done * self._per_step, end * self._per_step
 
     def __len__(self) -> int:
-        return len(self._range) * _pieces(self._steps, self._group)
+        return self._end - self._first
 
     def __iter__(self) -> Iterator[list[int]]:
-        once, size = self._steps.windows_at_once, self._group.size
-        for step in self._range:
-            first = step * self._steps.batch_windows
-            for piece in range(_pieces(self._steps, self._group)):
-                start = first + (piece * size + self._group.rank) * once
-                yield list(range(start, start + once))
-
-
-def _pieces(steps: Steps, group: Group) -> int:
-    return steps.batch_windows // (steps.windows_at_once * group.size)
+        for micro_batch in range(self._first, self._end):
+            # Neighboring windows go to different processes: the windows of a step depend on the
+            # effective batch size alone.
+            start = (micro_batch * self._group.size + self._group.rank) * self._size
+            yield list(range(start, start + self._size))
 
 
 def _seed(*numbers: int) -> int:

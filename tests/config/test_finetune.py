@@ -40,14 +40,14 @@ def test_the_example_loads_and_says_the_defaults() -> None:
     for section in ("windows", "training", "distillation", "evaluation", "cluster"):
         found = getattr(shown, section)
         assert found == type(found)(), section
-    assert shown.output.checkpoint_steps == 200
+    assert shown.output.save_steps == 200
 
 
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("training.batch_windows", "6", "multiple of windows_at_once"),
-        ("cluster.workers", "3", "training.windows_at_once times cluster.workers"),
+        ("training.gradient_accumulation_steps", "0", "greater than 0"),
+        ("training.adam_beta2", "1", "less than 1"),
         ("augmentation.speed", "[1.1, 0.9]", "smaller number first"),
         ("augmentation.speed", "[0.1, 1]", "factors from 0.5 to 2"),
         ("training.lerning_rate", "1", "learning_rate"),

@@ -56,7 +56,7 @@ def test_every_shipped_configuration_loads(path: Path, monkeypatch: pytest.Monke
     for name in re.findall(r"\$\{env:(\w+)\}", path.read_text(encoding="utf-8")):
         monkeypatch.setenv(name, "value")
     if path.name == "finetune.yaml":
-        assert load_finetune(path).training.steps
+        assert load_finetune(path).training.max_steps
         return
     expected = _PIPELINES.get(path.name, "transcribe_corpus")
     assert load_config(path).pipeline == expected

@@ -56,15 +56,15 @@ def better(demo_model: Path, sets: dict[str, list[Clip]], output: Path) -> Finet
         },
         windows={
             "pack": False,
-            "timestamps_share": 0.5,
-            "previous_text_share": 0.0,
+            "timestamp_probability": 0.5,
+            "condition_on_prev_probability": 0.0,
         },
-        augmentation={"noise_share": 0.0, "time_masks": 0},
-        training={"steps": STEPS, "learning_rate": 1e-4, "warmup_steps": 4},
-        evaluation={"every_steps": STEPS},
+        augmentation={"noise_probability": 0.0, "mask_time_prob": 0.0},
+        training={"max_steps": STEPS, "learning_rate": 1e-4, "warmup_steps": 4},
+        evaluation={"eval_steps": STEPS},
     )
     return config.model_copy(
-        update={"output": config.output.model_copy(update={"checkpoint_steps": STEPS // 4})}
+        update={"output": config.output.model_copy(update={"save_steps": STEPS // 4})}
     )
 
 

@@ -36,7 +36,7 @@ def test_nothing_is_changed_by_default(draw: np.random.Generator) -> None:
 
 def test_everything_at_once_keeps_length_and_range(draw: np.random.Generator) -> None:
     often = Augmentation(
-        noise_share=1.0, reverberation_share=1.0, telephone_share=1.0, gain_db=(6.0, 6.0)
+        noise_probability=1.0, reverb_probability=1.0, telephone_probability=1.0, gain_db=(6.0, 6.0)
     )
     samples = tone(1.0, amplitude=0.9)[0]
     changed = change_samples(samples, often, draw, noise=lambda _: noise(1.0)[0])
@@ -107,12 +107,14 @@ def test_notes_are_sounds_at_half_tones_that_start_and_end(draw: np.random.Gener
 
 def test_masks_hide_spans_of_the_length_asked(draw: np.random.Generator) -> None:
     features = np.ones((80, 3000), np.float32)
-    settings = Augmentation(time_masks=2, time_mask_frames=50, mel_masks=1, mel_mask_bins=8)
+    settings = Augmentation(
+        mask_time_prob=0.03, mask_time_length=50, mask_feature_prob=0.1, mask_feature_length=8
+    )
     mask(features, settings, draw)
     hidden_frames = (features == 0).all(axis=0).sum()
     hidden_bins = (features == 0).all(axis=1).sum()
-    assert 0 < hidden_frames <= 100
-    assert 0 < hidden_bins <= 8
+    assert 50 <= hidden_frames <= 100
+    assert hidden_bins == 8
     untouched = np.ones((80, 3000), np.float32)
-    mask(untouched, dataclasses.replace(settings, time_masks=0, mel_masks=0), draw)
+    mask(untouched, dataclasses.replace(settings, mask_time_prob=0.0, mask_feature_prob=0.0), draw)
     assert (untouched == 1).all()

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
+from corpus_asr.training.audio_cache import AudioCache, prepare
 from corpus_asr.training.augmentation import Augmentation
 from corpus_asr.training.examples import Examples, ExampleSettings
 from corpus_asr.training.labels import LabelWriter
-from corpus_asr.training.material import Material, prepare
-from corpus_asr.training.passages import Passage
+from corpus_asr.training.utterances import Utterance
 from corpus_asr.training.windows import Packing
 from corpus_asr.units import TIMESTAMP_STEP_S
 from tests.support.audio import noise, wav_bytes
@@ -23,12 +23,12 @@ SETTINGS = ExampleSettings(
         max_tokens=400,
         max_pause_s=0.0,
         speeds=(1.0, 1.0),
-        no_speech_share=0.0,
-        cut_off_share=0.0,
+        no_speech_fraction=0.0,
+        truncation_probability=0.0,
     ),
     augmentation=Augmentation(),
-    timestamps_share=1.0,
-    previous_share=0.0,
+    timestamp_probability=1.0,
+    condition_on_prev_probability=0.0,
     task="transcribe",
     seed=0,
 )
@@ -44,9 +44,9 @@ def labels(tokenizer: WhisperTokenizer) -> LabelWriter:
     return LabelWriter(tokenizer, max_tokens=448)
 
 
-def prepared(passages: list[Passage], labels: LabelWriter, folder: Path) -> Material:
+def prepared(utterances: list[Utterance], labels: LabelWriter, folder: Path) -> AudioCache:
     return prepare(
-        passages,
+        utterances,
         folder / "cache",
         count_tokens=labels.count,
         max_tokens=400,
@@ -60,14 +60,14 @@ def prepared(passages: list[Passage], labels: LabelWriter, folder: Path) -> Mate
 def test_what_is_cut_off_is_heard_to_the_end_of_the_window(
     tokenizer: WhisperTokenizer, labels: LabelWriter, tmp_path: Path, timestamps: float
 ) -> None:
-    passages = []
+    utterances = []
     for name in ("one", "two"):
         path = tmp_path / f"{name}.wav"
         path.write_bytes(wav_bytes(noise(20.0), rate_hz=16_000))
-        passages.append(Passage(uri=str(path), text=name, language="en"))
-    packing = replace(SETTINGS.packing, cut_off_share=1.0)
-    settings = replace(SETTINGS, packing=packing, timestamps_share=timestamps)
-    example = Examples(prepared(passages, labels, tmp_path), labels, settings)[0]
+        utterances.append(Utterance(uri=str(path), text=name, language="en"))
+    packing = replace(SETTINGS.packing, truncation_probability=1.0)
+    settings = replace(SETTINGS, packing=packing, timestamp_probability=timestamps)
+    example = Examples(prepared(utterances, labels, tmp_path), labels, settings)[0]
     times = [i for i in example.tokens.ids if i >= tokenizer.timestamp_begin]
     level = example.features.mean(axis=0)
     if timestamps:

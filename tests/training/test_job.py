@@ -56,7 +56,7 @@ def test_each_step_is_told(whole: list[Record | Evaluation], place: Path) -> Non
     records = [event for event in whole if isinstance(event, Record)]
     assert [record.step for record in records] == [1, 2, 3, 4]
     assert all(record.loss > 0 and record.tokens > 0 for record in records)
-    assert records[0].rate == pytest.approx(5e-4)
+    assert records[0].lr == pytest.approx(5e-4)
     log = TrainingStore(str(place / "whole"), endpoint_url=None, keep=1).log()
     assert [row["loss"] for row in log] == [record.loss for record in records]
 
@@ -91,22 +91,26 @@ def test_transformers_loads_the_model(whole: list[Record | Evaluation], place: P
     )
     assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert transformers.WhisperProcessor.from_pretrained(folder).tokenizer("ask").input_ids
-    begun = weights_in(place / "model")
-    changed = {n for n, p in network.named_parameters() if not torch.equal(p, begun[n])}
+    truncated = weights_in(place / "model")
+    changed = {n for n, p in network.named_parameters() if not torch.equal(p, truncated[n])}
     fixed = {"model.encoder.embed_positions.weight"}
-    assert changed == begun.keys() - fixed
+    assert changed == truncated.keys() - fixed
 
 
 def test_batches_in_pieces_are_the_same_batches(place: Path) -> None:
     still = {"checkpoint": str(place / "model"), "dropout": 0.0}
     losses = []
-    for at_once in (1, 2):
+    for size, accumulated in ((1, 2), (2, 1)):
         config = training(
             place,
             place / "model",
-            f"pieces-{at_once}",
+            f"pieces-{size}",
             model=still,
-            training={"windows_at_once": at_once, "steps": 2},
+            training={
+                "per_device_train_batch_size": size,
+                "gradient_accumulation_steps": accumulated,
+                "max_steps": 2,
+            },
         )
         losses.append([event.loss for event in run(config) if isinstance(event, Record)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -122,7 +126,7 @@ def test_a_seed_decides_every_step(place: Path, dropout: float) -> None:
             place / "model",
             f"seed-{name}-{dropout}",
             model={"checkpoint": str(place / "model"), "dropout": dropout},
-            training={"batch_windows": 6, "steps": 2},
+            training={"gradient_accumulation_steps": 6, "max_steps": 2},
         )
         losses.append([event.loss for event in run(config) if isinstance(event, Record)])
     assert losses[0] == losses[1]
@@ -140,7 +144,7 @@ def test_windows_are_computed_side_by_side(place: Path, monkeypatch: pytest.Monk
     torch.set_num_threads(2)
     try:
         still = {"checkpoint": str(place / "model"), "dropout": 0.0}
-        run(training(place, place / "model", "side", model=still, training={"steps": 1}))
+        run(training(place, place / "model", "side", model=still, training={"max_steps": 1}))
     finally:
         torch.set_num_threads(threads)
 
@@ -148,11 +152,11 @@ def test_windows_are_computed_side_by_side(place: Path, monkeypatch: pytest.Monk
 def test_frozen_parts_are_written_as_they_were(place: Path) -> None:
     config = training(
         place, place / "model", "frozen", model={"freeze": ["model.encoder.*"]},
-        training={"steps": 1},
+        training={"max_steps": 1},
     )  # fmt: skip
     run(config)
-    begun, found = weights_in(place / "model"), weights_in(place / "frozen" / "model")
-    changed = {name for name, tensor in found.items() if not torch.equal(tensor, begun[name])}
+    truncated, found = weights_in(place / "model"), weights_in(place / "frozen" / "model")
+    changed = {name for name, tensor in found.items() if not torch.equal(tensor, truncated[name])}
     assert changed
     assert not any(name.startswith("model.encoder.") for name in changed)
 
@@ -164,8 +168,8 @@ def test_the_best_model_is_kept(place: Path) -> None:
         place / "model",
         "best",
         data={"validation": [str(place / "validation" / "manifest.jsonl")]},
-        training={"steps": 2},
-        evaluation={"every_steps": 1, "max_windows": 2},
+        training={"max_steps": 2},
+        evaluation={"eval_steps": 1, "max_windows": 2},
     )
     found = [event for event in run(config) if isinstance(event, Evaluation)]
     assert [one.windows for one in found] == [2, 2, 2]
@@ -197,7 +201,7 @@ def test_nothing_to_learn_from_is_told(place: Path, tmp_path: Path) -> None:
         place, place / "model", "none",
         data={"train": [str(tmp_path / "m.jsonl")], "cache": str(tmp_path / "cache")},
     )  # fmt: skip
-    with pytest.raises(ConfigError, match=r"nothing to learn from in 1 passages.*gone\.wav"):
+    with pytest.raises(ConfigError, match=r"no usable utterance among 1.*gone\.wav"):
         Finetune(config, group=Group())
 
 
@@ -215,7 +219,7 @@ def test_data_that_changed_is_another_training(place: Path) -> None:
     lines = (place / "train" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     manifest.write_text("\n".join(lines[:6]), encoding="utf-8")
     data = {"train": [str(manifest)], "cache": str(place / "growing-cache")}
-    config = training(place, place / "model", "growing", data=data, training={"steps": 2})
+    config = training(place, place / "model", "growing", data=data, training={"max_steps": 2})
     run(config)
     manifest.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(ConfigError, match="other data"):
@@ -224,7 +228,8 @@ def test_data_that_changed_is_another_training(place: Path) -> None:
 
 @pytest.mark.slow
 def test_a_machine_with_less_memory_may_go_on(place: Path) -> None:
-    config = training(place, place / "model", "smaller", training={"windows_at_once": 2})
+    sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
+    config = training(place, place / "model", "smaller", training=sizes)
     run(config, stop_after=3)
     fewer = training(place, place / "model", "smaller", data={"cache": str(place / "cache-2")})
     assert [event.step for event in run(fewer) if isinstance(event, Record)] == [3, 4]
@@ -234,7 +239,7 @@ def test_a_machine_with_less_memory_may_go_on(place: Path) -> None:
 def test_a_model_is_written_where_nothing_is_said_in_validation(place: Path) -> None:
     silent = place / "validation" / "silent.jsonl"
     silent.write_text('{"path": "000.wav", "text": ""}\n', encoding="utf-8")
-    sections = {"data": {"validation": [str(silent)]}, "training": {"steps": 1}}
+    sections = {"data": {"validation": [str(silent)]}, "training": {"max_steps": 1}}
     run(training(place, place / "model", "silent", **sections))
     assert (place / "silent" / "model" / "model.safetensors").is_file()
 
@@ -253,7 +258,7 @@ def test_less_memory_than_needed_is_told(place: Path, monkeypatch: pytest.Monkey
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")
 
     monkeypatch.setattr(trainer.Trainer, "_step", full)
-    with pytest.raises(EngineError, match=r"step 1: found too little memory.*windows_at_once"):
+    with pytest.raises(EngineError, match=r"step 1: found too little.*batch_size"):
         run(training(place, place / "model", "full"))
 
 

@@ -25,7 +25,7 @@ def test_times_stand_around_each_passage(tokenizer: WhisperTokenizer) -> None:
     row = LabelWriter(tokenizer, max_tokens=100).row(
         SAID, language="en", task="transcribe", timestamps=True
     )
-    assert row.learnt_from == 1
+    assert row.loss_from == 1
     assert text_of(tokenizer, row.ids) == (
         "<|startoftranscript|><|en|><|transcribe|><|0.50|> ask what you can do<|1.24|>"
         "<|1.30|> for your country.<|2.00|><|endoftext|>"
@@ -59,11 +59,9 @@ def test_earlier_text_is_read_and_not_learnt(tokenizer: WhisperTokenizer) -> Non
     row = writer.row(
         SAID, language="en", task="transcribe", timestamps=False, previous="And so my fellow"
     )
-    before = text_of(tokenizer, row.ids[: row.learnt_from])
+    before = text_of(tokenizer, row.ids[: row.loss_from])
     assert before == "<|startofprev|> And so my fellow<|startoftranscript|>"
-    assert tokenizer.decode(row.ids[row.learnt_from - 1 : row.learnt_from]) == (
-        "<|startoftranscript|>"
-    )
+    assert tokenizer.decode(row.ids[row.loss_from - 1 : row.loss_from]) == ("<|startoftranscript|>")
 
 
 def test_earlier_text_gives_way(tokenizer: WhisperTokenizer) -> None:
@@ -74,9 +72,9 @@ def test_earlier_text_gives_way(tokenizer: WhisperTokenizer) -> None:
     row = LabelWriter(tokenizer, max_tokens=60).row(
         SAID, language="en", task="transcribe", timestamps=True, previous=long
     )
-    assert row.ids[row.learnt_from - 1 :] == bare.ids
+    assert row.ids[row.loss_from - 1 :] == bare.ids
     assert len(row.ids) - 1 <= 60  # what the decoder reads
-    assert row.learnt_from - 1 <= 30  # at most half, as in decoding
+    assert row.loss_from - 1 <= 30  # at most half, as in decoding
     full = LabelWriter(tokenizer, max_tokens=len(bare.ids) - 1).row(
         SAID, language="en", task="transcribe", timestamps=True, previous=long
     )

@@ -35,7 +35,7 @@ def batch() -> Batch:
         [
             Example(
                 features=draw.standard_normal((80, 100)).astype(np.float32),
-                tokens=TokenRow(ids=ids, learnt_from=first),
+                tokens=TokenRow(ids=ids, loss_from=first),
             )
             for ids, first in zip(rows, (1, 3), strict=True)
         ]
@@ -78,7 +78,7 @@ def test_smoothing_is_pytorchs(folder: Path, batch: Batch) -> None:
 
 def test_a_teacher_that_agrees_has_nothing_to_teach(folder: Path, batch: Batch) -> None:
     ours = network(folder)
-    weights = LossSettings(token_weight=0.8)
+    weights = LossSettings(kl_weight=0.8)
     objective = Objective(ours, weights, teacher=network(folder))
     found = objective(ours, batch)
     assert found.parts["teacher"] == pytest.approx(0.0, abs=1e-3)
@@ -88,7 +88,7 @@ def test_a_teacher_that_agrees_has_nothing_to_teach(folder: Path, batch: Batch) 
 
 def test_a_teacher_that_is_not_asked_changes_nothing(folder: Path, batch: Batch) -> None:
     ours = network(folder)
-    weights = LossSettings(token_weight=0.8)
+    weights = LossSettings(kl_weight=0.8)
     objective = Objective(ours, weights, teacher=network(folder))
     plain = Objective(ours, LossSettings(), teacher=None)(ours, batch)
     assert objective(ours, batch, distill=False).parts == plain.parts
@@ -97,8 +97,8 @@ def test_a_teacher_that_is_not_asked_changes_nothing(folder: Path, batch: Batch)
 @pytest.mark.parametrize(
     ("config", "weights", "told"),
     [
-        ({"vocab_size": 1100}, LossSettings(token_weight=0.5), "vocab_size 1100"),
-        ({"num_mel_bins": 128}, LossSettings(token_weight=0.5), "num_mel_bins 128"),
+        ({"vocab_size": 1100}, LossSettings(kl_weight=0.5), "vocab_size 1100"),
+        ({"num_mel_bins": 128}, LossSettings(kl_weight=0.5), "num_mel_bins 128"),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused(

@@ -1,6 +1,6 @@
 """How weights change: AdamW, a schedule of its rate, and parts that stay as they are.
 
-In: networks and settings. Out: an optimiser and its state as plain tensors. Knows no data.
+In: networks and settings. Out: an optimizer and its state as plain tensors. Knows no data.
 """
 
 import math
@@ -18,7 +18,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rates:
+class LearningRates:
     """The learning rate over the steps."""
 
     peak: float
