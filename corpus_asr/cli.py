@@ -223,6 +223,10 @@ def convert(
         Path | None,
         typer.Option(help="For a .pt SRC: a Whisper folder, or openai-whisper's .tiktoken file."),
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="For a folder SRC: a LoRA adapter in PEFT's layout to merge."),
+    ] = None,
 ) -> None:
     """Convert a Whisper checkpoint between OpenAI's layout and Hugging Face's, both ways."""
     with readable_errors():
@@ -230,7 +234,12 @@ def convert(
 
         typer.echo(
             convert_checkpoint(
-                source, target, dtype=dtype, max_shard_size=max_shard_size, tokenizer=tokenizer
+                source,
+                target,
+                dtype=dtype,
+                max_shard_size=max_shard_size,
+                tokenizer=tokenizer,
+                adapter=adapter,
             )
         )
 

@@ -5,6 +5,7 @@ on after the last checkpoint.
 """
 
 from dataclasses import dataclass
+from operator import itemgetter
 
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.errors import ConfigError
@@ -29,8 +30,10 @@ class Finetuned:
 
     model_uri: str
     steps: int
+    kept_step: int
+    """Step of the model that was written; 0 is the start."""
     error_rates: tuple[tuple[int, float], ...]
-    """Word error rates of validation data, each with the steps done; empty without such data."""
+    """Step and WER of each evaluation; empty without validation data."""
 
 
 def run(config: FinetuneConfig, *, progress: Stream | None) -> Finetuned:
@@ -52,10 +55,13 @@ def run(config: FinetuneConfig, *, progress: Stream | None) -> Finetuned:
     else:
         _train_on_ray(config, progress)
     store = TrainingStore(config.output.uri, endpoint_url=config.output.endpoint_url, keep=1)
-    rates = ((row["step"], row["wer"]) for row in store.log() if row.get("wer") is not None)
+    rates = [(row["step"], row["wer"]) for row in store.log() if row.get("wer") is not None]
+    steps = config.training.max_steps
+    best, _ = min(rates, key=itemgetter(1), default=(steps, None))
     return Finetuned(
         model_uri=shown(f"{store.uri}/{MODEL_FOLDER}"),
-        steps=config.training.max_steps,
+        steps=steps,
+        kept_step=best if config.evaluation.keep == "best" else steps,
         error_rates=tuple(rates),
     )
 
@@ -67,10 +73,13 @@ def _train_here(config: FinetuneConfig, progress: Stream | None) -> None:
         _say(progress, f"excluded: {count} {reason}")
     for failure in job.cache.summary["failures"][:_FAILURES_SAID]:
         _say(progress, failure)
+    step = 0
     for found in job.run():
         if isinstance(found, Evaluation):
-            _say(progress, _evaluation_words(found))
-        elif found.step % _SAID_EVERY == 0 or found.step == config.training.max_steps:
+            _say(progress, _evaluation_words(step, found))
+            continue
+        step = found.step
+        if step % _SAID_EVERY == 0 or step == config.training.max_steps:
             _say(progress, _step_words(found, config.training.max_steps))
 
 
@@ -109,12 +118,11 @@ def _step_words(record: Record, steps: int) -> str:
     )
 
 
-def _evaluation_words(found: Evaluation) -> str:
-    rate = "nothing was said" if found.wer is None else f"word error rate {found.wer:.2%}"
-    invented = (
-        f", {found.hallucinated_words} words out of silence" if found.hallucinated_words else ""
-    )
-    return f"validation, {found.windows} windows: {rate}{invented}"
+def _evaluation_words(step: int, found: Evaluation) -> str:
+    wer = "no reference has words" if found.wer is None else f"wer {found.wer:.2%}"
+    words = found.hallucinated_words
+    hallucinated = f", {words} words in windows without speech" if words else ""
+    return f"step {step}: {wer} ({found.windows} validation windows{hallucinated})"
 
 
 def _say(progress: Stream | None, words: str) -> None:

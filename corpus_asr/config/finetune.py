@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from corpus_asr.config.base import Settings
 from corpus_asr.config.stages import ClusterSettings
@@ -34,6 +34,26 @@ class StudentSettings(Settings):
         default=(),
         description="Name patterns of frozen parameters, such as model.encoder.*; default: none.",
     )
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters; off by default."""
+
+    rank: PositiveInt | None = Field(
+        default=None,
+        description="Rank of the adapters, such as 8; default: no adapters, all weights are "
+        "trained.",
+    )
+    alpha: float = Field(
+        default=16.0, gt=0, description="Scale of the adapters: they add alpha / rank x B A."
+    )
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Dropout probability of the adapters' input."
+    )
+    target_modules: tuple[str, ...] = Field(
+        default=("q_proj", "v_proj"), min_length=1,
+        description="Names, or last parts of names, of the linear layers with adapters.",
+    )  # fmt: skip
 
 
 class DataSettings(Settings):
@@ -286,6 +306,7 @@ class FinetuneConfig(Settings):
     """A resolved configuration; keys that were omitted have their defaults."""
 
     model: StudentSettings
+    lora: LoraSettings = Field(default_factory=LoraSettings)
     data: DataSettings
     windows: WindowSettings = Field(default_factory=WindowSettings)
     augmentation: AugmentationSettings = Field(default_factory=AugmentationSettings)
@@ -294,6 +315,16 @@ class FinetuneConfig(Settings):
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     output: TrainedSettings
     cluster: TrainClusterSettings = Field(default_factory=TrainClusterSettings)
+
+    @model_validator(mode="after")
+    def _one_way_to_freeze(self) -> "FinetuneConfig":
+        if self.lora.rank is not None and self.model.freeze:
+            raise ValueError(
+                f"found model.freeze {list(self.model.freeze)} with lora.rank {self.lora.rank}: "
+                "LoRA freezes all weights of the checkpoint; remove model.freeze and name the "
+                "layers with adapters in lora.target_modules"
+            )
+        return self
 
     @property
     def effective_batch_size(self) -> int:

@@ -4,10 +4,12 @@ In: settings. Out: the files of `store.py`, and what happens on the way. What is
 again: the same call goes on after the last checkpoint and ends with the same model.
 """
 
+import functools
 import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,10 @@ import torch
 
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError
+from corpus_asr.models.checkpoint import stored_tensors
 from corpus_asr.models.device import resolve_device, resolve_dtype
+from corpus_asr.models.lora import ADAPTER_CONFIG_NAME, LoraAdapters, LoraConfig
+from corpus_asr.models.model_config import CONFIG_NAME
 from corpus_asr.models.registry import family_of
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.models.whisper.processor import WhisperProcessor
@@ -31,7 +36,7 @@ from corpus_asr.training.labels import LabelWriter
 from corpus_asr.training.objective import LossSettings, Objective
 from corpus_asr.training.optimizer import LearningRates, NamedAdamW, freeze
 from corpus_asr.training.sources import utterances_in
-from corpus_asr.training.store import State, TrainingStore
+from corpus_asr.training.store import ADAPTER_FOLDER, MODEL_FOLDER, State, TrainingStore
 from corpus_asr.training.trainer import Record, StepSettings, Trainer
 from corpus_asr.training.windows import Packing
 
@@ -74,6 +79,7 @@ class Finetune:
         self._device = resolve_device(config.model.device)
         folder = fetch_checkpoint(config.model.checkpoint, revision=config.model.revision)
         self._revision = model_revision(folder)
+        self._start_dtype = _stored_dtype(folder)
         self._student = self._load(folder)
         self._processor = WhisperProcessor.from_pretrained(folder)
         self._labels = LabelWriter(
@@ -82,9 +88,11 @@ class Finetune:
         self.cache = self._prepared("train", local_rank)
         self._evaluator = self._made_evaluator(local_rank)
         self._objective = self._made_objective()
-        freeze(self._student, config.model.freeze)
+        self._adapters = self._made_adapters()
         self._optimizer = NamedAdamW(
-            self._student,
+            freeze(self._student, config.model.freeze)
+            if self._adapters is None
+            else self._adapters.parameters,
             weight_decay=config.training.weight_decay,
             betas=(config.training.adam_beta1, config.training.adam_beta2),
         )
@@ -126,7 +134,12 @@ class Finetune:
             {} if self._config.model.dropout is None else {"dropout": self._config.model.dropout}
         )
         network = WhisperForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, device=self._device, **own
+            folder,
+            dtype=torch.float32,
+            device=self._device,
+            # Masks are drawn per window instead, so that they do not depend on micro-batches.
+            apply_spec_augment=False,
+            **own,
         )
         if self._config.training.gradient_checkpointing:
             network.gradient_checkpointing_enable()
@@ -199,6 +212,18 @@ class Finetune:
             teacher=teacher,
         )
 
+    def _made_adapters(self) -> LoraAdapters | None:
+        lora = self._config.lora
+        if lora.rank is None:
+            return None
+        config = LoraConfig(
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            target_modules=lora.target_modules,
+        )
+        return LoraAdapters(self._student, config, seed=self._config.training.seed)
+
     @property
     def _dtype(self) -> torch.dtype:
         asked = self._config.model.dtype
@@ -247,6 +272,7 @@ class Finetune:
                 seed=training.seed,
                 loader_workers=config.data.workers,
                 dtype=self._dtype,
+                random=_is_random(self._student) or config.lora.dropout > 0,
                 distilled_steps=config.distillation.steps,
             ),
             group=self._group,
@@ -296,25 +322,60 @@ class Finetune:
         self._store.save(State({**self._trained(), **moments}, account))
 
     def _evaluated(self, step: int, log: list[dict[str, Any]]) -> Iterator[Evaluation]:
-        """Ask the network for what is not trained on, and keep it if it never was better."""
+        """Compute the WER on the validation data, and keep the model if it is the lowest."""
         if self._evaluator is None or not self._group.leads:
             return
-        found = self._evaluator(self._student)
+        with self._merged():
+            found = self._evaluator(self._student)
         log.append({"step": step, **asdict(found)})
         yield found
         better = found.wer is not None and (self._best is None or found.wer < self._best)
         if better:
             self._best = found.wer
             if self._config.evaluation.keep == "best":
-                self._save_model()
+                # The start is written as it was stored; trained weights need all of float32.
+                self._save_model(self._start_dtype if step == 0 else torch.float32)
 
-    def _save_model(self) -> None:
+    def _merged(self) -> AbstractContextManager[None]:
+        """Let the model compute with adapters, if any, in its own weights, as it is saved."""
+        return nullcontext() if self._adapters is None else self._adapters.merged()
+
+    def _save_model(self, dtype: torch.dtype = torch.float32) -> None:
         if not self._group.leads:
             return
-        with tempfile.TemporaryDirectory() as here:
-            self._student.save_pretrained(here)
-            self._processor.save_pretrained(here)
-            self._store.save_model(Path(here))
+        with tempfile.TemporaryDirectory() as here, self._merged():
+            model, adapter = Path(here) / MODEL_FOLDER, Path(here) / ADAPTER_FOLDER
+            weights = {name: t.to(dtype) for name, t in self._student.state_dict().items()}
+            self._student.save_pretrained(model, state_dict=weights)
+            self._processor.save_pretrained(model)
+            self._store.save_folder(MODEL_FOLDER, model, last=CONFIG_NAME)
+            if self._adapters is not None:
+                base = shown(self._config.model.checkpoint)
+                self._adapters.save_pretrained(adapter, base=base)
+                self._store.save_folder(ADAPTER_FOLDER, adapter, last=ADAPTER_CONFIG_NAME)
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """Return the type of a checkpoint's weights: the widest; float16 where any is no float."""
+    dtypes = [stored.dtype for stored in stored_tensors(folder).values()]
+    floats = [dtype for dtype in dtypes if dtype is not None]
+    if len(floats) < len(dtypes) or not floats:
+        return torch.float16
+    return functools.reduce(torch.promote_types, floats)
+
+
+def _is_random(model: WhisperForConditionalGeneration) -> bool:
+    """Return whether the forward pass in training draws random numbers."""
+    config = model.config
+    return any(
+        (
+            config.dropout,
+            config.attention_dropout,
+            config.activation_dropout,
+            config.encoder_layerdrop,
+            config.decoder_layerdrop,
+        )
+    )
 
 
 def _digest(value: Any) -> str:

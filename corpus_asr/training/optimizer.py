@@ -40,11 +40,11 @@ class LearningRates:
         )
 
 
-def freeze(network: nn.Module, patterns: Sequence[str]) -> int:
-    """Keep parameters whose names match a pattern as they are; returns how many learn.
+def freeze(network: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Parameter]:
+    """Freeze parameters whose names match a pattern; returns the others by name.
 
     Raises:
-        ConfigError: a pattern matches no parameter, or nothing is left to learn.
+        ConfigError: a pattern matches no parameter, or nothing is left to train.
     """
     names = [name for name, _ in network.named_parameters()]
     for pattern in patterns:
@@ -53,39 +53,36 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> int:
                 f"freezing {pattern!r}: found no parameter of that name among {len(names)}, such "
                 f"as {names[0]}; correct model.freeze, for example model.encoder.*"
             )
-    learning = 0
+    trained: dict[str, nn.Parameter] = {}
     for name, parameter in network.named_parameters():
         if any(fnmatchcase(name, pattern) for pattern in patterns):
             parameter.requires_grad_(False)
-        learning += parameter.numel() if parameter.requires_grad else 0
-    if not learning:
+        if parameter.requires_grad:
+            trained[name] = parameter
+    if not trained:
         raise ConfigError(
-            f"freezing {', '.join(patterns)}: found nothing left to learn; correct model.freeze"
+            f"freezing {', '.join(patterns)}: found nothing left to train; correct model.freeze"
         )
-    return learning
+    return trained
 
 
 class NamedAdamW:
     """AdamW over the parameters that learn, with its state by their names.
 
     Args:
-        network: its parameters that require a gradient are trained.
+        parameters: trained parameters by name.
         weight_decay: of matrices; norms and biases have none.
         betas: of the moments.
     """
 
     def __init__(
         self,
-        network: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
         *,
         weight_decay: float,
         betas: tuple[float, float],
     ) -> None:
-        self.parameters = {
-            name: parameter
-            for name, parameter in network.named_parameters()
-            if parameter.requires_grad
-        }
+        self.parameters = dict(parameters)
         matrices = [p for p in self.parameters.values() if p.ndim > 1]
         vectors = [p for p in self.parameters.values() if p.ndim <= 1]
         groups = [

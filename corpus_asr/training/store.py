@@ -1,8 +1,9 @@
 """What training leaves in its output folder: checkpoints, the model, a log. Any address.
 
-    checkpoints/step-00000200/state.safetensors   weights, moments and helping layers
+    checkpoints/step-00000200/state.safetensors   trained weights and optimizer state
     checkpoints/step-00000200/state.json          written last: the checkpoint is whole
-    model/                                        a Hugging Face folder
+    model/                                        a checkpoint in Hugging Face layout
+    adapter/                                      LoRA: the adapters alone, in PEFT's layout
     log.jsonl                                     one line per step or evaluation
 
 Knows what is kept, not what is in it.
@@ -31,7 +32,7 @@ from corpus_asr.storage.filesystem import (
     write_atomic,
 )
 
-MODEL_FOLDER = "model"
+MODEL_FOLDER, ADAPTER_FOLDER = "model", "adapter"
 LOG_NAME = "log.jsonl"
 _FOLDER = "checkpoints"
 _TENSORS_NAME, _SUMMARY_NAME = "state.safetensors", "state.json"
@@ -106,14 +107,19 @@ class TrainingStore:
                 remove(self._address(_FOLDER, name, part), endpoint_url=self._endpoint_url)
             remove_folder(self._address(_FOLDER, name))
 
-    def save_model(self, folder: Path) -> None:
-        """Write the files of a model's folder; config.json, by which it is known, last.
+    def save_folder(self, name: str, folder: Path, *, last: str) -> None:
+        """Write the files of a local folder to the folder `name`.
+
+        Args:
+            name: such as `model`.
+            folder: local.
+            last: file without which the folder is not whole; written last.
 
         Raises:
             FetchError: the store failed.
         """
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
-            self._put(path, self._address(MODEL_FOLDER, path.name))
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == last):
+            self._put(path, self._address(name, path.name))
 
     def log(self) -> list[dict[str, Any]]:
         """Return what was logged.

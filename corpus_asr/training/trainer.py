@@ -38,6 +38,8 @@ class StepSettings:
     seed: int
     loader_workers: int
     dtype: torch.dtype
+    random: bool
+    """Whether the forward pass draws random numbers, as for dropout."""
     distilled_steps: int | None = None
     """Number of initial steps with the teacher; None: all."""
 
@@ -203,7 +205,7 @@ class Trainer:
         Several draw from one generator in no certain order, so there must be no chance in them.
         """
         on_cpu = self._student.device.type == "cpu"
-        return on_cpu and self._steps.batch_size == 1 and not _draws(self._student)
+        return on_cpu and self._steps.batch_size == 1 and not self._steps.random
 
     def _micro_batches(self, step: int, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield the micro-batches of a step."""
@@ -232,20 +234,6 @@ def _gradient(parameter: Tensor) -> Tensor:
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
-
-
-def _draws(network: WhisperForConditionalGeneration) -> bool:
-    """Return whether chance decides what a network computes in training."""
-    config = network.config
-    return any(
-        (
-            config.dropout,
-            config.attention_dropout,
-            config.activation_dropout,
-            config.encoder_layerdrop,
-            config.decoder_layerdrop,
-        )
-    )
 
 
 class _WindowNumbers:

@@ -95,7 +95,7 @@ def test_sentences_that_were_not_learnt_are_heard_better(
         rate_of(output / "model", sets["validation"]),
     )
     assert after < LEFT * before
-    told = [float(rate) for rate in re.findall(r"word error rate ([\d.]+)%", said)]
+    told = [float(rate) for rate in re.findall(r"wer ([\d.]+)%", said)]
     assert len(told) == 2
     assert told[1] < LEFT * told[0]
 

@@ -1,5 +1,6 @@
 """A whole training: what it writes, what it refuses, and that stopping it changes nothing."""
 
+import json
 import math
 import threading
 from pathlib import Path
@@ -8,17 +9,20 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError
 from corpus_asr.models.checkpoint import stored_tensors
+from corpus_asr.models.convert.folder import convert
 from corpus_asr.training import trainer
-from corpus_asr.training.evaluation import Evaluation
+from corpus_asr.training.evaluation import Evaluation, Evaluator
 from corpus_asr.training.group import Group
 from corpus_asr.training.job import Finetune
 from corpus_asr.training.objective import Losses, Objective
 from corpus_asr.training.store import TrainingStore
 from corpus_asr.training.trainer import Record
+from pipelines import finetune
 from tests.support.checkpoints import tiny_speech2text
 from tests.support.training_jobs import tiny_student, training, write_sets
 
@@ -179,6 +183,98 @@ def test_the_best_model_is_kept(place: Path) -> None:
     assert state is not None
     assert state.account["best"] == min(rate for rate in rates if rate is not None)
     assert (place / "best" / "model" / "model.safetensors").is_file()
+
+
+def told(monkeypatch: pytest.MonkeyPatch, wers: list[float | None]) -> None:
+    """Let evaluations find these word error rates, one after the other."""
+    left = iter(wers)
+
+    def evaluation(*_: object) -> Evaluation:
+        return Evaluation(windows=2, wer=next(left), cer=None, hallucinated_words=0, examples=())
+
+    monkeypatch.setattr(Evaluator, "__call__", evaluation)
+
+
+def evaluated(place: Path, output: str, **sections: Any) -> FinetuneConfig:
+    """A training of two steps with an evaluation before and after each."""
+    given: dict[str, Any] = {
+        "data": {"validation": [str(place / "validation" / "manifest.jsonl")]},
+        "training": {"max_steps": 2},
+        "evaluation": {"eval_steps": 1, "max_windows": 2},
+    }
+    return training(place, place / "model", output, **{**given, **sections})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_start_that_stays_the_best_is_written_as_it_was_stored(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, rank: int | None
+) -> None:
+    start = tmp_path / "start"
+    convert(place / "model", start, dtype=dtype)
+    told(monkeypatch, [0.2, 0.3, 0.2])
+    name = f"start-{dtype}-{rank}"
+    config = evaluated(place, name, model={"checkpoint": str(start)}, lora={"rank": rank})
+    done = finetune.run(config, progress=None)
+    assert (done.kept_step, done.steps) == (0, 2)
+    begun, found = weights_in(start), weights_in(place / name / "model")
+    assert {str(tensor.dtype) for tensor in found.values()} == {f"torch.{dtype}"}
+    assert all(torch.equal(tensor, begun[name]) for name, tensor in found.items())
+    assert json.loads((place / name / "model/config.json").read_text())["dtype"] == dtype
+
+
+@pytest.mark.parametrize(
+    ("wers", "keep", "kept"),
+    [([0.3, 0.1, 0.2], "best", 1), ([0.3, 0.1, 0.2], "last", 2), ([None] * 3, "best", 2)],
+)
+def test_the_step_that_was_kept_is_known(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    wers: list[float | None],
+    keep: str,
+    kept: int,
+) -> None:
+    told(monkeypatch, wers)
+    evaluation = {"eval_steps": 1, "max_windows": 2, "keep": keep}
+    config = evaluated(place, f"kept-{keep}-{wers[0]}", evaluation=evaluation)
+    assert finetune.run(config, progress=None).kept_step == kept
+    dtypes = {t.dtype for t in weights_in(place / f"kept-{keep}-{wers[0]}" / "model").values()}
+    assert dtypes == {torch.float32}
+
+
+def test_adapters_alone_are_trained_and_merged(place: Path, tmp_path: Path) -> None:
+    config = training(place, place / "model", "lora", lora={"rank": 2}, training={"max_steps": 2})
+    run(config)
+    begun, found = weights_in(place / "model"), weights_in(place / "lora" / "model")
+    assert begun.keys() == found.keys()
+    changed = {name for name, tensor in found.items() if not torch.equal(tensor, begun[name])}
+    assert changed
+    assert all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in changed)
+    state = TrainingStore(str(place / "lora"), endpoint_url=None, keep=1).latest()
+    assert state is not None
+    assert all(".lora_" in name for name in state.tensors)
+    convert(place / "model", tmp_path / "merged", adapter=place / "lora" / "adapter")
+    merged = weights_in(tmp_path / "merged")
+    for name, tensor in found.items():
+        torch.testing.assert_close(merged[name], tensor, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_adapters_that_were_killed_end_with_the_same_weights(place: Path, dropout: float) -> None:
+    lora = {"rank": 2, "dropout": dropout}
+    configs = [
+        training(place, place / "model", f"lora-{name}-{dropout}", lora=lora)
+        for name in ("whole", "killed")
+    ]
+    run(configs[0])
+    run(configs[1], stop_after=3)  # the checkpoint is that of step 2
+    resumed = run(configs[1])
+    assert [event.step for event in resumed if isinstance(event, Record)] == [3, 4]
+    for part, file in (("model", "model.safetensors"), ("adapter", "adapter_model.safetensors")):
+        whole, killed = (load_file(f"{config.output.uri}/{part}/{file}") for config in configs)
+        assert whole.keys() == killed.keys()
+        assert all(torch.equal(tensor, killed[name]) for name, tensor in whole.items())
 
 
 def test_another_training_in_the_same_folder_is_refused(

@@ -20,6 +20,7 @@ from corpus_asr.models.convert.names import huggingface_name, openai_name
 from corpus_asr.models.convert.openai_file import Dimensions, read_openai, write_openai
 from corpus_asr.models.convert.settings import config_for, generation_for
 from corpus_asr.models.convert.tiktoken_ranks import write_tokenizer_files
+from corpus_asr.models.lora import merge_adapter
 from corpus_asr.models.registry import family_of
 from corpus_asr.models.shards import save_weights
 from corpus_asr.models.whisper.config import WhisperConfig
@@ -44,6 +45,7 @@ def convert(
     dtype: str | None = None,
     max_shard_size: str = "5GB",
     tokenizer: Path | None = None,
+    adapter: Path | None = None,
 ) -> str:
     """Convert a checkpoint; the suffixes tell which way: `.pt` is OpenAI's, all else a folder.
 
@@ -53,12 +55,14 @@ def convert(
         dtype: `float32`, `float16` or `bfloat16`; None keeps the stored one.
         max_shard_size: bytes of one file of weights in a folder, such as `2GB`.
         tokenizer: for a .pt source: a folder with Whisper's tokenizer, or OpenAI's .tiktoken file.
+        adapter: for a folder: a LoRA adapter in PEFT's layout, which is merged into the weights.
 
     Returns:
         What was written, in words.
 
     Raises:
-        CheckpointError: the source is broken, or cannot be written in the other layout.
+        CheckpointError: the source is broken, or cannot be written in the other layout, or the
+            adapter is broken or does not belong to it.
         ConfigError: the target exists, or an option does not fit.
     """
     if target.exists():
@@ -67,14 +71,18 @@ def convert(
         raise ConfigError(f"converting to {dtype}: expected one of {', '.join(DTYPES)}")
     wanted = DTYPES[dtype] if dtype else None
     if source.suffix == OPENAI_SUFFIX:
+        if adapter is not None:
+            raise ConfigError(
+                "--adapter is for checkpoint folders: convert the .pt file to a folder first"
+            )
         if target.suffix == OPENAI_SUFFIX:
             return _openai_to_openai(source, target, wanted)
         return _openai_to_folder(source, target, wanted, max_shard_size, tokenizer)
     if tokenizer is not None:
         raise ConfigError("--tokenizer is for .pt files: a folder brings its own")
     if target.suffix == OPENAI_SUFFIX:
-        return _folder_to_openai(source, target, wanted)
-    return _folder_to_folder(source, target, wanted, max_shard_size)
+        return _folder_to_openai(source, target, wanted, adapter)
+    return _folder_to_folder(source, target, wanted, max_shard_size, adapter)
 
 
 def _openai_to_openai(source: Path, target: Path, dtype: torch.dtype | None) -> str:
@@ -109,7 +117,9 @@ def _openai_to_folder(
     return _words(tensors, target)
 
 
-def _folder_to_openai(source: Path, target: Path, dtype: torch.dtype | None) -> str:
+def _folder_to_openai(
+    source: Path, target: Path, dtype: torch.dtype | None, adapter: Path | None
+) -> str:
     model_type = family_of(source).model_type
     if model_type != WhisperConfig.model_type:
         raise CheckpointError(
@@ -125,7 +135,7 @@ def _folder_to_openai(source: Path, target: Path, dtype: torch.dtype | None) -> 
             f"{', '.join(map(str, _OPENAI_VOCABULARIES))}: its tokenizers are built in; keep this "
             "model in Hugging Face layout"
         )
-    stored = _prefixed(_read_folder(source))
+    stored = _prefixed(_read_folder(source, dtype, adapter))
     if _TIED in stored:
         if not torch.equal(stored[_TIED], stored[_EMBEDDING]):
             raise CheckpointError(
@@ -147,9 +157,13 @@ def _folder_to_openai(source: Path, target: Path, dtype: torch.dtype | None) -> 
 
 
 def _folder_to_folder(
-    source: Path, target: Path, dtype: torch.dtype | None, max_shard_size: str
+    source: Path,
+    target: Path,
+    dtype: torch.dtype | None,
+    max_shard_size: str,
+    adapter: Path | None,
 ) -> str:
-    tensors = _read_folder(source)
+    tensors = _read_folder(source, dtype, adapter)
     with _appearing(target) as folder:
         for path in source.iterdir():
             if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES):
@@ -172,8 +186,15 @@ def _appearing(target: Path) -> Iterator[Path]:
         raise
 
 
-def _read_folder(source: Path) -> dict[str, Tensor]:
-    return {name: tensor.read() for name, tensor in stored_tensors(source).items()}
+def _read_folder(
+    source: Path, dtype: torch.dtype | None, adapter: Path | None
+) -> dict[str, Tensor]:
+    """Read the weights of a folder, with an adapter merged into them if there is one."""
+    stored = {name: tensor.read() for name, tensor in stored_tensors(source).items()}
+    if adapter is None:
+        return stored
+    merged = merge_adapter(stored, adapter)
+    return {name: t if dtype else t.to(stored[name].dtype) for name, t in merged.items()}
 
 
 def _prefixed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
