@@ -19,14 +19,14 @@ from corpus_asr.training.trainer import Record
 from corpus_asr.training.worker import train
 from corpus_asr.units import MEBIBYTE
 
-_SAID_EVERY = 10
-_FAILURES_SAID = 3
+_PRINTED_EVERY = 10
+_FAILURES_PRINTED = 3
 _STORE_BYTES = 128 * MEBIBYTE  # nothing of training goes through Ray's object store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finetuned:
-    """What came of a training."""
+    """The outcome of a training."""
 
     model_uri: str
     steps: int
@@ -44,10 +44,10 @@ def run(config: FinetuneConfig, *, progress: Stream | None) -> Finetuned:
         progress: where lines about it go; None for none.
 
     Raises:
-        ConfigError: settings do not go together, there is nothing to learn from, or the output
+        ConfigError: settings contradict each other, there is no training data, or the output
             folder holds another training.
         CheckpointError: a checkpoint cannot be had or loaded.
-        EngineError: training cannot go on; run again to continue.
+        EngineError: training cannot continue; run again to resume.
         FetchError: a store failed.
     """
     if config.cluster.workers == 1:
@@ -68,19 +68,19 @@ def run(config: FinetuneConfig, *, progress: Stream | None) -> Finetuned:
 
 def _train_here(config: FinetuneConfig, progress: Stream | None) -> None:
     job = Finetune(config, group=Group())
-    _say(progress, f"{job.cache.hours:.2f} h of training data")
+    _print(progress, f"{job.cache.hours:.2f} h of training data")
     for reason, count in job.cache.summary["excluded"].items():
-        _say(progress, f"excluded: {count} {reason}")
-    for failure in job.cache.summary["failures"][:_FAILURES_SAID]:
-        _say(progress, failure)
+        _print(progress, f"excluded: {count} {reason}")
+    for failure in job.cache.summary["failures"][:_FAILURES_PRINTED]:
+        _print(progress, failure)
     step = 0
     for found in job.run():
         if isinstance(found, Evaluation):
-            _say(progress, _evaluation_words(step, found))
+            _print(progress, _evaluation_words(step, found))
             continue
         step = found.step
-        if step % _SAID_EVERY == 0 or step == config.training.max_steps:
-            _say(progress, _step_words(found, config.training.max_steps))
+        if step % _PRINTED_EVERY == 0 or step == config.training.max_steps:
+            _print(progress, _step_words(found, config.training.max_steps))
 
 
 def _train_on_ray(config: FinetuneConfig, progress: Stream | None) -> None:
@@ -89,7 +89,7 @@ def _train_on_ray(config: FinetuneConfig, progress: Stream | None) -> None:
     from corpus_asr.runtime.training import train_together
 
     cluster = config.cluster
-    _say(progress, f"{cluster.workers} workers train; log.jsonl grows with every checkpoint")
+    _print(progress, f"{cluster.workers} workers train; log.jsonl grows with every checkpoint")
     with connected(cluster.address, store_bytes=_STORE_BYTES) as found:
         cpus = sum(node.cpus for node in found.nodes)
         gpus = sum(node.gpus for node in found.nodes)
@@ -125,6 +125,6 @@ def _evaluation_words(step: int, found: Evaluation) -> str:
     return f"step {step}: {wer} ({found.windows} validation windows{hallucinated})"
 
 
-def _say(progress: Stream | None, words: str) -> None:
+def _print(progress: Stream | None, words: str) -> None:
     if progress is not None:
         progress.write(words + "\n")

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA): small trained matrices beside the frozen weights of linear layers.
+"""Low-rank adapters (LoRA): small trained matrices next to the frozen weights of linear layers.
 
 In: a network, or the folder of an adapter. Out: a network that computes with adapters, weights
 with the adapters merged into them, and files in PEFT's layout. Independent of training and of

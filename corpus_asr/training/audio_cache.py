@@ -39,7 +39,7 @@ _SCHEMA = pa.schema(
         pa.field("tokens", pa.int32(), nullable=False),
         pa.field("text", pa.string(), nullable=False),
         pa.field("language", pa.string()),
-        pa.field("previous", pa.string(), nullable=False),  # said before the region
+        pa.field("previous", pa.string(), nullable=False),  # text preceding the region
     ]
 )
 _PLACES = ("region", "start", "end", "tokens")
@@ -92,16 +92,16 @@ class AudioCache:
         return self.audio[begin:end].astype(np.float32) / np.float32(FULL_SCALE)
 
     def text(self, utterance: int) -> str:
-        """Return what is said in an utterance; nothing where there is no speech."""
-        said: str = self.table["text"][utterance].as_py()
-        return said
+        """Return the text of an utterance; empty without speech."""
+        text: str = self.table["text"][utterance].as_py()
+        return text
 
     def ends(self, utterances: slice) -> int:
         """Return the sample at which the last of some utterances ends: they may overlap."""
         return int(self.end[utterances].max())
 
     def text_before(self, utterance: int, *, letters: int) -> str:
-        """Return at least so many letters of what is said before an utterance, if it is known."""
+        """Return at least `letters` characters of the preceding text, if it is known."""
         earlier: list[str] = []
         at = utterance
         while at and self.region[at - 1] == self.region[utterance]:
@@ -113,7 +113,7 @@ class AudioCache:
         return " ".join(filter(None, [first, *earlier]))
 
     def languages(self) -> list[str | None]:
-        """Return the languages in which something is said."""
+        """Return the languages of utterances with text."""
         spoken = self.table.filter(pa.array(self.tokens > 0))
         found: list[str | None] = spoken["language"].unique().to_pylist()
         return found
@@ -154,8 +154,8 @@ def prepare(
         endpoint_url: the S3 endpoint, where it is not Amazon's.
 
     Raises:
-        ConfigError: nothing is left to learn from.
-        EngineError: decoding cannot go on, whatever the recording.
+        ConfigError: no usable utterance is left.
+        EngineError: decoding cannot continue, independent of the recording.
         OSError: the folder cannot be written.
     """
     counts = _Counts()

@@ -1,4 +1,4 @@
-"""Samples and features made different, so that a model learns what does not change.
+"""Augmentation: changed samples and features of the same text.
 
 In: samples at 16 kHz, or features, and a generator of random numbers. Out: changed ones of the same
 length. Knows no text; nothing here moves a word in time.
@@ -60,7 +60,7 @@ def change_samples(
         samples: of a window.
         settings: how often what is done.
         draw: all chance comes from it.
-        noise: draws as many samples; asked where they are heard, as drawing takes longest of all.
+        noise: draws as many samples; called only if noise is added, as drawing is slow.
     """
     if draw.random() < settings.reverb_probability:
         samples = reverberated(samples, draw, decay_s=float(draw.uniform(*settings.reverb_rt60_s)))

@@ -1,7 +1,7 @@
 """Data sets with audio in them, such as `corpus-asr label` writes: Parquet in, utterances out.
 
-A row is a recording: `audio` has its bytes, `text` what is said in it, or `whisper_transcript` the
-same between timestamps; `condition_on_prev` what was said before, and `language`. Knows no samples.
+A row is a recording: `audio` has its bytes, `text` its transcript, or `whisper_transcript` the same
+with timestamps; `condition_on_prev` the preceding text, and `language`. Independent of samples.
 """
 
 import re

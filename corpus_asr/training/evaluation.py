@@ -1,7 +1,7 @@
-"""How well a network writes what is said: windows of validation cache in, error rates out.
+"""Evaluation: validation windows in, word and character error rates out.
 
-In: a network and cache. Out: word and character error rates by Whisper's normalisers, as
-`corpus-asr evaluate` counts them, and some lines to read. Search is greedy, by the engine.
+Texts are normalized by Whisper's normalizers, as in `corpus-asr evaluate`. Search is greedy, by
+the engine.
 """
 
 from collections.abc import Iterator
@@ -25,20 +25,20 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Of one network at one time."""
+    """The result for one model; its fields are keys of log.jsonl."""
 
     windows: int
     wer: float | None
-    """None where nothing was said."""
+    """Word error rate; None if no reference has words."""
     cer: float | None
     hallucinated_words: int
-    """In windows in which nothing is said."""
+    """Number of words in hypotheses of windows without speech."""
     examples: tuple[tuple[str, str], ...]
-    """What was said and what was heard, of the first windows."""
+    """Reference and hypothesis of the first windows."""
 
 
 class Evaluator:
-    """Asks networks for the same windows each time.
+    """Evaluates models on the same windows.
 
     Args:
         cache: runs of its utterances are windows, the first ones.
@@ -74,27 +74,29 @@ class Evaluator:
         """Decode all windows and compare."""
         network.eval()
         words, letters = Errors(), Errors()
-        invented = 0
+        hallucinated = 0
         examples: list[tuple[str, str]] = []
-        for language, said, heard in self._heard(network):
-            reference = Reference(uri="", text=said, language=language)
-            found = score(reference, Heard(text=heard, language=language, duration_s=0.0))
+        for language, reference, hypothesis in self._hypotheses(network):
+            found = score(
+                Reference(uri="", text=reference, language=language),
+                Heard(text=hypothesis, language=language, duration_s=0.0),
+            )
             words, letters = total([words, found.words]), total([letters, found.letters])
-            invented += 0 if said else found.words.insertions
+            hallucinated += 0 if reference else found.words.insertions
             if len(examples) < _SHOWN:
-                examples.append((said, heard))
+                examples.append((reference, hypothesis))
         return Evaluation(
             windows=len(self._runs),
             wer=words.rate,
             cer=letters.rate,
-            hallucinated_words=invented,
+            hallucinated_words=hallucinated,
             examples=tuple(examples),
         )
 
-    def _heard(
+    def _hypotheses(
         self, network: WhisperForConditionalGeneration
     ) -> Iterator[tuple[str | None, str, str]]:
-        """Yield language, what was said and what was heard of each window."""
+        """Yield language, reference and hypothesis of each window."""
         for runs in self._batches():
             language = self._cache.language(runs[0][0])
             features = np.stack([self._features(run, network) for run in runs])
@@ -105,9 +107,9 @@ class Evaluator:
                 **(asked if self._tokenizer.is_multilingual else {}),
             )
             texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
-            for (first, end), heard in zip(runs, texts, strict=True):
-                said = " ".join(filter(None, map(self._cache.text, range(first, end))))
-                yield language, said, heard.strip()
+            for (first, end), hypothesis in zip(runs, texts, strict=True):
+                reference = " ".join(filter(None, map(self._cache.text, range(first, end))))
+                yield language, reference, hypothesis.strip()
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
         """Yield runs of one language."""
@@ -126,6 +128,6 @@ class Evaluator:
     ) -> np.ndarray:
         begin, end = int(self._cache.start[run[0]]), self._cache.ends(slice(*run))
         samples = np.zeros(WINDOW_SAMPLES, np.float32)
-        heard = self._cache.samples(begin, min(end, begin + WINDOW_SAMPLES))
-        samples[: heard.size] = heard
+        found = self._cache.samples(begin, min(end, begin + WINDOW_SAMPLES))
+        samples[: found.size] = found
         return log_mel(samples, num_mel_bins=network.config.num_mel_bins)

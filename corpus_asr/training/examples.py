@@ -24,11 +24,11 @@ from corpus_asr.training.augmentation import (
     mask,
     tones,
 )
-from corpus_asr.training.labels import LabelWriter, Said, TokenRow
+from corpus_asr.training.labels import LabelWriter, TimedText, TokenRow
 from corpus_asr.training.windows import Epochs, Packing, Placed, Window
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
-# Windows in which nobody speaks
+# Windows without speech
 _NOTHING_SHARE = 0.2
 _TONES_SHARE = 0.4
 _LOUDNESS_DB = (-80.0, -3.0)
@@ -61,7 +61,7 @@ class Examples(Dataset[Example]):
     """All windows of all epochs, numbered through.
 
     Args:
-        cache: what is said; utterances without text are also what noise is taken from.
+        cache: decoded audio; utterances without text are also used as noise.
         labels: text to tokens.
         settings: how.
     """
@@ -83,8 +83,8 @@ class Examples(Dataset[Example]):
         draw = np.random.default_rng((*window.seed, 1))
         settings = self._settings
         timestamps = bool(draw.random() < settings.timestamp_probability)
-        samples, said = self._heard(window) if window.runs else (self._silence(draw), [])
-        has_text = any(one.text.strip() for one in said)
+        samples, texts = self._contents(window) if window.runs else (self._silence(draw), [])
+        has_text = any(one.text.strip() for one in texts)
         truncated = window.truncated if timestamps and has_text else None
         if truncated is not None:
             _put(self._played(truncated, window.speed), samples, truncated)
@@ -93,7 +93,7 @@ class Examples(Dataset[Example]):
         mask(features, settings.augmentation, draw)
         language = self._cache.language(window.runs[0].first) if window.runs else None
         tokens = self._labels.row(
-            said,
+            texts,
             language=language,
             task=settings.task,
             timestamps=timestamps,
@@ -104,14 +104,14 @@ class Examples(Dataset[Example]):
         )
         return Example(features=features, tokens=tokens)
 
-    def _heard(self, window: Window) -> tuple[np.ndarray, list[Said]]:
-        """Return a window's samples, and what is said in it."""
+    def _contents(self, window: Window) -> tuple[np.ndarray, list[TimedText]]:
+        """Return the samples of a window and its texts."""
         samples = np.zeros(WINDOW_SAMPLES, np.float32)
-        said: list[Said] = []
+        texts: list[TimedText] = []
         for run in window.runs:
             _put(self._played(run, window.speed), samples, run)
-            said += self._said(run, int(self._cache.start[run.first]), window.speed)
-        return samples, said
+            texts += self._texts(run, int(self._cache.start[run.first]), window.speed)
+        return samples, texts
 
     def _played(self, run: Placed, speed: float) -> np.ndarray:
         """Return the samples of a run, as far as it fits its window."""
@@ -119,14 +119,16 @@ class Examples(Dataset[Example]):
         end = self._cache.ends(slice(run.first, run.end))
         return faster(self._cache.samples(begin, end), speed)[: WINDOW_SAMPLES - run.at]
 
-    def _said(self, run: Placed, begin: int, speed: float) -> Iterator[Said]:
+    def _texts(self, run: Placed, begin: int, speed: float) -> Iterator[TimedText]:
         for utterance in range(run.first, run.end):
             start = run.at + (int(self._cache.start[utterance]) - begin) / speed
             end = run.at + (int(self._cache.end[utterance]) - begin) / speed
-            yield Said(start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ, self._cache.text(utterance))
+            yield TimedText(
+                start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ, self._cache.text(utterance)
+            )
 
     def _silence(self, draw: np.random.Generator) -> np.ndarray:
-        """Return a window in which nobody speaks: noise or tones, faint or loud, or nothing."""
+        """Return a window without speech: noise or tones at any level, or digital silence."""
         if draw.random() < _NOTHING_SHARE:
             return np.zeros(WINDOW_SAMPLES, np.float32)
         with_tones = draw.random() < _TONES_SHARE

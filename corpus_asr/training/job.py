@@ -1,7 +1,7 @@
 """One training from its settings to its model, in one process or in one of several.
 
 In: settings. Out: the files of `store.py`, and what happens on the way. What is done is not done
-again: the same call goes on after the last checkpoint and ends with the same model.
+again: the same call continues after the last checkpoint and ends with the same model.
 """
 
 import functools
@@ -42,7 +42,7 @@ from corpus_asr.training.windows import Packing
 
 _DECODE_TIMEOUT_S = 600.0
 _WEIGHTS, _MOMENTS = "weights.", "moments."
-# What changes no result, but for rounding: another machine may go on.
+# Settings that change no result, apart from rounding: they may differ when resuming.
 _ELSEWHERE: dict[str, Any] = {
     "output": True, "cluster": True, "evaluation": True,
     "model": {"device"},
@@ -62,9 +62,9 @@ class Finetune:
         local_rank: number of this process on its machine; the first prepares the audio.
 
     Raises:
-        ConfigError: settings do not go together, or there is nothing to learn from.
+        ConfigError: settings contradict each other, or there is no training data.
         CheckpointError: a checkpoint cannot be had or loaded, or is of no Whisper.
-        EngineError: decoding cannot go on, or machines decode different things.
+        EngineError: decoding cannot continue, or machines decode different data.
         FetchError: a store failed.
     """
 
@@ -168,11 +168,11 @@ class Finetune:
         return found
 
     def _check_same(self, cache: AudioCache, folder: Path) -> None:
-        """Raise if a store failed on one of several machines, and others have what it lacks."""
+        """Raise if machines have different utterances, as after a failure of a store."""
         own = [float(len(cache)), float(cache.audio.size)]
-        told = torch.tensor(own, dtype=torch.float64, device=self._device)
-        self._group.add_up([told])
-        if told.tolist() != [self._group.size * number for number in own]:
+        total = torch.tensor(own, dtype=torch.float64, device=self._device)
+        self._group.add_up([total])
+        if total.tolist() != [self._group.size * number for number in own]:
             raise EngineError(
                 f"preparing {shown(str(folder))}: found other utterances than on other machines, "
                 f"expected the same; see {SUMMARY_NAME} there, remove the folder on all machines, "
@@ -298,8 +298,8 @@ class Finetune:
         if state.account["fingerprint"] != self._fingerprint:
             raise ConfigError(
                 f"resuming in {shown(self._store.uri)}: found the checkpoints of a training with "
-                "other settings, other data or another checkpoint to start from, expected those of "
-                "this one; name another output.uri, or remove that folder to begin anew"
+                "other settings, other data or another starting checkpoint, expected those of this "
+                "one; name another output.uri, or remove that folder to start again"
             )
         with torch.no_grad():
             for name, parameter in self._trained().items():

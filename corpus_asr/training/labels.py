@@ -1,8 +1,8 @@
 """What the decoder is to write for a window: spoken utterances in, token ids out.
 
-As Whisper trains (Radford et al. 2022, section 2.2 and figure 1): earlier text, which is not
-learnt, then start, language, task, and the text between timestamps or, after `<|notimestamps|>`,
-alone; `<|nospeech|>` where there is none. Knows no samples.
+As Whisper trains (Radford et al. 2022, section 2.2 and figure 1): preceding text, which has no
+loss, then start, language, task, and the text between timestamps or, after `<|notimestamps|>`,
+alone; `<|nospeech|>` if there is none. Independent of samples.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _STEPS = round(WINDOW_S / TIMESTAMP_STEP_S)
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class TimedText:
     """An utterance in its window."""
 
     start_s: float
@@ -31,14 +31,14 @@ class TokenRow:
     ids: tuple[int, ...]
     """All tokens, the end token last."""
     loss_from: int
-    """Place of the first token that is to be learnt."""
+    """Index of the first token with a loss."""
 
 
 class LabelWriter:
     """Writes the tokens of windows.
 
     Args:
-        tokenizer: of the checkpoint that learns.
+        tokenizer: that of the trained checkpoint.
         max_tokens: the decoder's positions.
     """
 
@@ -68,7 +68,7 @@ class LabelWriter:
 
     def row(
         self,
-        said: Sequence[Said],
+        texts: Sequence[TimedText],
         *,
         language: str | None,
         task: str,
@@ -79,19 +79,19 @@ class LabelWriter:
         """Return the tokens of one window.
 
         Args:
-            said: in the order of time; none, or none with text, where there is no speech.
+            texts: in the order of time; empty, or only empty texts, without speech.
             language: its code; None only for a model of one language.
             task: `transcribe` or `translate`.
             timestamps: whether times are written.
-            previous: what was said before; its end is kept, as far as there is room.
+            previous: preceding text; truncated at its start to the available positions.
             begins_s: when an utterance begins that the window cuts off. That time is all that is
-                written of it, so that decoding goes on there (Radford et al. 2022, section 2.3).
+                in the target, so that decoding continues there (Radford et al. 2022, section 2.3).
 
         Raises:
             ConfigError: a language is missing, or the model does not know it.
         """
         tokenizer = self._tokenizer
-        spoken = [one for one in said if one.text.strip()]
+        spoken = [one for one in texts if one.text.strip()]
         if not spoken:
             return TokenRow(ids=(tokenizer.sot, tokenizer.no_speech, tokenizer.eot), loss_from=1)
         prompt = self._prompt(language, task, timestamps=timestamps)
@@ -117,10 +117,10 @@ class LabelWriter:
                 f"writing labels: {error}; give data.language, or `language` in the manifest"
             ) from error
 
-    def _timed(self, said: Sequence[Said]) -> list[int]:
+    def _timed(self, texts: Sequence[TimedText]) -> list[int]:
         ids: list[int] = []
         earliest = 0
-        for one in said:
+        for one in texts:
             start = min(max(round(one.start_s / TIMESTAMP_STEP_S), earliest), _STEPS)
             earliest = min(max(round(one.end_s / TIMESTAMP_STEP_S), start), _STEPS)
             begin = self._tokenizer.timestamp_begin

@@ -1,4 +1,4 @@
-"""How weights change: AdamW, a schedule of its rate, and parts that stay as they are.
+"""AdamW, learning rate schedules and frozen parameters.
 
 In: networks and settings. Out: an optimizer and its state as plain tensors. Knows no data.
 """
@@ -67,7 +67,7 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Paramete
 
 
 class NamedAdamW:
-    """AdamW over the parameters that learn, with its state by their names.
+    """AdamW with its state by parameter names.
 
     Args:
         parameters: trained parameters by name.
@@ -112,7 +112,7 @@ class NamedAdamW:
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take moments over; parameters that have not learnt yet have none.
+        """Restore moments; parameters without a step yet have none.
 
         Raises:
             CheckpointError: they are not of these parameters.
@@ -123,7 +123,7 @@ class NamedAdamW:
             wrong = sorted(expected ^ set(state))[:3]
             raise CheckpointError(
                 f"resuming: found moments of other parameters ({', '.join(wrong)} and so on), "
-                "expected those that learn now; resume with the same model.freeze and objective"
+                "expected those of the trained ones; resume with the same model.freeze and lora"
             )
         for name in known:
             self._adamw.state[self.parameters[name]] = {

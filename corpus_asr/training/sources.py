@@ -18,7 +18,7 @@ _MANIFESTS = (".jsonl", ".csv", _PARQUET)
 
 
 def utterances_in(data: DataSettings, split: str) -> Iterator[Utterance]:
-    """Yield what is learnt from (`train`), or asked for (`validation`), by the settings of a run.
+    """Yield the utterances of a split: `train` or `validation`.
 
     Raises:
         ConfigError: as `utterances_of` has it.

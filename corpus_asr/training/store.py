@@ -82,7 +82,7 @@ class TrainingStore:
         except (ValueError, SafetensorError) as error:
             raise CheckpointError(
                 f"resuming from {shown(folder)}: found a damaged checkpoint ({error}); remove its "
-                "folder to go on from the one before"
+                "folder to resume from the one before"
             ) from error
         return State(tensors, account)
 

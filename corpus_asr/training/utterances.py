@@ -1,4 +1,4 @@
-"""What is said where: a manifest in, utterances of recordings out.
+"""Manifests of labelled audio: a manifest in, utterances of recordings out.
 
 A manifest (.jsonl, .csv or .parquet) names a recording by `uri`, `path` or `audio_filepath`, with
 `text` for the whole of it, or for the region from `start_s` (NeMo: `offset`) to `end_s`, or as
@@ -24,7 +24,7 @@ _MAX_CHARACTERS = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Utterance:
-    """A region of a recording and what is said in it."""
+    """A part of a recording and its text."""
 
     uri: str
     text: str
@@ -37,7 +37,7 @@ class Utterance:
     row: int | None = None
     """Of a Parquet file with audio in it, where that is the recording."""
     previous: str = ""
-    """What was said before, where no utterance of the same recording tells."""
+    """Preceding text, where no utterance of the same recording has it."""
     speaker: str | None = None
 
     @property
@@ -84,11 +84,11 @@ def _utterances(
     manifest: str, uri: str, row: Mapping[str, Any], usual: str | None
 ) -> Iterator[Utterance]:
     segments = row.get("segments")
-    said = row.get("language") or usual
+    code = row.get("language") or usual
     try:
         if isinstance(segments, str):  # in CSV
             segments = json.loads(segments)
-        language = None if said is None else resolve_language(str(said))
+        language = None if code is None else resolve_language(str(code))
         for region in [row] if segments is None else segments:
             start_s, end_s = _times(region)
             text = region["text"]

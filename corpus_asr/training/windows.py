@@ -33,7 +33,7 @@ class Packing:
     speeds: tuple[float, float]
     """Slowest and fastest that recordings are played."""
     no_speech_fraction: float
-    """Windows without speech beside those with."""
+    """Number of windows without speech per window of speech."""
     truncation_probability: float
     """Full windows of several recordings at whose end another begins that does not fit."""
 
@@ -63,7 +63,7 @@ class Window:
 
 
 class EpochPlan:
-    """The windows of one epoch, in the order in which they are learnt.
+    """The windows of one epoch, in training order.
 
     Args:
         cache: what there is.
@@ -126,8 +126,8 @@ class EpochPlan:
         alike = np.flatnonzero(self._languages == self._languages[last])
         utterance = int(self._first[draw.choice(alike)])
         length = int(self._cache.end[utterance] - self._cache.start[utterance]) / speed
-        heard = at + _BEGUN_S * SAMPLE_RATE_HZ <= WINDOW_SAMPLES < at + length
-        if not heard or not self._cache.text(utterance).strip():
+        audible = at + _BEGUN_S * SAMPLE_RATE_HZ <= WINDOW_SAMPLES < at + length
+        if not audible or not self._cache.text(utterance).strip():
             return None
         return Placed(first=utterance, end=utterance + 1, at=at)
 
@@ -152,12 +152,12 @@ class EpochPlan:
         for run in order.tolist():
             language = int(self._languages[run])
             length, tokens = int(self._length[run]), int(self._tokens[run])
-            window, samples, said = opened.get(language, ([], 0, 0))
-            if not window or length > samples or tokens > said:
-                window, samples, said = [], whole, self._packing.max_tokens
+            window, samples, left = opened.get(language, ([], 0, 0))
+            if not window or length > samples or tokens > left:
+                window, samples, left = [], whole, self._packing.max_tokens
                 windows.append(window)
             window.append(run)
-            opened[language] = (window, samples - length, said - tokens)
+            opened[language] = (window, samples - length, left - tokens)
         return windows
 
 
@@ -210,17 +210,17 @@ def runs_of(
         max_tokens: of a run, timestamps included.
     """
     firsts: list[int] = []
-    begin = until = said = 0
+    begin = until = count = 0
     region = -1
     for at in range(len(cache)):
         tokens = int(cache.tokens[at]) + _TIMESTAMPS
         until = max(until, int(cache.end[at]))
         too_long = until - begin > longest
-        if cache.region[at] != region or too_long or said + tokens > max_tokens:
+        if cache.region[at] != region or too_long or count + tokens > max_tokens:
             firsts.append(at)
-            begin, until, said = int(cache.start[at]), int(cache.end[at]), 0
+            begin, until, count = int(cache.start[at]), int(cache.end[at]), 0
             region = int(cache.region[at])
-        said += tokens
+        count += tokens
     found = np.asarray(firsts, np.int64)
     return found, np.append(found[1:], len(cache))
 
