@@ -252,7 +252,7 @@ class DistillationSettings(Settings):
     temperature: float = Field(
         default=2.0, gt=0, description="Softmax temperature of teacher and student."
     )
-    steps: PositiveInt | None = Field(
+    initial_steps: PositiveInt | None = Field(
         default=None, description="Number of initial steps with the teacher; default: all steps."
     )
 

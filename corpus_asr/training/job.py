@@ -273,7 +273,7 @@ class Finetune:
                 loader_workers=config.data.workers,
                 dtype=self._dtype,
                 random=_is_random(self._student) or config.lora.dropout > 0,
-                distilled_steps=config.distillation.steps,
+                distilled_steps=config.distillation.initial_steps,
             ),
             group=self._group,
         )

@@ -46,9 +46,9 @@ def test_the_example_loads_and_says_the_defaults() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("training.gradient_accumulation_steps", "0", "greater than 0"),
-        ("training.adam_beta2", "1", "less than 1"),
-        ("lora.rank", "0", "greater than 0"),
+        ("training.gradient_accumulation_steps", "0", "expected a whole number above 0"),
+        ("training.adam_beta2", "1", "at least 0 and below 1"),
+        ("lora.rank", "0", "expected a whole number above 0"),
         ("augmentation.speed", "[1.1, 0.9]", "smaller number first"),
         ("augmentation.speed", "[0.1, 1]", "factors from 0.5 to 2"),
         ("training.lerning_rate", "1", "learning_rate"),
