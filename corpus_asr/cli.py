@@ -228,7 +228,7 @@ def convert(
         typer.Option(help="For a folder SRC: a LoRA adapter in PEFT's layout to merge."),
     ] = None,
 ) -> None:
-    """Convert a Whisper checkpoint between OpenAI's layout and Hugging Face's, both ways."""
+    """Convert a Whisper checkpoint between OpenAI's layout and Hugging Face's; merge adapters."""
     with readable_errors():
         from corpus_asr.models.convert.folder import convert as convert_checkpoint
 

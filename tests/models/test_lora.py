@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
+from corpus_asr.cli import app
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.models.checkpoint import stored_tensors
 from corpus_asr.models.convert.folder import convert
@@ -136,7 +138,9 @@ def test_files_are_laid_out_as_peft_does(saved: Path, base: Path) -> None:
 
 
 def test_convert_merges_an_adapter(saved: Path, base: Path, tmp_path: Path) -> None:
-    convert(base, tmp_path / "merged", adapter=saved)
+    command = ["convert", str(base), str(tmp_path / "merged"), "--adapter", str(saved)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
     model, _ = adapted(base)
     torch.testing.assert_close(
         logits(network(tmp_path / "merged")), logits(model), atol=1e-4, rtol=1e-4
