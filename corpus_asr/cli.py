@@ -226,14 +226,23 @@ def convert(
         Path | None,
         typer.Option(help="For a .pt SRC: a Whisper folder, or openai-whisper's .tiktoken file."),
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="For a folder SRC: a LoRA adapter in PEFT's layout to merge."),
+    ] = None,
 ) -> None:
-    """Convert a Whisper checkpoint between OpenAI's layout and Hugging Face's, both ways."""
+    """Convert a Whisper checkpoint between OpenAI's layout and Hugging Face's; merge adapters."""
     with readable_errors():
         from corpus_asr.models.convert.folder import convert as convert_checkpoint
 
         typer.echo(
             convert_checkpoint(
-                source, target, dtype=dtype, max_shard_size=max_shard_size, tokenizer=tokenizer
+                source,
+                target,
+                dtype=dtype,
+                max_shard_size=max_shard_size,
+                tokenizer=tokenizer,
+                adapter=adapter,
             )
         )
 

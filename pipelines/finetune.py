@@ -5,6 +5,7 @@ on after the last checkpoint.
 """
 
 from dataclasses import dataclass
+from operator import itemgetter
 
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.errors import ConfigError
@@ -18,19 +19,21 @@ from corpus_asr.training.trainer import Record
 from corpus_asr.training.worker import train
 from corpus_asr.units import MEBIBYTE
 
-_SAID_EVERY = 10
-_FAILURES_SAID = 3
+_PRINTED_EVERY = 10
+_FAILURES_PRINTED = 3
 _STORE_BYTES = 128 * MEBIBYTE  # nothing of training goes through Ray's object store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finetuned:
-    """What came of a training."""
+    """The outcome of a training."""
 
     model_uri: str
     steps: int
+    kept_step: int
+    """Step of the model that was written; 0 is the start."""
     error_rates: tuple[tuple[int, float], ...]
-    """Word error rates of validation data, each with the steps done; empty without such data."""
+    """Step and WER of each evaluation; empty without validation data."""
 
 
 def run(config: FinetuneConfig, *, progress: Stream | None) -> Finetuned:
@@ -41,10 +44,10 @@ def run(config: FinetuneConfig, *, progress: Stream | None) -> Finetuned:
         progress: where lines about it go; None for none.
 
     Raises:
-        ConfigError: settings do not go together, there is nothing to learn from, or the output
+        ConfigError: settings contradict each other, there is no training data, or the output
             folder holds another training.
         CheckpointError: a checkpoint cannot be had or loaded.
-        EngineError: training cannot go on; run again to continue.
+        EngineError: training cannot continue; run again to resume.
         FetchError: a store failed.
     """
     if config.cluster.workers == 1:
@@ -52,26 +55,32 @@ def run(config: FinetuneConfig, *, progress: Stream | None) -> Finetuned:
     else:
         _train_on_ray(config, progress)
     store = TrainingStore(config.output.uri, endpoint_url=config.output.endpoint_url, keep=1)
-    rates = ((row["step"], row["wer"]) for row in store.log() if row.get("wer") is not None)
+    rates = [(row["step"], row["wer"]) for row in store.log() if row.get("wer") is not None]
+    steps = config.training.max_steps
+    best, _ = min(rates, key=itemgetter(1), default=(steps, None))
     return Finetuned(
         model_uri=shown(f"{store.uri}/{MODEL_FOLDER}"),
-        steps=config.training.steps,
+        steps=steps,
+        kept_step=best if config.evaluation.keep == "best" else steps,
         error_rates=tuple(rates),
     )
 
 
 def _train_here(config: FinetuneConfig, progress: Stream | None) -> None:
     job = Finetune(config, group=Group())
-    _say(progress, f"{job.material.hours:.2f} h of passages to learn from")
-    for left_out, count in job.material.account["left_out"].items():
-        _say(progress, f"left out: {count} {left_out}")
-    for failure in job.material.account["failures"][:_FAILURES_SAID]:
-        _say(progress, failure)
+    _print(progress, f"{job.cache.hours:.2f} h of training data")
+    for reason, count in job.cache.summary["excluded"].items():
+        _print(progress, f"excluded: {count} {reason}")
+    for failure in job.cache.summary["failures"][:_FAILURES_PRINTED]:
+        _print(progress, failure)
+    step = 0
     for found in job.run():
         if isinstance(found, Evaluation):
-            _say(progress, _evaluation_words(found))
-        elif found.step % _SAID_EVERY == 0 or found.step == config.training.steps:
-            _say(progress, _step_words(found, config.training.steps))
+            _print(progress, _evaluation_words(step, found))
+            continue
+        step = found.step
+        if step % _PRINTED_EVERY == 0 or step == config.training.max_steps:
+            _print(progress, _step_words(found, config.training.max_steps))
 
 
 def _train_on_ray(config: FinetuneConfig, progress: Stream | None) -> None:
@@ -80,7 +89,7 @@ def _train_on_ray(config: FinetuneConfig, progress: Stream | None) -> None:
     from corpus_asr.runtime.training import train_together
 
     cluster = config.cluster
-    _say(progress, f"{cluster.workers} workers train; log.jsonl grows with every checkpoint")
+    _print(progress, f"{cluster.workers} workers train; log.jsonl grows with every checkpoint")
     with connected(cluster.address, store_bytes=_STORE_BYTES) as found:
         cpus = sum(node.cpus for node in found.nodes)
         gpus = sum(node.gpus for node in found.nodes)
@@ -104,17 +113,18 @@ def _train_on_ray(config: FinetuneConfig, progress: Stream | None) -> None:
 
 def _step_words(record: Record, steps: int) -> str:
     return (
-        f"{record.step}/{steps}: loss {record.loss:.3f} per token, gradient {record.gradient:.2f}, "
-        f"rate {record.rate:.1e}, {record.wall_s:.1f} s"
+        f"step {record.step}/{steps}: loss {record.loss:.3f}, grad_norm {record.grad_norm:.2f}, "
+        f"lr {record.lr:.1e}, {record.wall_s:.1f} s"
     )
 
 
-def _evaluation_words(found: Evaluation) -> str:
-    rate = "nothing was said" if found.wer is None else f"word error rate {found.wer:.2%}"
-    invented = f", {found.invented_words} words out of silence" if found.invented_words else ""
-    return f"validation, {found.windows} windows: {rate}{invented}"
+def _evaluation_words(step: int, found: Evaluation) -> str:
+    wer = "no reference has words" if found.wer is None else f"wer {found.wer:.2%}"
+    words = found.hallucinated_words
+    hallucinated = f", {words} words in windows without speech" if words else ""
+    return f"step {step}: {wer} ({found.windows} validation windows{hallucinated})"
 
 
-def _say(progress: Stream | None, words: str) -> None:
+def _print(progress: Stream | None, words: str) -> None:
     if progress is not None:
         progress.write(words + "\n")

@@ -15,9 +15,9 @@ def override(incomplete: str) -> list[str]:
 
 def training_override(incomplete: str) -> list[str]:
     """Complete `key=value` of a training."""
-    from corpus_asr.config.from_nothing import FromNothingConfig
+    from corpus_asr.config.finetune import FinetuneConfig
 
-    return _assignments(incomplete, dict(_keys(FromNothingConfig, "")))
+    return _assignments(incomplete, dict(_keys(FinetuneConfig, "")))
 
 
 def decoding_override(incomplete: str) -> list[str]:

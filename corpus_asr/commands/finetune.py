@@ -30,17 +30,21 @@ def finetune(
         ),
     ] = None,
 ) -> None:
-    """Train a Whisper checkpoint further on labelled audio, or go on where training stopped."""
+    """Fine-tune a Whisper checkpoint on labelled audio, or resume a training that was stopped."""
     one_thread_for_arrays()
-    with readable_errors(on_interrupt="run the same command again to go on"):
-        from corpus_asr.config.from_nothing import FromNothingConfig
+    with readable_errors(on_interrupt="run the same command again to resume"):
         from corpus_asr.config.load import load_finetune
 
         settings = load_finetune(config, overrides or ())
         # Pipelines stand above the command line in the layers, so they are found by name.
-        name = "from_nothing" if isinstance(settings, FromNothingConfig) else "finetune"
-        pipeline = importlib.import_module(f"pipelines.{name}")
+        pipeline = importlib.import_module("pipelines.finetune")
         done = pipeline.run(settings, progress=None if speaks_json() else sys.stderr)
-        for step, rate in done.error_rates:
-            typer.echo(f"after {step:,} steps: word error rate {rate:.2%}")
-        typer.echo(f"{done.model_uri}: trained for {done.steps:,} steps")
+        for step, wer in done.error_rates:
+            typer.echo(f"step {step:,}: wer {wer:.2%}")
+        if done.kept_step == 0:
+            typer.echo(
+                f"{done.model_uri}: nothing was gained: the WER was lowest at step 0, so the "
+                "starting checkpoint was kept"
+            )
+        else:
+            typer.echo(f"{done.model_uri}: kept step {done.kept_step:,} of {done.steps:,}")

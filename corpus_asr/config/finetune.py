@@ -1,4 +1,4 @@
-"""One training: the whole YAML file of `corpus-asr finetune`, in the order data flows."""
+"""The configuration of `corpus-asr finetune`: one YAML file, sections in the order data flows."""
 
 from typing import Literal
 
@@ -9,162 +9,177 @@ from corpus_asr.config.stages import ClusterSettings
 
 
 class StudentSettings(Settings):
-    """What learns."""
+    """The model to train."""
 
     checkpoint: str = Field(
-        description="Where training starts: a folder, an address or a name such as small."
+        description="Whisper checkpoint to start from: a folder, a URI or a Hugging Face Hub "
+        "model ID."
     )
-    revision: str | None = Field(default=None, description="Hub branch, tag or commit.")
-    device: str = Field(default="auto", description="`auto`, cpu, cuda or cuda:N.")
+    revision: str | None = Field(
+        default=None, description="Branch, tag or commit on the Hub; default: the main branch."
+    )
+    device: str = Field(
+        default="auto", description="Device: `auto` (a GPU if there is one), cpu, cuda or cuda:N."
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
-        description="What is computed in; weights stay float32. `auto`: bfloat16 where the "
-        "hardware computes in it.",
+        description="Data type of the computation; trained weights stay in float32. `auto`: "
+        "bfloat16 if the hardware supports it.",
     )
     dropout: float | None = Field(
-        default=None, ge=0, lt=1, description="Instead of the checkpoint's own, which is often 0."
-    )
+        default=None, ge=0, lt=1,
+        description="Dropout probability; default: that of the checkpoint, often 0.",
+    )  # fmt: skip
     freeze: tuple[str, ...] = Field(
-        default=(), description="Parameters that stay as they are, such as model.encoder.*."
+        default=(),
+        description="Name patterns of frozen parameters, such as model.encoder.*; default: none.",
     )
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters; off by default."""
+
+    rank: PositiveInt | None = Field(
+        default=None,
+        description="Rank of the adapters, such as 8; default: no adapters, all weights are "
+        "trained.",
+    )
+    alpha: float = Field(
+        default=16.0, gt=0, description="Scale of the adapters: they add alpha / rank x B A."
+    )
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Dropout probability of the adapters' input."
+    )
+    target_modules: tuple[str, ...] = Field(
+        default=("q_proj", "v_proj"), min_length=1,
+        description="Names, or last parts of names, of the linear layers with adapters.",
+    )  # fmt: skip
 
 
 class DataSettings(Settings):
-    """What is learnt from."""
+    """The labelled audio."""
 
     train: tuple[str, ...] = Field(
         min_length=1,
-        description="Manifests (.jsonl, .csv, .parquet) of uri, text and perhaps start_s, end_s "
-        "and language; data sets of `corpus-asr label`, or Parquet with audio in it; or output "
-        "folders of runs, whose segments are taken as they are.",
+        description="Training data: manifests (.jsonl, .csv, .parquet) with uri, text and "
+        "optionally start_s, end_s and language; datasets written by `corpus-asr label`; Parquet "
+        "files with audio in them; output folders of runs, whose segments are the labels.",
     )
     validation: tuple[str, ...] = Field(
-        default=(), description="Likewise, of recordings that are not trained on."
+        default=(),
+        description="Validation data, of the same kinds; default: none, and no WER is computed.",
     )
     endpoint_url: str | None = Field(
-        default=None, description="S3 endpoint of all of these, where it is not Amazon's."
+        default=None, description="S3 endpoint of all data; default: Amazon's."
     )
-    language: str | None = Field(default=None, description="Of rows that say none.")
+    language: str | None = Field(
+        default=None, description="Language of rows without a `language` field."
+    )
     min_confidence: float = Field(
-        default=0.0, ge=0, le=1, description="Segments of runs below are left out."
-    )
+        default=0.0, ge=0, le=1,
+        description="Lowest confidence of segments taken from runs; default: all segments.",
+    )  # fmt: skip
     held_out_speakers: tuple[str, ...] = Field(
-        default=(), description="Rows of `train` by these are left out, such as reader_*."
-    )
-    capitals: Literal["as_written", "sentence"] = Field(
-        default="as_written",
-        description="Texts all in capitals: as they are, or as a sentence would be written.",
+        default=(),
+        description="Patterns of speakers whose rows are excluded from `train`, such as reader_*.",
     )
     cache: str = Field(
         default="output/finetune-cache",
-        description="Local folder of decoded audio, 115 MB per hour; kept for the next training.",
+        description="Local folder of decoded audio, 115 MB per hour; reused if the data are the "
+        "same.",
     )
     max_gap_s: float = Field(
         default=1.0, ge=0, le=30,
-        description="Pause up to which passages of a recording share a window.",
+        description="Longest pause in seconds between neighboring utterances of a recording that "
+        "stay together in a window.",
     )  # fmt: skip
-    workers: PositiveInt = Field(default=2, description="Processes that decode and prepare.")
+    workers: PositiveInt = Field(
+        default=2, description="Number of processes that decode audio and prepare windows."
+    )
 
 
 class WindowSettings(Settings):
-    """What a window of 30 s is made of."""
+    """The contents of training windows of 30 s."""
 
     pack: bool = Field(
-        default=True, description="Fill windows with passages of several recordings."
+        default=True, description="Whether utterances of several recordings share a window."
     )
     max_pause_s: float = Field(
         default=1.0, ge=0, le=10,
-        description="Longest silence between recordings in a window; most are much shorter.",
+        description="Longest silence in seconds between recordings in a window; most are much "
+        "shorter.",
     )  # fmt: skip
     task: Literal["transcribe", "translate"] = Field(
-        default="transcribe", description="What the text is to the speech."
+        default="transcribe", description="Task token of all windows."
     )
-    timestamps_share: float = Field(
-        default=0.5, ge=0, le=1, description="Windows that learn times."
+    timestamp_probability: float = Field(
+        default=0.5, ge=0, le=1, description="Probability that a window has timestamp tokens."
     )
-    previous_text_share: float = Field(
+    condition_on_prev_probability: float = Field(
         default=0.5, ge=0, le=1,
-        description="Windows that are shown what was said before, where something was.",
+        description="Probability that a window has the preceding text as a prompt, if it is known.",
     )  # fmt: skip
-    misread_share: float = Field(
-        default=0.0, ge=0, lt=1,
-        description="Tokens of text that the decoder reads wrong, as after an error of its own, "
-        "so that it listens.",
-    )  # fmt: skip
-    partly_filled_share: float = Field(
-        default=0.0, ge=0, le=1,
-        description="Windows that end in silence, as those of short recordings do.",
-    )  # fmt: skip
-    cut_off_share: float = Field(
+    truncation_probability: float = Field(
         default=0.5, ge=0, le=1,
-        description="Packed windows that are full and at whose end another recording begins and is "
-        "cut off: with times, when it begins is all that is written of it, as Whisper trains.",
+        description="Probability that a full packed window with timestamps ends with a truncated "
+        "utterance, of which only the start timestamp is in the target.",
     )  # fmt: skip
-    alone_share: float = Field(
-        default=0.0, ge=0, le=1,
-        description="Recordings that have a window of their own, though others are packed.",
-    )  # fmt: skip
-    cut_share: float = Field(
-        default=0.0, ge=0, le=1,
-        description="Windows that are over soon after their speech instead of padded to 30 s.",
-    )  # fmt: skip
-    no_speech_share: float = Field(
+    no_speech_fraction: float = Field(
         default=0.02, ge=0, le=1,
-        description="Windows of silence, noise and tones, per window of speech.",
+        description="Number of windows without speech (silence, noise, tones) per window of "
+        "speech.",
     )  # fmt: skip
 
 
 class AugmentationSettings(Settings):
-    """How samples and features are made different; shares are of windows."""
+    """Augmentation of audio and features; off by default."""
 
     speed: tuple[float, float] = Field(
-        default=(1.0, 1.0), description="Slowest and fastest that a window is played."
+        default=(1.0, 1.0), description="Range of the speed factor of a window."
     )
-    formants: tuple[float, float] = Field(
-        default=(1.0, 1.0),
-        description="Lowest and highest factor of their frequencies: other vocal tracts.",
+    gain_db: tuple[float, float] = Field(
+        default=(0.0, 0.0), description="Range of the gain of a window in dB."
     )
-    formants_wander: float = Field(
-        default=0.0, ge=0, le=0.3,
-        description="They move back and forth by this share, at most: other speakers' sounds.",
-    )  # fmt: skip
-    equaliser_db: float = Field(
-        default=0.0, ge=0, le=30,
-        description="Bands of frequencies are louder or fainter by so much, at most: other voices "
-        "and microphones.",
-    )  # fmt: skip
-    equaliser_wander_db: float = Field(
-        default=0.0, ge=0, le=30, description="Bands grow louder and fainter by so much, at most."
-    )
-    gain_db: tuple[float, float] = Field(default=(0.0, 0.0), description="Quietest and loudest.")
-    noise_share: float = Field(
+    noise_probability: float = Field(
         default=0.0, ge=0, le=1,
-        description="Noise is drawn, or taken from rows of the training data without text.",
+        description="Probability of additive noise: synthetic, or from rows of `train` without "
+        "text.",
     )  # fmt: skip
-    noise_snr_db: tuple[float, float] = Field(default=(5.0, 30.0), description="Worst and best.")
-    reverberation_share: float = Field(default=0.0, ge=0, le=1, description="Echoes of a room.")
-    reverberation_s: tuple[float, float] = Field(
-        default=(0.1, 0.6), description="Until they have decayed by 60 dB."
+    noise_snr_db: tuple[float, float] = Field(
+        default=(5.0, 30.0), description="Range of the signal-to-noise ratio in dB."
     )
-    telephone_share: float = Field(default=0.0, ge=0, le=1, description="About 300 to 3,400 Hz.")
-    cut_close_share: float = Field(
+    reverb_probability: float = Field(
+        default=0.0, ge=0, le=1, description="Probability of reverberation."
+    )
+    reverb_rt60_s: tuple[float, float] = Field(
+        default=(0.1, 0.6), description="Range of the reverberation time RT60 in seconds."
+    )
+    telephone_probability: float = Field(
         default=0.0, ge=0, le=1,
-        description="Of recordings of at most 1.5 s: faint ends are lost or fainter, as of words "
-        "that were cut out.",
+        description="Probability of a telephone band-pass filter, about 300 to 3,400 Hz.",
     )  # fmt: skip
-    time_masks: int = Field(default=0, ge=0, le=20, description="SpecAugment: spans of time.")
-    time_mask_frames: int = Field(default=100, ge=1, le=1000, description="10 ms each, at most.")
-    mel_masks: int = Field(default=0, ge=0, le=20, description="SpecAugment: bands of mel bins.")
-    mel_mask_bins: int = Field(default=10, ge=1, le=60, description="Of a band, at most.")
+    mask_time_prob: float = Field(
+        default=0.0, ge=0, le=1,
+        description="SpecAugment: fraction of frames that masks cover, at least two masks.",
+    )  # fmt: skip
+    mask_time_length: int = Field(
+        default=10, ge=1, le=1000, description="SpecAugment: length of a time mask in 10 ms frames."
+    )
+    mask_feature_prob: float = Field(
+        default=0.0, ge=0, le=1, description="SpecAugment: fraction of mel bins that masks cover."
+    )
+    mask_feature_length: int = Field(
+        default=10, ge=1, le=60, description="SpecAugment: width of a frequency mask in mel bins."
+    )
 
-    @field_validator("speed", "formants", "gain_db", "noise_snr_db", "reverberation_s")
+    @field_validator("speed", "gain_db", "noise_snr_db", "reverb_rt60_s")
     @classmethod
     def _ascending(cls, value: tuple[float, float]) -> tuple[float, float]:
         if value[0] > value[1]:
             raise ValueError(f"found {list(value)}, expected the smaller number first")
         return value
 
-    @field_validator("speed", "formants")
+    @field_validator("speed")
     @classmethod
     def _audible(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0.5 <= value[0] <= value[1] <= 2.0:
@@ -173,132 +188,125 @@ class AugmentationSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """How weights change."""
+    """The optimization; names as in transformers' Seq2SeqTrainingArguments."""
 
-    steps: PositiveInt = Field(default=1000, description="Changes of the weights.")
-    batch_windows: PositiveInt = Field(
-        default=16, description="Windows behind each step, over all workers."
-    )
-    windows_at_once: PositiveInt = Field(
+    max_steps: PositiveInt = Field(default=1000, description="Number of optimizer steps.")
+    per_device_train_batch_size: PositiveInt = Field(
         default=4,
-        description="Of one worker in memory; a step adds up as many as it needs. On a CPU, 1 is "
-        "one in each thread.",
+        description="Number of windows per forward pass of one worker. On a CPU, 1 computes one "
+        "window in each thread.",
     )
-    learning_rate: float = Field(default=1e-5, gt=0, lt=1, description="The highest.")
-    warmup_steps: int = Field(default=50, ge=0, description="Until the rate is reached.")
-    schedule: Literal["linear", "cosine", "constant"] = Field(
-        default="linear", description="How it falls to zero after that."
+    gradient_accumulation_steps: PositiveInt = Field(
+        default=4,
+        description="Number of forward passes per optimizer step. The effective batch size is "
+        "per_device_train_batch_size x gradient_accumulation_steps x cluster.workers.",
     )
-    weight_decay: float = Field(default=0.0, ge=0, description="Of matrices.")
-    betas: tuple[float, float] = Field(default=(0.9, 0.98), description="Of AdamW.")
-    max_gradient: float = Field(default=1.0, gt=0, description="Longer gradients are shortened.")
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="Shared out to all tokens.")
-    ctc_weight: float = Field(
-        default=0.0, ge=0,
-        description="Of a second loss, on the encoder, for networks that start from nothing.",
-    )  # fmt: skip
-    phones_weight: float = Field(
-        default=0.0, ge=0,
-        description="Of a third loss: the sounds that manifests name, by positions of the encoder.",
-    )  # fmt: skip
-    attention_weight: float = Field(
-        default=0.0, ge=0,
-        description="Of a fourth loss, which leads the alignment heads to where letters are read "
-        "off the encoder; needs ctc_weight.",
-    )  # fmt: skip
-    encoder_steps: int = Field(
-        default=0, ge=0,
-        description="The first ones, which learn by the losses on the encoder alone.",
-    )  # fmt: skip
-    decoder_steps: int = Field(
-        default=0, ge=0,
-        description="Those after them, in which the encoder stays as it is and the decoder writes "
-        "passages and windows that were heard lately; then both learn.",
-    )  # fmt: skip
-    decoder_audio_s: float = Field(
-        default=120.0, gt=0,
-        description="Audio that is written in each of those, over all workers: more than is heard.",
-    )  # fmt: skip
-    decoder_memory_windows: int = Field(
-        default=1000, ge=1, description="Windows from which that is drawn, over all workers."
-    )  # fmt: skip
-    short_steps: int = Field(
-        default=0, ge=0,
-        description="Until an epoch begins after so many, most partly filled windows are short.",
-    )  # fmt: skip
+    learning_rate: float = Field(default=1e-5, gt=0, lt=1, description="Peak learning rate.")
+    warmup_steps: int = Field(
+        default=50, ge=0, description="Number of steps of linear warmup to the peak learning rate."
+    )
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = Field(
+        default="linear",
+        description="Decay of the learning rate after warmup: to zero at the last step, or none.",
+    )
+    weight_decay: float = Field(
+        default=0.0,
+        ge=0,
+        description="AdamW's weight decay of matrices; biases and norms have none.",
+    )
+    adam_beta1: float = Field(
+        default=0.9, ge=0, lt=1, description="AdamW's decay of the first moment."
+    )
+    adam_beta2: float = Field(
+        default=0.98, ge=0, lt=1, description="AdamW's decay of the second moment."
+    )
+    max_grad_norm: float = Field(
+        default=1.0, gt=0, description="Norm to which longer gradients are clipped."
+    )
+    label_smoothing_factor: float = Field(
+        default=0.0, ge=0, lt=1, description="Probability mass spread evenly over all tokens."
+    )
     gradient_checkpointing: bool = Field(
-        default=False, description="Compute states twice to keep fewer of them."
+        default=False,
+        description="Whether activations are recomputed in the backward pass, to save memory.",
     )
-    seed: int = Field(default=0, ge=0, lt=2**31, description="Of all that is drawn.")
-
-    @model_validator(mode="after")
-    def _whole_batches(self) -> "TrainingSettings":
-        if self.batch_windows % self.windows_at_once:
-            raise ValueError(
-                f"batch_windows ({self.batch_windows}) has to be a multiple of windows_at_once "
-                f"({self.windows_at_once})"
-            )
-        return self
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of all random numbers.")
 
 
 class DistillationSettings(Settings):
-    """A larger checkpoint to learn from beside the labels."""
+    """Distillation of token distributions from a larger checkpoint; off by default."""
 
     teacher: str | None = Field(
-        default=None, description="A folder, an address or a name such as large-v3."
+        default=None,
+        description="Whisper checkpoint with the same vocabulary to distill from: a folder, a URI "
+        "or a Hub model ID; default: no distillation.",
     )
-    revision: str | None = Field(default=None, description="Hub branch, tag or commit.")
-    token_weight: float = Field(
+    revision: str | None = Field(
+        default=None, description="Branch, tag or commit of the teacher on the Hub."
+    )
+    kl_weight: float = Field(
         default=0.8, ge=0, le=1,
-        description="Of its distributions of tokens; the labels have the rest. Needs the same "
-        "vocabulary.",
+        description="Weight of the divergence from the teacher's token distributions; the "
+        "cross-entropy with the labels has the rest.",
     )  # fmt: skip
-    encoder_weight: float = Field(default=0.0, ge=0, description="Of the distance of encodings.")
-    name_sounds: bool = Field(
-        default=False,
-        description="Whether its encoder tells the sounds of passages that have none, for "
-        "training.phones_weight.",
+    temperature: float = Field(
+        default=2.0, gt=0, description="Softmax temperature of teacher and student."
     )
-    temperature: float = Field(default=2.0, gt=0, description="Softens both distributions.")
-    steps: PositiveInt | None = Field(
-        default=None, description="The first ones, after which labels alone are learnt; null: all."
+    initial_steps: PositiveInt | None = Field(
+        default=None, description="Number of initial steps with the teacher; default: all steps."
     )
 
 
 class EvaluationSettings(Settings):
-    """What is asked of `data.validation`."""
+    """The evaluation on `data.validation`."""
 
-    every_steps: PositiveInt = Field(default=200, description="And after the last step.")
-    max_windows: PositiveInt = Field(default=200, description="Of it, the first ones.")
-    windows_at_once: PositiveInt = Field(default=8, description="Decoded side by side.")
+    eval_steps: PositiveInt = Field(
+        default=200,
+        description="Number of steps between evaluations; one more precedes the first step and "
+        "one follows the last.",
+    )
+    max_windows: PositiveInt = Field(
+        default=200, description="Largest number of validation windows; the first ones are used."
+    )
+    per_device_eval_batch_size: PositiveInt = Field(
+        default=8, description="Number of windows decoded in one batch."
+    )
     keep: Literal["best", "last"] = Field(
-        default="best", description="Which model is written: of the lowest error rate, or the last."
+        default="best",
+        description="Model to write: that of the lowest WER, which may be the start, or the last.",
     )
 
 
 class TrainedSettings(Settings):
-    """Where the model goes."""
+    """The output folder."""
 
-    uri: str = Field(description="Folder of model/, checkpoints/ and log.jsonl; any address.")
+    uri: str = Field(description="Output folder of model/, checkpoints/ and log.jsonl: any URI.")
     endpoint_url: str | None = Field(
-        default=None, description="S3 endpoint, where it is not Amazon's."
+        default=None, description="S3 endpoint of the output folder; default: Amazon's."
     )
-    checkpoint_steps: PositiveInt = Field(default=200, description="Between two checkpoints.")
-    keep_checkpoints: PositiveInt = Field(default=2, description="The last ones.")
+    save_steps: PositiveInt = Field(default=200, description="Number of steps between checkpoints.")
+    save_total_limit: PositiveInt = Field(
+        default=2, description="Number of most recent checkpoints to keep."
+    )
 
 
 class TrainClusterSettings(ClusterSettings):
-    """How many train together; more than one by Ray Train."""
+    """Data-parallel training with Ray Train, if there are several workers."""
 
-    workers: PositiveInt = Field(default=1, description="Processes that share each batch.")
-    gpus_per_worker: float = Field(default=0.0, ge=0, le=8, description="Of each, with Ray.")
-    cpus_per_worker: float = Field(default=1.0, gt=0, description="Of each, with Ray.")
+    workers: PositiveInt = Field(
+        default=1, description="Number of data-parallel workers; 1 trains without Ray."
+    )
+    gpus_per_worker: float = Field(
+        default=0.0, ge=0, le=8, description="GPUs per worker (Ray only)."
+    )
+    cpus_per_worker: float = Field(default=1.0, gt=0, description="CPUs per worker (Ray only).")
 
 
 class FinetuneConfig(Settings):
-    """A resolved training; everything the user left out carries its default."""
+    """A resolved configuration; keys that were omitted have their defaults."""
 
     model: StudentSettings
+    lora: LoraSettings = Field(default_factory=LoraSettings)
     data: DataSettings
     windows: WindowSettings = Field(default_factory=WindowSettings)
     augmentation: AugmentationSettings = Field(default_factory=AugmentationSettings)
@@ -309,11 +317,18 @@ class FinetuneConfig(Settings):
     cluster: TrainClusterSettings = Field(default_factory=TrainClusterSettings)
 
     @model_validator(mode="after")
-    def _shared_batches(self) -> "FinetuneConfig":
-        each = self.training.windows_at_once * self.cluster.workers
-        if self.training.batch_windows % each:
+    def _one_way_to_freeze(self) -> "FinetuneConfig":
+        if self.lora.rank is not None and self.model.freeze:
             raise ValueError(
-                f"training.batch_windows ({self.training.batch_windows}) has to be a multiple of "
-                f"training.windows_at_once times cluster.workers ({each})"
+                f"found model.freeze {list(self.model.freeze)} with lora.rank {self.lora.rank}: "
+                "LoRA freezes all weights of the checkpoint; remove model.freeze and name the "
+                "layers with adapters in lora.target_modules"
             )
         return self
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Number of windows per optimizer step, over all workers."""
+        training = self.training
+        micro_batches = training.gradient_accumulation_steps * self.cluster.workers
+        return training.per_device_train_batch_size * micro_batches

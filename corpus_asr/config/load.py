@@ -20,7 +20,6 @@ from corpus_asr.config.base import Settings
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.document import Document, KeyPath, override_value, read_document
 from corpus_asr.config.finetune import FinetuneConfig
-from corpus_asr.config.from_nothing import FromNothingConfig
 from corpus_asr.config.labelling import PseudoLabelConfig
 from corpus_asr.config.problems import booleans_in_the_wrong_place, problems_in
 from corpus_asr.config.run import PSEUDO_LABEL, RunConfig
@@ -57,9 +56,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def load_finetune(path: str | Path, overrides: Sequence[str] = ()) -> FinetuneConfig:
-    """Read and check a training, one from nothing by its section `speech`; see `load_config`."""
-    document = read_document(path, overrides)
-    return _checked(document, FromNothingConfig if "speech" in document.values else FinetuneConfig)
+    """Read and check a fine-tuning configuration; see `load_config`."""
+    return _checked(read_document(path, overrides), FinetuneConfig)
 
 
 def _checked(document: Document, model: type[_Config]) -> _Config:

@@ -214,7 +214,8 @@ class PreTrainedModel(nn.Module, Uploads):
             safe_serialization=safe_serialization,
         )
         self.config.architectures = (type(self).__name__,)
-        self.config.dtype = str(self.dtype).removeprefix("torch.")
+        dtype = next((t.dtype for t in weights.values() if t.is_floating_point()), self.dtype)
+        self.config.dtype = str(dtype).removeprefix("torch.")
         self.config.save_pretrained(folder)
         names.append(CONFIG_NAME)
         if self.generation_config is not None:

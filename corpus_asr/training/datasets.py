@@ -1,7 +1,7 @@
-"""Data sets with audio in them, such as `corpus-asr label` writes: Parquet in, passages out.
+"""Data sets with audio in them, such as `corpus-asr label` writes: Parquet in, utterances out.
 
-A row is a recording: `audio` has its bytes, `text` what is said in it, or `whisper_transcript` the
-same between timestamps; `condition_on_prev` what was said before, and `language`. Knows no samples.
+A row is a recording: `audio` has its bytes, `text` its transcript, or `whisper_transcript` the same
+with timestamps; `condition_on_prev` the preceding text, and `language`. Independent of samples.
 """
 
 import re
@@ -17,7 +17,7 @@ from corpus_asr.languages import resolve_language
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.filesystem import open_binary
 from corpus_asr.storage.tables import OutputStore, parquet_batches, parquet_columns
-from corpus_asr.training.passages import Passage
+from corpus_asr.training.utterances import Utterance
 
 _AUDIO = "audio"
 _READ = ("text", "whisper_transcript", "condition_on_prev", "language")
@@ -59,8 +59,8 @@ def files_of_dataset(store: OutputStore, split: str) -> list[str] | None:
 
 def read_dataset(
     uri: str, *, endpoint_url: str | None = None, language: str | None = None
-) -> Iterator[Passage]:
-    """Yield the passages of a Parquet file with audio in it.
+) -> Iterator[Utterance]:
+    """Yield the utterances of a Parquet file with audio in it.
 
     Args:
         uri: its address.
@@ -76,7 +76,7 @@ def read_dataset(
         for batch in parquet_batches(file, columns=_READ):
             for row in batch.to_pylist():
                 try:
-                    yield from _passages(uri, number, row, language)
+                    yield from _utterances(uri, number, row, language)
                 except (KeyError, TypeError, ValueError) as error:
                     raise ConfigError(
                         f"reading the data set {shown(uri)}: found {error} in row {number}, "
@@ -86,9 +86,9 @@ def read_dataset(
                 number += 1
 
 
-def _passages(
+def _utterances(
     uri: str, number: int, row: Mapping[str, Any], usual: str | None
-) -> Iterator[Passage]:
+) -> Iterator[Utterance]:
     said = row.get("language") or usual
     more: dict[str, Any] = {
         "uri": uri,
@@ -98,8 +98,8 @@ def _passages(
     }
     timed = _TIMED.findall(row.get("whisper_transcript") or "")
     for start, text, end in timed:
-        yield Passage(text=text, start_s=float(start), end_s=float(end), **more)
+        yield Utterance(text=text, start_s=float(start), end_s=float(end), **more)
     if not timed:
         if not isinstance(row["text"], str):
             raise TypeError(f"text {row['text']!r}")
-        yield Passage(text=row["text"], **more)
+        yield Utterance(text=row["text"], **more)

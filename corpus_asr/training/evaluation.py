@@ -1,7 +1,7 @@
-"""How well a network writes what is said: windows of validation material in, error rates out.
+"""Evaluation: validation windows in, word and character error rates out.
 
-In: a network and material. Out: word and character error rates by Whisper's normalisers, as
-`corpus-asr evaluate` counts them, and some lines to read. Search is greedy, by the engine.
+Texts are normalized by Whisper's normalizers, as in `corpus-asr evaluate`. Search is greedy, by
+the engine.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.report.accuracy import Errors, Heard, score, total
 from corpus_asr.report.accuracy_references import Reference
 from corpus_asr.spectral.mel import log_mel
-from corpus_asr.training.material import Material
+from corpus_asr.training.audio_cache import AudioCache
 from corpus_asr.training.windows import runs_of
 from corpus_asr.units import WINDOW_SAMPLES
 
@@ -25,26 +25,26 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Of one network at one time."""
+    """The result for one model; its fields are keys of log.jsonl."""
 
     windows: int
     wer: float | None
-    """None where nothing was said."""
+    """Word error rate; None if no reference has words."""
     cer: float | None
-    invented_words: int
-    """In windows in which nothing is said."""
+    hallucinated_words: int
+    """Number of words in hypotheses of windows without speech."""
     examples: tuple[tuple[str, str], ...]
-    """What was said and what was heard, of the first windows."""
+    """Reference and hypothesis of the first windows."""
 
 
 class Evaluator:
-    """Asks networks for the same windows each time.
+    """Evaluates models on the same windows.
 
     Args:
-        material: runs of its passages are windows, the first ones.
+        cache: runs of its utterances are windows, the first ones.
         tokenizer: of the network.
         max_windows: how many.
-        windows_at_once: decoded side by side.
+        batch_size: decoded side by side.
         task: `transcribe` or `translate`.
         timestamps: whether times are asked for too.
         max_tokens: of a run.
@@ -52,20 +52,20 @@ class Evaluator:
 
     def __init__(
         self,
-        material: Material,
+        cache: AudioCache,
         tokenizer: WhisperTokenizer,
         *,
         max_windows: int,
-        windows_at_once: int,
+        batch_size: int,
         task: str,
         timestamps: bool,
         max_tokens: int,
     ) -> None:
-        self._material = material
+        self._cache = cache
         self._tokenizer = tokenizer
-        first, end = runs_of(material, longest=WINDOW_SAMPLES, max_tokens=max_tokens)
+        first, end = runs_of(cache, longest=WINDOW_SAMPLES, max_tokens=max_tokens)
         self._runs = list(zip(first.tolist(), end.tolist(), strict=True))[:max_windows]
-        self._at_once = windows_at_once
+        self._batch_size = batch_size
         self._task = task
         self._timestamps = timestamps
 
@@ -74,29 +74,31 @@ class Evaluator:
         """Decode all windows and compare."""
         network.eval()
         words, letters = Errors(), Errors()
-        invented = 0
+        hallucinated = 0
         examples: list[tuple[str, str]] = []
-        for language, said, heard in self._heard(network):
-            reference = Reference(uri="", text=said, language=language)
-            found = score(reference, Heard(text=heard, language=language, duration_s=0.0))
+        for language, reference, hypothesis in self._hypotheses(network):
+            found = score(
+                Reference(uri="", text=reference, language=language),
+                Heard(text=hypothesis, language=language, duration_s=0.0),
+            )
             words, letters = total([words, found.words]), total([letters, found.letters])
-            invented += 0 if said else found.words.insertions
+            hallucinated += 0 if reference else found.words.insertions
             if len(examples) < _SHOWN:
-                examples.append((said, heard))
+                examples.append((reference, hypothesis))
         return Evaluation(
             windows=len(self._runs),
             wer=words.rate,
             cer=letters.rate,
-            invented_words=invented,
+            hallucinated_words=hallucinated,
             examples=tuple(examples),
         )
 
-    def _heard(
+    def _hypotheses(
         self, network: WhisperForConditionalGeneration
     ) -> Iterator[tuple[str | None, str, str]]:
-        """Yield language, what was said and what was heard of each window."""
+        """Yield language, reference and hypothesis of each window."""
         for runs in self._batches():
-            language = self._material.language(runs[0][0])
+            language = self._cache.language(runs[0][0])
             features = np.stack([self._features(run, network) for run in runs])
             asked: dict[str, Any] = {"language": language, "task": self._task}
             ids = network.generate(
@@ -105,18 +107,16 @@ class Evaluator:
                 **(asked if self._tokenizer.is_multilingual else {}),
             )
             texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
-            for (first, end), heard in zip(runs, texts, strict=True):
-                said = " ".join(filter(None, map(self._material.text, range(first, end))))
-                yield language, said, heard.strip()
+            for (first, end), hypothesis in zip(runs, texts, strict=True):
+                reference = " ".join(filter(None, map(self._cache.text, range(first, end))))
+                yield language, reference, hypothesis.strip()
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
         """Yield runs of one language."""
         batch: list[tuple[int, int]] = []
         for run in self._runs:
-            other = batch and self._material.language(run[0]) != self._material.language(
-                batch[0][0]
-            )
-            if other or len(batch) == self._at_once:
+            other = batch and self._cache.language(run[0]) != self._cache.language(batch[0][0])
+            if other or len(batch) == self._batch_size:
                 yield batch
                 batch = []
             batch.append(run)
@@ -126,8 +126,8 @@ class Evaluator:
     def _features(
         self, run: tuple[int, int], network: WhisperForConditionalGeneration
     ) -> np.ndarray:
-        begin, end = int(self._material.start[run[0]]), self._material.ends(slice(*run))
+        begin, end = int(self._cache.start[run[0]]), self._cache.ends(slice(*run))
         samples = np.zeros(WINDOW_SAMPLES, np.float32)
-        heard = self._material.samples(begin, min(end, begin + WINDOW_SAMPLES))
-        samples[: heard.size] = heard
+        found = self._cache.samples(begin, min(end, begin + WINDOW_SAMPLES))
+        samples[: found.size] = found
         return log_mel(samples, num_mel_bins=network.config.num_mel_bins)

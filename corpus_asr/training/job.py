@@ -1,13 +1,15 @@
 """One training from its settings to its model, in one process or in one of several.
 
 In: settings. Out: the files of `store.py`, and what happens on the way. What is done is not done
-again: the same call goes on after the last checkpoint and ends with the same model.
+again: the same call continues after the last checkpoint and ends with the same model.
 """
 
+import functools
 import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,34 +19,37 @@ import torch
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError
 from corpus_asr.models.device import resolve_device, resolve_dtype
+from corpus_asr.models.lora import ADAPTER_CONFIG_NAME, LoraAdapters, LoraConfig
+from corpus_asr.models.model_config import CONFIG_NAME
 from corpus_asr.models.registry import family_of
+from corpus_asr.models.stored_weights import stored_tensors
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.models.whisper.processor import WhisperProcessor
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.model_files import fetch_checkpoint, model_revision
+from corpus_asr.training.audio_cache import SUMMARY_NAME, AudioCache, prepare
 from corpus_asr.training.augmentation import Augmentation
 from corpus_asr.training.evaluation import Evaluation, Evaluator
 from corpus_asr.training.examples import Examples, ExampleSettings
 from corpus_asr.training.group import Group
 from corpus_asr.training.labels import LabelWriter
-from corpus_asr.training.material import ACCOUNT_NAME, Material, prepare
-from corpus_asr.training.objective import Objective, Weights
-from corpus_asr.training.optimiser import NamedAdamW, Rates, freeze
-from corpus_asr.training.sounds import name_sounds
-from corpus_asr.training.sources import passages_in
-from corpus_asr.training.store import State, TrainingStore
-from corpus_asr.training.trainer import Record, Steps, Trainer
+from corpus_asr.training.objective import LossSettings, Objective
+from corpus_asr.training.optimizer import LearningRates, NamedAdamW, freeze
+from corpus_asr.training.sources import utterances_in
+from corpus_asr.training.store import ADAPTER_FOLDER, MODEL_FOLDER, State, TrainingStore
+from corpus_asr.training.trainer import Record, StepSettings, Trainer
 from corpus_asr.training.windows import Packing
-from corpus_asr.units import TIMESTAMP_STEP_S
 
 _DECODE_TIMEOUT_S = 600.0
-_WEIGHTS, _MOMENTS, _HELPING = "weights.", "moments.", "helping."
-# What changes no result, but for rounding: another machine may go on.
+_WEIGHTS, _MOMENTS = "weights.", "moments."
+# Settings that change no result, apart from rounding: they may differ when resuming.
 _ELSEWHERE: dict[str, Any] = {
     "output": True, "cluster": True, "evaluation": True,
     "model": {"device"},
     "data": {"cache", "endpoint_url", "workers"},
-    "training": {"windows_at_once", "gradient_checkpointing"},
+    "training": {
+        "per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing",
+    },
 }  # fmt: skip
 
 
@@ -57,9 +62,9 @@ class Finetune:
         local_rank: number of this process on its machine; the first prepares the audio.
 
     Raises:
-        ConfigError: settings do not go together, or there is nothing to learn from.
+        ConfigError: settings contradict each other, or there is no training data.
         CheckpointError: a checkpoint cannot be had or loaded, or is of no Whisper.
-        EngineError: decoding cannot go on, or machines decode different things.
+        EngineError: decoding cannot continue, or machines decode different data.
         FetchError: a store failed.
     """
 
@@ -69,38 +74,27 @@ class Finetune:
         self._store = TrainingStore(
             config.output.uri,
             endpoint_url=config.output.endpoint_url,
-            keep=config.output.keep_checkpoints,
+            keep=config.output.save_total_limit,
         )
         self._device = resolve_device(config.model.device)
         folder = fetch_checkpoint(config.model.checkpoint, revision=config.model.revision)
         self._revision = model_revision(folder)
+        self._start_dtype = _stored_dtype(folder)
         self._student = self._load(folder)
         self._processor = WhisperProcessor.from_pretrained(folder)
         self._labels = LabelWriter(
             self._processor.tokenizer, max_tokens=self._student.config.max_target_positions
         )
-        self.material = self._prepared("train", local_rank)
-        if config.training.phones_weight and not self.material.tells_phones:
-            raise ConfigError(
-                "training.phones_weight: found no passage with phones in data.train, expected "
-                "manifests that name sounds and their times; make them, or set it to 0"
-            )
-        if config.distillation.name_sounds:
-            self.material = self._named_sounds(local_rank)
-        if config.training.encoder_steps and not (
-            config.training.phones_weight or config.training.ctc_weight
-        ):
-            raise ConfigError(
-                f"training.encoder_steps: found {config.training.encoder_steps} steps and no loss "
-                "on the encoder, expected a training.phones_weight or training.ctc_weight above 0"
-            )
+        self.cache = self._prepared("train", local_rank)
         self._evaluator = self._made_evaluator(local_rank)
         self._objective = self._made_objective()
-        freeze(self._student, config.model.freeze)
-        self._optimiser = NamedAdamW(
-            {"": self._student, _HELPING: self._objective},
+        self._adapters = self._made_adapters()
+        self._optimizer = NamedAdamW(
+            freeze(self._student, config.model.freeze)
+            if self._adapters is None
+            else self._adapters.parameters,
             weight_decay=config.training.weight_decay,
-            betas=config.training.betas,
+            betas=(config.training.adam_beta1, config.training.adam_beta2),
         )
         self._best: float | None = None
 
@@ -121,10 +115,10 @@ class Finetune:
         for record in self._trainer().run(done):
             log.append(asdict(record))
             yield record
-            last = record.step == settings.training.steps
-            if last or record.step % settings.evaluation.every_steps == 0:
+            last = record.step == settings.training.max_steps
+            if last or record.step % settings.evaluation.eval_steps == 0:
                 yield from self._evaluated(record.step, log)
-            if last or record.step % settings.output.checkpoint_steps == 0:
+            if last or record.step % settings.output.save_steps == 0:
                 self._save(record.step, log)
         if self._best is None or settings.evaluation.keep == "last":
             self._save_model()
@@ -140,19 +134,24 @@ class Finetune:
             {} if self._config.model.dropout is None else {"dropout": self._config.model.dropout}
         )
         network = WhisperForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, device=self._device, **own
+            folder,
+            dtype=torch.float32,
+            device=self._device,
+            # Masks are drawn per window instead, so that they do not depend on micro-batches.
+            apply_spec_augment=False,
+            **own,
         )
         if self._config.training.gradient_checkpointing:
             network.gradient_checkpointing_enable()
         return network
 
-    def _prepared(self, name: str, local_rank: int) -> Material:
+    def _prepared(self, name: str, local_rank: int) -> AudioCache:
         """Decode one set of data, once per machine."""
         data = self._config.data
         folder = Path(data.cache) / name
         if local_rank == 0:
             prepare(
-                passages_in(data, name),
+                utterances_in(data, name),
                 folder,
                 count_tokens=self._labels.count,
                 max_tokens=self._labels.room - 2,
@@ -162,44 +161,21 @@ class Finetune:
                 endpoint_url=data.endpoint_url,
             )
         self._group.wait()
-        found = Material.open(folder)
+        found = AudioCache.open(folder)
         self._check_same(found, folder)
         for language in found.languages():
             self._labels.check(language, task=self._config.windows.task)
         return found
 
-    def _named_sounds(self, local_rank: int) -> Material:
-        """Have the teacher tell sounds where the data do not, once per machine."""
-        config = self._config
-        if config.distillation.teacher is None or not config.training.phones_weight:
-            raise ConfigError(
-                f"distillation.name_sounds: found the teacher {config.distillation.teacher} and a "
-                f"training.phones_weight of {config.training.phones_weight:g}, expected a teacher "
-                "and a weight above 0; give both, or set name_sounds to false"
-            )
-        folder = Path(config.data.cache) / "train"
-        if local_rank == 0:
-            teacher, revision = self._teacher()
-            seed = config.training.seed
-            name_sounds(
-                self.material,
-                folder,
-                teacher,
-                fingerprint=_digest([self.material.account["fingerprint"], revision, seed]),
-                seed=seed,
-            )
-        self._group.wait()
-        return self.material.with_sounds(folder)
-
-    def _check_same(self, material: Material, folder: Path) -> None:
-        """Raise if a store failed on one of several machines, and others have what it lacks."""
-        own = [float(len(material)), float(material.audio.size)]
-        told = torch.tensor(own, dtype=torch.float64, device=self._device)
-        self._group.add_up([told])
-        if told.tolist() != [self._group.size * number for number in own]:
+    def _check_same(self, cache: AudioCache, folder: Path) -> None:
+        """Raise if machines have different utterances, as after a failure of a store."""
+        own = [float(len(cache)), float(cache.audio.size)]
+        total = torch.tensor(own, dtype=torch.float64, device=self._device)
+        self._group.add_up([total])
+        if total.tolist() != [self._group.size * number for number in own]:
             raise EngineError(
-                f"preparing {shown(str(folder))}: found other passages than on other machines, "
-                f"expected the same; see {ACCOUNT_NAME} there, remove the folder on all machines, "
+                f"preparing {shown(str(folder))}: found other utterances than on other machines, "
+                f"expected the same; see {SUMMARY_NAME} there, remove the folder on all machines, "
                 "and run again"
             )
 
@@ -211,42 +187,42 @@ class Finetune:
             self._prepared("validation", local_rank),
             self._processor.tokenizer,
             max_windows=config.evaluation.max_windows,
-            windows_at_once=config.evaluation.windows_at_once,
+            batch_size=config.evaluation.per_device_eval_batch_size,
             task=config.windows.task,
-            timestamps=config.windows.timestamps_share > 0,
+            timestamps=config.windows.timestamp_probability > 0,
             max_tokens=self._labels.room,
         )
 
     def _made_objective(self) -> Objective:
-        training, distillation = self._config.training, self._config.distillation
-        # Without these, it is asked for sounds at most, before training.
-        asked = distillation.token_weight or distillation.encoder_weight
-        teacher = self._teacher()[0] if distillation.teacher is not None and asked else None
-        torch.manual_seed(training.seed)  # of the layers that only the objective needs
-        taught = teacher is not None
+        distillation = self._config.distillation
+        teacher = None
+        if distillation.teacher is not None:
+            teacher = WhisperForConditionalGeneration.from_pretrained(
+                fetch_checkpoint(distillation.teacher, revision=distillation.revision),
+                dtype=self._dtype,
+                device=self._device,
+            )
         return Objective(
             self._student,
-            Weights(
-                label_smoothing=training.label_smoothing,
-                ctc=training.ctc_weight,
-                attention=training.attention_weight,
-                phones=training.phones_weight,
-                teacher_tokens=distillation.token_weight if taught else 0.0,
-                teacher_encoder=distillation.encoder_weight if taught else 0.0,
+            LossSettings(
+                label_smoothing=self._config.training.label_smoothing_factor,
+                kl_weight=distillation.kl_weight,
                 temperature=distillation.temperature,
             ),
             teacher=teacher,
-        ).to(self._device)
-
-    def _teacher(self) -> tuple[WhisperForConditionalGeneration, str]:
-        """Load the teacher; returns it and the name of its weights."""
-        distillation = self._config.distillation
-        assert distillation.teacher is not None, "checked before"
-        folder = fetch_checkpoint(distillation.teacher, revision=distillation.revision)
-        network = WhisperForConditionalGeneration.from_pretrained(
-            folder, dtype=self._dtype, device=self._device
         )
-        return network.eval(), model_revision(folder)
+
+    def _made_adapters(self) -> LoraAdapters | None:
+        lora = self._config.lora
+        if lora.rank is None:
+            return None
+        config = LoraConfig(
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            target_modules=lora.target_modules,
+        )
+        return LoraAdapters(self._student, config, seed=self._config.training.seed)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -257,10 +233,8 @@ class Finetune:
 
     def _trainer(self) -> Trainer:
         config, training = self._config, self._config.training
-        batch = training.batch_windows
-        written = training.encoder_steps * batch
         examples = Examples(
-            self.material,
+            self.cache,
             self._labels,
             ExampleSettings(
                 num_mel_bins=self._student.config.num_mel_bins,
@@ -268,20 +242,13 @@ class Finetune:
                     share_windows=config.windows.pack,
                     max_tokens=self._labels.room,
                     max_pause_s=config.windows.max_pause_s,
-                    partly_filled_share=config.windows.partly_filled_share,
                     speeds=config.augmentation.speed,
-                    no_speech_share=config.windows.no_speech_share,
-                    cut_off_share=config.windows.cut_off_share,
-                    alone_share=config.windows.alone_share,
-                    short_windows=training.short_steps * batch,
+                    no_speech_fraction=config.windows.no_speech_fraction,
+                    truncation_probability=config.windows.truncation_probability,
                 ),
                 augmentation=Augmentation(**config.augmentation.model_dump(exclude={"speed"})),
-                timestamps_share=config.windows.timestamps_share,
-                cut_share=config.windows.cut_share,
-                previous_share=config.windows.previous_text_share,
-                misread_share=config.windows.misread_share,
-                with_phones=training.phones_weight > 0,
-                with_passages=range(written, written + training.decoder_steps * batch),
+                timestamp_probability=config.windows.timestamp_probability,
+                condition_on_prev_probability=config.windows.condition_on_prev_probability,
                 task=config.windows.task,
                 seed=training.seed,
             ),
@@ -289,48 +256,39 @@ class Finetune:
         return Trainer(
             self._student,
             self._objective,
-            self._optimiser,
-            Rates(
+            self._optimizer,
+            LearningRates(
                 peak=training.learning_rate,
                 warmup_steps=training.warmup_steps,
-                steps=training.steps,
-                shape=training.schedule,
+                steps=training.max_steps,
+                shape=training.lr_scheduler_type,
             ),
             examples,
             padding=self._processor.tokenizer.eot,
-            steps=Steps(
-                batch_windows=batch,
-                windows_at_once=training.windows_at_once,
-                max_gradient=training.max_gradient,
+            steps=StepSettings(
+                batch_size=training.per_device_train_batch_size,
+                accumulation_steps=training.gradient_accumulation_steps,
+                max_grad_norm=training.max_grad_norm,
                 seed=training.seed,
                 loader_workers=config.data.workers,
                 dtype=self._dtype,
-                taught=config.distillation.steps,
-                encoder_alone=training.encoder_steps,
-                decoder_alone=training.decoder_steps,
-                decoder_positions=round(training.decoder_audio_s / TIMESTAMP_STEP_S),
-                memory_windows=training.decoder_memory_windows,
+                random=_is_random(self._student) or config.lora.dropout > 0,
+                distilled_steps=config.distillation.initial_steps,
             ),
             group=self._group,
         )
 
     # What is kept
 
-    def _named(self) -> dict[str, torch.Tensor]:
-        weights: dict[str, torch.Tensor] = {
-            f"{_WEIGHTS}{n}": p for n, p in self._student.named_parameters()
-        }
-        return weights | {f"{_HELPING}{n}": p for n, p in self._objective.named_parameters()}
+    def _trained(self) -> dict[str, torch.Tensor]:
+        """Return the weights that training changes; the others are those of the start."""
+        return {f"{_WEIGHTS}{name}": p for name, p in self._optimizer.parameters.items()}
 
     @property
     def _fingerprint(self) -> str:
         config = self._config.model_dump(mode="json", exclude=_ELSEWHERE)
-        # Windows that are heard together are as long then, or as many stretches written at a time.
-        if self._config.windows.cut_share or self._config.training.decoder_steps:
-            config["together"] = self._config.training.windows_at_once
-        if self._config.training.decoder_steps:  # each process writes what it heard itself
-            config["workers"] = self._group.size
-        return _digest([config, self._revision, self.material.account["fingerprint"]])
+        config["effective_batch_size"] = self._config.effective_batch_size
+        return _digest([config, self._revision, self.cache.summary["fingerprint"]])
 
     def _resumed(self) -> int:
         """Take over the last checkpoint; returns the steps done."""
@@ -340,49 +298,84 @@ class Finetune:
         if state.account["fingerprint"] != self._fingerprint:
             raise ConfigError(
                 f"resuming in {shown(self._store.uri)}: found the checkpoints of a training with "
-                "other settings, other data or another checkpoint to start from, expected those of "
-                "this one; name another output.uri, or remove that folder to begin anew"
+                "other settings, other data or another starting checkpoint, expected those of this "
+                "one; name another output.uri, or remove that folder to start again"
             )
         with torch.no_grad():
-            for name, parameter in self._named().items():
+            for name, parameter in self._trained().items():
                 parameter.copy_(state.tensors[name])
         moments = {
             name.removeprefix(_MOMENTS): tensor
             for name, tensor in state.tensors.items()
             if name.startswith(_MOMENTS)
         }
-        self._optimiser.restore(moments)
+        self._optimizer.restore(moments)
         self._best = state.account["best"]
         return state.step
 
     def _save(self, step: int, log: list[dict[str, Any]]) -> None:
         if not self._group.leads:
             return
-        moments = {f"{_MOMENTS}{n}": t for n, t in self._optimiser.state().items()}
+        moments = {f"{_MOMENTS}{n}": t for n, t in self._optimizer.state().items()}
         self._store.write_log(log)
         account = {"step": step, "best": self._best, "fingerprint": self._fingerprint}
-        self._store.save(State({**self._named(), **moments}, account))
+        self._store.save(State({**self._trained(), **moments}, account))
 
     def _evaluated(self, step: int, log: list[dict[str, Any]]) -> Iterator[Evaluation]:
-        """Ask the network for what is not trained on, and keep it if it never was better."""
+        """Compute the WER on the validation data, and keep the model if it is the lowest."""
         if self._evaluator is None or not self._group.leads:
             return
-        found = self._evaluator(self._student)
+        with self._merged():
+            found = self._evaluator(self._student)
         log.append({"step": step, **asdict(found)})
         yield found
         better = found.wer is not None and (self._best is None or found.wer < self._best)
         if better:
             self._best = found.wer
             if self._config.evaluation.keep == "best":
-                self._save_model()
+                # The start is written as it was stored; trained weights need all of float32.
+                self._save_model(self._start_dtype if step == 0 else torch.float32)
 
-    def _save_model(self) -> None:
+    def _merged(self) -> AbstractContextManager[None]:
+        """Let the model compute with adapters, if any, in its own weights, as it is saved."""
+        return nullcontext() if self._adapters is None else self._adapters.merged()
+
+    def _save_model(self, dtype: torch.dtype = torch.float32) -> None:
         if not self._group.leads:
             return
-        with tempfile.TemporaryDirectory() as here:
-            self._student.save_pretrained(here)
-            self._processor.save_pretrained(here)
-            self._store.save_model(Path(here))
+        with tempfile.TemporaryDirectory() as here, self._merged():
+            model, adapter = Path(here) / MODEL_FOLDER, Path(here) / ADAPTER_FOLDER
+            weights = {name: t.to(dtype) for name, t in self._student.state_dict().items()}
+            self._student.save_pretrained(model, state_dict=weights)
+            self._processor.save_pretrained(model)
+            self._store.save_folder(MODEL_FOLDER, model, last=CONFIG_NAME)
+            if self._adapters is not None:
+                base = shown(self._config.model.checkpoint)
+                self._adapters.save_pretrained(adapter, base=base)
+                self._store.save_folder(ADAPTER_FOLDER, adapter, last=ADAPTER_CONFIG_NAME)
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """Return the type of a checkpoint's weights: the widest; float16 where any is no float."""
+    dtypes = [stored.dtype for stored in stored_tensors(folder).values()]
+    floats = [dtype for dtype in dtypes if dtype is not None]
+    if len(floats) < len(dtypes) or not floats:
+        return torch.float16
+    return functools.reduce(torch.promote_types, floats)
+
+
+def _is_random(model: WhisperForConditionalGeneration) -> bool:
+    """Return whether the forward pass in training draws random numbers."""
+    config = model.config
+    return any(
+        (
+            config.dropout,
+            config.attention_dropout,
+            config.activation_dropout,
+            config.encoder_layerdrop,
+            config.decoder_layerdrop,
+        )
+    )
 
 
 def _digest(value: Any) -> str:

@@ -1,14 +1,12 @@
-"""What the decoder is to write for a window: spoken passages in, token ids out.
+"""What the decoder is to write for a window: spoken utterances in, token ids out.
 
-As Whisper trains (Radford et al. 2022, section 2.2 and figure 1): earlier text, which is not
-learnt, then start, language, task, and the text between timestamps or, after `<|notimestamps|>`,
-alone; `<|nospeech|>` where there is none. Knows no samples.
+As Whisper trains (Radford et al. 2022, section 2.2 and figure 1): preceding text, which has no
+loss, then start, language, task, and the text between timestamps or, after `<|notimestamps|>`,
+alone; `<|nospeech|>` if there is none. Independent of samples.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
@@ -18,32 +16,12 @@ _STEPS = round(WINDOW_S / TIMESTAMP_STEP_S)
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """A passage in its window."""
+class TimedText:
+    """An utterance in its window."""
 
     start_s: float
     end_s: float
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Spoken:
-    """The letters of a passage, and where in its window it is said."""
-
-    start_s: float
-    end_s: float
-    letters: bytes
-    """In UTF-8, none of them capital."""
-
-
-@dataclass(frozen=True, slots=True)
-class Letters:
-    """Those of a passage that a token writes; of a time, the first or the last."""
-
-    passage: int
-    """In its row's `spoken`."""
-    first: int
-    end: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,21 +30,15 @@ class TokenRow:
 
     ids: tuple[int, ...]
     """All tokens, the end token last."""
-    learnt_from: int
-    """Place of the first token that is to be learnt."""
-    spoken: tuple[Spoken, ...] = ()
-    """The same text by passages and letters, for losses on the encoder alone."""
-    letters: tuple[Letters | None, ...] = ()
-    """Of each token of `ids`, what it writes; None for tokens that write nothing of `spoken`."""
-    misread: tuple[int, ...] = ()
-    """What the decoder reads instead of `ids`, where that is not the same."""
+    loss_from: int
+    """Index of the first token with a loss."""
 
 
 class LabelWriter:
     """Writes the tokens of windows.
 
     Args:
-        tokenizer: of the checkpoint that learns.
+        tokenizer: that of the trained checkpoint.
         max_tokens: the decoder's positions.
     """
 
@@ -96,7 +68,7 @@ class LabelWriter:
 
     def row(
         self,
-        said: Sequence[Said],
+        texts: Sequence[TimedText],
         *,
         language: str | None,
         task: str,
@@ -107,55 +79,35 @@ class LabelWriter:
         """Return the tokens of one window.
 
         Args:
-            said: in the order of time; none, or none with text, where there is no speech.
+            texts: in the order of time; empty, or only empty texts, without speech.
             language: its code; None only for a model of one language.
             task: `transcribe` or `translate`.
             timestamps: whether times are written.
-            previous: what was said before; its end is kept, as far as there is room.
-            begins_s: when a passage begins that the window cuts off. That time is all that is
-                written of it, so that decoding goes on there (Radford et al. 2022, section 2.3).
+            previous: preceding text; truncated at its start to the available positions.
+            begins_s: when an utterance begins that the window cuts off. That time is all that is
+                in the target, so that decoding continues there (Radford et al. 2022, section 2.3).
 
         Raises:
             ConfigError: a language is missing, or the model does not know it.
         """
         tokenizer = self._tokenizer
-        spoken = [one for one in said if one.text.strip()]
+        spoken = [one for one in texts if one.text.strip()]
         if not spoken:
-            return TokenRow(ids=(tokenizer.sot, tokenizer.no_speech, tokenizer.eot), learnt_from=1)
+            return TokenRow(ids=(tokenizer.sot, tokenizer.no_speech, tokenizer.eot), loss_from=1)
         prompt = self._prompt(language, task, timestamps=timestamps)
         text = (
             self._timed(spoken)
             if timestamps
             else self._text(" ".join(o.text.strip() for o in spoken))
         )
-        begun = [] if begins_s is None else [max(self._time(begins_s), text[-1])]
+        truncated = [] if begins_s is None else [max(self._time(begins_s), text[-1])]
         before = self._before(
-            previous, room=self._max_tokens - len(prompt) - len(text) - len(begun)
+            previous, room=self._max_tokens - len(prompt) - len(text) - len(truncated)
         )
-        heard = tuple(Spoken(one.start_s, one.end_s, _letters(one.text)) for one in spoken)
-        unheard = (None,) * (len(before) + len(prompt))
         return TokenRow(
-            ids=(*before, *prompt, *text, *begun, tokenizer.eot),
-            learnt_from=len(before) + 1,
-            spoken=heard,
-            letters=(*unheard, *self._written(text, heard), *(None for _ in begun), None),
+            ids=(*before, *prompt, *text, *truncated, tokenizer.eot),
+            loss_from=len(before) + 1,
         )
-
-    def misread(self, row: TokenRow, share: float, draw: np.random.Generator) -> TokenRow:
-        """Return the same row with some of its text read wrong, and to be written right.
-
-        A decoder that always reads what is right never meets errors of its own in training (Bengio
-        et al. 2015, who draw them from the network; here they are any tokens).
-
-        Args:
-            row: as `row` returns it.
-            share: of its tokens of text that become any others.
-            draw: all chance comes from it.
-        """
-        ids = np.asarray(row.ids)
-        others = draw.integers(self._tokenizer.eot, size=ids.size)
-        wrong = (ids < self._tokenizer.eot) & (draw.random(ids.size) < share)
-        return replace(row, misread=tuple(np.where(wrong, others, ids).tolist()))
 
     def _prompt(self, language: str | None, task: str, *, timestamps: bool) -> Sequence[int]:
         try:
@@ -165,10 +117,10 @@ class LabelWriter:
                 f"writing labels: {error}; give data.language, or `language` in the manifest"
             ) from error
 
-    def _timed(self, said: Sequence[Said]) -> list[int]:
+    def _timed(self, texts: Sequence[TimedText]) -> list[int]:
         ids: list[int] = []
         earliest = 0
-        for one in said:
+        for one in texts:
             start = min(max(round(one.start_s / TIMESTAMP_STEP_S), earliest), _STEPS)
             earliest = min(max(round(one.end_s / TIMESTAMP_STEP_S), start), _STEPS)
             begin = self._tokenizer.timestamp_begin
@@ -177,26 +129,6 @@ class LabelWriter:
 
     def _time(self, second: float) -> int:
         return self._tokenizer.timestamp_begin + min(round(second / TIMESTAMP_STEP_S), _STEPS)
-
-    def _written(self, ids: Sequence[int], spoken: Sequence[Spoken]) -> Iterator[Letters]:
-        """Yield what each token of a window's text writes."""
-        passage, done = 0, 0  # bytes of the passage, with the space before it
-        for token in ids:
-            length = len(spoken[passage].letters)
-            if token >= self._tokenizer.timestamp_begin:
-                if done:
-                    yield Letters(passage, length - 1, length)
-                    passage, done = passage + 1, 0
-                else:
-                    yield Letters(passage, 0, 1)
-                continue
-            if done > length and passage + 1 < len(spoken):  # without times between
-                passage, done, length = passage + 1, 0, len(spoken[passage + 1].letters)
-            # Each byte is a letter of the token's own name.
-            written = len(str(self._tokenizer.convert_ids_to_tokens(token)))
-            first = min(max(0, done - 1), length - 1)
-            done += written
-            yield Letters(passage, first, min(max(first + 1, done - 1), length))
 
     def _before(self, previous: str, *, room: int) -> Sequence[int]:
         """Return the prompt of earlier text, at most half of the positions as in decoding."""
@@ -209,7 +141,3 @@ class LabelWriter:
         if not stripped:
             return ()
         return tuple(self._tokenizer.encode(" " + stripped, add_special_tokens=False))
-
-
-def _letters(text: str) -> bytes:
-    return text.strip().lower().encode()

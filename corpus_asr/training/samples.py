@@ -1,6 +1,6 @@
 """Recordings to samples, in a child process that may crash or hang without harm.
 
-In: a recording and the stretches wanted. Out: their samples as int16. Knows no text.
+In: a recording and the regions wanted. Out: their samples as int16. Knows no text.
 """
 
 import io
@@ -19,7 +19,7 @@ from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.filesystem import open_binary
 from corpus_asr.storage.tables import parquet_rows
-from corpus_asr.training.passages import Recording
+from corpus_asr.training.utterances import Recording
 
 Samples = Int16[np.ndarray, "_"]
 
@@ -29,15 +29,15 @@ _ROWS_AHEAD = 16  # of a Parquet file with audio in it: rows are asked for in or
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """A recording and its stretches, in samples at 16 kHz; None: up to the end."""
+    """A recording and its regions, in samples at 16 kHz; None: up to the end."""
 
     recording: Recording
-    stretches: tuple[tuple[int, int | None], ...]
+    regions: tuple[tuple[int, int | None], ...]
     """Ascending, none touching the next."""
 
 
 class SampleReader:
-    """What runs in the child: decodes a recording as far as its last stretch.
+    """What runs in the child: decodes a recording as far as its last region.
 
     Args:
         endpoint_url: the S3 endpoint, where it is not Amazon's.
@@ -48,7 +48,7 @@ class SampleReader:
         self._rows: dict[tuple[str, int], bytes | None] = {}
 
     def __call__(self, wanted: Wanted) -> Iterator[tuple[int, Samples]]:
-        """Yield pieces of stretches with the number of the stretch.
+        """Yield pieces of regions with the number of the region.
 
         Raises:
             DecodeError: the bytes hold no usable audio.
@@ -64,8 +64,8 @@ class SampleReader:
             for chunk in decoder:
                 samples = _rounded(chunk[0])
                 after = begin + samples.size
-                while done < len(wanted.stretches) and wanted.stretches[done][0] < after:
-                    start, end = wanted.stretches[done]
+                while done < len(wanted.regions) and wanted.regions[done][0] < after:
+                    start, end = wanted.regions[done]
                     yield (
                         done,
                         samples[max(0, start - begin) : None if end is None else end - begin],
@@ -73,7 +73,7 @@ class SampleReader:
                     if end is None or end > after:
                         break
                     done += 1
-                if done == len(wanted.stretches):
+                if done == len(wanted.regions):
                     return
                 begin = after
 
@@ -98,7 +98,7 @@ class SampleReader:
 def read_samples(
     wanted: Iterable[Wanted], *, workers: int, timeout_s: float, endpoint_url: str | None = None
 ) -> Iterator[tuple[Wanted, list[Samples] | ItemError]]:
-    """Yield the stretches of each recording, in order, decoding several at a time.
+    """Yield the regions of each recording, in order, decoding several at a time.
 
     Args:
         wanted: twice as many as `workers` are in memory.
@@ -123,7 +123,7 @@ def read_samples(
 
     def read(one: Wanted) -> list[Samples] | ItemError:
         child = children.get()
-        pieces: list[list[Samples]] = [[] for _ in one.stretches]
+        pieces: list[list[Samples]] = [[] for _ in one.regions]
         try:
             for number, samples in child.run(one):
                 pieces[number].append(samples)
@@ -148,22 +148,22 @@ def _in_order(
     *,
     ahead: int,
 ) -> Iterator[tuple[Wanted, list[Samples] | ItemError]]:
-    begun: list[tuple[Wanted, Future[list[Samples] | ItemError]]] = []
+    pending: list[tuple[Wanted, Future[list[Samples] | ItemError]]] = []
     for one in wanted:
-        begun.append((one, pool.submit(read, one)))
-        if len(begun) > ahead:
-            first, future = begun.pop(0)
+        pending.append((one, pool.submit(read, one)))
+        if len(pending) > ahead:
+            first, future = pending.pop(0)
             yield first, future.result()
-    for one, future in begun:
+    for one, future in pending:
         yield one, future.result()
 
 
 def joined(
-    stretches: Sequence[tuple[int, int | None]], *, gap: int
+    regions: Sequence[tuple[int, int | None]], *, gap: int
 ) -> tuple[tuple[int, int | None], ...]:
-    """Join ascending stretches that touch, overlap or lie no further apart than `gap`."""
+    """Join ascending regions that touch, overlap or lie no further apart than `gap`."""
     found: list[tuple[int, int | None]] = []
-    for start, end in stretches:
+    for start, end in regions:
         before = found[-1][1] if found else 0
         if found and (before is None or start - before <= gap):
             until = None if before is None or end is None else max(before, end)

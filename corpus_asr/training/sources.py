@@ -1,57 +1,53 @@
-"""Where passages come from: manifests, data sets with audio in them, and the tables of runs.
+"""Where utterances come from: manifests, data sets with audio in them, and the tables of runs.
 
-In: addresses. Out: passages. Knows no samples and no tokens.
+In: addresses. Out: utterances. Knows no samples and no tokens.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from corpus_asr.config.finetune import DataSettings
 from corpus_asr.export.index import read_index
 from corpus_asr.export.load import SCORE_COLUMNS, Selection, chosen, recordings
 from corpus_asr.storage.tables import OutputStore
-from corpus_asr.text.capitals import sentence_case
 from corpus_asr.training.datasets import files_of_dataset, holds_audio, read_dataset
-from corpus_asr.training.passages import Passage, read_passages
+from corpus_asr.training.utterances import Utterance, read_utterances
 
 _PARQUET = ".parquet"
 _MANIFESTS = (".jsonl", ".csv", _PARQUET)
 
 
-def passages_in(data: DataSettings, split: str) -> Iterator[Passage]:
-    """Yield what is learnt from (`train`), or asked for (`validation`), by the settings of a run.
+def utterances_in(data: DataSettings, split: str) -> Iterator[Utterance]:
+    """Yield the utterances of a split: `train` or `validation`.
 
     Raises:
-        ConfigError: as `passages_of` has it.
+        ConfigError: as `utterances_of` has it.
         CorpusAsrError: as there.
         FetchError: as there.
     """
     sources: tuple[str, ...] = getattr(data, split)
     held_out = data.held_out_speakers if split == "train" else ()
     for source in sources:
-        for passage in passages_of(
+        for utterance in utterances_of(
             source,
             split=split,
             endpoint_url=data.endpoint_url,
             language=data.language,
             min_confidence=data.min_confidence,
         ):
-            if any(fnmatchcase(passage.speaker or "", pattern) for pattern in held_out):
-                continue
-            written = data.capitals == "as_written"
-            yield passage if written else replace(passage, text=sentence_case(passage.text))
+            if not any(fnmatchcase(utterance.speaker or "", pattern) for pattern in held_out):
+                yield utterance
 
 
-def passages_of(
+def utterances_of(
     uri: str,
     *,
     split: str,
     endpoint_url: str | None,
     language: str | None,
     min_confidence: float,
-) -> Iterator[Passage]:
-    """Yield the passages of a manifest or a data set, or the segments of a run.
+) -> Iterator[Utterance]:
+    """Yield the utterances of a manifest or a data set, or the segments of a run.
 
     Args:
         uri: a manifest or a Parquet file with audio by its suffix; else the folder of a data set,
@@ -69,7 +65,7 @@ def passages_of(
     place: dict[str, str | None] = {"endpoint_url": endpoint_url, "language": language}
     if uri.lower().endswith(_MANIFESTS):
         with_audio = uri.lower().endswith(_PARQUET) and holds_audio(uri, endpoint_url=endpoint_url)
-        yield from (read_dataset if with_audio else read_passages)(uri, **place)
+        yield from (read_dataset if with_audio else read_utterances)(uri, **place)
         return
     store = OutputStore(uri, endpoint_url=endpoint_url)
     files = files_of_dataset(store, split)
@@ -82,7 +78,7 @@ def passages_of(
     wanted = chosen(index, selection)
     for _, recording in recordings(store, index, wanted, selection, columns=SCORE_COLUMNS):
         for segment, channel in zip(recording.segments, recording.channels, strict=True):
-            yield Passage(
+            yield Utterance(
                 channel=channel,
                 uri=recording.uri,
                 text=segment.text,

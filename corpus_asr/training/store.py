@@ -1,8 +1,9 @@
 """What training leaves in its output folder: checkpoints, the model, a log. Any address.
 
-    checkpoints/step-00000200/state.safetensors   weights, moments and helping layers
+    checkpoints/step-00000200/state.safetensors   trained weights and optimizer state
     checkpoints/step-00000200/state.json          written last: the checkpoint is whole
-    model/                                        a Hugging Face folder
+    model/                                        a checkpoint in Hugging Face layout
+    adapter/                                      LoRA: the adapters alone, in PEFT's layout
     log.jsonl                                     one line per step or evaluation
 
 Knows what is kept, not what is in it.
@@ -31,10 +32,10 @@ from corpus_asr.storage.filesystem import (
     write_atomic,
 )
 
-MODEL_FOLDER = "model"
+MODEL_FOLDER, ADAPTER_FOLDER = "model", "adapter"
 LOG_NAME = "log.jsonl"
 _FOLDER = "checkpoints"
-_TENSORS_NAME, _ACCOUNT_NAME = "state.safetensors", "state.json"
+_TENSORS_NAME, _SUMMARY_NAME = "state.safetensors", "state.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +77,12 @@ class TrainingStore:
             return None
         folder = self._address(_FOLDER, names[-1])
         try:
-            account = json.loads(self._read(join(folder, _ACCOUNT_NAME)))
+            account = json.loads(self._read(join(folder, _SUMMARY_NAME)))
             tensors = load(self._read(join(folder, _TENSORS_NAME)))
         except (ValueError, SafetensorError) as error:
             raise CheckpointError(
                 f"resuming from {shown(folder)}: found a damaged checkpoint ({error}); remove its "
-                "folder to go on from the one before"
+                "folder to resume from the one before"
             ) from error
         return State(tensors, account)
 
@@ -97,23 +98,28 @@ class TrainingStore:
             tensors = {name: t.detach().contiguous().cpu() for name, t in state.tensors.items()}
             save_file(tensors, path)
             self._put(path, join(folder, _TENSORS_NAME))
-        self._write(join(folder, _ACCOUNT_NAME), json.dumps(state.account, indent=2))
+        self._write(join(folder, _SUMMARY_NAME), json.dumps(state.account, indent=2))
         first_kept = self._whole()[-self._keep :][0]
-        parts = (_ACCOUNT_NAME, _TENSORS_NAME)  # in this order: half a checkpoint is none
+        parts = (_SUMMARY_NAME, _TENSORS_NAME)  # in this order: half a checkpoint is none
         ended = {name for name, part in self._files() if name < first_kept and part in parts}
         for name in sorted(ended):
             for part in parts:
                 remove(self._address(_FOLDER, name, part), endpoint_url=self._endpoint_url)
             remove_folder(self._address(_FOLDER, name))
 
-    def save_model(self, folder: Path) -> None:
-        """Write the files of a model's folder; config.json, by which it is known, last.
+    def save_folder(self, name: str, folder: Path, *, last: str) -> None:
+        """Write the files of a local folder to the folder `name`.
+
+        Args:
+            name: such as `model`.
+            folder: local.
+            last: file without which the folder is not whole; written last.
 
         Raises:
             FetchError: the store failed.
         """
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
-            self._put(path, self._address(MODEL_FOLDER, path.name))
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == last):
+            self._put(path, self._address(name, path.name))
 
     def log(self) -> list[dict[str, Any]]:
         """Return what was logged.
@@ -137,7 +143,7 @@ class TrainingStore:
 
     def _whole(self) -> list[str]:
         """Return the names of whole checkpoints, the oldest first."""
-        return sorted(folder for folder, name in self._files() if name == _ACCOUNT_NAME)
+        return sorted(folder for folder, name in self._files() if name == _SUMMARY_NAME)
 
     def _files(self) -> Iterator[tuple[str, str]]:
         """Yield folder and name of each file of a checkpoint."""

@@ -1,16 +1,14 @@
-"""Steps of training: examples in, changed weights and a record of each step out.
+"""Optimizer steps: examples in, changed weights and a record of each step out.
 
-In: a network, what it is to learn and from what. Out: records, one per step, and the network's
-weights changed in place. A step depends on its number and the weights before it alone, so training
-that is stopped and resumed ends with the same weights. Knows no files.
+In: a model, its objective and examples. Out: one record per step; the weights change in place. A
+step depends on its number and the weights before it alone, so that a training that is stopped and
+resumed ends with the same weights. Independent of files.
 """
 
+import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from operator import attrgetter
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,145 +20,113 @@ from corpus_asr.models.layers.side_by_side import run_side_by_side
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.training.examples import Batch, Collate, Examples
 from corpus_asr.training.group import Group
-from corpus_asr.training.memory import Heard, HeardBatch, Memory
 from corpus_asr.training.objective import Losses, Objective
-from corpus_asr.training.optimiser import NamedAdamW, Rates, clip
+from corpus_asr.training.optimizer import LearningRates, NamedAdamW, clip
 
 _MAX_OVERFLOWS = 20
-_DECODER = ("model.decoder.", "proj_out.")
-
-Learns = Literal["encoder", "decoder", "both"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Steps:
-    """How steps are made up."""
+class StepSettings:
+    """The make-up of an optimizer step."""
 
-    batch_windows: int
-    windows_at_once: int
-    max_gradient: float
+    batch_size: int
+    """Windows per forward pass of a process."""
+    accumulation_steps: int
+    """Forward passes per optimizer step of a process."""
+    max_grad_norm: float
     seed: int
     loader_workers: int
     dtype: torch.dtype
-    taught: int | None = None
-    """The first ones, in which a teacher is asked; None: all."""
-    encoder_alone: int = 0
-    """The first ones, in which the decoder learns nothing."""
-    decoder_alone: int = 0
-    """Those after them, in which the encoder does not."""
-    decoder_positions: int = 0
-    """Of encodings that are written in each of the latter, over the group."""
-    memory_windows: int = 1
-    """Heard before a step, whose encodings are written again, over the group."""
-
-    def learns(self, step: int) -> Learns:
-        """Return what learns at a step, counted from 0."""
-        if step < self.encoder_alone:
-            return "encoder"
-        return "decoder" if step < self.encoder_alone + self.decoder_alone else "both"
-
-    def heard_from(self, step: int) -> int:
-        """Return the first step whose windows may be written again at a step."""
-        if self.learns(step) != "decoder":
-            return step
-        return max(self.encoder_alone, step - -(-self.memory_windows // self.batch_windows))
+    random: bool
+    """Whether the forward pass draws random numbers, as for dropout."""
+    distilled_steps: int | None = None
+    """Number of initial steps with the teacher; None: all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One step."""
+    """One optimizer step; its fields are keys of log.jsonl."""
 
     step: int
-    """From 1: so many are done."""
+    """Number of steps done, this one included."""
     loss: float
-    """Per token that was learnt."""
+    """Mean over tokens."""
     parts: dict[str, float]
-    """What it is the sum of."""
-    rate: float
-    gradient: float
-    """Length, before it was shortened."""
+    """Terms of the loss."""
+    lr: float
+    grad_norm: float
+    """Norm of the gradient before clipping."""
     tokens: int
+    """Number of tokens with a loss."""
     wall_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """A piece of a step."""
-
-    losses: Callable[[], Losses]
-    size: int
-    """Which of them take longer."""
-
-
 class Trainer:
-    """Trains a network in place.
+    """Trains a model in place.
 
     Args:
-        student: what learns.
-        objective: what it is to learn.
-        optimiser: how it changes.
-        rates: how fast, at each step.
-        examples: what from.
-        padding: the token that fills rows up.
-        steps: how steps are made up.
-        group: who trains together.
+        student: model to train.
+        objective: its loss.
+        optimizer: updates the weights.
+        rates: learning rate of each step.
+        examples: training windows.
+        padding: token that pads short rows.
+        steps: make-up of a step.
+        group: processes that train together.
     """
 
     def __init__(
         self,
         student: WhisperForConditionalGeneration,
         objective: Objective,
-        optimiser: NamedAdamW,
-        rates: Rates,
+        optimizer: NamedAdamW,
+        rates: LearningRates,
         examples: Examples,
         *,
         padding: int,
-        steps: Steps,
+        steps: StepSettings,
         group: Group,
     ) -> None:
         self._student = student
         self._objective = objective
-        self._optimiser = optimiser
+        self._optimizer = optimizer
         self._rates = rates
         self._examples = examples
         self._collate = Collate(padding)
         self._steps = steps
         self._group = group
-        self._memory = Memory(max(1, steps.memory_windows // group.size))
         self._overflows = 0
 
     def run(self, done: int) -> Iterator[Record]:
-        """Make the steps after the first `done`, and say of each what came of it.
+        """Run the steps after the first `done`; yields a record of each.
 
         Raises:
-            EngineError: memory does not suffice, or gradients are no numbers any more.
+            EngineError: memory does not suffice, or gradients are not finite any more.
         """
-        first = self._steps.heard_from(done)
-        batches = iter(self._loader(first))
-        for step in range(first, self._rates.steps):
+        batches = iter(self._loader(done))
+        for step in range(done, self._rates.steps):
             try:
-                if step < done:
-                    self._hear(step, batches)
-                else:
-                    yield self._step(step, batches)
+                yield self._step(step, batches)
             except torch.OutOfMemoryError as error:
                 raise EngineError(
                     f"training step {step + 1}: found too little memory on {self._student.device} "
-                    f"for {self._steps.windows_at_once} windows at once ({error}); lower "
-                    "training.windows_at_once, which leaves steps as they are, or set "
+                    f"for {self._steps.batch_size} windows ({error}); lower "
+                    "training.per_device_train_batch_size and raise "
+                    "training.gradient_accumulation_steps by the same factor, or set "
                     "training.gradient_checkpointing"
                 ) from error
 
     def _loader(self, done: int) -> DataLoader[Batch]:
         workers = self._steps.loader_workers
-        # Where a step takes all its pieces at once, the next step's are made meanwhile.
-        pieces = _pieces(self._steps, self._group) if self._side_by_side else 0
+        # Threads that compute side by side take several micro-batches at once.
+        at_once = self._steps.accumulation_steps if self._side_by_side else 0
         loader: DataLoader[Batch] = DataLoader(
             self._examples,  # type: ignore[arg-type]
-            batch_sampler=_Numbers(self._steps, self._group, done, self._rates.steps),
+            batch_sampler=_WindowNumbers(self._steps, self._group, done, self._rates.steps),
             collate_fn=self._collate,
             num_workers=workers,
-            prefetch_factor=max(2, -(-pieces // workers)) if workers else None,
+            prefetch_factor=max(2, -(-at_once // workers)) if workers else None,
             pin_memory=self._student.device.type == "cuda",
         )
         return loader
@@ -169,110 +135,68 @@ class Trainer:
         began = time.perf_counter()
         sums: dict[str, float] = {}
         tokens = 0
-        learning = self._learning(self._steps.learns(step))
-        for losses in self._learnt(self._tasks(step, batches), learning):
+        learning: list[Tensor] = list(self._optimizer.parameters.values())
+        for losses in self._differentiated(step, self._micro_batches(step, batches), learning):
             tokens += losses.tokens
             for name, part in losses.parts.items():
                 sums[name] = sums.get(name, 0.0) + part
-        told = torch.tensor([float(tokens), *sums.values()], dtype=torch.float64)
-        told = told.to(self._student.device)
+        totals = torch.tensor([float(tokens), *sums.values()], dtype=torch.float64)
+        totals = totals.to(self._student.device)
         gradients = [_gradient(p) for p in learning]
-        self._group.add_up([told, *gradients])
-        tokens = int(told[0])
+        self._group.add_up([totals, *gradients])
+        tokens = int(totals[0])
         for gradient in gradients:
             gradient /= max(1, tokens)
-        length = clip(learning, self._steps.max_gradient)
-        rate = self._rates.at(step)
-        if np.isfinite(length):  # one window that overflows must not spoil all weights
-            self._optimiser.step(rate)
+        grad_norm = clip(learning, self._steps.max_grad_norm)
+        lr = self._rates.at(step)
+        if np.isfinite(grad_norm):  # one window that overflows must not spoil all weights
+            self._optimizer.step(lr)
             self._overflows = 0
         else:
-            self._optimiser.skip()
+            self._optimizer.skip()
             self._count_overflow(step)
-        parts = dict(zip(sums, (told[1:] / max(1, tokens)).tolist(), strict=True))
+        parts = dict(zip(sums, (totals[1:] / max(1, tokens)).tolist(), strict=True))
         return Record(
             step=step + 1,
             loss=sum(parts.values()),
             parts=parts,
-            rate=rate,
-            gradient=length,
+            lr=lr,
+            grad_norm=grad_norm,
             tokens=tokens,
             wall_s=time.perf_counter() - began,
         )
 
-    def _learnt(self, tasks: Iterator[_Task], learning: list[Tensor]) -> Iterator[Losses]:
-        """Add up the gradients of a step, piece by piece."""
+    def _differentiated(
+        self, step: int, batches: Iterator[Batch], learning: list[Tensor]
+    ) -> Iterator[Losses]:
+        """Add up the gradients of a step, micro-batch by micro-batch; yields the losses."""
+        distilled = self._steps.distilled_steps
+        distill = distilled is None or step < distilled
+
+        def losses_of(batch: Batch) -> Losses:
+            with self._computing():
+                return self._objective(self._student, batch, distill=distill)
+
         if not self._side_by_side:
-            for task in tasks:
-                losses = task.losses()
+            for batch in batches:
+                losses = losses_of(batch)
                 losses.total.backward()  # type: ignore[no-untyped-call]
                 yield losses
             return
 
-        def differentiated(task: _Task) -> tuple[Losses, tuple[Tensor | None, ...]]:
-            losses = task.losses()
+        def differentiated(batch: Batch) -> tuple[Losses, tuple[Tensor | None, ...]]:
+            losses = losses_of(batch)
             gradients = torch.autograd.grad(losses.total, learning, allow_unused=True)
             return replace(losses, total=losses.total.detach()), gradients
 
-        for losses, gradients in run_side_by_side(
-            differentiated, list(tasks), size=attrgetter("size"), inference=False
-        ):
-            for parameter, gradient in zip(learning, gradients, strict=True):
-                if gradient is not None:
-                    _gradient(parameter).add_(gradient)
-            yield losses
-
-    def _tasks(self, step: int, batches: Iterator[Batch]) -> Iterator[_Task]:
-        """Yield the pieces of a step."""
-        learns = self._steps.learns(step)
-        if learns == "decoder":
-            self._hear(step, batches)
-            yield from self._written_again(step)
-            return
-        self._memory.forget()
-        taught = self._steps.taught is None or step < self._steps.taught
-
-        def losses(batch: Batch) -> Losses:
-            alone = learns == "encoder"
-            with self._computing():
-                found: Losses = self._objective(
-                    self._student, batch, taught=taught, encoder_alone=alone
-                )
-                return found
-
-        for batch in self._pieces(step, batches):
-            yield _Task(partial(losses, batch), batch.num_frames)
-
-    def _written_again(self, step: int) -> Iterator[_Task]:
-        """Yield what the decoder writes of what was heard lately."""
-        steps, group = self._steps, self._group
-        pieces = _pieces(steps, group)
-        draw = np.random.default_rng((steps.seed, step, group.rank))
-
-        def losses(heard: HeardBatch) -> Losses:
-            with self._computing():
-                return self._objective.write(self._student, heard)
-
-        for _ in range(pieces):
-            drawn = self._memory.draw(steps.decoder_positions // (group.size * pieces), draw)
-            heard = HeardBatch.joined(drawn)
-            yield _Task(partial(losses, heard), heard.states.shape[0] * heard.states.shape[1])
-
-    def _hear(self, step: int, batches: Iterator[Batch]) -> None:
-        """Remember the encodings of a step's windows."""
-
-        def hear(batch: Batch) -> list[list[Heard]]:
-            with self._computing():
-                return self._objective.hear(self._student, batch)
-
-        pieces = self._pieces(step, batches)
-        for heard in (
-            run_side_by_side(hear, list(pieces), size=attrgetter("num_frames"), inference=False)
-            if self._side_by_side
-            else map(hear, pieces)
-        ):
-            for window in heard:
-                self._memory.add(window)
+        threads = torch.get_num_threads()
+        # No more micro-batches than threads at a time: each keeps gradients of all parameters.
+        while some := list(itertools.islice(batches, threads)):
+            for losses, gradients in run_side_by_side(differentiated, some, inference=False):
+                for parameter, gradient in zip(learning, gradients, strict=True):
+                    if gradient is not None:
+                        _gradient(parameter).add_(gradient)
+                yield losses
 
     @property
     def _side_by_side(self) -> bool:
@@ -281,33 +205,25 @@ class Trainer:
         Several draw from one generator in no certain order, so there must be no chance in them.
         """
         on_cpu = self._student.device.type == "cpu"
-        return on_cpu and self._steps.windows_at_once == 1 and not _draws(self._student)
+        return on_cpu and self._steps.batch_size == 1 and not self._steps.random
 
-    def _pieces(self, step: int, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield what a step is made of."""
-        # Dropout depends on the step and on who computes it, on nothing that happened before.
+    def _micro_batches(self, step: int, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield the micro-batches of a step."""
+        # Dropout depends on the step and the process alone, so that training resumes exactly.
         torch.manual_seed(_seed(self._steps.seed, step, self._group.rank))
         self._student.train()
-        for _ in range(_pieces(self._steps, self._group)):
+        for _ in range(self._steps.accumulation_steps):
             yield next(batches).to(self._student.device)
 
     def _computing(self) -> torch.autocast:
         dtype = self._steps.dtype
         return torch.autocast(self._student.device.type, dtype, enabled=dtype != torch.float32)
 
-    def _learning(self, learns: Learns) -> list[Tensor]:
-        """Return the parameters that change in a step; others have no gradient at all."""
-        return [
-            parameter
-            for name, parameter in self._optimiser.parameters.items()
-            if learns == "both" or name.startswith(_DECODER) == (learns == "decoder")
-        ]
-
     def _count_overflow(self, step: int) -> None:
         self._overflows += 1
         if self._overflows == _MAX_OVERFLOWS:
             raise EngineError(
-                f"training step {step + 1}: found gradients that are no numbers in "
+                f"training step {step + 1}: found gradients that are not finite in "
                 f"{_MAX_OVERFLOWS} steps in a row, expected finite ones; lower "
                 "training.learning_rate or set model.dtype: float32, and give another output.uri"
             )
@@ -320,42 +236,24 @@ def _gradient(parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
-def _draws(network: WhisperForConditionalGeneration) -> bool:
-    """Return whether chance decides what a network computes in training."""
-    config = network.config
-    return any(
-        (
-            config.dropout,
-            config.attention_dropout,
-            config.activation_dropout,
-            config.encoder_layerdrop,
-            config.decoder_layerdrop,
-        )
-    )
+class _WindowNumbers:
+    """Numbers of the windows of each micro-batch of this process, in order."""
 
-
-class _Numbers:
-    """Numbers of the windows of each batch of this process, in order."""
-
-    def __init__(self, steps: Steps, group: Group, done: int, end: int) -> None:
-        self._steps = steps
+    def __init__(self, steps: StepSettings, group: Group, done: int, end: int) -> None:
+        self._size = steps.batch_size
+        self._per_step = steps.accumulation_steps
         self._group = group
-        self._range = range(done, end)
+        self._first, self._end = done * self._per_step, end * self._per_step
 
     def __len__(self) -> int:
-        return len(self._range) * _pieces(self._steps, self._group)
+        return self._end - self._first
 
     def __iter__(self) -> Iterator[list[int]]:
-        once, size = self._steps.windows_at_once, self._group.size
-        for step in self._range:
-            first = step * self._steps.batch_windows
-            for piece in range(_pieces(self._steps, self._group)):
-                start = first + (piece * size + self._group.rank) * once
-                yield list(range(start, start + once))
-
-
-def _pieces(steps: Steps, group: Group) -> int:
-    return steps.batch_windows // (steps.windows_at_once * group.size)
+        for micro_batch in range(self._first, self._end):
+            # Neighboring windows go to different processes: the windows of a step depend on the
+            # effective batch size alone.
+            start = (micro_batch * self._group.size + self._group.rank) * self._size
+            yield list(range(start, start + self._size))
 
 
 def _seed(*numbers: int) -> int:

@@ -1,9 +1,9 @@
-"""Which passages share a window, epoch by epoch: material in, a plan of windows out.
+"""Plans of windows: utterances in, the contents of each window of each epoch out.
 
-Passages that follow each other in a recording stay together with the audio between them, as *runs*
-of at most 30 s; runs of other recordings fill the rest of a window (Radford et al. 2022, section
-2.3, trains on whole windows). Everything is drawn by seed, epoch and window alone, so that a run
-can be resumed at any step and read by any number of processes. Knows no samples and no tokens.
+Neighboring utterances of a recording stay together with the audio between them, as *runs* of at
+most 30 s; runs of other recordings fill the rest of a window (Radford et al. 2022, section 2.3,
+trains on whole windows). Random numbers depend on seed, epoch and window alone, so that training
+resumes at any step with any number of processes. Independent of samples and tokens.
 """
 
 import bisect
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from corpus_asr.training.material import Material
+from corpus_asr.training.audio_cache import AudioCache
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
-# Each passage brings two timestamps.
+# Each utterance brings two timestamps.
 _TIMESTAMPS = 2
-_BEGUN_S = 0.3  # of a passage that is cut off, at least
+_BEGUN_S = 0.3  # of an utterance that is cut off, at least
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,26 +30,20 @@ class Packing:
     """Of a window, timestamps included."""
     max_pause_s: float
     """Silence put between recordings, and before the first, at most."""
-    partly_filled_share: float
-    """Windows that end in silence: they are full at a length that is drawn."""
     speeds: tuple[float, float]
     """Slowest and fastest that recordings are played."""
-    no_speech_share: float
-    """Windows without speech beside those with."""
-    cut_off_share: float
+    no_speech_fraction: float
+    """Number of windows without speech per window of speech."""
+    truncation_probability: float
     """Full windows of several recordings at whose end another begins that does not fit."""
-    alone_share: float
-    """Runs that share no window, where others do."""
-    short_windows: int
-    """Until an epoch begins after so many windows, mostly short lengths are drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """A run of passages in a window."""
+    """A run of utterances in a window."""
 
     first: int
-    """The first of its passages."""
+    """The first of its utterances."""
     end: int
     at: int
     """Where it starts, in samples of the window."""
@@ -64,43 +58,38 @@ class Window:
     speed: float
     runs: tuple[Placed, ...]
     """In the order of time; none: a window without speech."""
-    begun: Placed | None = None
-    """A passage after them that the end of the window cuts off."""
+    truncated: Placed | None = None
+    """An utterance after them that the end of the window cuts off."""
 
 
 class EpochPlan:
-    """The windows of one epoch, in the order in which they are learnt.
+    """The windows of one epoch, in training order.
 
     Args:
-        material: what there is.
+        cache: what there is.
         packing: how windows are filled.
         seed: of the training run.
         epoch: from 0.
-        before: windows of earlier epochs.
     """
 
-    def __init__(
-        self, material: Material, packing: Packing, *, seed: int, epoch: int, before: int = 0
-    ) -> None:
+    def __init__(self, cache: AudioCache, packing: Packing, *, seed: int, epoch: int) -> None:
         self._packing = packing
-        self._short = before < packing.short_windows
         self._seed = (seed, epoch)
         draw = np.random.default_rng((seed, epoch))
         slowest = packing.speeds[0]
         longest = int(WINDOW_SAMPLES * min(1.0, slowest))
-        self._first, self._end = runs_of(material, longest=longest, max_tokens=packing.max_tokens)
-        self._material = material
-        ends = np.maximum.reduceat(material.end, self._first)
-        self._length = ends - material.start[self._first]
-        sums = np.concatenate([[0], np.cumsum(material.tokens + _TIMESTAMPS)])
+        self._first, self._end = runs_of(cache, longest=longest, max_tokens=packing.max_tokens)
+        self._cache = cache
+        ends = np.maximum.reduceat(cache.end, self._first)
+        self._length = ends - cache.start[self._first]
+        sums = np.concatenate([[0], np.cumsum(cache.tokens + _TIMESTAMPS)])
         self._tokens = sums[self._end] - sums[self._first]
-        self._languages = _codes(material)[self._first]
-        self._full: set[int] = set()
+        self._languages = _codes(cache)[self._first]
         order = draw.permutation(len(self._first))
         self._windows = (
             self._filled(order, draw) if packing.share_windows else [[run] for run in order]
         )
-        silent = round(packing.no_speech_share * len(self._windows))
+        silent = round(packing.no_speech_fraction * len(self._windows))
         self._windows += [[]] * silent
         self._order = draw.permutation(len(self._windows))
 
@@ -123,21 +112,24 @@ class EpochPlan:
             first, end = int(self._first[run]), int(self._end[run])
             placed.append(Placed(first=first, end=end, at=at))
             at += length
-        begun = self._begun(draw, at, runs[-1], speed) if chosen in self._full else None
-        return Window(seed=seed, speed=speed, runs=tuple(placed), begun=begun)
+        shared = bool(runs) and self._packing.share_windows
+        truncated = self._truncated(draw, at, runs[-1], speed) if shared else None
+        return Window(seed=seed, speed=speed, runs=tuple(placed), truncated=truncated)
 
-    def _begun(self, draw: np.random.Generator, at: int, last: int, speed: float) -> Placed | None:
-        """Draw a passage that begins where the last run has ended; None unless it is cut off."""
-        if draw.random() >= self._packing.cut_off_share:
+    def _truncated(
+        self, draw: np.random.Generator, at: int, last: int, speed: float
+    ) -> Placed | None:
+        """Draw an utterance that begins where the last run has ended; None unless it is cut off."""
+        if draw.random() >= self._packing.truncation_probability:
             return None
         at += int(self._drawn_pauses(draw, 1)[0])
         alike = np.flatnonzero(self._languages == self._languages[last])
-        passage = int(self._first[draw.choice(alike)])
-        length = int(self._material.end[passage] - self._material.start[passage]) / speed
-        heard = at + _BEGUN_S * SAMPLE_RATE_HZ <= WINDOW_SAMPLES < at + length
-        if not heard or not self._material.text(passage).strip():
+        utterance = int(self._first[draw.choice(alike)])
+        length = int(self._cache.end[utterance] - self._cache.start[utterance]) / speed
+        audible = at + _BEGUN_S * SAMPLE_RATE_HZ <= WINDOW_SAMPLES < at + length
+        if not audible or not self._cache.text(utterance).strip():
             return None
-        return Placed(first=passage, end=passage + 1, at=at)
+        return Placed(first=utterance, end=utterance + 1, at=at)
 
     def _pauses(
         self, draw: np.random.Generator, room: int, count: int
@@ -157,40 +149,29 @@ class EpochPlan:
         windows: list[list[int]] = []
         opened: dict[int, tuple[list[int], int, int]] = {}
         whole = int(WINDOW_SAMPLES * min(1.0, self._packing.speeds[0]))
-        alone = draw.random(len(order)) < self._packing.alone_share
         for run in order.tolist():
-            if alone[run]:
-                windows.append([run])
-                continue
             language = int(self._languages[run])
             length, tokens = int(self._length[run]), int(self._tokens[run])
-            window, samples, said = opened.get(language, ([], 0, 0))
-            if not window or length > samples or tokens > said:
-                window, samples, said = [], self._room(draw, whole), self._packing.max_tokens
-                if samples == whole:
-                    self._full.add(len(windows))
+            window, samples, left = opened.get(language, ([], 0, 0))
+            if not window or length > samples or tokens > left:
+                window, samples, left = [], whole, self._packing.max_tokens
                 windows.append(window)
             window.append(run)
-            opened[language] = (window, samples - length, said - tokens)
+            opened[language] = (window, samples - length, left - tokens)
         return windows
-
-    def _room(self, draw: np.random.Generator, whole: int) -> int:
-        share = self._packing.partly_filled_share
-        partly = share > 0 and draw.random() < share
-        return int(whole * draw.random() ** (3 if self._short else 1)) if partly else whole
 
 
 class Epochs:
     """The windows of all epochs, numbered through; one epoch may pack closer than another.
 
     Args:
-        material: what there is.
+        cache: what there is.
         packing: how windows are filled.
         seed: of the training run.
     """
 
-    def __init__(self, material: Material, packing: Packing, *, seed: int) -> None:
-        self._material = material
+    def __init__(self, cache: AudioCache, packing: Packing, *, seed: int) -> None:
+        self._cache = cache
         self._packing = packing
         self._seed = seed
         self._plans: dict[int, EpochPlan] = {}
@@ -210,43 +191,42 @@ class Epochs:
             # Processes that read ahead are in two epochs at a time, never in three.
             self._plans = {n: plan for n, plan in self._plans.items() if n == epoch - 1}
             self._plans[epoch] = EpochPlan(
-                self._material,
+                self._cache,
                 self._packing,
                 seed=self._seed,
                 epoch=epoch,
-                before=self._ends[epoch - 1] if epoch else 0,
             )
         return self._plans[epoch]
 
 
 def runs_of(
-    material: Material, *, longest: int, max_tokens: int
+    cache: AudioCache, *, longest: int, max_tokens: int
 ) -> tuple[Int64[np.ndarray, " run"], Int64[np.ndarray, " run"]]:
-    """Cut the passages of each stretch into runs; returns the first of each, and the end.
+    """Cut the utterances of each region into runs; returns the first of each, and the end.
 
     Args:
-        material: its passages lie in the order of time.
-        longest: samples of a run; a passage that is longer alone is a run of its own.
+        cache: its utterances lie in the order of time.
+        longest: samples of a run; an utterance that is longer alone is a run of its own.
         max_tokens: of a run, timestamps included.
     """
     firsts: list[int] = []
-    begin = until = said = 0
-    stretch = -1
-    for at in range(len(material)):
-        tokens = int(material.tokens[at]) + _TIMESTAMPS
-        until = max(until, int(material.end[at]))
+    begin = until = count = 0
+    region = -1
+    for at in range(len(cache)):
+        tokens = int(cache.tokens[at]) + _TIMESTAMPS
+        until = max(until, int(cache.end[at]))
         too_long = until - begin > longest
-        if material.stretch[at] != stretch or too_long or said + tokens > max_tokens:
+        if cache.region[at] != region or too_long or count + tokens > max_tokens:
             firsts.append(at)
-            begin, until, said = int(material.start[at]), int(material.end[at]), 0
-            stretch = int(material.stretch[at])
-        said += tokens
+            begin, until, count = int(cache.start[at]), int(cache.end[at]), 0
+            region = int(cache.region[at])
+        count += tokens
     found = np.asarray(firsts, np.int64)
-    return found, np.append(found[1:], len(material))
+    return found, np.append(found[1:], len(cache))
 
 
-def _codes(material: Material) -> np.ndarray:
-    """Number the languages; passages of unknown ones share a number."""
-    encoded = material.table["language"].combine_chunks().dictionary_encode()
+def _codes(cache: AudioCache) -> np.ndarray:
+    """Number the languages; utterances of unknown ones share a number."""
+    encoded = cache.table["language"].combine_chunks().dictionary_encode()
     codes: np.ndarray = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     return codes

@@ -79,7 +79,7 @@ def asked(shell: str, typed: str, **more: str) -> str:
         (["transcribe", "a.wav", "--model", "tu"], ["turbo"]),
         (["init", "--model", "small"], ["small", "small.en"]),
         (["finetune", "x.yaml", "--set", "training.wa"], ["training.warmup_steps="]),
-        (["finetune", "x.yaml", "--set", "network.he"], ["network.heads="]),
+        (["finetune", "x.yaml", "--set", "training.max_g"], ["training.max_grad_norm="]),
         (["nightly", "x.yaml", "--set", "nightly.max_failed_"], ["nightly.max_failed_fraction="]),
         (["label", "x.yaml", "--set", "selection.max_cop"], ["selection.max_copies="]),
         (["run", "x.yaml", "--set", "no.such"], []),

@@ -43,19 +43,19 @@ def test_a_training_is_told_line_by_line(place: Path) -> None:
         place,
         place / "model",
         data={"validation": [str(place / "validation" / "manifest.jsonl")]},
-        training={"steps": 2},
+        training={"max_steps": 2},
         evaluation={"max_windows": 2},
     )
     path = job(config, place / "job.yaml")
     done = invoke(path)
     assert done.exit_code == 0, done.output
     said, last = done.stderr.splitlines(), done.stdout.splitlines()
-    assert said[0].endswith("h of passages to learn from")
-    assert said[1].startswith("validation, 2 windows: word error rate ")
-    assert said[2].startswith("2/2: loss ")
-    assert last[0].startswith("after 0 steps: word error rate ")
-    assert last[1].startswith("after 2 steps: word error rate ")
-    assert last[2] == f"{place / 'out' / 'model'}: trained for 2 steps"
+    assert said[0].endswith("h of training data")
+    assert re.fullmatch(r"step 0: wer [\d.]+% \(2 validation windows\)", said[1])
+    assert re.match(r"step 2/2: loss [\d.]+, grad_norm [\d.]+, lr \d\.\de-0\d, ", said[2])
+    wers = [float(re.fullmatch(rf"step {n}: wer ([\d.]+)%", last[n // 2])[1]) for n in (0, 2)]  # type: ignore[index]
+    gained = "kept step 2 of 2" if wers[1] < wers[0] else "nothing was gained"
+    assert last[2].startswith(f"{place / 'out' / 'model'}: {gained}")
     assert transformers.WhisperForConditionalGeneration.from_pretrained(place / "out" / "model")
     again = invoke(path)
     assert again.exit_code == 0
@@ -66,8 +66,7 @@ def test_a_training_is_told_line_by_line(place: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--set", "training.step=3"], "training.step"),
-        (["--set", "training.batch_windows=3", "--set", "training.windows_at_once=2"], "multiple"),
+        (["--set", "training.max_step=3"], "training.max_steps"),
         (["--set", "data.train=[missing.jsonl]"], "missing.jsonl"),
         (["--set", "data.train=[.]"], "output folder of a run"),
         (["--set", "model.freeze=[encoder.*]"], "model.freeze"),
@@ -83,7 +82,7 @@ def test_what_cannot_be_done_is_told(place: Path, options: list[str], told: str)
 
 
 def test_ctrl_c_says_how_to_go_on(place: Path) -> None:
-    config = training(place, place / "model", "stopped", training={"steps": 10_000})
+    config = training(place, place / "model", "stopped", training={"max_steps": 10_000})
     with subprocess.Popen(
         [*COMMAND, job(config, place / "long.yaml")],
         cwd=REPOSITORY,
@@ -98,7 +97,7 @@ def test_ctrl_c_says_how_to_go_on(place: Path) -> None:
     assert process.returncode == 130
     assert out == ""
     assert err.splitlines()[-1] == (
-        "corpus-asr: interrupted; what was committed is kept: run the same command again to go on"
+        "corpus-asr: interrupted; what was committed is kept: run the same command again to resume"
     )
     assert "Traceback" not in err
 
@@ -121,11 +120,12 @@ def test_real_speech_lowers_the_loss_of_a_real_checkpoint(
         shared_data / "whisper-base-lab",
         model={"freeze": ["model.encoder.*"]},
         data={"train": [str(manifest)], "language": "en"},
-        augmentation={"noise_share": 0.0, "time_masks": 0},
-        windows={"pack": False, "timestamps_share": 0.0, "no_speech_share": 0.0},
+        augmentation={"noise_probability": 0.0, "mask_time_prob": 0.0},
+        windows={"pack": False, "timestamp_probability": 0.0, "no_speech_fraction": 0.0},
         training={
-            "steps": 8, "batch_windows": 6, "windows_at_once": 3, "learning_rate": 1e-4,
-            "schedule": "constant",
+            "max_steps": 8, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2,
+             "learning_rate": 1e-4,
+            "lr_scheduler_type": "constant",
         },
     )  # fmt: skip
     assert invoke(job(config, tmp_path / "job.yaml")).exit_code == 0
@@ -140,10 +140,10 @@ def test_sentences_that_were_not_learnt_are_heard_better(shared_data: Path, tmp_
     rows: dict[str, list[dict[str, object]]] = {"train": [], "validation": []}
     for recording in spoken().values():
         for at, (start_s, end_s, text) in enumerate(recording.sentences):
-            passage = {"path": str(recording.path), "start_s": start_s, "end_s": end_s}
-            rows["validation" if at % 2 else "train"].append(passage | {"text": text})
-    for name, passages in rows.items():
-        lines = (json.dumps(passage) + "\n" for passage in passages)
+            utterance = {"path": str(recording.path), "start_s": start_s, "end_s": end_s}
+            rows["validation" if at % 2 else "train"].append(utterance | {"text": text})
+    for name, utterances in rows.items():
+        lines = (json.dumps(utterance) + "\n" for utterance in utterances)
         (tmp_path / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     config = training(
         tmp_path,
@@ -154,15 +154,16 @@ def test_sentences_that_were_not_learnt_are_heard_better(shared_data: Path, tmp_
             "validation": [str(tmp_path / "validation.jsonl")],
             "language": "en",
         },
-        augmentation={"noise_share": 0.0, "time_masks": 0},
-        windows={"previous_text_share": 0.0, "no_speech_share": 0.0},
+        augmentation={"noise_probability": 0.0, "mask_time_prob": 0.0},
+        windows={"condition_on_prev_probability": 0.0, "no_speech_fraction": 0.0},
         training={
-            "steps": 20, "batch_windows": 3, "windows_at_once": 3, "learning_rate": 1e-4,
+            "max_steps": 20, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 1,
+             "learning_rate": 1e-4,
             "warmup_steps": 2,
         },
-        evaluation={"every_steps": 20},
+        evaluation={"eval_steps": 20},
     )  # fmt: skip
     done = invoke(job(config, tmp_path / "job.yaml"))
     assert done.exit_code == 0, done.output
-    before, after = (float(rate) for rate in re.findall(r"error rate ([\d.]+)%", done.stdout))
+    before, after = (float(rate) for rate in re.findall(r"wer ([\d.]+)%", done.stdout))
     assert after <= before - MORE_WORDS_RIGHT

@@ -56,17 +56,15 @@ def better(demo_model: Path, sets: dict[str, list[Clip]], output: Path) -> Finet
         },
         windows={
             "pack": False,
-            "partly_filled_share": 1.0,
-            "cut_share": 1.0,
-            "timestamps_share": 0.5,
-            "previous_text_share": 0.0,
+            "timestamp_probability": 0.5,
+            "condition_on_prev_probability": 0.0,
         },
-        augmentation={"noise_share": 0.0, "time_masks": 0},
-        training={"steps": STEPS, "learning_rate": 1e-4, "warmup_steps": 4},
-        evaluation={"every_steps": STEPS},
+        augmentation={"noise_probability": 0.0, "mask_time_prob": 0.0},
+        training={"max_steps": STEPS, "learning_rate": 1e-4, "warmup_steps": 4},
+        evaluation={"eval_steps": STEPS},
     )
     return config.model_copy(
-        update={"output": config.output.model_copy(update={"checkpoint_steps": STEPS // 4})}
+        update={"output": config.output.model_copy(update={"save_steps": STEPS // 4})}
     )
 
 
@@ -97,7 +95,7 @@ def test_sentences_that_were_not_learnt_are_heard_better(
         rate_of(output / "model", sets["validation"]),
     )
     assert after < LEFT * before
-    told = [float(rate) for rate in re.findall(r"word error rate ([\d.]+)%", said)]
+    told = [float(rate) for rate in re.findall(r"wer ([\d.]+)%", said)]
     assert len(told) == 2
     assert told[1] < LEFT * told[0]
 

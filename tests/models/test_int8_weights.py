@@ -197,9 +197,7 @@ def test_damage_is_named(
 def test_a_file_that_was_cut_is_named(folder: Path) -> None:
     path = folder / INT8_NAME
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(
-        CheckpointError, match=r"int8\.safetensors: found \d+ bytes that cannot"
-    ):
+    with pytest.raises(CheckpointError, match=r"int8\.safetensors: found \d+ bytes that cannot"):
         WhisperForConditionalGeneration.from_pretrained(folder)
 
 

@@ -37,15 +37,15 @@ def training(folder: Path, student: Path, output: str = "out", **sections: Any) 
             "cache": str(folder / "cache"),
             "workers": 1,
         },
-        "augmentation": {"noise_share": 0.5, "time_masks": 1},
+        "augmentation": {"noise_probability": 0.5, "mask_time_prob": 0.02},
         "training": {
-            "steps": 4,
-            "batch_windows": 2,
-            "windows_at_once": 1,
+            "max_steps": 4,
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 2,
             "learning_rate": 1e-3,
             "warmup_steps": 1,
         },
-        "output": {"uri": str(folder / output), "checkpoint_steps": 2},
+        "output": {"uri": str(folder / output), "save_steps": 2},
     }
     for name, section in sections.items():
         settings[name] = {**settings.get(name, {}), **section}

@@ -1,25 +1,28 @@
 """A whole training: what it writes, what it refuses, and that stopping it changes nothing."""
 
+import json
 import math
 import threading
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError
+from corpus_asr.models.convert.folder import convert
 from corpus_asr.models.stored_weights import stored_tensors
 from corpus_asr.training import trainer
-from corpus_asr.training.evaluation import Evaluation
+from corpus_asr.training.evaluation import Evaluation, Evaluator
 from corpus_asr.training.group import Group
 from corpus_asr.training.job import Finetune
 from corpus_asr.training.objective import Losses, Objective
 from corpus_asr.training.store import TrainingStore
 from corpus_asr.training.trainer import Record
+from pipelines import finetune
 from tests.support.checkpoints import tiny_speech2text
 from tests.support.training_jobs import tiny_student, training, write_sets
 
@@ -57,7 +60,7 @@ def test_each_step_is_told(whole: list[Record | Evaluation], place: Path) -> Non
     records = [event for event in whole if isinstance(event, Record)]
     assert [record.step for record in records] == [1, 2, 3, 4]
     assert all(record.loss > 0 and record.tokens > 0 for record in records)
-    assert records[0].rate == pytest.approx(5e-4)
+    assert records[0].lr == pytest.approx(5e-4)
     log = TrainingStore(str(place / "whole"), endpoint_url=None, keep=1).log()
     assert [row["loss"] for row in log] == [record.loss for record in records]
 
@@ -92,22 +95,26 @@ def test_transformers_loads_the_model(whole: list[Record | Evaluation], place: P
     )
     assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert transformers.WhisperProcessor.from_pretrained(folder).tokenizer("ask").input_ids
-    begun = weights_in(place / "model")
-    changed = {n for n, p in network.named_parameters() if not torch.equal(p, begun[n])}
+    truncated = weights_in(place / "model")
+    changed = {n for n, p in network.named_parameters() if not torch.equal(p, truncated[n])}
     fixed = {"model.encoder.embed_positions.weight"}
-    assert changed == begun.keys() - fixed
+    assert changed == truncated.keys() - fixed
 
 
 def test_batches_in_pieces_are_the_same_batches(place: Path) -> None:
     still = {"checkpoint": str(place / "model"), "dropout": 0.0}
     losses = []
-    for at_once in (1, 2):
+    for size, accumulated in ((1, 2), (2, 1)):
         config = training(
             place,
             place / "model",
-            f"pieces-{at_once}",
+            f"pieces-{size}",
             model=still,
-            training={"windows_at_once": at_once, "steps": 2},
+            training={
+                "per_device_train_batch_size": size,
+                "gradient_accumulation_steps": accumulated,
+                "max_steps": 2,
+            },
         )
         losses.append([event.loss for event in run(config) if isinstance(event, Record)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -123,25 +130,25 @@ def test_a_seed_decides_every_step(place: Path, dropout: float) -> None:
             place / "model",
             f"seed-{name}-{dropout}",
             model={"checkpoint": str(place / "model"), "dropout": dropout},
-            training={"batch_windows": 6, "steps": 2},
+            training={"gradient_accumulation_steps": 6, "max_steps": 2},
         )
         losses.append([event.loss for event in run(config) if isinstance(event, Record)])
     assert losses[0] == losses[1]
 
 
 def test_windows_are_computed_side_by_side(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward, both = Objective.forward, threading.Barrier(2, timeout=60)
+    forward, both = Objective.__call__, threading.Barrier(2, timeout=60)
 
     def meeting(*given: Any, **named: Any) -> Losses:
         both.wait()  # for the other window: broken if that comes after this one
         return forward(*given, **named)
 
-    monkeypatch.setattr(Objective, "forward", meeting)
+    monkeypatch.setattr(Objective, "__call__", meeting)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         still = {"checkpoint": str(place / "model"), "dropout": 0.0}
-        run(training(place, place / "model", "side", model=still, training={"steps": 1}))
+        run(training(place, place / "model", "side", model=still, training={"max_steps": 1}))
     finally:
         torch.set_num_threads(threads)
 
@@ -149,11 +156,11 @@ def test_windows_are_computed_side_by_side(place: Path, monkeypatch: pytest.Monk
 def test_frozen_parts_are_written_as_they_were(place: Path) -> None:
     config = training(
         place, place / "model", "frozen", model={"freeze": ["model.encoder.*"]},
-        training={"steps": 1},
+        training={"max_steps": 1},
     )  # fmt: skip
     run(config)
-    begun, found = weights_in(place / "model"), weights_in(place / "frozen" / "model")
-    changed = {name for name, tensor in found.items() if not torch.equal(tensor, begun[name])}
+    truncated, found = weights_in(place / "model"), weights_in(place / "frozen" / "model")
+    changed = {name for name, tensor in found.items() if not torch.equal(tensor, truncated[name])}
     assert changed
     assert not any(name.startswith("model.encoder.") for name in changed)
 
@@ -165,8 +172,8 @@ def test_the_best_model_is_kept(place: Path) -> None:
         place / "model",
         "best",
         data={"validation": [str(place / "validation" / "manifest.jsonl")]},
-        training={"steps": 2},
-        evaluation={"every_steps": 1, "max_windows": 2},
+        training={"max_steps": 2},
+        evaluation={"eval_steps": 1, "max_windows": 2},
     )
     found = [event for event in run(config) if isinstance(event, Evaluation)]
     assert [one.windows for one in found] == [2, 2, 2]
@@ -176,6 +183,98 @@ def test_the_best_model_is_kept(place: Path) -> None:
     assert state is not None
     assert state.account["best"] == min(rate for rate in rates if rate is not None)
     assert (place / "best" / "model" / "model.safetensors").is_file()
+
+
+def told(monkeypatch: pytest.MonkeyPatch, wers: list[float | None]) -> None:
+    """Let evaluations find these word error rates, one after the other."""
+    left = iter(wers)
+
+    def evaluation(*_: object) -> Evaluation:
+        return Evaluation(windows=2, wer=next(left), cer=None, hallucinated_words=0, examples=())
+
+    monkeypatch.setattr(Evaluator, "__call__", evaluation)
+
+
+def evaluated(place: Path, output: str, **sections: Any) -> FinetuneConfig:
+    """A training of two steps with an evaluation before and after each."""
+    given: dict[str, Any] = {
+        "data": {"validation": [str(place / "validation" / "manifest.jsonl")]},
+        "training": {"max_steps": 2},
+        "evaluation": {"eval_steps": 1, "max_windows": 2},
+    }
+    return training(place, place / "model", output, **{**given, **sections})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_start_that_stays_the_best_is_written_as_it_was_stored(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, rank: int | None
+) -> None:
+    start = tmp_path / "start"
+    convert(place / "model", start, dtype=dtype)
+    told(monkeypatch, [0.2, 0.3, 0.2])
+    name = f"start-{dtype}-{rank}"
+    config = evaluated(place, name, model={"checkpoint": str(start)}, lora={"rank": rank})
+    done = finetune.run(config, progress=None)
+    assert (done.kept_step, done.steps) == (0, 2)
+    begun, found = weights_in(start), weights_in(place / name / "model")
+    assert {str(tensor.dtype) for tensor in found.values()} == {f"torch.{dtype}"}
+    assert all(torch.equal(tensor, begun[name]) for name, tensor in found.items())
+    assert json.loads((place / name / "model/config.json").read_text())["dtype"] == dtype
+
+
+@pytest.mark.parametrize(
+    ("wers", "keep", "kept"),
+    [([0.3, 0.1, 0.2], "best", 1), ([0.3, 0.1, 0.2], "last", 2), ([None] * 3, "best", 2)],
+)
+def test_the_step_that_was_kept_is_known(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    wers: list[float | None],
+    keep: str,
+    kept: int,
+) -> None:
+    told(monkeypatch, wers)
+    evaluation = {"eval_steps": 1, "max_windows": 2, "keep": keep}
+    config = evaluated(place, f"kept-{keep}-{wers[0]}", evaluation=evaluation)
+    assert finetune.run(config, progress=None).kept_step == kept
+    dtypes = {t.dtype for t in weights_in(place / f"kept-{keep}-{wers[0]}" / "model").values()}
+    assert dtypes == {torch.float32}
+
+
+def test_adapters_alone_are_trained_and_merged(place: Path, tmp_path: Path) -> None:
+    config = training(place, place / "model", "lora", lora={"rank": 2}, training={"max_steps": 2})
+    run(config)
+    begun, found = weights_in(place / "model"), weights_in(place / "lora" / "model")
+    assert begun.keys() == found.keys()
+    changed = {name for name, tensor in found.items() if not torch.equal(tensor, begun[name])}
+    assert changed
+    assert all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in changed)
+    state = TrainingStore(str(place / "lora"), endpoint_url=None, keep=1).latest()
+    assert state is not None
+    assert all(".lora_" in name for name in state.tensors)
+    convert(place / "model", tmp_path / "merged", adapter=place / "lora" / "adapter")
+    merged = weights_in(tmp_path / "merged")
+    for name, tensor in found.items():
+        torch.testing.assert_close(merged[name], tensor, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_adapters_that_were_killed_end_with_the_same_weights(place: Path, dropout: float) -> None:
+    lora = {"rank": 2, "dropout": dropout}
+    configs = [
+        training(place, place / "model", f"lora-{name}-{dropout}", lora=lora)
+        for name in ("whole", "killed")
+    ]
+    run(configs[0])
+    run(configs[1], stop_after=3)  # the checkpoint is that of step 2
+    resumed = run(configs[1])
+    assert [event.step for event in resumed if isinstance(event, Record)] == [3, 4]
+    for part, file in (("model", "model.safetensors"), ("adapter", "adapter_model.safetensors")):
+        whole, killed = (load_file(f"{config.output.uri}/{part}/{file}") for config in configs)
+        assert whole.keys() == killed.keys()
+        assert all(torch.equal(tensor, killed[name]) for name, tensor in whole.items())
 
 
 def test_another_training_in_the_same_folder_is_refused(
@@ -198,62 +297,7 @@ def test_nothing_to_learn_from_is_told(place: Path, tmp_path: Path) -> None:
         place, place / "model", "none",
         data={"train": [str(tmp_path / "m.jsonl")], "cache": str(tmp_path / "cache")},
     )  # fmt: skip
-    with pytest.raises(ConfigError, match=r"nothing to learn from in 1 passages.*gone\.wav"):
-        Finetune(config, group=Group())
-
-
-def test_sounds_that_nobody_tells_are_not_waited_for(place: Path) -> None:
-    config = training(place, place / "model", "sounds", training={"phones_weight": 0.2})
-    with pytest.raises(ConfigError, match=r"no passage with phones in data\.train"):
-        Finetune(config, group=Group())
-
-
-def test_the_encoder_may_learn_first_and_the_decoder_next(place: Path) -> None:
-    learning = {"steps": 6, "encoder_steps": 2, "decoder_steps": 3, "ctc_weight": 0.5}
-    # Longer than from the checkpoint to the step it goes on with.
-    learning |= {"decoder_memory_windows": 3, "decoder_audio_s": 60.0}
-
-    def events(output: str, stop_after: int | None = None) -> list[Record | Evaluation]:
-        config = training(place, place / "model", output, training=learning)
-        return run(config, stop_after=stop_after)
-
-    records = [event for event in events("first") if isinstance(event, Record)]
-    events("stopped", 3)  # the checkpoint is that of step 2, when only the encoder has learnt
-    events("stopped", 5)  # and now that of step 4, before which something was heard
-    assert [event.step for event in events("stopped") if isinstance(event, Record)] == [5, 6]
-    first, stopped = (weights_in(place / name / "model") for name in ("first", "stopped"))
-    assert all(torch.equal(tensor, stopped[name]) for name, tensor in first.items())
-    assert [set(record.parts) for record in records] == [
-        {"ctc"},
-        {"ctc"},
-        {"labels"},
-        {"labels"},
-        {"labels"},
-        {"labels", "ctc"},
-    ]
-
-
-def test_what_does_not_learn_yet_stays_as_it_is(place: Path) -> None:
-    learning = {"encoder_steps": 1, "decoder_steps": 3, "ctc_weight": 0.5, "weight_decay": 0.5}
-    evaluation = {"keep": "last"}
-    for steps, output in ((1, "heard"), (4, "written")):
-        sections = {"training": {**learning, "steps": steps}, "evaluation": evaluation}
-        run(training(place, place / "model", output, **sections))
-    start, heard, written = (
-        weights_in(folder)
-        for folder in (place / "model", place / "heard/model", place / "written/model")
-    )
-    for name, changes in (
-        ("model.encoder.conv1.weight", [True, False]),
-        ("model.decoder.layers.0.fc1.weight", [False, True]),
-    ):
-        weights = (start[name], heard[name], written[name])
-        assert [not torch.equal(*pair) for pair in pairwise(weights)] == changes
-
-
-def test_an_encoder_that_would_learn_nothing_first_is_refused(place: Path) -> None:
-    config = training(place, place / "model", "nothing", training={"encoder_steps": 3})
-    with pytest.raises(ConfigError, match=r"encoder_steps: found 3 steps and no loss"):
+    with pytest.raises(ConfigError, match=r"no usable utterance among 1.*gone\.wav"):
         Finetune(config, group=Group())
 
 
@@ -271,7 +315,7 @@ def test_data_that_changed_is_another_training(place: Path) -> None:
     lines = (place / "train" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
     manifest.write_text("\n".join(lines[:6]), encoding="utf-8")
     data = {"train": [str(manifest)], "cache": str(place / "growing-cache")}
-    config = training(place, place / "model", "growing", data=data, training={"steps": 2})
+    config = training(place, place / "model", "growing", data=data, training={"max_steps": 2})
     run(config)
     manifest.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(ConfigError, match="other data"):
@@ -280,37 +324,18 @@ def test_data_that_changed_is_another_training(place: Path) -> None:
 
 @pytest.mark.slow
 def test_a_machine_with_less_memory_may_go_on(place: Path) -> None:
-    config = training(place, place / "model", "smaller", training={"windows_at_once": 2})
+    sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
+    config = training(place, place / "model", "smaller", training=sizes)
     run(config, stop_after=3)
     fewer = training(place, place / "model", "smaller", data={"cache": str(place / "cache-2")})
     assert [event.step for event in run(fewer) if isinstance(event, Record)] == [3, 4]
-
-
-@pytest.mark.parametrize(
-    ("name", "cut_share", "decoder_steps"), [("cut", 0.5, 0), ("stretches", 0.0, 3)]
-)
-def test_what_depends_on_windows_at_once_has_to_keep_it(
-    place: Path, name: str, cut_share: float, decoder_steps: int
-) -> None:
-    def job(at_once: int) -> FinetuneConfig:
-        return training(
-            place,
-            place / "model",
-            name,
-            training={"windows_at_once": at_once, "decoder_steps": decoder_steps},
-            windows={"cut_share": cut_share},
-        )
-
-    run(job(2), stop_after=3)
-    with pytest.raises(ConfigError, match="training with other settings"):
-        run(job(1))
 
 
 @pytest.mark.slow
 def test_a_model_is_written_where_nothing_is_said_in_validation(place: Path) -> None:
     silent = place / "validation" / "silent.jsonl"
     silent.write_text('{"path": "000.wav", "text": ""}\n', encoding="utf-8")
-    sections = {"data": {"validation": [str(silent)]}, "training": {"steps": 1}}
+    sections = {"data": {"validation": [str(silent)]}, "training": {"max_steps": 1}}
     run(training(place, place / "model", "silent", **sections))
     assert (place / "silent" / "model" / "model.safetensors").is_file()
 
@@ -329,7 +354,7 @@ def test_less_memory_than_needed_is_told(place: Path, monkeypatch: pytest.Monkey
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")
 
     monkeypatch.setattr(trainer.Trainer, "_step", full)
-    with pytest.raises(EngineError, match=r"step 1: found too little memory.*windows_at_once"):
+    with pytest.raises(EngineError, match=r"step 1: found too little.*batch_size"):
         run(training(place, place / "model", "full"))
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from corpus_asr.config.finetune import DataSettings
 from corpus_asr.errors import ConfigError
-from corpus_asr.training.material import Material, prepare
-from corpus_asr.training.passages import Passage
-from corpus_asr.training.sources import passages_in, passages_of
+from corpus_asr.training.audio_cache import AudioCache, prepare
+from corpus_asr.training.sources import utterances_in, utterances_of
+from corpus_asr.training.utterances import Utterance
 from pipelines.pseudo_label import label
 from tests.support.audio import share_of_tone
 from tests.support.labelled import Said, Transcribed, seconds_heard, tone_hz, write_tones
@@ -28,27 +28,26 @@ def heard(tmp_path: Path) -> Transcribed:
     return found
 
 
-def test_held_out_speakers_are_asked_for_and_not_learnt_from(tmp_path: Path) -> None:
+def test_held_out_speakers_are_asked_for_and_not_loss_from(tmp_path: Path) -> None:
     manifest = tmp_path / "said.jsonl"
     rows = [
-        {"uri": "a.wav", "text": "I SAID SO", "speaker": "reader_1"},
+        {"uri": "a.wav", "text": "I said so", "speaker": "reader_1"},
         {"uri": "b.wav", "text": "Ja.", "speaker_id": 7},
-        {"uri": "c.wav", "text": "NO"},
+        {"uri": "c.wav", "text": "No"},
     ]
     manifest.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     data = DataSettings(
         train=(str(manifest),),
         validation=(str(manifest),),
         held_out_speakers=("reader_*", "8"),
-        capitals="sentence",
     )
-    assert [one.text for one in passages_in(data, "train")] == ["Ja.", "No"]
-    assert [one.text for one in passages_in(data, "validation")] == ["I said so", "Ja.", "No"]
+    assert [one.text for one in utterances_in(data, "train")] == ["Ja.", "No"]
+    assert [one.text for one in utterances_in(data, "validation")] == ["I said so", "Ja.", "No"]
 
 
-def given(uri: Path | str, *, split: str = "train", min_confidence: float = 0.0) -> list[Passage]:
+def given(uri: Path | str, *, split: str = "train", min_confidence: float = 0.0) -> list[Utterance]:
     return list(
-        passages_of(
+        utterances_of(
             str(uri),
             split=split,
             endpoint_url=None,
@@ -58,9 +57,9 @@ def given(uri: Path | str, *, split: str = "train", min_confidence: float = 0.0)
     )
 
 
-def material(passages: list[Passage], folder: Path) -> Material:
+def cache(utterances: list[Utterance], folder: Path) -> AudioCache:
     return prepare(
-        passages,
+        utterances,
         folder,
         count_tokens=lambda text: len(text.split()),
         max_tokens=50,
@@ -70,7 +69,7 @@ def material(passages: list[Passage], folder: Path) -> Material:
     )
 
 
-def test_segments_of_a_run_are_passages(heard: Transcribed) -> None:
+def test_segments_of_a_run_are_utterances(heard: Transcribed) -> None:
     found = given(heard.folder / "output")
     assert [(p.text.strip(), p.start_s, p.end_s, p.language) for p in found] == [
         ("The ship.", 1.0, 3.0, "en"),
@@ -88,19 +87,19 @@ def test_channels_of_a_run_stay_apart(tmp_path: Path) -> None:
     write_tones(heard.audio / "call.wav", seconds=4, num_channels=2)
     said = [(1.0, 3.0, "Hello.", {"channel": 0}), (1.0, 3.0, "Yes?", {"channel": 1})]
     heard.run({"call.wav": said}, extract={"channels": "each"})
-    found = material(given(tmp_path / "output"), tmp_path / "cache")
+    found = cache(given(tmp_path / "output"), tmp_path / "cache")
     for at, hz in enumerate((tone_hz(1), tone_hz(1) + 50)):
         samples = found.audio[found.start[at] : found.start[at] + 16_000] / np.float32(32768)
         assert share_of_tone(samples.astype(np.float32), hz) > 0.9
 
 
-def test_a_data_set_of_label_is_learnt_from_without_its_recordings(heard: Transcribed) -> None:
+def test_a_data_set_of_label_is_loss_from_without_its_recordings(heard: Transcribed) -> None:
     label(heard.config(dataset={"pad_s": 0, "examples": "windows"}), progress=None)
     for path in heard.audio.iterdir():
         path.unlink()
-    passages = given(heard.folder / "set")
-    assert {p.text.strip() for p in passages} == {"The ship.", "Came in.", "Go."}
-    found = material(passages, heard.folder / "cache")
+    utterances = given(heard.folder / "set")
+    assert {p.text.strip() for p in utterances} == {"The ship.", "Came in.", "Go."}
+    found = cache(utterances, heard.folder / "cache")
     said = {found.text(at): at for at in range(len(found))}
     for text, second in (("The ship.", 1), ("Came in.", 3), ("Go.", 1)):
         at = said[text]
@@ -125,14 +124,14 @@ def test_parquet_with_audio_from_elsewhere_will_do(heard: Transcribed, tmp_path:
         tmp_path / "clips.parquet",
         row_group_size=6,
     )
-    passages = given(tmp_path / "clips.parquet")
-    assert [(p.row, p.text, p.language) for p in passages[:2]] == [
+    utterances = given(tmp_path / "clips.parquet")
+    assert [(p.row, p.text, p.language) for p in utterances[:2]] == [
         (0, "clip 0", "de"),
         (1, "clip 1", "de"),
     ]
-    found = material(passages, tmp_path / "cache")
+    found = cache(utterances, tmp_path / "cache")
     assert [found.text(at) for at in range(len(found))] == texts[:20]
-    assert "row 20" in found.account["failures"][0]
+    assert "row 20" in found.summary["failures"][0]
 
 
 @pytest.mark.parametrize(

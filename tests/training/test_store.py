@@ -79,8 +79,8 @@ def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:
 
 def test_the_log_is_json_whatever_a_step_came_to(tmp_path: Path) -> None:
     store = TrainingStore(str(tmp_path), endpoint_url=None, keep=2)
-    store.write_log([{"step": 1, "gradient": math.inf, "parts": {"labels": math.nan}}])
-    assert store.log() == [{"step": 1, "gradient": None, "parts": {"labels": None}}]
+    store.write_log([{"step": 1, "grad_norm": math.inf, "parts": {"labels": math.nan}}])
+    assert store.log() == [{"step": 1, "grad_norm": None, "parts": {"labels": None}}]
 
 
 def test_the_log_and_the_model_are_kept(uri: str, tmp_path: Path) -> None:
@@ -92,6 +92,6 @@ def test_the_log_and_the_model_are_kept(uri: str, tmp_path: Path) -> None:
     made.mkdir()
     for name in ("config.json", "model.safetensors", "vocab.json"):
         (made / name).write_text(name)
-    store.save_model(made)
+    store.save_folder("model", made, last="config.json")
     found = {uri.rsplit("/", 1)[-1] for uri, _, _ in store._objects("model")}
     assert found == {"config.json", "model.safetensors", "vocab.json"}

@@ -39,14 +39,19 @@ def job(
     place: Path, output: str, *, workers: int, steps: int = 4, **more: object
 ) -> FinetuneConfig:
     # Adam turns rounding of gradients near zero into whole steps, unless those are small.
-    changes = {"learning_rate": 1e-5, "steps": steps, "batch_windows": 4, **more}
+    changes = {
+        "learning_rate": 1e-5,
+        "max_steps": steps,
+        "gradient_accumulation_steps": 4 // workers,
+        **more,
+    }
     return training(
         place,
         place / "model",
         output,
         data={"validation": [str(place / "validation" / "manifest.jsonl")]},
         training=changes,
-        evaluation={"every_steps": 4, "max_windows": 2, "keep": "last"},
+        evaluation={"eval_steps": 4, "max_windows": 2, "keep": "last"},
         cluster={"workers": workers},
     )
 

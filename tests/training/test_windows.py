@@ -1,4 +1,4 @@
-"""Passages to windows: nothing is lost, nothing is too long, and all of it is repeatable."""
+"""Utterances to windows: nothing is lost, nothing is too long, and all of it is repeatable."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpus_asr.training.material import Material
+from corpus_asr.training.audio_cache import AudioCache
 from corpus_asr.training.windows import EpochPlan, Epochs, Packing, runs_of
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
@@ -17,41 +17,38 @@ PACKING = Packing(
     share_windows=True,
     max_tokens=60,
     max_pause_s=1.0,
-    partly_filled_share=0.0,
     speeds=(0.9, 1.1),
-    no_speech_share=0.0,
-    cut_off_share=0.0,
-    alone_share=0.0,
-    short_windows=0,
+    no_speech_fraction=0.0,
+    truncation_probability=0.0,
 )
 
 
-def material(
+def cache(
     lengths_s: list[list[float]], languages: Sequence[str] = ("en",), gap_s: float = 0.5
-) -> Material:
-    """Stretches of passages of so many seconds, with gaps between them."""
+) -> AudioCache:
+    """Regions of utterances of so many seconds, with gaps between them."""
     rows, at = [], 0
-    for number, stretch in enumerate(lengths_s):
-        for seconds in stretch:
+    for number, region in enumerate(lengths_s):
+        for seconds in region:
             end = at + round(seconds * SAMPLE_RATE_HZ)
             rows.append((number, at, end, 5, languages[number % len(languages)]))
             at = end + round(gap_s * SAMPLE_RATE_HZ)
     *places, codes = zip(*rows, strict=True)
     numbers, starts, ends, tokens = (np.array(column, np.int64) for column in places)
     table = pa.table({"text": ["word"] * len(rows), "language": pa.array(codes, pa.string())})
-    return Material(np.zeros(ends.max(), np.int16), numbers, starts, ends, tokens, table, {})
+    return AudioCache(np.zeros(ends.max(), np.int16), numbers, starts, ends, tokens, table, {})
 
 
 lengths = st.lists(st.lists(st.floats(0.2, 30.0), min_size=1, max_size=6), min_size=1, max_size=8)
 
 
-@given(lengths, st.integers(0, 3), st.booleans(), st.sampled_from([0.0, 0.5, 1.0]))
+@given(lengths, st.integers(0, 3), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_every_passage_is_in_one_window_and_fits(
-    lengths_s: list[list[float]], epoch: int, share: bool, partly: float
+    lengths_s: list[list[float]], epoch: int, share: bool
 ) -> None:
-    found = material(lengths_s)
-    packing = replace(PACKING, share_windows=share, partly_filled_share=partly)
+    found = cache(lengths_s)
+    packing = replace(PACKING, share_windows=share)
     plan = EpochPlan(found, packing, seed=1, epoch=epoch)
     seen: list[int] = []
     for number in range(len(plan)):
@@ -70,43 +67,32 @@ def test_every_passage_is_in_one_window_and_fits(
 
 
 def test_neighbours_stay_together_and_strangers_share() -> None:
-    found = material([[4.0, 4.0, 4.0], [5.0], [6.0]])
+    found = cache([[4.0, 4.0, 4.0], [5.0], [6.0]])
     plan = EpochPlan(found, PACKING, seed=0, epoch=0)
     assert len(plan) == 1  # 13 + 5 + 6 s fit into 27
     runs = {(run.first, run.end) for run in plan.window(0).runs}
     assert runs == {(0, 3), (3, 4), (4, 5)}
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_some_recordings_have_windows_of_their_own(share: float) -> None:
-    found = material([[1.0, 1.0]] * 200)
-    plan = EpochPlan(found, replace(PACKING, alone_share=share), seed=0, epoch=0)
-    windows = [plan.window(number) for number in range(len(plan))]
-    single = [one for one in windows if len(one.runs) == 1]
-    assert len(single) == pytest.approx(200 * share, abs=20)
-    assert sorted(run.first for one in windows for run in one.runs) == list(range(0, 400, 2))
-
-
 @pytest.mark.parametrize("share", [0.0, 1.0])
-@pytest.mark.parametrize("partly", [0.0, 1.0])
-def test_full_windows_cut_another_passage_off(share: float, partly: float) -> None:
-    found = material([[8.0]] * 40, languages=("en", "de"))
-    packing = replace(PACKING, cut_off_share=share, partly_filled_share=partly, speeds=(1.0, 1.0))
+def test_full_windows_cut_another_passage_off(share: float) -> None:
+    found = cache([[8.0]] * 40, languages=("en", "de"))
+    packing = replace(PACKING, truncation_probability=share, speeds=(1.0, 1.0))
     plan = EpochPlan(found, packing, seed=0, epoch=0)
     windows = [plan.window(number) for number in range(len(plan))]
-    begun = [one for one in windows if one.begun is not None]
+    truncated = [one for one in windows if one.truncated is not None]
     # Windows hold three of eight seconds, all but the last of a language.
-    assert len(begun) >= len(windows) - 4 if share and not partly else not begun
-    for one in begun:
-        assert one.begun is not None
-        assert one.runs[-1].at + 8 * SAMPLE_RATE_HZ / one.speed <= one.begun.at + 1
-        assert one.begun.at < WINDOW_SAMPLES < one.begun.at + 8 * SAMPLE_RATE_HZ / one.speed
-        assert found.language(one.begun.first) == found.language(one.runs[0].first)
+    assert len(truncated) >= len(windows) - 4 if share else not truncated
+    for one in truncated:
+        assert one.truncated is not None
+        assert one.runs[-1].at + 8 * SAMPLE_RATE_HZ / one.speed <= one.truncated.at + 1
+        assert one.truncated.at < WINDOW_SAMPLES < one.truncated.at + 8 * SAMPLE_RATE_HZ / one.speed
+        assert found.language(one.truncated.first) == found.language(one.runs[0].first)
     assert [one.runs for one in windows] == [plan.window(n).runs for n in range(len(plan))]
 
 
 def test_languages_do_not_share_a_window() -> None:
-    found = material([[3.0], [3.0], [3.0], [3.0]], languages=("en", "de"))
+    found = cache([[3.0], [3.0], [3.0], [3.0]], languages=("en", "de"))
     plan = EpochPlan(found, PACKING, seed=0, epoch=0)
     assert len(plan) == 2
     for number in range(2):
@@ -115,7 +101,7 @@ def test_languages_do_not_share_a_window() -> None:
 
 
 def test_epochs_and_seeds_differ() -> None:
-    found = material([[5.0]] * 40)
+    found = cache([[5.0]] * 40)
 
     def order(seed: int, epoch: int) -> list[int]:
         plan = EpochPlan(found, PACKING, seed=seed, epoch=epoch)
@@ -128,49 +114,25 @@ def test_epochs_and_seeds_differ() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_windows_without_speech_come_beside_the_others(share: float) -> None:
-    packing = replace(PACKING, share_windows=False, speeds=(1, 1), no_speech_share=share)
-    plan = EpochPlan(material([[5.0]] * 20), packing, seed=0, epoch=0)
+    packing = replace(PACKING, share_windows=False, speeds=(1, 1), no_speech_fraction=share)
+    plan = EpochPlan(cache([[5.0]] * 20), packing, seed=0, epoch=0)
     empty = sum(not plan.window(number).runs for number in range(len(plan)))
     assert (len(plan), empty) == (20 + 20 * share, 20 * share)
 
 
-def test_some_windows_end_in_silence_at_lengths_that_are_drawn() -> None:
-    packing = replace(PACKING, max_pause_s=0, speeds=(1, 1), max_tokens=400)
-    found = material([[1.0]] * 600)
-
-    def lengths(share: float) -> list[int]:
-        plan = EpochPlan(found, replace(packing, partly_filled_share=share), seed=0, epoch=0)
-        return sorted(len(plan.window(number).runs) for number in range(len(plan)))
-
-    assert set(lengths(0.0)) == {30}
-    half = lengths(0.5)
-    assert len(half) / 3 < half.count(30) < len(half) * 3 / 4
-    assert len(set(half)) >= 5
-
-
 def test_most_pauses_are_short_and_some_are_long() -> None:
-    packing = replace(PACKING, max_pause_s=4, speeds=(1, 1), share_windows=False, cut_off_share=0)
-    plan = EpochPlan(material([[1.0]] * 400), packing, seed=0, epoch=0)
-    begun = [plan.window(number).runs for number in range(len(plan))]
-    pauses_s = [runs[0].at / SAMPLE_RATE_HZ for runs in begun if runs]
+    packing = replace(
+        PACKING, max_pause_s=4, speeds=(1, 1), share_windows=False, truncation_probability=0
+    )
+    plan = EpochPlan(cache([[1.0]] * 400), packing, seed=0, epoch=0)
+    truncated = [plan.window(number).runs for number in range(len(plan))]
+    pauses_s = [runs[0].at / SAMPLE_RATE_HZ for runs in truncated if runs]
     assert np.median(pauses_s) == pytest.approx(1.0, abs=0.2)
     assert 3.5 < max(pauses_s) <= 4
 
 
-def test_most_windows_are_short_until_an_epoch_begins_after_so_many() -> None:
-    packing = replace(PACKING, max_pause_s=0, speeds=(1, 1), max_tokens=400, partly_filled_share=1)
-    found = material([[1.0]] * 600)
-    plan = EpochPlan(found, replace(packing, short_windows=1), seed=0, epoch=0)
-    first, second = len(plan), len(EpochPlan(found, packing, seed=0, epoch=1))
-    assert first > 1.3 * second
-    epochs = Epochs(found, replace(packing, short_windows=first), seed=0)
-    lengths = [len(epochs.window(number).runs) for number in range(first + second)]
-    assert sum(lengths[:first]) == sum(lengths[first:]) == 600
-    assert np.median(lengths[:first]) < 10 < np.median(lengths[first:])
-
-
 def test_runs_end_at_their_length_their_tokens_and_their_stretch() -> None:
-    found = material([[10.0, 10.0, 10.0, 10.0], [2.0]])
+    found = cache([[10.0, 10.0, 10.0, 10.0], [2.0]])
     first, end = runs_of(found, longest=WINDOW_SAMPLES, max_tokens=60)
     assert list(zip(first, end, strict=True)) == [(0, 2), (2, 4), (4, 5)]
     first, end = runs_of(found, longest=WINDOW_SAMPLES, max_tokens=7)
@@ -178,13 +140,13 @@ def test_runs_end_at_their_length_their_tokens_and_their_stretch() -> None:
 
 
 def test_a_passage_that_others_lie_in_is_heard_to_its_end() -> None:
-    found = material([[10.0, 2.0]], gap_s=-8.0)  # from 0 to 10 s, and from 2 to 4 s
+    found = cache([[10.0, 2.0]], gap_s=-8.0)  # from 0 to 10 s, and from 2 to 4 s
     plan = EpochPlan(found, PACKING, seed=0, epoch=0)
     window = plan.window(0)
     assert found.ends(slice(window.runs[0].first, window.runs[0].end)) == 10 * SAMPLE_RATE_HZ
     after = window.runs[0].at + int(10 * SAMPLE_RATE_HZ / window.speed)
     assert after <= WINDOW_SAMPLES
-    long = material([[29.0, 2.0, 5.0]], gap_s=-27.0)  # 0 to 29, 2 to 4, then far inside
+    long = cache([[29.0, 2.0, 5.0]], gap_s=-27.0)  # 0 to 29, 2 to 4, then far inside
     first, end = runs_of(long, longest=WINDOW_SAMPLES, max_tokens=60)
     for begin, after in zip(first, end, strict=True):
         assert long.ends(slice(begin, after)) - long.start[begin] <= WINDOW_SAMPLES
@@ -192,7 +154,7 @@ def test_a_passage_that_others_lie_in_is_heard_to_its_end() -> None:
 
 def test_epochs_of_different_lengths_follow_each_other() -> None:
     draw = np.random.default_rng(5)
-    found = material([[seconds] for seconds in draw.uniform(3.0, 20.0, size=25)])
+    found = cache([[seconds] for seconds in draw.uniform(3.0, 20.0, size=25)])
     counts = [len(EpochPlan(found, PACKING, seed=0, epoch=epoch)) for epoch in range(6)]
     assert len(set(counts)) > 1
     epochs = Epochs(found, PACKING, seed=0)

@@ -21,6 +21,7 @@ from corpus_asr.models.convert.settings import config_for, generation_for
 from corpus_asr.models.convert.tiktoken_ranks import write_tokenizer_files
 from corpus_asr.models.int8_weights import quantized
 from corpus_asr.models.layers.positions import sinusoids
+from corpus_asr.models.lora import merge_adapter
 from corpus_asr.models.registry import family_of
 from corpus_asr.models.shards import save_weights
 from corpus_asr.models.stored_weights import stored_tensors
@@ -49,6 +50,7 @@ def convert(
     dtype: str | None = None,
     max_shard_size: str = "5GB",
     tokenizer: Path | None = None,
+    adapter: Path | None = None,
 ) -> str:
     """Convert a checkpoint; the suffixes tell which way: `.pt` is OpenAI's, all else a folder.
 
@@ -59,12 +61,14 @@ def convert(
             and makes float16 of INT8 weights.
         max_shard_size: bytes of one file of weights in a folder, such as `2GB`.
         tokenizer: for a .pt source: a folder with Whisper's tokenizer, or OpenAI's .tiktoken file.
+        adapter: for a folder: a LoRA adapter in PEFT's layout, which is merged into the weights.
 
     Returns:
         What was written, in words.
 
     Raises:
-        CheckpointError: the source is broken, or cannot be written in the other layout.
+        CheckpointError: the source is broken, or cannot be written in the other layout, or the
+            adapter is broken or does not belong to it.
         ConfigError: the target exists, or an option does not fit.
     """
     if target.exists():
@@ -78,14 +82,18 @@ def convert(
             "folder's name as the target, or another --dtype"
         )
     if source.suffix == OPENAI_SUFFIX:
+        if adapter is not None:
+            raise ConfigError(
+                "--adapter is for checkpoint folders: convert the .pt file to a folder first"
+            )
         if target.suffix == OPENAI_SUFFIX:
             return _openai_to_openai(source, target, dtype)
         return _openai_to_folder(source, target, dtype, max_shard_size, tokenizer)
     if tokenizer is not None:
         raise ConfigError("--tokenizer is for .pt files: a folder brings its own")
     if target.suffix == OPENAI_SUFFIX:
-        return _folder_to_openai(source, target, dtype)
-    return _folder_to_folder(source, target, dtype, max_shard_size)
+        return _folder_to_openai(source, target, dtype, adapter)
+    return _folder_to_folder(source, target, dtype, max_shard_size, adapter)
 
 
 def _openai_to_openai(source: Path, target: Path, dtype: str | None) -> str:
@@ -120,7 +128,7 @@ def _openai_to_folder(
     return _words(tensors, target)
 
 
-def _folder_to_openai(source: Path, target: Path, dtype: str | None) -> str:
+def _folder_to_openai(source: Path, target: Path, dtype: str | None, adapter: Path | None) -> str:
     model_type = family_of(source).model_type
     if model_type != WhisperConfig.model_type:
         raise CheckpointError(
@@ -136,7 +144,7 @@ def _folder_to_openai(source: Path, target: Path, dtype: str | None) -> str:
             f"{', '.join(map(str, _OPENAI_VOCABULARIES))}: its tokenizers are built in; keep this "
             "model in Hugging Face layout"
         )
-    stored = _prefixed(_read_folder(source))
+    stored = _prefixed(_read_folder(source, dtype, adapter))
     if _TIED in stored:
         if not torch.equal(stored[_TIED], stored[_EMBEDDING]):
             raise CheckpointError(
@@ -157,8 +165,14 @@ def _folder_to_openai(source: Path, target: Path, dtype: str | None) -> str:
     return _words(tensors, target)
 
 
-def _folder_to_folder(source: Path, target: Path, dtype: str | None, max_shard_size: str) -> str:
-    tensors = _read_folder(source)
+def _folder_to_folder(
+    source: Path,
+    target: Path,
+    dtype: str | None,
+    max_shard_size: str,
+    adapter: Path | None,
+) -> str:
+    tensors = _read_folder(source, dtype, adapter)
     with _appearing(target) as folder:
         for path in source.iterdir():
             if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES):
@@ -181,8 +195,13 @@ def _appearing(target: Path) -> Iterator[Path]:
         raise
 
 
-def _read_folder(source: Path) -> dict[str, Tensor]:
-    return {name: tensor.read() for name, tensor in stored_tensors(source).items()}
+def _read_folder(source: Path, dtype: str | None, adapter: Path | None) -> dict[str, Tensor]:
+    """Read the weights of a folder, with an adapter merged into them if there is one."""
+    stored = {name: tensor.read() for name, tensor in stored_tensors(source).items()}
+    if adapter is None:
+        return stored
+    merged = merge_adapter(stored, adapter)
+    return {name: t if dtype else t.to(stored[name].dtype) for name, t in merged.items()}
 
 
 def _prefixed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

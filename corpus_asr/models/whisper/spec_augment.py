@@ -59,6 +59,7 @@ def mask_spans(
     length: int,
     min_spans: int,
     lengths: list[int] | None = None,
+    draw: np.random.RandomState | None = None,
 ) -> Bool[np.ndarray, "batch pos"]:
     """Draw spans to mask; they may overlap.
 
@@ -68,6 +69,7 @@ def mask_spans(
         length: places in a span.
         min_spans: spans in a row, however low `probability` is.
         lengths: places of each row in which spans may lie; None means all.
+        draw: generator of random numbers; None means numpy's global one.
 
     Raises:
         ValueError: a span is longer than a row.
@@ -82,7 +84,8 @@ def mask_spans(
             f"{places}; correct mask_time_length or mask_feature_length"
         )
     # One draw for all rows decides which way a fraction of a span is rounded.
-    rounding = np.random.rand(1).item()
+    rand, choice = (np.random.rand, np.random.choice) if draw is None else (draw.rand, draw.choice)
+    rounding = rand(1).item()
 
     def num_spans(available: int) -> int:
         wanted = max(int(probability * available / length + rounding), min_spans)
@@ -92,9 +95,7 @@ def mask_spans(
     if num_spans(places) == 0:
         return masked
     for row, available in zip(masked, lengths or [places] * rows, strict=True):
-        starts = np.random.choice(
-            np.arange(available - length + 1), num_spans(available), replace=False
-        )
+        starts = choice(np.arange(available - length + 1), num_spans(available), replace=False)
         for start in starts:
             row[start : start + length] = True
         if not len(starts):  # too short for a span: its last place is padding

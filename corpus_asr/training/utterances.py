@@ -1,10 +1,9 @@
-"""What is said where: a manifest in, passages of recordings out.
+"""Manifests of labelled audio: a manifest in, utterances of recordings out.
 
 A manifest (.jsonl, .csv or .parquet) names a recording by `uri`, `path` or `audio_filepath`, with
-`text` for the whole of it, or for the stretch from `start_s` (NeMo: `offset`) to `end_s`, or as
+`text` for the whole of it, or for the region from `start_s` (NeMo: `offset`) to `end_s`, or as
 long as `duration_s` (`duration`); or with `segments`, objects of `start_s`, `end_s` and `text`.
-`language` and `speaker` may be there, and `phones`: sounds with the seconds from the passage's
-start at which they end (`corpus_asr/text/phones.py`). Knows nothing of samples or tokens.
+`language` and `speaker` may be there. Knows nothing of samples or tokens.
 """
 
 import json
@@ -17,7 +16,6 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.languages import resolve_language
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.manifest import manifest_rows
-from corpus_asr.text.phones import read_phones
 
 _URI_NAMES = ("uri", "path", "audio_filepath")
 # An hour of segments with their times.
@@ -25,8 +23,8 @@ _MAX_CHARACTERS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Passage:
-    """A stretch of a recording and what is said in it."""
+class Utterance:
+    """A part of a recording and its text."""
 
     uri: str
     text: str
@@ -39,29 +37,27 @@ class Passage:
     row: int | None = None
     """Of a Parquet file with audio in it, where that is the recording."""
     previous: str = ""
-    """What was said before, where no passage of the same recording tells."""
+    """Preceding text, where no utterance of the same recording has it."""
     speaker: str | None = None
-    phones: str = ""
-    """Its sounds and their times, where they are known; see `corpus_asr.text.phones`."""
 
     @property
     def recording(self) -> "Recording":
-        """Return what it is a stretch of."""
+        """Return what it is a region of."""
         return Recording(self.uri, self.row, self.channel)
 
 
 class Recording(NamedTuple):
-    """Audio that passages lie in."""
+    """Audio that utterances lie in."""
 
     uri: str
     row: int | None = None
     channel: int | None = None
 
 
-def read_passages(
+def read_utterances(
     manifest: str, *, endpoint_url: str | None = None, language: str | None = None
-) -> Iterator[Passage]:
-    """Yield the passages of a manifest in its order.
+) -> Iterator[Utterance]:
+    """Yield the utterances of a manifest in its order.
 
     Args:
         manifest: its address.
@@ -81,31 +77,30 @@ def read_passages(
     )
     for uris, rows in chunks:
         for uri, row in zip(uris, rows, strict=True):
-            yield from _passages(manifest, uri, json.loads(row or "{}"), language)
+            yield from _utterances(manifest, uri, json.loads(row or "{}"), language)
 
 
-def _passages(
+def _utterances(
     manifest: str, uri: str, row: Mapping[str, Any], usual: str | None
-) -> Iterator[Passage]:
+) -> Iterator[Utterance]:
     segments = row.get("segments")
-    said = row.get("language") or usual
+    code = row.get("language") or usual
     try:
         if isinstance(segments, str):  # in CSV
             segments = json.loads(segments)
-        language = None if said is None else resolve_language(str(said))
-        for stretch in [row] if segments is None else segments:
-            start_s, end_s = _times(stretch)
-            text = stretch["text"]
+        language = None if code is None else resolve_language(str(code))
+        for region in [row] if segments is None else segments:
+            start_s, end_s = _times(region)
+            text = region["text"]
             if not isinstance(text, str):
                 raise TypeError(f"text {text!r}")
-            yield Passage(
+            yield Utterance(
                 uri=uri,
                 text=text,
                 start_s=start_s,
                 end_s=end_s,
                 language=language,
-                speaker=_speaker(stretch) or _speaker(row),
-                phones=_phones(stretch),
+                speaker=_speaker(region) or _speaker(row),
             )
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
@@ -115,24 +110,16 @@ def _passages(
         ) from error
 
 
-def _speaker(stretch: Mapping[str, Any]) -> str | None:
-    found = _first(stretch, "speaker", "speaker_id")
+def _speaker(region: Mapping[str, Any]) -> str | None:
+    found = _first(region, "speaker", "speaker_id")
     return None if found is None else str(found)
 
 
-def _phones(stretch: Mapping[str, Any]) -> str:
-    written = _first(stretch, "phones") or ""
-    if not isinstance(written, str):
-        raise TypeError(f"phones {written!r}")
-    read_phones(written)
-    return written
-
-
-def _times(stretch: Mapping[str, Any]) -> tuple[float, float | None]:
+def _times(region: Mapping[str, Any]) -> tuple[float, float | None]:
     """Return from when to when, in seconds of the recording."""
-    start_s = float(_first(stretch, "start_s", "start", "offset") or 0.0)
-    end = _first(stretch, "end_s", "end")
-    length = _first(stretch, "duration_s", "duration")
+    start_s = float(_first(region, "start_s", "start", "offset") or 0.0)
+    end = _first(region, "end_s", "end")
+    length = _first(region, "duration_s", "duration")
     if end is None and length is not None:
         end = start_s + float(length)
     end_s = None if end is None else float(end)
@@ -141,5 +128,5 @@ def _times(stretch: Mapping[str, Any]) -> tuple[float, float | None]:
     return start_s, end_s
 
 
-def _first(stretch: Mapping[str, Any], *names: str) -> Any:
-    return next((stretch[name] for name in names if stretch.get(name) not in (None, "")), None)
+def _first(region: Mapping[str, Any], *names: str) -> Any:
+    return next((region[name] for name in names if region.get(name) not in (None, "")), None)

@@ -1,4 +1,4 @@
-"""Passages to samples and texts on disk."""
+"""Utterances to samples and texts on disk."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.training.material import Material, prepare
-from corpus_asr.training.passages import Passage
+from corpus_asr.training.audio_cache import AudioCache, prepare
 from corpus_asr.training.samples import joined
+from corpus_asr.training.utterances import Utterance
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import noise, wav_bytes
 
@@ -22,9 +22,9 @@ def wav(path: Path, seconds: float, seed: int = 0) -> np.ndarray:
     return samples[0]
 
 
-def prepared(passages: list[Passage], folder: Path, max_gap_s: float = 1.0) -> Material:
+def prepared(utterances: list[Utterance], folder: Path, max_gap_s: float = 1.0) -> AudioCache:
     return prepare(
-        passages,
+        utterances,
         folder,
         count_tokens=lambda text: None if "<|" in text else len(text.split()),
         max_tokens=5,
@@ -39,14 +39,14 @@ def test_the_samples_of_each_passage_are_kept(tmp_path: Path) -> None:
     uri = str(tmp_path / "a.wav")
     found = prepared(
         [
-            Passage(uri=uri, text="late one", start_s=6.0),
-            Passage(uri=uri, text="one", start_s=0.5, end_s=1.0, language="en"),
-            Passage(uri=uri, text="two", start_s=1.5, end_s=2.0, language="en"),
+            Utterance(uri=uri, text="late one", start_s=6.0),
+            Utterance(uri=uri, text="one", start_s=0.5, end_s=1.0, language="en"),
+            Utterance(uri=uri, text="two", start_s=1.5, end_s=2.0, language="en"),
         ],
         tmp_path / "cache",
     )
     assert [found.text(i) for i in range(3)] == ["one", "two", "late one"]
-    assert found.stretch.tolist() == [0, 0, 1]  # what lies between the first two is kept
+    assert found.region.tolist() == [0, 0, 1]  # what lies between the first two is kept
     assert found.tokens.tolist() == [1, 1, 2]
     assert [found.language(i) for i in range(3)] == ["en", "en", None]
     for at, (start_s, end_s) in enumerate([(0.5, 1.0), (1.5, 2.0), (6.0, 8.0)]):
@@ -57,39 +57,39 @@ def test_the_samples_of_each_passage_are_kept(tmp_path: Path) -> None:
     assert found.hours == pytest.approx(3.0 / 3600)
 
 
-def test_what_cannot_be_learnt_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_what_cannot_be_learnt_is_excluded_and_counted(tmp_path: Path) -> None:
     wav(tmp_path / "a.wav", 40.0)
     (tmp_path / "broken.wav").write_bytes(b"RIFF no audio at all")
     uri = str(tmp_path / "a.wav")
     found = prepared(
         [
-            Passage(uri=uri, text="good", end_s=2.0),
-            Passage(uri=uri, text="good", end_s=2.0),
-            Passage(uri=uri, text="one two three four five six", end_s=2.0),
-            Passage(uri=uri, text="<|endoftext|>", end_s=2.0),
-            Passage(uri=uri, text="long", start_s=1.0, end_s=39.0),
-            Passage(uri=uri, text="long too", start_s=3.0),
-            Passage(uri=uri, text="gone", start_s=50.0, end_s=51.0),
-            Passage(uri=str(tmp_path / "broken.wav"), text="broken"),
-            Passage(uri=str(tmp_path / "missing.wav"), text="missing"),
+            Utterance(uri=uri, text="good", end_s=2.0),
+            Utterance(uri=uri, text="good", end_s=2.0),
+            Utterance(uri=uri, text="one two three four five six", end_s=2.0),
+            Utterance(uri=uri, text="<|endoftext|>", end_s=2.0),
+            Utterance(uri=uri, text="long", start_s=1.0, end_s=39.0),
+            Utterance(uri=uri, text="long too", start_s=3.0),
+            Utterance(uri=uri, text="gone", start_s=50.0, end_s=51.0),
+            Utterance(uri=str(tmp_path / "broken.wav"), text="broken"),
+            Utterance(uri=str(tmp_path / "missing.wav"), text="missing"),
         ],
         tmp_path / "cache",
     )
     assert [found.text(i) for i in range(len(found))] == ["good"]
-    left_out = found.account["left_out"]
-    assert left_out["passages that are given again"] == 1
-    assert left_out["texts of more than 5 tokens"] == 1
-    assert left_out["texts with control tokens"] == 1
-    assert left_out["passages of more than 30 s"] == 2
-    assert left_out["passages after the end of their recording"] == 1
-    assert sum(n for why, n in left_out.items() if "cannot be read" in why) == 2
-    assert sum(left_out.values()) + found.account["kept"] == found.account["passages"]
-    assert any("missing.wav" in words for words in found.account["failures"])
+    excluded = found.summary["excluded"]
+    assert excluded["duplicate utterances"] == 1
+    assert excluded["texts of more than 5 tokens"] == 1
+    assert excluded["texts with control tokens"] == 1
+    assert excluded["utterances of more than 30 s"] == 2
+    assert excluded["utterances after the end of their recording"] == 1
+    assert sum(n for why, n in excluded.items() if "unreadable" in why) == 2
+    assert sum(excluded.values()) + found.summary["kept"] == found.summary["utterances"]
+    assert any("missing.wav" in words for words in found.summary["failures"])
 
 
 def test_silence_of_any_length_is_cut_into_windows(tmp_path: Path) -> None:
     wav(tmp_path / "a.wav", 65.0)
-    found = prepared([Passage(uri=str(tmp_path / "a.wav"), text="")], tmp_path / "cache")
+    found = prepared([Utterance(uri=str(tmp_path / "a.wav"), text="")], tmp_path / "cache")
     lengths = (found.end - found.start) / SAMPLE_RATE_HZ
     assert lengths.tolist() == [30.0, 30.0, 5.0]
     assert found.silent.tolist() == [0, 1, 2]
@@ -97,24 +97,24 @@ def test_silence_of_any_length_is_cut_into_windows(tmp_path: Path) -> None:
 
 def test_the_same_material_is_not_decoded_again(tmp_path: Path) -> None:
     wav(tmp_path / "a.wav", 2.0)
-    passages = [Passage(uri=str(tmp_path / "a.wav"), text="one")]
-    prepared(passages, tmp_path / "cache")
+    utterances = [Utterance(uri=str(tmp_path / "a.wav"), text="one")]
+    prepared(utterances, tmp_path / "cache")
     (tmp_path / "a.wav").unlink()
-    assert len(prepared(passages, tmp_path / "cache")) == 1
-    with pytest.raises(ConfigError, match=r"nothing to learn from in 1 passages.*not_found"):
-        prepared(passages, tmp_path / "cache", max_gap_s=2.0)
+    assert len(prepared(utterances, tmp_path / "cache")) == 1
+    with pytest.raises(ConfigError, match=r"no usable utterance among 1;.*not_found"):
+        prepared(utterances, tmp_path / "cache", max_gap_s=2.0)
 
 
 def test_a_folder_that_was_left_half_done_is_made_anew(tmp_path: Path) -> None:
     wav(tmp_path / "a.wav", 2.0)
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "audio.i16").write_bytes(b"half")
-    found = prepared([Passage(uri=str(tmp_path / "a.wav"), text="one")], tmp_path / "cache")
+    found = prepared([Utterance(uri=str(tmp_path / "a.wav"), text="one")], tmp_path / "cache")
     assert len(found.audio) == 2 * SAMPLE_RATE_HZ
 
 
 @pytest.mark.parametrize(
-    ("stretches", "gap", "expected"),
+    ("regions", "gap", "expected"),
     [
         (((0, 5), (5, 9)), 0, ((0, 9),)),
         (((0, 5), (7, 9)), 1, ((0, 5), (7, 9))),
@@ -125,16 +125,16 @@ def test_a_folder_that_was_left_half_done_is_made_anew(tmp_path: Path) -> None:
     ],
 )
 def test_stretches_that_touch_are_one(
-    stretches: tuple, gap: int, expected: tuple[tuple[int, int | None], ...]
+    regions: tuple, gap: int, expected: tuple[tuple[int, int | None], ...]
 ) -> None:
-    assert joined(stretches, gap=gap) == expected
+    assert joined(regions, gap=gap) == expected
 
 
-def test_other_passages_are_other_material(tmp_path: Path) -> None:
+def test_other_passages_are_other_cache(tmp_path: Path) -> None:
     wav(tmp_path / "a.wav", 2.0)
     uri = str(tmp_path / "a.wav")
-    assert prepared([Passage(uri=uri, text="one")], tmp_path / "cache").text(0) == "one"
-    assert prepared([Passage(uri=uri, text="two")], tmp_path / "cache").text(0) == "two"
+    assert prepared([Utterance(uri=uri, text="one")], tmp_path / "cache").text(0) == "one"
+    assert prepared([Utterance(uri=uri, text="two")], tmp_path / "cache").text(0) == "two"
 
 
 def test_passages_shorter_than_a_sample_disturb_no_others(tmp_path: Path) -> None:
@@ -142,8 +142,8 @@ def test_passages_shorter_than_a_sample_disturb_no_others(tmp_path: Path) -> Non
     uri = str(tmp_path / "a.wav")
     found = prepared(
         [
-            Passage(uri=uri, text="click", start_s=1.0, end_s=1.000001),
-            Passage(uri=uri, text="word", start_s=5.0, end_s=6.0),
+            Utterance(uri=uri, text="click", start_s=1.0, end_s=1.000001),
+            Utterance(uri=uri, text="word", start_s=5.0, end_s=6.0),
         ],
         tmp_path / "cache",
     )
@@ -158,7 +158,7 @@ def test_a_channel_is_a_recording_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "two.wav"
     path.write_bytes(wav_bytes(np.stack([left, right]), rate_hz=SAMPLE_RATE_HZ))
     found = prepared(
-        [Passage(uri=str(path), text=f"channel {n}", channel=n) for n in (1, 0)],
+        [Utterance(uri=str(path), text=f"channel {n}", channel=n) for n in (1, 0)],
         tmp_path / "cache",
     )
     for at, expected in enumerate((left, right)):
@@ -172,11 +172,11 @@ def test_what_was_said_before_is_known(tmp_path: Path) -> None:
     uri = str(tmp_path / "a.wav")
     found = prepared(
         [
-            Passage(uri=uri, text="one", start_s=0.0, end_s=1.0, previous="zero"),
-            Passage(uri=uri, text="two", start_s=1.0, end_s=2.0),
-            Passage(uri=uri, text="far", start_s=6.0, end_s=7.0),
+            Utterance(uri=uri, text="one", start_s=0.0, end_s=1.0, previous="zero"),
+            Utterance(uri=uri, text="two", start_s=1.0, end_s=2.0),
+            Utterance(uri=uri, text="far", start_s=6.0, end_s=7.0),
         ],
         tmp_path / "cache",
     )
-    assert [found.said_before(at, letters=100) for at in range(3)] == ["zero", "zero one", ""]
-    assert found.said_before(1, letters=2) == "one"
+    assert [found.text_before(at, letters=100) for at in range(3)] == ["zero", "zero one", ""]
+    assert found.text_before(1, letters=2) == "one"

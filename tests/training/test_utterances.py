@@ -1,4 +1,4 @@
-"""Manifests to passages."""
+"""Manifests to utterances."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.training.passages import Passage, read_passages
+from corpus_asr.training.utterances import Utterance, read_utterances
 
 
 def manifest(folder: Path, *rows: dict) -> str:
@@ -21,7 +21,7 @@ def test_a_row_is_a_recording_or_a_stretch_of_one(tmp_path: Path) -> None:
         {"path": "b.wav", "text": "some", "start_s": 2.5, "end_s": 4, "language": "German"},
         {"audio_filepath": "c.wav", "text": "nemo", "offset": 1.0, "duration": 2.0},
     )
-    found = list(read_passages(manifest(tmp_path, *rows), language="en"))
+    found = list(read_utterances(manifest(tmp_path, *rows), language="en"))
     assert [(p.text, p.start_s, p.end_s, p.language) for p in found] == [
         ("all of it", 0.0, None, "en"),
         ("some", 2.5, 4.0, "de"),
@@ -30,23 +30,14 @@ def test_a_row_is_a_recording_or_a_stretch_of_one(tmp_path: Path) -> None:
     assert [Path(p.uri) for p in found] == [tmp_path / f"{name}.wav" for name in "abc"]
 
 
-def test_segments_are_passages(tmp_path: Path) -> None:
+def test_segments_are_utterances(tmp_path: Path) -> None:
     segments = [{"start_s": 0, "end_s": 1.5, "text": "one"}, {"start": 2, "end": 3, "text": ""}]
-    found = list(read_passages(manifest(tmp_path, {"uri": "a.wav", "segments": segments})))
+    found = list(read_utterances(manifest(tmp_path, {"uri": "a.wav", "segments": segments})))
     uri = str(tmp_path / "a.wav")
     assert found == [
-        Passage(uri=uri, text="one", start_s=0.0, end_s=1.5),
-        Passage(uri=uri, text="", start_s=2.0, end_s=3.0),
+        Utterance(uri=uri, text="one", start_s=0.0, end_s=1.5),
+        Utterance(uri=uri, text="", start_s=2.0, end_s=3.0),
     ]
-
-
-def test_sounds_are_kept_as_they_are_written(tmp_path: Path) -> None:
-    rows = (
-        {"uri": "a.wav", "text": "a", "phones": "pau:0.1 ey:0.3"},
-        {"uri": "b.wav", "segments": [{"text": "i", "start_s": 2, "end_s": 3, "phones": "ay:0.4"}]},
-    )
-    found = list(read_passages(manifest(tmp_path, *rows)))
-    assert [p.phones for p in found] == ["pau:0.1 ey:0.3", "ay:0.4"]
 
 
 @pytest.mark.parametrize(
@@ -59,12 +50,10 @@ def test_sounds_are_kept_as_they_are_written(tmp_path: Path) -> None:
         ({"uri": "a.wav", "text": "x", "end_s": "soon"}, "soon"),
         ({"uri": "a.wav", "text": "x", "language": "klingon"}, "klingon"),
         ({"uri": "a.wav", "segments": "[{"}, "a.wav"),
-        ({"uri": "a.wav", "text": "x", "phones": "ay:0.4 t:0.3"}, "the phone 't:0.3'"),
-        ({"uri": "a.wav", "text": "x", "phones": ["ay"]}, "phones ['ay']"),
     ],
 )
 def test_a_wrong_row_is_told(tmp_path: Path, row: dict, told: str) -> None:
     with pytest.raises(ConfigError, match=r"reading the manifest .*m\.jsonl") as error:
-        list(read_passages(manifest(tmp_path, row)))
+        list(read_utterances(manifest(tmp_path, row)))
     assert told in str(error.value)
     assert "correct the manifest" in str(error.value)

@@ -1,6 +1,6 @@
-"""How weights change: AdamW, a schedule of its rate, and parts that stay as they are.
+"""AdamW, learning rate schedules and frozen parameters.
 
-In: networks and settings. Out: an optimiser and its state as plain tensors. Knows no data.
+In: networks and settings. Out: an optimizer and its state as plain tensors. Knows no data.
 """
 
 import math
@@ -18,7 +18,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rates:
+class LearningRates:
     """The learning rate over the steps."""
 
     peak: float
@@ -40,11 +40,11 @@ class Rates:
         )
 
 
-def freeze(network: nn.Module, patterns: Sequence[str]) -> int:
-    """Keep parameters whose names match a pattern as they are; returns how many learn.
+def freeze(network: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Parameter]:
+    """Freeze parameters whose names match a pattern; returns the others by name.
 
     Raises:
-        ConfigError: a pattern matches no parameter, or nothing is left to learn.
+        ConfigError: a pattern matches no parameter, or nothing is left to train.
     """
     names = [name for name, _ in network.named_parameters()]
     for pattern in patterns:
@@ -53,40 +53,36 @@ def freeze(network: nn.Module, patterns: Sequence[str]) -> int:
                 f"freezing {pattern!r}: found no parameter of that name among {len(names)}, such "
                 f"as {names[0]}; correct model.freeze, for example model.encoder.*"
             )
-    learning = 0
+    trained: dict[str, nn.Parameter] = {}
     for name, parameter in network.named_parameters():
         if any(fnmatchcase(name, pattern) for pattern in patterns):
             parameter.requires_grad_(False)
-        learning += parameter.numel() if parameter.requires_grad else 0
-    if not learning:
+        if parameter.requires_grad:
+            trained[name] = parameter
+    if not trained:
         raise ConfigError(
-            f"freezing {', '.join(patterns)}: found nothing left to learn; correct model.freeze"
+            f"freezing {', '.join(patterns)}: found nothing left to train; correct model.freeze"
         )
-    return learning
+    return trained
 
 
 class NamedAdamW:
-    """AdamW over the parameters that learn, with its state by their names.
+    """AdamW with its state by parameter names.
 
     Args:
-        networks: by a prefix of their parameters' names.
+        parameters: trained parameters by name.
         weight_decay: of matrices; norms and biases have none.
         betas: of the moments.
     """
 
     def __init__(
         self,
-        networks: Mapping[str, nn.Module],
+        parameters: Mapping[str, nn.Parameter],
         *,
         weight_decay: float,
         betas: tuple[float, float],
     ) -> None:
-        self.parameters = {
-            f"{prefix}{name}": parameter
-            for prefix, network in networks.items()
-            for name, parameter in network.named_parameters()
-            if parameter.requires_grad
-        }
+        self.parameters = dict(parameters)
         matrices = [p for p in self.parameters.values() if p.ndim > 1]
         vectors = [p for p in self.parameters.values() if p.ndim <= 1]
         groups = [
@@ -116,7 +112,7 @@ class NamedAdamW:
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take moments over; parameters that have not learnt yet have none.
+        """Restore moments; parameters without a step yet have none.
 
         Raises:
             CheckpointError: they are not of these parameters.
@@ -127,7 +123,7 @@ class NamedAdamW:
             wrong = sorted(expected ^ set(state))[:3]
             raise CheckpointError(
                 f"resuming: found moments of other parameters ({', '.join(wrong)} and so on), "
-                "expected those that learn now; resume with the same model.freeze and objective"
+                "expected those of the trained ones; resume with the same model.freeze and lora"
             )
         for name in known:
             self._adamw.state[self.parameters[name]] = {

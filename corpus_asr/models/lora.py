@@ -1,0 +1,258 @@
+"""Low-rank adapters (LoRA): small trained matrices next to the frozen weights of linear layers.
+
+In: a network, or the folder of an adapter. Out: a network that computes with adapters, weights
+with the adapters merged into them, and files in PEFT's layout. Independent of training and of
+particular networks.
+
+Source: Hu et al. 2021, section 4.1.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.models.config_file import write_json_object
+
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
+
+_PREFIX = "base_model.model."
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+# Variants that compute something else: their keys and what each has if it is off.
+_VARIANTS: dict[str, tuple[Any, ...]] = {
+    "use_dora": (False, None),
+    "fan_in_fan_out": (False, None),
+    "bias": ("none", None),
+    "alpha_pattern": ({}, None),
+    "modules_to_save": ([], None),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraConfig:
+    """The size and place of adapters."""
+
+    rank: int
+    alpha: float
+    """The product of the matrices is scaled by alpha / rank."""
+    dropout: float
+    """Of the input of adapters, in training."""
+    target_modules: tuple[str, ...]
+    """Names of linear layers, or their last parts, such as q_proj."""
+
+    @property
+    def scale(self) -> float:
+        """Factor of the product of the two matrices."""
+        return self.alpha / self.rank
+
+
+class LoraAdapters:
+    """Adapters on the linear layers of a network, whose own weights become frozen.
+
+    The network's modules and parameters keep their names. Until the first step adapters add zero.
+
+    Args:
+        network: changed in place.
+        config: size and place of the adapters.
+        seed: of their first weights.
+
+    Raises:
+        ConfigError: a target is no linear layer of the network, or shares its weight.
+    """
+
+    def __init__(self, network: nn.Module, config: LoraConfig, *, seed: int) -> None:
+        self._config = config
+        self._merged = False
+        network.requires_grad_(False)
+        self._layers = _target_layers(network, config.target_modules)
+        self.parameters: dict[str, nn.Parameter] = {}
+        """The trained matrices, in float32, by name."""
+        draw = torch.Generator().manual_seed(seed)
+        for name, layer in self._layers.items():
+            down = torch.empty(config.rank, layer.in_features)
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=draw)
+            up = torch.zeros(layer.out_features, config.rank)
+            device = layer.weight.device
+            self.parameters[name + _A] = nn.Parameter(down.to(device))
+            self.parameters[name + _B] = nn.Parameter(up.to(device))
+            layer.register_forward_hook(partial(self._add, name))
+
+    def _add(
+        self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> Tensor | None:
+        if self._merged:
+            return None
+        hidden = F.dropout(inputs[0], self._config.dropout, layer.training)
+        low = F.linear(hidden, self.parameters[name + _A])
+        return output + self._config.scale * F.linear(low, self.parameters[name + _B])
+
+    @contextmanager
+    @torch.no_grad()
+    def merged(self) -> Iterator[None]:
+        """Let the network's weights have the adapters in them; after that, they are as before."""
+        before = {name: layer.weight.clone() for name, layer in self._layers.items()}
+        for name, layer in self._layers.items():
+            down, up = self.parameters[name + _A], self.parameters[name + _B]
+            layer.weight.add_(self._config.scale * (up @ down))
+        self._merged = True
+        try:
+            yield
+        finally:
+            self._merged = False
+            for name, layer in self._layers.items():
+                layer.weight.copy_(before[name])
+
+    def save_pretrained(self, folder: Path, *, base: str) -> None:
+        """Write adapter_config.json and adapter_model.safetensors, as PEFT reads them.
+
+        Args:
+            folder: made if needed.
+            base: name of the checkpoint that the adapters belong to.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        config = self._config
+        tensors = {
+            f"{_PREFIX}{name}": parameter.detach().cpu().contiguous()
+            for name, parameter in self.parameters.items()
+        }
+        save_file(tensors, folder / ADAPTER_WEIGHTS_NAME, metadata={"format": "pt"})
+        content = {
+            "base_model_name_or_path": base,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "inference_mode": True,
+            "lora_alpha": config.alpha,
+            "lora_dropout": config.dropout,
+            "modules_to_save": None,
+            "peft_type": "LORA",
+            "r": config.rank,
+            "target_modules": sorted(config.target_modules),
+            "task_type": None,
+            "use_dora": False,
+            "use_rslora": False,
+        }
+        write_json_object(folder / ADAPTER_CONFIG_NAME, content)
+
+
+def merge_adapter(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Return weights of a checkpoint with an adapter merged into them.
+
+    Args:
+        weights: by stored name, with or without the prefix `model.`.
+        folder: of the adapter, in PEFT's layout.
+
+    Returns:
+        All weights; those that changed are in float32.
+
+    Raises:
+        CheckpointError: a file is missing or broken, the adapter is no plain LoRA, or it belongs
+            to another checkpoint.
+    """
+    scale = _scale(folder)
+    matrices = _matrices(folder)
+    merged = dict(weights)
+    for layer in sorted({name.removesuffix(_A).removesuffix(_B) for name in matrices}):
+        bare = layer.removeprefix("model.")
+        name = next(
+            (n for n in (f"{layer}.weight", f"{bare}.weight") if n in weights), f"{layer}.weight"
+        )
+        down, up = matrices.get(layer + _A), matrices.get(layer + _B)
+        if down is None or up is None or down.ndim != 2 or up.ndim != 2 or len(down) != up.shape[1]:
+            raise CheckpointError(
+                f"reading {folder / ADAPTER_WEIGHTS_NAME}: found no matching pair lora_A and "
+                f"lora_B for {layer}, expected both; copy the adapter again"
+            )
+        fits = name in weights and tuple(weights[name].shape) == (len(up), down.shape[1])
+        if not fits or not weights[name].is_floating_point():
+            found = f"{tuple(weights[name].shape)}" if name in weights else "no such layer"
+            raise CheckpointError(
+                f"merging {folder}: found {found} for {layer} in the checkpoint, expected a float "
+                f"matrix of {(len(up), down.shape[1])}; give the checkpoint that the adapter was "
+                "trained on"
+            )
+        merged[name] = weights[name].float() + scale * (up.float() @ down.float())
+    return merged
+
+
+def _target_layers(network: nn.Module, targets: Sequence[str]) -> dict[str, nn.Linear]:
+    modules = dict(network.named_modules())
+    shared = [n for n, _ in network.named_parameters(remove_duplicate=False)]
+    own = {n for n, _ in network.named_parameters()}
+    found: dict[str, nn.Linear] = {}
+    for target in targets:
+        names = [name for name in modules if f".{name}".endswith(f".{target}")]
+        for name in names or [target]:
+            layer = modules.get(name)
+            tied = f"{name}.weight" in shared and f"{name}.weight" not in own
+            if not isinstance(layer, nn.Linear) or tied:
+                what = "no layer" if layer is None else f"a {type(layer).__name__}"
+                raise ConfigError(
+                    f"lora.target_modules: found {what if not tied else 'a tied weight'} at "
+                    f"{name!r}, expected linear layers such as q_proj, k_proj, v_proj, out_proj, "
+                    "fc1 or fc2; correct lora.target_modules"
+                )
+            found[name] = layer
+    return dict(sorted(found.items()))
+
+
+def _scale(folder: Path) -> float:
+    path = folder / ADAPTER_CONFIG_NAME
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        kind, rank, alpha = content["peft_type"], int(content["r"]), float(content["lora_alpha"])
+        others = [
+            f"{key}: {content[key]}"
+            for key, off in _VARIANTS.items()
+            if key in content and content[key] not in off
+        ]
+        root = bool(content.get("use_rslora"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"reading {path}: found no usable file ({type(error).__name__}: {error}), expected "
+            "peft_type, r and lora_alpha as PEFT writes them; give the folder of a LoRA adapter"
+        ) from error
+    if kind != "LORA" or rank < 1 or others:
+        raise CheckpointError(
+            f"reading {path}: found peft_type {kind}, r {rank}"
+            f"{''.join(f', {other}' for other in others)}, expected plain LORA of rank 1 or more; "
+            "merge this adapter with PEFT itself"
+        )
+    return alpha / (math.sqrt(rank) if root else rank)
+
+
+def _matrices(folder: Path) -> dict[str, Tensor]:
+    path = folder / ADAPTER_WEIGHTS_NAME
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"reading {path}: found no usable file ({type(error).__name__}: {error}), expected the "
+            "weights of a LoRA adapter; copy the adapter again"
+        ) from error
+    for name, tensor in stored.items():
+        if not (name.startswith(_PREFIX) and name.endswith((_A, _B))):
+            raise CheckpointError(
+                f"reading {path}: found the tensor {name}, expected names such as "
+                f"{_PREFIX}model.encoder.layers.0.self_attn.q_proj{_A}; merge this adapter with "
+                "PEFT itself"
+            )
+        if not (tensor.is_floating_point() and bool(tensor.isfinite().all())):
+            raise CheckpointError(
+                f"reading {path}: found NaN, infinity or no floats in {name}, expected finite "
+                "weights; copy the adapter again"
+            )
+    if not stored:
+        raise CheckpointError(f"reading {path}: found no tensors, expected those of an adapter")
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in stored.items()}
