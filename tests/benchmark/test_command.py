@@ -18,7 +18,7 @@ from corpus_asr.benchmark.worker import serve
 from corpus_asr.errors import CheckpointError, ConfigError, DecodeError
 from tests.support.corpora import tiny_model
 
-CLIP = Path(__file__).parents[1] / "data" / "demo" / "english.wav"
+CLIP = Path(__file__).parents[1] / "data" / "clips" / "english.wav"
 SUMMARY_KEYS = {
     "engine", "dtype", "label", "failed", "times_real_time", "median_total_s", "median_stages_s",
     "ours_times_as_fast", "peak_memory_mib", "peak_gpu_mib", "word_error_rate", "runs",

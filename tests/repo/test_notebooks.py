@@ -30,7 +30,7 @@ from tests.support.corpora import demo_corpus, job, tiny_model
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "notebooks"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
-REFERENCES = REPOSITORY / "tests" / "data" / "demo-references.jsonl"
+REFERENCES = REPOSITORY / "tests" / "data" / "clips-references.jsonl"
 MAX_BYTES = 300_000
 NUM_PLOTS = {"01": 2, "02": 4, "03": 4, "04": 5}
 GREEDY = {"temperature": 0.0, "logprob_threshold": None, "no_speech_threshold": None}
