@@ -214,7 +214,8 @@ def convert(
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="A new .pt file, or a new folder.")],
     dtype: Annotated[
-        str | None, typer.Option(help="float32, float16 or bfloat16; default: as stored.")
+        str | None,
+        typer.Option(help="float32, float16, bfloat16 or int8; default: as stored."),
     ] = None,
     max_shard_size: Annotated[
         str, typer.Option(help="Size of one file of weights in a folder.")

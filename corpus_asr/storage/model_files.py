@@ -32,8 +32,14 @@ SMALL_FILES = (
 # In order of preference. Repositories also hold other precisions and other frameworks' files.
 WEIGHT_FILES = (
     ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"),
+    (
+        "model.int8.safetensors",
+        "model.int8.safetensors.index.json",
+        "model.int8-*-of-*.safetensors",
+    ),
     ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"),
 )
+_WEIGHTS_WANTED = "model.safetensors, model.int8.safetensors or pytorch_model.bin"
 PACKAGED_FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
 PACKAGED = tuple(sorted(path.parent.name for path in PACKAGED_FOLDER.glob("*/config.json")))
 """Checkpoints that come with the package, by the names that they are asked for."""
@@ -124,7 +130,7 @@ def model_revision(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     weights = _weight_names(names)
     if not weights:
-        raise _missing(str(folder), "model.safetensors or pytorch_model.bin", names)
+        raise _missing(str(folder), _WEIGHTS_WANTED, names)
     digest = hashlib.sha256()
     for name in sorted({*_matching(names, SMALL_FILES), *weights}):
         try:
@@ -189,7 +195,7 @@ def _fetch_address(uri: str, *, weights: bool, expect: str | None) -> Path:
         if expect is not None and expect not in small:
             raise _missing(uri, expect, names)
         if weights and not _weight_names(names):
-            raise _missing(uri, "model.safetensors or pytorch_model.bin", names)
+            raise _missing(uri, _WEIGHTS_WANTED, names)
         home = cache_folder() / "checkpoints" / hashlib.blake2b(uri.encode()).hexdigest()[:16]
         whole = [file for file in files if file.name in {*small, *_weight_names(names)}]
         complete = home / _version(whole)
@@ -272,7 +278,7 @@ def _fetch_hub(name: str, access: dict[str, Any], *, weights: bool, subfolder: s
         folder = snapshot([*SMALL_FILES, *patterns]) / subfolder
         if _weight_names([path.name for path in folder.iterdir()]):
             return folder
-    raise _missing(name, "model.safetensors or pytorch_model.bin", sorted(os.listdir(folder)))
+    raise _missing(name, _WEIGHTS_WANTED, sorted(os.listdir(folder)))
 
 
 def _hub_error(name: str, revision: str | None, error: Exception) -> CheckpointError:
