@@ -75,7 +75,7 @@ def asked(shell: str, typed: str, **more: str) -> str:
             ["transcribe", "a.wav", "--model", "openai/whisper-ti"],
             ["openai/whisper-tiny", "openai/whisper-tiny.en"],
         ),
-        (["transcribe", "a.wav", "--model", "dem"], ["demo-en"]),
+        (["transcribe", "a.wav", "--model", "whisper-ti"], ["whisper-tiny.en"]),
         (["finetune", "x.yaml", "--set", "training.wa"], ["training.warmup_steps="]),
         (["finetune", "x.yaml", "--set", "network.he"], ["network.heads="]),
         (["nightly", "x.yaml", "--set", "nightly.max_failed_"], ["nightly.max_failed_fraction="]),
