@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from corpus_asr import cli
 from corpus_asr.config.labelling import PseudoLabelConfig
 from corpus_asr.storage.tables import OutputStore
+from corpus_asr.text.english_numbers import numbers_in_figures
 from corpus_asr.view.catalogue import Library
 from corpus_asr.view.query import parse_query
 from corpus_asr.view.search import Filters, Order, find
@@ -66,7 +67,8 @@ def test_long_words_are_found_where_they_are_said(output: Path) -> None:
         assert view.texts is not None
         for name in NAMES:
             for word in SPOKEN[name].words:
-                if len(word["word"]) < 7:
+                in_figures = any(map(str.isdigit, numbers_in_figures(word["word"].lower())))
+                if len(word["word"]) < 7 or in_figures:
                     continue
                 wanted += 1
                 query = parse_query(word["word"], whole_words=True)
