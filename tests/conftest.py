@@ -1,4 +1,4 @@
-"""What holds for every test: checked shapes, bounded threads, a quiet local Ray, real data if any.
+"""What holds for every test: checked shapes, bounded threads, a quiet local Ray, real speech.
 
 The environment and the import hook are set before anything of the package is imported.
 """
@@ -41,13 +41,53 @@ settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 
+def _folder_of(variable: str, holds: str) -> Path:
+    """Return the folder that an environment variable names, or skip the test."""
+    name = os.environ.get(variable)
+    if not name:
+        pytest.skip(f"needs {holds}: set {variable} to a folder of it (see CONTRIBUTING.md)")
+    if not Path(name).is_dir():
+        raise NotADirectoryError(f"{variable} names {name}: expected a folder; correct or unset it")
+    return Path(name)
+
+
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """Real speech and a small checkpoint beside the repository, where a machine has them."""
-    folder = REPOSITORY.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"no real speech at {folder}: tests of it run only where it is provided")
+def speech() -> Path:
+    """Real speech: tests/data/speech, or the larger set that CORPUS_ASR_TEST_DATA names."""
+    if os.environ.get("CORPUS_ASR_TEST_DATA"):
+        return _folder_of("CORPUS_ASR_TEST_DATA", "speech")
+    return REPOSITORY / "tests" / "data" / "speech"
+
+
+@pytest.fixture(scope="session")
+def large_speech() -> Path:
+    """A set of speech with a folder `train`, too large for this repository."""
+    return _folder_of("CORPUS_ASR_TEST_DATA", "more speech than tests/data holds")
+
+
+@pytest.fixture(scope="session")
+def whisper_base() -> Path:
+    """OpenAI's whisper-base in Hugging Face layout."""
+    return _folder_of("CORPUS_ASR_TEST_MODELS", "whisper-base") / "whisper-base"
+
+
+@pytest.fixture(scope="session")
+def float_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packaged whisper-tiny.en in float16, which other engines read."""
+    from corpus_asr.models.convert.folder import convert
+    from corpus_asr.storage.model_files import PACKAGED_FOLDER
+
+    folder = tmp_path_factory.mktemp("models") / "whisper-tiny.en"
+    convert(PACKAGED_FOLDER / "whisper-tiny.en", folder, dtype="float16")
     return folder
+
+
+@pytest.fixture(scope="session", params=["whisper-tiny.en", "whisper-base"])
+def checkpoint(request: pytest.FixtureRequest) -> Path:
+    """A real checkpoint: the packaged one, and whisper-base where it is provided."""
+    packaged = request.param == "whisper-tiny.en"
+    found: Path = request.getfixturevalue("float_model" if packaged else "whisper_base")
+    return found
 
 
 END_LIMIT_S = 60.0

@@ -66,9 +66,9 @@ def test_probabilities_equal_the_packages_own(detector: SileroDetector, num_samp
 
 
 def test_probabilities_of_real_speech_equal_the_packages_own(
-    detector: SileroDetector, shared_data: Path
+    detector: SileroDetector, speech: Path
 ) -> None:
-    folder = shared_data / "english_short"
+    folder = speech / "english_short"
     for item in read_manifest(folder)[::12]:
         samples = read_clip(folder / item["path"])
         assert np.array_equal(detector.hear(samples), oracle_probabilities(samples))
@@ -226,11 +226,11 @@ def test_what_nobody_says_is_no_speech(detector: SileroDetector, name: str) -> N
 
 @pytest.mark.parametrize("level_db", [0, -20, -30, -40, -50, -60])
 def test_every_spoken_word_is_in_a_span_at_any_level(
-    detector: SileroDetector, shared_data: Path, level_db: int
+    detector: SileroDetector, speech: Path, level_db: int
 ) -> None:
-    folder = shared_data / "timings"
+    folder = speech / "timings"
     lost = []
-    for item in [item for item in read_manifest(folder) if item["words"]][::6]:
+    for item in [item for item in read_manifest(folder) if item["words"]][::3]:
         samples = read_clip(folder / item["path"])
         samples *= np.float32(0.5 / np.abs(samples).max() * 10 ** (level_db / 20))
         heard = np.zeros(samples.size, dtype=bool)
@@ -243,10 +243,8 @@ def test_every_spoken_word_is_in_a_span_at_any_level(
     assert lost == []
 
 
-def test_quiet_speech_after_loud_speech_is_found(
-    detector: SileroDetector, shared_data: Path
-) -> None:
-    samples = read_clip(shared_data / "awkward" / "fmt_pcm16_16k.wav")
+def test_quiet_speech_after_loud_speech_is_found(detector: SileroDetector, speech: Path) -> None:
+    samples = read_clip(speech / "awkward" / "fmt_pcm16_16k.wav")
     quiet = samples * np.float32(10 ** (-50 / 20))
     both = np.concatenate([samples, np.zeros(24_000, dtype=np.float32), quiet])
     spans = found(detector, both)
@@ -255,37 +253,39 @@ def test_quiet_speech_after_loud_speech_is_found(
 
 
 def test_short_words_that_fill_their_file_are_found(
-    detector: SileroDetector, shared_data: Path
+    detector: SileroDetector, large_speech: Path
 ) -> None:
-    folder = shared_data / "train" / "fsdd"
+    folder = large_speech / "train" / "fsdd"
     paths = sorted(folder.glob("*.opus"))[::60]
     assert len(paths) >= 40
     assert [path.name for path in paths if not found(detector, read_clip(path))] == []
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "fmt_gsm_8k.wav", "fmt_opus_6k.opus", "gap_25s.flac", "lead_silence_20s.flac",
-        "trail_silence_40s.flac", "lvl_clipped.wav", "lvl_dc_offset.wav", "lvl_float_over_1.wav",
-        "lvl_minus60db.wav", "lvl_minus60db_float.wav", "repo_ami_headset.wav", "repo_lid_ko.wav",
-        "repo_reverb.wav", "snr_5db.flac", "speed_1_8.flac",
-    ],
-)  # fmt: skip
-def test_awkward_speech_is_found(detector: SileroDetector, shared_data: Path, name: str) -> None:
-    samples = read_clip(shared_data / "awkward" / name)
-    spans = found(detector, samples)
-    assert sum(end - start for start, end in spans) > 0.5 * 3 * SAMPLE_RATE_HZ
+def present(folder: Path, names: tuple[str, ...]) -> list[Path]:
+    """Return the files of these names that a folder has; the committed one has some."""
+    found = [folder / name for name in names if (folder / name).exists()]
+    assert len(found) > 3
+    return found
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "dtmf_3s.wav", "len_10ms.wav", "len_1_sample.wav", "len_50ms.flac", "len_99ms.wav",
-        "noise_white_10s.flac", "sil_1s.wav", "sil_35s.flac", "tone_440_5s.wav",
-    ],
+AWKWARD_SPEECH = (
+    "fmt_gsm_8k.wav", "fmt_opus_6k.opus", "gap_25s.flac", "lead_silence_20s.flac",
+    "trail_silence_40s.flac", "lvl_clipped.wav", "lvl_dc_offset.wav", "lvl_float_over_1.wav",
+    "lvl_minus60db.wav", "lvl_minus60db_float.wav", "repo_ami_headset.wav", "repo_lid_ko.wav",
+    "repo_reverb.wav", "snr_5db.flac", "speed_1_8.flac",
 )  # fmt: skip
-def test_awkward_silence_and_noise_are_no_speech(
-    detector: SileroDetector, shared_data: Path, name: str
-) -> None:
-    assert found(detector, read_clip(shared_data / "awkward" / name)) == []
+AWKWARD_SILENCE = (
+    "dtmf_3s.wav", "len_10ms.wav", "len_1_sample.wav", "len_50ms.flac", "len_99ms.wav",
+    "noise_white_10s.flac", "sil_1s.wav", "sil_35s.flac", "tone_440_5s.wav",
+)  # fmt: skip
+
+
+def test_awkward_speech_is_found(detector: SileroDetector, speech: Path) -> None:
+    for path in present(speech / "awkward", AWKWARD_SPEECH):
+        spans = found(detector, read_clip(path))
+        assert sum(end - start for start, end in spans) > 0.5 * 3 * SAMPLE_RATE_HZ, path.name
+
+
+def test_awkward_silence_and_noise_are_no_speech(detector: SileroDetector, speech: Path) -> None:
+    for path in present(speech / "awkward", AWKWARD_SILENCE):
+        assert found(detector, read_clip(path)) == [], path.name

@@ -328,13 +328,13 @@ class Outcome:
 
 
 @pytest.fixture(scope="module")
-def outcomes(shared_data, child) -> list[Outcome]:
+def outcomes(speech, child) -> list[Outcome]:
     found = []
-    for row in read_manifest(shared_data / "awkward"):
+    for row in read_manifest(speech / "awkward"):
         chunks: list[tuple[int, float]] = []
         error: Exception | None = None
         try:
-            chunks = list(child.run(str(shared_data / "awkward" / row["path"])))
+            chunks = list(child.run(str(speech / "awkward" / row["path"])))
         except (DecodeError, OSError) as caught:
             error = caught
         num_samples = sum(count for count, _ in chunks)
@@ -353,7 +353,7 @@ def outcomes(shared_data, child) -> list[Outcome]:
 
 
 def test_no_real_file_crashes_or_hangs_the_decoder(outcomes):
-    assert len(outcomes) > 100
+    assert len(outcomes) > 50
     errors = [outcome.error for outcome in outcomes if isinstance(outcome.error, DecodeError)]
     assert not [error for error in errors if error.kind.startswith("decoder_")]
 
@@ -383,7 +383,7 @@ def test_real_files_without_audio_say_what_is_wrong(outcomes):
     for outcome in outcomes:
         if outcome.expect != "error":
             continue
-        if outcome.path == "directory.wav":
+        if outcome.path == "directory.wav":  # of the larger set
             assert isinstance(outcome.error, IsADirectoryError)
             continue
         assert isinstance(outcome.error, DecodeError), outcome

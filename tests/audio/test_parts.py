@@ -263,8 +263,8 @@ def test_the_border_is_inside_the_longest_quiet_run(
         assert border == 1 or values[border] == values.min()
 
 
-def test_real_recordings_are_cut_between_words(shared_data: Path) -> None:
-    samples = read_clip(shared_data / "longform" / "ls_777-126732.ogg")
+def test_real_recordings_are_cut_between_words(speech: Path) -> None:
+    samples = read_clip(speech / "longform" / "ls_777-126732.ogg")
     parts = cut(samples, part_s=30.0, detector=SileroDetector())
     assert len(parts) >= 5
     assert np.array_equal(np.concatenate([part.samples for part in parts]), samples)

@@ -18,7 +18,7 @@ from corpus_asr.benchmark.worker import serve
 from corpus_asr.errors import CheckpointError, ConfigError, DecodeError
 from tests.support.corpora import tiny_model
 
-CLIP = Path(__file__).parents[1] / "data" / "demo" / "english.wav"
+CLIP = Path(__file__).parents[1] / "data" / "clips" / "english.wav"
 SUMMARY_KEYS = {
     "engine", "dtype", "label", "failed", "times_real_time", "median_total_s", "median_stages_s",
     "ours_times_as_fast", "peak_memory_mib", "peak_gpu_mib", "word_error_rate", "runs",
@@ -233,10 +233,10 @@ def test_sizes_need_no_more_than_a_gpu_image_has():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sequential", "chunked"])
-def test_every_engine_takes_part_in_a_process_of_its_own(shared_data, tmp_path, mode):
+def test_every_engine_takes_part_in_a_process_of_its_own(float_model, tmp_path, mode):
     # On a checkpoint that ends its sentences; one of noise babbles for minutes.
     _, told = bench(
-        "--model", shared_data / "whisper-base-lab", CLIP, "--runs", 1, "--batch", 2,
+        "--model", float_model, CLIP, "--runs", 1, "--batch", 2,
         "--mode", mode, "--dtype", "float32", "--json", tmp_path / "found.json",
     )  # fmt: skip
     rows = json.loads((tmp_path / "found.json").read_text())["tables"][0]["rows"]

@@ -105,19 +105,18 @@ def test_ctrl_c_says_how_to_go_on(place: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_real_speech_lowers_the_loss_of_a_real_checkpoint(
-    shared_data: Path, tmp_path: Path
+    speech: Path, float_model: Path, tmp_path: Path
 ) -> None:
-    clips = (shared_data / "english_short" / "manifest.jsonl").read_text(encoding="utf-8")
+    clips = (speech / "english_short" / "manifest.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in clips.splitlines()][:6]
     manifest = tmp_path / "clips.jsonl"
     said = (
-        {"path": str(shared_data / "english_short" / row["path"]), "text": row["text"]}
-        for row in rows
+        {"path": str(speech / "english_short" / row["path"]), "text": row["text"]} for row in rows
     )
     manifest.write_text("".join(json.dumps(row) + "\n" for row in said), encoding="utf-8")
     config = training(
         tmp_path,
-        shared_data / "whisper-base-lab",
+        float_model,
         model={"freeze": ["model.encoder.*"]},
         data={"train": [str(manifest)], "language": "en"},
         augmentation={"noise_probability": 0.0, "mask_time_prob": 0.0},
@@ -136,7 +135,7 @@ def test_real_speech_lowers_the_loss_of_a_real_checkpoint(
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_sentences_that_were_not_learnt_are_heard_better(shared_data: Path, tmp_path: Path) -> None:
+def test_sentences_that_were_not_learnt_are_heard_better(float_model: Path, tmp_path: Path) -> None:
     rows: dict[str, list[dict[str, object]]] = {"train": [], "validation": []}
     for recording in spoken().values():
         for at, (start_s, end_s, text) in enumerate(recording.sentences):
@@ -147,7 +146,7 @@ def test_sentences_that_were_not_learnt_are_heard_better(shared_data: Path, tmp_
         (tmp_path / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     config = training(
         tmp_path,
-        shared_data / "whisper-base-lab",
+        float_model,
         model={"freeze": ["model.encoder.*"]},
         data={
             "train": [str(tmp_path / "train.jsonl")],

@@ -252,7 +252,7 @@ def test_plan_checks_a_recording_and_says_which_cannot_be_decoded(
 def test_plan_checks_output_recording_model_and_memory(
     job: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    demo = Path(__file__).parents[1] / "data" / "demo" / "english.wav"
+    demo = Path(__file__).parents[1] / "data" / "clips" / "english.wav"
     command = ["plan", job, "--check", "--set", f"model.checkpoint={checkpoint}"]
     command += ["--set", f"source.uri={demo}", "--set", "transcribe.slots=1"]
     result = CliRunner().invoke(cli.app, command)

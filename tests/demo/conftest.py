@@ -1,4 +1,4 @@
-"""The model of configs/demo_model.yaml, and what it hears in the recordings of tests/data."""
+"""The demo's transcripts: the packaged whisper-tiny.en on the recordings of tests/data/spoken."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,6 @@ from typer.testing import CliRunner
 
 from corpus_asr import cli
 from corpus_asr.runtime.transcriber import Transcriber
-from corpus_asr.storage import model_files
 from corpus_asr.storage.tables import OutputStore
 from tests.support.cluster import ray_session
 from tests.support.logs import logging_put_back
@@ -17,12 +16,6 @@ from tests.support.spoken import REPOSITORY, Sentence
 __all__ = ["ray_session"]
 
 Heard = dict[str, list[Sentence]]
-
-
-@pytest.fixture(scope="session")
-def demo_model() -> Path:
-    """The folder of demo-en."""
-    return model_files.PACKAGED_FOLDER / "demo-en"
 
 
 def run_demo(output: Path, *options: str) -> Heard:
@@ -42,7 +35,7 @@ def run_demo(output: Path, *options: str) -> Heard:
 
 
 @pytest.fixture(scope="session")
-def output(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the tables of the demo are; made by `heard`."""
     return tmp_path_factory.mktemp("demo") / "output"
 
@@ -53,6 +46,6 @@ def heard(output: Path) -> Heard:
 
 
 @pytest.fixture(scope="session")
-def transcriber(demo_model: Path) -> Iterator[Transcriber]:
-    with Transcriber.from_pretrained(str(demo_model), dtype="float32") as loaded:
+def transcriber() -> Iterator[Transcriber]:
+    with Transcriber.from_pretrained("whisper-tiny.en", dtype="float32") as loaded:
         yield loaded

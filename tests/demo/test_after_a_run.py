@@ -1,4 +1,4 @@
-"""What is made of demo-en's transcripts says what was said: on screens, in files, for training."""
+"""Screens, subtitles, search and training data made of the demo's transcripts are right."""
 
 import re
 from contextlib import closing
@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 from corpus_asr import cli
 from corpus_asr.config.labelling import PseudoLabelConfig
 from corpus_asr.storage.tables import OutputStore
+from corpus_asr.text.english_numbers import numbers_in_figures
 from corpus_asr.view.catalogue import Library
 from corpus_asr.view.query import parse_query
 from corpus_asr.view.search import Filters, Order, find
 from pipelines.pseudo_label import label
 from tests.demo.conftest import Heard
-from tests.demo.test_transcripts import MOST_WRONG, MOST_WRONG_IN_ALL
+from tests.demo.test_transcripts import MAX_WER
 from tests.support.spoken import NAMES, REFERENCES, Sentence, error_rate, spoken
 
 SPOKEN = spoken()
@@ -47,7 +48,7 @@ def test_subtitles_are_short_and_shown_when_they_are_said(
     call("export", str(output), "--to", str(tmp_path), "--format", "srt", *rules)
     cues = list(pysubs2.load(str((tmp_path / name).with_suffix(".srt"))))
     said = " ".join(cue.plaintext.replace("\n", " ") for cue in cues)
-    assert error_rate([SPOKEN[name].text], [said]) <= MOST_WRONG[name]
+    assert error_rate([SPOKEN[name].text], [said]) <= MAX_WER
     assert all(len(line) <= 42 for cue in cues for line in cue.plaintext.splitlines())
     assert all(cue.duration <= 7000 for cue in cues)
     # Somebody speaks in the middle of nearly every cue.
@@ -66,7 +67,8 @@ def test_long_words_are_found_where_they_are_said(output: Path) -> None:
         assert view.texts is not None
         for name in NAMES:
             for word in SPOKEN[name].words:
-                if len(word["word"]) < 7:
+                in_figures = any(map(str.isdigit, numbers_in_figures(word["word"].lower())))
+                if len(word["word"]) < 7 or in_figures:
                     continue
                 wanted += 1
                 query = parse_query(word["word"], whole_words=True)
@@ -76,14 +78,14 @@ def test_long_words_are_found_where_they_are_said(output: Path) -> None:
                 middle_s = (word["start_s"] + word["end_s"]) / 2
                 found += any(hit.start_s <= middle_s <= hit.end_s for hit in hits)
     assert wanted > 30
-    assert found / wanted >= 1 - 2 * MOST_WRONG_IN_ALL  # long words are harder
+    assert found / wanted >= 1 - 2 * MAX_WER  # long words are harder
 
 
 def test_what_is_kept_as_training_data_is_right(output: Path, tmp_path: Path) -> None:
     settings = {
         "pipeline": "pseudo_label",
         "source": {"uri": str(REFERENCES.parent / "spoken")},
-        "model": {"checkpoint": "demo-en"},
+        "model": {"checkpoint": "whisper-tiny.en"},
         "output": {"uri": str(output)},
         "selection": {"references": str(REFERENCES), "max_wer": 0.1},
         "dataset": {"uri": str(tmp_path / "set"), "examples": "clips", "workers": 1,

@@ -1,7 +1,7 @@
-"""demo-en is a Whisper checkpoint like any other: other engines load it and hear the same.
+"""Other engines write the same text of the demo's sentences, with the same weights.
 
 Sentence by sentence: each fits into one window, so that nothing but the model decides. What others
-write of the silence behind a recording is left out, as ours leaves it out.
+write of the silence behind a recording is removed, as this engine removes it.
 """
 
 import importlib
@@ -40,20 +40,20 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
 
 
 @pytest.fixture(scope="module")
-def ours(demo_model: Path) -> Iterator[Transcriber]:
+def ours(float_model: Path) -> Iterator[Transcriber]:
     """Hears whole windows of 30 s, speech or none."""
     with Transcriber.from_pretrained(
-        str(demo_model), dtype="float32", extract=ExtractSettings(speech_detection="none"), **PLAIN
+        str(float_model), dtype="float32", extract=ExtractSettings(speech_detection="none"), **PLAIN
     ) as loaded:
         yield loaded
 
 
 def test_transformers_hears_the_same(
-    demo_model: Path, clips: list[Clip], ours: Transcriber
+    float_model: Path, clips: list[Clip], ours: Transcriber
 ) -> None:
-    processor = transformers.WhisperProcessor.from_pretrained(demo_model)
+    processor = transformers.WhisperProcessor.from_pretrained(float_model)
     model = transformers.WhisperForConditionalGeneration.from_pretrained(
-        demo_model, dtype=torch.float32
+        float_model, dtype=torch.float32
     ).eval()
     theirs = []
     for clip in clips:
@@ -68,16 +68,16 @@ def test_transformers_hears_the_same(
 
 
 def test_faster_whisper_hears_the_same(
-    demo_model: Path, clips: list[Clip], ours: Transcriber, tmp_path: Path
+    float_model: Path, clips: list[Clip], ours: Transcriber, tmp_path: Path
 ) -> None:
     converter = importlib.import_module("ctranslate2.converters").TransformersConverter(
-        str(demo_model), copy_files=["tokenizer.json", "preprocessor_config.json"]
+        str(float_model), copy_files=["tokenizer.json", "preprocessor_config.json"]
     )
     converter.convert(str(tmp_path / "converted"))
     model = faster_whisper.WhisperModel(
         str(tmp_path / "converted"), device="cpu", compute_type="float32"
     )
-    tokenizer = transformers.WhisperTokenizer.from_pretrained(demo_model)
+    tokenizer = transformers.WhisperTokenizer.from_pretrained(float_model)
     theirs = []
     for clip in clips:
         samples = read_clip(clip.path)

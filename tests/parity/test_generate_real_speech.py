@@ -11,48 +11,50 @@ from torch import Tensor
 
 from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.parity.test_seek_loop import named_language
 from tests.support.generation import Pair, same
 from tests.support.oracles import read_audio
 
-CLIPS = ("jfk.flac", "ls_1089-134686-0000.flac")
+CLIPS = ("LJ002-0193.wav", "ls_1089-134686-0000.flac")
 
 
 @pytest.fixture(scope="module")
-def both(shared_data: Path) -> Pair:
-    folder = shared_data / "whisper-base-lab"
-    ours = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+def both(checkpoint: Path) -> Pair:
+    ours = WhisperForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
     theirs = transformers.WhisperForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32
+        checkpoint, dtype=torch.float32
     )
     return Pair(ours.eval(), theirs.eval())
 
 
-def features(folder: Path, clips: list[np.ndarray], **options: Any) -> dict[str, Tensor]:
-    extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder / "whisper-base-lab")
+def features(checkpoint: Path, clips: list[np.ndarray], **options: Any) -> dict[str, Tensor]:
+    extractor = transformers.WhisperFeatureExtractor.from_pretrained(checkpoint)
     return dict(
         extractor(clips, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt", **options),
     )
 
 
-@pytest.mark.slow
-def test_short_clips_in_a_batch(both: Pair, shared_data: Path) -> None:
-    clips = [read_audio(shared_data / "english_short" / name) for name in CLIPS]
-    inputs = features(shared_data, clips, return_attention_mask=True)
+def test_short_clips_in_a_batch(both: Pair, checkpoint: Path, speech: Path) -> None:
+    clips = [read_audio(speech / "english_short" / name) for name in CLIPS]
+    inputs = features(checkpoint, clips, return_attention_mask=True)
     batch, mask = inputs["input_features"], inputs["attention_mask"]
     arguments = {"return_timestamps": True, "return_segments": True, "attention_mask": mask}
-    same(*both.both(batch, language="en", max_new_tokens=40, **arguments))
+    language = named_language(checkpoint)
+    same(*both.both(batch, max_new_tokens=40, **language, **arguments))
 
 
 @pytest.mark.slow
-def test_two_windows_with_times_of_tokens_and_text_before(both: Pair, shared_data: Path) -> None:
-    samples = read_audio(shared_data / "longform" / "ls_2078-142845.flac")[: 40 * SAMPLE_RATE_HZ]
+def test_two_windows_with_times_of_tokens_and_text_before(
+    both: Pair, checkpoint: Path, speech: Path
+) -> None:
+    samples = read_audio(speech / "longform" / "ls_777-126732.ogg")[: 40 * SAMPLE_RATE_HZ]
     inputs = features(
-        shared_data, [samples], truncation=False, padding="longest", return_attention_mask=True
+        checkpoint, [samples], truncation=False, padding="longest", return_attention_mask=True
     )
     ours, theirs = both.both(
         inputs["input_features"],
         attention_mask=inputs["attention_mask"],
-        language="en",
+        **named_language(checkpoint),
         return_timestamps=True,
         return_segments=True,
         return_token_timestamps=True,

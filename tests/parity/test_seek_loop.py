@@ -7,6 +7,7 @@ this package goes on with those of digital silence, as `transformers` does. Long
 compared with `transformers`' own long form, too, features and all.
 """
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -41,13 +42,9 @@ THEIR_GREEDY: dict[str, Any] = {
     "no_speech_threshold": None,
     "condition_on_previous_text": False,
 }
+TEXT_TOKENS = 50256  # of either vocabulary; timestamps and control tokens follow
 # One ulp of a float32 sum over a few hundred log-probabilities.
 SCORE_TOLERANCE = 2e-4
-
-
-@pytest.fixture(scope="module")
-def checkpoint(shared_data: Path) -> Path:
-    return shared_data / "whisper-base-lab"
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +72,12 @@ def transformers_parts(checkpoint: Path) -> tuple[Any, Any]:
         checkpoint, dtype=torch.float32
     )
     return model.eval(), transformers.WhisperProcessor.from_pretrained(checkpoint)
+
+
+def named_language(checkpoint: Path) -> dict[str, str]:
+    """Return what transformers is called with; it refuses a language for English-only models."""
+    settings = json.loads((checkpoint / "generation_config.json").read_text())
+    return {"language": "en", "task": "transcribe"} if settings["is_multilingual"] else {}
 
 
 def request(checkpoint: Path, samples: np.ndarray, *, name: str = "r") -> PartRequest:
@@ -121,7 +124,7 @@ def compare(found: PartTranscript, wanted: dict[str, Any]) -> None:
     assert [segment.text for segment in found.segments] == [one["text"] for one in spoken]
     for segment, one in zip(found.segments, spoken, strict=True):
         assert segment.start_s == pytest.approx(one["start"], abs=1e-6)
-        assert list(segment.tokens) == [token for token in one["tokens"] if token < 50257]
+        assert list(segment.tokens) == [token for token in one["tokens"] if token < TEXT_TOKENS]
         assert segment.avg_logprob == pytest.approx(one["avg_logprob"], abs=SCORE_TOLERANCE)
         assert segment.no_speech_prob == pytest.approx(one["no_speech_prob"], abs=SCORE_TOLERANCE)
         assert segment.temperature == one["temperature"]
@@ -134,7 +137,7 @@ def compare(found: PartTranscript, wanted: dict[str, Any]) -> None:
      pytest.param(60, False, marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_long_recordings_match_segment_for_segment(
-    shared_data: Path,
+    speech: Path,
     checkpoint: Path,
     engine: Engine,
     oracle: whisper.Whisper,
@@ -142,7 +145,7 @@ def test_long_recordings_match_segment_for_segment(
     seconds: int,
     conditioned: bool,
 ) -> None:
-    path = shared_data / "longform" / "ls_2078-142845.flac"
+    path = speech / "longform" / "ls_777-126732.ogg"
     samples = read_audio(path)[: seconds * SAMPLE_RATE_HZ]
     part = request(checkpoint, samples)
     settings = DecodingSettings(language="en", condition_on_prev_tokens=conditioned, **GREEDY)
@@ -154,19 +157,19 @@ def test_long_recordings_match_segment_for_segment(
         monkeypatch,
         **THEIR_GREEDY | {"condition_on_previous_text": conditioned},
     )
-    assert len(wanted["segments"]) > 5
+    assert len(wanted["segments"]) > 3
     compare(found, wanted)
 
 
 def test_short_clips_match_with_the_language_detected_and_thresholds_on(
-    shared_data: Path,
+    speech: Path,
     checkpoint: Path,
     engine: Engine,
     oracle: whisper.Whisper,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    paths = sorted((shared_data / "english_short").glob("*.*"))[:1]
-    paths += sorted((shared_data / "multilingual").glob("*_de*"))[:1]
+    paths = sorted((speech / "english_short").glob("*.*"))[:1]
+    paths += sorted((speech / "multilingual").glob("*_de*"))[:1]
     settings = DecodingSettings(language="auto", temperature=(0.0,), stop_loops=False)
     audio = [read_audio(path) for path in paths if path.suffix != ".jsonl"]
     parts = [request(checkpoint, samples, name=str(n)) for n, samples in enumerate(audio)]
@@ -211,7 +214,7 @@ def test_short_clips_match_with_the_language_detected_and_thresholds_on(
     ],
 )
 def test_prompts_prefixes_and_clips_match(
-    shared_data: Path,
+    speech: Path,
     checkpoint: Path,
     engine: Engine,
     oracle: whisper.Whisper,
@@ -220,7 +223,7 @@ def test_prompts_prefixes_and_clips_match(
     ours: dict[str, Any],
     theirs: dict[str, Any],
 ) -> None:
-    path = shared_data / "longform" / "ls_2078-142845.flac"
+    path = speech / "longform" / "ls_777-126732.ogg"
     samples = read_audio(path)[: seconds * SAMPLE_RATE_HZ]
     part = request(checkpoint, samples)
     settings = DecodingSettings(language="en", **GREEDY | ours)
@@ -231,7 +234,7 @@ def test_prompts_prefixes_and_clips_match(
 @pytest.mark.slow
 @pytest.mark.parametrize("threshold", [None, 1.0])
 def test_words_and_skipped_silences_match(
-    shared_data: Path,
+    speech: Path,
     checkpoint: Path,
     engine: Engine,
     oracle: whisper.Whisper,
@@ -239,12 +242,12 @@ def test_words_and_skipped_silences_match(
     threshold: float | None,
 ) -> None:
     # Speech, hiss, a fragment of speech, silence, speech: what the threshold is there for.
-    speech = read_audio(shared_data / "longform" / "ls_2078-142845.flac")
+    said = read_audio(speech / "longform" / "ls_777-126732.ogg")
     hiss = np.random.default_rng(0).normal(0, 1e-3, 8 * SAMPLE_RATE_HZ).astype(np.float32)
     samples = np.concatenate(
-        [hiss[: 4 * SAMPLE_RATE_HZ], speech[: 11 * SAMPLE_RATE_HZ], hiss,
-         speech[15 * SAMPLE_RATE_HZ : 16 * SAMPLE_RATE_HZ], np.zeros_like(hiss),
-         speech[20 * SAMPLE_RATE_HZ : 36 * SAMPLE_RATE_HZ]]
+        [hiss[: 4 * SAMPLE_RATE_HZ], said[: 11 * SAMPLE_RATE_HZ], hiss,
+         said[15 * SAMPLE_RATE_HZ : 16 * SAMPLE_RATE_HZ], np.zeros_like(hiss),
+         said[20 * SAMPLE_RATE_HZ : 36 * SAMPLE_RATE_HZ]]
     )  # fmt: skip
     part = request(checkpoint, samples)
     settings = DecodingSettings(
@@ -274,14 +277,14 @@ def test_words_and_skipped_silences_match(
     ],
 )
 def test_search_options_give_what_they_give_in_transformers(
-    shared_data: Path,
+    speech: Path,
     checkpoint: Path,
     engine: Engine,
     transformers_parts: tuple[Any, Any],
     options: dict[str, Any],
 ) -> None:
     model, processor = transformers_parts
-    samples = read_audio(shared_data / "longform" / "ls_2078-142845.flac")[: 9 * SAMPLE_RATE_HZ]
+    samples = read_audio(speech / "longform" / "ls_777-126732.ogg")[: 9 * SAMPLE_RATE_HZ]
     features = WhisperPartFeatures.from_folder(checkpoint)(samples)
     part = replace(request(checkpoint, samples), features=features.values)
     settings = DecodingSettings(language="en", **GREEDY | options)
@@ -289,8 +292,7 @@ def test_search_options_give_what_they_give_in_transformers(
     inputs = processor(samples, sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt")
     with torch.inference_mode():
         tokens = model.generate(
-            inputs.input_features, language="en", task="transcribe", return_timestamps=True,
-            **options,
+            inputs.input_features, return_timestamps=True, **named_language(checkpoint), **options,
         )  # fmt: skip
     wanted = processor.batch_decode(tokens, skip_special_tokens=True)[0]
     assert "".join(segment.text for segment in found.segments) == wanted
@@ -298,12 +300,12 @@ def test_search_options_give_what_they_give_in_transformers(
 
 @pytest.mark.slow
 def test_long_recordings_say_what_transformers_long_form_says(
-    shared_data: Path, checkpoint: Path, engine: Engine, transformers_parts: tuple[Any, Any]
+    speech: Path, checkpoint: Path, engine: Engine, transformers_parts: tuple[Any, Any]
 ) -> None:
     model, processor = transformers_parts
     extractor = WhisperPartFeatures.from_folder(checkpoint)
     settings = DecodingSettings(language="en", **GREEDY)
-    for path in sorted((shared_data / "longform").glob("*_*.*")):
+    for path in sorted((speech / "longform").glob("*_*.*")):
         samples = read_audio(path)
         features = extractor(samples)
         found = engine.submit(
@@ -315,9 +317,9 @@ def test_long_recordings_say_what_transformers_long_form_says(
         )  # fmt: skip
         with torch.inference_mode():
             tokens = model.generate(
-                inputs.input_features, attention_mask=inputs.attention_mask, language="en",
-                task="transcribe", return_timestamps=True, temperature=0.0,
-                condition_on_prev_tokens=False,
+                inputs.input_features, attention_mask=inputs.attention_mask,
+                return_timestamps=True, temperature=0.0, condition_on_prev_tokens=False,
+                **named_language(checkpoint),
             )  # fmt: skip
         wanted = processor.batch_decode(tokens, skip_special_tokens=True)[0]
         text = "".join(segment.text for segment in found.result().segments)
@@ -326,9 +328,9 @@ def test_long_recordings_say_what_transformers_long_form_says(
 
 @pytest.mark.slow
 def test_results_do_not_depend_on_slots_neighbours_or_order(
-    shared_data: Path, checkpoint: Path, engine: Engine
+    speech: Path, checkpoint: Path, engine: Engine
 ) -> None:
-    paths = sorted((shared_data / "english_short").glob("*.wav"))[:2]
+    paths = sorted((speech / "english_short").glob("*.wav"))[:2]
     parts = [request(checkpoint, read_audio(path), name=path.name) for path in paths]
     # Thresholds no text of this checkpoint passes, so that every window is sampled.
     settings = DecodingSettings(

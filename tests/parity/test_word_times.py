@@ -27,11 +27,6 @@ NO_THRESHOLDS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def checkpoint(shared_data: Path) -> Path:
-    return shared_data / "whisper-base-lab"
-
-
-@pytest.fixture(scope="module")
 def oracle(checkpoint: Path) -> whisper.Whisper:
     model = openai_whisper(checkpoint)
     align_with(model, Dialect.from_folder(checkpoint).alignment_heads)
@@ -49,12 +44,12 @@ def engine(checkpoint: Path) -> Iterator[Engine]:
 @pytest.mark.parametrize(
     ("path", "seconds"),
     [
-        pytest.param("longform/ls_2078-142845.flac", 33, marks=pytest.mark.slow),
+        pytest.param("longform/ls_777-126732.ogg", 33, marks=pytest.mark.slow),
         ("timings/LJ002-0092.flac", 30),
     ],
 )
 def test_words_of_real_speech_are_those_of_openai_whisper(
-    shared_data: Path,
+    speech: Path,
     checkpoint: Path,
     engine: Engine,
     oracle: whisper.Whisper,
@@ -66,7 +61,7 @@ def test_words_of_real_speech_are_those_of_openai_whisper(
     monkeypatch.setattr(
         whisper.timing, "dtw_cpu", lambda cost: np.array(_dynamic_time_warping(cost))
     )
-    samples = read_audio(shared_data / path)[: seconds * SAMPLE_RATE_HZ]
+    samples = read_audio(speech / path)[: seconds * SAMPLE_RATE_HZ]
     part = request(checkpoint, samples)
     settings = DecodingSettings(
         temperature=(0.0,), word_timestamps=True, stop_loops=False, **NO_THRESHOLDS

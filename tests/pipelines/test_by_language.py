@@ -15,7 +15,7 @@ from corpus_asr.storage.tables import OutputStore
 from pipelines.classify_audio import run as classify
 from pipelines.transcribe_corpus import run as transcribe
 from tests.support.checkpoints import tiny_whisper
-from tests.support.corpora import DEMO, job
+from tests.support.corpora import CLIPS, job
 from tests.support.tokenizers import tiny_tokenizer
 
 ENGLISH, GERMAN = "english.wav", "german.opus"
@@ -35,9 +35,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def one_job(models: list[Path], output: Path, **decoding: Any) -> RunConfig:
     config = job(
-        DEMO, models[0], output,
+        CLIPS, models[0], output,
         extract={"speech_detection": "none"},
-        source={"uri": [str(DEMO / ENGLISH), str(DEMO / GERMAN)]},
+        source={"uri": [str(CLIPS / ENGLISH), str(CLIPS / GERMAN)]},
         decoding={"temperature": 0.0, "logprob_threshold": None, "no_speech_threshold": None,
                   "compression_ratio_threshold": None, **decoding},
     )  # fmt: skip

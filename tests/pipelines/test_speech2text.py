@@ -18,7 +18,7 @@ from corpus_asr.transcription.speech2text.part_job import DEFAULT_WINDOW_S, Spee
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
 from pipelines.transcribe_corpus import run
 from tests.support.checkpoints import tiny_speech2text
-from tests.support.corpora import DEMO, demo_corpus, job, outcomes_in, segments_in
+from tests.support.corpora import CLIPS, demo_corpus, job, outcomes_in, segments_in
 from tests.support.oracles import read_audio
 from tests.support.pieces import LANGUAGES, tiny_speech2text_tokenizer
 
@@ -33,7 +33,7 @@ ONCE: dict[str, Any] = {
 # Random weights find no end: what a window may say is what it costs.
 MOST_TOKENS = 16
 BRIEF: dict[str, Any] = {"max_target_positions": MOST_TOKENS, "spread": 0.2}
-LONGER = str(DEMO / "longer.mp3")
+LONGER = str(CLIPS / "longer.mp3")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def said(found: Transcript) -> list[Any]:
 def test_a_file_says_the_same_whatever_shares_the_slots(
     transcriber: Transcriber, translating: Path
 ) -> None:
-    files = [str(DEMO / "english.wav"), str(DEMO / "german.opus")]
+    files = [str(CLIPS / "english.wav"), str(CLIPS / "german.opus")]
     options: dict[str, Any] = {
         "word_timestamps": True, "temperature": 1.0, "window_s": 4.0, "target_language": "de",
     }  # fmt: skip
@@ -220,7 +220,7 @@ def test_a_checkpoint_that_hears_less_than_30_s_has_shorter_windows(
         tmp_path / "short", tokenizer=tokenizer, seed=4, max_source_positions=500, **BRIEF
     )
     with Transcriber.from_pretrained(str(model), slots=2, **ONCE) as loaded:
-        found = loaded.transcribe(str(DEMO / "german.opus"))
+        found = loaded.transcribe(str(CLIPS / "german.opus"))
         assert found.segments
         assert all(one.end_s - one.start_s <= 5.0 + 1e-6 for one in found.segments)
         with pytest.raises(ConfigError, match="hears at most 5 s at once"):

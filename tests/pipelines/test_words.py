@@ -5,7 +5,7 @@ from pathlib import Path
 
 from corpus_asr.storage.tables import OutputStore
 from pipelines.transcribe_corpus import run
-from tests.support.corpora import DEMO, job, tiny_model
+from tests.support.corpora import CLIPS, job, tiny_model
 
 
 def test_every_segment_comes_word_by_word_where_words_are_asked_for(tmp_path: Path) -> None:
@@ -15,8 +15,8 @@ def test_every_segment_comes_word_by_word_where_words_are_asked_for(tmp_path: Pa
         "no_speech_threshold": None,
         "word_timestamps": True,
     }
-    source = {"uri": str(DEMO), "exclude": ["*.mp3", "*.flac", "*.opus"]}
-    config = job(DEMO, tiny_model(tmp_path), tmp_path / "output", source=source, decoding=decoding)
+    source = {"uri": str(CLIPS), "exclude": ["*.mp3", "*.flac", "*.opus"]}
+    config = job(CLIPS, tiny_model(tmp_path), tmp_path / "output", source=source, decoding=decoding)
     run(config, local=True, progress=None)
     batches = OutputStore(config.output.uri).segments()
     rows = [row for batch in batches for row in batch.to_pylist()]

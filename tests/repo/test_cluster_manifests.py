@@ -49,11 +49,9 @@ ONE_MACHINE = "nightly-one-machine.yaml"
 
 @pytest.fixture(scope="session")
 def schemas() -> dict[str, StrictSchema]:
-    folder = REPOSITORY.parent / "shared" / "kuberay"
-    if not folder.is_dir():
-        pytest.skip(f"no definitions of KubeRay at {folder}")
+    folder = REPOSITORY / "tests" / "data" / "kuberay"
     return {
-        kind: StrictSchema.of_definition(folder / f"ray.io_{plural}.yaml")
+        kind: StrictSchema.of_file(folder / f"ray.io_{plural}.json.gz")
         for kind, plural in KINDS.items()
     }
 

@@ -30,7 +30,7 @@ from tests.support.corpora import demo_corpus, job, tiny_model
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "notebooks"
 NOTEBOOKS = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
-REFERENCES = REPOSITORY / "tests" / "data" / "demo-references.jsonl"
+REFERENCES = REPOSITORY / "tests" / "data" / "clips-references.jsonl"
 MAX_BYTES = 300_000
 NUM_PLOTS = {"01": 2, "02": 4, "03": 4, "04": 5}
 GREEDY = {"temperature": 0.0, "logprob_threshold": None, "no_speech_threshold": None}
@@ -341,18 +341,17 @@ def two_runs(folder: Path, corpus: Path, model: Path) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def real(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def real(speech: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two runs of a small real model over clips with known word times."""
     folder = tmp_path_factory.mktemp("real")
     (folder / "audio").mkdir()
-    lines = (shared_data / "timings" / "manifest.jsonl").read_text().splitlines()[::4]
+    lines = (speech / "timings" / "manifest.jsonl").read_text().splitlines()[:12]
     rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
     for row in rows:
-        shutil.copy(shared_data / "timings" / row["path"], folder / "audio")
+        shutil.copy(speech / "timings" / row["path"], folder / "audio")
         row["path"] = f"audio/{Path(row['path']).name}"
     (folder / "references.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model = shared_data / "whisper-base-lab"
-    made = two_runs(folder, folder / "audio", model)
+    made = two_runs(folder, folder / "audio", Path("whisper-tiny.en"))
     return made | {"references": folder / "references.jsonl"}
 
 
@@ -373,7 +372,7 @@ def test_all_is_shown_of_real_speech(name: str, real: dict[str, Path]):
     if name.startswith("02"):
         assert number(r"word error rate ([\d.]+)%", found) < 60
     if name.startswith("03"):
-        assert number(r"([\d,]+) of [\d,]+ words with true times", found) > 50
+        assert number(r"([\d,]+) of [\d,]+ words with true times", found) > 40
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Whole runs through a store on a bad night end equal, row for row, to runs through a quiet one.
 
-On moto, and on OpenStack Swift, which checks signatures and checksums: with `shared/s3` beside the
-repository and SWIFT_PY naming a Python that has swift.
+On moto, and on OpenStack Swift, which checks signatures and checksums: CORPUS_ASR_TEST_SWIFT names
+a script that starts and stops it, SWIFT_PY a Python that has swift.
 """
 
 import os
@@ -23,7 +23,6 @@ from tests.support.killing import tables_of
 from tests.support.stores import environment, s3_server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SWIFT = REPOSITORY.parent / "shared" / "s3" / "s3_server.sh"
 SWIFT_PORT = 18480
 FILES = 120
 RUN_LIMIT_S = 3000.0  # the machine may stop processes for minutes
@@ -31,10 +30,16 @@ RUN_LIMIT_S = 3000.0  # the machine may stop processes for minutes
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * RUN_LIMIT_S)]
 
 
+def swift_script() -> str:
+    """Return the script that starts Swift, or skip."""
+    script = os.environ.get("CORPUS_ASR_TEST_SWIFT")
+    if not script:
+        pytest.skip("needs Swift: set CORPUS_ASR_TEST_SWIFT to its script (see CONTRIBUTING.md)")
+    return script
+
+
 def swift_python() -> str:
     """Return a Python that has swift, or skip."""
-    if not SWIFT.is_file():
-        pytest.skip(f"no {SWIFT.name} in {SWIFT.parent}: Swift runs only where it is provided")
     python = os.environ.get("SWIFT_PY", "/usr/bin/python3")
     found = subprocess.run([python, "-c", "import swift"], capture_output=True, check=False)
     if found.returncode:
@@ -49,8 +54,8 @@ def endpoint_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         with s3_server() as server, environment(server.environment):
             yield _with_buckets(server.endpoint_url)
         return
+    script = ["bash", swift_script()]
     here = {"SWIFT_PY": swift_python(), "PATH": os.environ["PATH"]}
-    script = ["bash", str(SWIFT)]
     started = subprocess.run(
         [*script, "start", str(tmp_path / "swift"), str(SWIFT_PORT)],
         env=here, stdout=subprocess.PIPE, text=True, check=True, timeout=RUN_LIMIT_S,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from corpus_asr.units import MEBIBYTE
-from tests.support.corpora import DEMO
+from tests.support.corpora import CLIPS
 from tests.support.long_recordings import Found, measured, spoken, write_hours
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -28,7 +28,7 @@ def run(folder: Path, *, hours: float, sound: bytes) -> Found:
 
 
 def test_memory_does_not_grow_with_the_length_of_a_recording(tmp_path: Path) -> None:
-    sound = spoken([DEMO / "longer.mp3", DEMO / "english.wav"])
+    sound = spoken([CLIPS / "longer.mp3", CLIPS / "english.wav"])
     short, long = (run(tmp_path / f"{hours}", hours=hours, sound=sound) for hours in (0.35, 2.0))
     for found, hours in ((short, 0.35), (long, 2.0)):
         assert found.audio_s == pytest.approx(hours * 3600, rel=0.02)

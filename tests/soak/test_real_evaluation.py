@@ -36,14 +36,14 @@ def clips(folder: Path, count: int) -> list[dict[str, Any]]:
     ]
 
 
-def test_rates_are_those_of_other_tools_over_the_tables(tmp_path: Path, shared_data: Path) -> None:
-    references = clips(shared_data / "english_short", 5) + clips(shared_data / "timings", 4)
+def test_rates_are_those_of_other_tools_over_the_tables(tmp_path: Path, speech: Path) -> None:
+    references = clips(speech / "english_short", 5) + clips(speech / "timings", 4)
     manifest = tmp_path / "references.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in references))
     config = RunConfig.model_validate(
         {
             "source": {"manifest": str(manifest)},
-            "model": {"checkpoint": str(shared_data / "whisper-base-lab"), "dtype": "float32"},
+            "model": {"checkpoint": "whisper-tiny.en", "dtype": "float32"},
             "decoding": {"temperature": 0.0, "logprob_threshold": None, "padding_s": 1.0,
                          "no_speech_threshold": None, "word_timestamps": True},
             "output": {"uri": str(tmp_path / "output")},
@@ -69,7 +69,7 @@ def test_rates_are_those_of_other_tools_over_the_tables(tmp_path: Path, shared_d
         assert group["recordings"] == len(rows)
         assert group["wer"] == pytest.approx(jiwer.wer(said, ours), abs=1e-6)
         assert group["cer"] == pytest.approx(jiwer.cer(said, ours), abs=1e-6)
-    assert 0.1 < found["wer"] < 0.9, "neither perfect nor noise: something was compared"
+    assert 0 < found["wer"] < 0.5, "neither perfect nor noise: something was compared"
     times = found["word_times"]
     assert times["compared"] > 5
     assert times["start_median_s"] < 0.2

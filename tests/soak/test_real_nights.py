@@ -37,7 +37,7 @@ class RealNights:
         self.clips = sorted(clips, key=lambda clip: clip["duration_s"])
         self._config = {
             "source": {"uri": [str(self.source), web.url("late.wav")], "allow_hosts": "127.0.0.1"},
-            "model": {"checkpoint": str(data.parent / "whisper-base-lab"), "dtype": "float32"},
+            "model": {"checkpoint": "whisper-tiny.en", "dtype": "float32"},
             "decoding": {"language": "en", "temperature": 0, "logprob_threshold": None,
                          "no_speech_threshold": None},
             "output": {"uri": str(self.output)},
@@ -77,9 +77,9 @@ class RealNights:
 
 
 @pytest.fixture
-def nights(tmp_path: Path, shared_data: Path) -> Iterator[RealNights]:
+def nights(tmp_path: Path, speech: Path) -> Iterator[RealNights]:
     with web_server() as web, webhook() as hook:
-        yield RealNights(tmp_path, shared_data / "english_short", web, hook)
+        yield RealNights(tmp_path, speech / "english_short", web, hook)
 
 
 def test_files_come_change_fail_and_recover(nights: RealNights) -> None:

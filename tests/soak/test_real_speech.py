@@ -43,12 +43,12 @@ ENDINGS = {
 }
 
 
-def real_job(data: Path, *, source: dict[str, Any], output: dict[str, Any]) -> RunConfig:
+def real_job(model: Path, *, source: dict[str, Any], output: dict[str, Any]) -> RunConfig:
     return RunConfig.model_validate(
         {
             "source": source,
             "extract": {"item_timeout_s": 60},
-            "model": {"checkpoint": str(data / "whisper-base-lab"), "dtype": "float32"},
+            "model": {"checkpoint": str(model), "dtype": "float32"},
             "decoding": GREEDY,
             "output": output,
         }
@@ -65,37 +65,38 @@ def texts(output: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def english(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def english(speech: Path, float_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tables of the short English clips, read from a folder."""
     output = tmp_path_factory.mktemp("english") / "output"
-    source = {"uri": str(shared_data / "english_short")}
+    source = {"uri": str(speech / "english_short"), "exclude": ["manifest.jsonl"]}
     run(
-        real_job(shared_data, source=source, output={"uri": str(output)}), local=True, progress=None
+        real_job(float_model, source=source, output={"uri": str(output)}), local=True, progress=None
     )
     return output
 
 
-def test_short_clips_say_what_transformers_says(shared_data: Path, english: Path) -> None:
-    checkpoint = shared_data / "whisper-base-lab"
-    processor = transformers.WhisperProcessor.from_pretrained(checkpoint)
+def test_short_clips_say_what_transformers_says(
+    speech: Path, float_model: Path, english: Path
+) -> None:
+    processor = transformers.WhisperProcessor.from_pretrained(float_model)
     model = transformers.WhisperForConditionalGeneration.from_pretrained(
-        checkpoint, dtype=torch.float32
+        float_model, dtype=torch.float32
     ).eval()
     # The bound that OpenAI's own checkpoints carry in their generation settings.
     model.generation_config.max_initial_timestamp_index = 50
     ours = texts(english)
     differ = total = 0
-    for path in sorted((shared_data / "english_short").iterdir()):
+    for path in sorted((speech / "english_short").iterdir()):
         if path.suffix == ".jsonl":
             continue
         inputs = processor(
             read_audio(path), sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt"
         ).input_features
-        ids = model.generate(inputs, task="transcribe", return_timestamps=True, do_sample=False)
+        ids = model.generate(inputs, return_timestamps=True, do_sample=False)
         theirs = processor.batch_decode(ids, skip_special_tokens=True)[0].split()
         differ += distance(ours.get(path.name, "").split(), theirs)
         total += len(theirs)
-    assert total > 300
+    assert total > 100
     assert differ / total <= MAX_WORDS_THAT_DIFFER
 
 
@@ -110,16 +111,18 @@ def distance(left: list[str], right: list[str]) -> int:
 
 
 @pytest.mark.ray
-def test_a_bucket_gives_the_rows_that_a_folder_gives(shared_data: Path, english: Path) -> None:
+def test_a_bucket_gives_the_rows_that_a_folder_gives(
+    speech: Path, float_model: Path, english: Path
+) -> None:
     with s3_server() as server, environment(server.environment):
         server.make_bucket("clips")
         server.make_bucket("tables")
-        for path in (shared_data / "english_short").iterdir():
+        for path in (speech / "english_short").iterdir():
             server.put("clips", path.name, path.read_bytes())
         there: dict[str, Any] = {"endpoint_url": server.endpoint_url}
         config = real_job(
-            shared_data,
-            source={"uri": "s3://clips", **there},
+            float_model,
+            source={"uri": "s3://clips", "exclude": ["manifest.jsonl"], **there},
             output={"uri": "s3://tables/run", **there},
         )
         run(config, local=False, progress=None)
@@ -137,11 +140,13 @@ def rows_of(store: OutputStore) -> list[tuple[Any, ...]]:
     )  # fmt: skip
 
 
-def test_every_awkward_file_ends_as_it_should(shared_data: Path, tmp_path: Path) -> None:
-    folder = shared_data / "awkward"
+def test_every_awkward_file_ends_as_it_should(
+    speech: Path, float_model: Path, tmp_path: Path
+) -> None:
+    folder = speech / "awkward"
     source = {"uri": str(folder), "exclude": ["manifest.jsonl", "*.rttm"]}
     output = tmp_path / "output"
-    config = real_job(shared_data, source=source, output={"uri": str(output)})
+    config = real_job(float_model, source=source, output={"uri": str(output)})
     run(config, local=True, progress=None)
     found = outcomes_in(output)
     rows = {row["uri"].partition("/awkward/")[2]: row for row in found.values()}

@@ -42,23 +42,27 @@ def word_error_rate(found: list[str], expected: list[str]) -> float:
 
 
 @pytest.fixture(scope="module")
-def said(shared_data: Path) -> list[Clip]:
-    return clips(shared_data)
+def said(large_speech: Path) -> list[Clip]:
+    return clips(large_speech)
 
 
 @pytest.fixture(scope="module")
-def trained(shared_data: Path, said: list[Clip], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(
+    large_speech: Path,
+    whisper_base: Path,
+    said: list[Clip],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """The folder of a model that heard all speakers but one."""
     folder = tmp_path_factory.mktemp("trained") / "model"
     processor = digit_processor(folder)
     heard = [one for one in said if one.speaker not in UNHEARD]
-    teacher = shared_data / "whisper-base-lab"
-    whisper = WhisperForConditionalGeneration.from_pretrained(teacher, dtype=torch.float32)
+    whisper = WhisperForConditionalGeneration.from_pretrained(whisper_base, dtype=torch.float32)
     listener = whisper.model.encoder
     passages = heard_by(
         listener,
-        WhisperFeatureExtractor.from_pretrained(teacher),
-        people_speaking(shared_data, 100, seed=0) + digits_said(heard, 60, seed=0),
+        WhisperFeatureExtractor.from_pretrained(whisper_base),
+        people_speaking(large_speech, 100, seed=0) + digits_said(heard, 60, seed=0),
     )
     torch.manual_seed(0)
     model = Speech2TextForConditionalGeneration(config_like(listener, len(processor.tokenizer)))

@@ -16,7 +16,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from corpus_asr.config.run import RunConfig
-from tests.support.corpora import DEMO, job, tiny_model
+from tests.support.corpora import CLIPS, job, tiny_model
 from tests.support.killing import KillableJob, command_line, descendants, into, tables_of
 
 STORE_BYTES = 150 * 1024 * 1024
@@ -45,7 +45,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> RunCon
     for number in range(COPIES):
         for clip in ("german.opus", "silence.flac"):
             (folder / "corpus" / f"{number:02d}").mkdir(parents=True, exist_ok=True)
-            shutil.copy(DEMO / clip, folder / "corpus" / f"{number:02d}" / clip)
+            shutil.copy(CLIPS / clip, folder / "corpus" / f"{number:02d}" / clip)
     (folder / "corpus" / "broken.mp3").write_text("<html>404 not found</html>")
     usual = job(
         folder / "corpus",

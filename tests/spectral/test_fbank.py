@@ -54,9 +54,9 @@ def test_made_sounds_equal_transformers(num_mel_bins: int) -> None:
         assert np.abs(ours - theirs).max() < TOLERANCE, name
 
 
-def test_real_speech_equals_transformers(shared_data: Path) -> None:
-    for clip in read_manifest(shared_data / "english_short")[::9]:
-        samples = read_clip(shared_data / "english_short" / clip["path"])
+def test_real_speech_equals_transformers(speech: Path) -> None:
+    for clip in read_manifest(speech / "english_short")[::9]:
+        samples = read_clip(speech / "english_short" / clip["path"])
         assert np.abs(kaldi_fbank(samples) - reference(samples)).max() < TOLERANCE
 
 

@@ -78,8 +78,8 @@ def test_made_sounds_equal_both_references(name: str, num_mel_bins: int) -> None
 
 
 @BINS
-def test_real_clips_equal_both_references(shared_data: Path, num_mel_bins: int) -> None:
-    folder = shared_data / "english_short"
+def test_real_clips_equal_both_references(speech: Path, num_mel_bins: int) -> None:
+    folder = speech / "english_short"
     for item in read_manifest(folder)[::5]:
         samples = one_window(read_clip(folder / item["path"]))
         features = log_mel(samples, num_mel_bins=num_mel_bins)

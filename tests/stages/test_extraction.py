@@ -21,7 +21,7 @@ from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES
 from tests.support import dialects as languages
 from tests.support.audio import DamagedContainer, noise, tone, wav_bytes
-from tests.support.corpora import DEMO, tiny_model
+from tests.support.corpora import CLIPS, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def extract(model: Path, uri: str, *, done: tuple[int, ...] = (), **changes: Any
 
 @pytest.fixture(scope="module")
 def speech(model: Path) -> list[ExtractedPart]:
-    return extract(model, str(DEMO / "longer.mp3"))
+    return extract(model, str(CLIPS / "longer.mp3"))
 
 
 def test_parts_cover_the_recording_and_hold_their_features(speech: list[ExtractedPart]):
@@ -97,7 +97,7 @@ def test_the_first_speech_decides_the_language_window_of_every_part(speech: list
 def test_done_parts_are_told_without_features_and_change_nothing_else(
     model: Path, speech: list[ExtractedPart]
 ):
-    again = extract(model, str(DEMO / "longer.mp3"), done=(0,))
+    again = extract(model, str(CLIPS / "longer.mp3"), done=(0,))
     assert [part.wanted for part in again] == [False] + [True] * (len(speech) - 1)
     assert again[0].features is None
     for before, after in zip(speech[1:], again[1:], strict=True):
@@ -108,7 +108,7 @@ def test_done_parts_are_told_without_features_and_change_nothing_else(
 
 
 def test_silence_has_no_features_and_no_language(model: Path):
-    parts = extract(model, str(DEMO / "silence.flac"))
+    parts = extract(model, str(CLIPS / "silence.flac"))
     assert all(part.speech == () for part in parts)
     assert all(part.features is None for part in parts)
     assert all(part.language_window_start_s is None for part in parts)
@@ -202,9 +202,9 @@ def test_a_recording_leaves_nothing_behind_for_the_next(
     stereo = write_noise(tmp_path / "stereo.wav", 31, num_channels=2)
     shared = extractor(model, channels="each")
     list(shared(ExtractRequest(uri=stereo)))
-    abandoned = shared(ExtractRequest(uri=str(DEMO / "longer.mp3")))
+    abandoned = shared(ExtractRequest(uri=str(CLIPS / "longer.mp3")))
     next(abandoned)
-    again = list(shared(ExtractRequest(uri=str(DEMO / "longer.mp3"))))
+    again = list(shared(ExtractRequest(uri=str(CLIPS / "longer.mp3"))))
     assert [part.speech for part in again] == [part.speech for part in speech]
 
 

@@ -9,12 +9,12 @@ from corpus_asr.storage.tables import OutputStore
 from tests.support.checkpoints import tiny_whisper
 from tests.support.tokenizers import tiny_tokenizer
 
-DEMO = Path(__file__).resolve().parents[1] / "data" / "demo"
+CLIPS = Path(__file__).resolve().parents[1] / "data" / "clips"
 
 
 def demo_corpus(folder: Path) -> Path:
     """Copy the demo clips and put a file among them that is no audio."""
-    shutil.copytree(DEMO, folder)
+    shutil.copytree(CLIPS, folder)
     (folder / "broken.mp3").write_text("<html>404 not found</html>")
     return folder
 

@@ -5,11 +5,12 @@ evaluated.
 """
 
 import copy
+import gzip
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonschema import Draft202012Validator
 
 # Of metadata the definitions say that it is an object, and Kubernetes knows the rest.
@@ -40,12 +41,9 @@ class StrictSchema:
         self._validator = Draft202012Validator(self._schema)
 
     @classmethod
-    def of_definition(cls, path: Path) -> "StrictSchema":
-        """Read the stored version of a CustomResourceDefinition."""
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where built
-        definition = yaml.load(path.read_text(), Loader=loader)
-        (stored,) = (found for found in definition["spec"]["versions"] if found["storage"])
-        return cls(stored["schema"]["openAPIV3Schema"])
+    def of_file(cls, path: Path) -> "StrictSchema":
+        """Read a schema from gzipped JSON."""
+        return cls(json.loads(gzip.decompress(path.read_bytes())))
 
     def problems(self, document: dict[str, Any]) -> list[str]:
         """Return what the API server would refuse, each with its place."""

@@ -1,7 +1,8 @@
 """Spoken digits as material to train on: single words joined into utterances, made different.
 
-In: the shared recordings of single digits. Out: features and texts of utterances. Speakers are
-kept apart, so that a model can be asked about voices that it has never heard.
+In: recordings of single digits, in the folder `train` of CORPUS_ASR_TEST_DATA. Out: features and
+texts of utterances. Speakers are kept apart, so that a model can be asked about voices that it has
+never heard.
 """
 
 import io

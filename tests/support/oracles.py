@@ -49,7 +49,9 @@ def openai_whisper(folder: Path) -> whisper.Whisper:
             n_text_layer=config["decoder_layers"],
         )
     )
-    weights: dict[str, torch.Tensor] = {}
+    # Sinusoids, which not every file has.
+    positions = model.encoder.positional_embedding
+    weights: dict[str, torch.Tensor] = {"encoder.positional_embedding": positions}
     for name, tensor in load_file(folder / "model.safetensors").items():
         if name == "proj_out.weight":
             continue

@@ -15,7 +15,7 @@ from tests.support.signals import read_clip
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REFERENCES = REPOSITORY / "tests" / "data" / "spoken-references.jsonl"
-NAMES = ("story.mp3", "report.opus", "dialogue.flac")
+NAMES = ("newgate.mp3", "inaugural.flac", "readers.opus")
 
 
 class Sentence(NamedTuple):

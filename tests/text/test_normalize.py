@@ -103,17 +103,17 @@ SENTENCE_PARTS = [
 ]
 
 
-def split_manifest_texts(shared_data: Path) -> list[str]:
+def split_manifest_texts(speech: Path) -> list[str]:
     rows = [
         json.loads(line)
-        for path in sorted(shared_data.glob("*/manifest.jsonl"))
+        for path in sorted(speech.glob("*/manifest.jsonl"))
         for line in path.read_text().splitlines()
     ]
     return sorted({row["text"] for row in rows if row.get("text")})
 
 
-def test_every_text_of_the_data_is_normalised_as_in_both_references(shared_data):
-    texts = split_manifest_texts(shared_data)
+def test_every_text_of_the_data_is_normalised_as_in_both_references(speech):
+    texts = split_manifest_texts(speech)
     assert len(texts) > 500
     for text in texts:
         assert [ENGLISH(text)] * 2 == [oracle(text) for oracle in ENGLISH_ORACLES]
@@ -198,8 +198,8 @@ def test_figures_beyond_what_python_reads_stay_as_they_are():
     assert numbers_in_figures(f"two {figures} cats") == f"2 {figures} cats"
 
 
-def test_a_list_of_spellings_replaces_the_own_one(shared_data):
-    spelled = json.loads((shared_data / "whisper-base-lab" / "normalizer.json").read_text())
+def test_a_list_of_spellings_replaces_the_own_one(float_model):
+    spelled = json.loads((float_model / "normalizer.json").read_text())
     assert {w: s for w, s in spelled.items() if american_spellings().get(w) != s} == {"mm": "hmm"}
     assert american_spellings().items() <= spelled.items()
     assert EnglishTextNormalizer({"cat": "dog"})("Colour cat") == "colour dog"

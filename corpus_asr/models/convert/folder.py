@@ -40,6 +40,7 @@ _OPENAI_VOCABULARIES = (51_864, 51_865, 51_866)
 _TIED = "proj_out.weight"
 _EMBEDDING = "model.decoder.embed_tokens.weight"
 _FIXED = "encoder.embed_positions.weight"
+_OPENAI_FIXED = "encoder.positional_embedding"
 _HALF_ROUNDING = 2.0**-10  # twice what rounding to float16 changes numbers up to 1
 
 
@@ -161,6 +162,8 @@ def _folder_to_openai(source: Path, target: Path, dtype: str | None, adapter: Pa
             "for transcription can be converted"
         )
     tensors = {str(name): tensor for name, tensor in named.items()}
+    if _OPENAI_FIXED not in tensors:  # INT8 checkpoints, and what is made of them
+        tensors[_OPENAI_FIXED] = sinusoids(dimensions.n_audio_ctx, dimensions.n_audio_state)
     write_openai(target, dimensions, _typed(tensors, dtype))
     return _words(tensors, target)
 

@@ -79,8 +79,8 @@ def test_any_settings_equal_transformers(settings: dict[str, Any]) -> None:
     agree(*both(settings, [SHORT, LONG], return_tensors="np", **options))
 
 
-def test_real_speech_equals_transformers(shared_data: Path) -> None:
-    folder = shared_data / "english_short"
+def test_real_speech_equals_transformers(speech: Path) -> None:
+    folder = speech / "english_short"
     clips = [read_clip(folder / clip["path"]) for clip in read_manifest(folder)[::8]]
     agree(*both({}, clips, padding=True, return_tensors="np"))
 

@@ -208,9 +208,10 @@ def test_a_name_that_is_no_checkpoint_is_a_checkpoint_error(tmp_path):
         WhisperConfig.from_pretrained(tmp_path / "nothing")
 
 
-def test_the_config_of_a_real_checkpoint_loads_as_in_the_reference(shared_data):
-    folder = shared_data / "whisper-base-lab"
-    ours, theirs = (c.from_pretrained(folder) for c in (WhisperConfig, transformers.WhisperConfig))
+def test_the_config_of_a_real_checkpoint_loads_as_in_the_reference(checkpoint):
+    ours, theirs = (
+        c.from_pretrained(checkpoint) for c in (WhisperConfig, transformers.WhisperConfig)
+    )
     for name in own_fields():
         assert settings_of(ours, name) == settings_of(theirs, name), name
 

@@ -50,8 +50,8 @@ def test_loud_endings_keep_every_frame_they_reach(num_samples: int) -> None:
 
 
 @pytest.mark.parametrize("num_mel_bins", [80, 128])
-def test_real_clips_equal_whispers_padded_recording(shared_data: Path, num_mel_bins: int) -> None:
-    folder = shared_data / "english_short"
+def test_real_clips_equal_whispers_padded_recording(speech: Path, num_mel_bins: int) -> None:
+    folder = speech / "english_short"
     for item in read_manifest(folder)[::7]:
         samples = read_clip(folder / item["path"])
         expected = expected_features(samples, num_mel_bins)
@@ -88,8 +88,8 @@ def test_whispers_own_preprocessor_files_are_accepted(tmp_path: Path) -> None:
     assert WhisperPartFeatures.from_folder(folder).num_mel_bins == 128
 
 
-def test_the_shared_checkpoint_is_accepted(shared_data: Path) -> None:
-    features = WhisperPartFeatures.from_folder(shared_data / "whisper-base-lab")
+def test_a_real_checkpoint_is_accepted(checkpoint: Path) -> None:
+    features = WhisperPartFeatures.from_folder(checkpoint)
     assert features.num_mel_bins == 80
 
 

@@ -297,10 +297,10 @@ def test_a_classifier_needs_a_window_and_all_layers_it_averages() -> None:
         model(encoder_outputs=ENCODED)
 
 
-def test_a_real_checkpoint_can_be_classified_with(shared_data: Path) -> None:
+def test_a_real_checkpoint_can_be_classified_with(checkpoint: Path) -> None:
     with pytest.warns(UserWarning, match="train them before use"):
         model = WhisperForAudioClassification.from_pretrained(
-            shared_data / "whisper-base-lab", num_labels=4, dtype="float32"
+            checkpoint, num_labels=4, dtype="float32"
         )
     features = torch.randn(1, model.config.num_mel_bins, 3000)
     assert model(features).logits.shape == (1, 4)

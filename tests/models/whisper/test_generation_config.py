@@ -27,20 +27,18 @@ def write(folder: Path, name: str = NAME, **content: object) -> None:
     (folder / name).write_text(json.dumps(content))
 
 
-def test_a_real_file_is_read_key_by_key(shared_data):
-    folder = shared_data / "whisper-base-lab"
-    ours = GenerationConfig.from_pretrained(folder)
-    theirs = transformers.GenerationConfig.from_pretrained(folder)
+def test_a_real_file_is_read_key_by_key(checkpoint):
+    ours = GenerationConfig.from_pretrained(checkpoint)
+    theirs = transformers.GenerationConfig.from_pretrained(checkpoint)
     for key, value in ours.to_dict().items():
         if key not in ("forced_decoder_ids", "transformers_version"):
             assert value == getattr(theirs, key), key
 
 
-def test_a_real_tokenizer_gives_the_ids_of_the_real_file(shared_data, tmp_path):
-    folder = shared_data / "whisper-base-lab"
+def test_a_real_tokenizer_gives_the_ids_of_the_real_file(checkpoint, tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
-        (tmp_path / name).symlink_to(folder / name)
-    derived, given = (GenerationConfig.from_pretrained(f) for f in (tmp_path, folder))
+        (tmp_path / name).symlink_to(checkpoint / name)
+    derived, given = (GenerationConfig.from_pretrained(f) for f in (tmp_path, checkpoint))
     elsewhere = ("alignment_heads", "max_initial_timestamp_index", "return_timestamps")
     kept = {name: getattr(given, name) for name in (*elsewhere, "transformers_version")}
     assert replace(derived, **kept) == given

@@ -59,8 +59,8 @@ def pairs(folders) -> Pairs:
 
 
 @pytest.fixture(scope="session")
-def lab(shared_data):
-    return load_pair(shared_data / "whisper-base-lab")
+def real(checkpoint):
+    return load_pair(checkpoint)
 
 
 @pytest.fixture(scope="session")
@@ -85,9 +85,9 @@ def assert_decodes_equal(ours, theirs, ids):
 # Against transformers
 
 
-def test_every_text_of_the_data_encodes_and_decodes_as_in_transformers(lab, shared_data):
-    ours, theirs = lab
-    lines = [p.read_text().splitlines() for p in sorted(shared_data.glob("*/manifest.jsonl"))]
+def test_every_text_of_the_data_encodes_and_decodes_as_in_transformers(real, speech):
+    ours, theirs = real
+    lines = [p.read_text().splitlines() for p in sorted(speech.glob("*/manifest.jsonl"))]
     found = {row.get("text") for rows in lines for row in map(json.loads, rows)}
     texts = sorted(text for text in found if text)
     assert len(texts) > 500
