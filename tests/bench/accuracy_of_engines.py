@@ -8,8 +8,9 @@
 
 DATA holds recordings and a manifest.jsonl with their texts, and `words` where they are known.
 RESULTS gets a file per engine, a line per recording: an interrupted run continues, and a file that
-is deleted is written again. Where a manifest has words, greedy runs time words. English is given,
-other languages are detected; languages that a checkpoint does not know are skipped.
+is deleted is written again. Greedy runs time words where a manifest has them for all recordings.
+English is given, other languages are detected; languages that a checkpoint does not know are
+skipped.
 """
 
 import argparse
@@ -65,7 +66,8 @@ def _items(folder: Path, known: Sequence[str]) -> list[dict[str, Any]]:
     items = [
         item | {"code": item.get("whisper_language", item["language"])} for item in manifest(folder)
     ]
-    return [item for item in items if item["code"] in known]
+    timed = all("words" in item for item in items)
+    return [item | {"timed": timed} for item in items if item["code"] in known]
 
 
 def _languages(model: Path) -> list[str]:
@@ -107,7 +109,7 @@ def _run_mode(
             found = recognize(
                 item["file"],
                 language="en" if item["code"] == "en" else None,
-                word_times=mode == "greedy" and "words" in item,
+                word_times=mode == "greedy" and item["timed"],
             )
             words = [[word.word, word.start_s, word.end_s] for word in found.words]
             row = {"key": key, "text": found.text, "language": found.language, "words": words}
@@ -138,24 +140,54 @@ def _show(arguments: argparse.Namespace) -> None:
                 groups[key[:3]].setdefault(name, set()).add(key)
     for (model, mode, data), engines in sorted(groups.items()):
         keys = sorted(set.intersection(*engines.values()))
-        print(f"\n{model}, {mode}, {data}: {len(keys)} recordings that all engines have done")
-        if not keys:
-            continue
-        print(
-            f"{'':<20}{'words':>7}{'WER':>7}{'sub':>6}{'del':>6}{'ins':>6}{'CER':>7}"
-            f"{'= openai':>10}{'= transf.':>10}{'language':>10}"
+        print(f"\n{model}, {mode}, {data}: {len(keys)} recordings that all engines have done\n")
+        if keys:
+            found = {name: {key: every[name][key] for key in keys} for name in engines}
+            print("\n".join((*_table(found, items), *_table_of_times(found, items))))
+
+
+Found = dict[str, dict[Key, Hypothesis]]
+
+
+def _table(found: Found, items: dict[tuple[str, ...], dict[str, Any]]) -> Iterator[str]:
+    columns = "WER % | sub | del | ins | CER % | = openai-whisper | = transformers | language"
+    yield f"| | {columns} |"
+    yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|"
+    for name, mine in found.items():
+        scores = [_score(items[key[2:]], one) for key, one in mine.items()]
+        words = total(one.words for one in scores)
+        letters = total(one.letters for one in scores)
+        same = (
+            str(sum(_same(one, found[other][key]) for key, one in mine.items()))
+            if other in found
+            else ""
+            for other in ("openai-whisper", "transformers")
         )
-        for name in engines:
-            mine = every[name]
-            scores = [_score(items[key[2:]], mine[key]) for key in keys]
-            same = [
-                _share(key in every[other] and _same(mine[key], every[other][key]) for key in keys)
-                for other in ("openai-whisper", "transformers")
+        right = sum(items[key[2:]]["code"] == one.language for key, one in mine.items())
+        counts = (words.substitutions, words.deletions, words.insertions)
+        cells = (name, _percent(words), *counts, _percent(letters), *same, right)
+        yield f"| {' | '.join(map(str, cells))} |"
+
+
+def _table_of_times(found: Found, items: dict[tuple[str, ...], dict[str, Any]]) -> Iterator[str]:
+    if not any(one.words for mine in found.values() for one in mine.values()):
+        return
+    edge = "median ms | 90 % within ms | " + " | ".join(f"in {limit} ms" for limit in WITHIN_MS)
+    yield f"\n| | words | start: {edge} | end: {edge} |"
+    yield "|---|" + "--:|" * (1 + 2 * (2 + len(WITHIN_MS)))
+    for name, mine in found.items():
+        errors_ms = 1000 * np.abs(
+            [
+                pair
+                for key, one in mine.items()
+                for pair in _score(items[key[2:]], one).time_errors_s
             ]
-            language = _share(items[key[2:]]["code"] == mine[key].language for key in keys)
-            print(f"{name:<20}{_rates(scores)}{same[0]:>10}{same[1]:>10}{language:>10}")
-            if times := [error for one in scores for error in one.time_errors_s]:
-                print(f"{'':<20}{_times(times)}")
+        )
+        cells = [name, str(len(errors_ms))]
+        for edge_ms in errors_ms.T:
+            cells += [f"{np.quantile(edge_ms, share):.0f}" for share in (0.5, 0.9)]
+            cells += [f"{np.mean(edge_ms <= limit):.0%}" for limit in WITHIN_MS]
+        yield f"| {' | '.join(cells)} |"
 
 
 def _by_id(folders: Sequence[Path]) -> dict[tuple[str, ...], dict[str, Any]]:
@@ -183,29 +215,9 @@ def _same(one: Hypothesis, other: Hypothesis) -> bool:
     return one.text.split() == other.text.split()
 
 
-def _share(found: Iterator[bool]) -> str:
-    flags = list(found)
-    return f"{sum(flags)}/{len(flags)}"
-
-
-def _rates(scores: Sequence[Score]) -> str:
-    words: Errors = total(one.words for one in scores)
-    letters: Errors = total(one.letters for one in scores)
-    assert words.rate is not None, "references have words"
-    assert letters.rate is not None, "references have letters"
-    return (
-        f"{words.said:>7}{words.rate:>7.2%}{words.substitutions:>6}"
-        f"{words.deletions:>6}{words.insertions:>6}{letters.rate:>7.2%}"
-    )
-
-
-def _times(errors: Sequence[tuple[float, float]]) -> str:
-    found = []
-    for edge, column in zip(("start", "end"), np.abs(np.array(errors)).T * 1000, strict=True):
-        within = ", ".join(f"{np.mean(column <= limit):.1%} in {limit}" for limit in WITHIN_MS)
-        middle, most = np.median(column), np.quantile(column, 0.9)
-        found.append(f"{edge} {middle:.0f} ms median, {most:.0f} p90, {within}")
-    return f"{len(errors)} words; " + "; ".join(found)
+def _percent(errors: Errors) -> str:
+    assert errors.rate is not None, "references have words"
+    return f"{100 * errors.rate:.2f}"
 
 
 def _differ(arguments: argparse.Namespace) -> None:

@@ -237,22 +237,19 @@ class Transformers:
             if language is None:
                 language = self._language(inputs.input_features[..., :WINDOW_FRAMES])
             options |= {"language": language, "task": "transcribe"}
-        if word_times:
-            return self._with_words(samples, language, options)
         tokens = self._model.generate(**inputs, return_timestamps=True, **options)
         text: str = self._processor.batch_decode(tokens, skip_special_tokens=True)[0]
-        return Hypothesis(text=text.strip(), language=language)
+        words = self._words(samples, options) if word_times else ()
+        return Hypothesis(text=text.strip(), language=language, words=words)
 
-    def _with_words(
-        self, samples: np.ndarray, language: str | None, options: dict[str, Any]
-    ) -> Hypothesis:
+    def _words(self, samples: np.ndarray, options: dict[str, Any]) -> tuple[TimedWord, ...]:
+        # It times the words of short clips without timestamp tokens, which gives other texts.
         found = self._pipeline(samples, return_timestamps="word", generate_kwargs=options)
-        words = (
+        return tuple(
             TimedWord(chunk["text"], *map(float, chunk["timestamp"]))
             for chunk in found["chunks"]
             if None not in chunk["timestamp"]
         )
-        return Hypothesis(text=found["text"].strip(), language=language, words=tuple(words))
 
     def _language(self, features: torch.Tensor) -> str:
         token = int(self._model.detect_language(input_features=features)[0])
