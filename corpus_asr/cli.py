@@ -33,6 +33,7 @@ from corpus_asr.commands.failures import (
 from corpus_asr.commands.finetune import finetune
 from corpus_asr.commands.init import init
 from corpus_asr.commands.label import label
+from corpus_asr.commands.model_option import note_model_of
 from corpus_asr.commands.nightly import nightly
 from corpus_asr.commands.plan import plan
 from corpus_asr.commands.report import report
@@ -152,6 +153,7 @@ def run(
     advice = "run the same command again to continue"
     with readable_errors(on_interrupt=advice), ended_by_sigterm():
         settings = load_config(config, overrides or ())
+        note_model_of(settings)
         # Pipelines stand above the command line in the layers, so they are found by name.
         pipeline: _Pipeline = importlib.import_module(f"pipelines.{settings.pipeline}")
         retry = Retry.retryable if retry_failed else Retry.none
@@ -214,7 +216,8 @@ def convert(
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="A new .pt file, or a new folder.")],
     dtype: Annotated[
-        str | None, typer.Option(help="float32, float16 or bfloat16; default: as stored.")
+        str | None,
+        typer.Option(help="float32, float16, bfloat16 or int8; default: as stored."),
     ] = None,
     max_shard_size: Annotated[
         str, typer.Option(help="Size of one file of weights in a folder.")

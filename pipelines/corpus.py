@@ -26,6 +26,7 @@ from corpus_asr.runtime.weights import Weights
 from corpus_asr.stages.transcribe import EngineFactory
 from corpus_asr.storage.beginning import begin_run, fingerprint, new_run_id
 from corpus_asr.storage.finish import finish
+from corpus_asr.storage.hub_names import full_name
 from corpus_asr.storage.lock import Lock
 from corpus_asr.storage.plan import Plan, make_plan, read_listing, read_packs
 from corpus_asr.storage.tables import OutputStore
@@ -111,7 +112,7 @@ def run_locked(
         uri=config.output.uri,
         endpoint_url=config.output.endpoint_url,
         run_id=begun.run_id,
-        model=config.model.checkpoint,
+        model=full_name(config.model.checkpoint),
         model_revision=weights.revision,
         by_language=weights.by_language,
         lock=lock.key,

@@ -37,6 +37,8 @@ from tests.support.snapshots import snapshot
 
 DEMO = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
 REPOSITORY = Path(__file__).parents[1]
+# So that no line says which model is the default one.
+NAMED = ("--set", "model.checkpoint=lab/model")
 
 SUMMARY = RunSummary(
     output_uri="out",
@@ -226,7 +228,7 @@ def test_an_error_is_one_message_and_its_exit_code(
     error: BaseException, code: int, pipeline: FakePipeline
 ) -> None:
     pipeline.outcome = error
-    result = call("run", DEMO)
+    result = call("run", DEMO, *NAMED)
     assert result.exit_code == code
     assert len(result.stderr.splitlines()) == 1
     assert result.stderr.startswith("corpus-asr: ")
@@ -243,7 +245,7 @@ def test_an_unexpected_error_names_its_type_and_hides_its_traceback(
     pipeline: FakePipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline.outcome = RuntimeError("what?")
-    result = call("run", DEMO)
+    result = call("run", DEMO, *NAMED)
     assert result.exit_code == 3
     assert result.stderr == (
         "corpus-asr: unexpected RuntimeError: what?; CORPUS_ASR_DEBUG=1 shows where\n"
@@ -413,7 +415,7 @@ def test_stderr_holds_nothing_but_objects_when_asked(
     assert told["message"] == "reading https://host/a: gone"
     assert pipeline.progress == [None]
     monkeypatch.setenv("CORPUS_ASR_LOG_FORMAT", "text")
-    assert call("run", DEMO).stderr.startswith("corpus-asr: reading")
+    assert call("run", DEMO, *NAMED).stderr.startswith("corpus-asr: reading")
     assert pipeline.progress[1] is not None
     assert call("--log-level", "loud", "run", DEMO).exit_code == 2
 

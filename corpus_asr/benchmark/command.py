@@ -130,7 +130,7 @@ def _check(options: argparse.Namespace) -> None:
     Raises:
         ConfigError: naming the options.
     """
-    from corpus_asr.text.languages import resolve_language
+    from corpus_asr.languages import resolve_language
 
     try:
         options.language = resolve_language(options.language)

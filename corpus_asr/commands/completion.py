@@ -28,11 +28,11 @@ def decoding_override(incomplete: str) -> list[str]:
 
 
 def checkpoint(incomplete: str) -> list[str]:
-    """Complete checkpoints of the package and well-known ones of the hub."""
-    from corpus_asr.storage.hub_names import KNOWN_NAMES
+    """Complete checkpoints of the package, short names, and well-known names of the hub."""
+    from corpus_asr.storage.hub_names import KNOWN_NAMES, SHORT_NAMES
     from corpus_asr.storage.model_files import PACKAGED
 
-    return _beginning((*PACKAGED, *KNOWN_NAMES), incomplete)
+    return _beginning((*PACKAGED, *SHORT_NAMES, *KNOWN_NAMES), incomplete)
 
 
 def device(incomplete: str) -> list[str]:
@@ -52,7 +52,7 @@ def strategy(incomplete: str) -> list[str]:
 
 def language(incomplete: str) -> list[str]:
     """Complete the codes of Whisper's languages."""
-    from corpus_asr.text.languages import LANGUAGES
+    from corpus_asr.languages import LANGUAGES
 
     return _beginning(LANGUAGES, incomplete)
 

@@ -68,6 +68,14 @@ def _debug_traceback() -> None:
         traceback.print_exc()
 
 
+def note(message: str) -> None:
+    """Say on stderr what a user may want to know; where lines are JSON, as one of them."""
+    if speaks_json():
+        event(_LOG, logging.INFO, "note", message=message)
+        return
+    typer.echo(message, err=True)
+
+
 def say(message: str) -> None:
     """Tell people, or whatever reads log lines, what went wrong."""
     from corpus_asr.config.secrets import hide_secrets

@@ -12,15 +12,10 @@ from typing import Annotated
 
 import typer
 
-from corpus_asr.commands import completion
 from corpus_asr.commands.failures import readable_errors
+from corpus_asr.commands.model_option import LARGER_OPTION, Model
+from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, default_model_notice
 from corpus_asr.errors import ConfigError
-
-DEFAULT_MODELS = {
-    "transcribe": "openai/whisper-small",
-    "classify": "openai/whisper-small",
-    "pseudo-label": "openai/whisper-large-v3",
-}
 
 
 class Job(StrEnum):
@@ -31,6 +26,11 @@ class Job(StrEnum):
     pseudo_label = "pseudo-label"
 
 
+_DEFAULT_MODELS = {
+    Job.transcribe: PACKAGED_CHECKPOINT,
+    Job.classify: "small",  # it has to know several languages
+    Job.pseudo_label: "large-v3",  # labels are no better than their model
+}
 _PIPELINES = {
     Job.transcribe: "transcribe_corpus",
     Job.classify: "classify_audio",
@@ -49,14 +49,7 @@ def init(
     output: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Where the tables go.")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CHECKPOINT",
-            help="A folder, an address or a hub name.",
-            autocompletion=completion.checkpoint,
-        ),
-    ] = None,
+    model: Model = None,
     full: Annotated[bool, typer.Option("--full", help="Every key, not only the usual ones.")] = (
         False
     ),
@@ -79,13 +72,15 @@ def init(
             )
         chosen = {
             "source.uri": _answer(ask, "Recordings (file, folder or glob)", source, "recordings"),
-            "model.checkpoint": _answer(ask, "Model", model, DEFAULT_MODELS[pipeline]),
+            "model.checkpoint": _answer(ask, "Model", model, _DEFAULT_MODELS[pipeline]),
             "output.uri": _answer(ask, "Folder for the tables", output, "output"),
         }
         if pipeline is Job.pseudo_label:
             chosen["dataset.uri"] = f"{chosen['output.uri'].rstrip('/')}-dataset"
         _write(file, _PIPELINES[pipeline], chosen, full=full)
         typer.echo(f"{file}: written")
+        if model is None and not ask:
+            typer.echo(_model_line(pipeline))
         if source is None and not ask:
             typer.echo("first set source.uri there to where your recordings are")
         for command, words in _next(file, pipeline):
@@ -93,6 +88,13 @@ def init(
 
 
 _WIDTH = 46
+
+
+def _model_line(pipeline: Job) -> str:
+    """Say which model the file names where the user named none."""
+    if pipeline is Job.transcribe:
+        return default_model_notice(LARGER_OPTION)
+    return f"model: {_DEFAULT_MODELS[pipeline]}, fetched from the hub; --model names another one"
 
 
 def _is_terminal() -> bool:

@@ -13,6 +13,7 @@ import typer
 
 from corpus_asr.commands import completion
 from corpus_asr.commands.failures import EXIT_LOCKED, EXIT_SOME_FAILED, readable_errors, say
+from corpus_asr.commands.model_option import note_model_of
 from corpus_asr.errors import LockedError
 from corpus_asr.logs import speaks_json
 from corpus_asr.runtime.stopping import ended_by_sigterm
@@ -50,6 +51,7 @@ def nightly(
 
     with readable_errors(on_interrupt="the next night goes on"), ended_by_sigterm():
         settings = load_config(config, overrides or ())
+        note_model_of(settings)
         # Pipelines stand above the command line in the layers, so they are found by name.
         pipeline = importlib.import_module("pipelines.archive_nightly")
         lines = None if speaks_json() else sys.stderr

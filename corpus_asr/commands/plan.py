@@ -11,6 +11,7 @@ import typer
 
 from corpus_asr.commands import completion
 from corpus_asr.commands.failures import readable_errors
+from corpus_asr.commands.model_option import note_model_of
 
 if TYPE_CHECKING:
     from corpus_asr.config.load import Setting
@@ -47,6 +48,7 @@ def plan(
 
     with readable_errors():
         settings = load_config(config, overrides or ())
+        note_model_of(settings)
         _print_settings(list(settings_of(settings)))
         store = OutputStore(settings.output.uri, endpoint_url=settings.output.endpoint_url)
         # Weights are large; they matter here only where results of the same ones may lie.

@@ -12,6 +12,7 @@ import typer
 
 from corpus_asr.commands import completion
 from corpus_asr.commands.failures import EXIT_SOME_FAILED, readable_errors, say
+from corpus_asr.commands.model_option import Model, model_or_default
 from corpus_asr.errors import ItemError
 from corpus_asr.report.transcript import Format, printer
 
@@ -28,17 +29,13 @@ class DtypeName(StrEnum):
 
 def transcribe(
     files: Annotated[list[str], typer.Argument(metavar="FILE", help="Files or addresses.")],
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="CHECKPOINT",
-            help="A folder, an address or a hub name.",
-            autocompletion=completion.checkpoint,
-        ),
-    ],
+    model: Model = None,
     language: Annotated[
         str | None,
-        typer.Option(help="Code such as en; default: detect.", autocompletion=completion.language),
+        typer.Option(
+            help="Code or name, such as en or English; default: detect.",
+            autocompletion=completion.language,
+        ),
     ] = None,
     task: Annotated[
         str | None,
@@ -84,11 +81,12 @@ def transcribe(
             say(str(error))
 
         if readable:
+            checkpoint = model_or_default(model)
             from corpus_asr.runtime.transcriber import Transcriber
 
             show = printer(output_format, many=len(files) > 1)
             with Transcriber.from_pretrained(
-                model, device=device, dtype=dtype.value, **options
+                checkpoint, device=device, dtype=dtype.value, **options
             ) as loaded:
                 for transcript in loaded.transcribe_many(readable, on_error=tell):
                     show(transcript)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from corpus_asr.config.base import Settings
+from corpus_asr.languages import code_of
 
 Temperature = Annotated[float, Field(ge=0.0, le=2.0)]
 Seconds = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -17,7 +18,8 @@ class DecodingSettings(Settings):
 
     language: str | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         default="auto",
-        description="`auto`, a code such as `en`, or a list of codes to choose among.",
+        description="`auto`, a code or name such as `en` or `English`, or a list of such to choose "
+        "among.",
     )
     language_mode: Literal["recording", "part", "window"] = Field(
         default="recording",
@@ -117,12 +119,13 @@ class DecodingSettings(Settings):
 
     @field_validator("language")
     @classmethod
-    def _auto_stands_alone(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    def _codes_of_names(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         if isinstance(value, str):
-            return value
-        if "auto" in value:
+            return code_of(value)
+        codes = tuple(map(code_of, value))
+        if "auto" in codes:
             raise ValueError("auto means every language; leave it out of the list")
-        return tuple(dict.fromkeys(value))  # twice the same would share its probability
+        return tuple(dict.fromkeys(codes))  # twice the same would share its probability
 
     @field_validator("temperature", mode="before")
     @classmethod

@@ -11,7 +11,9 @@ from corpus_asr.config.stages import ClusterSettings
 class StudentSettings(Settings):
     """What learns."""
 
-    checkpoint: str = Field(description="Where training starts: a folder, address or hub name.")
+    checkpoint: str = Field(
+        description="Where training starts: a folder, an address or a name such as small."
+    )
     revision: str | None = Field(default=None, description="Hub branch, tag or commit.")
     device: str = Field(default="auto", description="`auto`, cpu, cuda or cuda:N.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -242,7 +244,9 @@ class TrainingSettings(Settings):
 class DistillationSettings(Settings):
     """A larger checkpoint to learn from beside the labels."""
 
-    teacher: str | None = Field(default=None, description="A folder, address or hub name.")
+    teacher: str | None = Field(
+        default=None, description="A folder, an address or a name such as large-v3."
+    )
     revision: str | None = Field(default=None, description="Hub branch, tag or commit.")
     token_weight: float = Field(
         default=0.8, ge=0, le=1,

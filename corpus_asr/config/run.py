@@ -31,13 +31,25 @@ class RunConfig(Settings):
     )
     source: SourceSettings
     extract: ExtractSettings = Field(default_factory=ExtractSettings)
-    model: ModelSettings
+    model: ModelSettings = Field(default_factory=ModelSettings)
     decoding: DecodingSettings = Field(default_factory=DecodingSettings)
     classification: ClassificationSettings = Field(default_factory=ClassificationSettings)
     transcribe: TranscribeSettings = Field(default_factory=TranscribeSettings)
     output: OutputSettings
     nightly: NightlySettings = Field(default_factory=NightlySettings)
     cluster: ClusterSettings = Field(default_factory=ClusterSettings)
+
+    @model_validator(mode="after")
+    def _other_jobs_name_their_model(self) -> "RunConfig":
+        if self.model.is_named or self.pipeline == "transcribe_corpus":
+            return self
+        why, example = "needs a multilingual model", "small"
+        if self.pipeline == PSEUDO_LABEL:
+            why, example = "makes training data as accurate as its model", "large-v3"
+        raise ValueError(
+            f"model.checkpoint: missing; {self.pipeline} {why} and has no default: name one, such "
+            f"as {example}"
+        )
 
     @model_validator(mode="after")
     def _speech_is_looked_for(self) -> "RunConfig":

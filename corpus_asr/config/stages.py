@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from corpus_asr.config.base import Auto, Settings
+from corpus_asr.config.default_model import PACKAGED_CHECKPOINT
 
 # What usually lies beside recordings and is no recording.
 SIDECAR_PATTERNS = tuple(
@@ -110,7 +111,11 @@ class ModelSettings(Settings):
     """Which weights."""
 
     checkpoint: str = Field(
-        description="A folder, an fsspec address, or a hub name such as openai/whisper-small."
+        default=PACKAGED_CHECKPOINT,
+        description="A folder, an fsspec address or a name. whisper-tiny.en (English, 39M "
+        "parameters) comes with the package. base (74M), small (244M), medium (769M), turbo (809M) "
+        "and large-v3 (1550M) are multilingual and more accurate, and come from the hub, as any "
+        "OWNER/NAME there.",
     )
     revision: str | None = Field(default=None, description="Hub branch, tag or commit.")
     by_language: dict[str, str] = Field(
@@ -126,6 +131,11 @@ class ModelSettings(Settings):
     device: str = Field(
         default="auto", description="`auto` takes a GPU if there is one; or cpu, cuda, cuda:1."
     )
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the user chose the checkpoint; else it is `PACKAGED_CHECKPOINT`."""
+        return "checkpoint" in self.model_fields_set
 
 
 class TranscribeSettings(Settings):

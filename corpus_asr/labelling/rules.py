@@ -10,7 +10,7 @@ from typing import Any
 
 from corpus_asr.config.labelling import SelectionSettings
 from corpus_asr.errors import ConfigError
-from corpus_asr.text.languages import resolve_language
+from corpus_asr.languages import resolve_language
 
 Row = Mapping[str, Any]
 

@@ -1,8 +1,8 @@
 """Weights into a checkpoint folder, in one file or in shards.
 
-In: tensors by name. Out: model.safetensors, or shards and their index, as Hugging Face lays them
-out. Complete or not at all: a folder never holds an index of shards that are not there. Knows no
-particular model.
+In: tensors by name. Out: model.safetensors, model.int8.safetensors where some are INT8, or shards
+and their index, as Hugging Face lays them out. Complete or not at all: a folder never holds an
+index of shards that are not there. Knows no particular model.
 """
 
 import re
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from corpus_asr.models.config_file import write_json_object
+from corpus_asr.models.int8_weights import INT8_NAME
 
 WEIGHTS_NAME = "model.safetensors"
 PICKLED_NAME = "pytorch_model.bin"
@@ -57,6 +58,8 @@ def save_weights(
     shards = list(_shards(tensors, parse_size(max_shard_size)))
     folder.mkdir(parents=True, exist_ok=True)
     base = WEIGHTS_NAME if safe_serialization else PICKLED_NAME
+    if any(tensor.dtype is torch.int8 for tensor in tensors.values()):
+        base = INT8_NAME
     stem, _, suffix = base.rpartition(".")
     names = [f"{stem}-{at:05d}-of-{len(shards):05d}.{suffix}" for at in range(1, len(shards) + 1)]
     if len(shards) == 1:
@@ -104,8 +107,8 @@ def _write(path: Path, shard: dict[str, Tensor], *, safe_serialization: bool) ->
 def _remove_others(folder: Path, kept: set[str]) -> None:
     """Remove weights that a reader would find beside, or before, those just written."""
     pattern = re.compile(
-        r"(model\.safetensors|pytorch_model\.bin)(\.index\.json)?"
-        r"|(model|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)"
+        r"(model(\.int8)?\.safetensors|pytorch_model\.bin)(\.index\.json)?"
+        r"|(model(\.int8)?|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)"
     )
     for path in folder.iterdir():
         if pattern.fullmatch(path.name) and path.name not in kept:

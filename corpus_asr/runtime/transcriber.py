@@ -4,6 +4,7 @@ Uses what the pipeline uses: the extract stage's child process, so that a broken
 the caller's process down, and the engine, whose slots all files share.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from functools import partial
 from typing import Any, Literal, Self
 
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, default_model_notice
 from corpus_asr.config.load import decoding_from
 from corpus_asr.config.stages import ExtractSettings
 from corpus_asr.errors import ConfigError, ItemError
@@ -24,6 +26,7 @@ from corpus_asr.transcription.language import spoken_most
 from corpus_asr.transcription.routing import RoutedEngine
 from corpus_asr.units import SAMPLE_RATE_HZ
 
+_LOG = logging.getLogger(__name__)
 # Parts extracted ahead per slot: one in it and one to follow; about 10 MiB each at most.
 _PARTS_PER_SLOT = 2
 
@@ -44,9 +47,100 @@ class _Recording:
 
 
 class Transcriber:
-    """A loaded model that transcribes files. Use as a context manager, or call `close`."""
+    """A loaded model that transcribes files. Use as a context manager, or call `close`.
+
+    Args:
+        checkpoint: a folder, an fsspec address, a hub name, or a short name such as `small`,
+            `large-v3` or `turbo`. None takes whisper-tiny.en, the English model that comes with the
+            package, and logs so.
+        revision: hub branch, tag or commit.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        dtype: `auto`, `float32`, `float16`, `bfloat16` or `int8`.
+        slots: windows decoded side by side.
+        num_threads: CPU threads for the model; None leaves torch's own choice.
+        extract: how audio is cut; None means the defaults.
+        by_language: checkpoints for files in some languages, by code; `checkpoint` detects the
+            language and transcribes all others.
+        **decoding: any key of the `decoding` settings, as the default of every call.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be had or loaded.
+        ConfigError: a wrong option, or the checkpoint is English-only and more is asked of it.
+    """
 
     def __init__(
+        self,
+        checkpoint: str | None = None,
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        slots: int | Literal["auto"] = "auto",
+        num_threads: int | None = None,
+        extract: ExtractSettings | None = None,
+        by_language: Mapping[str, str] | None = None,
+        **decoding: Any,
+    ) -> None:
+        extract = extract or ExtractSettings()
+        if extract.channels == "each":
+            raise ConfigError(
+                "transcribing channels apart: a Transcriber gives one transcript per file, and "
+                "found extract.channels: each; give one channel's number, or use `corpus-asr run`"
+            )
+        if checkpoint is None:
+            checkpoint = PACKAGED_CHECKPOINT
+            _LOG.warning("%s", default_model_notice('Transcriber("small") or "large-v3"'))
+        settings = decoding_from(decoding)
+        folder = fetch_model(checkpoint, revision=revision, weights=False)
+        check_transcribes(folder, settings, checkpoint)
+        others = fetch_others(folder, by_language or {}, checkpoint=checkpoint, weights=True)
+        folder = fetch_model(checkpoint, revision=revision)
+        load = partial(RoutedEngine.from_folders, folder, others)
+        engine: Engine | RoutedEngine = (load if others else partial(Engine.from_folder, folder))(
+            decoding=settings,
+            device=device,
+            dtype=dtype,
+            slots=slots,
+            num_threads=num_threads,
+        )
+        self._set_up(engine, str(folder), decoding=decoding, extract=extract)
+
+    @classmethod
+    def from_pretrained(cls, checkpoint: str, **options: Any) -> Self:
+        """Load a checkpoint, as the class itself does.
+
+        Args:
+            checkpoint: a folder, an address or a name.
+            **options: what the class takes.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be had or loaded.
+            ConfigError: a wrong option.
+        """
+        return cls(checkpoint, **options)
+
+    @classmethod
+    def around(
+        cls,
+        engine: Engine | RoutedEngine,
+        folder: str,
+        *,
+        decoding: Mapping[str, Any],
+        extract: ExtractSettings,
+    ) -> Self:
+        """Transcribe with an engine that is loaded already, and close it with this object.
+
+        Args:
+            engine: what transcribes.
+            folder: of its checkpoint, for the features.
+            decoding: keys of the `decoding` settings, as the default of every call.
+            extract: how audio is cut.
+        """
+        made = cls.__new__(cls)
+        made._set_up(engine, folder, decoding=decoding, extract=extract)
+        return made
+
+    def _set_up(
         self,
         engine: Engine | RoutedEngine,
         folder: str,
@@ -69,57 +163,6 @@ class Transcriber:
             },
             timeout_s=extract.item_timeout_s,
         )
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        checkpoint: str,
-        *,
-        revision: str | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
-        slots: int | Literal["auto"] = "auto",
-        num_threads: int | None = None,
-        extract: ExtractSettings | None = None,
-        by_language: Mapping[str, str] | None = None,
-        **decoding: Any,
-    ) -> Self:
-        """Load a checkpoint, or several.
-
-        Args:
-            checkpoint: a folder, an fsspec address or a hub name.
-            revision: hub branch, tag or commit.
-            device: `auto`, `cpu`, `cuda` or `cuda:N`.
-            dtype: `auto`, `float32`, `float16`, `bfloat16` or `int8`.
-            slots: windows decoded side by side.
-            num_threads: CPU threads for the model; None leaves torch's own choice.
-            extract: how audio is cut; None means the defaults.
-            by_language: checkpoints for files in some languages, by code; `checkpoint` detects
-                the language and transcribes all others.
-            **decoding: any key of the `decoding` settings, as the default of every call.
-
-        Raises:
-            CheckpointError: the checkpoint cannot be had or loaded.
-            ConfigError: a wrong option.
-        """
-        extract = extract or ExtractSettings()
-        if extract.channels == "each":
-            raise ConfigError(
-                "transcribing channels apart: a Transcriber gives one transcript per file, and "
-                "found extract.channels: each; give one channel's number, or use `corpus-asr run`"
-            )
-        folder = fetch_model(checkpoint, revision=revision)
-        check_transcribes(folder, decoding_from(decoding))
-        others = fetch_others(folder, by_language or {}, weights=True)
-        load = partial(RoutedEngine.from_folders, folder, others)
-        engine: Engine | RoutedEngine = (load if others else partial(Engine.from_folder, folder))(
-            decoding=decoding_from(decoding),
-            device=device,
-            dtype=dtype,
-            slots=slots,
-            num_threads=num_threads,
-        )
-        return cls(engine, str(folder), decoding=decoding, extract=extract)
 
     def transcribe(self, path: str, **decoding: Any) -> Transcript:
         """Transcribe one file or address.

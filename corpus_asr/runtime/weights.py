@@ -10,15 +10,17 @@ from pathlib import Path
 
 from corpus_asr.config.classification import ClassificationSettings
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.english_only import check_english_only
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import ConfigError
+from corpus_asr.languages import check_known
 from corpus_asr.models.config_file import read_json_object
 from corpus_asr.models.family import Family
 from corpus_asr.models.registry import family_of, resolve
 from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.hub_names import full_name
 from corpus_asr.storage.model_files import fetch_checkpoint, model_revision
 from corpus_asr.storage.results import ModelName
-from corpus_asr.text.languages import check_known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +53,15 @@ def fetch_weights(config: RunConfig, *, hashed: bool = True) -> Weights:
         ConfigError: one for a language does not fit the main one.
     """
     model = config.model
-    folder = fetch_model(model.checkpoint, revision=model.revision, weights=hashed)
+    folder = fetch_model(model.checkpoint, revision=model.revision, weights=False)
     others = {} if config.pipeline == CLASSIFY_AUDIO else model.by_language
+    others_in = fetch_others(folder, others, checkpoint=model.checkpoint, weights=hashed)
     found = {
-        code: (others[code], model_revision(other) if hashed else "")
-        for code, other in fetch_others(folder, others, weights=hashed).items()
+        code: (full_name(others[code]), model_revision(other) if hashed else "")
+        for code, other in others_in.items()
     }
+    if hashed:
+        folder = fetch_model(model.checkpoint, revision=model.revision)
     revision = model_revision(folder) if hashed else ""
     return Weights(folder=folder, revision=revision, by_language=found)
 
@@ -77,12 +82,15 @@ def fetch_model(checkpoint: str, *, revision: str | None = None, weights: bool =
     return fetch_checkpoint(checkpoint, revision=revision) if weights else folder
 
 
-def fetch_others(folder: Path, others: Mapping[str, str], *, weights: bool) -> dict[str, Path]:
+def fetch_others(
+    folder: Path, others: Mapping[str, str], *, checkpoint: str, weights: bool
+) -> dict[str, Path]:
     """Fetch the checkpoints for some languages, and see that they fit the main one.
 
     Args:
         folder: of the main one.
         others: checkpoints by language code.
+        checkpoint: the name of the main one, for messages.
         weights: False fetches only the small files.
 
     Raises:
@@ -90,21 +98,27 @@ def fetch_others(folder: Path, others: Mapping[str, str], *, weights: bool) -> d
         ConfigError: one does not fit.
     """
     if others:
-        _check_detects(folder, others)
+        _check_detects(folder, others, checkpoint)
     found = {}
-    for code, checkpoint in others.items():
-        found[code] = fetch_model(checkpoint, weights=weights)
-        _check_features(code, checkpoint, found[code], folder)
+    for code, other in others.items():
+        found[code] = fetch_model(other, weights=False)
+        _check_features(code, other, found[code], folder)
+        try:
+            check_transcribes(found[code], DecodingSettings(language=code), other)
+        except ConfigError as error:
+            raise ConfigError(f"reading model.by_language.{code}: {error}") from error
+        if weights:
+            found[code] = fetch_model(other)
     return found
 
 
-def _check_detects(folder: Path, others: Mapping[str, str]) -> None:
+def _check_detects(folder: Path, others: Mapping[str, str], checkpoint: str) -> None:
     known = language_codes(folder)
     if not known:
         raise ConfigError(
-            f"reading model.by_language: the checkpoint {folder.name} does not tell languages "
-            "apart, expected a multilingual Whisper checkpoint as model.checkpoint; use one, or "
-            "leave by_language out"
+            f"reading model.by_language: found {shown(checkpoint)} as model.checkpoint, which does "
+            "not detect languages, expected a multilingual Whisper checkpoint; use one, such as "
+            "base, or leave by_language out"
         )
     unknown = sorted(set(others) - set(known))
     if unknown:
@@ -114,18 +128,26 @@ def _check_detects(folder: Path, others: Mapping[str, str]) -> None:
         )
 
 
-def check_transcribes(folder: Path, decoding: DecodingSettings) -> None:
-    """Refuse, before a worker is started, what a checkpoint's tokenizer can tell.
+def check_transcribes(folder: Path, decoding: DecodingSettings, checkpoint: str) -> None:
+    """Refuse what a checkpoint cannot do, as far as its tokenizer shows: no weights are needed.
+
+    Args:
+        folder: with at least its small files.
+        decoding: what is asked of it.
+        checkpoint: its name, for messages.
 
     Raises:
         CheckpointError: its tokenizer is missing or unreadable.
-        ConfigError: it does not know a language that is asked for.
+        ConfigError: it does not know a language that is asked for, or is English-only.
     """
     tokenizer = resolve(family_of(folder).tokenizer).from_pretrained(folder)
     if not hasattr(tokenizer, "language_ids"):
         return  # of a family that is not told what is spoken
+    if not tokenizer.language_ids:
+        check_english_only(decoding, checkpoint=shown(checkpoint))
+        return
     wanted = [decoding.language] if isinstance(decoding.language, str) else decoding.language
-    check_known(wanted, set(tokenizer.language_ids) or {"en"}, key="decoding.language")
+    check_known(wanted, tokenizer.language_ids, key="decoding.language")
 
 
 def language_codes(folder: Path) -> tuple[str, ...]:

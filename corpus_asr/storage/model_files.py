@@ -18,9 +18,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from corpus_asr.config.default_model import PACKAGED_CHECKPOINT
 from corpus_asr.errors import CheckpointError, FetchError
 from corpus_asr.storage.addresses import LOCAL, join, normalise, scheme_of, shown, without_secrets
-from corpus_asr.storage.hub_names import probably_meant
+from corpus_asr.storage.hub_names import full_name, hub_name, probably_meant
 from corpus_asr.units import MEBIBYTE
 
 CACHE_VARIABLE = "CORPUS_ASR_CACHE"
@@ -32,12 +33,19 @@ SMALL_FILES = (
 # In order of preference. Repositories also hold other precisions and other frameworks' files.
 WEIGHT_FILES = (
     ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"),
+    (
+        "model.int8.safetensors",
+        "model.int8.safetensors.index.json",
+        "model.int8-*-of-*.safetensors",
+    ),
     ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"),
 )
+_WEIGHTS_WANTED = "model.safetensors, model.int8.safetensors or pytorch_model.bin"
 PACKAGED_FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
 PACKAGED = tuple(sorted(path.parent.name for path in PACKAGED_FOLDER.glob("*/config.json")))
 """Checkpoints that come with the package, by the names that they are asked for."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?", re.ASCII)
+_EXAMPLES = ("base", "small", "large-v3")
 _COPY_BYTES = 8 * MEBIBYTE
 _NAMES_SHOWN = 10
 
@@ -63,8 +71,8 @@ def fetch_checkpoint(
     """Return a local folder with a checkpoint's files.
 
     Args:
-        checkpoint: a folder (used as it is), an fsspec address of one, a name in `PACKAGED`, or a
-            hub name.
+        checkpoint: a folder (used as it is), an fsspec address of one, a name in `PACKAGED`, a hub
+            name, or a short name such as `large-v3`.
         revision: branch, tag or commit; this and all that follow mean something for hub names only.
         weights: False fetches only the small files: configuration, tokenizer, features.
         expect: a file that must be there; None for any.
@@ -77,6 +85,7 @@ def fetch_checkpoint(
     Raises:
         CheckpointError: there is no such checkpoint, it may not be read, or files are missing.
     """
+    checkpoint = full_name(checkpoint)
     local = Path(normalise(checkpoint)) if scheme_of(checkpoint) == LOCAL else None
     if local is not None and local.is_dir():
         folder = local / subfolder
@@ -87,6 +96,7 @@ def fetch_checkpoint(
         address = join(address, subfolder) if subfolder else address
         folder = _fetch_address(address, weights=weights, expect=expect)
     elif _HUB_NAME.fullmatch(checkpoint) and not (local is not None and local.is_file()):
+        _check_spelling(checkpoint)
         access: dict[str, Any] = {
             "revision": revision,
             "cache_dir": cache_dir,
@@ -101,14 +111,15 @@ def fetch_checkpoint(
     else:
         raise CheckpointError(
             f"fetching the checkpoint {shown(checkpoint)}: found no such folder, expected a "
-            "folder, an address such as s3://..., or a hub name such as openai/whisper-small; "
-            "correct model.checkpoint"
+            f"folder, an address such as s3://..., or a name such as {', '.join(_EXAMPLES)} or "
+            "openai/whisper-small; correct --model or model.checkpoint"
         )
     if not folder.is_dir() or (expect is not None and not (folder / expect).is_file()):
         names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
         raise _missing(
-            f"{checkpoint}/{subfolder}".rstrip("/"), expect or "a folder with files", names
-        )
+            f"{checkpoint}/{subfolder}".rstrip("/"), expect or "a folder with files", names,
+            hub=hub_name(checkpoint),
+        )  # fmt: skip
     return folder
 
 
@@ -124,7 +135,7 @@ def model_revision(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     weights = _weight_names(names)
     if not weights:
-        raise _missing(str(folder), "model.safetensors or pytorch_model.bin", names)
+        raise _missing(str(folder), _WEIGHTS_WANTED, names)
     digest = hashlib.sha256()
     for name in sorted({*_matching(names, SMALL_FILES), *weights}):
         try:
@@ -146,6 +157,21 @@ def cache_folder() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "corpus-asr"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "corpus-asr"
+
+
+def _check_spelling(name: str) -> None:
+    """Refuse, before the network is used, a misspelt name without an owner: no model has it.
+
+    Raises:
+        CheckpointError: names what was probably meant.
+    """
+    meant = None if "/" in name else probably_meant(name)
+    if meant is not None:
+        raise CheckpointError(
+            f"fetching the checkpoint {name}: found no such folder and no model of that name; did "
+            f"you mean {meant}? Expected a folder, an address, OWNER/NAME of the hub, or a name "
+            f"such as {', '.join(_EXAMPLES)}; correct --model or model.checkpoint"
+        )
 
 
 def _matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
@@ -171,12 +197,16 @@ def _is_file(path: Path) -> CheckpointError:
     )
 
 
-def _missing(checkpoint: str, what: str, names: Sequence[str]) -> CheckpointError:
+def _missing(
+    checkpoint: str, what: str, names: Sequence[str], *, hub: str | None = None
+) -> CheckpointError:
     found = ", ".join(names[:_NAMES_SHOWN]) or "nothing"
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    cure = "point model.checkpoint at a folder with a Hugging Face checkpoint"
+    if hub is not None:
+        cure = f"write {hub} for the hub's checkpoint: a folder of that short name lies here"
     return CheckpointError(
-        f"fetching the checkpoint {shown(checkpoint)}: found {found}{more}, expected {what}; "
-        "point model.checkpoint at a folder with a Hugging Face checkpoint"
+        f"fetching the checkpoint {shown(checkpoint)}: found {found}{more}, expected {what}; {cure}"
     )
 
 
@@ -189,7 +219,7 @@ def _fetch_address(uri: str, *, weights: bool, expect: str | None) -> Path:
         if expect is not None and expect not in small:
             raise _missing(uri, expect, names)
         if weights and not _weight_names(names):
-            raise _missing(uri, "model.safetensors or pytorch_model.bin", names)
+            raise _missing(uri, _WEIGHTS_WANTED, names)
         home = cache_folder() / "checkpoints" / hashlib.blake2b(uri.encode()).hexdigest()[:16]
         whole = [file for file in files if file.name in {*small, *_weight_names(names)}]
         complete = home / _version(whole)
@@ -272,7 +302,7 @@ def _fetch_hub(name: str, access: dict[str, Any], *, weights: bool, subfolder: s
         folder = snapshot([*SMALL_FILES, *patterns]) / subfolder
         if _weight_names([path.name for path in folder.iterdir()]):
             return folder
-    raise _missing(name, "model.safetensors or pytorch_model.bin", sorted(os.listdir(folder)))
+    raise _missing(name, _WEIGHTS_WANTED, sorted(os.listdir(folder)))
 
 
 def _hub_error(name: str, revision: str | None, error: Exception) -> CheckpointError:
@@ -300,7 +330,8 @@ def _hub_error(name: str, revision: str | None, error: Exception) -> CheckpointE
         found = (
             f"there is no such folder here, the hub {reached} and there is no copy here, expected "
             f"one of them; {meant}{freed}, or run `hf download {name} --local-dir FOLDER` on a "
-            "machine that reaches it, copy the folder and set model.checkpoint to it"
+            "machine that reaches it, copy the folder and set model.checkpoint to it; "
+            f"{PACKAGED_CHECKPOINT} (English) comes with the package and needs no network"
         )
     elif status == 401:
         found = (

@@ -9,6 +9,7 @@ from typing import Any
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.storage.addresses import public, without_secrets
+from corpus_asr.storage.hub_names import full_name
 
 PACKAGES = (
     "corpus-asr", "torch", "ray", "av", "numpy", "pyarrow", "fsspec", "s3fs", "huggingface_hub",
@@ -17,8 +18,11 @@ PACKAGES = (
 
 
 def safe_config(config: RunConfig) -> dict[str, Any]:
-    """Return the resolved configuration with credentials in addresses left out."""
+    """Return the resolved configuration: models by their full names, addresses without secrets."""
     safe: dict[str, Any] = _safe(config.model_dump(mode="json"))
+    model = safe["model"]
+    model["checkpoint"] = full_name(model["checkpoint"])
+    model["by_language"] = {code: full_name(name) for code, name in model["by_language"].items()}
     return safe
 
 

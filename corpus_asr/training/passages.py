@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from corpus_asr.errors import ConfigError
+from corpus_asr.languages import resolve_language
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.manifest import manifest_rows
-from corpus_asr.text.languages import resolve_language
 from corpus_asr.text.phones import read_phones
 
 _URI_NAMES = ("uri", "path", "audio_filepath")

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.english_only import check_english_only
 from corpus_asr.decoding.protocols import TokenRules
 from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.languages import check_known
 from corpus_asr.models.registry import family_of, resolve
-from corpus_asr.text.languages import check_known
 from corpus_asr.transcription.punctuation import split_words
 from corpus_asr.transcription.reading import Reading, upper_half
 from corpus_asr.units import FRAMES_PER_POSITION
@@ -91,9 +92,12 @@ class Dialect:
                 than the decoder has room for, a length of windows that follow one another, or what
                 only other families can do.
         """
-        language = settings.language
-        wanted = [language] if isinstance(language, str) else list(language)
-        check_known(wanted, set(self.languages) or {"en"}, key="decoding.language")
+        if self.languages:
+            language = settings.language
+            wanted = [language] if isinstance(language, str) else list(language)
+            check_known(wanted, self.languages, key="decoding.language")
+        else:
+            check_english_only(settings)
         if settings.target_language is not None:
             raise ConfigError(
                 "decoding.target_language: Whisper translates into English alone, by task: "
@@ -103,16 +107,6 @@ class Dialect:
             raise ConfigError(
                 f"decoding.window_s: found {settings.window_s:g}, but windows that follow one "
                 "another are 30 s; set decoding.strategy: chunked, or leave it out"
-            )
-        if settings.task == "translate" and not self.languages:
-            raise ConfigError(
-                "decoding.task: found translate, but this checkpoint is English-only; use "
-                "transcribe or a multilingual checkpoint"
-            )
-        if settings.language_mode != "recording" and not self.languages:
-            raise ConfigError(
-                f"decoding.language_mode: found {settings.language_mode}, but this checkpoint is "
-                "English-only; leave it out or use a multilingual checkpoint"
             )
         for name in ("initial_prompt", "hotwords", "prefix"):
             self._check_prompt(name, getattr(settings, name))

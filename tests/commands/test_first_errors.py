@@ -13,10 +13,9 @@ from botocore import exceptions
 from typer.testing import CliRunner, Result
 
 from corpus_asr import cli
+from corpus_asr.languages import check_known
 from corpus_asr.runtime import limits, readiness
-from corpus_asr.storage.hub_names import KNOWN_NAMES, probably_meant
 from corpus_asr.storage.s3_failures import from_exception
-from corpus_asr.text.languages import check_known
 from tests.support.checkpoints import tiny_whisper
 from tests.support.logs import logging_put_back
 from tests.support.stores import S3Server, environment, s3_server
@@ -190,26 +189,6 @@ def test_rights_that_are_missing_are_named_for_reading_and_for_writing(job: str)
     assert "s3://closed/x" in write
 
 
-@pytest.mark.parametrize(
-    ("typed", "meant"),
-    [
-        ("openai/whisper-smal", "openai/whisper-small"),
-        ("large-v3", "openai/whisper-large-v3"),
-        ("turbo", "openai/whisper-large-v3-turbo"),
-        ("whisper_tiny", "openai/whisper-tiny"),
-        ("facebook/s2t-small", "facebook/s2t-small-librispeech-asr"),
-        ("bert-base-uncased", None),
-        ("lab/german-telephone", None),
-    ],
-)
-def test_the_name_that_was_meant_is_found(typed: str, meant: str | None) -> None:
-    assert probably_meant(typed) == meant
-
-
-def test_known_names_are_not_corrected() -> None:
-    assert {probably_meant(name) for name in KNOWN_NAMES} == {None}
-
-
 def test_a_hub_that_must_not_be_asked_says_how_to_bring_the_files(
     job: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,11 +197,23 @@ def test_a_hub_that_must_not_be_asked_says_how_to_bring_the_files(
     assert "did you mean openai/whisper-small?" in line
     assert "unset HF_HUB_OFFLINE" in line
     assert "hf download openai/whisper-smal --local-dir" in line
+    assert "whisper-tiny.en (English) comes with the package" in line
 
 
-def test_a_language_written_out_is_answered_with_its_code() -> None:
-    with pytest.raises(Exception, match=r"does not know german; did you mean de\? it knows de, en"):
-        check_known(["german"], {"en", "de"}, key="decoding.language")
+def test_a_misspelt_short_name_is_refused_without_the_hub(
+    job: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: object, **__: object) -> str:
+        raise AssertionError("the hub is asked")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", asked)
+    line = told(plan(job, "model.checkpoint=smal"))
+    assert "found no such folder and no model of that name; did you mean small?" in line
+
+
+def test_a_misspelt_language_is_answered_with_its_code() -> None:
+    with pytest.raises(Exception, match=r"does not know germn; did you mean de\? it knows de, en"):
+        check_known(["germn"], {"en", "de"}, key="decoding.language")
     check_known(["auto", "de"], {"en", "de"}, key="decoding.language")
 
 

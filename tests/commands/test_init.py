@@ -116,4 +116,25 @@ def test_questions_need_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert asked.exit_code == 0, asked.stderr
     config = load_config(file)
     assert (config.source.uri, config.output.uri) == (("talks",), "texts")
-    assert config.model.checkpoint == "openai/whisper-small"
+    assert config.model.checkpoint == "whisper-tiny.en"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "model", "line"),
+    [
+        ("transcribe", "whisper-tiny.en", "--model small or large-v3 is more accurate, and multil"),
+        ("classify", "small", "model: small, fetched from the hub; --model names another one"),
+        ("pseudo-label", "large-v3", "model: large-v3, fetched from the hub; --model names"),
+    ],
+)
+def test_a_model_that_nobody_named_is_said(
+    pipeline: str, model: str, line: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "job.yaml"
+    result = call(str(file), "--pipeline", pipeline)
+    assert line in result.stdout
+    assert load_config(file).model.checkpoint == model
+    comment = " ".join(file.read_text().replace("#", " ").split())
+    assert "turbo (809M) and large-v3 (1550M) are multilingual and more accurate" in comment
+    named = call(str(file), "--force", "--pipeline", pipeline, "--model", "base")
+    assert "model:" not in named.stdout

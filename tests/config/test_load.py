@@ -103,15 +103,43 @@ def test_a_manifest_can_take_the_place_of_addresses_by_overrides(write: Write) -
     assert (config.source.uri, config.source.manifest) == ((), "files.jsonl")
 
 
+def test_a_transcription_needs_no_model_and_other_jobs_do(write: Write) -> None:
+    unnamed = write("source: {uri: recordings}\noutput: {uri: out}\n")
+    config = load_config(unnamed)
+    assert (config.model.checkpoint, config.model.is_named) == ("whisper-tiny.en", False)
+    assert load_config(unnamed, ["model.checkpoint=whisper-tiny.en"]).model.is_named
+    told = refusal(unnamed, "pipeline=classify_audio")
+    assert "model.checkpoint: missing; classify_audio needs a multilingual model" in told
+    assert "such as small" in told
+    told = refusal(unnamed, "pipeline=pseudo_label", "dataset.uri=set")
+    assert "model.checkpoint: missing; pseudo_label makes training data as accurate as its" in told
+    assert "such as large-v3" in told
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("German", "de"),
+        ("ENGLISH", "en"),
+        ("EN", "en"),
+        ("<|fr|>", "fr"),
+        ("Auto", "auto"),
+        ("[English, de, German]", ("en", "de")),
+        ("xx", "xx"),
+    ],
+)
+def test_languages_may_be_names(written: str, read: object, write: Write) -> None:
+    assert load_config(write(MINIMAL), [f"decoding.language={written}"]).decoding.language == read
+
+
 def test_all_problems_are_told_at_once_with_line_and_nearest_key(write: Write) -> None:
     message = refusal(
         write("source: {uri: a, mainfest: b}\nextract:\n  part_s: ten\nmodel: {}\nout: {uri: x}\n")
     )
     lines = message.splitlines()
-    assert lines[0].endswith("job.yaml: 5 problems")
+    assert lines[0].endswith("job.yaml: 4 problems")
     assert "line 1: source.mainfest: unknown key; did you mean source.manifest?" in lines[1]
     assert 'line 3: extract.part_s: found the text "ten", expected a number at least 30' in message
-    assert "model.checkpoint: missing; A folder" in message
     assert "line 5: out: unknown key; did you mean output?" in message
     assert "output: missing; a section with uri" in message
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from corpus_asr import cli
 from corpus_asr.config.finetune import FinetuneConfig
-from corpus_asr.models.checkpoint import stored_tensors
+from corpus_asr.models.stored_weights import stored_tensors
 from corpus_asr.runtime.transcriber import Transcriber
 from tests.support.spoken import REPOSITORY, Clip, cut_out, error_rate
 from tests.support.training_jobs import COMMAND, job, training, wait_for_checkpoint

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from corpus_asr.models.checkpoint import stored_tensors
+from corpus_asr.models.stored_weights import stored_tensors
 from corpus_asr.models.whisper import WhisperTokenizer
 from corpus_asr.storage.model_files import PACKAGED, fetch_checkpoint
 from corpus_asr.units import MEBIBYTE

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.models.checkpoint import stored_tensors
 from corpus_asr.models.layers.positions import sinusoids
+from corpus_asr.models.stored_weights import stored_tensors
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration, WhisperModel
 from tests.support.checkpoints import Weights, tiny_whisper
 
@@ -122,6 +122,12 @@ def test_a_checkpoint_of_another_size_lists_some_of_its_problems(tmp_path: Path)
 def test_quantised_weights_are_named(tmp_path: Path) -> None:
     name = "model.encoder.layers.0.fc1.weight"
     message = refused(edit(tmp_path, lambda state: state.update({name: state[name].char()})))
+    assert f"found {name} in INT8 without {name}_scale, expected INT8 weights and the" in message
+
+
+def test_weights_of_another_type_are_named(tmp_path: Path) -> None:
+    name = "model.encoder.layers.0.fc1.weight"
+    message = refused(edit(tmp_path, lambda state: state.update({name: state[name].int()})))
     assert "encoder.layers.0.fc1.weight in model.safetensors is not of a float type" in message
 
 

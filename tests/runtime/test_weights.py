@@ -60,7 +60,12 @@ def test_every_checkpoint_is_in_the_name_and_in_the_fingerprint(folder: Path) ->
     [
         ("a", {"de": "v3"}, r"by_language\.de: .* 128 mel bins, expected whisper with 80 mel bins"),
         ("a", {"xx": "b"}, r"by_language: found xx, expected codes .*\bde\b"),
-        ("english", {"de": "b"}, "english does not tell languages apart"),
+        (
+            "a",
+            {"de": "english"},
+            r"by_language\.de: .*english is English-only; name a",
+        ),
+        ("english", {"de": "b"}, r"english as model\.checkpoint, which does not detect languages"),
     ],
 )
 def test_checkpoints_that_do_not_fit_together_are_refused(

@@ -283,6 +283,43 @@ def test_a_hub_name_fetches_what_is_needed(hub: type[_Hub]) -> None:
     assert len(model_revision(whole)) == 16
 
 
+def test_a_short_name_fetches_the_hubs_checkpoint(
+    hub: type[_Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repositories["openai/whisper-large-v3-turbo"] = dict(FILES)
+    assert names(fetch_checkpoint("turbo")) == {
+        "config.json",
+        "tokenizer.json",
+        "model.safetensors",
+    }
+    monkeypatch.chdir(tmp_path)
+    here = local(tmp_path / "turbo", FILES)
+    assert fetch_checkpoint("turbo") == Path("turbo").resolve() == here
+    (here / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="write openai/whisper-large-v3-turbo for the hub's"):
+        fetch_checkpoint("turbo")
+
+
+def test_a_misspelt_name_without_owner_is_refused_before_the_hub_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def download(name: str, **_: object) -> str:
+        asked.append(name)
+        raise errors.LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(CheckpointError, match=r"no model of that name; did you mean medium\?"):
+        fetch_checkpoint("mediun")
+    assert not asked
+    with pytest.raises(CheckpointError, match=r"whisper-tiny\.en \(English\) comes with the pack"):
+        fetch_checkpoint("tiny.en")
+    with pytest.raises(CheckpointError, match="fetching the checkpoint unlike-any-other"):
+        fetch_checkpoint("unlike-any-other")
+    assert asked == ["openai/whisper-tiny.en", "unlike-any-other"]
+
+
 def test_a_hub_folder_is_kept_where_asked_and_used_without_the_network(
     hub: type[_Hub], tmp_path: Path
 ) -> None:

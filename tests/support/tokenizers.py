@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
-from corpus_asr.text.languages import LANGUAGES
+from corpus_asr.languages import LANGUAGES
 
 END = "<|endoftext|>"
 CODES_V3 = tuple(LANGUAGES)

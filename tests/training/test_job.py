@@ -12,7 +12,7 @@ import transformers
 
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError
-from corpus_asr.models.checkpoint import stored_tensors
+from corpus_asr.models.stored_weights import stored_tensors
 from corpus_asr.training import trainer
 from corpus_asr.training.evaluation import Evaluation
 from corpus_asr.training.group import Group

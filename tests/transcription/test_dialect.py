@@ -34,7 +34,7 @@ def test_an_english_only_checkpoint_has_no_language_to_ask_for(tmp_path: Path) -
     assert own.prompt("en", "transcribe") == ((own.start,), 0)
     own.check(DecodingSettings())
     own.check(DecodingSettings(language="en"))
-    with pytest.raises(ConfigError, match="does not know de; it knows en"):
+    with pytest.raises(ConfigError, match="found de, but this checkpoint is English-only; name a"):
         own.check(DecodingSettings(language="de"))
     with pytest.raises(ConfigError, match="English-only"):
         own.check(DecodingSettings(task="translate"))

@@ -181,7 +181,7 @@ def test_of_a_given_language_only_its_model_is_loaded(folders: dict[str, Path]) 
 def test_checkpoints_that_do_not_do_what_they_are_for_are_refused(
     folders: dict[str, Path],
 ) -> None:
-    with pytest.raises(ConfigError, match=r"by_language\.de: .*does not know de"):
+    with pytest.raises(ConfigError, match=r"by_language\.de: .*this checkpoint is English-only"):
         load(folders["main"], {"de": folders["en"]})
     engine = load(folders["main"], {"en": folders["en"], "de": folders["main"]})
     assert engine.slots == 2  # the main one is not loaded twice

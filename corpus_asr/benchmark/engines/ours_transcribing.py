@@ -108,7 +108,7 @@ class Transcribing:
         )
         assert isinstance(engine, _ClockedEngine), "from_folder makes what it is called on"
         self._engine = engine
-        self._transcriber = _Transcriber(
+        self._transcriber = _Transcriber.around(
             self._engine, order.model, decoding=decoding, extract=ExtractSettings()
         )
 

@@ -15,19 +15,22 @@ import torch
 from torch import Tensor
 
 from corpus_asr.errors import CheckpointError, ConfigError
-from corpus_asr.models.checkpoint import stored_tensors
 from corpus_asr.models.convert.names import huggingface_name, openai_name
 from corpus_asr.models.convert.openai_file import Dimensions, read_openai, write_openai
 from corpus_asr.models.convert.settings import config_for, generation_for
 from corpus_asr.models.convert.tiktoken_ranks import write_tokenizer_files
+from corpus_asr.models.int8_weights import quantized
+from corpus_asr.models.layers.positions import sinusoids
 from corpus_asr.models.registry import family_of
 from corpus_asr.models.shards import save_weights
+from corpus_asr.models.stored_weights import stored_tensors
 from corpus_asr.models.whisper.config import WhisperConfig
 from corpus_asr.models.whisper.feature_extractor import WhisperFeatureExtractor
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
 
 OPENAI_SUFFIX = ".pt"
+INT8 = "int8"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # Everything else of a folder is copied as it is.
@@ -35,6 +38,8 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".msgpack", ".h5", ".index.json")
 _OPENAI_VOCABULARIES = (51_864, 51_865, 51_866)
 _TIED = "proj_out.weight"
 _EMBEDDING = "model.decoder.embed_tokens.weight"
+_FIXED = "encoder.embed_positions.weight"
+_HALF_ROUNDING = 2.0**-10  # twice what rounding to float16 changes numbers up to 1
 
 
 def convert(
@@ -50,7 +55,8 @@ def convert(
     Args:
         source: a .pt file, or a folder with safetensors, PyTorch, Flax or TensorFlow weights.
         target: a .pt file or a folder; must not exist yet.
-        dtype: `float32`, `float16` or `bfloat16`; None keeps the stored one.
+        dtype: `float32`, `float16`, `bfloat16` or, for folders, `int8`; None keeps the stored one,
+            and makes float16 of INT8 weights.
         max_shard_size: bytes of one file of weights in a folder, such as `2GB`.
         tokenizer: for a .pt source: a folder with Whisper's tokenizer, or OpenAI's .tiktoken file.
 
@@ -63,21 +69,26 @@ def convert(
     """
     if target.exists():
         raise ConfigError(f"converting to {target}: it exists already; give another name")
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"converting to {dtype}: expected one of {', '.join(DTYPES)}")
-    wanted = DTYPES[dtype] if dtype else None
+    if dtype is not None and dtype not in (*DTYPES, INT8):
+        known = ", ".join((*DTYPES, INT8))
+        raise ConfigError(f"converting to dtype {dtype}: expected one of {known}; correct --dtype")
+    if dtype == INT8 and target.suffix == OPENAI_SUFFIX:
+        raise ConfigError(
+            f"converting to {target} in int8: OpenAI's layout holds float weights only; give a "
+            "folder's name as the target, or another --dtype"
+        )
     if source.suffix == OPENAI_SUFFIX:
         if target.suffix == OPENAI_SUFFIX:
-            return _openai_to_openai(source, target, wanted)
-        return _openai_to_folder(source, target, wanted, max_shard_size, tokenizer)
+            return _openai_to_openai(source, target, dtype)
+        return _openai_to_folder(source, target, dtype, max_shard_size, tokenizer)
     if tokenizer is not None:
         raise ConfigError("--tokenizer is for .pt files: a folder brings its own")
     if target.suffix == OPENAI_SUFFIX:
-        return _folder_to_openai(source, target, wanted)
-    return _folder_to_folder(source, target, wanted, max_shard_size)
+        return _folder_to_openai(source, target, dtype)
+    return _folder_to_folder(source, target, dtype, max_shard_size)
 
 
-def _openai_to_openai(source: Path, target: Path, dtype: torch.dtype | None) -> str:
+def _openai_to_openai(source: Path, target: Path, dtype: str | None) -> str:
     dimensions, tensors = read_openai(source)
     write_openai(target, dimensions, _typed(tensors, dtype))
     return _words(tensors, target)
@@ -86,7 +97,7 @@ def _openai_to_openai(source: Path, target: Path, dtype: torch.dtype | None) -> 
 def _openai_to_folder(
     source: Path,
     target: Path,
-    dtype: torch.dtype | None,
+    dtype: str | None,
     max_shard_size: str,
     tokenizer: Path | None,
 ) -> str:
@@ -109,7 +120,7 @@ def _openai_to_folder(
     return _words(tensors, target)
 
 
-def _folder_to_openai(source: Path, target: Path, dtype: torch.dtype | None) -> str:
+def _folder_to_openai(source: Path, target: Path, dtype: str | None) -> str:
     model_type = family_of(source).model_type
     if model_type != WhisperConfig.model_type:
         raise CheckpointError(
@@ -146,9 +157,7 @@ def _folder_to_openai(source: Path, target: Path, dtype: torch.dtype | None) -> 
     return _words(tensors, target)
 
 
-def _folder_to_folder(
-    source: Path, target: Path, dtype: torch.dtype | None, max_shard_size: str
-) -> str:
+def _folder_to_folder(source: Path, target: Path, dtype: str | None, max_shard_size: str) -> str:
     tensors = _read_folder(source)
     with _appearing(target) as folder:
         for path in source.iterdir():
@@ -221,10 +230,23 @@ def _tokenizer(given: Path, folder: Path, dimensions: Dimensions) -> WhisperToke
     return WhisperTokenizer.from_pretrained(folder)
 
 
-def _typed(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+def _typed(tensors: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
+    if dtype == INT8:
+        return quantized(_without_sinusoids(tensors))
+    wanted = DTYPES[dtype] if dtype else None
     return {
-        name: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+        name: tensor.to(wanted) if wanted is not None and tensor.is_floating_point() else tensor
         for name, tensor in tensors.items()
+    }
+
+
+def _without_sinusoids(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out the fixed positions of Whisper's encoder, which are computed when absent."""
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not name.endswith(_FIXED)
+        or not torch.allclose(tensor.float(), sinusoids(*tensor.shape), rtol=0, atol=_HALF_ROUNDING)
     }
 
 

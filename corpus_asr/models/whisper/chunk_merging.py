@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from corpus_asr.languages import LANGUAGES, resolve_language
 from corpus_asr.models.tensors import as_lists
 from corpus_asr.models.whisper.word_groups import grouped_words
-from corpus_asr.text.languages import LANGUAGES, resolve_language
 from corpus_asr.units import WINDOW_POSITIONS
 
 _EPSILON = 1e-4

@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar
 
+from corpus_asr.languages import resolve_language
 from corpus_asr.models.config_file import read_json_object, write_json_object
 from corpus_asr.models.pretrained_tokenizer import PretrainedTokenizer, vocabulary_paths
 from corpus_asr.models.tensors import as_tensors
@@ -19,7 +20,6 @@ from corpus_asr.models.whisper.tokenizer_decoding import WhisperTextDecoding
 from corpus_asr.models.whisper.tokenizer_encoding import WhisperTextEncoding
 from corpus_asr.models.whisper.tokenizer_settings import END, TokenizerSettings
 from corpus_asr.text.bpe import BytePairEncoding
-from corpus_asr.text.languages import resolve_language
 from corpus_asr.text.normalize import american_spellings
 from corpus_asr.text.tokenizer_files import (
     ADDED_NAME,

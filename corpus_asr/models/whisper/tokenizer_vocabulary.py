@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from corpus_asr.errors import CheckpointError
+from corpus_asr.languages import LANGUAGES, resolve_language
 from corpus_asr.models.token_roles import Setting, TokenRoles
 from corpus_asr.models.token_settings import ROLES
 from corpus_asr.models.whisper.tokenizer_settings import END, TokenizerSettings
 from corpus_asr.text.bpe import BytePairEncoding
-from corpus_asr.text.languages import LANGUAGES, resolve_language
 
 _START = "<|startoftranscript|>"
 _START_OF_PREV = "<|startofprev|>"

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from corpus_asr.config.secrets import hide_secrets
+from corpus_asr.languages import LANGUAGES
 from corpus_asr.pages.html import Html, escaped, fill, joined
 from corpus_asr.report.details import Sample
 from corpus_asr.storage.addresses import LOCAL, public, scheme_of, shown, without_secrets
-from corpus_asr.text.languages import LANGUAGES
 
 MOST_CHARACTERS = 240  # of a name
 MOST_OF_A_MESSAGE = 400

@@ -8,8 +8,8 @@ nothing is said of the task.
 from collections.abc import Sequence
 from typing import Any
 
+from corpus_asr.languages import resolve_language
 from corpus_asr.models.whisper.generation_config import GenerationConfig
-from corpus_asr.text.languages import resolve_language
 
 TASKS = ("translate", "transcribe")
 

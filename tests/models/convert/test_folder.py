@@ -155,8 +155,8 @@ def test_what_cannot_be_converted_says_why(folder: Path, tmp_path: Path) -> None
     (tmp_path / "there").mkdir()
     with pytest.raises(ConfigError, match="it exists already"):
         convert(folder, tmp_path / "there")
-    with pytest.raises(ConfigError, match="expected one of float32, float16, bfloat16"):
-        convert(folder, tmp_path / "x", dtype="int8")
+    with pytest.raises(ConfigError, match="expected one of float32, float16, bfloat16, int8"):
+        convert(folder, tmp_path / "x", dtype="int4")
     with pytest.raises(ConfigError, match="a folder brings its own"):
         convert(folder, tmp_path / "x.pt", tokenizer=folder)
     small = tiny_whisper(tmp_path / "small")

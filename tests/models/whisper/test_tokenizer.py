@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus_asr.errors import CheckpointError
+from corpus_asr.languages import LANGUAGES
 from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
-from corpus_asr.text.languages import LANGUAGES
 from tests.support.tokenizers import real_tokenizer, tiny_tokenizer
 
 KINDS = ["tiny", "tiny-english", "v2", "v3", "english"]

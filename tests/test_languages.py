@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.whisper import tokenization_whisper as oracle
 
-from corpus_asr.text.languages import ALIASES, CODES_BY_NAME, LANGUAGES, resolve_language
+from corpus_asr.languages import ALIASES, CODES_BY_NAME, LANGUAGES, resolve_language
 
 
 def test_codes_names_and_their_order_are_those_of_the_reference():

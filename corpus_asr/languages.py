@@ -135,6 +135,16 @@ CODES_BY_NAME = {name: code for code, name in LANGUAGES.items()} | ALIASES
 """Codes by every name known here."""
 
 
+def code_of(text: str) -> str:
+    """Return the code of a language given as code, name or token; any other text as it is.
+
+    Args:
+        text: `en`, `English` or `<|en|>`; or `auto`, or what only some checkpoint knows.
+    """
+    name = _plain(text)
+    return CODES_BY_NAME.get(name, name if name in LANGUAGES or name == "auto" else text)
+
+
 def resolve_language(text: str, *, known: Collection[str] = LANGUAGES.keys()) -> str:
     """Find the code of a language given as code, name or token.
 
@@ -145,7 +155,7 @@ def resolve_language(text: str, *, known: Collection[str] = LANGUAGES.keys()) ->
     Raises:
         ValueError: no such language, or it is not among `known`; names the nearest one.
     """
-    name = text.strip().lower().removeprefix("<|").removesuffix("|>")
+    name = _plain(text)
     code = CODES_BY_NAME.get(name, name)
     if code in known:
         return code
@@ -164,17 +174,22 @@ def check_known(wanted: Iterable[str], known: Collection[str], *, key: str) -> N
     """Refuse codes that a checkpoint does not know; `auto` is no code.
 
     Raises:
-        ConfigError: names them, those that are known, and the code of a language written out.
+        ConfigError: names them, those that are known, and the code of a misspelt language.
     """
     unknown = [code for code in wanted if code != "auto" and code not in known]
     if not unknown:
         return
-    meant = CODES_BY_NAME.get(unknown[0].strip().lower())
+    near = difflib.get_close_matches(unknown[0].strip().lower(), CODES_BY_NAME, n=1, cutoff=0.75)
+    meant = CODES_BY_NAME[near[0]] if near else None
     hint = f"did you mean {meant}? " if meant in known else ""
     raise ConfigError(
         f"{key}: this checkpoint does not know {', '.join(unknown)}; {hint}it knows "
         f"{', '.join(sorted(known))}"
     )
+
+
+def _plain(text: str) -> str:
+    return text.strip().lower().removeprefix("<|").removesuffix("|>")
 
 
 def _nearest(name: str, known: Collection[str]) -> str:

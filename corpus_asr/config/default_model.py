@@ -1,0 +1,22 @@
+"""The model that transcribes where none is named, and the line that says so.
+
+In: how a larger model is named where the line is shown. Out: the line. Imports nothing, for
+commands whose `--help` waits for it.
+"""
+
+from typing import Final
+
+PACKAGED_CHECKPOINT: Final = "whisper-tiny.en"
+"""Comes with the package, in int8."""
+
+
+def default_model_notice(larger: str) -> str:
+    """Say in one line which model transcribes, and how to choose a larger one.
+
+    Args:
+        larger: how to name some, such as `--model small or large-v3`.
+    """
+    return (
+        f"model: {PACKAGED_CHECKPOINT}, the English model that comes with the package (39M "
+        f"parameters); {larger} is more accurate, and multilingual"
+    )

@@ -1,0 +1,160 @@
+"""Where no model is named, the packaged one transcribes English, offline, and one line says so."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from corpus_asr import Transcriber, cli
+from corpus_asr.config.load import load_config
+from corpus_asr.errors import ConfigError
+from corpus_asr.runtime import weights
+from corpus_asr.runtime.weights import fetch_others
+from corpus_asr.storage import model_files
+from corpus_asr.storage.model_files import PACKAGED_FOLDER
+from pipelines import transcribe_corpus
+from tests.support.checkpoints import tiny_whisper
+from tests.support.logs import logging_put_back
+from tests.support.tokenizers import tiny_tokenizer
+
+REPOSITORY = Path(__file__).parents[2]
+CLIP = str(REPOSITORY / "tests" / "data" / "demo" / "english.wav")
+COMMAND = str(Path(sys.executable).parent / "corpus-asr")
+NOTICE = (
+    "model: whisper-tiny.en, the English model that comes with the package (39M parameters); "
+    "{} is more accurate, and multilingual"
+)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Any:
+    with logging_put_back():
+        yield
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A job of one recording that names no model."""
+    monkeypatch.chdir(tmp_path)
+    Path("job.yaml").write_text(f"source: {{uri: {CLIP}}}\noutput: {{uri: out}}\n")
+    return "job.yaml"
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+def test_transcribe_writes_english_without_network_and_only_text_on_stdout(tmp_path: Path) -> None:
+    offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [COMMAND, "transcribe", CLIP], env=os.environ | offline, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [NOTICE.format("--model small or large-v3")]
+    assert all(line.startswith("[00:") for line in done.stdout.splitlines())
+    assert "seven years ago" in done.stdout
+    assert "the proposition that all men are created equal." in done.stdout
+
+
+def test_a_transcriber_without_arguments_logs_its_model(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING), Transcriber() as transcriber:
+        found = transcriber.transcribe(CLIP)
+        with pytest.raises(ConfigError, match="found de, but this checkpoint is English-only"):
+            transcriber.transcribe(CLIP, language="German")
+    assert caplog.messages == [NOTICE.format('Transcriber("small") or "large-v3"')]
+    assert "all men are created equal" in found.text
+    assert found.language == "en"
+    caplog.clear()
+    with Transcriber("whisper-tiny.en", language="English") as named:
+        assert named.transcribe(CLIP).text == found.text
+    assert not caplog.messages
+
+
+def test_a_job_without_a_model_says_which_one_it_takes(job: str) -> None:
+    line = NOTICE.format("model.checkpoint: small or large-v3")
+    planned = call("plan", job)
+    assert planned.exit_code == 0, planned.stderr
+    assert planned.stderr.splitlines() == [line]
+    assert "  checkpoint: whisper-tiny.en  # default" in planned.stdout
+    done = call("run", job, "--local")
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.splitlines()[0] == line
+    assert '"model": "whisper-tiny.en"' in Path("out/run.json").read_text()
+    named = call("plan", job, "--set", "model.checkpoint=whisper-tiny.en")
+    assert named.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--language", "de"], "decoding.language: found de, but whisper-tiny.en is English-only"),
+        (["--language", "German"], "decoding.language: found de, but whisper-tiny.en is"),
+        (["--set", "language=[en, fr]"], "decoding.language: found fr, but whisper-tiny.en is"),
+        (["--task", "translate"], "decoding.task: found translate, but whisper-tiny.en is English"),
+        (["--set", "language_mode=window"], "decoding.language_mode: found window, but whisper-"),
+    ],
+)
+@pytest.mark.parametrize("model", [[], ["--model", "whisper-tiny.en"]])
+def test_more_than_english_is_refused_before_loading_with_a_model_that_can(
+    model: list[str], options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("corpus_asr.transcription.engine.Engine.from_folder", _not_loaded)
+    result = call("transcribe", CLIP, *model, *options)
+    assert result.exit_code == 2
+    *notice, told = result.stderr.splitlines()
+    assert len(notice) == (not model)
+    assert message in told
+    assert "name a multilingual model, such as --model base (model.checkpoint: base)" in told
+
+
+@pytest.mark.parametrize("language", ["en", "English", "auto"])
+def test_english_by_any_name_suits_the_packaged_model(
+    language: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("corpus_asr.transcription.engine.Engine.from_folder", _not_loaded)
+    result = call("transcribe", CLIP, "--language", language)
+    assert "it is loaded" in result.stderr
+
+
+def test_a_job_in_another_language_is_refused_before_weights_are_fetched(
+    job: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched: list[bool] = []
+    fetch = model_files.fetch_checkpoint
+
+    def watched(name: str, *, weights: bool = True, **rest: Any) -> Path:
+        fetched.append(weights)
+        return fetch(name, weights=weights, **rest)
+
+    monkeypatch.setattr(weights, "fetch_checkpoint", watched)
+    for override in ("decoding.language=de", "decoding.task=translate"):
+        with pytest.raises(ConfigError, match=r"whisper-tiny\.en is English-only"):
+            transcribe_corpus.prepare(load_config(job, [override]))
+    assert fetched
+    assert not any(fetched)
+    result = call("run", job, "--local", "--set", "decoding.language=de")
+    assert result.exit_code == 2
+    assert "name a multilingual model" in result.stderr.splitlines()[-1]
+
+
+def test_models_of_languages_need_one_that_detects_and_ones_that_know_them(
+    job: str, tmp_path: Path
+) -> None:
+    tiny_tokenizer(tmp_path / "tokenizer")
+    many = tiny_whisper(tmp_path / "many", tokenizer=tmp_path / "tokenizer")
+    with pytest.raises(ConfigError, match=r"found whisper-tiny\.en as model\.checkpoint.*as base"):
+        transcribe_corpus.prepare(load_config(job, [f"model.by_language.de={many}"]))
+    with pytest.raises(ConfigError, match=r"by_language\.de: .*whisper-tiny\.en is English-only"):
+        fetch_others(many, {"de": "whisper-tiny.en"}, checkpoint=str(many), weights=False)
+    english = fetch_others(many, {"en": "whisper-tiny.en"}, checkpoint=str(many), weights=False)
+    assert english == {"en": PACKAGED_FOLDER / "whisper-tiny.en"}
+
+
+def _not_loaded(*_: object, **__: object) -> None:
+    raise ConfigError("it is loaded")
