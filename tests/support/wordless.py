@@ -109,7 +109,9 @@ def _tones(num_samples: int) -> Float64[np.ndarray, " sample"]:
     for number, start in enumerate(range(0, num_samples, step)):
         single = (100 * 40 ** draw.uniform(),)
         dual = (draw.choice([697, 770, 852, 941]), draw.choice([1209, 1336, 1477]))
-        tone = sum(np.sin(2 * np.pi * hertz * seconds) for hertz in (dual if number % 2 else single))
+        tone = sum(
+            np.sin(2 * np.pi * hertz * seconds) for hertz in (dual if number % 2 else single)
+        )
         played[start : start + step] = np.asarray(tone)[: num_samples - start]
     return played
 
