@@ -51,7 +51,8 @@ def _measure(arguments: argparse.Namespace) -> None:
                     text = transcribe(path).strip()
                     found = {
                         "engine": engine, "model": model.name, "sound": name,
-                        "audio_s": round(_seconds(path)), "words": len(normalised(text, "en").split()),
+                        "audio_s": round(_seconds(path)),
+                        "words": len(normalised(text, "en").split()),
                         "wanted": items[arguments.clip]["text"] if name == SPEECH else "",
                         "text": text, "wall_s": round(time.monotonic() - started, 1),
                     }  # fmt: skip

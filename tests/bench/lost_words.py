@@ -46,7 +46,7 @@ def _measure(arguments: argparse.Namespace) -> None:
                             "text": transcribe(item["file"]).strip(),
                         }
                     )  # fmt: skip
-                arguments.results.write_text(json.dumps(rows, ensure_ascii=False, indent=1))
+                    arguments.results.write_text(json.dumps(rows, ensure_ascii=False, indent=1))
 
 
 def _errors(reference: str, text: str) -> Errors:

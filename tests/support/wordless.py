@@ -40,9 +40,9 @@ def wordless_sounds(seconds: float) -> dict[str, Samples]:
 
 
 def at_level(samples: np.ndarray, dbfs: float) -> Samples:
-    """Scale to a level; peaks above full scale are clipped."""
+    """Scale to a level, unless it is silence; peaks above full scale are clipped."""
     rms = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
-    scaled = samples * (10 ** (dbfs / 20) / rms)
+    scaled = samples * (10 ** (dbfs / 20) / (rms or 1.0))
     return np.clip(scaled, -1.0, 1.0).astype(np.float32)
 
 

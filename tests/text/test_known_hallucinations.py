@@ -30,7 +30,7 @@ def test_every_phrase_is_known_and_long_enough_to_be_no_common_word(code: str, p
     [
         " thanks for watching", "Thanks  for watching !!!", "THANKS FOR WATCHING.",
         " Untertitel im Auftrag des ZDF fu\u0308r funk 2017", "ご視聴 ありがとうございました。",
-        "Sous-titres réalisés par la communauté d’Amara.org",
+        "Sous-titres réalisés par la communauté d\u2019Amara.org",
         "请不吝点赞订阅转发打赏支持明镜与点点栏目",
     ],
 )  # fmt: skip
