@@ -14,14 +14,13 @@ from corpus_asr.report.accuracy import normalised
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.storage.model_files import PACKAGED_FOLDER
 from corpus_asr.units import SAMPLE_RATE_HZ
-from tests.support.signals import read_clip
+from tests.support.signals import read_clip, read_manifest
 from tests.support.wordless import Samples, murmur, speech_in_noise, wordless_sounds
 
-DATA = Path(__file__).resolve().parents[1] / "data" / "spoken"
+REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS = 60.0
 MODELS = ("whisper-tiny.en", "whisper-base")
-SENTENCE = "The mother of my father lived in a small house near the sea."
-SENTENCE_S = 3.4
+CLIP = "ls_1688-142285-0009"
 NAMES = (*wordless_sounds(1.0), "murmur")
 
 
@@ -38,11 +37,20 @@ def model(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="module")
-def texts(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    story = read_clip(DATA / "story.mp3")
-    pieces = np.array_split(story, len(story) // (4 * SAMPLE_RATE_HZ))
-    sounds = wordless_sounds(SECONDS) | {"murmur": murmur(pieces, SECONDS)}
-    sounds["speech"] = speech_in_noise(story[: round(SENTENCE_S * SAMPLE_RATE_HZ)], 5 * SECONDS)
+def clips() -> Path:
+    folder = Path(
+        os.environ.get("CORPUS_ASR_TEST_DATA") or REPOSITORY / "tests" / "data" / "speech"
+    )
+    if not (folder / "english_short" / "manifest.jsonl").is_file():
+        pytest.skip("no english_short in tests/data/speech nor where CORPUS_ASR_TEST_DATA points")
+    return folder / "english_short"
+
+
+@pytest.fixture(scope="module")
+def texts(model: Path, clips: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    speech = {item["id"]: read_clip(clips / item["path"]) for item in read_manifest(clips)}
+    sounds = wordless_sounds(SECONDS) | {"murmur": murmur(list(speech.values()), SECONDS)}
+    sounds["speech"] = speech_in_noise(speech[CLIP], 5 * SECONDS)
     folder = tmp_path_factory.mktemp("sounds")
     with Transcriber.from_pretrained(str(model)) as transcriber:
         paths = [_written(folder / f"{name}.wav", sound) for name, sound in sounds.items()]
@@ -62,5 +70,8 @@ def test_nothing_is_written_where_nobody_speaks(name: str, texts: dict[str, str]
     assert texts[name] == ""
 
 
-def test_a_sentence_alone_in_five_minutes_of_noise_is_written_whole(texts: dict[str, str]) -> None:
-    assert normalised(texts["speech"], "en") == normalised(SENTENCE, "en")
+def test_a_sentence_alone_in_five_minutes_of_noise_is_written_whole(
+    texts: dict[str, str], clips: Path
+) -> None:
+    said = next(item["text"] for item in read_manifest(clips) if item["id"] == CLIP)
+    assert normalised(texts["speech"], "en") == normalised(said, "en")

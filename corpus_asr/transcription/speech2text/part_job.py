@@ -145,8 +145,9 @@ class _Window:
         said = [at for at, token in enumerate(decoded.tokens) if token not in self._dialect.special]
         tokens = tuple(decoded.tokens[at] for at in said)
         text = self._dialect.text(tokens)
-        unwanted = self._settings.drop_known_hallucinations and is_known_hallucination(text)
-        if unwanted or not text.strip():
+        if not text.strip():
+            return []
+        if self._settings.drop_known_hallucinations and is_known_hallucination(text):
             return []
         words = None
         if self._settings.word_timestamps:
