@@ -30,8 +30,7 @@ from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.tables import OutputStore, ParquetFile, parquet_batches
 
 _COLUMNS = tuple(
-    name for name in (*SCORE_COLUMNS, "language_probability", "speech_fraction",
-                 "known_hallucination")
+    name for name in (*SCORE_COLUMNS, "language_probability", "speech_fraction")
     if name not in ("words", "tokens")
 )  # fmt: skip
 _WHAT_WAS_HEARD = ["recording_id", "etag", "segments", "complete", "failed"]
