@@ -112,6 +112,12 @@ SEGMENT_FIELDS = (
     _field("compression_ratio", pa.float32(), "text bytes over zlib bytes; high means repetition"),
     _field("temperature", pa.float32(), "sampling temperature that was accepted; 0 is greedy"),
     _field("speech_fraction", pa.float32(), "share of the segment in detected speech; null: none"),
+    _field(
+        "known_hallucination",
+        pa.bool_(),
+        "whether the whole text is a sentence that models are "
+        "known to write where nobody speaks, such as `Thanks for watching!`",
+    ),
     _field("words", _WORDS, "the text word by word with times; null unless asked for"),
 )
 
@@ -221,7 +227,7 @@ SELECTION = _schema(
     _field("recording_s", pa.float64(), "audio decoded of the recording", unit="second"),
     _CHANNEL,
     *(_HEARD[name] for name in ("start_s", "end_s", "text", "language", "language_probability",
-                                "task", *_SCORE_NAMES, "speech_fraction")),
+                                "task", *_SCORE_NAMES, "speech_fraction", "known_hallucination")),
     _field("num_words", pa.int32(), "words; letters in languages that do not part words"),
     _field("num_letters", pa.int32(), "letters and digits"),
     _field("unique_words", pa.float32(), "different words per word; null under 10 words"),

@@ -48,6 +48,8 @@ class Segment:
     temperature: float
     speech_fraction: float | None
     """Share of the segment that overlaps detected speech; None without speech detection."""
+    known_hallucination: bool = False
+    """Whether the whole text is a sentence that Whisper is known to write where nobody speaks."""
     words: tuple[Word, ...] | None = None
     """The segment word by word; None where word times were not asked for."""
 

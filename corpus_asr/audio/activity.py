@@ -47,6 +47,10 @@ QUIETEST_PEAK = 1e-5
 PIECE_STEPS = 15 * BLOCK_STEPS  # 30.72 s at a time; bounds memory
 # Silence before and after a piece: a word that fills its file is missed without it.
 LEAD_STEPS = 16  # 0.5 s
+# Before longer audio, silence would be wrong: noise or hum that sets in sounds like speech for a
+# third of a second. What precedes is heard instead, or the piece's own beginning backwards.
+LONG_STEPS = 5 * SAMPLE_RATE_HZ // STEP_SAMPLES
+WARM_UP_STEPS = 32  # 1 s
 
 StepRun = tuple[int, int]
 SampleSpan = tuple[int, int]
@@ -275,8 +279,11 @@ def listen_again(
     for first, last in true_runs(doubtful):
         for start in range(first, last, PIECE_STEPS):
             steps = slice(start, min(start + PIECE_STEPS, last))
-            piece = samples[steps.start * STEP_SAMPLES : steps.stop * STEP_SAMPLES]
-            raised[steps] = np.maximum(raised[steps], _hear_loud(detector, piece))
+            before = min(WARM_UP_STEPS, start - first)
+            piece = samples[(start - before) * STEP_SAMPLES : steps.stop * STEP_SAMPLES]
+            mirrored = WARM_UP_STEPS if before == 0 and last - first >= LONG_STEPS else 0
+            heard = _hear_loud(detector, piece, mirrored_steps=mirrored)
+            raised[steps] = np.maximum(raised[steps], heard[before:])
     return raised
 
 
@@ -295,16 +302,25 @@ def _between(spans: list[SampleSpan], num_samples: int) -> list[SampleSpan]:
 
 
 def _hear_loud(
-    detector: SileroDetector, samples: Float32[np.ndarray, " sample"]
+    detector: SileroDetector, samples: Float32[np.ndarray, " sample"], *, mirrored_steps: int
 ) -> Float32[np.ndarray, " step"]:
-    """Return probabilities of a piece, heard at an even level and between silences."""
+    """Return probabilities of a piece, heard at an even level, with silence after it.
+
+    Args:
+        detector: computes them.
+        samples: the piece.
+        mirrored_steps: so much of its beginning is heard backwards before it; 0 for silence.
+    """
     num_steps = -(-samples.size // STEP_SAMPLES)
     centred = samples - samples.mean()
     if np.abs(centred).max() < QUIETEST_PEAK:
         return np.zeros(num_steps, dtype=np.float32)
-    lead = np.zeros(LEAD_STEPS * STEP_SAMPLES, dtype=np.float32)
-    heard = detector.hear(np.concatenate([lead, even_level(centred), lead]))
-    return heard[LEAD_STEPS : LEAD_STEPS + num_steps]
+    even = even_level(centred)
+    silence = np.zeros(LEAD_STEPS * STEP_SAMPLES, dtype=np.float32)
+    lead = even[: mirrored_steps * STEP_SAMPLES][::-1] if mirrored_steps else silence
+    heard = detector.hear(np.concatenate([lead, even, silence]))
+    lead_steps = lead.size // STEP_SAMPLES
+    return heard[lead_steps : lead_steps + num_steps]
 
 
 def _loudest_near(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " step"]:

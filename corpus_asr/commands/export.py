@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from corpus_asr.commands.failures import readable_errors
-from corpus_asr.commands.options import EndpointUrl, Languages, MinConfidence, OutputUri, Uris
+from corpus_asr.commands.options import (
+    DropKnownHallucinations,
+    EndpointUrl,
+    Languages,
+    MinConfidence,
+    OutputUri,
+    Uris,
+)
 
 if TYPE_CHECKING:
     from corpus_asr.export.write import ExportSummary
@@ -52,6 +59,7 @@ def export(
     language: Languages = None,
     uri: Uris = None,
     min_confidence: MinConfidence = 0.0,
+    drop_known_hallucinations: DropKnownHallucinations = False,
     partial: Annotated[
         bool, typer.Option("--partial", help="Also recordings that are not done yet.")
     ] = False,
@@ -101,6 +109,7 @@ def export(
             languages=tuple(language or ()),
             uris=tuple(uri or ()),
             min_confidence=min_confidence,
+            drop_known_hallucinations=drop_known_hallucinations,
             partial=partial,
         )
         store = OutputStore(output_uri, endpoint_url=endpoint_url)

@@ -19,4 +19,11 @@ Uris = Annotated[
     list[str] | None,
     typer.Option(metavar="PATTERN", help="Only recordings whose address matches, as '*.mp3'."),
 ]
+DropKnownHallucinations = Annotated[
+    bool,
+    typer.Option(
+        "--drop-known-hallucinations",
+        help='Without segments that say "Thanks for watching!" or its like and nothing else.',
+    ),
+]
 MinConfidence = Annotated[float, typer.Option(help="Only segments as sure as that, 0-1.")]

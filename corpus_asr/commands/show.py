@@ -4,7 +4,14 @@ In: the command line. Out: lines on stdout. Imports nothing that `--help` would 
 """
 
 from corpus_asr.commands.failures import readable_errors
-from corpus_asr.commands.options import EndpointUrl, Languages, MinConfidence, OutputUri, Uris
+from corpus_asr.commands.options import (
+    DropKnownHallucinations,
+    EndpointUrl,
+    Languages,
+    MinConfidence,
+    OutputUri,
+    Uris,
+)
 
 
 def show(
@@ -12,6 +19,7 @@ def show(
     uri: Uris = None,
     language: Languages = None,
     min_confidence: MinConfidence = 0.0,
+    drop_known_hallucinations: DropKnownHallucinations = False,
     endpoint_url: EndpointUrl = None,
 ) -> None:
     """Print the transcripts of a run with their times, as far as it is."""
@@ -27,6 +35,7 @@ def show(
             languages=tuple(language or ()),
             uris=tuple(uri or ()),
             min_confidence=min_confidence,
+            drop_known_hallucinations=drop_known_hallucinations,
             partial=True,
         )
         store = OutputStore(output_uri, endpoint_url=endpoint_url)

@@ -116,6 +116,11 @@ class DecodingSettings(Settings):
     drop_nonspeech: bool = Field(
         default=False, description="Drop segments that lie outside detected speech."
     )
+    drop_known_hallucinations: bool = Field(
+        default=False,
+        description="Drop segments whose whole text is a sentence that models are known to write "
+        "where nobody speaks; the column `known_hallucination` marks them otherwise.",
+    )
 
     @field_validator("language")
     @classmethod

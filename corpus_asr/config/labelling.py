@@ -73,6 +73,10 @@ class SelectionSettings(Settings):
         description="Whole texts to drop, compared after Whisper's normaliser, such as "
         '"thanks for watching".',
     )
+    drop_known_hallucinations: bool = Field(
+        default=True,
+        description="Drop segments whose column `known_hallucination` is true.",
+    )
     max_copies: Count | None = Field(
         default=None, description="How many segments of the run may have the same text."
     )

@@ -26,7 +26,7 @@ from corpus_asr.storage.tables import OutputStore
 _ORDER = ("start_s", "channel", "part", "segment")
 TEXT_COLUMNS = (
     "recording_id", "part", "channel", "segment", "start_s", "end_s", "text", "language",
-    "confidence",
+    "confidence", "known_hallucination",
 )  # fmt: skip
 WORD_COLUMNS = (*TEXT_COLUMNS, "words")
 SCORE_COLUMNS = (
@@ -50,6 +50,8 @@ class Selection:
     """Patterns as shells have them, of which a recording's address has to match one."""
     min_confidence: float = 0.0
     """Segments below are left out."""
+    drop_known_hallucinations: bool = False
+    """Whether segments marked by `known_hallucination` are left out."""
     partial: bool = False
     """Whether recordings are exported that are not done yet."""
 
@@ -175,6 +177,8 @@ def _selected(rows: pa.Table, selection: Selection) -> np.ndarray:
     if selection.min_confidence:
         sure = pc.greater_equal(rows["confidence"], selection.min_confidence)
         keep &= pc.fill_null(sure, False).to_numpy()
+    if selection.drop_known_hallucinations:
+        keep &= ~pc.fill_null(rows["known_hallucination"], False).to_numpy()
     return keep
 
 

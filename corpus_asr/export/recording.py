@@ -57,6 +57,7 @@ def segment_from(row: Mapping[str, Any]) -> Segment:
         compression_ratio=_number(row.get("compression_ratio")),
         temperature=_number(row.get("temperature")),
         speech_fraction=row.get("speech_fraction"),
+        known_hallucination=bool(row.get("known_hallucination")),
         words=None if words is None else tuple(_words(words)),
     )
 

@@ -116,6 +116,7 @@ def _row(recording: Recording, segment: Segment, words: Sequence[str]) -> dict[s
         "compression_ratio": segment.compression_ratio,
         "temperature": segment.temperature,
         "speech_fraction": segment.speech_fraction,
+        "known_hallucination": segment.known_hallucination,
         "num_words": len(words),
         "num_letters": _letters(segment.text),
         "unique_words": (

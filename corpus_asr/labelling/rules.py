@@ -133,6 +133,12 @@ def _rules(settings: SelectionSettings) -> Iterator[Rule]:
     yield _language(settings)
     if settings.drop_texts:
         yield Rule("listed", "a text of drop_texts", lambda row: bool(row["listed"]))
+    if settings.drop_known_hallucinations:
+        yield Rule(
+            "known_hallucination",
+            "a sentence that models are known to write where nobody speaks",
+            lambda row: bool(row["known_hallucination"]),
+        )
     for name, (drops, setting, measure, says) in _BOUNDS.items():
         bound = getattr(settings, setting)
         compared = name not in _NEEDS or getattr(settings, _NEEDS[name]) is not None

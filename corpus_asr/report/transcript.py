@@ -61,8 +61,9 @@ def _print_rich(transcript: Transcript) -> None:
     console.print(Text(f"{transcript.uri}  ", style="bold").append(language, style="not bold dim"))
     for segment in transcript.segments:
         line = Text(f"{_times(segment)} ", style="cyan")
-        # What the model was unsure of is worth a second look.
-        line.append(printable(segment.text), style="yellow" if segment.confidence < 0.5 else "")
+        # What the model was unsure of, or may have invented, is worth a second look.
+        doubtful = segment.confidence < 0.5 or segment.known_hallucination
+        line.append(printable(segment.text), style="yellow" if doubtful else "")
         console.print(line, soft_wrap=True)
 
 

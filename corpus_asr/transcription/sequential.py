@@ -14,6 +14,7 @@ from jaxtyping import Float16
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Job, WindowJob
 from corpus_asr.segments import Segment
+from corpus_asr.text.known_hallucinations import is_known_hallucination
 from corpus_asr.transcription.confidence import confidence
 from corpus_asr.transcription.dialect import Dialect
 from corpus_asr.transcription.fallback import DecodedWindow, decode_window, is_silence
@@ -237,6 +238,9 @@ class SeekLoop:
         nonspeech = speech_fraction is not None and speech_fraction < _NONSPEECH_FRACTION
         if nonspeech and self._settings.drop_nonspeech:
             return None
+        known = is_known_hallucination(text)
+        if known and self._settings.drop_known_hallucinations:
+            return None
         return Segment(
             start_s=start_s,
             end_s=end_s,
@@ -251,5 +255,6 @@ class SeekLoop:
             compression_ratio=decoded.compression_ratio,
             temperature=decoded.temperature,
             speech_fraction=speech_fraction,
+            known_hallucination=known,
             words=timed.words if timed is not None else None,
         )

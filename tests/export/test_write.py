@@ -152,6 +152,21 @@ def test_segments_and_recordings_are_chosen(store: OutputStore, to: Path) -> Non
     assert texts(to / "3")["x/en.txt"] == "c\n"
 
 
+def test_known_hallucinations_are_left_out_only_when_that_is_asked_for(
+    store: OutputStore, to: Path
+) -> None:
+    marks = (False, True, None)  # null: written before there was such a column
+    marked = [
+        row | {"known_hallucination": mark}
+        for row, mark in zip(rows(0, "a", "b", "c"), marks, strict=True)
+    ]
+    commit(store, results(part("a.wav", 0, texts=None, segments=marked)))
+    export(store, str(to / "1"), options("txt"), Selection())
+    assert texts(to / "1") == {"a.txt": "a\nb\nc\n"}
+    export(store, str(to / "2"), options("txt"), Selection(drop_known_hallucinations=True))
+    assert texts(to / "2") == {"a.txt": "a\nc\n"}
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"languages": ("klingon",)}, {"min_confidence": 2.0}, {"min_confidence": float("nan")}],

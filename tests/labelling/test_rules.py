@@ -14,7 +14,8 @@ GOOD: dict[str, Any] = {
     "language_probability": 0.9, "confidence": 0.9, "avg_logprob": -0.2, "no_speech_prob": 0.1,
     "compression_ratio": 1.2, "temperature": 0.0, "speech_fraction": 0.9, "num_words": 8,
     "num_letters": 30, "unique_words": 0.8, "repeats": 1, "longest_word": 9, "copies": 1,
-    "listed": False, "disagreement": 0.0, "wer": 0.0, "reference_language": "en",
+    "listed": False, "known_hallucination": False, "disagreement": 0.0, "wer": 0.0,
+    "reference_language": "en",
 }  # fmt: skip
 STRICT = SelectionSettings(
     languages=("English",), min_language_probability=0.5, min_speech_fraction=0.5,
@@ -25,6 +26,7 @@ BAD: dict[str, dict[str, Any]] = {
     "no_letters": {"num_letters": 0},
     "language": {"language": "de"},
     "listed": {"listed": True},
+    "known_hallucination": {"known_hallucination": True},
     "too_short": {"end_s": 1.1, "num_words": 0, "num_letters": 1},
     "too_long": {"end_s": 31.5, "num_words": 40},
     "language_probability": {"language_probability": 0.4},
@@ -73,7 +75,9 @@ def test_the_first_rule_is_the_one_that_counts() -> None:
 def test_null_turns_rules_off() -> None:
     always = ("min_duration_s", "max_duration_s", "max_disagreement", "max_wer")
     bounds = [name for name in SelectionSettings.model_fields if name.startswith("m")]
-    off = SelectionSettings.model_validate({name: None for name in bounds if name not in always})
+    off = SelectionSettings.model_validate(
+        {name: None for name in bounds if name not in always} | {"drop_known_hallucinations": False}
+    )
     assert [rule.name for rule in rules_of(off)] == [
         "no_letters", "language", "too_short", "too_long",
     ]  # fmt: skip

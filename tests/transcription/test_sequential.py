@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Search, WindowJob, WindowResult
 from corpus_asr.segments import Segment
+from corpus_asr.transcription import sequential
 from corpus_asr.transcription.clips import clip_ranges, holds_the_beginning
 from corpus_asr.transcription.language import Language, find_language, spoken_most
 from corpus_asr.transcription.part_job import PartJob
@@ -310,6 +311,23 @@ def test_segments_outside_speech_are_dropped_when_that_is_asked_for() -> None:
     assert 2 not in jobs[1].prompt
     kept, _ = loop([window], seconds=20, drop_nonspeech=True)  # it was not looked for
     assert len(kept) == 2
+
+
+def test_known_hallucinations_are_marked_and_dropped_only_when_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sequential, "is_known_hallucination", lambda text: text == " w2")
+    window = said(BEGIN, 1, BEGIN + 100, BEGIN + 150, 2, BEGIN + 250)
+    kept, _ = loop([window], seconds=20)
+    assert [(one.text, one.known_hallucination) for one in kept] == [(" w1", False), (" w2", True)]
+    kept, jobs = loop(
+        [window, said(BEGIN, 3, BEGIN + 100)],
+        seconds=40,
+        drop_known_hallucinations=True,
+        condition_on_prev_tokens=True,
+    )
+    assert [one.text for one in kept] == [" w1", " w3"]
+    assert 2 not in jobs[1].prompt
 
 
 @pytest.mark.parametrize("language", ["de", ("de",)])

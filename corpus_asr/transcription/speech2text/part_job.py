@@ -16,6 +16,7 @@ from corpus_asr.decoding.protocols import WindowJob
 from corpus_asr.decoding.slots import Steps
 from corpus_asr.models.speech2text.features import Speech2TextPartFeatures
 from corpus_asr.segments import Segment, Word
+from corpus_asr.text.known_hallucinations import is_known_hallucination
 from corpus_asr.transcription.chunked import chunk_ranges
 from corpus_asr.transcription.clips import clip_ranges
 from corpus_asr.transcription.confidence import confidence
@@ -143,7 +144,10 @@ class _Window:
         decoded = yield from self._decode(values, num_frames)
         said = [at for at, token in enumerate(decoded.tokens) if token not in self._dialect.special]
         tokens = tuple(decoded.tokens[at] for at in said)
-        if not self._dialect.text(tokens).strip():
+        text = self._dialect.text(tokens)
+        if not text.strip():
+            return []
+        if self._settings.drop_known_hallucinations and is_known_hallucination(text):
             return []
         words = None
         if self._settings.word_timestamps:
@@ -204,6 +208,7 @@ class _Window:
             compression_ratio=decoded.compression_ratio,
             temperature=decoded.temperature,
             speech_fraction=self._part.speech_fraction(self._start_s, self._end_s),
+            known_hallucination=is_known_hallucination(self._dialect.text(tokens)),
             words=words,
         )
 

@@ -1,0 +1,46 @@
+"""Sentences that Whisper writes where nobody speaks: credits and farewells of subtitles.
+
+In: a segment's text. Out: whether it is such a sentence and nothing else. One file per language,
+one sentence per line.
+
+Source: sentences that users of Whisper report again and again, above all in the discussions of
+github.com/openai/whisper; written down from common knowledge, neither complete nor measured here.
+`Thank you.`, `you` and `Bye.` are reported as often and are not listed: people say them.
+"""
+
+import unicodedata
+from functools import cache
+from importlib.resources import files
+
+LANGUAGES = ("de", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "tr", "zh")
+
+
+def is_known_hallucination(text: str) -> bool:
+    """Whether the whole text is a listed sentence, in any language: on noise that is a guess, too.
+
+    Case, punctuation and spacing do not count.
+    """
+    return _folded(text) in _folded_phrases()
+
+
+def known_hallucinations(language: str) -> tuple[str, ...]:
+    """Return the sentences listed for one of `LANGUAGES`.
+
+    Raises:
+        FileNotFoundError: there is no list for this language.
+    """
+    lines = files(__name__).joinpath(f"{language}.txt").read_text(encoding="utf-8").splitlines()
+    return tuple(line for line in lines if line)
+
+
+@cache
+def _folded_phrases() -> frozenset[str]:
+    return frozenset(
+        _folded(phrase) for language in LANGUAGES for phrase in known_hallucinations(language)
+    )
+
+
+def _folded(text: str) -> str:
+    """Keep letters, their marks and digits, in one case and one form."""
+    letters = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(each for each in letters if unicodedata.category(each)[0] in "LMN")

@@ -1,0 +1,56 @@
+"""Sentences that models write where nobody speaks are known whole, in whatever spelling."""
+
+from pathlib import Path
+
+import pytest
+
+from corpus_asr.text import known_hallucinations as lists
+from corpus_asr.text.known_hallucinations import (
+    LANGUAGES,
+    is_known_hallucination,
+    known_hallucinations,
+)
+
+EVERY = [(code, phrase) for code in LANGUAGES for phrase in known_hallucinations(code)]
+
+
+def test_every_file_is_a_language() -> None:
+    folder = Path(lists.__file__).parent
+    assert sorted(path.stem for path in folder.glob("*.txt")) == list(LANGUAGES)
+
+
+@pytest.mark.parametrize(("code", "phrase"), EVERY)
+def test_every_phrase_is_known_and_long_enough_to_be_no_common_word(code: str, phrase: str) -> None:
+    assert is_known_hallucination(phrase)
+    assert len(phrase) >= (4 if code in ("ja", "zh", "ko") else 8)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " thanks for watching", "Thanks  for watching !!!", "THANKS FOR WATCHING.",
+        " Untertitel im Auftrag des ZDF fu\u0308r funk 2017", "ご視聴 ありがとうございました。",
+        "Sous-titres réalisés par la communauté d\u2019Amara.org",
+        "请不吝点赞订阅转发打赏支持明镜与点点栏目",
+    ],
+)  # fmt: skip
+def test_case_punctuation_spaces_and_unicode_forms_do_not_count(text: str) -> None:
+    assert is_known_hallucination(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "...", "Thank you.", "you", "Bye.", "Thanks for watching the children for me.",
+     "He said thanks for watching", "Thanks for watching! Thanks for watching!"],
+)  # fmt: skip
+def test_what_people_say_is_not_known(text: str) -> None:
+    assert not is_known_hallucination(text)
+
+
+def test_no_phrase_is_listed_twice_within_a_language() -> None:
+    assert len(EVERY) == len(set(EVERY))
+
+
+def test_a_language_without_a_list_is_an_error() -> None:
+    with pytest.raises(FileNotFoundError):
+        known_hallucinations("xx")
