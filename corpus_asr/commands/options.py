@@ -19,4 +19,6 @@ Uris = Annotated[
     list[str] | None,
     typer.Option(metavar="PATTERN", help="Only recordings whose address matches, as '*.mp3'."),
 ]
-MinConfidence = Annotated[float, typer.Option(help="Only segments as sure as that, 0-1.")]
+MinConfidence = Annotated[
+    float, typer.Option(help="Only segments of this confidence or more, 0-1.")
+]

@@ -58,6 +58,7 @@ def segment_from(row: Mapping[str, Any]) -> Segment:
         temperature=_number(row.get("temperature")),
         speech_fraction=row.get("speech_fraction"),
         words=None if words is None else tuple(_words(words)),
+        text_logprob=row.get("text_logprob"),
     )
 
 

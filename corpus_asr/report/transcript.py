@@ -12,6 +12,7 @@ from typing import Protocol
 
 import typer
 
+from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.report.text import printable
 from corpus_asr.segments import Segment, Transcript
 
@@ -62,7 +63,9 @@ def _print_rich(transcript: Transcript) -> None:
     for segment in transcript.segments:
         line = Text(f"{_times(segment)} ", style="cyan")
         # What the model was unsure of is worth a second look.
-        line.append(printable(segment.text), style="yellow" if segment.confidence < 0.5 else "")
+        line.append(
+            printable(segment.text), style="yellow" if segment.confidence < LOW_CONFIDENCE else ""
+        )
         console.print(line, soft_wrap=True)
 
 

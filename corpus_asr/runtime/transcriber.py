@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Self
 
+from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel, with_confidence
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.load import decoding_from
 from corpus_asr.config.stages import ExtractSettings
@@ -19,6 +20,7 @@ from corpus_asr.segments import SpeechSpan, Transcript
 from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
+from corpus_asr.storage.calibrations import read_calibration
 from corpus_asr.transcription.engine import Engine, PartRequest, PartTranscript
 from corpus_asr.transcription.language import spoken_most
 from corpus_asr.transcription.routing import RoutedEngine
@@ -53,8 +55,10 @@ class Transcriber:
         *,
         decoding: Mapping[str, Any],
         extract: ExtractSettings,
+        calibration: ConfidenceModel = DEFAULT_MODEL,
     ) -> None:
         self._engine = engine
+        self._calibration = calibration
         self._decoding = dict(decoding)
         self._detects_speech = extract.speech_detection != "none"
         self._child = IsolatedGenerator(
@@ -82,6 +86,7 @@ class Transcriber:
         num_threads: int | None = None,
         extract: ExtractSettings | None = None,
         by_language: Mapping[str, str] | None = None,
+        calibration: str | None = None,
         **decoding: Any,
     ) -> Self:
         """Load a checkpoint, or several.
@@ -96,6 +101,8 @@ class Transcriber:
             extract: how audio is cut; None means the defaults.
             by_language: checkpoints for files in some languages, by code; `checkpoint` detects
                 the language and transcribes all others.
+            calibration: output folder or .json file of `corpus-asr evaluate --calibrate`, which
+                gives `confidence`; None means the default.
             **decoding: any key of the `decoding` settings, as the default of every call.
 
         Raises:
@@ -108,6 +115,7 @@ class Transcriber:
                 "transcribing channels apart: a Transcriber gives one transcript per file, and "
                 "found extract.channels: each; give one channel's number, or use `corpus-asr run`"
             )
+        fitted = DEFAULT_MODEL if calibration is None else read_calibration(calibration)
         folder = fetch_model(checkpoint, revision=revision)
         check_transcribes(folder, decoding_from(decoding))
         others = fetch_others(folder, by_language or {}, weights=True)
@@ -119,7 +127,7 @@ class Transcriber:
             slots=slots,
             num_threads=num_threads,
         )
-        return cls(engine, str(folder), decoding=decoding, extract=extract)
+        return cls(engine, str(folder), decoding=decoding, extract=extract, calibration=fitted)
 
     def transcribe(self, path: str, **decoding: Any) -> Transcript:
         """Transcribe one file or address.
@@ -215,7 +223,7 @@ class Transcriber:
             for recording in [one for one in flying if one.done]:
                 flying.remove(recording)
                 try:
-                    yield _transcript(recording)
+                    yield _transcript(recording, self._calibration)
                 except ItemError as error:
                     if on_error is None:
                         raise
@@ -249,9 +257,11 @@ def _request(uri: str, part: ExtractedPart) -> PartRequest:
     )
 
 
-def _transcript(recording: _Recording) -> Transcript:
+def _transcript(recording: _Recording, calibration: ConfidenceModel) -> Transcript:
     found = [part.result() for part in recording.parts if part is not None]
     segments = tuple(segment for part in found for segment in part.segments)
+    if calibration is not DEFAULT_MODEL:
+        segments = tuple(with_confidence(segment, calibration) for segment in segments)
     # Where parts have languages of their own, the first one's may be that of a jingle.
     spoken = [part for part in found if part.language is not None]
     language = spoken[0] if spoken else None

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float16
 
+from corpus_asr.confidence import mean_logprob_of, with_confidence
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Job, WindowJob
 from corpus_asr.segments import Segment
-from corpus_asr.transcription.confidence import confidence
 from corpus_asr.transcription.dialect import Dialect
 from corpus_asr.transcription.fallback import DecodedWindow, decode_window, is_silence
 from corpus_asr.transcription.hallucinations import Place, without_hallucinations
@@ -233,11 +233,12 @@ class SeekLoop:
         start_s, end_s = stretch.start_s, min(stretch.end_s, part.seconds(window.end))
         if not text.strip() or start_s >= end_s:
             return None
+        positions = self._text(window, piece)
         speech_fraction = part.speech_fraction(start_s, end_s)
         nonspeech = speech_fraction is not None and speech_fraction < _NONSPEECH_FRACTION
         if nonspeech and self._settings.drop_nonspeech:
             return None
-        return Segment(
+        segment = Segment(
             start_s=start_s,
             end_s=end_s,
             text=text,
@@ -245,11 +246,13 @@ class SeekLoop:
             language=window.language.code,
             language_probability=window.language.probability,
             task=self._settings.task,
-            confidence=confidence([decoded.logprobs[at] for at in self._text(window, piece)]),
+            confidence=0.0,
             avg_logprob=decoded.avg_logprob,
+            text_logprob=mean_logprob_of([decoded.logprobs[at] for at in positions]),
             no_speech_prob=decoded.no_speech_prob,
             compression_ratio=decoded.compression_ratio,
             temperature=decoded.temperature,
             speech_fraction=speech_fraction,
             words=timed.words if timed is not None else None,
         )
+        return with_confidence(segment)
