@@ -80,7 +80,7 @@ class ConfidenceModel:
 
 
 # Fitted by `python -m tests.bench.calibration`; see corpus_asr/transcription/README.md.
-DEFAULT_MODEL = ConfidenceModel(name="default", offset=-0.14, weights=(1.70, 2.40, 0.69, 0.37))
+DEFAULT_MODEL = ConfidenceModel(name="default", offset=-0.19, weights=(1.72, 3.30, 0.75, 0.27))
 
 
 def mean_logprob_of(logprobs: Sequence[float]) -> float | None:

@@ -65,15 +65,19 @@ def evaluate(
             language=language,
             endpoint_url=endpoint_url,
         )
-        data, text = as_data(found), render(found)
+        data = as_data(found)
+        if not as_json:
+            typer.echo(render(found))
         if calibrate:
             fitter = importlib.import_module("pipelines.calibrate_model")
             calibration = fitter.calibrate(
                 output_uri, references, language=language, endpoint_url=endpoint_url
             )
             data["calibration"] = calibration_data(calibration)
-            text += "\n" + render_calibration(calibration)
-        typer.echo(json.dumps(data, indent=2, ensure_ascii=False) if as_json else text)
+            if not as_json:
+                typer.echo(render_calibration(calibration))
+        if as_json:
+            typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
         missed = [
             _above("word error rate", found.everything.words.rate, "--max-wer", max_wer),
             _above("character error rate", found.everything.letters.rate, "--max-cer", max_cer),
