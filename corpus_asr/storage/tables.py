@@ -10,8 +10,6 @@ of runs, plans or which commit of two counts (`ledger.py`).
 import contextlib
 import io
 import json
-import time
-import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +40,7 @@ from corpus_asr.storage.results import (
     part_rows_in,
     rows_of,
 )
+from corpus_asr.storage.stems import unique_stem
 
 SEGMENTS_FOLDER, OUTCOMES_FOLDER, RECORDINGS_FOLDER = "segments", "outcomes", "recordings"
 SUFFIX = ".parquet"
@@ -66,17 +65,6 @@ class CommittedBatch:
 
     name: str
     rows: pa.RecordBatch
-
-
-def unique_stem(time_ns: int | None = None) -> str:
-    """Return a name no other commit has; names sort by the time they were made, or by this one."""
-    return f"{time.time_ns() if time_ns is None else time_ns:020d}-{uuid.uuid4().hex[:12]}"
-
-
-def stem_before(name: str) -> str:
-    """Return a unique stem that sorts before an object's; both stand for the same time."""
-    time_ns = name.rpartition("/")[2].partition("-")[0]
-    return unique_stem(max(0, int(time_ns) - 1) if time_ns.isdecimal() else 0)
 
 
 def encode_parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> bytes:
