@@ -79,8 +79,8 @@ class Band:
     high: float
     segments: int
     words: int
-    claimed: float
-    """Mean confidence, by words."""
+    confidence: float
+    """Mean over words."""
     right: float
     """Share of words that are right."""
     with_errors: float
@@ -311,7 +311,7 @@ def _bands(
                 high=high,
                 segments=int(inside.sum()),
                 words=int(total),
-                claimed=float((claimed * words)[inside].sum() / total),
+                confidence=float((claimed * words)[inside].sum() / total),
                 right=float(right[inside].sum() / total),
                 with_errors=float(errors[inside].mean()),
             )

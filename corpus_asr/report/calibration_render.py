@@ -11,7 +11,7 @@ from corpus_asr.report.calibration import Calibration, Reliability
 from corpus_asr.report.text import counted, row, table, wrapped
 from corpus_asr.storage.addresses import shown
 
-_HEADER = ("confidence", "segments", "words", "claimed", "right", "with errors")
+_HEADER = ("confidence", "segments", "words", "mean", "right", "with errors")
 
 
 def render_calibration(found: Calibration) -> str:
@@ -40,7 +40,7 @@ def _quality(title: str, found: Reliability) -> Iterator[str]:
     rows = [
         (
             f"{band.low:g} to {band.high:g}", f"{band.segments:,}", f"{band.words:,}",
-            f"{band.claimed:.3f}", f"{band.right:.3f}", f"{band.with_errors:.1%}",
+            f"{band.confidence:.3f}", f"{band.right:.3f}", f"{band.with_errors:.1%}",
         )
         for band in found.bands
     ]  # fmt: skip

@@ -157,11 +157,11 @@ def _print_bands(name: str, found: Reliability) -> None:
     print("confidence  segments  words  claimed  right  with errors")
     for band in found.bands:
         print(f"{band.low:.2f}-{band.high:.2f}  {band.segments:>9}{band.words:>8}"
-              f"{band.claimed:>8.3f}{band.right:>8.3f}{band.with_errors:>10.1%}")  # fmt: skip
+              f"{band.confidence:>8.3f}{band.right:>8.3f}{band.with_errors:>10.1%}")  # fmt: skip
 
 
 def _print_line(name: str, data: str, found: Reliability) -> None:
-    claimed = sum(band.claimed * band.words for band in found.bands) / found.words
+    claimed = sum(band.confidence * band.words for band in found.bands) / found.words
     print(f"{name:<18}{data:<26}{found.segments:>8}{found.words:>7}{found.right:>7.3f}"
           f"{claimed:>8.3f}{found.ece:>6.3f}{found.brier:>7.3f}{found.auc:>6.3f}")  # fmt: skip
 
