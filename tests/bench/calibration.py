@@ -66,10 +66,10 @@ def main() -> None:
     for model in arguments.models:
         for kind in ("data", *STRESSES):
             folders = arguments.data if kind == "data" else arguments.stress
-            for found in _transcribed(model, folders, arguments.cache, kind, arguments.threads):
-                theirs = found.outcomes()
+            for one in _transcribed(model, folders, arguments.cache, kind, arguments.threads):
+                theirs = one.outcomes()
                 outcomes += theirs
-                name = found.set if kind == "data" else f"{found.set}{STRESSES[kind]}"
+                name = one.set if kind == "data" else f"{one.set}{STRESSES[kind]}"
                 labels += [(model.name, name)] * len(theirs)
     fitted = fit(outcomes, FROM_NOTHING)
     print(f"{len(outcomes)} segments of {len({one.group for one in outcomes})} speakers and others")
