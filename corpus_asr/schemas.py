@@ -102,7 +102,8 @@ SEGMENT_FIELDS = (
     _field("language", pa.string(), "language code the segment was decoded in"),
     _field("language_probability", pa.float32(), "its probability; null when it was given"),
     _field("task", pa.string(), "transcribe or translate"),
-    _field("confidence", pa.float32(), "estimated share of right words, 0-1"),
+    _field("confidence", pa.float32(), "estimated share of right words, 0-1; see calibration"),
+    _field("text_logprob", pa.float32(), "mean log-probability of the segment's text tokens"),
     _field("avg_logprob", pa.float32(), "mean log-probability of the window, end token included"),
     _field(
         "no_speech_prob",
@@ -185,6 +186,7 @@ _MODEL = (
 SEGMENTS = _schema(
     "segments",
     _RUN_ID, _RECORDING_ID, _URI, _PART, _CHANNEL, *SEGMENT_FIELDS, _METADATA, *_MODEL,
+    _field("calibration", pa.string(), "what `confidence` was fitted on: default, or a model"),
 )  # fmt: skip
 
 LABELS = _schema(

@@ -39,7 +39,7 @@ class Segment:
     """Probability of `language` among the languages considered; None where it was given."""
     task: str
     confidence: float
-    """Share of the words expected to be right, in 0-1; see `transcription/confidence.py`."""
+    """Estimated share of right words, in 0-1; see `confidence.py`."""
     avg_logprob: float
     """Mean log-probability over the whole window, end token included (Whisper's definition)."""
     no_speech_prob: float | None
@@ -52,6 +52,8 @@ class Segment:
     """Whether the whole text is a sentence that Whisper is known to write where nobody speaks."""
     words: tuple[Word, ...] | None = None
     """The segment word by word; None where word times were not asked for."""
+    text_logprob: float | None = None
+    """Mean log-probability of the segment's own text tokens; None where it was not kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

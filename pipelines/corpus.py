@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 from corpus_asr.activity import Activity
+from corpus_asr.confidence import DEFAULT_MODEL
 from corpus_asr.config.choices import CONTINUE, Choices
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import EngineError
@@ -25,6 +26,7 @@ from corpus_asr.runtime.summary import RunSummary
 from corpus_asr.runtime.weights import Weights
 from corpus_asr.stages.transcribe import EngineFactory
 from corpus_asr.storage.beginning import begin_run, fingerprint, new_run_id
+from corpus_asr.storage.calibrations import calibration_for, read_calibration
 from corpus_asr.storage.finish import finish
 from corpus_asr.storage.hub_names import full_name
 from corpus_asr.storage.lock import Lock
@@ -98,6 +100,8 @@ def run_locked(
         on_plan: told what there is to do before it is begun.
     """
     started = time.monotonic()
+    if config.model.calibration is not None:  # a wrong address ends this before anything is moved
+        read_calibration(config.model.calibration, endpoint_url=store.endpoint_url)
     plan = make_plan(config, store, model_revision=weights.name, choices=choices)
     on_plan(plan)
     begun = begin_run(
@@ -108,6 +112,9 @@ def run_locked(
         new_run=choices.new_run,
     )
     name_run(begun.run_id)
+    calibration = None
+    if config.pipeline != CLASSIFY_AUDIO:
+        calibration = calibration_for(config, store, model_revision=weights.revision)
     committer = Committer(
         uri=config.output.uri,
         endpoint_url=config.output.endpoint_url,
@@ -115,6 +122,7 @@ def run_locked(
         model=full_name(config.model.checkpoint),
         model_revision=weights.revision,
         by_language=weights.by_language,
+        calibration=calibration,
         lock=lock.key,
     )
     committed, activity = Tally(), Activity()
@@ -137,6 +145,7 @@ def run_locked(
             "plan": asdict(plan),
             "committed": asdict(committed),
             "activity": asdict(activity),
+            "calibration": (calibration or DEFAULT_MODEL).name,
         },
     )
     write_page_at_the_end(store, num_recordings=counts.recordings)

@@ -36,6 +36,12 @@ def evaluate(
         bool,
         typer.Option("--not-worse", help="Exit with 1 if it is clearly worse than --against."),
     ] = False,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Fit confidence to this run, for later runs of its model."
+        ),
+    ] = False,
     language: Annotated[
         str | None, typer.Option(help="Language of references that say none.")
     ] = None,
@@ -48,6 +54,7 @@ def evaluate(
     with readable_errors():
         from corpus_asr.report.accuracy_render import render
         from corpus_asr.report.accuracy_summary import as_data
+        from corpus_asr.report.calibration_render import calibration_data, render_calibration
 
         # Pipelines stand above the command line in the layers, so they are found by name.
         pipeline = importlib.import_module("pipelines.evaluate_model")
@@ -58,8 +65,19 @@ def evaluate(
             language=language,
             endpoint_url=endpoint_url,
         )
-        data = json.dumps(as_data(found), indent=2, ensure_ascii=False)
-        typer.echo(data if as_json else render(found))
+        data = as_data(found)
+        if not as_json:
+            typer.echo(render(found))
+        if calibrate:
+            fitter = importlib.import_module("pipelines.calibrate_model")
+            calibration = fitter.calibrate(
+                output_uri, references, language=language, endpoint_url=endpoint_url
+            )
+            data["calibration"] = calibration_data(calibration)
+            if not as_json:
+                typer.echo(render_calibration(calibration))
+        if as_json:
+            typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
         missed = [
             _above("word error rate", found.everything.words.rate, "--max-wer", max_wer),
             _above("character error rate", found.everything.letters.rate, "--max-cer", max_cer),

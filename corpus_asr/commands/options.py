@@ -26,4 +26,6 @@ DropKnownHallucinations = Annotated[
         help='Without segments that say "Thanks for watching!" or its like and nothing else.',
     ),
 ]
-MinConfidence = Annotated[float, typer.Option(help="Only segments as sure as that, 0-1.")]
+MinConfidence = Annotated[
+    float, typer.Option(help="Only segments of this confidence or more, 0-1.")
+]

@@ -2,6 +2,7 @@
 
 from pydantic import Field, PositiveInt
 
+from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.config.base import Settings
 
 
@@ -28,8 +29,8 @@ class NightlySettings(Settings):
         description="How many of the night's recordings may fail before the command exits with 1.",
     )  # fmt: skip
     low_confidence: float = Field(
-        default=0.5, ge=0, le=1,
-        description="Recordings whose text is less sure on average are named in the summary.",
+        default=LOW_CONFIDENCE, ge=0, le=1,
+        description="Recordings whose mean confidence is below are named in the summary.",
     )  # fmt: skip
     past_nights: PositiveInt = Field(
         default=14, description="How many earlier nights a night is compared with."

@@ -123,6 +123,11 @@ class ModelSettings(Settings):
         description="Checkpoints for recordings in some languages, by code; `checkpoint` detects "
         "the language and transcribes all others. They are loaded together.",
     )
+    calibration: str | None = Field(
+        default=None,
+        description="Output folder of a run, or a .json file, whose calibration gives "
+        "`confidence`; null: that of output.uri if there is one, else the default.",
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = Field(
         default="auto",
         description="`auto`: float16 on CUDA; on CPUs bfloat16 where they compute in it, else "

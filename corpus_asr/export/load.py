@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from corpus_asr import confidence
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.export.index import Claims, Index
 from corpus_asr.export.recording import Recording, segment_from
@@ -33,6 +34,7 @@ SCORE_COLUMNS = (
     *WORD_COLUMNS, "tokens", "task", "avg_logprob", "no_speech_prob", "compression_ratio",
     "temperature",
 )  # fmt: skip
+EVIDENCE_COLUMNS = (*TEXT_COLUMNS, *confidence.EVIDENCE_COLUMNS)
 _INDEX_CHUNK_ROWS = 10_000
 
 

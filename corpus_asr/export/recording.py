@@ -59,6 +59,7 @@ def segment_from(row: Mapping[str, Any]) -> Segment:
         speech_fraction=row.get("speech_fraction"),
         known_hallucination=bool(row.get("known_hallucination")),
         words=None if words is None else tuple(_words(words)),
+        text_logprob=row.get("text_logprob"),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from corpus_asr.confidence import CONFIDENCE_EDGES
 from corpus_asr.report.accuracy import Errors, Score, total
 
 NUM_WORST = 10
@@ -20,7 +21,6 @@ NUM_RESAMPLES = 2_000
 _SEED = 20_040_517
 _CLOSE_S = 0.2
 _DURATIONS_S = (5, 10, 30, 60, 600)
-_CONFIDENCES = (0.2, 0.4, 0.6, 0.8, 0.9)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +204,7 @@ _GROUPINGS: Mapping[str, Callable[[Score], tuple[int, str] | None]] = {
     "set": lambda each: _named(each.reference.set),
     "language": lambda each: _named(each.reference.language),
     "duration": lambda each: _between(each.heard.duration_s, _DURATIONS_S, " s"),
-    "confidence": lambda each: _between(each.heard.confidence, _CONFIDENCES, ""),
+    "confidence": lambda each: _between(each.heard.confidence, CONFIDENCE_EDGES, ""),
 }
 
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import typer
 
+from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.report.text import printable
 from corpus_asr.segments import Segment, Transcript
 
@@ -62,7 +63,7 @@ def _print_rich(transcript: Transcript) -> None:
     for segment in transcript.segments:
         line = Text(f"{_times(segment)} ", style="cyan")
         # What the model was unsure of, or may have invented, is worth a second look.
-        doubtful = segment.confidence < 0.5 or segment.known_hallucination
+        doubtful = segment.confidence < LOW_CONFIDENCE or segment.known_hallucination
         line.append(printable(segment.text), style="yellow" if doubtful else "")
         console.print(line, soft_wrap=True)
 

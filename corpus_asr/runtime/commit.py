@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from corpus_asr.activity import Activity
+from corpus_asr.confidence import ConfidenceModel
 from corpus_asr.logs import event
 from corpus_asr.storage.failures import retries_so_far
 from corpus_asr.storage.lock import LockKey
@@ -32,6 +33,8 @@ class Committer:
     model_revision: str
     by_language: Mapping[str, ModelName] = field(default_factory=dict)
     """What transcribes the parts in these languages instead."""
+    calibration: ConfidenceModel | None = None
+    """What segments of `model` get their confidence from; None for the default."""
     lock: LockKey | None = None
     """Looked at before each commit; None where nobody else can be at work."""
 
@@ -50,6 +53,7 @@ class Committer:
             model=self.model,
             model_revision=self.model_revision,
             by_language=self.by_language,
+            calibration=self.calibration,
         )
 
     def timed(self, results: pa.Table) -> Activity:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Self
 
+from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel, with_confidence
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, default_model_notice
 from corpus_asr.config.load import decoding_from
@@ -21,6 +22,7 @@ from corpus_asr.segments import SpeechSpan, Transcript
 from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
+from corpus_asr.storage.calibrations import read_calibration
 from corpus_asr.transcription.engine import Engine, PartRequest, PartTranscript
 from corpus_asr.transcription.language import spoken_most
 from corpus_asr.transcription.routing import RoutedEngine
@@ -61,6 +63,8 @@ class Transcriber:
         extract: how audio is cut; None means the defaults.
         by_language: checkpoints for files in some languages, by code; `checkpoint` detects the
             language and transcribes all others.
+        calibration: output folder or .json file of `corpus-asr evaluate --calibrate`, which gives
+            `confidence`; None means the default.
         **decoding: any key of the `decoding` settings, as the default of every call.
 
     Raises:
@@ -79,6 +83,7 @@ class Transcriber:
         num_threads: int | None = None,
         extract: ExtractSettings | None = None,
         by_language: Mapping[str, str] | None = None,
+        calibration: str | None = None,
         **decoding: Any,
     ) -> None:
         extract = extract or ExtractSettings()
@@ -91,6 +96,7 @@ class Transcriber:
             checkpoint = PACKAGED_CHECKPOINT
             _LOG.warning("%s", default_model_notice('Transcriber("small") or "large-v3"'))
         settings = decoding_from(decoding)
+        fitted = DEFAULT_MODEL if calibration is None else read_calibration(calibration)
         folder = fetch_model(checkpoint, revision=revision, weights=False)
         check_transcribes(folder, settings, checkpoint)
         others = fetch_others(folder, by_language or {}, checkpoint=checkpoint, weights=True)
@@ -103,7 +109,7 @@ class Transcriber:
             slots=slots,
             num_threads=num_threads,
         )
-        self._set_up(engine, str(folder), decoding=decoding, extract=extract)
+        self._set_up(engine, str(folder), decoding=decoding, extract=extract, calibration=fitted)
 
     @classmethod
     def from_pretrained(cls, checkpoint: str, **options: Any) -> Self:
@@ -147,8 +153,10 @@ class Transcriber:
         *,
         decoding: Mapping[str, Any],
         extract: ExtractSettings,
+        calibration: ConfidenceModel = DEFAULT_MODEL,
     ) -> None:
         self._engine = engine
+        self._calibration = calibration
         self._decoding = dict(decoding)
         self._detects_speech = extract.speech_detection != "none"
         self._child = IsolatedGenerator(
@@ -258,7 +266,7 @@ class Transcriber:
             for recording in [one for one in flying if one.done]:
                 flying.remove(recording)
                 try:
-                    yield _transcript(recording)
+                    yield _transcript(recording, self._calibration)
                 except ItemError as error:
                     if on_error is None:
                         raise
@@ -292,9 +300,11 @@ def _request(uri: str, part: ExtractedPart) -> PartRequest:
     )
 
 
-def _transcript(recording: _Recording) -> Transcript:
+def _transcript(recording: _Recording, calibration: ConfidenceModel) -> Transcript:
     found = [part.result() for part in recording.parts if part is not None]
     segments = tuple(segment for part in found for segment in part.segments)
+    if calibration is not DEFAULT_MODEL:
+        segments = tuple(with_confidence(segment, calibration) for segment in segments)
     # Where parts have languages of their own, the first one's may be that of a jingle.
     spoken = [part for part in found if part.language is not None]
     language = spoken[0] if spoken else None

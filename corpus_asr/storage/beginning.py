@@ -17,6 +17,7 @@ from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.aside import ASIDE_NAME, EARLIER_FOLDER, interrupted, set_aside
+from corpus_asr.storage.calibrations import CALIBRATION_NAME
 from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
 from corpus_asr.storage.versions import safe_config
 
@@ -175,7 +176,14 @@ def begin_run(
             store,
             fingerprint=fingerprint,
             folder=f"{EARLIER_FOLDER}/before-{run.run_id}",
-            names=(RUN_NAME, REPORT_NAME, PAGE_NAME, CONFIG_NAME, FINGERPRINT_NAME),
+            names=(
+                RUN_NAME,
+                REPORT_NAME,
+                PAGE_NAME,
+                CALIBRATION_NAME,
+                CONFIG_NAME,
+                FINGERPRINT_NAME,
+            ),
             mark=SUCCESS_NAME,
         )
     store.remove(SUCCESS_NAME)

@@ -23,12 +23,12 @@ from corpus_asr.storage.beginning import Earlier, check_fingerprint, fingerprint
 from corpus_asr.storage.fitting import without_credentials
 from corpus_asr.storage.ledger import REMAINING, Ledger, Reason
 from corpus_asr.storage.listing import list_files
+from corpus_asr.storage.stems import unique_stem
 from corpus_asr.storage.tables import (
     SUFFIX,
     OutputStore,
     ParquetFile,
     parquet_batches,
-    unique_stem,
 )
 from corpus_asr.units import MEBIBYTE
 

@@ -12,6 +12,12 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from corpus_asr.confidence import (
+    DEFAULT_MODEL,
+    EVIDENCE_COLUMNS,
+    ConfidenceModel,
+    evidence_of,
+)
 from corpus_asr.schemas import LABEL_FIELDS, LABELS, OUTCOMES, SEGMENT_FIELDS, SEGMENTS
 
 ModelName = tuple[str, str]
@@ -98,6 +104,7 @@ def rows_of(
     run_id: str,
     model: ModelName,
     by_language: Mapping[str, ModelName] = NO_OTHERS,
+    calibration: ConfidenceModel | None = None,
 ) -> pa.Table:
     """Return the segments or labels rows of results, in the order of the results.
 
@@ -107,6 +114,7 @@ def rows_of(
         run_id: the run that writes them.
         model: what made them, ...
         by_language: ... but for parts in these languages.
+        calibration: what segments of `model` get their confidence from; None for the default.
     """
     lists = results[rows.folder].combine_chunks()
     if isinstance(lists, pa.ChunkedArray):  # no chunk at all
@@ -122,7 +130,30 @@ def rows_of(
     flat = pc.list_flatten(lists)
     columns |= {field.name: pc.struct_field(flat, field.name) for field in rows.fields}
     columns["run_id"] = pa.repeat(pa.scalar(run_id, pa.string()), len(parents))
-    return pa.table([columns[name] for name in rows.schema.names], schema=rows.schema)
+    columns["calibration"] = pa.repeat(DEFAULT_MODEL.name, len(parents))
+    found = pa.table([columns[name] for name in rows.schema.names], schema=rows.schema)
+    if calibration is None or rows is not SEGMENT_ROWS:
+        return found
+    return calibrated(found, calibration, model_revision=model[1])
+
+
+def calibrated(
+    segments: pa.Table, calibration: ConfidenceModel, *, model_revision: str
+) -> pa.Table:
+    """Return SEGMENTS rows with the confidences of a calibration, and its name.
+
+    Rows of other weights, and rows without a log-probability, stay as they are.
+    """
+    confidences, names = (segments[name].to_pylist() for name in ("confidence", "calibration"))
+    for at, row in enumerate(segments.select(["model_revision", *EVIDENCE_COLUMNS]).to_pylist()):
+        evidence = evidence_of(row)
+        if evidence is not None and row["model_revision"] == model_revision:
+            confidences[at], names[at] = calibration.confidence(evidence), calibration.name
+    for name, values in (("confidence", confidences), ("calibration", names)):
+        place = segments.schema.get_field_index(name)
+        field = segments.schema.field(place)
+        segments = segments.set_column(place, field, pa.array(values, field.type))
+    return segments
 
 
 def _models(

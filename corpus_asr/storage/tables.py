@@ -10,8 +10,6 @@ of runs, plans or which commit of two counts (`ledger.py`).
 import contextlib
 import io
 import json
-import time
-import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from corpus_asr.confidence import ConfidenceModel
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, RESULTS
 from corpus_asr.storage import filesystem
@@ -41,9 +40,11 @@ from corpus_asr.storage.results import (
     part_rows_in,
     rows_of,
 )
+from corpus_asr.storage.stems import unique_stem
 
 SEGMENTS_FOLDER, OUTCOMES_FOLDER, RECORDINGS_FOLDER = "segments", "outcomes", "recordings"
 SUFFIX = ".parquet"
+CALIBRATION_KEY = "corpus_asr.calibration"
 ROW_GROUP_ROWS = 50_000
 BATCH_ROWS = 65_536
 READ_AHEAD_ROWS = 16_384
@@ -66,23 +67,20 @@ class CommittedBatch:
     rows: pa.RecordBatch
 
 
-def unique_stem(time_ns: int | None = None) -> str:
-    """Return a name no other commit has; names sort by the time they were made, or by this one."""
-    return f"{time.time_ns() if time_ns is None else time_ns:020d}-{uuid.uuid4().hex[:12]}"
-
-
-def stem_before(name: str) -> str:
-    """Return a unique stem that sorts before an object's; both stand for the same time."""
-    time_ns = name.rpartition("/")[2].partition("-")[0]
-    return unique_stem(max(0, int(time_ns) - 1) if time_ns.isdecimal() else 0)
-
-
 def encode_parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> bytes:
-    """Return rows as one zstd Parquet object; only what is encoded is held as a whole."""
+    """Return rows as one zstd Parquet object; only what is encoded is held as a whole.
+
+    The file's metadata names the calibrations that its confidences come from.
+    """
     sink = io.BytesIO()
+    calibrations: set[str] = set()
     with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
         for table in tables:
             writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+            if "calibration" in table.schema.names:
+                calibrations.update(table["calibration"].unique().drop_null().to_pylist())
+        if calibrations:
+            writer.add_key_value_metadata({CALIBRATION_KEY: ", ".join(sorted(calibrations))})
     return sink.getvalue()
 
 
@@ -169,6 +167,7 @@ class OutputStore:
         model: str,
         model_revision: str,
         by_language: Mapping[str, ModelName] = NO_OTHERS,
+        calibration: ConfidenceModel | None = None,
     ) -> Commit:
         """Write results so that either all of them count or none.
 
@@ -176,6 +175,7 @@ class OutputStore:
             results: RESULTS rows, with segments or with labels.
             run_id, model, model_revision: what made them, ...
             by_language: ... but for parts in these languages.
+            calibration: what segments of `model` get their confidence from; None for the default.
 
         Raises:
             ValueError: the rows do not fit RESULTS, or say too little to be accounted for.
@@ -191,6 +191,7 @@ class OutputStore:
             run_id=run_id,
             model=(public(model), model_revision),
             by_language={code: (public(name), made) for code, (name, made) in by_language.items()},
+            calibration=calibration,
         )
         return self.write_commit(outcomes_of(results, run_id=run_id), [found], rows=rows)
 

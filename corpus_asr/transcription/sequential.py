@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float16
 
+from corpus_asr.confidence import mean_logprob_of, with_confidence
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Job, WindowJob
 from corpus_asr.segments import Segment
 from corpus_asr.text.known_hallucinations import is_known_hallucination
-from corpus_asr.transcription.confidence import confidence
 from corpus_asr.transcription.dialect import Dialect
 from corpus_asr.transcription.fallback import DecodedWindow, decode_window, is_silence
 from corpus_asr.transcription.hallucinations import Place, without_hallucinations
@@ -234,6 +234,7 @@ class SeekLoop:
         start_s, end_s = stretch.start_s, min(stretch.end_s, part.seconds(window.end))
         if not text.strip() or start_s >= end_s:
             return None
+        positions = self._text(window, piece)
         speech_fraction = part.speech_fraction(start_s, end_s)
         nonspeech = speech_fraction is not None and speech_fraction < _NONSPEECH_FRACTION
         if nonspeech and self._settings.drop_nonspeech:
@@ -241,7 +242,7 @@ class SeekLoop:
         known = is_known_hallucination(text)
         if known and self._settings.drop_known_hallucinations:
             return None
-        return Segment(
+        segment = Segment(
             start_s=start_s,
             end_s=end_s,
             text=text,
@@ -249,8 +250,9 @@ class SeekLoop:
             language=window.language.code,
             language_probability=window.language.probability,
             task=self._settings.task,
-            confidence=confidence([decoded.logprobs[at] for at in self._text(window, piece)]),
+            confidence=0.0,
             avg_logprob=decoded.avg_logprob,
+            text_logprob=mean_logprob_of([decoded.logprobs[at] for at in positions]),
             no_speech_prob=decoded.no_speech_prob,
             compression_ratio=decoded.compression_ratio,
             temperature=decoded.temperature,
@@ -258,3 +260,4 @@ class SeekLoop:
             known_hallucination=known,
             words=timed.words if timed is not None else None,
         )
+        return with_confidence(segment)

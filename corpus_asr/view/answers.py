@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.errors import FetchError, ItemError
 from corpus_asr.export import transcripts as texts_of
 from corpus_asr.export.cues import CueRules, cues_of
@@ -49,7 +50,6 @@ _SAVED: Mapping[str, Callable[[Recording], str]] = {
     "tsv": texts_of.tsv_text,
     "json": texts_of.json_text,
 }
-_UNSURE = 0.5
 _ELSEWHERE = "; if it lies elsewhere now, say where: corpus-asr view ... --audio BEFORE=NOW"
 
 
@@ -133,6 +133,8 @@ class Answers:
             "block_rows": BLOCK_ROWS,
             "block_starts_s": transcript.block_starts_s,
             "has_words": transcript.has_words,
+            "low_confidence": LOW_CONFIDENCE,
+            "high_confidence": HIGH_CONFIDENCE,
             "apart": transcript.has_channels,
             "saved_as": [] if catalogue.rows is LABEL_ROWS else list(_SAVED),
         }
@@ -157,7 +159,7 @@ class Answers:
         catalogue, position = self._named(parameters)
         at_s = self.transcripts.read(catalogue, position).unsure(
             parameters.number("from") or 0.0,
-            below=_UNSURE,
+            below=LOW_CONFIDENCE,
             forward=not parameters.flag("back"),
         )
         return {"at_s": at_s}

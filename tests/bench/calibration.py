@@ -1,191 +1,190 @@
-"""How far a segment's confidence can be believed: the reliability table, and what would fit best.
+"""How far confidences can be believed, and the default model of them, fitted again.
 
-    python -m tests.bench.calibration --model FOLDER DATA...
+    python -m tests.bench.calibration --cache FOLDER --models FOLDER... --data FOLDER...
+        [--stress FOLDER...] [--words FOLDER...]
 
-Each DATA holds recordings and a manifest.jsonl with their texts, best none the model was trained
-on. All are transcribed greedily, without thresholds, in their own language; a word counts as right
-where a cheapest alignment with the reference pairs it with the same word (both normalised as for
-word error rates; single characters in languages written without blanks).
+Each data folder holds recordings and a manifest.jsonl with their texts, best none a model was
+trained on; `tests.bench.calibration_data` makes longer, noisy and empty ones. They are transcribed
+with default settings, once: transcripts are kept below --cache. Those of --stress are transcribed
+without speech detection, and again without temperature fallback and thresholds too, so that loops
+and invented text are among them; those of --words with word times. A word counts as right where a
+cheapest alignment pairs it with the same word of the reference. All figures of confidences are of
+models fitted to other speakers.
 """
 
 import argparse
-import math
+import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
 
-from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.errors import ConfigError
-from corpus_asr.models.whisper.features import WhisperPartFeatures
-from corpus_asr.text.normalize import BasicTextNormalizer, EnglishTextNormalizer
-from corpus_asr.transcription.confidence import OFFSET, SLOPE
-from corpus_asr.transcription.engine import Engine, PartTranscript
-from tests.support.accuracy import manifest, matches, whole
-from tests.support.oracles import read_audio
+from corpus_asr.confidence import DEFAULT_MODEL, FEATURES, ConfidenceModel
+from corpus_asr.config.stages import ExtractSettings
+from corpus_asr.export.recording import segment_from
+from corpus_asr.report.calibration import (
+    Reliability,
+    SegmentOutcome,
+    area_under_curve,
+    cross_validated,
+    fit,
+    reliability,
+    segment_outcomes,
+    word_outcomes,
+)
+from corpus_asr.runtime.transcriber import Transcriber
+from corpus_asr.segments import Segment
 
-WITHOUT_BLANKS = {"zh", "ja", "th", "lo", "my", "yue"}
-BINS = 10
-FOLDS = 8
+NO_FALLBACK: dict[str, Any] = {
+    "temperature": 0.0, "compression_ratio_threshold": None, "logprob_threshold": None,
+    "no_speech_threshold": None, "stop_loops": False,
+}  # fmt: skip
+STRESSES = {"undetected": ", no detection", "loops": ", no fallback"}
+FROM_NOTHING = ConfidenceModel(name="default", offset=0.0, weights=(0.0,) * len(FEATURES))
 
 
 @dataclass(frozen=True)
-class Scored:
-    """One segment: what it claimed, and how many of its words were right."""
+class Transcribed:
+    """A recording with what a model made of it."""
 
-    recording: str
-    confidence: float
-    words: int
-    right: int
+    set: str
+    group: str
+    language: str
+    reference: str
+    segments: tuple[Segment, ...]
+
+    def outcomes(self) -> list[SegmentOutcome]:
+        return segment_outcomes(self.segments, self.reference, self.language, group=self.group)
 
 
 def main() -> None:
     arguments = _arguments()
-    threads = arguments.threads
-    every: list[Scored] = []
-    with Engine.from_folder(
-        arguments.model, decoding=DecodingSettings(), dtype=arguments.dtype, num_threads=threads
-    ) as engine:
-        print(f"{arguments.model.name}, {arguments.dtype}, greedy, no thresholds")
-        print(f"{'':<16}{'segments':>9}{'words':>7}{'right':>7}{'claimed':>9}{'error':>7}")
-        for folder in arguments.data:
-            found = list(_scored(engine, arguments.model, folder))
-            every += found
-            _print_sums(folder.name, found)
-    _print_sums("all", every)
-    print("\nconfidence  segments  words  claimed  right")
-    for low, bin_ in _bins(every):
-        print(f"{low:>4.1f}-{low + 1 / BINS:.1f}    {len(bin_):>8}{sum(s.words for s in bin_):>7}"
-              f"{_claimed(bin_):>9.2f}{_right(bin_):>7.2f}")  # fmt: skip
-    offset, slope = _fit(every)
-    print(f"\nbest fit: offset {offset:.2f}, slope {slope:.2f}; fitted to other recordings it errs "
-          f"by {_error(list(_cross_validated(every))):.3f}")  # fmt: skip
+    labels: list[tuple[str, str]] = []
+    outcomes: list[SegmentOutcome] = []
+    for model in arguments.models:
+        for kind in ("data", *STRESSES):
+            folders = arguments.data if kind == "data" else arguments.stress
+            for one in _transcribed(model, folders, arguments.cache, kind, arguments.threads):
+                theirs = one.outcomes()
+                outcomes += theirs
+                name = one.set if kind == "data" else f"{one.set}{STRESSES[kind]}"
+                labels += [(model.name, name)] * len(theirs)
+    fitted = fit(outcomes, FROM_NOTHING)
+    print(f"{len(outcomes)} segments of {len({one.group for one in outcomes})} speakers and others")
+    print("fitted:", _shown(fitted), " shipped:", _shown(DEFAULT_MODEL))
+    held_out = np.array(cross_validated(outcomes, FROM_NOTHING))
+    for model in arguments.models:
+        ours = [at for at, (name, found) in enumerate(labels)
+                if name == model.name and not found.endswith(tuple(STRESSES.values()))]  # fmt: skip
+        _print_bands(model.name, _of(outcomes, held_out, ours))
+    print(f"\n{'model':<18}{'set':<26}segments  words  right claimed  ECE  Brier   AUC")
+    for name, found in sorted(set(labels)):
+        ours = [at for at, label in enumerate(labels) if label == (name, found)]
+        _print_line(name, found, _of(outcomes, held_out, ours))
+    for model in arguments.models:
+        words = list(_transcribed(model, arguments.words, arguments.cache, "words",
+                                  arguments.threads))  # fmt: skip
+        if words:
+            _print_words(model.name, words)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", nargs="+", type=Path)
-    parser.add_argument("--model", required=True, type=Path)
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--models", nargs="+", required=True, type=Path)
+    parser.add_argument("--data", nargs="+", required=True, type=Path)
+    parser.add_argument("--stress", nargs="*", default=[], type=Path)
+    parser.add_argument("--words", nargs="*", default=[], type=Path)
+    parser.add_argument("--cache", required=True, type=Path)
     parser.add_argument("--threads", type=int, default=None)
     return parser.parse_args()
 
 
-def _scored(engine: Engine, model: Path, folder: Path) -> Iterator[Scored]:
-    extract = WhisperPartFeatures.from_folder(model)
-    asked: list[tuple[dict[str, Any], str, Future[PartTranscript]]] = []
-    for item in manifest(folder):
-        language = item.get("whisper_language", item["language"])
-        if language is None or not _knows(engine, language):
-            continue
-        settings = DecodingSettings(
-            language=language,
-            temperature=(0.0,),
-            compression_ratio_threshold=None,
-            logprob_threshold=None,
-            no_speech_threshold=None,
-        )
-        part = whole(extract, read_audio(item["file"]), name=item["id"])
-        asked.append((item, language, engine.submit(part, decoding=settings)))
-    for item, language, future in asked:
-        yield from _compare(item, language, future.result())
+def _transcribed(
+    model: Path, folders: Sequence[Path], cache: Path, kind: str, threads: int | None
+) -> Iterator[Transcribed]:
+    for folder in folders:
+        path = cache / f"{model.name}-{kind}-{folder.name}.jsonl"
+        if not path.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            rows = list(_rows(model, folder, kind, threads))
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            row["segments"] = tuple(segment_from(each) for each in row["segments"])
+            yield Transcribed(**row)
 
 
-def _knows(engine: Engine, language: str) -> bool:
-    try:
-        engine.check(DecodingSettings(language=language))
-    except ConfigError:
-        return False
-    return True
+def _rows(model: Path, folder: Path, kind: str, threads: int | None) -> Iterator[dict[str, Any]]:
+    lines = (folder / "manifest.jsonl").read_text().splitlines()
+    items = {
+        str(folder / item["path"]): item
+        for item in map(json.loads, lines)
+        if item.get("text") is not None
+        and item.get("whisper_language", item["language"]) is not None
+    }
+    english = model.name.endswith(".en")
+    wanted = [uri for uri, item in items.items() if item["language"] == "en" or not english]
+    decoding = {"loops": NO_FALLBACK, "words": {"word_timestamps": True}}.get(kind, {})
+    extract = ExtractSettings(speech_detection="none" if kind in STRESSES else "silero")
+    with Transcriber.from_pretrained(
+        str(model), extract=extract, num_threads=threads
+    ) as transcriber:
+        for said in transcriber.transcribe_many(wanted, **decoding):
+            item = items[str(said.uri)]
+            yield {
+                "set": folder.name,
+                "group": item.get("speaker") or f"{folder.name}/{item['id']}",
+                "language": item.get("whisper_language", item["language"]),
+                "reference": item["text"],
+                "segments": [asdict(segment) for segment in said.segments],
+            }
 
 
-def _compare(item: dict[str, Any], language: str, said: PartTranscript) -> Iterator[Scored]:
-    texts = [_words(segment.text, language) for segment in said.segments]
-    wanted = _words(item["text"], language)
-    found = [word for text in texts for word in text]
-    right = {at for at, _ in matches(found, wanted)}
-    first = 0
-    for segment, text in zip(said.segments, texts, strict=True):
-        stop = first + len(text)
-        if text:
-            count = sum(at in right for at in range(first, stop))
-            yield Scored(item["id"], segment.confidence, len(text), count)
-        first = stop
+def _of(outcomes: Sequence[SegmentOutcome], held_out: np.ndarray, at: Sequence[int]) -> Reliability:
+    return reliability([outcomes[each] for each in at], held_out[list(at)].tolist())
 
 
-_ENGLISH, _BASIC = EnglishTextNormalizer(), BasicTextNormalizer()
+def _shown(model: ConfidenceModel) -> str:
+    weights = zip(FEATURES, model.weights, strict=True)
+    named = ", ".join(f"{name} {weight:.2f}" for name, weight in weights)
+    return f"offset {model.offset:.2f}, {named}"
 
 
-def _words(text: str, language: str) -> list[str]:
-    if language == "en":
-        return _ENGLISH(text).split()
-    words = _BASIC(text)
-    return list(words.replace(" ", "")) if language in WITHOUT_BLANKS else words.split()
+def _print_bands(name: str, found: Reliability) -> None:
+    print(f"\n{name}: ECE {found.ece:.3f}, Brier {found.brier:.3f}, AUC {found.auc:.3f}")
+    print("confidence  segments  words  claimed  right  with errors")
+    for band in found.bands:
+        print(f"{band.low:.2f}-{band.high:.2f}  {band.segments:>9}{band.words:>8}"
+              f"{band.confidence:>8.3f}{band.right:>8.3f}{band.with_errors:>10.1%}")  # fmt: skip
 
 
-def _right(found: Sequence[Scored]) -> float:
-    return sum(one.right for one in found) / sum(one.words for one in found)
+def _print_line(name: str, data: str, found: Reliability) -> None:
+    claimed = sum(band.confidence * band.words for band in found.bands) / found.words
+    print(f"{name:<18}{data:<26}{found.segments:>8}{found.words:>7}{found.right:>7.3f}"
+          f"{claimed:>8.3f}{found.ece:>6.3f}{found.brier:>7.3f}{found.auc:>6.3f}")  # fmt: skip
 
 
-def _claimed(found: Sequence[Scored]) -> float:
-    return sum(one.confidence * one.words for one in found) / sum(one.words for one in found)
-
-
-def _bins(found: Sequence[Scored]) -> Iterator[tuple[float, list[Scored]]]:
-    for number in range(BINS):
-        bin_ = [s for s in found if min(BINS - 1, int(s.confidence * BINS)) == number]
-        if bin_:
-            yield number / BINS, bin_
-
-
-def _error(found: Sequence[Scored]) -> float:
-    """Expected calibration error: how far claims are off, over bins, by words."""
-    words = sum(one.words for one in found)
-    return math.fsum(
-        abs(_claimed(bin_) - _right(bin_)) * sum(one.words for one in bin_) / words
-        for _, bin_ in _bins(found)
-    )
-
-
-def _print_sums(name: str, found: Sequence[Scored]) -> None:
-    print(f"{name:<16}{len(found):>9}{sum(s.words for s in found):>7}{_right(found):>7.2f}"
-          f"{_claimed(found):>9.2f}{_error(found):>7.3f}", flush=True)  # fmt: skip
-
-
-def _mean_logprob(one: Scored) -> float:
-    """What the confidence was made of."""
-    return (math.log(one.confidence / (1 - one.confidence)) - OFFSET) / SLOPE
-
-
-def _fit(found: Sequence[Scored]) -> tuple[float, float]:
-    """Offset and slope of a logistic curve over the mean log-probability, by likelihood."""
-    means = np.array([_mean_logprob(one) for one in found])
-    right = np.array([one.right for one in found])
-    wrong = np.array([one.words for one in found]) - right
-
-    def surprise(curve: np.ndarray) -> float:
-        logits = curve[0] + curve[1] * means
-        total = right @ np.logaddexp(0, -logits) + wrong @ np.logaddexp(0, logits)
-        return float(total / (right + wrong).sum())
-
-    offset, slope = minimize(surprise, np.zeros(2)).x
-    return float(offset), float(slope)
-
-
-def _cross_validated(found: Sequence[Scored]) -> Iterator[Scored]:
-    """Claim for each recording what a fit to other recordings says."""
-    names = sorted({one.recording for one in found})
-    for fold in range(FOLDS):
-        left_out = set(names[fold::FOLDS])
-        offset, slope = _fit([one for one in found if one.recording not in left_out])
-        for one in found:
-            if one.recording in left_out:
-                claim = 1 / (1 + math.exp(-offset - slope * _mean_logprob(one)))
-                yield Scored(one.recording, claim, one.words, one.right)
+def _print_words(name: str, found: Sequence[Transcribed]) -> None:
+    """Show what the probabilities of words say, as they are."""
+    claimed, right = [], []
+    for one in found:
+        words = [word for segment in one.segments for word in segment.words or ()]
+        marks, _ = word_outcomes([word.word for word in words], one.reference, one.language)
+        for word, mark in zip(words, marks, strict=True):
+            if mark:
+                claimed.append(word.probability)
+                right.append(all(mark))
+    said, was = np.array(claimed), np.array(right)
+    bins = np.minimum(9, (said * 10).astype(int))
+    ece = sum(abs((said - was)[bins == at].sum()) for at in range(10)) / len(said)
+    print(f"\n{name}, {len(said)} words, {was.mean():.3f} right: ECE {ece:.3f}, Brier "
+          f"{((said - was) ** 2).mean():.3f}, AUC {area_under_curve(said, ~was):.3f}")  # fmt: skip
+    for at in range(10):
+        if (inside := bins == at).any():
+            print(f"{at / 10:.1f}-{at / 10 + 0.1:.1f}  {inside.sum():>6}"
+                  f"{said[inside].mean():>8.3f}{was[inside].mean():>8.3f}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def test_groups_add_up_and_are_sorted() -> None:
         "set": ["clean", "noisy"],
         "language": ["de", "en"],
         "duration": ["under 5 s", "10 to 30 s", "600 s and more"],
-        "confidence": ["under 0.2", "0.9 and more"],
+        "confidence": ["under 0.3", "0.95 and more"],
     }
     rates = [group.words.rate for group in found.groups["set"]]
     assert rates == pytest.approx([1 / 3, 2 / 3])

@@ -52,7 +52,7 @@ def page_of(job: Job, path: Path) -> Element:
 def test_a_finished_run(tmp_path: Path) -> None:
     job = Job(tmp_path)
     job.begin()
-    said = segment(" Hello wrld", 0.55, words=words((" Hello", 0.9), (" wrld", 0.2)))
+    said = segment(" Hello wrld", 0.55, words=words((" Hello", 0.95), (" wrld", 0.2)))
     job.commit("a.wav", segments=[said], decode_s=2.0)
     job.commit("b.wav", status="no_speech", segments=None, language=None)
     job.fail("c.wav")

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel, segment_evidence
 from corpus_asr.config.stages import ExtractSettings
 from corpus_asr.errors import ConfigError, DecodeError, ItemError
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import Segment
+from corpus_asr.storage.calibrations import write_calibration
+from corpus_asr.storage.tables import OutputStore
 from corpus_asr.transcription.engine import PartTranscript
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import noise, tone, wav_bytes
@@ -58,6 +61,23 @@ def test_a_file_says_the_same_alone_and_among_others(
         for segment in alone.segments:
             assert 0 <= segment.start_s < segment.end_s <= alone.duration_s
             assert 0 <= segment.confidence <= 1
+
+
+@pytest.mark.slow
+def test_confidences_are_those_of_the_calibration(files: list[str], tmp_path: Path) -> None:
+    model = tiny_model(tmp_path / "model")
+    fitted = ConfidenceModel(name="fitted", offset=0.3, weights=(0.5, 1.0, 0.0, 0.0))
+    write_calibration(OutputStore(str(tmp_path)), fitted, fitted={})
+    extract = ExtractSettings(speech_detection="none")
+    options: dict[str, Any] = {"slots": 2, "extract": extract, **BABBLE}
+    with Transcriber.from_pretrained(str(model), calibration=str(tmp_path), **options) as loaded:
+        found = loaded.transcribe(files[0])
+    assert found.segments
+    for segment in found.segments:
+        evidence = segment_evidence(segment)
+        assert evidence is not None
+        assert segment.confidence == fitted.confidence(evidence)
+        assert segment.confidence != DEFAULT_MODEL.confidence(evidence)
 
 
 def test_a_broken_file_is_told_of_and_the_others_go_on(

@@ -24,7 +24,8 @@ from corpus_asr.storage.compaction import compact, groups_to_merge, merge
 from corpus_asr.storage.finish import RunCounts, finish
 from corpus_asr.storage.ledger import Ledger
 from corpus_asr.storage.results import segments_of
-from corpus_asr.storage.tables import OutputStore, unique_stem
+from corpus_asr.storage.stems import unique_stem
+from corpus_asr.storage.tables import OutputStore
 from corpus_asr.units import MEBIBYTE
 from tests.support.commits import commit, files, part, results, same_schema
 from tests.support.stores import S3Server

@@ -19,7 +19,8 @@ from corpus_asr.storage.beginning import Run, begin_run
 from corpus_asr.storage.finish import RunCounts, finish
 from corpus_asr.storage.ledger import Ledger
 from corpus_asr.storage.results import segments_of
-from corpus_asr.storage.tables import OutputStore, unique_stem
+from corpus_asr.storage.stems import unique_stem
+from corpus_asr.storage.tables import OutputStore
 from tests.support.commits import commit, files, part, results, same_schema
 from tests.support.dying import Killed, dying
 

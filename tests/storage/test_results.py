@@ -12,7 +12,8 @@ from corpus_asr.storage.beginning import Run
 from corpus_asr.storage.finish import finish
 from corpus_asr.storage.recordings import aggregate
 from corpus_asr.storage.results import LABEL_ROWS, outcomes_of, part_rows_named, rows_of
-from corpus_asr.storage.tables import OutputStore, unique_stem
+from corpus_asr.storage.stems import unique_stem
+from corpus_asr.storage.tables import OutputStore
 from tests.support.commits import commit, files, part, results, same_schema
 
 RUN = Run(run_id="run", fingerprint="f", started_at="2026-01-01T00:00:00+00:00", continues=False)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.view.server import Span, UnsatisfiableError, asked_span
 from tests.support.viewing import asked, fetch
 from tests.view.conftest import HOSTILE_TEXT, PASSAGES, SECONDS, Shown
@@ -128,6 +129,8 @@ def test_a_recording_is_told_with_its_passages_and_words(shown: Shown) -> None:
     told = answer(shown, "recording", id=shown.id("plain.wav"))
     assert (told["passages"], told["has_words"], told["state"]) == (PASSAGES, True, "done")
     assert told["name"] == "plain.wav"
+    # The page marks words and passages by these.
+    assert (told["low_confidence"], told["high_confidence"]) == (LOW_CONFIDENCE, HIGH_CONFIDENCE)
     passages = answer(shown, "passages", id=told["id"], block=0, q="passage7 peace")["passages"]
     assert len(passages) == PASSAGES
     words = passages[7]["words"]

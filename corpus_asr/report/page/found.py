@@ -3,13 +3,12 @@
 import itertools
 from collections.abc import Iterable, Sequence
 
+from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.pages.charts import bar, histogram
 from corpus_asr.pages.html import Html, fill
 from corpus_asr.report.details import DURATION_EDGES_S, Sample
 from corpus_asr.report.page.data import PageData
 from corpus_asr.report.page.shown import (
-    DOUBTFUL,
-    UNSURE,
     clock,
     cut,
     hours,
@@ -165,8 +164,8 @@ def samples(data: PageData) -> Html:
             '<p class="small quiet">Words are marked by their probability: '
             '<mark class="unsure">below $unsure</mark>, <mark class="doubtful">below $doubtful'
             "</mark>.</p>",
-            unsure=f"{UNSURE:.0%}",
-            doubtful=f"{DOUBTFUL:.0%}",
+            unsure=f"{HIGH_CONFIDENCE:.0%}",
+            doubtful=f"{LOW_CONFIDENCE:.0%}",
         )
     what = "Windows" if data.classifies else "Samples"
     return _section(
@@ -213,7 +212,9 @@ def _sample(data: PageData, one: Sample) -> Html:
 
 
 def _kind(confidence: float) -> str:
-    return "bad" if confidence < DOUBTFUL else "warn" if confidence < UNSURE else "good"
+    if confidence < LOW_CONFIDENCE:
+        return "bad"
+    return "warn" if confidence < HIGH_CONFIDENCE else "good"
 
 
 def _section(name: str, title: str, *content: Html | None) -> Html:

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.config.secrets import hide_secrets
 from corpus_asr.languages import LANGUAGES
 from corpus_asr.pages.html import Html, escaped, fill, joined
@@ -21,7 +22,6 @@ MOST_OF_A_MESSAGE = 400
 MOST_OF_A_TEXT = 1_200
 _LONGEST_LINK = 2_000
 _LEAST_OF_A_WORD = 8  # letters that its mark is worth
-UNSURE, DOUBTFUL = 0.6, 0.3
 _FROM_THE_RIGHT = {"ar", "fa", "he", "ps", "sd", "ur", "yi"}
 _CODE = re.compile(r"[a-z]{2,3}")
 _LETTERS_OF_PATHS = "/~!$&'()*+,;=:@"
@@ -98,13 +98,13 @@ def _word(word: str, sure: float | None) -> Html:
     word = cut(word)
     # Where no blanks part words, a line may still end between them.
     end = Html("" if word[:1].isspace() else "<wbr>")
-    if sure is None or sure >= UNSURE:
+    if sure is None or sure >= HIGH_CONFIDENCE:
         return joined([end, word])
     return fill(
         '$end$blank<mark class="$kind" title="$share sure">$word</mark>',
         end=end,
         blank=word[: len(word) - len(word.lstrip())],
-        kind="doubtful" if sure < DOUBTFUL else "unsure",
+        kind="doubtful" if sure < LOW_CONFIDENCE else "unsure",
         share=f"{sure:.0%}",
         word=word.lstrip(),
     )

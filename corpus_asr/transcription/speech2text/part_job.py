@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float16, Float32
 
+from corpus_asr.confidence import mean_logprob_of, with_confidence
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import WindowJob
 from corpus_asr.decoding.slots import Steps
@@ -19,7 +20,6 @@ from corpus_asr.segments import Segment, Word
 from corpus_asr.text.known_hallucinations import is_known_hallucination
 from corpus_asr.transcription.chunked import chunk_ranges
 from corpus_asr.transcription.clips import clip_ranges
-from corpus_asr.transcription.confidence import confidence
 from corpus_asr.transcription.fallback import DecodedWindow, decode_window
 from corpus_asr.transcription.family_jobs import Add, PartDone
 from corpus_asr.transcription.in_order import InOrder
@@ -194,7 +194,7 @@ class _Window:
         logprobs: Sequence[float],
         words: tuple[Word, ...] | None,
     ) -> Segment:
-        return Segment(
+        segment = Segment(
             start_s=self._start_s,
             end_s=self._end_s,
             text=_after_a_blank(self._dialect.text(tokens)),
@@ -202,8 +202,9 @@ class _Window:
             language=self._language,
             language_probability=None,
             task=self._dialect.task(self._settings),
-            confidence=confidence(logprobs),
+            confidence=0.0,
             avg_logprob=decoded.avg_logprob,
+            text_logprob=mean_logprob_of(logprobs),
             no_speech_prob=None,
             compression_ratio=decoded.compression_ratio,
             temperature=decoded.temperature,
@@ -211,6 +212,7 @@ class _Window:
             known_hallucination=is_known_hallucination(self._dialect.text(tokens)),
             words=words,
         )
+        return with_confidence(segment)
 
 
 def _whole_window(

@@ -6,8 +6,6 @@ import { ask, clock, element, pieces } from "./page.js";
 const NEAR = "1500px";
 const KEPT_BLOCKS = 12;
 const PASSAGE_PX = 88; // a guess, until a block has been seen
-const DOUBTFUL = 0.5;
-const UNSURE = 0.8;
 
 export class Transcript {
   constructor(root, info, { onPick }) {
@@ -88,6 +86,12 @@ export class Transcript {
     }
   }
 
+  // Mark a word by its probability, or a whole segment by its confidence.
+  mark(made, sure) {
+    if (sure < this.info.low_confidence) made.classList.add("doubtful");
+    else if (sure < this.info.high_confidence) made.classList.add("unsure");
+  }
+
   passage(told, block, at) {
     const words = [];
     const text = element("p", { className: "said", dir: "auto" });
@@ -96,9 +100,8 @@ export class Transcript {
       for (const [index, [word, start_s, end_s, probability, found]] of told.words.entries()) {
         const bare = word.trimStart();
         text.append(word.slice(0, word.length - bare.length));
-        const made = element(probability < UNSURE ? "mark" : "span", { className: "word", title: `${clock(start_s, 2)} · ${Math.round(probability * 100)} % sure` }, bare);
-        if (probability < DOUBTFUL) made.classList.add("doubtful");
-        else if (probability < UNSURE) made.classList.add("unsure");
+        const made = element(probability < this.info.high_confidence ? "mark" : "span", { className: "word", title: `${clock(start_s, 2)} · ${Math.round(probability * 100)} % sure` }, bare);
+        this.mark(made, probability);
         if (found) made.classList.add("found");
         made.dataset.word = index;
         text.append(made);
@@ -107,7 +110,7 @@ export class Transcript {
     } else {
       text.append(...pieces(told.pieces));
       text.classList.add("whole");
-      if (told.confidence !== null && told.confidence < UNSURE) text.classList.add(told.confidence < DOUBTFUL ? "doubtful" : "unsure");
+      if (told.confidence !== null) this.mark(text, told.confidence);
     }
     const time = element("button", { type: "button", className: "time" }, clock(told.start_s));
     time.setAttribute("aria-label", `Play from ${clock(told.start_s)}`);

@@ -1,0 +1,209 @@
+"""A run with references is calibrated, and later runs of its model use that."""
+
+import json
+import logging
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from corpus_asr import cli
+from corpus_asr.confidence import DEFAULT_MODEL, evidence_of
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import ConfigError, CorpusAsrError
+from corpus_asr.storage.beginning import begin_run, fingerprint
+from corpus_asr.storage.calibrations import (
+    CALIBRATION_NAME,
+    calibration_for,
+    read_calibration,
+    write_calibration,
+)
+from corpus_asr.storage.compaction import compact
+from corpus_asr.storage.tables import CALIBRATION_KEY, OutputStore
+from corpus_asr.units import MEBIBYTE
+from tests.support.commits import part, results
+
+REVISION = "0123456789abcdef"
+SAID = "red green blue white"
+
+
+def job(folder: Path, **model: Any) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "source": {"uri": str(folder)},
+            "model": {"checkpoint": "some/model", **model},
+            "output": {"uri": str(folder / "output")},
+        }
+    )
+
+
+def heard(name: str, rng: random.Random) -> dict[str, Any]:
+    """Return a part of five segments, whose likely ones are right more often than is claimed."""
+    segments = []
+    for number in range(5):
+        surprise = rng.uniform(0.02, 2.0)
+        words = [word if rng.random() > surprise / 2.5 else "x" for word in SAID.split()]
+        segments.append(
+            {
+                "segment": number, "start_s": 2.0 * number, "end_s": 2.0 * number + 2,
+                "text": " " + " ".join(words), "tokens": [1] * 4, "language": "en",
+                "confidence": 0.2, "text_logprob": -surprise, "no_speech_prob": 0.0,
+                "compression_ratio": 1.0, "speech_fraction": 1.0, "task": "transcribe",
+            }
+        )  # fmt: skip
+    return part(name, 0, texts=None, segments=segments, language="en")
+
+
+def run(folder: Path, *, recordings: int = 60, **model: Any) -> OutputStore:
+    config = job(folder, **model)
+    store = OutputStore(config.output.uri)
+    begin_run(store, config, fingerprint(config, REVISION))
+    rng = random.Random(5)
+    rows = [heard(f"{number}.wav", rng) for number in range(recordings)]
+    store.commit(results(*rows), run_id="run", model="some/model", model_revision=REVISION)
+    lines = [{"uri": f"/{number}.wav", "text": " ".join([SAID] * 5), "language": "en"}
+             for number in range(recordings)]  # fmt: skip
+    (folder / "references.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return store
+
+
+def evaluate(folder: Path, *options: str) -> Any:
+    arguments = [str(folder / "output"), "--references", str(folder / "references.jsonl")]
+    return CliRunner().invoke(cli.app, ["evaluate", *arguments, "--calibrate", *options])
+
+
+def test_a_run_is_calibrated_and_a_later_one_uses_it(tmp_path: Path) -> None:
+    store = run(tmp_path)
+    done = evaluate(tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "calibration some/model 0123456789abcdef" in " ".join(done.stdout.split())
+    assert "in all" in done.stdout
+    written = store.read_json(CALIBRATION_NAME)
+    assert written["model_revision"] == REVISION
+    fitted = written["fitted"]
+    assert fitted["recordings"] == 60
+    assert fitted["held_out"]["ece"] < 0.1 < fitted["before"]["ece"]
+    assert fitted["held_out"]["brier"] < fitted["before"]["brier"]
+    calibration = calibration_for(job(tmp_path), store, model_revision=REVISION)
+    assert calibration is not None
+    store.commit(
+        results(heard("later.wav", random.Random(1))), run_id="later", model="some/model",
+        model_revision=REVISION, calibration=calibration,
+    )  # fmt: skip
+    rows = [row for batch in store.segments() for row in batch.to_pylist()]
+    earlier = [row for row in rows if row["run_id"] == "run"]
+    later = [row for row in rows if row["run_id"] == "later"]
+    assert {row["calibration"] for row in earlier} == {"default"}
+    assert {round(row["confidence"], 6) for row in earlier} == {0.2}
+    assert {row["calibration"] for row in later} == {"some/model 0123456789abcdef"}
+    for row in later:
+        evidence = evidence_of(row)
+        assert evidence is not None
+        assert row["confidence"] == pytest.approx(calibration.confidence(evidence), abs=1e-6)
+
+
+def test_files_name_their_calibrations_even_when_they_are_merged(tmp_path: Path) -> None:
+    store = run(tmp_path)
+    assert evaluate(tmp_path).exit_code == 0
+    calibration = read_calibration(store.uri)
+    done = store.commit(
+        results(heard("later.wav", random.Random(1))), run_id="later", model="some/model",
+        model_revision=REVISION, calibration=calibration,
+    )  # fmt: skip
+    assert done.segments_name is not None
+    assert named(store, done.segments_name) == calibration.name
+    compact(store, 128 * MEBIBYTE)
+    (merged,) = store.named_segments()
+    assert named(store, merged) == f"default, {calibration.name}"
+
+
+def named(store: OutputStore, name: str) -> str:
+    metadata: dict[bytes, bytes] = pq.read_metadata(store.address(name)).metadata
+    return metadata[CALIBRATION_KEY.encode()].decode()
+
+
+def test_rows_of_other_weights_and_without_evidence_keep_their_confidence(tmp_path: Path) -> None:
+    store = run(tmp_path)
+    assert evaluate(tmp_path).exit_code == 0
+    other = heard("other.wav", random.Random(1)) | {"language": "de"}
+    bare = part("bare.wav", 0, texts=[" hi"], language="en")
+    store.commit(
+        results(other, bare), run_id="later", model="some/model", model_revision=REVISION,
+        by_language={"de": ("german", "other-weights")}, calibration=read_calibration(store.uri),
+    )  # fmt: skip
+    rows = [row for batch in store.segments() for row in batch.to_pylist()]
+    later = [row for row in rows if row["run_id"] == "later"]
+    assert {row["calibration"] for row in later} == {DEFAULT_MODEL.name}
+
+
+def test_the_json_has_the_figures(tmp_path: Path) -> None:
+    run(tmp_path)
+    data = json.loads(evaluate(tmp_path, "--json").stdout)["calibration"]
+    assert data["name"] == f"some/model {REVISION}"
+    assert data["held_out"]["segments"] == 300
+    assert data["held_out"]["auc"] > 0.6
+    assert sum(band["segments"] for band in data["held_out"]["bands"]) == 300
+
+
+def test_too_few_segments_are_refused(tmp_path: Path) -> None:
+    store = run(tmp_path, recordings=6)
+    done = evaluate(tmp_path)
+    assert done.exit_code == 2
+    assert "found 30 segments" in done.stderr
+    assert "expected at least 200 segments" in done.stderr
+    assert not store.exists(CALIBRATION_NAME)
+
+
+def test_a_run_of_several_models_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, by_language={"de": "german"})
+    done = evaluate(tmp_path)
+    assert done.exit_code == 2
+    assert "a run of several models" in done.stderr
+
+
+def test_a_run_without_a_record_of_its_model_is_refused(tmp_path: Path) -> None:
+    store = run(tmp_path)
+    store.remove("_run/config.json")
+    assert "found no _run/config.json" in evaluate(tmp_path).stderr
+
+
+def test_one_of_another_model_is_used_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = run(tmp_path)
+    assert evaluate(tmp_path).exit_code == 0
+    elsewhere = tmp_path / "elsewhere"
+    config = job(elsewhere, calibration=store.uri)
+    target = OutputStore(config.output.uri)
+    with caplog.at_level(logging.WARNING):
+        same = calibration_for(config, target, model_revision=REVISION)
+        assert not caplog.records
+        other = calibration_for(config, target, model_revision="fedcba9876543210")
+    assert same == other is not None
+    assert "calibration_of_another_model" in caplog.text
+    assert calibration_for(job(elsewhere), target, model_revision=REVISION) is None
+
+
+def test_it_changes_no_fingerprint(tmp_path: Path) -> None:
+    with_one, without = job(tmp_path, calibration="somewhere"), job(tmp_path)
+    assert fingerprint(with_one, REVISION) == fingerprint(without, REVISION)
+
+
+def test_what_is_no_calibration_is_refused(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
+    with pytest.raises(ConfigError, match="no such file; write it with"):
+        read_calibration(str(tmp_path))
+    write_calibration(store, DEFAULT_MODEL, fitted={})
+    assert read_calibration(str(tmp_path)) == DEFAULT_MODEL
+    path = tmp_path / CALIBRATION_NAME
+    assert read_calibration(str(path)) == DEFAULT_MODEL
+    for text in ('{"name": "x"}', '{"name": "x", "weights": {"a": 1}, "offset": 0}', "[]"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="calibrate again"):
+            read_calibration(str(path))
+    path.write_text("nonsense")
+    with pytest.raises(CorpusAsrError, match="no valid JSON"):
+        read_calibration(str(path))
