@@ -66,8 +66,8 @@ def test_made_sounds_equal_transformers(name: str, feature_size: int) -> None:
 def test_a_whole_window_of_speech_equals_transformers(speech: Path) -> None:
     folder = speech / "english_short"
     item = read_manifest(folder)[0]
-    speech = read_clip(folder / item["path"])
-    assert_equal(*both(speech, {"chunk_length": 30}, return_attention_mask=True))
+    samples = read_clip(folder / item["path"])
+    assert_equal(*both(samples, {"chunk_length": 30}, return_attention_mask=True))
 
 
 @given(
