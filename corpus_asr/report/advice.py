@@ -37,7 +37,6 @@ ADVICE: Mapping[str, str] = MappingProxyType(
         "no_space": "make room where this program keeps its files, or give it another TMPDIR, then "
         "run again with --retry-failed",
         "no_such_channel": "set extract.channels to mix, or to a channel that they have",
-        "no_voice": "install the voice, or leave it out",
         "not_audio": "these are no audio, or damaged at their beginning: leave them out "
         "(source.exclude)",
         "not_found": "these were gone when they were read: the next run lists again",

@@ -23,7 +23,6 @@ REASONS: Mapping[str, str] = MappingProxyType(
         "no_bucket": "The bucket does not exist",
         "no_space": "No room for temporary files",
         "no_such_channel": "Without the channel that was asked for",
-        "no_voice": "The voice said nothing",
         "not_audio": "Not audio",
         "not_found": "Gone when they were to be read",
         "poison": "They brought model workers down",

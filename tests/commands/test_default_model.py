@@ -23,7 +23,7 @@ from tests.support.logs import logging_put_back
 from tests.support.tokenizers import tiny_tokenizer
 
 REPOSITORY = Path(__file__).parents[2]
-CLIP = str(REPOSITORY / "tests" / "data" / "demo" / "english.wav")
+CLIP = str(REPOSITORY / "tests" / "data" / "clips" / "english.wav")
 COMMAND = str(Path(sys.executable).parent / "corpus-asr")
 NOTICE = (
     "model: whisper-tiny.en, the English model that comes with the package (39M parameters); "
@@ -58,8 +58,8 @@ def test_transcribe_writes_english_without_network_and_only_text_on_stdout(tmp_p
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines() == [NOTICE.format("--model small or large-v3")]
     assert all(line.startswith("[00:") for line in done.stdout.splitlines())
-    assert "seven years ago" in done.stdout
-    assert "the proposition that all men are created equal." in done.stdout
+    assert "the rest being provided with" in done.stdout
+    assert "dimensions varying from 30 feet by" in done.stdout
 
 
 def test_a_transcriber_without_arguments_logs_its_model(caplog: pytest.LogCaptureFixture) -> None:
@@ -68,7 +68,7 @@ def test_a_transcriber_without_arguments_logs_its_model(caplog: pytest.LogCaptur
         with pytest.raises(ConfigError, match="found de, but this checkpoint is English-only"):
             transcriber.transcribe(CLIP, language="German")
     assert caplog.messages == [NOTICE.format('Transcriber("small") or "large-v3"')]
-    assert "all men are created equal" in found.text
+    assert "dimensions varying from 30 feet by" in found.text
     assert found.language == "en"
     caplog.clear()
     with Transcriber("whisper-tiny.en", language="English") as named:

@@ -142,7 +142,10 @@ def test_processes_of_one_node_copy_once(address: str, monkeypatch: pytest.Monke
     assert len(copied) == 3
 
 
-@pytest.mark.parametrize("missing", ["config.json", "model.safetensors or pytorch_model.bin"])
+@pytest.mark.parametrize(
+    "missing",
+    ["config.json", "model.safetensors, model.int8.safetensors or pytorch_model.bin"],
+)
 def test_an_incomplete_address_says_what_is_missing(memory: str, missing: str) -> None:
     name = "model.safetensors" if missing == "config.json" else "config.json"
     write_atomic(f"{memory}/m/{name}", b"{}")

@@ -15,7 +15,7 @@ EVERY = [(code, phrase) for code in LANGUAGES for phrase in known_hallucinations
 
 
 def test_every_file_is_a_language() -> None:
-    folder = Path(lists.__file__).parent
+    folder = Path(lists.__file__).parent / "hallucination_phrases"
     assert sorted(path.stem for path in folder.glob("*.txt")) == list(LANGUAGES)
 
 

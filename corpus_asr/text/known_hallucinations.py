@@ -1,7 +1,7 @@
 """Sentences that Whisper writes where nobody speaks: credits and farewells of subtitles.
 
-In: a segment's text. Out: whether it is such a sentence and nothing else. One file per language,
-one sentence per line.
+In: a segment's text. Out: whether it is such a sentence and nothing else. `hallucination_phrases/`
+has one file per language with one sentence per line.
 
 Source: sentences that users of Whisper report again and again, above all in the discussions of
 github.com/openai/whisper; written down from common knowledge, neither complete nor measured here.
@@ -10,8 +10,9 @@ github.com/openai/whisper; written down from common knowledge, neither complete 
 
 import unicodedata
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
+_PHRASES = Path(__file__).parent / "hallucination_phrases"
 LANGUAGES = ("de", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "tr", "zh")
 
 
@@ -29,7 +30,7 @@ def known_hallucinations(language: str) -> tuple[str, ...]:
     Raises:
         FileNotFoundError: there is no list for this language.
     """
-    lines = files(__name__).joinpath(f"{language}.txt").read_text(encoding="utf-8").splitlines()
+    lines = (_PHRASES / f"{language}.txt").read_text(encoding="utf-8").splitlines()
     return tuple(line for line in lines if line)
 
 
