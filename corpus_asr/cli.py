@@ -212,7 +212,10 @@ app.command()(finetune)
 @app.command()
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="An OpenAI .pt file, or a checkpoint folder.")
+        str,
+        typer.Argument(
+            metavar="SRC", help="An OpenAI .pt file, or a checkpoint: a folder, URI or name."
+        ),
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="A new .pt file, or a new folder.")],
     dtype: Annotated[
@@ -233,11 +236,14 @@ def convert(
 ) -> None:
     """Convert a Whisper checkpoint between OpenAI's layout and Hugging Face's; merge adapters."""
     with readable_errors():
+        from corpus_asr.models.convert.folder import OPENAI_SUFFIX
         from corpus_asr.models.convert.folder import convert as convert_checkpoint
+        from corpus_asr.storage.model_files import fetch_checkpoint
 
+        is_file = source.endswith(OPENAI_SUFFIX) or Path(source).exists()
         typer.echo(
             convert_checkpoint(
-                source,
+                Path(source) if is_file else fetch_checkpoint(source),
                 target,
                 dtype=dtype,
                 max_shard_size=max_shard_size,

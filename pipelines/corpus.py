@@ -26,7 +26,7 @@ from corpus_asr.runtime.summary import RunSummary
 from corpus_asr.runtime.weights import Weights
 from corpus_asr.stages.transcribe import EngineFactory
 from corpus_asr.storage.beginning import begin_run, fingerprint, new_run_id
-from corpus_asr.storage.calibrations import calibration_for, read_calibration
+from corpus_asr.storage.calibrations import calibration_for
 from corpus_asr.storage.finish import finish
 from corpus_asr.storage.hub_names import full_name
 from corpus_asr.storage.lock import Lock
@@ -100,8 +100,9 @@ def run_locked(
         on_plan: told what there is to do before it is begun.
     """
     started = time.monotonic()
-    if config.model.calibration is not None:  # a wrong address ends this before anything is moved
-        read_calibration(config.model.calibration, endpoint_url=store.endpoint_url)
+    calibration, calibrates = None, config.pipeline != CLASSIFY_AUDIO
+    if calibrates and config.model.calibration is not None:  # before old results are archived
+        calibration = calibration_for(config, store, model_revision=weights.revision)
     plan = make_plan(config, store, model_revision=weights.name, choices=choices)
     on_plan(plan)
     begun = begin_run(
@@ -112,8 +113,7 @@ def run_locked(
         new_run=choices.new_run,
     )
     name_run(begun.run_id)
-    calibration = None
-    if config.pipeline != CLASSIFY_AUDIO:
+    if calibrates and config.model.calibration is None:
         calibration = calibration_for(config, store, model_revision=weights.revision)
     committer = Committer(
         uri=config.output.uri,

@@ -49,7 +49,6 @@ class StoredTensor:
     dtype: torch.dtype | None
     """None if it is no float type a network can use; of INT8 weights that of their scales."""
     read: Callable[[], Tensor]
-    is_int8: bool = False
 
 
 def stored_tensors(folder: Path, *, safetensors: bool | None = None) -> dict[str, StoredTensor]:
@@ -112,7 +111,6 @@ def _with_scales(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
             shape=values.shape,
             dtype=scales.dtype,
             read=functools.partial(_dequantized, name, values, scales),
-            is_int8=True,
         )
     return joined
 

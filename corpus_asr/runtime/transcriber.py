@@ -18,7 +18,7 @@ from corpus_asr.config.load import decoding_from
 from corpus_asr.config.stages import ExtractSettings
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.runtime.weights import check_transcribes, fetch_model, fetch_others
-from corpus_asr.segments import SpeechSpan, Transcript
+from corpus_asr.segments import Segment, SpeechSpan, Transcript
 from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
@@ -109,7 +109,9 @@ class Transcriber:
             slots=slots,
             num_threads=num_threads,
         )
-        self._set_up(engine, str(folder), decoding=decoding, extract=extract, calibration=fitted)
+        self._set_up(engine, str(folder), decoding=decoding, extract=extract)
+        self._calibration = fitted
+        self._own_models = frozenset(others)
 
     @classmethod
     def from_pretrained(cls, checkpoint: str, **options: Any) -> Self:
@@ -153,10 +155,11 @@ class Transcriber:
         *,
         decoding: Mapping[str, Any],
         extract: ExtractSettings,
-        calibration: ConfidenceModel = DEFAULT_MODEL,
     ) -> None:
         self._engine = engine
-        self._calibration = calibration
+        self._calibration: ConfidenceModel = DEFAULT_MODEL
+        self._own_models: frozenset[str] = frozenset()
+        """Languages with checkpoints of their own, which the calibration was not fitted for."""
         self._decoding = dict(decoding)
         self._detects_speech = extract.speech_detection != "none"
         self._child = IsolatedGenerator(
@@ -266,7 +269,7 @@ class Transcriber:
             for recording in [one for one in flying if one.done]:
                 flying.remove(recording)
                 try:
-                    yield _transcript(recording, self._calibration)
+                    yield _transcript(recording, self._segments(recording))
                 except ItemError as error:
                     if on_error is None:
                         raise
@@ -280,6 +283,16 @@ class Transcriber:
             if len(running) <= at_most:
                 return
             wait(running, return_when=FIRST_COMPLETED)
+
+    def _segments(self, recording: _Recording) -> tuple[Segment, ...]:
+        """Return a recording's segments with the confidences of this object's calibration."""
+        segments: list[Segment] = []
+        for part in (future.result() for future in recording.parts if future is not None):
+            if self._calibration is DEFAULT_MODEL or part.language in self._own_models:
+                segments.extend(part.segments)
+            else:
+                segments.extend(with_confidence(one, self._calibration) for one in part.segments)
+        return tuple(segments)
 
 
 def _request(uri: str, part: ExtractedPart) -> PartRequest:
@@ -300,11 +313,8 @@ def _request(uri: str, part: ExtractedPart) -> PartRequest:
     )
 
 
-def _transcript(recording: _Recording, calibration: ConfidenceModel) -> Transcript:
+def _transcript(recording: _Recording, segments: tuple[Segment, ...]) -> Transcript:
     found = [part.result() for part in recording.parts if part is not None]
-    segments = tuple(segment for part in found for segment in part.segments)
-    if calibration is not DEFAULT_MODEL:
-        segments = tuple(with_confidence(segment, calibration) for segment in segments)
     # Where parts have languages of their own, the first one's may be that of a jingle.
     spoken = [part for part in found if part.language is not None]
     language = spoken[0] if spoken else None

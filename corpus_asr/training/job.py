@@ -26,6 +26,7 @@ from corpus_asr.models.stored_weights import stored_tensors
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.models.whisper.processor import WhisperProcessor
 from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.hub_names import full_name
 from corpus_asr.storage.model_files import fetch_checkpoint, model_revision
 from corpus_asr.training.audio_cache import SUMMARY_NAME, AudioCache, prepare
 from corpus_asr.training.augmentation import Augmentation
@@ -44,7 +45,8 @@ _DECODE_TIMEOUT_S = 600.0
 _WEIGHTS, _MOMENTS = "weights.", "moments."
 # Settings that change no result, apart from rounding: they may differ when resuming.
 _ELSEWHERE: dict[str, Any] = {
-    "output": True, "cluster": True, "evaluation": True,
+    "output": True, "cluster": True,
+    "evaluation": {"eval_steps", "per_device_eval_batch_size"},
     "model": {"device"},
     "data": {"cache", "endpoint_url", "workers"},
     "training": {
@@ -287,6 +289,7 @@ class Finetune:
     @property
     def _fingerprint(self) -> str:
         config = self._config.model_dump(mode="json", exclude=_ELSEWHERE)
+        config["model"]["checkpoint"] = full_name(self._config.model.checkpoint)
         config["effective_batch_size"] = self._config.effective_batch_size
         return _digest([config, self._revision, self.cache.summary["fingerprint"]])
 
@@ -350,18 +353,15 @@ class Finetune:
             self._processor.save_pretrained(model)
             self._store.save_folder(MODEL_FOLDER, model, last=CONFIG_NAME)
             if self._adapters is not None:
-                base = shown(self._config.model.checkpoint)
+                base = shown(full_name(self._config.model.checkpoint))
                 self._adapters.save_pretrained(adapter, base=base)
                 self._store.save_folder(ADAPTER_FOLDER, adapter, last=ADAPTER_CONFIG_NAME)
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:
-    """Return the type of a checkpoint's weights: the widest; float16 where any is no float."""
+    """Return the widest float type of a checkpoint's weights."""
     dtypes = [stored.dtype for stored in stored_tensors(folder).values()]
-    floats = [dtype for dtype in dtypes if dtype is not None]
-    if len(floats) < len(dtypes) or not floats:
-        return torch.float16
-    return functools.reduce(torch.promote_types, floats)
+    return functools.reduce(torch.promote_types, [dtype for dtype in dtypes if dtype is not None])
 
 
 def _is_random(model: WhisperForConditionalGeneration) -> bool:

@@ -126,8 +126,11 @@ class NamedAdamW:
                 "expected those of the trained ones; resume with the same model.freeze and lora"
             )
         for name in known:
-            self._adamw.state[self.parameters[name]] = {
-                moment: state[f"{moment}.{name}"].clone() for moment in _MOMENTS
+            parameter = self.parameters[name]
+            # Fused AdamW wants all of them, the step's number too, where the parameter is.
+            self._adamw.state[parameter] = {
+                moment: state[f"{moment}.{name}"].to(parameter.device, copy=True)
+                for moment in _MOMENTS
             }
 
 

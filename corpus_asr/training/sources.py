@@ -74,7 +74,7 @@ def utterances_of(
             yield from read_dataset(file, **place)
         return
     index = read_index(store)
-    selection = Selection(min_confidence=min_confidence)
+    selection = Selection(min_confidence=min_confidence, drop_known_hallucinations=True)
     wanted = chosen(index, selection)
     for _, recording in recordings(store, index, wanted, selection, columns=SCORE_COLUMNS):
         for segment, channel in zip(recording.segments, recording.channels, strict=True):

@@ -42,7 +42,7 @@ NO_FALLBACK: dict[str, Any] = {
     "no_speech_threshold": None, "stop_loops": False,
 }  # fmt: skip
 STRESSES = {"undetected": ", no detection", "loops": ", no fallback"}
-FROM_NOTHING = ConfidenceModel(name="default", offset=0.0, weights=(0.0,) * len(FEATURES))
+ZERO_PRIOR = ConfidenceModel(name="default", offset=0.0, weights=(0.0,) * len(FEATURES))
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ def main() -> None:
                 outcomes += theirs
                 name = one.set if kind == "data" else f"{one.set}{STRESSES[kind]}"
                 labels += [(model.name, name)] * len(theirs)
-    fitted = fit(outcomes, FROM_NOTHING)
+    fitted = fit(outcomes, ZERO_PRIOR)
     print(f"{len(outcomes)} segments of {len({one.group for one in outcomes})} speakers and others")
     print("fitted:", _shown(fitted), " shipped:", _shown(DEFAULT_MODEL))
-    held_out = np.array(cross_validated(outcomes, FROM_NOTHING))
+    held_out = np.array(cross_validated(outcomes, ZERO_PRIOR))
     for model in arguments.models:
         ours = [at for at, (name, found) in enumerate(labels)
                 if name == model.name and not found.endswith(tuple(STRESSES.values()))]  # fmt: skip

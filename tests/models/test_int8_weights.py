@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typer.testing import CliRunner
 
+from corpus_asr.cli import app
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.models.auto import AutoModelForSpeechSeq2Seq
 from corpus_asr.models.convert.folder import convert
 from corpus_asr.models.int8_weights import INT8_NAME, dequantized, quantized
-from corpus_asr.models.stored_weights import stored_tensors
 from corpus_asr.models.whisper.classifier import WhisperForAudioClassification
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration, WhisperModel
 from corpus_asr.storage.model_files import PACKAGED_FOLDER
@@ -128,6 +129,13 @@ def test_int8_survives_shards(original: Path, tmp_path: Path) -> None:
     assert WhisperForConditionalGeneration.from_pretrained(tmp_path / "int8").dtype == torch.float16
 
 
+def test_the_packaged_model_is_converted_by_its_name(tmp_path: Path) -> None:
+    command = ["convert", "whisper-tiny.en", str(tmp_path / "half"), "--dtype", "float16"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "half" / "model.safetensors").stat().st_size > 70_000_000
+
+
 def test_openais_layout_holds_no_int8(original: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="float weights only"):
         convert(original, tmp_path / "model.pt", dtype="int8")
@@ -204,8 +212,8 @@ def test_a_file_that_was_cut_is_named(folder: Path) -> None:
 def test_the_packaged_model_is_int8_small_and_comes_with_licence_and_card() -> None:
     folder = PACKAGED_FOLDER / "whisper-tiny.en"
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 41_000_000
-    stored = stored_tensors(folder)
-    assert sum(1 for tensor in stored.values() if tensor.is_int8) == 67
+    stored = load_file(folder / INT8_NAME)
+    assert sum(tensor.dtype == torch.int8 for tensor in stored.values()) == 67
     model = WhisperForConditionalGeneration.from_pretrained(folder)
     assert model.num_parameters() == 37_760_256
     assert (folder / "LICENSE").read_text().startswith("MIT License")

@@ -153,6 +153,17 @@ def test_convert_merges_an_adapter(saved: Path, base: Path, tmp_path: Path) -> N
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
 
 
+def test_convert_merges_an_adapter_into_int8_weights(
+    saved: Path, base: Path, tmp_path: Path
+) -> None:
+    convert(base, tmp_path / "int8", dtype="int8")
+    convert(tmp_path / "int8", tmp_path / "merged", dtype="float32", adapter=saved)
+    rounded, _ = adapted(tmp_path / "int8")
+    torch.testing.assert_close(
+        logits(network(tmp_path / "merged")), logits(rounded.float()), atol=1e-4, rtol=1e-4
+    )
+
+
 def test_an_adapter_of_a_pt_file_is_refused(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"convert the \.pt file to a folder first"):
         convert(tmp_path / "a.pt", tmp_path / "b", adapter=saved)

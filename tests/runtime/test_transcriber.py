@@ -178,5 +178,11 @@ def test_a_language_has_a_model_of_its_own(tmp_path: Path, files: list[str]) -> 
         assert german.segments != alone.transcribe(files[1], language="de").segments
         assert detected.language == alone.transcribe(files[1], language=["de", "en"]).language
     assert detected.text == {"en": english, "de": german}[str(detected.language)].text
+    fitted = ConfidenceModel(name="fitted", offset=0.3, weights=(0.5, 1.0, 0.0, 0.0))
+    write_calibration(OutputStore(str(tmp_path)), fitted, fitted={})
+    usual["calibration"] = str(tmp_path)  # of the main model alone
+    with Transcriber.from_pretrained(main, by_language={"de": other}, **usual) as both:
+        assert both.transcribe(files[1], language="de") == german
+        assert both.transcribe(files[1], language="en") != english
     with pytest.raises(ConfigError, match="by_language: found xx"):
         Transcriber.from_pretrained(main, by_language={"xx": other}, **usual)

@@ -82,6 +82,14 @@ def test_segments_of_a_run_are_utterances(heard: Transcribed) -> None:
     ]
 
 
+def test_known_hallucinations_of_a_run_are_no_utterances(tmp_path: Path) -> None:
+    run = Transcribed(tmp_path)
+    write_tones(run.audio / "end.wav", seconds=8)
+    invented = (3.0, 5.0, "Thanks for watching!", {"known_hallucination": True})
+    run.run({"end.wav": [(1.0, 3.0, "Goodbye."), invented]})
+    assert [p.text.strip() for p in given(tmp_path / "output")] == ["Goodbye."]
+
+
 def test_channels_of_a_run_stay_apart(tmp_path: Path) -> None:
     heard = Transcribed(tmp_path)
     write_tones(heard.audio / "call.wav", seconds=4, num_channels=2)

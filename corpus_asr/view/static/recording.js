@@ -157,6 +157,7 @@ function describe() {
     byId("failure-message").textContent = info.error.message;
   }
   if (!info.has_words) byId("unit").textContent = "passage";
+  for (const bound of ["low", "high"]) byId(bound).textContent = Math.round(info[`${bound}_confidence`] * 100);
   byId("form").hidden = byId("legend").hidden = player.controls.hidden = !info.passages;
   if (!info.passages && !info.error) {
     byId("transcript").append(element("p", { className: "quiet" }, info.state === "unfinished" ? "It is not done yet." : "No speech was found in it."));
