@@ -109,9 +109,14 @@ class Transcriber:
             slots=slots,
             num_threads=num_threads,
         )
-        self._set_up(engine, str(folder), decoding=decoding, extract=extract)
-        self._calibration = fitted
-        self._own_models = frozenset(others)
+        self._set_up(
+            engine,
+            str(folder),
+            decoding=decoding,
+            extract=extract,
+            calibration=fitted,
+            own_models=frozenset(others),
+        )
 
     @classmethod
     def from_pretrained(cls, checkpoint: str, **options: Any) -> Self:
@@ -155,11 +160,13 @@ class Transcriber:
         *,
         decoding: Mapping[str, Any],
         extract: ExtractSettings,
+        calibration: ConfidenceModel = DEFAULT_MODEL,
+        own_models: frozenset[str] = frozenset(),
     ) -> None:
         self._engine = engine
-        self._calibration: ConfidenceModel = DEFAULT_MODEL
-        self._own_models: frozenset[str] = frozenset()
-        """Languages with checkpoints of their own, which the calibration was not fitted for."""
+        self._calibration = calibration
+        # Languages with checkpoints of their own, which the calibration was not fitted for.
+        self._own_models = own_models
         self._decoding = dict(decoding)
         self._detects_speech = extract.speech_detection != "none"
         self._child = IsolatedGenerator(
