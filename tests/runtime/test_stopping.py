@@ -208,7 +208,7 @@ def test_a_run_whose_time_is_over_commits_what_it_began(
         with engine.submitted:
             engine.submitted.wait_for(lambda: engine.requests, timeout=60)
         if held:
-            time.sleep(1.0)  # what is silent is on its way to be committed: there will be no drain
+            time.sleep(4.0)  # what is silent is on its way to be committed: there will be no drain
         now_s[0] = 1.0 + (DRAIN_S if held else 0.0)
         if not held:
             engine.release()
