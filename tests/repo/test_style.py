@@ -15,7 +15,7 @@ CODE_FOLDERS = ("corpus_asr", "pipelines", "tests")
 TEXT_FOLDERS = (*CODE_FOLDERS, "configs", "notebooks", ".ci")
 TEXT_SUFFIXES = {"", ".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".ipynb", ".json"}
 
-MAX_LINES = 450
+MAX_LINES = 700
 
 # Places that exist on somebody's machine only, written so that this file passes too. Tests may
 # name a temporary file that need not exist.
