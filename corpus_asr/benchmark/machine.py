@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from corpus_asr.models.device import device_name
+from corpus_asr.families.device import device_name
 
 # What fast kernels are chosen by.
 _FLAGS = (

@@ -34,8 +34,8 @@ from corpus_asr.benchmark.shapes import (
 )
 from corpus_asr.benchmark.table import render
 from corpus_asr.errors import CheckpointError
-from corpus_asr.models.registry import family_of
-from corpus_asr.models.whisper.config import WhisperConfig
+from corpus_asr.families.registry import family_of
+from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.units import WINDOW_S
 
 

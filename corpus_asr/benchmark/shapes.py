@@ -13,8 +13,8 @@ from types import MappingProxyType
 import torch
 
 from corpus_asr.errors import ConfigError
+from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.languages import LANGUAGES
-from corpus_asr.models.whisper.config import WhisperConfig
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 
 # Weights are stored as half-precision floats, which every engine reads and which halve the disk.

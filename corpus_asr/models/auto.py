@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.models.family import Family
-from corpus_asr.models.registry import FAMILIES, family_of, family_of_files, resolve
-from corpus_asr.models.saved_files import take_source
+from corpus_asr.families.family import Family
+from corpus_asr.families.registry import FAMILIES, family_of, family_of_files, resolve
+from corpus_asr.families.saved_files import take_source
 from corpus_asr.storage.model_files import fetch_checkpoint
 
 # Of no meaning here, but said by code that was written for transformers: there is one class for
@@ -20,10 +20,35 @@ from corpus_asr.storage.model_files import fetch_checkpoint
 _WITHOUT_MEANING = ("use_fast", "trust_remote_code", "code_revision")
 
 
+_WHISPER, _SPEECH2TEXT = "corpus_asr.models.whisper", "corpus_asr.models.speech2text"
+_CLASSES = {
+    "feature_extractor": {
+        "whisper": f"{_WHISPER}.feature_extractor:WhisperFeatureExtractor",
+        "speech_to_text": f"{_SPEECH2TEXT}.feature_extractor:Speech2TextFeatureExtractor",
+    },
+    "processor": {
+        "whisper": f"{_WHISPER}.processor:WhisperProcessor",
+        "speech_to_text": f"{_SPEECH2TEXT}.processor:Speech2TextProcessor",
+    },
+    "speech_seq2seq": {
+        "whisper": f"{_WHISPER}.model:WhisperForConditionalGeneration",
+        "speech_to_text": f"{_SPEECH2TEXT}.model:Speech2TextForConditionalGeneration",
+    },
+}
+"""The classes of this layer by what they load and by family; all others are in `Family`."""
+
+
+def _class_of(family: Family, role: str) -> str | None:
+    if role in _CLASSES:
+        return _CLASSES[role].get(family.model_type)
+    reference: str | None = getattr(family, role)
+    return reference
+
+
 class _Auto:
     """A class that is never made, only asked to load."""
 
-    _role: ClassVar[str]  # the field of `Family`
+    _role: ClassVar[str]  # a key of `_CLASSES` or a field of `Family`
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         name = type(self).__name__
@@ -31,7 +56,7 @@ class _Auto:
 
     @classmethod
     def _load(cls, name: str | PathLike[str], family: Family, options: dict[str, Any]) -> Any:
-        reference = getattr(family, cls._role)
+        reference = _class_of(family, cls._role)
         if reference is None:
             raise CheckpointError(
                 f"loading {name} by {cls.__name__}: found the family {family.model_type}, which "
@@ -140,13 +165,14 @@ class AutoModelForSpeechSeq2Seq(_Auto):
             ValueError: the config is of no known family.
         """
         family = _family_of_config(config)
-        if family is None or family.speech_seq2seq is None:
+        reference = _class_of(family, cls._role) if family is not None else None
+        if reference is None:
             found = getattr(config, "model_type", type(config).__name__)
             raise ValueError(
                 f"making a model: found a config of {found!r}, expected one of: "
                 f"{', '.join(sorted(FAMILIES))}; load it with AutoConfig.from_pretrained"
             )
-        return resolve(family.speech_seq2seq)(config, **kwargs)
+        return resolve(reference)(config, **kwargs)
 
 
 def _meaningful(options: dict[str, Any]) -> dict[str, Any]:

@@ -1,35 +1,36 @@
-"""Names of a package that are imported when they are first asked for (PEP 562).
-
-In: a package and where each of its names lies. Out: its `__getattr__` and `__dir__`. Imports
-nothing by itself, so that the half of a family that needs no torch stays without it.
-"""
+"""Names of a package that are imported when they are first asked for (PEP 562)."""
 
 import importlib
 import sys
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 
 def lazy_names(
-    package: str, homes: Mapping[str, str]
+    package: str,
+    modules: Mapping[str, tuple[str, ...]],
+    *,
+    aliases: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Make the `__getattr__` and the `__dir__` of a package.
+    """Return the `__getattr__` and the `__dir__` of a package, which import on first use.
 
     Args:
         package: its `__name__`.
-        homes: where each name lies, as `"module:Name"`.
+        modules: the names that each module defines.
+        aliases: further names for some of them.
     """
     held = vars(sys.modules[package])
+    home = {name: module for module, names in modules.items() for name in names}
 
     def find(name: str) -> Any:
-        home = homes.get(name)
-        if home is None:
+        defined = aliases.get(name, name)
+        if defined not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module, _, attribute = home.partition(":")
-        held[name] = getattr(importlib.import_module(module), attribute)
+        held[name] = getattr(importlib.import_module(home[defined]), defined)
         return held[name]
 
     def names() -> list[str]:
-        return sorted({*held, *homes})
+        return sorted({*held, *home, *aliases})
 
     return find, names

@@ -13,10 +13,10 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.english_only import check_english_only
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import ConfigError
+from corpus_asr.families.config_file import read_json_object
+from corpus_asr.families.family import Family
+from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.languages import check_known
-from corpus_asr.models.config_file import read_json_object
-from corpus_asr.models.family import Family
-from corpus_asr.models.registry import family_of, resolve
 from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.hub_names import full_name
 from corpus_asr.storage.model_files import fetch_checkpoint, model_revision

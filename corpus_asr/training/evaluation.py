@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.report.accuracy import Errors, Heard, score, total
 from corpus_asr.report.accuracy_references import Reference
 from corpus_asr.spectral.mel import log_mel

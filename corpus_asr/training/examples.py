@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch.utils.data import Dataset
 
-from corpus_asr.models.vocabulary import IGNORED_LABEL
+from corpus_asr.families.layers.lm_head import IGNORED_LABEL
 from corpus_asr.spectral.mel import log_mel
 from corpus_asr.training.audio_cache import AudioCache
 from corpus_asr.training.augmentation import (

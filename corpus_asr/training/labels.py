@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
+from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.units import TIMESTAMP_STEP_S, WINDOW_S
 
 _STEPS = round(WINDOW_S / TIMESTAMP_STEP_S)

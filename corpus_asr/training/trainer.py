@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from corpus_asr.errors import EngineError
-from corpus_asr.models.layers.side_by_side import run_side_by_side
+from corpus_asr.families.layers.side_by_side import run_side_by_side
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.training.examples import Batch, Collate, Examples
 from corpus_asr.training.group import Group

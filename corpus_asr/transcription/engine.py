@@ -20,12 +20,11 @@ from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batch_on
 from corpus_asr.decoding.statistics import EngineStatistics
 from corpus_asr.errors import EngineError
-from corpus_asr.models.device import device_name
-from corpus_asr.models.loading import load_slot_model
-from corpus_asr.models.registry import family_of, resolve
+from corpus_asr.families.device import device_name
+from corpus_asr.families.loading import load_slot_model
 from corpus_asr.segments import PartLabels, Segment
 from corpus_asr.threads import run_apart
-from corpus_asr.transcription.family_jobs import FamilyJobs, PartJobs
+from corpus_asr.transcription.family_jobs import PartJobs, family_jobs
 from corpus_asr.transcription.language import Language
 from corpus_asr.transcription.slot_budget import auto_slots
 from corpus_asr.transcription.windows import PartRequest
@@ -265,13 +264,3 @@ class Engine:
             order = self._inbox.get()
             if order is not None and order.future.set_running_or_notify_cancel():
                 order.future.set_exception(broken)
-
-
-def family_jobs(folder: Path) -> FamilyJobs:
-    """Read how the family of a checkpoint transcribes with it.
-
-    Raises:
-        CheckpointError: a file is missing or unusable.
-    """
-    jobs: FamilyJobs = resolve(family_of(folder).jobs).from_folder(folder)
-    return jobs

@@ -1,7 +1,6 @@
 """What the engine needs of a model family: which settings it admits, and how a part becomes jobs.
 
-Each family names a class that meets `FamilyJobs` in its `models.family.Family`. The engine, its
-slots and everything around it know no more of a family than this.
+The engine, its slots and everything around it know no more of a family than this.
 """
 
 from collections.abc import Callable, Collection
@@ -10,6 +9,7 @@ from typing import Protocol, Self, runtime_checkable
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.slots import Done, Task
+from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.segments import PartLabels, Segment
 from corpus_asr.transcription.language import Language
 from corpus_asr.transcription.windows import PartRequest
@@ -72,3 +72,20 @@ class LeavesLanguages(FamilyJobs, Protocol):
 
         It is then done without segments, with its language.
         """
+
+
+JOBS: dict[str, str] = {
+    "whisper": "corpus_asr.transcription.whisper.part_job:WhisperJobs",
+    "speech_to_text": "corpus_asr.transcription.speech2text.part_job:Speech2TextJobs",
+}
+"""The `FamilyJobs` of each family by its `model_type`; imported when a checkpoint asks for it."""
+
+
+def family_jobs(folder: Path) -> FamilyJobs:
+    """Read how the family of a checkpoint transcribes with it.
+
+    Raises:
+        CheckpointError: a file is missing or unusable.
+    """
+    jobs: FamilyJobs = resolve(JOBS[family_of(folder).model_type]).from_folder(folder)
+    return jobs

@@ -18,16 +18,16 @@ from corpus_asr.audio.language_windows import language_window_starts
 from corpus_asr.config.classification import ClassificationSettings
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
-from corpus_asr.models.loading import load_classifier, load_slot_model
-from corpus_asr.models.registry import family_of, resolve
+from corpus_asr.families.loading import load_classifier, load_slot_model
+from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.segments import Label, LabelledWindow, PartLabels
 from corpus_asr.threads import run_apart
 from corpus_asr.transcription.chunked import chunk_ranges
-from corpus_asr.transcription.dialect import Dialect
 from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.family_jobs import Add, PartDone
 from corpus_asr.transcription.in_order import InOrder
 from corpus_asr.transcription.language import Language
+from corpus_asr.transcription.whisper.dialect import Dialect
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_FRAMES
 

@@ -14,7 +14,7 @@ from corpus_asr.audio.language_windows import language_window_starts
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Search, WindowJob, WindowResult
 from corpus_asr.segments import Segment
-from corpus_asr.transcription.dialect import Dialect
+from corpus_asr.transcription.whisper.dialect import Dialect
 from corpus_asr.transcription.windows import PartRequest, frames_to_hear
 from corpus_asr.units import WINDOW_FRAMES
 

@@ -20,10 +20,10 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.decoding.statistics import EngineStatistics
 from corpus_asr.errors import ConfigError
-from corpus_asr.models.loading import load_slot_model
+from corpus_asr.families.loading import load_slot_model
 from corpus_asr.threads import run_apart
-from corpus_asr.transcription.engine import Engine, PartTranscript, family_jobs
-from corpus_asr.transcription.family_jobs import LeavesLanguages, PartJobs
+from corpus_asr.transcription.engine import Engine, PartTranscript
+from corpus_asr.transcription.family_jobs import LeavesLanguages, PartJobs, family_jobs
 from corpus_asr.transcription.windows import PartRequest
 
 

@@ -12,7 +12,7 @@ from corpus_asr.benchmark.orders import (
     peer_cases,
 )
 from corpus_asr.errors import ConfigError
-from corpus_asr.models.registry import resolve
+from corpus_asr.families.registry import resolve
 
 
 def labels(cases: list[Case]) -> list[str]:

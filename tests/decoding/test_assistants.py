@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from corpus_asr.decoding.assistants import check_assistant, listens
-from corpus_asr.models.whisper.config import WhisperConfig
+from corpus_asr.families.whisper.config import WhisperConfig
+from corpus_asr.families.whisper.slot_model import WhisperDecoderSlots, WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from corpus_asr.models.whisper.slot_model import WhisperDecoderSlots, WhisperSlotModel
 from tests.support.models import ScriptedModel
 
 SETTINGS: dict[str, Any] = {

@@ -22,10 +22,10 @@ from corpus_asr.decoding.protocols import (
     WindowResult,
 )
 from corpus_asr.decoding.slots import SlotScheduler
-from corpus_asr.models.layers import cache
-from corpus_asr.models.layers.cache import SlotCache
+from corpus_asr.families.layers import cache
+from corpus_asr.families.layers.cache import SlotCache
+from corpus_asr.families.whisper.slot_model import WhisperDecoderSlots, WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from corpus_asr.models.whisper.slot_model import WhisperDecoderSlots, WhisperSlotModel
 from tests.support.checkpoints import tiny_whisper
 from tests.support.cut import cut_network
 from tests.support.tape import TapeRecorder

@@ -14,13 +14,13 @@ from corpus_asr.decoding.protocols import Search, SlotModel, TokenRules, WindowJ
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.decoding.speculative import SpeculativeBatch
 from corpus_asr.errors import EngineError
-from corpus_asr.models.whisper.causal_lm import WhisperForCausalLM
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from corpus_asr.models.whisper.slot_model import (
+from corpus_asr.families.whisper.causal_lm import WhisperForCausalLM
+from corpus_asr.families.whisper.slot_model import (
     WhisperDecoderSlots,
     WhisperSlotModel,
     causal_slot_model,
 )
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
 
 VOCAB, END, NO_TIMESTAMPS, BEGIN, POSITIONS, SOURCE = 60, 30, 39, 40, 48, 20

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from corpus_asr.errors import CheckpointError
+from corpus_asr.families.registry import family_of_files
 from corpus_asr.models import auto
 from corpus_asr.models.auto import (
     AutoConfig,
@@ -15,7 +16,6 @@ from corpus_asr.models.auto import (
     AutoProcessor,
     AutoTokenizer,
 )
-from corpus_asr.models.registry import FAMILIES, family_of_files
 from corpus_asr.models.speech2text import (
     Speech2TextConfig,
     Speech2TextFeatureExtractor,
@@ -157,10 +157,7 @@ def test_foreign_classes_are_named(tmp_path: Path) -> None:
 def test_a_family_without_such_a_class_says_so(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import dataclasses
-
-    bare = dataclasses.replace(FAMILIES["whisper"], processor=None)
-    monkeypatch.setattr(auto, "family_of_files", lambda folder: bare)
+    monkeypatch.delitem(auto._CLASSES["processor"], "whisper")
     with pytest.raises(CheckpointError, match="the family whisper, which has no such class"):
         AutoProcessor.from_pretrained(checkpoint)
 

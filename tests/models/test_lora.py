@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli.main import app
 from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.families.stored_weights import stored_tensors
 from corpus_asr.models.convert.folder import convert
 from corpus_asr.models.lora import (
     ADAPTER_CONFIG_NAME,
@@ -22,7 +23,6 @@ from corpus_asr.models.lora import (
     LoraConfig,
     merge_adapter,
 )
-from corpus_asr.models.stored_weights import stored_tensors
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
 

@@ -24,10 +24,10 @@ from whisper.tokenizer import get_tokenizer
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import WindowJob, WindowResult
 from corpus_asr.segments import Segment, Word
-from corpus_asr.transcription import sequential
 from corpus_asr.transcription.clips import clip_ranges
 from corpus_asr.transcription.language import Language
-from corpus_asr.transcription.sequential import SeekLoop
+from corpus_asr.transcription.whisper import sequential
+from corpus_asr.transcription.whisper.sequential import SeekLoop
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.transcription.words import Stretch
 from corpus_asr.units import HOP_SAMPLES, WINDOW_FRAMES

@@ -21,9 +21,9 @@ import transformers
 import whisper
 
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.models.whisper.features import WhisperPartFeatures
-from corpus_asr.transcription.dialect import Dialect
+from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.transcription.engine import Engine, PartRequest, PartTranscript
+from corpus_asr.transcription.whisper.dialect import Dialect
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES, WINDOW_SAMPLES
 from tests.support.oracles import openai_whisper, read_audio
 

@@ -9,11 +9,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from corpus_asr.models.past import DecoderCache
-from corpus_asr.models.speech2text.model import (
-    Speech2TextForConditionalGeneration,
-    Speech2TextModel,
-)
+from corpus_asr.families.past import DecoderCache
+from corpus_asr.families.speech2text.model import Speech2TextModel
+from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
 from tests.support.speech2text import tiny_network
 
 # Products of float32 in another order.

@@ -8,7 +8,8 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from corpus_asr.models.whisper.model import WhisperForConditionalGeneration, WhisperModel
+from corpus_asr.families.whisper.model import WhisperModel
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
 
 # Sums of a few thousand float32 products in another order.

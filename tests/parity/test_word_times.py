@@ -11,8 +11,8 @@ import whisper.timing
 from transformers.models.whisper.generation_whisper import _dynamic_time_warping
 
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.transcription.dialect import Dialect
 from corpus_asr.transcription.engine import Engine
+from corpus_asr.transcription.whisper.dialect import Dialect
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.parity.test_seek_loop import expected, request
 from tests.support.alignment import align_with

@@ -261,7 +261,7 @@ def test_a_head_that_was_not_saved_is_not_drawn(classifier: Path, tmp_path: Path
     from safetensors.torch import load_file, save_file
 
     from corpus_asr.errors import CheckpointError
-    from corpus_asr.models.loading import load_classifier
+    from corpus_asr.families.loading import load_classifier
 
     folder = tmp_path / "headless"
     shutil.copytree(classifier, folder)

@@ -64,7 +64,7 @@ class Absent:
             raise ImportError(f"{name} is not installed here")
 sys.meta_path.insert(0, Absent())
 import corpus_asr.transcription.engine
-import corpus_asr.transcription.generation.generate
+import corpus_asr.models.generation.generate
 import corpus_asr.models.whisper as whisper
 print(len([getattr(whisper, name) for name in whisper.__all__ if name != "pipeline"]))
 """

@@ -12,7 +12,7 @@ from corpus_asr.audio.probe import open_container
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import WindowResult
 from corpus_asr.errors import DecodeError, EngineError, FetchError
-from corpus_asr.models.whisper.features import WhisperPartFeatures
+from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.stages import extraction
 from corpus_asr.stages.extraction import PartExtractor
 from corpus_asr.stages.messages import ExtractedPart, ExtractRequest

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from corpus_asr.models.whisper.features import WhisperPartFeatures
+from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.transcription.windows import PartRequest
 
 

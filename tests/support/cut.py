@@ -2,7 +2,7 @@
 
 import torch
 
-from corpus_asr.models.whisper.config import WhisperConfig
+from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.units import FRAMES_PER_POSITION
 

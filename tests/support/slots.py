@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from corpus_asr.models.layers.cache import SlotCache
+from corpus_asr.families.layers.cache import SlotCache
+from corpus_asr.families.whisper.slot_model import WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from corpus_asr.models.whisper.slot_model import WhisperSlotModel
 from tests.support.checkpoints import tiny_whisper
 
 # A step's products are sums in another order than the whole sequence's.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
+from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.training.audio_cache import AudioCache, prepare
 from corpus_asr.training.augmentation import Augmentation
 from corpus_asr.training.examples import Examples, ExampleSettings

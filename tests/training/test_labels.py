@@ -3,7 +3,7 @@
 import pytest
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
+from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.training.labels import LabelWriter, TimedText
 from tests.support.tokenizers import tiny_tokenizer
 

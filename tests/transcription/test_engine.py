@@ -11,7 +11,7 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.segments import SpeechSpan
 from corpus_asr.transcription.engine import Engine, PartRequest
-from corpus_asr.transcription.part_job import WhisperJobs
+from corpus_asr.transcription.whisper.part_job import WhisperJobs
 from corpus_asr.units import HOP_SAMPLES
 from tests.support.dialects import BEGIN, END, GERMAN, dialect
 from tests.support.models import ScriptedModel

@@ -12,8 +12,8 @@ from corpus_asr.config.classification import ClassificationSettings
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.errors import ConfigError
-from corpus_asr.models.loading import load_classifier
-from corpus_asr.models.whisper.classifier_slots import WhisperClassifierSlots
+from corpus_asr.families.loading import load_classifier
+from corpus_asr.families.whisper.classifier_slots import WhisperClassifierSlots
 from corpus_asr.segments import PartLabels, SpeechSpan
 from corpus_asr.transcription.labels import LabelJobs, label_engine
 from corpus_asr.transcription.windows import PartRequest

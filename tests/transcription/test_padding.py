@@ -17,10 +17,10 @@ from corpus_asr.decoding.protocols import Job, Result
 from corpus_asr.decoding.slots import Done, SlotScheduler, Task
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.segments import Segment
-from corpus_asr.transcription.dialect import Dialect
 from corpus_asr.transcription.engine import Engine, PartRequest
 from corpus_asr.transcription.language import find_language
-from corpus_asr.transcription.part_job import PartJob, WhisperJobs
+from corpus_asr.transcription.whisper.dialect import Dialect
+from corpus_asr.transcription.whisper.part_job import PartJob, WhisperJobs
 from corpus_asr.transcription.windows import frames_to_hear
 from corpus_asr.units import FRAMES_PER_SECOND, HOP_SAMPLES, TAIL_FRAMES, WINDOW_FRAMES
 from tests.support.checkpoints import tiny_whisper

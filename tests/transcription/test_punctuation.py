@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from whisper.timing import WordTiming, merge_punctuations
 from whisper.tokenizer import Tokenizer
 
-from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
+from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.transcription.punctuation import merge_punctuation, split_words
 from tests.support.tokenizers import real_tokenizer
 

@@ -18,7 +18,7 @@ from whisper.tokenizer import get_tokenizer
 from corpus_asr.decoding.protocols import AlignJob, AlignResult
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from corpus_asr.transcription.dialect import Dialect
+from corpus_asr.transcription.whisper.dialect import Dialect
 from corpus_asr.transcription.words import Stretch, last_word_end, time_words
 from tests.support.alignment import align_with, run
 from tests.support.checkpoints import tiny_whisper

@@ -18,7 +18,7 @@ from corpus_asr.benchmark.clock import StageClock
 from corpus_asr.benchmark.engines.samples import batches, read_samples
 from corpus_asr.benchmark.engines.windows import WindowTimer
 from corpus_asr.benchmark.orders import Order
-from corpus_asr.models.device import resolve_dtype
+from corpus_asr.families.device import resolve_dtype
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
 _Samples = Float32[np.ndarray, " sample"]

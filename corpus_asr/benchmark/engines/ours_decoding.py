@@ -11,7 +11,7 @@ from corpus_asr.benchmark.engines.windows import WindowTimer
 from corpus_asr.benchmark.orders import Order
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import SlotScheduler, Steps, check_every_on, encode_batch_on
-from corpus_asr.models.loading import load_slot_model
+from corpus_asr.families.loading import load_slot_model
 
 
 class Decoding(WindowTimer):

@@ -15,20 +15,20 @@ import torch
 from torch import Tensor
 
 from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.families.int8_weights import quantized
+from corpus_asr.families.layers.positions import sinusoids
+from corpus_asr.families.registry import family_of
+from corpus_asr.families.shards import save_weights
+from corpus_asr.families.stored_weights import stored_tensors
+from corpus_asr.families.whisper.config import WhisperConfig
+from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.models.convert.names import huggingface_name, openai_name
 from corpus_asr.models.convert.openai_file import Dimensions, read_openai, write_openai
 from corpus_asr.models.convert.settings import config_for, generation_for
 from corpus_asr.models.convert.tiktoken_ranks import write_tokenizer_files
-from corpus_asr.models.int8_weights import quantized
-from corpus_asr.models.layers.positions import sinusoids
 from corpus_asr.models.lora import merge_adapter
-from corpus_asr.models.registry import family_of
-from corpus_asr.models.shards import save_weights
-from corpus_asr.models.stored_weights import stored_tensors
-from corpus_asr.models.whisper.config import WhisperConfig
 from corpus_asr.models.whisper.feature_extractor import WhisperFeatureExtractor
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
 
 OPENAI_SUFFIX = ".pt"
 INT8 = "int8"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.models.whisper.config import WhisperConfig
+from corpus_asr.families.whisper.config import WhisperConfig
 
 # OpenAI's networks have these built in: the file cannot say otherwise.
 _HIDDEN_PER_WIDTH = 4

@@ -5,12 +5,12 @@ generation_config.json as values. Knows no weights.
 """
 
 from corpus_asr.errors import CheckpointError
+from corpus_asr.families.whisper.config import WhisperConfig
+from corpus_asr.families.whisper.generation_config import GenerationConfig
+from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.models.convert.known_models import alignment_heads
 from corpus_asr.models.convert.openai_file import Dimensions
 from corpus_asr.models.convert.tiktoken_ranks import TIMESTAMPS
-from corpus_asr.models.whisper.config import WhisperConfig
-from corpus_asr.models.whisper.generation_config import GenerationConfig
-from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
 
 # Signs that mark speakers, music and noises in subtitles, and are never spoken.
 # Source: openai-whisper `tokenizer.py`, `non_speech_tokens`.

@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING
 from corpus_asr.models.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from corpus_asr.families.generation_config import GenerationConfig
+    from corpus_asr.families.speech2text.config import Speech2TextConfig
+    from corpus_asr.families.speech2text.model import Speech2TextModel
+    from corpus_asr.families.speech2text.tokenizer import Speech2TextTokenizer
     from corpus_asr.models.auto import (
         AutoConfig,
         AutoFeatureExtractor,
@@ -16,15 +20,9 @@ if TYPE_CHECKING:
         AutoProcessor,
         AutoTokenizer,
     )
-    from corpus_asr.models.generation_config import GenerationConfig
-    from corpus_asr.models.speech2text.config import Speech2TextConfig
     from corpus_asr.models.speech2text.feature_extractor import Speech2TextFeatureExtractor
-    from corpus_asr.models.speech2text.model import (
-        Speech2TextForConditionalGeneration,
-        Speech2TextModel,
-    )
+    from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
     from corpus_asr.models.speech2text.processor import Speech2TextProcessor
-    from corpus_asr.models.speech2text.tokenizer import Speech2TextTokenizer
 
 __all__ = [
     "AutoConfig",
@@ -41,20 +39,21 @@ __all__ = [
     "Speech2TextTokenizer",
 ]
 
-_HERE = "corpus_asr.models.speech2text"
-_HOMES = {
-    "AutoConfig": "corpus_asr.models.auto:AutoConfig",
-    "AutoFeatureExtractor": "corpus_asr.models.auto:AutoFeatureExtractor",
-    "AutoModelForSpeechSeq2Seq": "corpus_asr.models.auto:AutoModelForSpeechSeq2Seq",
-    "AutoProcessor": "corpus_asr.models.auto:AutoProcessor",
-    "AutoTokenizer": "corpus_asr.models.auto:AutoTokenizer",
-    "GenerationConfig": "corpus_asr.models.generation_config:GenerationConfig",
-    "Speech2TextConfig": f"{_HERE}.config:Speech2TextConfig",
-    "Speech2TextFeatureExtractor": f"{_HERE}.feature_extractor:Speech2TextFeatureExtractor",
-    "Speech2TextForConditionalGeneration": f"{_HERE}.model:Speech2TextForConditionalGeneration",
-    "Speech2TextModel": f"{_HERE}.model:Speech2TextModel",
-    "Speech2TextProcessor": f"{_HERE}.processor:Speech2TextProcessor",
-    "Speech2TextTokenizer": f"{_HERE}.tokenizer:Speech2TextTokenizer",
+_MODULES = {
+    "corpus_asr.families.generation_config": ("GenerationConfig",),
+    "corpus_asr.families.speech2text.config": ("Speech2TextConfig",),
+    "corpus_asr.families.speech2text.model": ("Speech2TextModel",),
+    "corpus_asr.families.speech2text.tokenizer": ("Speech2TextTokenizer",),
+    "corpus_asr.models.auto": (
+        "AutoConfig",
+        "AutoFeatureExtractor",
+        "AutoModelForSpeechSeq2Seq",
+        "AutoProcessor",
+        "AutoTokenizer",
+    ),
+    "corpus_asr.models.speech2text.feature_extractor": ("Speech2TextFeatureExtractor",),
+    "corpus_asr.models.speech2text.model": ("Speech2TextForConditionalGeneration",),
+    "corpus_asr.models.speech2text.processor": ("Speech2TextProcessor",),
 }
 
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

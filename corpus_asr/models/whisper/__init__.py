@@ -10,6 +10,13 @@ from typing import TYPE_CHECKING
 from corpus_asr.models.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from corpus_asr.families.whisper.causal_lm import WhisperForCausalLM
+    from corpus_asr.families.whisper.classifier import WhisperForAudioClassification
+    from corpus_asr.families.whisper.config import WhisperConfig
+    from corpus_asr.families.whisper.generation_config import GenerationConfig
+    from corpus_asr.families.whisper.model import WhisperModel
+    from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
+    from corpus_asr.families.whisper.tokenizer import WhisperTokenizer as WhisperTokenizerFast
     from corpus_asr.models.auto import (
         AutoConfig,
         AutoFeatureExtractor,
@@ -17,15 +24,9 @@ if TYPE_CHECKING:
         AutoProcessor,
         AutoTokenizer,
     )
-    from corpus_asr.models.whisper.causal_lm import WhisperForCausalLM
-    from corpus_asr.models.whisper.classifier import WhisperForAudioClassification
-    from corpus_asr.models.whisper.config import WhisperConfig
     from corpus_asr.models.whisper.feature_extractor import WhisperFeatureExtractor
-    from corpus_asr.models.whisper.generation_config import GenerationConfig
-    from corpus_asr.models.whisper.model import WhisperForConditionalGeneration, WhisperModel
+    from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
     from corpus_asr.models.whisper.processor import WhisperProcessor
-    from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
-    from corpus_asr.models.whisper.tokenizer import WhisperTokenizer as WhisperTokenizerFast
 
 __all__ = [
     "AutoConfig",
@@ -46,24 +47,26 @@ __all__ = [
     "pipeline",
 ]
 
-_HERE = "corpus_asr.models.whisper"
-_HOMES = {
-    "AutoConfig": "corpus_asr.models.auto:AutoConfig",
-    "AutoFeatureExtractor": "corpus_asr.models.auto:AutoFeatureExtractor",
-    "AutoModelForSpeechSeq2Seq": "corpus_asr.models.auto:AutoModelForSpeechSeq2Seq",
-    "AutoProcessor": "corpus_asr.models.auto:AutoProcessor",
-    "AutoTokenizer": "corpus_asr.models.auto:AutoTokenizer",
-    "GenerationConfig": f"{_HERE}.generation_config:GenerationConfig",
-    "WhisperConfig": f"{_HERE}.config:WhisperConfig",
-    "WhisperFeatureExtractor": f"{_HERE}.feature_extractor:WhisperFeatureExtractor",
-    "WhisperForAudioClassification": f"{_HERE}.classifier:WhisperForAudioClassification",
-    "WhisperForCausalLM": f"{_HERE}.causal_lm:WhisperForCausalLM",
-    "WhisperForConditionalGeneration": f"{_HERE}.model:WhisperForConditionalGeneration",
-    "WhisperModel": f"{_HERE}.model:WhisperModel",
-    "WhisperProcessor": f"{_HERE}.processor:WhisperProcessor",
-    "WhisperTokenizer": f"{_HERE}.tokenizer:WhisperTokenizer",
-    "WhisperTokenizerFast": f"{_HERE}.tokenizer:WhisperTokenizer",
-    "pipeline": "corpus_asr.transcription.speech_pipeline:pipeline",
+_MODULES = {
+    "corpus_asr.families.whisper.causal_lm": ("WhisperForCausalLM",),
+    "corpus_asr.families.whisper.classifier": ("WhisperForAudioClassification",),
+    "corpus_asr.families.whisper.config": ("WhisperConfig",),
+    "corpus_asr.families.whisper.generation_config": ("GenerationConfig",),
+    "corpus_asr.families.whisper.model": ("WhisperModel",),
+    "corpus_asr.families.whisper.tokenizer": ("WhisperTokenizer",),
+    "corpus_asr.models.auto": (
+        "AutoConfig",
+        "AutoFeatureExtractor",
+        "AutoModelForSpeechSeq2Seq",
+        "AutoProcessor",
+        "AutoTokenizer",
+    ),
+    "corpus_asr.models.speech_pipeline": ("pipeline",),
+    "corpus_asr.models.whisper.feature_extractor": ("WhisperFeatureExtractor",),
+    "corpus_asr.models.whisper.model": ("WhisperForConditionalGeneration",),
+    "corpus_asr.models.whisper.processor": ("WhisperProcessor",),
 }
 
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__getattr__, __dir__ = lazy_names(
+    __name__, _MODULES, aliases={"WhisperTokenizerFast": "WhisperTokenizer"}
+)

@@ -1,222 +1,16 @@
-"""Whisper as a whole: the networks by the names of the reference, and the form search runs.
-
-In: a checkpoint, features and token ids. Out: hidden states, logits and losses. Knows no audio, no
-text and no search; `WhisperSlotModel` is what search (`decoding.protocols.SlotModel`) runs.
-"""
+"""`WhisperForConditionalGeneration`: the network with `generate` and `detect_language`."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
-from corpus_asr.models.outputs import (
-    Seq2SeqLMOutput,
-    Seq2SeqModelOutput,
-    given_encoding,
-    seq2seq_output,
-)
-from corpus_asr.models.registry import resolve
-from corpus_asr.models.whisper.config import WhisperConfig
-from corpus_asr.models.whisper.decoder import WhisperDecoder
-from corpus_asr.models.whisper.encoder import WhisperEncoder
-from corpus_asr.models.whisper.slot_model import WhisperSlotModel
-from corpus_asr.models.whisper.spec_augment import mask_features
-from corpus_asr.models.whisper.vocabulary import WhisperWithTokens, WhisperWithVocabulary
-
-_GENERATE = "corpus_asr.transcription.generation.generate:generate"
-_DETECT_LANGUAGE = "corpus_asr.transcription.generation.generate:detect_language"
+from corpus_asr.families.whisper.model import WhisperSeq2SeqLM
+from corpus_asr.models.generation.generate import detect_language, generate
 
 
-class WhisperModel(WhisperWithTokens):
-    """Encoder and decoder, without the projection to the vocabulary."""
-
-    def __init__(self, config: WhisperConfig) -> None:
-        super().__init__(config)
-        self.encoder = WhisperEncoder(config)
-        self.decoder = WhisperDecoder(config)
-        self._draw_weights()
-
-    def get_encoder(self) -> WhisperEncoder:
-        """Return the encoder."""
-        return self.encoder
-
-    def freeze_encoder(self) -> None:
-        """Keep training from changing the encoder."""
-        self.encoder._freeze_parameters()
-
-    def _mask_input_features(
-        self, input_features: Tensor, attention_mask: Tensor | None = None
-    ) -> Tensor:
-        """Mask features in training, if the configuration has `apply_spec_augment`.
-
-        Args:
-            input_features: (batch, mel, frame).
-            attention_mask: (batch, frame), 1 where there is sound: only that is masked in time.
-        """
-        if not (self.config.apply_spec_augment and self.training):
-            return input_features
-        return mask_features(input_features, self.config, attention_mask)
-
-    def forward(
-        self,
-        input_features: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        decoder_input_ids: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        encoder_outputs: Any = None,
-        past_key_values: Any = None,
-        decoder_inputs_embeds: Tensor | None = None,
-        decoder_position_ids: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        cache_position: Tensor | None = None,
-        *,
-        head_mask: Tensor | None = None,
-        decoder_head_mask: Tensor | None = None,
-        cross_attn_head_mask: Tensor | None = None,
-    ) -> Seq2SeqModelOutput | tuple[Any, ...]:
-        """Encode whole windows and run tokens over them.
-
-        Args:
-            input_features: (batch, mel, frame), whole windows.
-            attention_mask: (batch, frame), for the masking of features in training only.
-            decoder_input_ids: (batch, token).
-            decoder_attention_mask: (batch, token), those of `past_key_values` included; 0 hides a
-                token.
-            encoder_outputs: what the encoder returned, instead of `input_features`.
-            past_key_values: what an earlier call returned; these tokens follow.
-            decoder_inputs_embeds: (batch, token, width), instead of `decoder_input_ids`.
-            decoder_position_ids: (batch, token); None counts on from `past_key_values`.
-            use_cache: whether to return `past_key_values`; None asks the configuration, as below.
-            output_attentions: whether to return attention weights.
-            output_hidden_states: whether to return the states after every layer.
-            return_dict: False returns a plain tuple.
-            cache_position: (token,), where the tokens go; has to follow `past_key_values`.
-            head_mask: (layer, head), what the encoder's attention weights are multiplied with.
-            decoder_head_mask: likewise for the decoder's self-attention.
-            cross_attn_head_mask: likewise for its cross-attention.
-
-        Raises:
-            ValueError: an argument is missing, does not go with another, or is of a wrong shape
-                or type; on a CPU also if features are NaN or infinite, or ids unknown.
-        """
-        wanted = {
-            "output_attentions": output_attentions,
-            "output_hidden_states": output_hidden_states,
-            "return_dict": True,
-        }
-        encoded = given_encoding(input_features, encoder_outputs, running=type(self).__name__)
-        if encoded is None:
-            assert input_features is not None
-            masked = self._mask_input_features(input_features, attention_mask)
-            encoded = self.encoder(masked, head_mask=head_mask, **wanted)
-        decoded = self.decoder(
-            decoder_input_ids,
-            attention_mask=decoder_attention_mask,
-            encoder_hidden_states=encoded.last_hidden_state,
-            head_mask=decoder_head_mask,
-            cross_attn_head_mask=cross_attn_head_mask,
-            past_key_values=past_key_values,
-            inputs_embeds=decoder_inputs_embeds,
-            position_ids=decoder_position_ids,
-            use_cache=use_cache,
-            cache_position=cache_position,
-            **wanted,
-        )
-        output = seq2seq_output(encoded, decoded)
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
-
-
-class WhisperForConditionalGeneration(WhisperWithVocabulary):
-    """Encoder, decoder and the projection to the vocabulary, tied to the token embedding."""
-
-    _left_over: ClassVar[tuple[str, ...]] = ()
-
-    def __init__(self, config: WhisperConfig) -> None:
-        super().__init__(config)
-        self.model = WhisperModel(config)
-        self._add_projection()
-
-    def get_encoder(self) -> WhisperEncoder:
-        """Return the encoder."""
-        return self.model.encoder
-
-    def freeze_encoder(self) -> None:
-        """Keep training from changing the encoder."""
-        self.model.freeze_encoder()
-
-    def forward(
-        self,
-        input_features: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        decoder_input_ids: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        encoder_outputs: Any = None,
-        past_key_values: Any = None,
-        decoder_inputs_embeds: Tensor | None = None,
-        decoder_position_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        cache_position: Tensor | None = None,
-        *,
-        head_mask: Tensor | None = None,
-        decoder_head_mask: Tensor | None = None,
-        cross_attn_head_mask: Tensor | None = None,
-    ) -> Seq2SeqLMOutput | tuple[Any, ...]:
-        """Score every token after each given one, and tell how far `labels` are.
-
-        Args:
-            input_features: as all others, see `WhisperModel.forward`.
-            attention_mask: see there.
-            decoder_input_ids: left out where `labels` are given, they are those, each one place
-                later, after `decoder_start_token_id`.
-            decoder_attention_mask: see there.
-            encoder_outputs: see there.
-            past_key_values: see there.
-            decoder_inputs_embeds: see there.
-            decoder_position_ids: see there.
-            labels: (batch, token), the tokens to come; the loss leaves out -100.
-            use_cache: see there.
-            output_attentions: see there.
-            output_hidden_states: see there.
-            return_dict: see there.
-            cache_position: see there.
-            head_mask: see there.
-            decoder_head_mask: see there.
-            cross_attn_head_mask: see there.
-
-        Raises:
-            ValueError: as there; or there are more labels than positions.
-        """
-        if labels is not None:
-            self._check_labels(labels)
-            if decoder_input_ids is None and decoder_inputs_embeds is None:
-                decoder_input_ids = self._shifted(labels)
-        outputs = self.model(
-            input_features,
-            attention_mask,
-            decoder_input_ids,
-            decoder_attention_mask,
-            encoder_outputs,
-            past_key_values,
-            decoder_inputs_embeds,
-            decoder_position_ids,
-            use_cache,
-            output_attentions,
-            output_hidden_states,
-            True,
-            cache_position,
-            head_mask=head_mask,
-            decoder_head_mask=decoder_head_mask,
-            cross_attn_head_mask=cross_attn_head_mask,
-        )
-        return self._scored(outputs, labels, return_dict)
+class WhisperForConditionalGeneration(WhisperSeq2SeqLM):
+    """Whisper with the arguments of `transformers`' `generate`."""
 
     def generate(
         self,
@@ -248,13 +42,12 @@ class WhisperForConditionalGeneration(WhisperWithVocabulary):
         monitor_progress: Callable[[Tensor], None] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Transcribe or translate; see `corpus_asr.transcription.generation.generate.generate`.
+        """Transcribe or translate; see `corpus_asr.models.generation.generate.generate`.
 
         Raises:
             ValueError: an argument is unknown, wrong, or does not go with another.
         """
-        # By name: the engine lies in a higher layer, which imports this one.
-        return resolve(_GENERATE)(
+        return generate(
             self,
             input_features,
             generation_config=generation_config,
@@ -298,7 +91,7 @@ class WhisperForConditionalGeneration(WhisperWithVocabulary):
             ValueError: none or both of features and encoding are given, or the model knows no
                 languages.
         """
-        detected: Tensor = resolve(_DETECT_LANGUAGE)(
+        detected: Tensor = detect_language(
             self,
             input_features,
             encoder_outputs=encoder_outputs,
@@ -306,7 +99,3 @@ class WhisperForConditionalGeneration(WhisperWithVocabulary):
             num_segment_frames=num_segment_frames,
         )
         return detected
-
-    def slot_model(self, *, int8: bool = False) -> WhisperSlotModel:
-        """Return the form of this model that search runs; see `WhisperSlotModel`."""
-        return WhisperSlotModel(self, int8=int8)

@@ -7,9 +7,9 @@ version 5.23. Knows nothing of its own: everything is passed on to one of the tw
 
 from typing import Any, ClassVar
 
+from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.models.speech_processor import SpeechProcessor
 from corpus_asr.models.whisper.feature_extractor import WhisperFeatureExtractor
-from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
 
 
 class WhisperProcessor(SpeechProcessor):

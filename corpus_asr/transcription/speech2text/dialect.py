@@ -13,7 +13,7 @@ from typing import Any
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import TokenRules
 from corpus_asr.errors import CheckpointError, ConfigError
-from corpus_asr.models.registry import family_of, resolve
+from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.transcription.punctuation import split_words
 from corpus_asr.transcription.reading import Reading, upper_half
 from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_FRAMES

@@ -15,7 +15,7 @@ from corpus_asr.confidence import mean_logprob_of, with_confidence
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import WindowJob
 from corpus_asr.decoding.slots import Steps
-from corpus_asr.models.speech2text.features import Speech2TextPartFeatures
+from corpus_asr.families.speech2text.features import Speech2TextPartFeatures
 from corpus_asr.segments import Segment, Word
 from corpus_asr.text.known_hallucinations import is_known_hallucination
 from corpus_asr.transcription.chunked import chunk_ranges

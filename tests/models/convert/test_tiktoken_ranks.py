@@ -7,8 +7,8 @@ import pytest
 import whisper.tokenizer
 
 from corpus_asr.errors import CheckpointError
+from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.models.convert.tiktoken_ranks import write_tokenizer_files
-from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
 
 ASSETS = Path(whisper.tokenizer.__file__).parent / "assets"
 TEXTS = [

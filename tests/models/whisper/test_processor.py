@@ -9,9 +9,9 @@ import pytest
 import transformers
 
 from corpus_asr.errors import CheckpointError
+from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.models.whisper.feature_extractor import WhisperFeatureExtractor
 from corpus_asr.models.whisper.processor import WhisperProcessor
-from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
 from tests.support.tokenizers import tiny_tokenizer
 
 # The reference computes features in float32 where it finds torch.
@@ -168,7 +168,7 @@ def test_files_are_uploaded_when_asked(
 ) -> None:
     sent: list[Any] = []
     monkeypatch.setattr(
-        "corpus_asr.models.saved_files.upload_files",
+        "corpus_asr.families.saved_files.upload_files",
         lambda folder, names, **options: sent.append((folder, names, options)),
     )
     ours.save_pretrained(tmp_path / "mine", push_to_hub=True, private=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from corpus_asr.models.model_config import GeneralSettings, ModelConfig
+from corpus_asr.families.model_config import GeneralSettings, ModelConfig
 
 
 @dataclass(kw_only=True)

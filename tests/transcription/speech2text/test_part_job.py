@@ -11,7 +11,7 @@ import torch
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.errors import ConfigError
-from corpus_asr.models.speech2text.features import OFFSET, Speech2TextPartFeatures
+from corpus_asr.families.speech2text.features import OFFSET, Speech2TextPartFeatures
 from corpus_asr.segments import Segment, SpeechSpan
 from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.speech2text import part_job

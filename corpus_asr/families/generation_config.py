@@ -1,0 +1,310 @@
+"""How a checkpoint wants to be decoded: generation_config.json.
+
+In: a checkpoint folder, or settings by name. Out: a value whose attributes may be read and set, as
+those of `transformers.GenerationConfig`; None stands for what nobody said. Where the file is
+missing, config.json is asked. Knows no weights and no search. Names are those of the file.
+"""
+
+import json
+from copy import deepcopy
+from dataclasses import dataclass, field, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.families.config_file import (
+    plain_values,
+    read_json_object,
+    typed_values,
+    write_json_object,
+)
+from corpus_asr.families.model_config import CONFIG_NAME
+from corpus_asr.families.saved_files import Uploads, finish_saving, made_folder, take_source
+from corpus_asr.storage.model_files import fetch_checkpoint
+
+GENERATION_NAME = "generation_config.json"
+
+_AT_LEAST = {
+    "num_beams": 1, "num_return_sequences": 1, "top_k": 0, "no_repeat_ngram_size": 0,
+    "min_length": 0, "min_new_tokens": 0, "temperature": 0, "top_p": 0,
+}  # fmt: skip
+_SAMPLING_ONLY = {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
+
+
+@dataclass(kw_only=True)
+class GenerationConfig(Uploads):
+    """What decoding may be told; names this class does not know are kept as attributes too."""
+
+    from_config: ClassVar[tuple[str, ...]] = (
+        "max_length", "min_length", "max_new_tokens", "num_beams", "early_stopping",
+        "length_penalty", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids",
+        "do_sample", "temperature", "top_k", "top_p", "suppress_tokens", "begin_suppress_tokens",
+        "forced_bos_token_id", "forced_eos_token_id", "decoder_start_token_id", "bos_token_id",
+        "eos_token_id", "pad_token_id",
+    )  # fmt: skip
+    """What early checkpoints kept in config.json."""
+    other_sources: ClassVar[tuple[str, ...]] = ()
+    """Files beside the two that a family's settings may be taken from."""
+
+    decoder_start_token_id: int | None = None
+    """The token that starts a transcript."""
+    eos_token_id: int | tuple[int, ...] | None = None
+    """The token that ends it."""
+    pad_token_id: int | None = None
+    """Fills the shorter rows of a batch."""
+    bos_token_id: int | None = None
+    suppress_tokens: tuple[int, ...] | None = None
+    """Tokens never sampled."""
+    begin_suppress_tokens: tuple[int, ...] | None = None
+    """Tokens not sampled first."""
+
+    max_length: int | None = None
+    """Longest token sequence, prompt included."""
+    max_new_tokens: int | None = None
+    """Longest text; comes before `max_length`."""
+    min_length: int | None = None
+    min_new_tokens: int | None = None
+    max_time: float | None = None
+    """Seconds after which a text is cut off."""
+    stop_strings: str | tuple[str, ...] | None = None
+
+    do_sample: bool | None = None
+    num_beams: int | None = None
+    early_stopping: bool | str | None = None
+    length_penalty: float | None = None
+    num_return_sequences: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    bad_words_ids: tuple[tuple[int, ...], ...] | None = None
+    """Token sequences that must not occur."""
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | tuple[int, ...] | None = None
+    remove_invalid_values: bool | None = None
+    renormalize_logits: bool | None = None
+    num_assistant_tokens: int | None = None
+    """Tokens a draft model proposes at a time."""
+
+    use_cache: bool | None = None
+    cache_implementation: str | None = None
+    output_scores: bool | None = None
+    output_logits: bool | None = None
+    output_attentions: bool | None = None
+    output_hidden_states: bool | None = None
+    return_dict_in_generate: bool | None = None
+    transformers_version: str | None = None
+
+    extra: dict[str, Any] = field(default_factory=dict, repr=False, metadata={"in_file": False})
+    """Settings this class does not know; each is an attribute too."""
+    nulls: frozenset[str] = field(
+        default=frozenset(), repr=False, compare=False, metadata={"in_file": False}
+    )
+    """Names for which the file says null."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name: str | PathLike[str],
+        config_file_name: str | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Read generation_config.json; where it is missing, take what config.json says.
+
+        Args:
+            pretrained_model_name: a checkpoint folder, or an address or hub name of one.
+            config_file_name: another name of the file.
+            kwargs: `revision`, `subfolder`, `cache_dir`, `force_download`, `local_files_only` and
+                `token`, which say where to look; all others are settings that come before those
+                of the file.
+
+        Raises:
+            CheckpointError: there is no such file, it is broken, or a key holds a value of the
+                wrong type, or one that cannot be meant.
+            ValueError: a keyword holds one that cannot be meant.
+        """
+        source = take_source(kwargs)
+        folder = fetch_checkpoint(str(pretrained_model_name), weights=False, expect=None, **source)
+        path = folder / (config_file_name or GENERATION_NAME)
+        content = read_json_object(path) if path.is_file() else {}
+        config_path = folder / CONFIG_NAME
+        if not path.is_file() and config_path.is_file():
+            config = read_json_object(config_path)
+            path = config_path
+            content = {key: config[key] for key in cls.from_config if key in config}
+        derived = cls._derived(folder, content)
+        if not (path.is_file() or derived):
+            sources = " nor ".join((GENERATION_NAME, CONFIG_NAME, *cls.other_sources))
+            raise CheckpointError(
+                f"reading {folder}: found neither {sources}, expected one of them; point at a "
+                "checkpoint folder"
+            )
+        given = {k: v for k, v in content.items() if not (v is None and k in derived)}
+        known, unknown = typed_values(cls, derived | given, path=path)
+        nulls = frozenset(key for key, value in given.items() if value is None)
+        config_read = cls(**known, extra=unknown, nulls=nulls)
+        try:
+            config_read.validate()
+        except ValueError as error:
+            raise CheckpointError(f"reading {path}: {error}") from error
+        config_read.update(**kwargs, allow_custom_entries=True)
+        return config_read
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
+        """Make one of the settings of a file; `kwargs` come before them.
+
+        Raises:
+            CheckpointError: a value is of the wrong type.
+        """
+        known, unknown = typed_values(cls, config_dict | kwargs, path=Path(GENERATION_NAME))
+        return cls(**known, extra=unknown)
+
+    @classmethod
+    def from_model_config(cls, model_config: Any) -> Self:
+        """Make one of what a model's configuration says of decoding: tokens, in early files."""
+        said = {name: getattr(model_config, name, None) for name in cls.from_config}
+        return cls.from_dict({name: value for name, value in said.items() if value is not None})
+
+    @classmethod
+    def _derived(cls, folder: Path, content: dict[str, Any]) -> dict[str, Any]:
+        """Return settings that a checkpoint's other files imply, where `content` lacks them."""
+        return {}
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("__") and name in (extra := self.__dict__.get("extra", {})):
+            return extra[name]
+        raise AttributeError(f"{type(self).__name__} has no setting {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in type(self).__dataclass_fields__:
+            super().__setattr__(name, value)
+        else:
+            self.extra[name] = value
+
+    def update(
+        self, defaults_only: bool = False, allow_custom_entries: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Set what `kwargs` name; returns those that are no settings.
+
+        Args:
+            defaults_only: only set what nobody set before.
+            allow_custom_entries: take names not known here as settings too.
+            kwargs: settings by name.
+
+        Raises:
+            ValueError: the settings contradict each other.
+        """
+        unused = {}
+        for name, value in kwargs.items():
+            if not hasattr(self, name) and not allow_custom_entries:
+                unused[name] = value
+            elif not defaults_only or getattr(self, name, None) is None:
+                setattr(self, name, value)
+            else:
+                unused[name] = value
+        self.validate()
+        return unused
+
+    def validate(self, strict: bool = False) -> None:
+        """Refuse settings that cannot be meant.
+
+        Args:
+            strict: also refuse sampling settings where nothing is sampled, and beam settings
+                where there are no beams.
+
+        Raises:
+            ValueError: names the setting.
+        """
+        problems = list(_problems(self))
+        if strict:
+            problems += _idle_settings(self)
+        if problems:
+            raise ValueError(f"checking generation settings: {'; '.join(problems)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what generation_config.json holds: all that is set, unknown names included."""
+        own = {f.name: plain_values(getattr(self, f.name)) for f in fields(self)}
+        extra, nulls = own.pop("extra"), own.pop("nulls")
+        said = {name: value for name, value in own.items() if value is not None or name in nulls}
+        return deepcopy({**extra, **said})
+
+    def to_json_string(self) -> str:
+        """Return the text of generation_config.json."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def save_pretrained(
+        self,
+        save_directory: str | PathLike[str],
+        config_file_name: str | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Write generation_config.json.
+
+        Args:
+            save_directory: made if needed.
+            config_file_name: another name of the file.
+            push_to_hub: also upload the file to the hub.
+            kwargs: of the upload: `repo_id`, `token`, `private`, `commit_message`, `revision`,
+                `create_pr`.
+
+        Raises:
+            CheckpointError: `save_directory` is a file, or the hub does not take the upload.
+            TypeError: an option of the upload is not known.
+        """
+        name = config_file_name or GENERATION_NAME
+        folder = made_folder(save_directory)
+        write_json_object(folder / name, self.to_dict())
+        finish_saving(folder, [name], push_to_hub=push_to_hub, **kwargs)
+
+
+def _problems(config: GenerationConfig) -> list[str]:
+    found = []
+    for name, least in _AT_LEAST.items():
+        value = getattr(config, name)
+        if value is not None and not (isinstance(value, int | float) and value >= least):
+            found.append(f"{name} is {value!r}, expected a number of at least {least}")
+    for name, right in (("top_p", "at most 1"), ("repetition_penalty", "above 0")):
+        value = getattr(config, name)
+        if value is not None and (value > 1 if name == "top_p" else not value > 0):
+            found.append(f"{name} is {value!r}, expected a number {right}")
+    if found:
+        return found
+    if config.early_stopping not in (None, True, False, "never"):
+        found.append(f"early_stopping is {config.early_stopping!r}, expected a bool or 'never'")
+    if config.max_new_tokens is not None and config.max_new_tokens <= 0:
+        found.append(f"max_new_tokens is {config.max_new_tokens}, expected at least 1")
+    returned, beams = config.num_return_sequences or 1, config.num_beams or 1
+    if returned > 1 and beams == 1 and not config.do_sample:
+        found.append(
+            f"num_return_sequences is {returned}, but greedy search finds one sequence; set "
+            "do_sample=True or num_beams"
+        )
+    if returned > beams > 1:
+        found.append(
+            f"num_return_sequences is {returned}, expected at most num_beams, which is {beams}"
+        )
+    suppressed = set(config.suppress_tokens or ())
+    for name in ("forced_bos_token_id", "forced_eos_token_id"):
+        value = getattr(config, name)
+        forced = {value} if isinstance(value, int) else set(value or ())
+        if forced and forced <= suppressed:
+            found.append(f"{name} is {value}, which suppress_tokens forbids; drop one of the two")
+    return found
+
+
+def _idle_settings(config: GenerationConfig) -> list[str]:
+    found = []
+    if not config.do_sample:
+        for name, neutral in _SAMPLING_ONLY.items():
+            if getattr(config, name) not in (None, neutral):
+                found.append(f"{name} is set, but do_sample is not True")
+    if (config.num_beams or 1) == 1:
+        if config.early_stopping not in (None, False):
+            found.append("early_stopping is set, but num_beams is 1")
+        if config.length_penalty not in (None, 1.0):
+            found.append("length_penalty is set, but num_beams is 1")
+    return found

@@ -1,0 +1,374 @@
+"""What a checkpoint of any family says about itself: config.json.
+
+In: a checkpoint folder, or settings by keyword. Out: a typed value that may be changed; keys it
+does not know are kept for saving. A family adds its own fields and bounds. Knows no weights and
+imports no torch. Names and defaults are those of `transformers.PreTrainedConfig`, version 5.23.
+"""
+
+import difflib
+import json
+from dataclasses import MISSING, dataclass, field, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.families.config_file import (
+    plain_values,
+    read_json_object,
+    typed_values,
+    write_json_object,
+)
+from corpus_asr.families.saved_files import Uploads, finish_saving, made_folder, take_source
+from corpus_asr.storage.model_files import fetch_checkpoint
+
+CONFIG_NAME = "config.json"
+
+_PROBLEM_TYPES = (
+    None, "regression", "single_label_classification", "multi_label_classification",
+)  # fmt: skip
+_ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
+# Names that config.json and callers may use for a field.
+_OTHER_NAMES = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "encoder_attention_heads",
+    "num_key_value_heads": "encoder_attention_heads",
+    "num_hidden_layers": "encoder_layers",
+    "torch_dtype": "dtype",
+    "_attn_implementation": "attn_implementation",
+}
+# A misspelt keyword would otherwise be kept for saving and change nothing.
+_ALIKE = 0.85
+
+
+def numbered_labels(count: int) -> dict[int, str]:
+    """Name classes by their numbers."""
+    return {i: f"LABEL_{i}" for i in range(count)}
+
+
+def inverse_labels(labels: dict[Any, Any]) -> dict[Any, Any]:
+    """Return the number of each name."""
+    return {label: number for number, label in labels.items()}
+
+
+@dataclass(kw_only=True)
+class GeneralSettings:
+    """The fields that every family's config has."""
+
+    tie_word_embeddings: bool = True
+    """Whether the output projection shares the token embedding's weights."""
+    id2label: dict[int, str] = field(default_factory=lambda: numbered_labels(2))
+    """Names of the classes of audio classification."""
+    label2id: dict[str, int] = field(default_factory=lambda: inverse_labels(numbered_labels(2)))
+    problem_type: str | None = None
+    """Loss of audio classification; None means regression for one class, else single label."""
+    return_dict: bool = True
+    """Whether networks return values by name, not plain tuples, unless told otherwise."""
+    output_attentions: bool = False
+    """Whether they return attention weights unless told otherwise."""
+    output_hidden_states: bool = False
+    """Whether they return the states after every layer unless told otherwise."""
+    architectures: tuple[str, ...] | None = None
+    """Class that saved the checkpoint."""
+    dtype: str | None = None
+    """Type of the stored weights, such as `float16`."""
+    attn_implementation: str = field(default="sdpa", metadata={"in_file": False})
+    """`sdpa`, `eager` (plain products), or `flash_attention_2`, which is `sdpa`: torch takes its
+    flash kernel by itself where device and type allow it."""
+    extra: dict[str, Any] = field(default_factory=dict, repr=False, metadata={"in_file": False})
+    """Keys that this class does not know, kept for saving."""
+
+
+def _other_name(name: str) -> Any:
+    def read(self: Any) -> Any:
+        return getattr(self, name)
+
+    def write(self: Any, value: Any) -> None:
+        setattr(self, name, value)
+
+    return property(read, write, doc=f"Another name of `{name}`.")
+
+
+class ModelConfig(GeneralSettings, Uploads):
+    """Reads, checks and writes the fields of a family, which comes next among the bases.
+
+    Args:
+        num_labels: makes that many classes of audio classification, without names of their own.
+        settings: fields by name; other keywords are kept in `extra`.
+
+    Raises:
+        TypeError: a setting is of the wrong type, or its name is one letter off.
+        ValueError: a setting has a value that no network can have.
+    """
+
+    model_type: ClassVar[str]
+    sizes: ClassVar[tuple[str, ...]]
+    """Fields that are at least 1."""
+    counts: ClassVar[tuple[str, ...]]
+    """Fields that are at least 0."""
+    probabilities: ClassVar[tuple[str, ...]]
+    """Fields within 0 and 1."""
+
+    def __init__(self, *, num_labels: int | None = None, **settings: Any) -> None:
+        extra = settings.pop("extra", {})
+        attention = settings.pop("attn_implementation", None)
+        attention = settings.pop("_attn_implementation", None) or attention or "sdpa"
+        self._refuse_misspelt(settings)
+        try:
+            known, unknown = typed_values(
+                type(self),
+                self._canonical(settings, num_labels),
+                path=Path(f"{type(self).__name__}(...)"),
+            )
+        except CheckpointError as error:
+            raise TypeError(str(error).replace("reading ", "making ", 1)) from error
+        unknown.pop("model_type", None)
+        super().__init__(**known, attn_implementation=attention, extra={**extra, **unknown})
+        self.validate()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
+    ) -> Self:
+        """Read config.json of a checkpoint.
+
+        Args:
+            pretrained_model_name_or_path: a folder, an address, or a name on the hub.
+            kwargs: `revision`, `subfolder`, `cache_dir`, `force_download`, `local_files_only` and
+                `token`, which say where to look; all others replace what the file says.
+
+        Raises:
+            CheckpointError: the file is missing or broken, is of another model type, or a key
+                holds a value of the wrong type, or one that no network can have.
+            TypeError: a keyword is of the wrong type.
+        """
+        name = str(pretrained_model_name_or_path)
+        folder = fetch_checkpoint(name, weights=False, **take_source(kwargs))
+        return cls.from_json_file(folder / CONFIG_NAME, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file: str | PathLike[str], **kwargs: Any) -> Self:
+        """Read a file like config.json; keywords replace what it says.
+
+        Raises:
+            CheckpointError: as for `from_pretrained`.
+        """
+        path = Path(json_file)
+        content = read_json_object(path)
+        model_type = content.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise CheckpointError(
+                f"reading {path}: found model_type {model_type!r}, expected {cls.model_type!r}; "
+                f"choose a checkpoint of that type, or AutoConfig"
+            )
+        try:
+            typed_values(cls, cls._canonical(content, None), path=path)
+            config = cls._from_content(content)
+        except ValueError as error:
+            raise CheckpointError(f"reading {path}: {error}") from error
+        return cls._from_content(_replaced(config.to_dict(), kwargs)) if kwargs else config
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
+        """Make a configuration of what `to_dict` returns; keywords replace what it says.
+
+        Raises:
+            TypeError: a value is of the wrong type.
+            ValueError: a value is one that no network can have.
+        """
+        return cls._from_content(_replaced(config_dict, kwargs))
+
+    @classmethod
+    def _from_content(cls, content: dict[str, Any]) -> Self:
+        """Keep unknown keys whatever their spelling: a file may be newer than this class."""
+        known = {f.name for f in fields(cls)} | _OTHER_NAMES.keys() | {"num_labels"}
+        extra = {key: value for key, value in content.items() if key not in known}
+        extra.pop("model_type", None)
+        own = {key: value for key, value in content.items() if key in known}
+        return cls(**own, extra=extra)
+
+    def validate(self) -> None:
+        """Check that a network can have these sizes and settings.
+
+        Raises:
+            ValueError: it cannot; the message names the key.
+        """
+        for name in self.sizes:
+            self.require(getattr(self, name) >= 1, name, "at least 1")
+        for name in self.counts:
+            self.require(getattr(self, name) >= 0, name, "at least 0")
+        for name in self.probabilities:
+            self.require(0 <= getattr(self, name) <= 1, name, "within 0 and 1")
+        for name in ("encoder_attention_heads", "decoder_attention_heads"):
+            heads = getattr(self, name, None)
+            if heads and self.hidden_size % heads:
+                raise ValueError(
+                    f"making a {type(self).__name__}: d_model is {self.hidden_size}, and {name}: "
+                    f"{heads} heads do not divide it; set both"
+                )
+        self.require(
+            self.problem_type in _PROBLEM_TYPES, "problem_type", f"one of {_PROBLEM_TYPES}"
+        )
+        known = self.attn_implementation in _ATTENTIONS
+        self.require(known, "attn_implementation", f"one of {_ATTENTIONS}")
+
+    def require(self, right: bool, name: str, expected: str) -> None:
+        """Refuse the value of a field unless it is right.
+
+        Raises:
+            ValueError: it is not; the message names the key.
+        """
+        if not right:
+            raise ValueError(
+                f"making a {type(self).__name__}: {name} is {getattr(self, name)!r}, expected "
+                f"{expected}; correct it"
+            )
+
+    @property
+    def num_labels(self) -> int:
+        """Classes of audio classification."""
+        return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, value: int) -> None:
+        if value != len(self.id2label):
+            self.id2label = numbered_labels(value)
+            self.label2id = inverse_labels(self.id2label)
+
+    hidden_size = _other_name("d_model")
+    num_attention_heads = _other_name("encoder_attention_heads")
+    num_hidden_layers = _other_name("encoder_layers")
+    torch_dtype = _other_name("dtype")
+    use_return_dict = _other_name("return_dict")
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a key of the file that is no field."""
+        extra = vars(self).get("extra", {})
+        if name not in extra:
+            raise AttributeError(f"a {type(self).__name__} has no {name!r}, nor had its file")
+        return extra[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if hasattr(type(self), name) or name in type(self).__dataclass_fields__:
+            super().__setattr__(name, value)
+        else:
+            self.extra[name] = value
+
+    def update(self, config_dict: dict[str, Any]) -> None:
+        """Set fields by name.
+
+        Raises:
+            TypeError: a value is of the wrong type.
+            ValueError: a value is one that no network can have.
+        """
+        changed = self._from_content(_replaced(self.to_dict(), config_dict))
+        changed.attn_implementation = self.attn_implementation
+        vars(self).update(vars(changed))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what config.json holds: every field, the unknown keys and the model type."""
+        own = {f.name: plain_values(getattr(self, f.name)) for f in self._in_file()}
+        return {**plain_values(self.extra), **own, "model_type": self.model_type}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return `to_dict` without the fields that hold their defaults."""
+        plain = {f.name: plain_values(_default(f)) for f in self._in_file()}
+        return {k: v for k, v in self.to_dict().items() if k not in plain or v != plain[k]}
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """Return JSON: of `to_diff_dict`, or of all."""
+        content = self.to_diff_dict() if use_diff else self.to_dict()
+        return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    def to_json_file(self, json_file_path: str | PathLike[str], use_diff: bool = True) -> None:
+        """Write `to_json_string` into a file."""
+        Path(json_file_path).write_text(self.to_json_string(use_diff), encoding="utf-8")
+
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """Write config.json.
+
+        Args:
+            save_directory: made if needed.
+            push_to_hub: also upload the file to the hub.
+            kwargs: of the upload: `repo_id`, `token`, `private`, `commit_message`, `revision`,
+                `create_pr`.
+
+        Raises:
+            CheckpointError: `save_directory` is a file, or the hub does not take the upload.
+            TypeError: an option of the upload is not known.
+        """
+        folder = made_folder(save_directory)
+        write_json_object(folder / CONFIG_NAME, self.to_dict())
+        finish_saving(folder, [CONFIG_NAME], push_to_hub=push_to_hub, **kwargs)
+
+    @classmethod
+    def _in_file(cls) -> list[Any]:
+        return [f for f in fields(cls) if f.metadata.get("in_file", True)]
+
+    @classmethod
+    def _canonical(cls, content: dict[str, Any], num_labels: int | None) -> dict[str, Any]:
+        """Bring names, labels and the dtype into the form of the fields."""
+        content = _renamed(content)
+        if content.get("dtype") is not None:
+            content["dtype"] = str(content["dtype"]).removeprefix("torch.")
+        for name in ("id2label", "label2id"):
+            if content.get(name) is None:
+                content.pop(name, None)
+        stored = content.pop("num_labels", None)
+        num_labels = stored if num_labels is None else num_labels
+        if "id2label" in content:
+            content["id2label"] = _integer_keys(content["id2label"])
+        elif "label2id" in content:
+            content["id2label"] = {number: label for label, number in content["label2id"].items()}
+        elif num_labels is not None:
+            content["id2label"] = numbered_labels(num_labels)
+        if "id2label" not in content:
+            return content
+        if num_labels is not None and num_labels != len(content["id2label"]):
+            raise ValueError(
+                f"making a {cls.__name__}: num_labels is {num_labels}, but id2label names "
+                f"{len(content['id2label'])} classes; leave out one of them"
+            )
+        if "label2id" not in content and isinstance(content["id2label"], dict):
+            content["label2id"] = inverse_labels(content["id2label"])
+        return content
+
+    @classmethod
+    def _refuse_misspelt(cls, settings: dict[str, Any]) -> None:
+        known = [f.name for f in fields(cls)]
+        for name in settings:
+            if name in known or name in _OTHER_NAMES:
+                continue
+            if alike := difflib.get_close_matches(name, known, n=1, cutoff=_ALIKE):
+                raise TypeError(
+                    f"making a {cls.__name__}: found the keyword {name!r}, expected {alike[0]!r}; "
+                    f"correct it, or pass it within `extra` to have it kept for saving"
+                )
+
+
+def _default(of: Any) -> Any:
+    return of.default_factory() if of.default_factory is not MISSING else of.default
+
+
+def _renamed(content: dict[str, Any]) -> dict[str, Any]:
+    """Use fields' own names; of two names for one field its own wins."""
+    renamed = {_OTHER_NAMES.get(key, key): value for key, value in content.items()}
+    return renamed | {key: content[key] for key in content.keys() - _OTHER_NAMES.keys()}
+
+
+def _replaced(content: dict[str, Any], by: dict[str, Any]) -> dict[str, Any]:
+    """Let settings win over others, and labels in any form over labels in any other."""
+    content, by = _renamed(content), _renamed(by)
+    labels = {"num_labels", "id2label", "label2id"}
+    if labels & by.keys():
+        content = {key: value for key, value in content.items() if key not in labels}
+    return content | by
+
+
+def _integer_keys(labels: Any) -> Any:
+    """JSON has no integer keys."""
+    if not isinstance(labels, dict):
+        return labels
+    return {int(key) if str(key).isdigit() else key: value for key, value in labels.items()}

@@ -1,0 +1,371 @@
+"""What the networks of all families share: a configuration, loading, saving and fresh weights.
+
+In: a checkpoint, or a configuration. Out: a network of the class asked. Knows no features and no
+tokens, not what a network computes, and no family: those tell their names in class attributes.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.families.checkpoint import load_weights, share_parameter
+from corpus_asr.families.device import resolve_device
+from corpus_asr.families.layers.attention import Attention
+from corpus_asr.families.layers.tower import Tower
+from corpus_asr.families.model_config import CONFIG_NAME, ModelConfig
+from corpus_asr.families.saved_files import Uploads, finish_saving, made_folder, take_source
+from corpus_asr.families.shards import save_weights
+from corpus_asr.storage.model_files import fetch_checkpoint
+
+GENERATION_NAME = "generation_config.json"
+
+_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+
+
+class PreTrainedModel(nn.Module, Uploads):
+    """Base of the networks.
+
+    The `state_dict()` keys equal those of the same class in transformers.
+
+    Args:
+        config: sizes and settings; the network keeps it as `config`, without copying it.
+
+    Raises:
+        ValueError: no network can have these sizes or settings.
+    """
+
+    base_model_prefix = "model"
+    main_input_name = "input_features"
+    config_class: ClassVar[type[ModelConfig]]
+
+    _tied: ClassVar[dict[str, str]] = {}
+    """Parameters that share another's weights."""
+    _left_over: ClassVar[tuple[str, ...]] = ()
+    """How stored names begin that this class has no use for."""
+    _fresh: ClassVar[tuple[str, ...]] = ()
+    """How names begin that checkpoints of other classes lack: they are drawn."""
+    _fixed: ClassVar[tuple[str, ...]] = ()
+    """Parameters that need not be stored, since they are computed."""
+    _generation: ClassVar[Any] = None
+    """Class of what a checkpoint says of decoding; None for networks that do not decode."""
+
+    config: Any
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        config.validate()
+        self.config = config
+        self.generation_config: Any = None
+        """What the checkpoint says of decoding; only of classes that decode."""
+        if self._generation is not None:
+            self.generation_config = self._generation.from_model_config(config)
+
+    @classmethod
+    def from_config(cls, config: Any, *, dtype: torch.dtype | str | None = None) -> Self:
+        """Make a network with fresh weights, ready to be trained."""
+        model = cls(config)
+        return model if dtype is None else model.to(_dtype(dtype, config))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        *,
+        config: Any = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        device_map: Any = None,
+        attn_implementation: str | None = None,
+        use_safetensors: bool | None = None,
+        ignore_mismatched_sizes: bool = False,
+        low_cpu_mem_usage: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a checkpoint, ready for inference.
+
+        Args:
+            pretrained_model_name_or_path: a folder, an address or a name on the hub; with weights
+                of this class or of another with the same encoder and decoder.
+            config: instead of the checkpoint's config.json.
+            dtype: type of the weights, also by name; None keeps the stored one, `auto` takes the
+                one config.json names, else the stored one.
+            torch_dtype: the older name of `dtype`.
+            device: where the weights go; None means the CPU.
+            device_map: the same as transformers has it: `auto` (a GPU if there is one), a device,
+                a GPU's number, or `{"": device}`. A model is never spread over devices.
+            attn_implementation: `sdpa` (the default), `eager` or `flash_attention_2`; see
+                `GeneralSettings.attn_implementation`.
+            use_safetensors: True reads no pickled weights, False no others; None what there is.
+            ignore_mismatched_sizes: draw parameters that are stored in another shape, and warn.
+            low_cpu_mem_usage: has no effect: memory never holds more than one copy of the weights.
+            kwargs: `revision`, `subfolder`, `cache_dir`, `force_download`, `local_files_only` and
+                `token`, which say where to look; all others replace what config.json says.
+
+        Raises:
+            CheckpointError: a file is missing or broken, or does not fit the configuration.
+            TypeError: a keyword is none of these and no key of config.json.
+            ValueError: a keyword has a value that cannot be used.
+        """
+        del low_cpu_mem_usage
+        where = take_source(kwargs)
+        cls._refuse_unknown(kwargs)
+        folder = fetch_checkpoint(str(pretrained_model_name_or_path), **where)
+        if config is None:
+            config = cls.config_class.from_pretrained(folder, **kwargs)
+        elif kwargs:
+            config = cls.config_class.from_dict(config.to_dict(), **kwargs)
+        if attn_implementation is not None:
+            config.attn_implementation = attn_implementation
+        model = cls._without_weights(config, folder)
+        made = load_weights(
+            model,
+            folder,
+            dtype=_dtype(torch_dtype if dtype is None else dtype, config),
+            device=_device(device, device_map),
+            tied=cls._tied,
+            computed=model._makers((*cls._fixed, *cls._fresh)),
+            ignored=cls._left_over,
+            redrawn=model._makers(("",)) if ignore_mismatched_sizes else None,
+            safetensors=use_safetensors,
+        )
+        made = [name for name in made if name not in cls._fixed]
+        if made:
+            warnings.warn(
+                f"loading {pretrained_model_name_or_path} as {cls.__name__}: it has no weights "
+                f"for {', '.join(made)}, so these were drawn; train them before use",
+                stacklevel=2,
+            )
+        if cls._generation is not None:
+            model.generation_config = cls._generation.from_pretrained(folder)
+        return model.eval()
+
+    @classmethod
+    def _refuse_unknown(cls, kwargs: dict[str, Any]) -> None:
+        known = {*vars(cls.config_class()), "num_labels", "hidden_size"}
+        if unknown := sorted(kwargs.keys() - known):
+            raise TypeError(
+                f"{cls.__name__}.from_pretrained: found the unknown keyword {', '.join(unknown)}, "
+                f"expected an argument of from_pretrained or a key of {CONFIG_NAME}; correct or "
+                f"remove it"
+            )
+
+    @classmethod
+    def _without_weights(cls, config: Any, folder: Path) -> Self:
+        try:
+            # No memory and no random numbers for weights about to be replaced.
+            with torch.device("meta"):
+                return cls(config)
+        except ValueError as error:
+            raise CheckpointError(
+                f"building the network of {folder / CONFIG_NAME}: {error}"
+            ) from error
+
+    def save_pretrained(
+        self,
+        save_directory: str | PathLike[str],
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str = "50GB",
+        *,
+        safe_serialization: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Write weights, config.json and generation_config.json, so that transformers loads them.
+
+        Args:
+            save_directory: made if needed.
+            is_main_process: whether this process writes; in distributed training only one should.
+            state_dict: the weights, where training gathered them elsewhere; None for the model's.
+            push_to_hub: also upload the files to the hub.
+            max_shard_size: bytes of a file of weights, such as `2GB`.
+            safe_serialization: safetensors; False writes pytorch_model.bin.
+            kwargs: of the upload: `repo_id`, `token`, `private`, `commit_message`, `revision`,
+                `create_pr`.
+
+        Raises:
+            CheckpointError: `save_directory` is a file, or the hub does not take the upload.
+            TypeError: an option of the upload is not known.
+            ValueError: `max_shard_size` is no size.
+        """
+        if not is_main_process:
+            return
+        folder = made_folder(save_directory)
+        state = self.state_dict() if state_dict is None else state_dict
+        tied = [name for name, source in self._tied.items() if self._shares(name, source)]
+        weights = {name: tensor for name, tensor in state.items() if name not in tied}
+        names = save_weights(
+            folder,
+            weights,
+            max_shard_size=max_shard_size,
+            safe_serialization=safe_serialization,
+        )
+        self.config.architectures = (type(self).__name__,)
+        dtype = next((t.dtype for t in weights.values() if t.is_floating_point()), self.dtype)
+        self.config.dtype = str(dtype).removeprefix("torch.")
+        self.config.save_pretrained(folder)
+        names.append(CONFIG_NAME)
+        if self.generation_config is not None:
+            self.generation_config.save_pretrained(folder)
+            names.append(GENERATION_NAME)
+        finish_saving(folder, names, push_to_hub=push_to_hub, **kwargs)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return next(self.parameters()).dtype
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Count parameters; those shared count once.
+
+        Args:
+            only_trainable: leave out those that training does not change.
+            exclude_embeddings: leave out the tables of tokens and positions.
+        """
+        left_out = (
+            {p for m in self.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+            if exclude_embeddings
+            else set()
+        )
+        return sum(
+            parameter.numel()
+            for parameter in self.parameters()
+            if parameter not in left_out and (parameter.requires_grad or not only_trainable)
+        )
+
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """Choose `sdpa`, `eager` or `flash_attention_2` from now on.
+
+        Raises:
+            ValueError: it is none of these.
+        """
+        before = self.config.attn_implementation
+        self.config.attn_implementation = attn_implementation
+        try:
+            self.config.validate()
+        except ValueError:
+            self.config.attn_implementation = before
+            raise
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.eager = attn_implementation == "eager"
+
+    def tie_weights(self) -> None:
+        """Let tied parameters be one, if the configuration has `tie_word_embeddings`."""
+        if self.config.tie_word_embeddings:
+            for target, source in self._tied.items():
+                share_parameter(self, target, source)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Let training compute the states inside blocks twice instead of keeping them.
+
+        Args:
+            gradient_checkpointing_kwargs: `use_reentrant`, which has to be False, as it is.
+
+        Raises:
+            ValueError: it asks for anything else.
+        """
+        if (gradient_checkpointing_kwargs or {}) not in ({}, {"use_reentrant": False}):
+            raise ValueError(
+                f"enabling gradient checkpointing: found {gradient_checkpointing_kwargs}, expected "
+                f"nothing or use_reentrant=False, the only way there is here"
+            )
+        self._set_gradient_checkpointing(True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep all states again."""
+        self._set_gradient_checkpointing(False)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether training computes states twice."""
+        return any(m.gradient_checkpointing for m in self.modules() if isinstance(m, Tower))
+
+    def _set_gradient_checkpointing(self, value: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, Tower):
+                module.gradient_checkpointing = value
+
+    def _shares(self, target: str, source: str) -> bool:
+        return self.get_parameter(target) is self.get_parameter(source)
+
+    def _makers(self, prefixes: tuple[str, ...]) -> dict[str, Callable[[], Tensor]]:
+        """Return what draws each parameter whose name begins with one of `prefixes`."""
+        return {
+            name: functools.partial(self._drawn, name, tuple(parameter.shape))
+            for name, parameter in self.named_parameters(remove_duplicate=False)
+            if name.startswith(prefixes)
+        }
+
+    def _drawn(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        parameter = torch.empty(shape)
+        self._draw(name, parameter)
+        return parameter
+
+    def _draw_weights(self) -> None:
+        """Draw fresh weights as transformers does: normal, norms one, biases zero."""
+        for name, parameter in self.named_parameters():
+            self._draw(name, parameter)
+
+    @torch.no_grad()
+    def _draw(self, name: str, parameter: Tensor) -> None:
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif "layer_norm" in name:
+            nn.init.ones_(parameter)
+        else:
+            nn.init.normal_(parameter, std=self.config.init_std)
+        if name.endswith("embed_tokens.weight") and self.config.pad_token_id is not None:
+            parameter[self.config.pad_token_id] = 0.0
+
+
+def _dtype(given: torch.dtype | str | None, config: ModelConfig) -> torch.dtype | None:
+    if given == "auto":
+        given = config.dtype
+    if given is None or isinstance(given, torch.dtype):
+        return given
+    name = given.removeprefix("torch.")
+    if name not in _DTYPES:
+        raise ValueError(
+            f"loading weights: found dtype {given!r}, expected auto, {', '.join(_DTYPES)}"
+        )
+    return _DTYPES[name]
+
+
+def _device(device: torch.device | str | None, device_map: Any) -> torch.device:
+    if device is not None and device_map is not None:
+        raise ValueError("loading weights: found both device and device_map; give one of them")
+    if isinstance(device_map, dict):
+        if set(device_map) != {""}:
+            raise ValueError(
+                f"loading weights: found a device_map of {sorted(device_map)}, expected only ''; "
+                f"a model is not spread over devices here"
+            )
+        device_map = device_map[""]
+    if device_map is None:
+        return torch.device(device or "cpu")
+    if isinstance(device_map, int):
+        device_map = f"cuda:{device_map}"
+    name = str(device_map)
+    is_known = name in ("auto", "cpu") or name.startswith("cuda")
+    return resolve_device(name) if is_known else torch.device(name)

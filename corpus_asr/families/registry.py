@@ -1,0 +1,106 @@
+"""Which model families there are, and which one a checkpoint folder belongs to."""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.families.config_file import read_json_object
+from corpus_asr.families.family import Family
+
+_WHISPER = Family(
+    model_type="whisper",
+    class_prefix="Whisper",
+    config="corpus_asr.families.whisper.config:WhisperConfig",
+    generation="corpus_asr.families.whisper.generation_config:GenerationConfig",
+    tokenizer="corpus_asr.families.whisper.tokenizer:WhisperTokenizer",
+    part_features="corpus_asr.families.whisper.features:WhisperPartFeatures",
+    slot_model="corpus_asr.families.whisper.model:WhisperSeq2SeqLM",
+    audio_classifier="corpus_asr.families.whisper.classifier_slots:WhisperClassifierSlots",
+)
+
+_SPEECH2TEXT = Family(
+    model_type="speech_to_text",
+    class_prefix="Speech2Text",
+    config="corpus_asr.families.speech2text.config:Speech2TextConfig",
+    generation="corpus_asr.families.generation_config:GenerationConfig",
+    tokenizer="corpus_asr.families.speech2text.tokenizer:Speech2TextTokenizer",
+    part_features="corpus_asr.families.speech2text.features:Speech2TextPartFeatures",
+    slot_model="corpus_asr.families.speech2text.model:Speech2TextSeq2SeqLM",
+)
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {family.model_type: family for family in (_SPEECH2TEXT, _WHISPER)}
+)
+"""Every family by the `model_type` of its checkpoints."""
+
+
+def family_of(folder: Path) -> Family:
+    """Find the family of a checkpoint by the `model_type` in its config.json.
+
+    Raises:
+        CheckpointError: config.json is missing or unreadable, or names no known family.
+    """
+    path = folder / "config.json"
+    model_type = read_json_object(path).get("model_type")
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        known = ", ".join(sorted(FAMILIES))
+        raise CheckpointError(
+            f"reading {path}: found model_type {model_type!r}, expected one of: {known}; "
+            f"choose a checkpoint of a supported family"
+        )
+    return family
+
+
+# Where a folder without config.json says which classes wrote it.
+_CLASS_KEYS = (
+    ("preprocessor_config.json", ("processor_class", "feature_extractor_type")),
+    ("processor_config.json", ("processor_class",)),
+    ("tokenizer_config.json", ("processor_class", "tokenizer_class")),
+)
+
+
+def family_of_files(folder: Path) -> Family:
+    """Find the family of saved files that need not be a whole checkpoint.
+
+    Raises:
+        CheckpointError: no file names a known family or class.
+    """
+    if (folder / "config.json").is_file():
+        return family_of(folder)
+    found = []
+    for name, keys in _CLASS_KEYS:
+        content = read_json_object(folder / name) if (folder / name).is_file() else {}
+        for key in keys:
+            written = content.get(key)
+            for family in FAMILIES.values():
+                if written in _class_names(family):
+                    return family
+            if written is not None:
+                found.append(f"{key} {written!r} in {name}")
+    known = ", ".join(sorted(FAMILIES))
+    raise CheckpointError(
+        f"reading {folder}: found {', '.join(found) or 'no config.json and no class by name'}, "
+        f"expected files of one of: {known}; choose a checkpoint of a supported family"
+    )
+
+
+def _class_names(family: Family) -> set[str]:
+    # transformers writes its tokenizers under two names.
+    kinds = ("Processor", "FeatureExtractor", "Tokenizer", "TokenizerFast")
+    return {f"{family.class_prefix}{kind}" for kind in kinds}
+
+
+def resolve(reference: str) -> Any:
+    """Import what a `Family` reference names.
+
+    Raises:
+        ValueError: `reference` does not read `"module:Name"`.
+    """
+    module_name, separator, name = reference.partition(":")
+    if not (module_name and separator and name.isidentifier()):
+        raise ValueError(f'resolving {reference!r}: expected the form "module:Name"')
+    return getattr(importlib.import_module(module_name), name)

@@ -1,0 +1,269 @@
+"""Speech2Text's encoder.
+
+In: filter bank features, of any length. Out: one hidden state per four frames (40 ms), or per
+2 ** `num_conv_layers`. Knows no samples, no tokens and no decoder.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from corpus_asr.families.layers.encoder import FeatureEncoder, check_values
+from corpus_asr.families.layers.tower import Record
+from corpus_asr.families.outputs import BaseModelOutput
+from corpus_asr.families.speech2text.config import Speech2TextConfig
+from corpus_asr.families.speech2text.positions import Speech2TextPositions
+
+_NOTHING = Record(states=None, weights=None)
+
+
+class Conv1dSubsampler(nn.Module):
+    """Convolutions over time, each of which halves the frames and gates its channels.
+
+    Source: Synnaeve et al. 2019, for gated linear units; Wang et al. 2020, section 2.1.
+    """
+
+    def __init__(self, config: Speech2TextConfig) -> None:
+        super().__init__()
+        inputs = config.input_feat_per_channel * config.input_channels
+        last = config.num_conv_layers - 1
+        self.conv_layers = nn.ModuleList(
+            nn.Conv1d(
+                config.conv_channels // 2 if i else inputs,
+                config.conv_channels if i < last else 2 * config.d_model,
+                kernel_size=size,
+                stride=2,
+                padding=size // 2,
+            )
+            for i, size in enumerate(config.conv_kernel_sizes)
+        )
+
+    def forward(
+        self,
+        features: Float[Tensor, "batch frame mel"],
+        num_frames: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch pos width"]:
+        """Shorten features.
+
+        Args:
+            features: rows of equal length.
+            num_frames: of each row, the frames that are there, as if it were no longer; None for
+                all.
+        """
+        hidden = features.transpose(1, 2)
+        for conv in self.conv_layers:
+            if num_frames is not None:
+                # What a convolution makes of the zeros behind a row is no zero to the next one.
+                hidden = hidden.masked_fill(~within(num_frames, hidden.shape[2])[:, None], 0.0)
+                num_frames = shortened(num_frames, 1)
+            hidden = F.glu(conv(hidden), dim=1)
+        return hidden.transpose(1, 2).contiguous()
+
+
+class Speech2TextEncoder(FeatureEncoder):
+    """Gated convolutions, sinusoidal positions, pre-norm blocks and a last norm.
+
+    Source: Wang et al. 2020, section 2.1; parameter names of
+    transformers/models/speech_to_text/modeling_speech_to_text.py, equal to it within 1e-5 in
+    float32.
+    """
+
+    def __init__(self, config: Speech2TextConfig) -> None:
+        super().__init__(config)
+        padding = padding_row(config)
+        self.num_mel_bins = config.input_feat_per_channel * config.input_channels
+        self.max_source_positions = config.max_source_positions
+        self.embed_scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
+        self.conv = Conv1dSubsampler(config)
+        self.embed_positions = Speech2TextPositions(config.d_model, padding)
+        self._add_blocks(key_bias=True)
+
+    def forward(
+        self,
+        input_features: Tensor,
+        attention_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutput | tuple[Any, ...]:
+        """Encode features.
+
+        Args:
+            input_features: float (batch, frame, mel) in the weights' type.
+            attention_mask: (batch, frame), 1 for the frames of a row and 0 for those added behind
+                it; these are not attended to, but the convolutions see them.
+            head_mask: (layer, head), what each head's attention weights are multiplied with.
+            output_attentions: whether to return them; None asks the configuration, as below.
+            output_hidden_states: whether to return the states after every layer.
+            return_dict: False returns a plain tuple.
+
+        Raises:
+            ValueError: the features have another type or number of mel bins than the model, no
+                frames, or (where they are on a CPU) hold NaN or infinity; or a mask does not fit.
+        """
+        check_features(input_features, num_mel_bins=self.num_mel_bins)
+        check_values(input_features, self.dtype)
+        hidden = self.conv(input_features)
+        heard = None
+        if attention_mask is not None:
+            heard = heard_positions(attention_mask, hidden.shape[1], config=self.config)
+        record = Record.asked(self.config, output_attentions, output_hidden_states)
+        last = self._run(hidden, heard, head_mask, record)
+        return self._output(last, record, return_dict)
+
+    def encode(
+        self,
+        input_features: Float[Tensor, "batch frame mel"],
+        *,
+        num_frames: Sequence[int] | None = None,
+    ) -> Float[Tensor, "batch pos width"]:
+        """Encode features, and return the last hidden states only.
+
+        Args:
+            input_features: rows of equal length.
+            num_frames: of each row, the frames that are heard, as if there were no more: a row
+                gives what it would give alone. What is returned holds zeros after them. None
+                hears all.
+
+        Raises:
+            ValueError: the features have another number of mel bins than the model or no frames,
+                or no such part of a row can be heard.
+        """
+        check_features(input_features, num_mel_bins=self.num_mel_bins)
+        if num_frames is None:
+            return self._run(self.conv(input_features), None, None, _NOTHING)
+        rows, longest, _ = input_features.shape
+        check_heard(num_frames, rows=rows, longest=longest)
+        frames = torch.tensor(list(num_frames), device=input_features.device)
+        hidden = self.conv(input_features, frames)
+        heard = within(shortened(frames, len(self.conv.conv_layers)), hidden.shape[1])
+        encoded = self._run(hidden, heard, None, _NOTHING)
+        return encoded.masked_fill(~heard[:, :, None], 0.0)
+
+    def _run(
+        self,
+        hidden: Float[Tensor, "batch pos width"],
+        heard: Bool[Tensor, "batch pos"] | None,
+        head_mask: Tensor | None,
+        record: Record,
+    ) -> Float[Tensor, "batch pos width"]:
+        mask = None if heard is None else hiding_mask(heard, like=hidden)
+        if heard is None:
+            heard = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        # transformers takes a mask of 0 and 1 for tokens, and the padding token for padding.
+        counted = (~heard).long() != self.embed_positions.padding_row
+        hidden = self.embed_scale * hidden + self.embed_positions(counted, like=hidden)
+        return self._run_blocks(hidden, mask=mask, head_mask=head_mask, record=record)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        weight: Tensor = self.layer_norm.weight
+        return weight.dtype
+
+
+def heard_positions(
+    attention_mask: Tensor, positions: int, *, config: Speech2TextConfig
+) -> Bool[Tensor, "batch pos"]:
+    """Return which positions the frames of an attention mask become.
+
+    Args:
+        attention_mask: (batch, frame); only how many ones a row has counts, as in transformers.
+        positions: how many there are.
+        config: says how much the convolutions shorten.
+
+    Raises:
+        ValueError: the mask is of another length, or (on a CPU) a row of it has no frame.
+    """
+    layers = config.num_conv_layers
+    shape = tuple(attention_mask.shape)
+    if len(shape) != 2 or shorter(shape[1], layers) != positions:
+        raise ValueError(
+            f"encoding: found an attention_mask of shape {shape}, expected (batch, frame) for "
+            f"{positions} positions: one value for each frame of input_features"
+        )
+    frames = (attention_mask != 0).sum(dim=1)
+    if frames.device.type == "cpu" and not bool(frames.all()):
+        rows = (frames == 0).nonzero().flatten().tolist()
+        raise ValueError(
+            f"encoding: found an attention_mask without any frame in rows {rows}, expected one "
+            f"frame or more; leave these rows out"
+        )
+    return within(shortened(frames, layers), positions)
+
+
+def within(lengths: Int[Tensor, " batch"], longest: int) -> Bool[Tensor, "batch pos"]:
+    """Return which of `longest` places lie within each length."""
+    return torch.arange(longest, device=lengths.device)[None] < lengths[:, None]
+
+
+def shortened(lengths: Int[Tensor, " batch"], num_layers: int) -> Int[Tensor, " batch"]:
+    """Return what so many convolutions leave of lengths."""
+    for _ in range(num_layers):
+        lengths = (lengths + 1) // 2
+    return lengths
+
+
+def shorter(length: int, num_layers: int) -> int:
+    """Return what so many convolutions leave of a length."""
+    return -(-length // (1 << num_layers))
+
+
+def hiding_mask(
+    heard: Bool[Tensor, "batch pos"], *, like: Tensor
+) -> Float[Tensor, "batch 1 1 pos"]:
+    """Return what is added to the scores so that nothing but `heard` is seen."""
+    mask = torch.zeros(heard.shape, dtype=like.dtype, device=like.device)
+    return mask.masked_fill(~heard, torch.finfo(like.dtype).min)[:, None, None, :]
+
+
+def padding_row(config: Speech2TextConfig) -> int:
+    """Return the padding token: positions are counted from it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if config.pad_token_id is None or config.pad_token_id < 0:
+        raise ValueError(
+            f"making a Speech2Text network: pad_token_id is {config.pad_token_id}, expected 0 or "
+            f"more: positions are counted from it; set it"
+        )
+    return config.pad_token_id
+
+
+def check_features(features: Tensor, *, num_mel_bins: int) -> None:
+    """Check that these are features of this model.
+
+    Raises:
+        ValueError: they are not.
+    """
+    found = tuple(features.shape)
+    if len(found) != 3 or found[2] != num_mel_bins:
+        raise ValueError(
+            f"encoding features: found shape {found}, expected (batch, frame, {num_mel_bins}); "
+            f"make them with the feature extractor of this checkpoint"
+        )
+    if not features.numel():
+        raise ValueError(
+            f"encoding features: found none, their shape is {found}; expected one row or more of "
+            f"one frame or more; leave the call out"
+        )
+
+
+def check_heard(num_frames: Sequence[int], *, rows: int, longest: int) -> None:
+    """Check that so many frames of each of some rows can be heard.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if len(num_frames) != rows or not all(1 <= number <= longest for number in num_frames):
+        raise ValueError(
+            f"hearing parts of {rows} rows: found {list(num_frames)} frames, expected for each row "
+            f"1 to {longest}; correct num_frames"
+        )

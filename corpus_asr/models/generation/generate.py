@@ -1,0 +1,359 @@
+"""`generate` and `detect_language` of `WhisperForConditionalGeneration`, by its argument names.
+
+In: a model, and a batch of log-mel features of any length. Out: token ids, as transformers 5.23
+gives them row by row. Every row is a task on the package's own scheduler, so rows neither wait for
+one another nor change one another's text.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from corpus_asr.decoding.assistants import listens
+from corpus_asr.decoding.protocols import SlotModel, TokenRules
+from corpus_asr.families.whisper.generation_config import GenerationConfig
+from corpus_asr.models.generation import arguments
+from corpus_asr.models.generation import config as configs
+from corpus_asr.models.generation import settings as checks
+from corpus_asr.models.generation.call import (
+    check_outputs,
+    draw_seed,
+    end_token,
+    pad_token,
+    streamer_of,
+    tokenizer_of,
+)
+from corpus_asr.models.generation.inputs import Audio, Row
+from corpus_asr.models.generation.outputs import Batch
+from corpus_asr.models.generation.processors import normalised
+from corpus_asr.models.generation.prompts import starts
+from corpus_asr.models.generation.row import hear_language, transcribe
+from corpus_asr.models.generation.segments import Clock
+from corpus_asr.models.generation.settings import Settings
+from corpus_asr.models.generation.slots import run, slot_model
+from corpus_asr.models.generation.token_times import time_tokens
+
+logger = logging.getLogger(__name__)
+
+
+def generate(
+    model: Any,
+    input_features: Any = None,
+    generation_config: Any = None,
+    logits_processor: Sequence[Any] | None = None,
+    stopping_criteria: Sequence[Any] | None = None,
+    prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]] | None = None,
+    synced_gpus: bool = False,
+    return_timestamps: bool | None = None,
+    task: str | None = None,
+    language: str | Sequence[str] | None = None,
+    is_multilingual: bool | None = None,
+    prompt_ids: Any = None,
+    prompt_condition_type: str | None = None,
+    condition_on_prev_tokens: bool | None = None,
+    temperature: float | Sequence[float] | None = None,
+    compression_ratio_threshold: float | None = None,
+    logprob_threshold: float | None = None,
+    no_speech_threshold: float | None = None,
+    num_segment_frames: int | None = None,
+    attention_mask: Any = None,
+    time_precision: float = 0.02,
+    time_precision_features: float = 0.01,
+    return_token_timestamps: bool | None = None,
+    return_segments: bool = False,
+    return_dict_in_generate: bool | None = None,
+    force_unique_generate_call: bool | None = None,
+    monitor_progress: Callable[[Tensor], None] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Transcribe or translate a batch of recordings; see `WhisperForConditionalGeneration`.
+
+    Args:
+        model: a `WhisperForConditionalGeneration`.
+        input_features: log-mel features; more than 3,000 frames are decoded window by window.
+        generation_config: settings that come before the model's own.
+        logits_processor: called with the tokens so far and the scores of the next, which they
+            return changed.
+        stopping_criteria: called likewise; end a window.
+        prefix_allowed_tokens_fn: called with a row's number and its tokens so far; returns the
+            tokens that may come next.
+        synced_gpus: without effect here.
+        return_timestamps: whether timestamps are predicted; always for long recordings.
+        task: `transcribe` or `translate`.
+        language: of the speech, or one of each row; None to detect it where prompts name it.
+        is_multilingual: whether prompts name language and task.
+        prompt_ids: text that comes before that of the first window.
+        prompt_condition_type: `first-segment` or `all-segments`, before which it comes.
+        condition_on_prev_tokens: whether windows are prompted with the text before them.
+        temperature: 0 or None to take the likeliest token; several are tried in turn until a
+            window passes the thresholds.
+        compression_ratio_threshold: a window whose token ids compress better is tried again.
+        logprob_threshold: a window less likely on average is tried again.
+        no_speech_threshold: an unlikely window with more probability of no speech is left out.
+        num_segment_frames: without effect: the model's own window is used.
+        attention_mask: tells how long each row is, (batch, frame).
+        time_precision: seconds of a timestamp step.
+        time_precision_features: seconds of a feature frame.
+        return_token_timestamps: whether to return when each token was said.
+        return_segments: whether to return segments with their times.
+        return_dict_in_generate: whether to return what search found by name.
+        force_unique_generate_call: whether to decode one window of each row, and return it with
+            prompt and end token.
+        monitor_progress: called with (batch, 2): the frame each row has come to, of how many.
+        kwargs: further settings of a `GenerationConfig`, and `encoder_outputs`,
+            `assistant_model`, `decoder_input_ids`, `streamer`, `tokenizer`.
+
+    Returns:
+        Token ids without prompt and end token, padded; or a dictionary of `sequences`, `segments`,
+        `token_timestamps`; or with `return_dict_in_generate` and no timestamps, or a forced unique
+        call, everything the last window gave.
+
+    Raises:
+        ValueError: an argument is unknown, or arguments contradict one another or the checkpoint.
+        TypeError: an argument is of another type.
+    """
+    own = getattr(model, "generation_config", None)
+    config, rest = configs.prepare(GenerationConfig, own, generation_config, kwargs)
+    features = rest.get("inputs") if input_features is None else input_features
+    audio = Audio.of(model, features, rest.get("encoder_outputs"))
+    mapping = _note_outputs(
+        config, return_dict_in_generate, bool(return_token_timestamps), logprob_threshold
+    )
+    timestamps = checks.resolve_timestamps(config, return_timestamps, is_short=audio.is_short)
+    checks.check_language_and_task(config, language, task, is_multilingual)
+    if return_token_timestamps:
+        _check_token_timestamps(config, attention_mask)
+    checks.note_thresholds(
+        config,
+        logprob_threshold=logprob_threshold,
+        compression_ratio_threshold=compression_ratio_threshold,
+        no_speech_threshold=no_speech_threshold,
+        condition_on_prev_tokens=condition_on_prev_tokens,
+    )
+    settings = _settings(
+        model,
+        config,
+        audio,
+        rest,
+        rules=checks.token_rules(
+            config,
+            vocab_size=model.config.vocab_size,
+            timestamps=timestamps is True,
+            drafted="assistant_model" in rest,
+        ),
+        temperatures=arguments.temperatures_of(temperature),
+        prompt=arguments.prompt_of(prompt_ids),
+        repeat_prompt=checks.check_condition_type(config, prompt_condition_type),
+        condition_first=bool(condition_on_prev_tokens),
+        once=_first_not_none(force_unique_generate_call, config.force_unique_generate_call),
+        precision=(time_precision, time_precision_features),
+        processors=_processors(config, logits_processor),
+        stopping=arguments.functions_of(stopping_criteria, what="stopping_criteria"),
+        allowed=prefix_allowed_tokens_fn,
+    )
+    begins = starts(config, model.config, batch_size=audio.batch_size, timestamps=bool(timestamps))
+    rows = audio.rows(attention_mask, config.num_return_sequences or 1)
+    report = _reporter(rows, monitor_progress)
+    tasks = [transcribe(row, begins[row.index], settings, report) for row in rows]
+    batch = Batch(run(slot_model(model), tasks), settings, model.device)
+    if return_token_timestamps:
+        time_tokens(slot_model(model), batch, settings, attention_mask)
+    if mapping and (settings.once or not return_timestamps):
+        return batch.unique()
+    return _assemble(
+        batch, settings, times=bool(return_token_timestamps), segments=return_segments or mapping
+    )
+
+
+def detect_language(
+    model: Any,
+    input_features: Any = None,
+    encoder_outputs: Any = None,
+    generation_config: Any = None,
+    num_segment_frames: int = 3000,
+) -> Int[Tensor, " batch"]:
+    """Return the likeliest language token of each recording, from its first window.
+
+    Args:
+        model: a `WhisperForConditionalGeneration`.
+        input_features: log-mel features.
+        encoder_outputs: what the encoder made of them, instead.
+        generation_config: names the language tokens; the model's own by default.
+        num_segment_frames: frames that are listened to.
+
+    Raises:
+        ValueError: neither or both of features and encoder outputs, or no languages to choose from.
+    """
+    if (input_features is None) == (encoder_outputs is None):
+        raise ValueError(
+            "detecting the language: pass either `input_features` or `encoder_outputs`, one of the "
+            "two"
+        )
+    if input_features is not None:
+        input_features = arguments.features_of(input_features, model.config.num_mel_bins)
+        input_features = input_features[:, :, :num_segment_frames]
+    own = getattr(model, "generation_config", None)
+    config, _ = configs.prepare(GenerationConfig, own, generation_config, {})
+    if not config.lang_to_id or config.decoder_start_token_id is None:
+        raise ValueError(
+            "detecting the language: the generation settings name no languages in lang_to_id, or "
+            "no decoder_start_token_id; use a multilingual checkpoint"
+        )
+    audio = Audio.of(model, input_features, encoder_outputs)
+    rules = checks.token_rules(
+        config, vocab_size=model.config.vocab_size, timestamps=False, drafted=False
+    )
+    settings = _settings(model, config, audio, {}, rules=rules)
+    rows = audio.rows(torch.ones(audio.batch_size, 1), 1)
+    found = run(slot_model(model), [hear_language(row, settings) for row in rows])
+    return torch.tensor(found, device=model.device)
+
+
+def _settings(
+    model: Any,
+    config: GenerationConfig,
+    audio: Audio,
+    rest: dict[str, Any],
+    *,
+    rules: TokenRules,
+    temperatures: tuple[float | None, ...] = (None,),
+    precision: tuple[float, float] = (0.02, 0.01),
+    once: bool | None = False,
+    prompt: tuple[int, ...] | None = None,
+    repeat_prompt: bool = False,
+    condition_first: bool = False,
+    **hooks: Any,
+) -> Settings:
+    """Collect what the rows need to know."""
+    no_times = config.no_timestamps_token_id
+    vocab_size = model.config.vocab_size
+    clock = Clock(
+        # Without timestamps in the vocabulary no token is one.
+        timestamp_begin=vocab_size + 1 if no_times is None else no_times + 1,
+        input_stride=audio.input_stride,
+        time_precision=precision[0],
+        time_precision_features=precision[1],
+    )
+    asks_silence = config.no_speech_threshold is not None and no_times is not None
+    return Settings(
+        config=config,
+        rules=rules,
+        clock=clock,
+        temperatures=temperatures,
+        prompt=prompt,
+        repeat_prompt=repeat_prompt,
+        condition_first=condition_first,
+        begin=rest.get("decoder_input_ids"),
+        no_speech_token=no_times - 1 if asks_silence and no_times is not None else None,
+        end=end_token(config),
+        pad=pad_token(config),
+        vocab_size=vocab_size,
+        median_filter_width=model.config.median_filter_width,
+        max_target_positions=model.config.max_target_positions,
+        window_frames=audio.window_frames,
+        once=bool(once),
+        keep_scores=bool(config.output_scores and config.return_dict_in_generate),
+        keep_logits=bool(config.output_logits and config.return_dict_in_generate),
+        seed=draw_seed(temperatures),
+        assistant=_assistant(audio, rest, config),
+        streamer=streamer_of(rest.get("streamer"), batch_size=audio.batch_size, config=config),
+        tokenizer=tokenizer_of(rest, config),
+        **hooks,
+    )
+
+
+def _note_outputs(
+    config: GenerationConfig,
+    wanted: bool | None,
+    token_times: bool,
+    logprob_threshold: float | None,
+) -> bool:
+    """Whether the caller wants everything by name; notes in `config` what windows must give.
+
+    Raises:
+        ValueError: something is asked for that search does not keep.
+    """
+    check_outputs(config)
+    if wanted is None:
+        wanted = bool(config.return_dict_in_generate)
+    # Windows of which a threshold or a time is wanted give more than their tokens, as there; but
+    # scores, which take 90 MB a window, only where the caller will see them by name.
+    asks_more = token_times or logprob_threshold is not None
+    config.output_scores = config.output_scores or (wanted and asks_more)
+    config.return_dict_in_generate = wanted or asks_more
+    return wanted
+
+
+def _check_token_timestamps(config: GenerationConfig, attention_mask: Any) -> None:
+    if config.alignment_heads is None:
+        raise ValueError(
+            "generating text: return_token_timestamps takes the generation settings' "
+            "alignment_heads, found none; set them to the (layer, head) pairs that follow the sound"
+        )
+    if config.task == "translate":
+        logger.warning("times of tokens may be wrong where text is translated: task is translate")
+    if attention_mask is None:
+        logger.warning(
+            "times of tokens are more precise with an attention_mask: call the feature extractor "
+            "with return_attention_mask=True and pass it"
+        )
+
+
+def _first_not_none(*values: bool | None) -> bool | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _processors(config: GenerationConfig, given: Sequence[Any] | None) -> tuple[Any, ...]:
+    own = arguments.functions_of(given, what="logits_processor")
+    return (*own, *((normalised,) if config.renormalize_logits else ()))
+
+
+def _assistant(audio: Audio, rest: dict[str, Any], config: GenerationConfig) -> SlotModel | None:
+    assistant = rest.get("assistant_model")
+    if assistant is None:
+        return None
+    if (config.num_beams or 1) > 1:
+        logger.warning("assistant_model drafts nothing for beams: num_beams is not 1")
+        return None
+    draft = arguments.draft_of(assistant)
+    if audio.features is None and listens(draft):
+        raise ValueError(
+            "generating text: assistant_model has an encoder of its own, but found encoder_outputs "
+            "and no input_features, expected what it can listen to; pass input_features too, or a "
+            "WhisperForCausalLM as assistant"
+        )
+    return draft
+
+
+def _reporter(
+    rows: Sequence[Row], monitor: Callable[[Tensor], None] | None
+) -> Callable[[Row, int], None]:
+    """Tell `monitor` how far every row has come, whenever one of them moves on."""
+    at = torch.tensor([[0, row.frames] for row in rows])
+
+    def report(row: Row, seek: int) -> None:
+        at[row.number, 0] = seek
+        # All rows start at 0, which is told once.
+        if monitor is not None and (seek > 0 or row.number == 0):
+            monitor(at.clone())
+
+    return report
+
+
+def _assemble(batch: Batch, settings: Settings, *, times: bool, segments: bool) -> Any:
+    """Return sequences alone, or with what else was asked for."""
+    sequences = batch.first("sequences") if settings.once else batch.sequences()
+    if not (times or segments):
+        return sequences
+    found: dict[str, Any] = {"sequences": sequences}
+    if times:
+        found["token_timestamps"] = (
+            batch.first("token_timestamps") if settings.once else batch.token_timestamps()
+        )
+    if segments:
+        found["segments"] = batch.segments()
+    return found

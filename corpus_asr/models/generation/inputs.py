@@ -1,0 +1,159 @@
+"""What `generate` is given to listen to, row by row.
+
+In: a batch of log-mel features, or what the encoder made of them. Out: one `Row` for each
+recording, which cuts its windows. Knows no tokens.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from corpus_asr.models.generation.arguments import encoded_of, features_of, lengths_of
+
+_SEED_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One recording of a batch."""
+
+    index: int
+    """Its place in the batch, before copies were made of it."""
+    copy: int
+    """Which copy this is, where several sequences are asked for."""
+    number: int
+    """Its place among all rows, copies included."""
+    features: Float[np.ndarray, "mel frame"] | None
+    encoded: Float[Tensor, "pos width"] | None
+    """The encoder's output, where the caller has it already; then every window is this one."""
+    frames: int
+    """Frames of sound; what the features hold after them is not listened to."""
+
+    def window(self, seek: int, count: int, width: int) -> Float[np.ndarray, "mel frame"]:
+        """Cut `count` frames from `seek` and fill up with 0.0 to `width` of them."""
+        if self.features is None:
+            return np.zeros((1, width), dtype=np.float32)
+        cut = self.features[:, seek : seek + count]
+        missing = width - cut.shape[1]
+        return np.pad(cut, ((0, 0), (0, missing))) if missing > 0 else cut
+
+    def seed(
+        self, base: int, seek: int, temperature: float, window: Float[np.ndarray, "mel frame"]
+    ) -> int:
+        """Name a window's sound, its place, the temperature and the copy by a number, for sampling.
+
+        What is sampled then depends on neither the row's place in the batch nor its neighbours.
+
+        Args:
+            base: drawn once for the whole call.
+            seek: the window's first frame.
+            temperature: it is sampled at.
+            window: its features; a whole recording would take long to digest for every window.
+        """
+        digest = hashlib.blake2b(digest_size=_SEED_BYTES)
+        content = window if self.features is not None else _array(self.encoded)
+        digest.update(np.ascontiguousarray(content).data)
+        digest.update(f"{base} {seek} {temperature!r} {self.copy}".encode())
+        return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audio:
+    """A batch of recordings."""
+
+    features: Float[Tensor, "batch mel frame"] | None
+    encoded: Float[Tensor, "batch pos width"] | None
+    input_stride: int
+    """Feature frames of an encoder position."""
+    window_frames: int
+    """Feature frames of a window."""
+
+    @classmethod
+    def of(cls, model: Any, input_features: Any, encoder_outputs: Any) -> "Audio":
+        """Check what was given.
+
+        Raises:
+            TypeError: the features are no tensor.
+            ValueError: neither features nor encoder outputs were given, or they have another shape
+                than a batch, or are not finite.
+        """
+        config = model.config
+        encoder = model.get_encoder() if hasattr(model, "get_encoder") else model.model.encoder
+        stride = encoder.conv1.stride[0] * encoder.conv2.stride[0]
+        if input_features is None and encoder_outputs is None:
+            raise ValueError(
+                "generating text: found neither `input_features` nor `encoder_outputs`, expected "
+                "one of them; pass what the feature extractor returns"
+            )
+        bins = config.num_mel_bins
+        features = None if input_features is None else features_of(input_features, bins)
+        encoded = None if encoder_outputs is None else encoded_of(encoder_outputs)
+        window = stride * config.max_source_positions
+        return cls(features=features, encoded=encoded, input_stride=stride, window_frames=window)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the batch."""
+        held = self.encoded if self.features is None else self.features
+        assert held is not None
+        return int(held.shape[0])
+
+    @property
+    def total_frames(self) -> int:
+        """Feature frames of the longest row."""
+        if self.features is not None:
+            return int(self.features.shape[2])
+        assert self.encoded is not None
+        return int(self.encoded.shape[1]) * self.input_stride
+
+    @property
+    def is_short(self) -> bool:
+        """Whether every row fits one window."""
+        return self.total_frames <= self.window_frames
+
+    def rows(self, attention_mask: Any, copies: int) -> list[Row]:
+        """Split the batch, making `copies` of each row.
+
+        Raises:
+            ValueError: several long rows without a mask that tells how long each is.
+            TypeError: the mask is no tensor.
+        """
+        frames = [self.total_frames] * self.batch_size
+        if self.batch_size > 1 and not self.is_short:
+            if attention_mask is None:
+                raise ValueError(
+                    f"generating text for {self.batch_size} recordings longer than a window: found "
+                    "no `attention_mask`, expected one that tells how long each is; call the "
+                    "feature extractor with return_attention_mask=True"
+                )
+            frames = lengths_of(attention_mask, self.batch_size)
+        arrays = _rows(self.features)
+        encoded = self.encoded
+        return [
+            Row(
+                index=i,
+                copy=copy,
+                number=i * copies + copy,
+                features=arrays[i] if arrays is not None else None,
+                encoded=encoded[i] if encoded is not None else None,
+                frames=frames[i],
+            )
+            for i in range(self.batch_size)
+            for copy in range(copies)
+        ]
+
+
+def _rows(features: Tensor | None) -> Sequence[np.ndarray] | None:
+    if features is None:
+        return None
+    return [row.detach().cpu().float().numpy() for row in features]
+
+
+def _array(encoded: Tensor | None) -> np.ndarray:
+    assert encoded is not None
+    return encoded.detach().cpu().float().numpy()

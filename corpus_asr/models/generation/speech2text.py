@@ -1,0 +1,350 @@
+"""`generate` of `Speech2TextForConditionalGeneration`, by its argument names.
+
+In: a model, and a batch of filter bank features with their mask. Out: token ids, as transformers
+5.23 gives them: start token, text, end token, padding. Every row is a task on the package's own
+scheduler, so rows neither wait for one another nor change one another's text.
+"""
+
+import hashlib
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from corpus_asr.decoding.protocols import (
+    Job,
+    LogitsProcessor,
+    Result,
+    TokenRules,
+    WindowJob,
+    WindowResult,
+)
+from corpus_asr.families.generation_config import GenerationConfig
+from corpus_asr.models.generation import arguments
+from corpus_asr.models.generation import config as configs
+from corpus_asr.models.generation.call import (
+    CallSettings,
+    allowed_tokens,
+    check_outputs,
+    draw_seed,
+    end_token,
+    pad_token,
+    search_of,
+    streamer_of,
+    tokenizer_of,
+)
+from corpus_asr.models.generation.padded_batch import PaddedBatch
+from corpus_asr.models.generation.processors import (
+    SuppressedAt,
+    early_processors,
+    late_processors,
+    normalised,
+)
+from corpus_asr.models.generation.sequences import Text, as_output, as_sequences
+from corpus_asr.models.generation.slots import run
+from corpus_asr.models.generation.stopping import Stream, stopping_for
+
+_DEFAULT_NEW_TOKENS = configs.DEFAULTS["max_length"]
+_SEED_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Settings(CallSettings):
+    """What every row needs to know; `begin` holds all prompts."""
+
+    begin: Int[Tensor, "batch token"]
+    temperature: float | None
+    """None to take the likeliest tokens."""
+    max_new_tokens: int
+    num_return_sequences: int
+    """Of each search: beams, where there are several."""
+    suppressed_second: tuple[int, ...]
+    """Not said right after a forced first token."""
+
+
+def generate(
+    model: Any,
+    inputs: Any = None,
+    generation_config: Any = None,
+    logits_processor: Sequence[Any] | None = None,
+    stopping_criteria: Sequence[Any] | None = None,
+    prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]] | None = None,
+    synced_gpus: bool | None = None,
+    assistant_model: Any = None,
+    streamer: Any = None,
+    **kwargs: Any,
+) -> Any:
+    """Transcribe or translate a batch of recordings.
+
+    Args:
+        model: a `Speech2TextForConditionalGeneration`.
+        inputs: filter bank features (batch, frame, mel); `input_features` says the same.
+        generation_config: settings that come before the model's own.
+        logits_processor: called with the tokens so far and the scores of the next, which they
+            return changed.
+        stopping_criteria: called likewise; end a text.
+        prefix_allowed_tokens_fn: called with a row's number and its tokens so far; returns the
+            tokens that may come next.
+        synced_gpus: without effect here.
+        assistant_model: not offered.
+        streamer: told every token of one recording, with `put` and `end`.
+        kwargs: settings of a `GenerationConfig` (`num_beams`, `max_new_tokens`,
+            `forced_bos_token_id`, ...), and `input_features`, `attention_mask` (batch, frame),
+            `encoder_outputs`, `decoder_input_ids`, `tokenizer`.
+
+    Returns:
+        Token ids from the start token to the end token, padded; with `return_dict_in_generate`
+        what search found by name. Scores of a row after its end are those of padding alone.
+
+    Raises:
+        ValueError: an argument is unknown or not offered, or arguments contradict one another or
+            the checkpoint.
+        TypeError: an argument is of another type.
+    """
+    own = getattr(model, "generation_config", None)
+    mask = kwargs.pop("attention_mask", None)
+    features = _one_of(inputs=inputs, input_features=kwargs.pop("input_features", None))
+    prompts = _one_of(
+        decoder_input_ids=kwargs.pop("decoder_input_ids", None),
+        input_ids=kwargs.pop("input_ids", None),
+    )
+    says_length = _says_length(own, generation_config, kwargs)
+    config, rest = configs.prepare(GenerationConfig, own, generation_config, kwargs)
+    check_outputs(config)
+    _check_mode(config, assistant_model)
+    batch = PaddedBatch.of(model, features, rest.get("encoder_outputs"), mask)
+    begin = _prompts(config, prompts, batch.size)
+    settings = _settings(
+        model,
+        config,
+        begin,
+        says_length=says_length,
+        processors=_processors(config, logits_processor),
+        stopping=arguments.functions_of(stopping_criteria, what="stopping_criteria"),
+        allowed=prefix_allowed_tokens_fn,
+        streamer=streamer_of(streamer, batch_size=batch.size, config=config),
+        tokenizer=tokenizer_of(rest, config),
+    )
+    copies = 1 if settings.num_return_sequences > 1 else config.num_return_sequences or 1
+    encoded = batch.encoded()
+    tasks = [
+        _row(batch, encoded, row, copy, copies, settings)
+        for row in range(batch.size)
+        for copy in range(copies)
+    ]
+    # No longer than needed: with many beams these caches are what takes memory.
+    slots = batch.model.for_windows(
+        batch.model.window_frames, max_tokens=begin.shape[1] + settings.max_new_tokens
+    )
+    found: list[list[Text]] = run(slots, tasks, beams=config.num_beams or 1)
+    texts = [text for several in found for text in several]
+    if config.return_dict_in_generate:
+        return as_output(texts, settings, model.device)
+    return as_sequences(texts, pad=settings.pad).to(model.device)
+
+
+def _one_of(**given: Any) -> Any:
+    """Return the argument that was given.
+
+    Raises:
+        ValueError: several were.
+    """
+    said = {name: value for name, value in given.items() if value is not None}
+    if len(said) > 1:
+        raise ValueError(
+            f"generating text: found {' and '.join(said)}, which say the same; pass one of them"
+        )
+    return next(iter(said.values()), None)
+
+
+def _says_length(own: Any, given: Any, keywords: dict[str, Any]) -> bool:
+    """Whether call or checkpoint say how long a text may be, prompt included."""
+    said = (keywords.get("max_length"), *(getattr(one, "max_length", None) for one in (given, own)))
+    return any(length is not None for length in said)
+
+
+def _check_mode(config: GenerationConfig, assistant: Any) -> None:
+    if assistant is not None:
+        raise ValueError(
+            "generating text: assistant_model is not offered for this family; leave it out"
+        )
+    if config.do_sample and (config.num_beams or 1) > 1:
+        raise ValueError(
+            f"generating text: do_sample is set and num_beams is {config.num_beams}: beams are not "
+            "sampled here; leave one of the two out"
+        )
+    if config.do_sample and not (config.temperature or 0) > 0:
+        raise ValueError(
+            f"generating text: do_sample is set and temperature is {config.temperature}, expected "
+            "a number above 0; leave do_sample out to take the likeliest tokens"
+        )
+
+
+def _prompts(config: GenerationConfig, given: Any, batch_size: int) -> Int[Tensor, "batch token"]:
+    """Return what each row's text begins with: the start token, and what the caller gave.
+
+    Raises:
+        ValueError: there is no start token, or there is not one prompt for each row.
+        TypeError: the caller's are no tensor.
+    """
+    start = config.decoder_start_token_id
+    start = config.bos_token_id if start is None else start
+    if start is None:
+        raise ValueError(
+            "generating text: the generation settings have neither decoder_start_token_id nor "
+            "bos_token_id; set decoder_start_token_id to the token that starts a text"
+        )
+    starts = torch.as_tensor(start).reshape(-1)
+    if len(starts) not in (1, batch_size):
+        raise ValueError(
+            f"generating text: decoder_start_token_id names {len(starts)} tokens, expected one, or "
+            f"one for each of {batch_size} rows"
+        )
+    starts = starts.expand(batch_size).unsqueeze(1)
+    if given is None:
+        return starts
+    hint = "pass token ids (batch, token)"
+    prompts = arguments.one_tensor(given, what="decoder_input_ids", hint=hint).cpu()
+    if prompts.ndim != 2 or prompts.is_floating_point() or prompts.shape[0] != batch_size:
+        raise ValueError(
+            f"generating text: decoder_input_ids have shape {tuple(prompts.shape)} and type "
+            f"{prompts.dtype}, expected whole numbers ({batch_size}, token); {hint}"
+        )
+    if not prompts.shape[1] or bool((prompts[:, :1] != starts).all()):
+        prompts = torch.cat([starts, prompts], dim=1)
+    return prompts
+
+
+def _settings(
+    model: Any,
+    config: GenerationConfig,
+    begin: Int[Tensor, "batch token"],
+    *,
+    says_length: bool,
+    **hooks: Any,
+) -> _Settings:
+    """Collect what the rows need to know."""
+    vocab_size = model.config.vocab_size
+    end = end_token(config)
+    first = allowed_tokens(config.begin_suppress_tokens, vocab_size)
+    # A forced first token is none to suppress: what is meant is then the one after it.
+    forced = begin.shape[1] == 1 and config.forced_bos_token_id is not None
+    beams, wanted = config.num_beams or 1, config.num_return_sequences or 1
+    temperature = config.temperature if config.do_sample else None
+    return _Settings(
+        config=config,
+        rules=TokenRules(
+            end=end,
+            suppress=allowed_tokens(config.suppress_tokens, vocab_size),
+            suppress_first=() if forced else first,
+        ),
+        begin=begin,
+        temperature=temperature,
+        max_new_tokens=_max_new_tokens(model, config, begin.shape[1], says_length=says_length),
+        num_return_sequences=wanted if beams > 1 else 1,
+        suppressed_second=first if forced else (),
+        end=end,
+        # transformers takes a padding token of 0 for none where there are beams.
+        pad=pad_token(config) or end if beams > 1 else pad_token(config),
+        vocab_size=vocab_size,
+        max_target_positions=model.config.max_target_positions,
+        keep_scores=bool(config.output_scores and config.return_dict_in_generate),
+        keep_logits=bool(config.output_logits and config.return_dict_in_generate),
+        seed=draw_seed([temperature]),
+        **hooks,
+    )
+
+
+def _max_new_tokens(model: Any, config: GenerationConfig, length: int, *, says_length: bool) -> int:
+    """How many tokens may follow a prompt of `length`.
+
+    Raises:
+        ValueError: none, or more than the decoder holds.
+    """
+    if config.max_new_tokens is not None:
+        wanted = config.max_new_tokens
+    elif not says_length:
+        wanted = _DEFAULT_NEW_TOKENS
+    else:
+        assert config.max_length is not None
+        wanted = config.max_length - length
+        if wanted < 1:
+            raise ValueError(
+                f"generating text: the prompt has {length} tokens, but max_length is "
+                f"{config.max_length}; raise max_length or, better, set max_new_tokens"
+            )
+    room = model.config.max_target_positions
+    if wanted + length > room:
+        raise ValueError(
+            f"generating text: {wanted} new tokens after a prompt of {length} were asked for, "
+            f"expected at most max_target_positions together, which is {room}; lower "
+            "max_new_tokens or max_length"
+        )
+    return wanted
+
+
+def _processors(
+    config: GenerationConfig, given: Sequence[Any] | None
+) -> tuple[LogitsProcessor, ...]:
+    own = arguments.functions_of(given, what="logits_processor")
+    return (*own, *((normalised,) if config.renormalize_logits else ()))
+
+
+def _row(
+    batch: PaddedBatch,
+    encoded: Float[Tensor, "batch pos width"],
+    row: int,
+    copy: int,
+    copies: int,
+    settings: _Settings,
+) -> Generator[Job, Result, list[Text]]:
+    """Decode one row; returns its texts, the best first."""
+    prompt = tuple(settings.begin[row].tolist())
+    stopping = stopping_for(settings, len(prompt))
+    stream = None
+    if settings.streamer is not None:
+        stream = Stream(settings.streamer, torch.tensor([prompt]))
+        stopping = (*stopping, stream)
+    early = early_processors(settings, row * copies + copy, len(prompt), settings.max_new_tokens)
+    if settings.suppressed_second:
+        early = (*early, SuppressedAt(settings.suppressed_second, length=len(prompt) + 1))
+    search = search_of(
+        settings,
+        temperature=settings.temperature,
+        num_beams=settings.config.num_beams or 1,
+        num_return_sequences=settings.num_return_sequences,
+        early_processors=early,
+        processors=late_processors(settings, len(prompt)),
+        stopping=stopping,
+    )
+    result = yield WindowJob(
+        features=batch.placeholder,
+        window=(row,),
+        prompt=prompt,
+        rules=settings.rules,
+        max_new_tokens=settings.max_new_tokens,
+        search=search,
+        seed=_seed(settings, batch.sound(row), copy) if settings.temperature is not None else 0,
+        num_frames=batch.num_frames[row],
+        encoded=encoded[row],
+    )
+    assert isinstance(result, WindowResult)
+    texts = [Text.of(prompt, one, end=settings.end) for one in (result, *result.others)]
+    if stream is not None:
+        stream.close(torch.tensor(texts[0].said))
+    return texts
+
+
+def _seed(settings: _Settings, sound: np.ndarray, copy: int) -> int:
+    """Name a row's sound and the copy by a number, for sampling.
+
+    What is sampled then depends on neither the row's place in the batch nor its neighbours.
+    """
+    digest = hashlib.blake2b(digest_size=_SEED_BYTES)
+    digest.update(np.ascontiguousarray(sound).data)
+    digest.update(f"{settings.seed} {settings.temperature!r} {copy}".encode())
+    return int.from_bytes(digest.digest(), "little", signed=True)

@@ -1,0 +1,274 @@
+"""Loading is strict, safe and says what is wrong by name."""
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.families.layers.positions import sinusoids
+from corpus_asr.families.stored_weights import stored_tensors
+from corpus_asr.families.whisper.model import WhisperModel
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from tests.support.checkpoints import Weights, tiny_whisper
+
+State = dict[str, Tensor]
+EMBEDDING = "model.decoder.embed_tokens.weight"
+
+
+def edit(folder: Path, change: Callable[[State], object]) -> Path:
+    """Write a tiny checkpoint whose tensors `change` has changed in place."""
+    tiny_whisper(folder)
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors")
+    return folder
+
+
+def load(folder: Path, **kwargs: Any) -> WhisperForConditionalGeneration:
+    return WhisperForConditionalGeneration.from_pretrained(folder, **kwargs)
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load(folder)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("weights", ["safetensors", "sharded safetensors", "bin", "sharded bin"])
+def test_every_way_of_storing_gives_the_same_network(tmp_path: Path, weights: Weights) -> None:
+    expected = load(tiny_whisper(tmp_path / "plain")).state_dict()
+    found = load(tiny_whisper(tmp_path / "other", weights=weights)).state_dict()
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_files_from_before_pytorch_1_6_are_read(tmp_path: Path) -> None:
+    expected = load(tiny_whisper(tmp_path)).state_dict()
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(expected, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert torch.equal(load(tmp_path).state_dict()[EMBEDDING], expected[EMBEDDING])
+
+
+def test_the_output_projection_is_the_token_embedding(tmp_path: Path) -> None:
+    model = load(tiny_whisper(tmp_path, weights="bin"))  # holds both
+    assert model.proj_out.weight is model.model.decoder.embed_tokens.weight
+
+
+def test_an_output_projection_of_its_own_is_kept(tmp_path: Path) -> None:
+    def separate(state: State) -> None:
+        state["proj_out.weight"] = state[EMBEDDING] + 1
+
+    model = load(edit(tmp_path, separate))
+    assert torch.equal(model.proj_out.weight, model.model.decoder.embed_tokens.weight + 1)
+
+
+def test_the_token_embedding_may_be_stored_as_the_output_projection(tmp_path: Path) -> None:
+    expected = load(tiny_whisper(tmp_path)).state_dict()[EMBEDDING]
+    edit(tmp_path, lambda state: state.update({"proj_out.weight": state.pop(EMBEDDING)}))
+    assert torch.equal(load(tmp_path).model.decoder.embed_tokens.weight, expected)
+
+
+def test_missing_encoder_positions_are_computed(tmp_path: Path) -> None:
+    edit(tmp_path, lambda state: state.pop("model.encoder.embed_positions.weight"))
+    assert torch.equal(load(tmp_path).model.encoder.embed_positions.weight, sinusoids(1500, 64))
+
+
+def test_names_match_with_and_without_the_prefix(tmp_path: Path) -> None:
+    def strip(state: State) -> None:
+        for name in list(state):
+            state[name.removeprefix("model.")] = state.pop(name)
+
+    expected = load(tiny_whisper(tmp_path)).state_dict()
+    bare = WhisperModel.from_pretrained(tmp_path).state_dict()
+    assert {f"model.{name}" for name in bare} == expected.keys() - {"proj_out.weight"}
+    edit(tmp_path, strip)
+    assert all(torch.equal(t, expected[name]) for name, t in load(tmp_path).state_dict().items())
+
+
+def test_missing_and_unexpected_tensors_are_named(tmp_path: Path) -> None:
+    def swap(state: State) -> None:
+        state["model.decoder.layers.1.fc1.width"] = state.pop("model.decoder.layers.1.fc1.weight")
+
+    message = refused(edit(tmp_path, swap))
+    assert str(tmp_path) in message
+    assert "model.safetensors" in message
+    assert "1 missing: decoder.layers.1.fc1.weight" in message
+    assert "1 unexpected: decoder.layers.1.fc1.width" in message
+
+
+def test_wrong_shapes_are_named_with_both_shapes(tmp_path: Path) -> None:
+    name = "model.decoder.layers.0.fc1.bias"
+    message = refused(edit(tmp_path, lambda state: state.update({name: torch.zeros(3)})))
+    assert "decoder.layers.0.fc1.bias is (3,) in model.safetensors, not (256,)" in message
+
+
+def test_a_checkpoint_of_another_size_lists_some_of_its_problems(tmp_path: Path) -> None:
+    tiny_whisper(tmp_path / "large", d_model=128)
+    tiny_whisper(tmp_path / "small")
+    os.replace(tmp_path / "small" / "config.json", tmp_path / "large" / "config.json")
+    message = refused(tmp_path / "large")
+    assert "tensors do not fit config.json" in message
+    assert message.count(" is (") == 8
+    assert " more" in message
+
+
+def test_quantised_weights_are_named(tmp_path: Path) -> None:
+    name = "model.encoder.layers.0.fc1.weight"
+    message = refused(edit(tmp_path, lambda state: state.update({name: state[name].char()})))
+    assert f"found {name} in INT8 without {name}_scale, expected INT8 weights and the" in message
+
+
+def test_weights_of_another_type_are_named(tmp_path: Path) -> None:
+    name = "model.encoder.layers.0.fc1.weight"
+    message = refused(edit(tmp_path, lambda state: state.update({name: state[name].int()})))
+    assert "encoder.layers.0.fc1.weight in model.safetensors is not of a float type" in message
+
+
+@pytest.mark.parametrize("weights", ["safetensors", "bin", "sharded safetensors", "sharded bin"])
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.999])
+def test_a_truncated_file_is_named(tmp_path: Path, weights: Weights, keep: float) -> None:
+    tiny_whisper(tmp_path, weights=weights)
+    path = max(tmp_path.glob("*model*"), key=lambda path: path.stat().st_size)
+    os.truncate(path, int(path.stat().st_size * keep))
+    message = refused(tmp_path)
+    assert str(path) in message
+    assert "download it again" in message
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("content", [b"\x00" * 64, b"\xff" * 64, b"not weights", os.urandom(999)])
+def test_garbage_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    tiny_whisper(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / name).write_bytes(content)
+    message = refused(tmp_path)
+    assert str(tmp_path / name) in message
+    assert "weights_only" not in message  # torch's advice to load it all the same
+
+
+def test_a_git_lfs_pointer_is_recognised(tmp_path: Path) -> None:
+    tiny_whisper(tmp_path)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 290403936\n"
+    (tmp_path / "model.safetensors").write_text(pointer)
+    assert "git lfs pull" in refused(tmp_path)
+
+
+class Trap:
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.witness),))
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "bare pickle"])
+def test_a_pickle_that_would_run_code_is_refused_and_runs_none(tmp_path: Path, form: str) -> None:
+    state = load(tiny_whisper(tmp_path)).state_dict()
+    (tmp_path / "model.safetensors").unlink()
+    content = {**state, "trap": Trap(tmp_path / "ran")}
+    path = tmp_path / "pytorch_model.bin"
+    if form == "bare pickle":
+        path.write_bytes(pickle.dumps({"trap": Trap(tmp_path / "ran")}, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+    message = refused(tmp_path)
+    assert str(path) in message
+    assert "found a call of posix.mkdir, expected nothing but tensors. Refused" in message
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {1: torch.zeros(1)}, torch.zeros(3)])
+def test_a_pickle_of_something_else_is_named(tmp_path: Path, content: object) -> None:
+    tiny_whisper(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    assert "no state dict" in refused(tmp_path)
+
+
+def test_a_folder_without_weights_says_what_it_holds(tmp_path: Path) -> None:
+    tiny_whisper(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "model.onnx")
+    message = refused(tmp_path)
+    assert "model.onnx" in message
+    assert "expected model.safetensors" in message
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.safetensors", "/etc/passwd", "..", "", "a/b.safetensors", "C:\\x"]
+)
+def test_an_index_must_not_point_outside_its_folder(tmp_path: Path, name: str) -> None:
+    folder = tiny_whisper(tmp_path / "checkpoint", weights="sharded safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "outside.safetensors")
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"][EMBEDDING] = name
+    index.write_text(json.dumps(content))
+    message = refused(folder)
+    assert str(index) in message
+    assert "must not point outside its folder" in message
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"weight_map": {"a": 1}}'])
+def test_a_broken_index_is_named(tmp_path: Path, content: str) -> None:
+    tiny_whisper(tmp_path, weights="sharded bin")
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(content)
+    assert str(index) in refused(tmp_path)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    tiny_whisper(tmp_path, weights="sharded safetensors")
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    assert "the shard model-00002-of-00003.safetensors it names is missing" in refused(tmp_path)
+
+
+def test_a_shard_of_another_checkpoint_is_named(tmp_path: Path) -> None:
+    tiny_whisper(tmp_path, weights="sharded safetensors")
+    save_file({"x": torch.zeros(1)}, tmp_path / "model-00002-of-00003.safetensors")
+    message = refused(tmp_path)
+    assert "different checkpoints" in message
+    assert "model." in message
+
+
+def test_weights_keep_their_type_or_get_the_one_asked_for(tmp_path: Path) -> None:
+    tiny_whisper(tmp_path, dtype=torch.float16)
+    assert {t.dtype for t in load(tmp_path).state_dict().values()} == {torch.float16}
+    model = load(tmp_path, dtype=torch.bfloat16)
+    assert {t.dtype for t in model.state_dict().values()} == {torch.bfloat16}
+    assert model.dtype == torch.bfloat16
+
+
+def test_of_mixed_types_the_widest_is_taken(tmp_path: Path) -> None:
+    def mix(state: State) -> None:
+        for name in list(state):
+            if "layer_norm" not in name:
+                state[name] = state[name].half()
+
+    assert {t.dtype for t in load(edit(tmp_path, mix)).state_dict().values()} == {torch.float32}
+
+
+def test_weights_do_not_change_with_their_file(tmp_path: Path) -> None:
+    model = load(tiny_whisper(tmp_path))
+    before = model.model.decoder.embed_tokens.weight.clone()
+    path = tmp_path / "model.safetensors"
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(b"\xff" * (path.stat().st_size // 4))
+    assert torch.equal(model.model.decoder.embed_tokens.weight, before)
+
+
+def test_listing_reads_no_tensor(tmp_path: Path) -> None:
+    tiny_whisper(tmp_path)
+    tensor = stored_tensors(tmp_path)[EMBEDDING]
+    assert tensor.shape == (1000, 64)
+    assert tensor.dtype == torch.float32
+    assert tensor.path == tmp_path / "model.safetensors"
+    assert tensor.read().shape == tensor.shape

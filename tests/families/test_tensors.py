@@ -1,0 +1,91 @@
+"""Arrays and tensors of rows, against the obvious constructors."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from corpus_asr.families.tensors import as_lists, as_tensors, is_tensor
+
+ROWS = [
+    [1, 2, 3],
+    [[1, 2], [3, 4]],
+    [[0.5, 1.5]],
+    [True, False],
+    7,
+    [np.float32(1.5), np.float32(2)],
+    [np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)],
+    [np.ones(2, np.float16)],
+    np.arange(6).reshape(2, 3).T,
+]
+
+
+@pytest.mark.parametrize("rows", ROWS, ids=str)
+def test_rows_become_what_the_libraries_make_of_them(rows):
+    found = as_tensors(rows, "np")
+    expected = np.array(rows)
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == expected.dtype
+    tensor = as_tensors(rows, "pt")
+    plain = isinstance(rows, (int, list)) and not isinstance(np.ravel(rows)[0], np.float32)
+    expected_type = torch.tensor(rows).dtype if plain and found.dtype != np.float16 else None
+    assert tensor.dtype == (expected_type or torch.from_numpy(expected).dtype)
+    assert tensor.tolist() == expected.tolist()
+    assert tensor.shape == expected.shape
+    assert as_tensors(rows, None) is rows
+
+
+def test_tensors_become_one_tensor_or_one_array():
+    rows = [torch.ones(3), torch.zeros(3)]
+    assert as_tensors(rows, "pt").shape == (2, 3)
+    assert as_tensors(rows[0], "pt") is rows[0]
+    np.testing.assert_array_equal(as_tensors(rows[0], "np"), np.ones(3))
+    with pytest.raises(ValueError, match="lengths from 3 to 4"):
+        as_tensors([torch.ones(3), torch.ones(4)], "pt")
+
+
+def test_no_ids_are_still_ids():
+    assert as_tensors([[]], "np").dtype == np.int64
+    assert as_tensors([], "pt").dtype == torch.int64
+    assert as_tensors([np.zeros(0, np.float32)], "np").dtype == np.float32
+
+
+@pytest.mark.parametrize("kind", ["np", "pt"])
+def test_uneven_rows_are_refused_with_their_lengths(kind):
+    with pytest.raises(ValueError, match=r"2 rows: found lengths from 1 to 3.*padding=True"):
+        as_tensors([[1], [1, 2, 3]], kind)
+    with pytest.raises(ValueError, match="2 rows"):
+        as_tensors([1, [2]], kind)
+
+
+@pytest.mark.parametrize("rows", [[None], [[1, None]], [object()]])
+def test_what_is_no_number_is_refused(rows):
+    with pytest.raises(ValueError, match="expected numbers only"):
+        as_tensors(rows, "np")
+
+
+@pytest.mark.parametrize("kind", ["tf", "jax", "PT", ""])
+def test_other_kinds_are_refused(kind):
+    with pytest.raises(ValueError, match="expected 'np', 'pt' or None"):
+        as_tensors([1], kind)
+
+
+def test_values_become_lists_again():
+    assert as_lists(np.array([[1, 2]])) == as_lists(torch.tensor([[1, 2]])) == [[1, 2]]
+    assert as_lists((1, 2)) == (1, 2)
+    assert as_lists(np.int64(3)) == 3
+
+
+def test_torch_is_imported_only_when_tensors_are_asked_for():
+    code = (
+        "import sys; from corpus_asr.families.batch import BatchFeature\n"
+        "from corpus_asr.families.tensors import as_tensors, is_tensor\n"
+        "batch = BatchFeature({'a': [[1, 2]]}, 'np').to('cpu')\n"
+        "assert not is_tensor(batch.a) and 'torch' not in sys.modules\n"
+        "as_tensors([1], 'pt'); assert 'torch' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert is_tensor(torch.zeros(1))
+    assert not is_tensor(np.zeros(1))

@@ -1,0 +1,307 @@
+"""What the networks refuse to run, each with one clear error. Their numbers: tests/parity."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from corpus_asr.families.past import DecoderCache
+from corpus_asr.families.whisper.causal_lm import WhisperForCausalLM
+from corpus_asr.families.whisper.classifier import WhisperForAudioClassification
+from corpus_asr.families.whisper.config import WhisperConfig
+from corpus_asr.families.whisper.model import WhisperModel
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+
+VOCAB, BINS, FRAMES, WIDTH, POSITIONS = 50, 80, 40, 24, 16
+
+
+def config(**settings: Any) -> WhisperConfig:
+    sizes = {"d_model": WIDTH, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    counts = {"encoder_layers": 1, "decoder_layers": 2, "vocab_size": VOCAB, "pad_token_id": 48}
+    lengths = {"max_source_positions": FRAMES // 2, "max_target_positions": POSITIONS}
+    ids = {"decoder_start_token_id": 49}
+    return WhisperConfig(**{**sizes, **counts, **lengths, **ids, **settings})
+
+
+@pytest.fixture(scope="module")
+def model() -> WhisperForConditionalGeneration:
+    torch.manual_seed(0)
+    return WhisperForConditionalGeneration(config()).eval()
+
+
+def window(batch: int = 2) -> Tensor:
+    return torch.randn(batch, BINS, FRAMES)
+
+
+def tokens(batch: int = 2, length: int = 5) -> Tensor:
+    return torch.arange(batch * length).view(batch, length) % VOCAB
+
+
+def poisoned(value: float) -> Tensor:
+    features = window()
+    features[1, 3, 7] = value
+    return features
+
+
+ENCODED = torch.randn(2, FRAMES // 2, WIDTH)
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "no window": ({"decoder_input_ids": tokens()}, "neither of input_features and encoder_outputs"),
+    "two windows": (
+        {"input_features": window(), "encoder_outputs": ENCODED, "decoder_input_ids": tokens()},
+        "both of input_features and encoder_outputs",
+    ),
+    "no tokens": ({"input_features": window()}, "neither of decoder_input_ids and decoder_inputs"),
+    "two kinds of tokens": (
+        {
+            "input_features": window(),
+            "decoder_input_ids": tokens(),
+            "decoder_inputs_embeds": torch.zeros(2, 5, WIDTH),
+        },
+        "both of decoder_input_ids and decoder_inputs_embeds",
+    ),
+    "NaN": (
+        {"input_features": poisoned(float("nan")), "decoder_input_ids": tokens()},
+        r"NaN or infinity in the features of rows \[1\]",
+    ),
+    "infinity": (
+        {"input_features": poisoned(float("-inf")), "decoder_input_ids": tokens()},
+        "NaN or infinity in the features",
+    ),
+    "half features": (
+        {"input_features": window().half(), "decoder_input_ids": tokens()},
+        r"features of torch\.float16, expected torch\.float32",
+    ),
+    "whole numbers": (
+        {"input_features": window().long(), "decoder_input_ids": tokens()},
+        r"features of torch\.int64, expected torch\.float32",
+    ),
+    "no batch": (
+        {"input_features": window()[0], "decoder_input_ids": tokens()},
+        r"found \(80, 40\), expected 80 x 40 after the batch",
+    ),
+    "too short": (
+        {"input_features": window()[:, :, :-1], "decoder_input_ids": tokens()},
+        "80 mel bins x 39 frames, expected 80 x 40",
+    ),
+    "other windows": (
+        {"input_features": window(3), "decoder_input_ids": tokens()},
+        r"encoder hidden states of shape \(3, 20, 24\), expected \(2, pos, 24\)",
+    ),
+    "other width": (
+        {"encoder_outputs": torch.zeros(2, 20, 30), "decoder_input_ids": tokens()},
+        r"encoder hidden states of shape \(2, 20, 30\)",
+    ),
+    "unknown tokens": (
+        {"input_features": window(), "decoder_input_ids": tokens() + VOCAB},
+        "found token ids .*, expected 0 to 49",
+    ),
+    "negative tokens": (
+        {"input_features": window(), "decoder_input_ids": tokens() - 1},
+        r"found token ids \[-1\], expected 0 to 49",
+    ),
+    "fractions of tokens": (
+        {"input_features": window(), "decoder_input_ids": tokens().float()},
+        r"token ids of shape \(2, 5\) and torch\.float32, expected integers",
+    ),
+    "tokens of one row": (
+        {"input_features": window(), "decoder_input_ids": tokens()[0]},
+        r"token ids of shape \(5,\)",
+    ),
+    "narrow embeddings": (
+        {"input_features": window(), "decoder_inputs_embeds": torch.zeros(2, 5, 9)},
+        r"decoder_inputs_embeds of shape \(2, 5, 9\), expected \(batch, token, 24\)",
+    ),
+    "too many tokens": (
+        {"input_features": window(), "decoder_input_ids": tokens(2, POSITIONS + 1)},
+        "decoding 17 tokens: the model has 16 positions",
+    ),
+    "a short mask": (
+        {
+            "input_features": window(),
+            "decoder_input_ids": tokens(),
+            "decoder_attention_mask": torch.ones(2, 4),
+        },
+        r"decoder_attention_mask of shape \(2, 4\), expected \(2, 5\)",
+    ),
+    "positions beyond the last": (
+        {
+            "input_features": window(),
+            "decoder_input_ids": tokens(),
+            "decoder_position_ids": tokens(1) + POSITIONS,
+        },
+        r"found decoder_position_ids \[16.*, expected 0 to 15",
+    ),
+    "positions of other tokens": (
+        {
+            "input_features": window(),
+            "decoder_input_ids": tokens(),
+            "decoder_position_ids": tokens(1, 4),
+        },
+        r"decoder_position_ids of shape \(1, 4\), expected \(batch, 5\)",
+    ),
+    "a gap after the cache": (
+        {
+            "input_features": window(),
+            "decoder_input_ids": tokens(2, 2),
+            "cache_position": torch.tensor([1, 2]),
+        },
+        r"cache_position \[1, 2\], expected \[0, 1\]",
+    ),
+    "a cache of another model": (
+        {
+            "input_features": window(),
+            "decoder_input_ids": tokens(),
+            "past_key_values": DecoderCache(7),
+        },
+        "a DecoderCache of 7 layers, expected what a model of 2 decoder layers returned",
+    ),
+    "heads that are not there": (
+        {
+            "input_features": window(),
+            "decoder_input_ids": tokens(),
+            "decoder_head_mask": torch.ones(2, 3),
+        },
+        r"decoder_head_mask: found shape \(2, 3\), expected 2 layers x 2 heads",
+    ),
+    "unknown labels": (
+        {"input_features": window(), "labels": tokens() + VOCAB},
+        "found labels .*, expected 0 to 49",
+    ),
+    "fractions of labels": (
+        {"input_features": window(), "labels": tokens().float()},
+        r"labels of shape \(2, 5\) and torch\.float32, expected integers",
+    ),
+    "too many labels": (
+        {"input_features": window(), "labels": tokens(2, POSITIONS + 1)},
+        "labels of 17 tokens, expected at most the model's 16 positions",
+    ),
+    "labels of other tokens": (
+        {"input_features": window(), "decoder_input_ids": tokens(2, 4), "labels": tokens()},
+        r"labels of shape \(2, 5\), expected \(2, 4\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_is_a_value_error(model: WhisperForConditionalGeneration, name: str) -> None:
+    given, message = WRONG[name]
+    with pytest.raises(ValueError, match=message):
+        model(**given)
+
+
+def test_an_unknown_argument_is_a_type_error(model: WhisperForConditionalGeneration) -> None:
+    with pytest.raises(TypeError, match="decoder_ids"):
+        model(window(), decoder_ids=tokens())
+
+
+def test_a_cache_for_another_batch_is_an_error(model: WhisperForConditionalGeneration) -> None:
+    past = model(window(1), decoder_input_ids=tokens(1)).past_key_values
+    with pytest.raises(ValueError, match="found keys of batch 1"):
+        model(window(), decoder_input_ids=tokens(2, 1), past_key_values=past)
+
+
+def test_a_cache_may_not_outgrow_the_positions(model: WhisperForConditionalGeneration) -> None:
+    past = model(window(1), decoder_input_ids=tokens(1, POSITIONS)).past_key_values
+    with pytest.raises(ValueError, match="decoding 17 tokens: the model has 16 positions"):
+        model(window(1), decoder_input_ids=tokens(1, 1), past_key_values=past)
+
+
+def test_labels_need_a_padding_token() -> None:
+    model = WhisperForConditionalGeneration(config(pad_token_id=None))
+    with pytest.raises(ValueError, match=r"config\.pad_token_id is None"):
+        model(window(), labels=tokens())
+    assert model(window(), decoder_input_ids=tokens(), labels=tokens()).loss.isfinite()
+
+
+def test_ignored_labels_do_not_matter(model: WhisperForConditionalGeneration) -> None:
+    features = window()
+    labels = tokens()
+    labels[:, 3:] = -100
+    found = model(features, labels=labels).loss
+    torch.testing.assert_close(found, model(features, labels=labels[:, :3]).loss)
+
+
+def test_features_of_another_type_are_taken_under_autocast() -> None:
+    model = WhisperModel(config()).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(window().bfloat16(), decoder_input_ids=tokens())
+    assert output.last_hidden_state.isfinite().all()
+
+
+def test_a_decoder_alone_does_not_generate() -> None:
+    with pytest.raises(ValueError, match=r"call WhisperForConditionalGeneration\.generate"):
+        WhisperForCausalLM(config()).generate(window())
+
+
+def test_a_decoder_alone_drafts_in_slots() -> None:
+    drafter = WhisperForCausalLM(config()).slot_model()
+    assert (drafter.vocab_size, drafter.has_encoder) == (VOCAB, False)
+
+
+def test_a_decoder_alone_leaves_the_callers_configuration_as_it_was() -> None:
+    given = config()
+    assert not WhisperForCausalLM(given).config.is_encoder_decoder
+    assert given.is_encoder_decoder
+
+
+CLASSES: list[tuple[dict[str, Any], Tensor, str]] = [
+    ({"num_labels": 3}, torch.tensor([0, 3]), r"found labels \[3\], expected 0 to 2"),
+    ({"num_labels": 3}, torch.tensor([0.0, 1.0]), r"labels of torch\.float32, expected class"),
+    ({"num_labels": 3}, torch.tensor([[0, 1]]), r"labels of shape \(1, 2\), expected \(2,\)"),
+    ({"num_labels": 1}, torch.zeros(3), r"\(regression\): found labels of shape \(3,\)"),
+    (
+        {"num_labels": 3, "problem_type": "multi_label_classification"},
+        torch.tensor([0, 1]),
+        r"labels of shape \(2,\), expected \(2, 3\)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "labels", "message"), CLASSES)
+def test_labels_that_are_no_classes_are_an_error(
+    settings: dict[str, Any], labels: Tensor, message: str
+) -> None:
+    model = WhisperForAudioClassification(config(**settings))
+    with pytest.raises(ValueError, match=message):
+        model(window(), labels=labels)
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1)])
+def test_one_class_is_a_regression(shape: tuple[int, ...]) -> None:
+    model = WhisperForAudioClassification(config(num_labels=1)).eval()
+    labels = torch.tensor([0.5, -2.0])
+    output = model(window(), labels=labels.view(shape))
+    expected = (output.logits.flatten() - labels).square().mean()
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_several_classes_may_be_right_at_once() -> None:
+    settings = {"num_labels": 3, "problem_type": "multi_label_classification"}
+    model = WhisperForAudioClassification(config(**settings)).eval()
+    labels = torch.tensor([[1, 0, 1], [0, 0, 0]])
+    output = model(window(), labels=labels)
+    probability = output.logits.sigmoid()
+    expected = -torch.where(labels == 1, probability, 1 - probability).log().mean()
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_a_classifier_needs_a_window_and_all_layers_it_averages() -> None:
+    model = WhisperForAudioClassification(config(use_weighted_layer_sum=True))
+    with pytest.raises(ValueError, match="neither of input_features and encoder_outputs"):
+        model()
+    with pytest.raises(ValueError, match="both of input_features and encoder_outputs"):
+        model(window(), encoder_outputs=ENCODED)
+    with pytest.raises(ValueError, match="found 0 hidden states in encoder_outputs, expected 2"):
+        model(encoder_outputs=ENCODED)
+
+
+def test_a_real_checkpoint_can_be_classified_with(checkpoint: Path) -> None:
+    with pytest.warns(UserWarning, match="train them before use"):
+        model = WhisperForAudioClassification.from_pretrained(
+            checkpoint, num_labels=4, dtype="float32"
+        )
+    features = torch.randn(1, model.config.num_mel_bins, 3000)
+    assert model(features).logits.shape == (1, 4)

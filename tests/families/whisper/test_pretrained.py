@@ -1,0 +1,403 @@
+"""What loading, saving and making a network take and refuse. Their numbers: tests/parity."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.families.whisper.causal_lm import WhisperForCausalLM
+from corpus_asr.families.whisper.classifier import WhisperForAudioClassification
+from corpus_asr.families.whisper.config import WhisperConfig
+from corpus_asr.families.whisper.model import WhisperModel
+from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
+from corpus_asr.models.whisper.feature_extractor import WhisperFeatureExtractor
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper.processor import WhisperProcessor
+from tests.support.checkpoints import tiny_whisper
+from tests.support.tokenizers import tiny_tokenizer
+
+SIZES: dict[str, Any] = {
+    "d_model": 24,
+    "layers": 1,
+    "heads": 2,
+    "vocab_size": 50,
+    "max_source_positions": 20,
+    "max_target_positions": 16,
+}
+CLASSES = [
+    WhisperModel,
+    WhisperForConditionalGeneration,
+    WhisperForCausalLM,
+    WhisperForAudioClassification,
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_whisper(tmp_path_factory.mktemp("checkpoint"), dtype=torch.float16, **SIZES)
+
+
+def config(**settings: Any) -> WhisperConfig:
+    sizes = {"d_model": 24, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    counts = {"encoder_layers": 1, "decoder_layers": 1, "vocab_size": 50, "pad_token_id": 48}
+    return WhisperConfig(**{**sizes, **counts, "max_source_positions": 20, **settings})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, torch.float16),
+        ({"dtype": torch.bfloat16}, torch.bfloat16),
+        ({"dtype": "float32"}, torch.float32),
+        ({"dtype": "torch.float64"}, torch.float64),
+        ({"dtype": "auto"}, torch.float16),
+        ({"torch_dtype": torch.float32}, torch.float32),
+        ({"torch_dtype": "auto"}, torch.float16),
+    ],
+)
+def test_the_type_may_be_named(folder: Path, given: dict, expected: torch.dtype) -> None:
+    assert WhisperModel.from_pretrained(folder, **given).dtype == expected
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"device_map": "cpu"},
+        {"device_map": {"": "cpu"}},
+        {"device_map": torch.device("cpu")},
+        {"device": "cpu"},
+        {"device": torch.device("cpu"), "low_cpu_mem_usage": True, "use_safetensors": True},
+        {"attn_implementation": "eager", "revision": "main", "local_files_only": True},
+    ],
+)
+def test_usual_keywords_are_taken(folder: Path, given: dict) -> None:
+    model = WhisperForConditionalGeneration.from_pretrained(str(folder), **given)
+    assert model.device == torch.device("cpu")
+    assert model.config.attn_implementation == given.get("attn_implementation", "sdpa")
+
+
+def test_automatic_placement_takes_a_gpu_if_there_is_one(folder: Path) -> None:
+    model = WhisperModel.from_pretrained(folder, device_map="auto")
+    assert model.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"dtypes": "float16"}, TypeError, "the unknown keyword dtypes"),
+        ({"load_in_8bit": True, "x": 1}, TypeError, "the unknown keyword load_in_8bit, x"),
+        ({"dtype": "float17"}, ValueError, "found dtype 'float17', expected auto, float32"),
+        ({"device_map": {"encoder": 0, "decoder": 1}}, ValueError, "not spread over devices"),
+        ({"device": "cpu", "device_map": "cpu"}, ValueError, "both device and device_map"),
+        ({"device_map": 77}, ConfigError, "choosing device 'cuda:77'"),
+        ({"attn_implementation": "fastest"}, CheckpointError, "attn_implementation is 'fastest'"),
+        ({"use_safetensors": False}, CheckpointError, "expected pytorch_model.bin or the index"),
+        ({"dropout": 2.0}, ValueError, "dropout is 2.0"),
+        ({"dropout": "x"}, TypeError, "dropout is 'x'"),
+        ({"subfolder": "nowhere"}, CheckpointError, "nowhere"),
+    ],
+)
+def test_wrong_keywords_are_named(
+    folder: Path, given: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        WhisperModel.from_pretrained(folder, **given)
+
+
+def test_no_pickle_is_read_where_safetensors_are_asked_for(tmp_path: Path) -> None:
+    tiny_whisper(tmp_path, weights="bin", **SIZES)
+    WhisperModel.from_pretrained(tmp_path, use_safetensors=False)
+    with pytest.raises(
+        CheckpointError, match=r"expected model\.safetensors, model\.int8\.safetensors or"
+    ):
+        WhisperModel.from_pretrained(tmp_path, use_safetensors=True)
+
+
+def test_keywords_replace_what_the_configuration_says(folder: Path) -> None:
+    model = WhisperModel.from_pretrained(folder, apply_spec_augment=True, dropout=0.2)
+    assert (model.config.apply_spec_augment, model.config.dropout) == (True, 0.2)
+    model = WhisperModel.from_pretrained(folder, config=model.config, dropout=0.3)
+    assert (model.config.apply_spec_augment, model.config.dropout) == (True, 0.3)
+
+
+def test_a_checkpoint_may_lie_below_its_folder(tmp_path: Path) -> None:
+    tiny_whisper(tmp_path / "inner", **SIZES)
+    assert WhisperModel.from_pretrained(tmp_path, subfolder="inner").config.d_model == 24
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_checkpoint_that_is_not_there_is_a_checkpoint_error(cls: Any, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        cls.from_pretrained(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match=r"expected config\.json"):
+        cls.from_pretrained(tmp_path)
+
+
+def break_header(path: Path) -> None:
+    path.write_bytes(b"\xff" * 100)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def poison(path: Path) -> None:
+    state = load_file(path)
+    state["model.decoder.layers.0.fc1.weight"][3, 2] = float("nan")
+    save_file(state, path)
+
+
+def drop(path: Path) -> None:
+    state = load_file(path)
+    del state["model.decoder.layer_norm.bias"]
+    save_file(state, path)
+
+
+def reshape(path: Path) -> None:
+    state = load_file(path)
+    state["model.decoder.layer_norm.bias"] = torch.zeros(7)
+    save_file(state, path)
+
+
+def count(path: Path) -> None:
+    state = load_file(path)
+    state["model.decoder.layer_norm.bias"] = torch.zeros(24, dtype=torch.int32)
+    save_file(state, path)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (Path.unlink, r"found config\.json, .*expected model\.safetensors"),
+        (break_header, "cannot be read .*download it again"),
+        (cut, "cannot be read .*download it again"),
+        (poison, r"NaN or infinity in decoder\.layers\.0\.fc1\.weight as torch\.float32"),
+        (drop, r"1 missing: decoder\.layer_norm\.bias"),
+        (reshape, r"decoder\.layer_norm\.bias is \(7,\) in model\.safetensors, not \(24,\)"),
+        (count, r"decoder\.layer_norm\.bias in model\.safetensors is not of a float type"),
+    ],
+)
+@pytest.mark.parametrize("cls", [WhisperForConditionalGeneration, WhisperForCausalLM])
+def test_broken_weights_are_one_clear_error(
+    tmp_path: Path, cls: Any, harm: Callable[[Path], Any], message: str
+) -> None:
+    tiny_whisper(tmp_path, **SIZES)
+    harm(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=message) as caught:
+        cls.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_weights_too_large_for_the_type_asked_are_an_error(tmp_path: Path) -> None:
+    def enlarge(path: Path) -> None:
+        state = load_file(path)
+        state["model.decoder.layer_norm.bias"][0] = 1e6
+        save_file(state, path)
+
+    enlarge(tiny_whisper(tmp_path, **SIZES) / "model.safetensors")
+    WhisperModel.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"layer_norm\.bias as torch\.float16, .*wider range"):
+        WhisperModel.from_pretrained(tmp_path, dtype="float16")
+
+
+def test_the_encoder_is_missing_from_a_decoder_alone(folder: Path, tmp_path: Path) -> None:
+    WhisperForCausalLM.from_pretrained(folder).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"missing: encoder\.conv1\.bias"):
+        WhisperForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_parameters_of_another_shape_are_drawn_only_if_asked(tmp_path: Path) -> None:
+    model = WhisperForAudioClassification(config(num_labels=3))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"classifier\.weight is \(3, 256\)"):
+        WhisperForAudioClassification.from_pretrained(tmp_path, num_labels=5)
+    with pytest.warns(UserWarning, match=r"no weights for classifier\.weight, classifier\.bias, "):
+        changed = WhisperForAudioClassification.from_pretrained(
+            tmp_path, num_labels=5, ignore_mismatched_sizes=True
+        )
+    assert changed.classifier.weight.shape == (5, 256)
+    assert changed.config.id2label[4] == "LABEL_4"
+    assert torch.equal(changed.projector.weight, model.projector.weight)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_fresh_networks_are_ready_to_be_trained(cls: Any) -> None:
+    model = cls.from_config(config(), dtype="float64")
+    assert model.training
+    assert model.dtype == torch.float64
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    if cls is not WhisperForAudioClassification:
+        table = model.get_input_embeddings().weight
+        assert not table[48].any()
+        assert table[47].any()
+
+
+def test_no_network_is_made_of_a_wrong_configuration() -> None:
+    wrong = config()
+    wrong.vocab_size = 40
+    with pytest.raises(ValueError, match="pad_token_id is 48, but vocab_size is 40"):
+        WhisperModel(wrong)
+    wrong.dropout = 3.0
+    with pytest.raises(ValueError, match=r"dropout is 3\.0"):
+        WhisperModel(wrong)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_parameters_are_counted_as_in_transformers(cls: Any) -> None:
+    ours = cls(config())
+    settings = {key: value for key, value in config().to_dict().items() if key != "model_type"}
+    theirs = getattr(transformers, cls.__name__)(transformers.WhisperConfig(**settings))
+    for options in ({}, {"only_trainable": True}, {"exclude_embeddings": True}):
+        assert ours.num_parameters(**options) == theirs.num_parameters(**options)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    trainable = [[n for n, p in m.named_parameters() if p.requires_grad] for m in (ours, theirs)]
+    assert trainable[0] == trainable[1]
+
+
+@pytest.mark.parametrize("cls", [c for c in CLASSES if c is not WhisperForCausalLM])
+def test_a_frozen_encoder_learns_nothing(cls: Any) -> None:
+    model = cls(config())
+    model.freeze_encoder()
+    encoder = set(model.get_encoder().parameters())
+    assert encoder
+    for parameter in model.parameters():
+        assert parameter.requires_grad == (parameter not in encoder)
+
+
+@pytest.mark.parametrize("cls", [WhisperModel, WhisperForConditionalGeneration])
+def test_token_tables_can_be_replaced(cls: Any) -> None:
+    model = cls(config())
+    table = torch.nn.Embedding(50, 24)
+    model.set_input_embeddings(table)
+    assert model.get_input_embeddings() is model.get_decoder().embed_tokens is table
+    if cls is WhisperForConditionalGeneration:
+        assert model.get_output_embeddings().weight is not table.weight
+        model.tie_weights()
+        assert model.get_output_embeddings().weight is table.weight
+        projection = torch.nn.Linear(24, 50, bias=False)
+        model.set_output_embeddings(projection)
+        assert model.proj_out is projection
+
+
+def test_whatever_is_saved_can_be_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(
+        "corpus_asr.families.saved_files.upload_files",
+        lambda folder, names, **options: sent.append((set(names), options)),
+    )
+    tiny_tokenizer(tmp_path / "tokenizer")
+    tokenizer = WhisperTokenizer.from_pretrained(tmp_path / "tokenizer")
+    extractor = WhisperFeatureExtractor()
+    model = WhisperForConditionalGeneration(config())
+    parts: list[Any] = [model, model.config, model.generation_config, tokenizer, extractor]
+    for number, part in enumerate([*parts, WhisperProcessor(extractor, tokenizer)]):
+        part.push_to_hub("lab/x", private=True, commit_message="Try")
+        part.save_pretrained(tmp_path / str(number))
+        names, options = sent.pop()
+        assert names == {path.name for path in (tmp_path / str(number)).iterdir()}
+        assert (options["repo_id"], options["private"]) == ("lab/x", True)
+        assert options["commit_message"] == "Try"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tables_of_tokens_grow_and_shrink_together(tied: bool) -> None:
+    whole = WhisperForConditionalGeneration(config(tie_word_embeddings=tied))
+    for model in (whole, WhisperModel(config()), WhisperForCausalLM(config())):
+        before = model.get_input_embeddings().weight.detach().clone()
+        for size in (57, 49):
+            table = model.resize_token_embeddings(size)
+            assert table is model.get_input_embeddings()
+            assert tuple(table.weight.shape) == (size, 24)
+            assert model.config.vocab_size == table.num_embeddings == size
+            assert torch.equal(table.weight[:49], before[:49])
+    assert (whole.proj_out.weight is whole.get_input_embeddings().weight) == tied
+    assert whole.proj_out.weight.shape[0] == whole.proj_out.out_features == 49
+    with pytest.raises(ValueError, match="found 0 tokens, expected at least 1"):
+        whole.resize_token_embeddings(0)
+
+
+def test_training_on_many_processes_saves_once_and_what_it_gathered(tmp_path: Path) -> None:
+    model = WhisperModel(config())
+    model.save_pretrained(tmp_path / "none", is_main_process=False)
+    assert not (tmp_path / "none").exists()
+    gathered = {name: torch.ones_like(tensor) for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "one", state_dict=gathered)
+    again = WhisperModel.from_pretrained(tmp_path / "one")
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in gathered.items())
+
+
+def test_files_are_uploaded_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(
+        "corpus_asr.families.saved_files.upload_files",
+        lambda folder, names, **options: sent.append((folder.name, names, options)),
+    )
+    model = WhisperForConditionalGeneration(config())
+    model.save_pretrained(tmp_path / "mine", push_to_hub=True, max_shard_size=20_000)
+    model.config.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="lab/x")
+    assert model.generation_config is not None
+    model.generation_config.save_pretrained(tmp_path / "mine", push_to_hub=True, private=True)
+    (_, names, options), settings, generation = sent
+    assert set(names) == {path.name for path in (tmp_path / "mine").iterdir()}
+    assert "model.safetensors.index.json" in names
+    assert options == {"repo_id": "mine"}
+    assert settings == ("mine", ["config.json"], {"repo_id": "lab/x"})
+    assert generation == ("mine", ["generation_config.json"], {"repo_id": "mine", "private": True})
+
+
+def test_an_untied_projection_is_drawn_and_saved(tmp_path: Path) -> None:
+    model = WhisperForConditionalGeneration(config(tie_word_embeddings=False))
+    assert model.proj_out.weight is not model.get_input_embeddings().weight
+    model.save_pretrained(tmp_path)
+    again = WhisperForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(again.proj_out.weight, model.proj_out.weight)
+    assert not torch.equal(again.proj_out.weight, again.get_input_embeddings().weight)
+
+
+def test_saving_names_class_and_type_and_refuses_a_size_that_is_none(tmp_path: Path) -> None:
+    model = WhisperForConditionalGeneration(config()).half()
+    model.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content["architectures"] == ["WhisperForConditionalGeneration"]
+    assert content["dtype"] == "float16"
+    with pytest.raises(ValueError, match="reading the size 'big'"):
+        model.save_pretrained(tmp_path, max_shard_size="big")
+
+
+def test_what_generation_needs_comes_from_the_checkpoint_or_the_configuration(folder: Path) -> None:
+    loaded = WhisperForConditionalGeneration.from_pretrained(folder).generation_config
+    assert loaded is not None
+    assert loaded.max_length == 448
+    fresh = WhisperForConditionalGeneration(config(decoder_start_token_id=49)).generation_config
+    assert fresh is not None
+    assert (fresh.decoder_start_token_id, fresh.pad_token_id) == (49, 48)
+    assert WhisperModel.from_pretrained(folder).generation_config is None
+
+
+def test_attention_can_be_chosen_later(folder: Path) -> None:
+    model: Any = WhisperModel.from_pretrained(folder)
+    model.set_attn_implementation("eager")
+    assert {block.self_attn.eager for block in model.encoder.layers} == {True}
+    with pytest.raises(ValueError, match="attn_implementation is 'fastest'"):
+        model.set_attn_implementation("fastest")
+    assert model.config.attn_implementation == "eager"
+
+
+def test_checkpointing_by_reentry_is_refused(folder: Path) -> None:
+    model = WhisperModel.from_pretrained(folder)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    with pytest.raises(ValueError, match="use_reentrant=False, the only way"):
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+
+
+def test_who_may_read_the_settings_may_read_the_weights(tmp_path: Path) -> None:
+    WhisperModel(config()).save_pretrained(tmp_path)
+    modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]

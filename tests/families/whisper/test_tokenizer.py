@@ -1,0 +1,380 @@
+"""Whisper's tokenizer against transformers and openai-whisper."""
+
+import json
+import warnings
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+import whisper.tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
+from corpus_asr.languages import LANGUAGES
+from tests.support.tokenizers import real_tokenizer, tiny_tokenizer
+
+KINDS = ["tiny", "tiny-english", "v2", "v3", "english"]
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """One folder per layout: two small ones and the three real vocabularies."""
+    root = tmp_path_factory.mktemp("tokenizers")
+    tiny_tokenizer(root / "tiny")
+    tiny_tokenizer(root / "tiny-english", multilingual=False)
+    assert real_tokenizer(root / "v2") == 51865
+    assert real_tokenizer(root / "v3", cantonese=True) == 51866
+    assert real_tokenizer(root / "english", multilingual=False) == 51864
+    return {kind: root / kind for kind in KINDS}
+
+
+class Pairs:
+    """Our tokenizer and that of transformers by kind, loaded once each.
+
+    No dict: Hypothesis prints its arguments, and a transformers tokenizer prints its vocabulary.
+    """
+
+    def __init__(self, folders: dict[str, Path]) -> None:
+        self.load = cache(lambda kind: load_pair(folders[kind]))
+
+    def __getitem__(self, kind: str):
+        return self.load(kind)
+
+
+def load_pair(folder: Path, **options: Any):
+    classes = (WhisperTokenizer, transformers.WhisperTokenizer)
+    return tuple(c.from_pretrained(folder, **options) for c in classes)
+
+
+@pytest.fixture(scope="session")
+def pairs(folders) -> Pairs:
+    return Pairs(folders)
+
+
+@pytest.fixture(scope="session")
+def real(checkpoint):
+    return load_pair(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def openai():
+    with warnings.catch_warnings():
+        # openai-whisper leaves its vocabulary files open.
+        warnings.simplefilter("ignore", ResourceWarning)
+        return {
+            "v2": whisper.tokenizer.get_tokenizer(True, num_languages=99),
+            "v3": whisper.tokenizer.get_tokenizer(True, num_languages=100),
+            "english": whisper.tokenizer.get_tokenizer(False),
+        }
+
+
+def assert_decodes_equal(ours, theirs, ids):
+    for skip in (False, True):
+        for timestamps in (False, True):
+            options = {"skip_special_tokens": skip, "decode_with_timestamps": timestamps}
+            assert ours.decode(ids, **options) == theirs.decode(ids, **options), (ids, options)
+
+
+# Against transformers
+
+
+def test_every_text_of_the_data_encodes_and_decodes_as_in_transformers(real, speech):
+    ours, theirs = real
+    lines = [p.read_text().splitlines() for p in sorted(speech.glob("*/manifest.jsonl"))]
+    found = {row.get("text") for rows in lines for row in map(json.loads, rows)}
+    texts = sorted(text for text in found if text)
+    assert len(texts) > 500
+    for text, expected in zip(texts, theirs(texts)["input_ids"], strict=True):
+        ids = ours.encode(text)
+        assert ids == expected
+        assert ours.decode(ids) == theirs.decode(expected)
+        assert ours.decode(ids, skip_special_tokens=True) == text
+        assert ours.decode_text(ids) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_token_is_the_same(pairs, kind):
+    ours, theirs = pairs[kind]
+    ids = list(range(len(theirs)))
+    tokens = theirs.convert_ids_to_tokens(ids)
+    assert len(ours) == len(theirs)
+    assert ours.vocab_size == theirs.vocab_size
+    assert ours.all_special_ids == theirs.all_special_ids
+    assert ours.convert_ids_to_tokens(ids) == tokens
+    assert ours.convert_ids_to_tokens(ids, skip_special_tokens=True) == tokens[: ours.eot] + list(
+        tokens[ours.timestamp_begin :]
+    )
+    assert ours.convert_tokens_to_ids(tokens) == theirs.convert_tokens_to_ids(tokens) == ids
+    assert ours.convert_tokens_to_ids("no such") == theirs.convert_tokens_to_ids("no such")
+    assert ours.convert_ids_to_tokens(len(ours)) is theirs.convert_ids_to_tokens(len(ours)) is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_special_token_in_a_text_is_encoded_as_itself(pairs, kind):
+    ours, theirs = pairs[kind]
+    special = range(ours.eot, len(ours))
+    text = "".join(f"{ours.convert_ids_to_tokens(i)} a" for i in special)
+    assert ours.encode(text) == theirs.encode(text)
+    assert_decodes_equal(ours, theirs, ours.encode(text))
+    for i in special:
+        token = ours.convert_ids_to_tokens(i)
+        assert ours.encode(token, add_special_tokens=False) == [i]
+
+
+@settings(deadline=None, max_examples=50)
+@given(text=st.text(st.characters(codec="utf-8")))
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_text_encodes_as_in_transformers_and_comes_back(pairs, kind, text):
+    ours, theirs = pairs[kind]
+    ids = ours.encode(text)
+    assert ids == theirs.encode(text)
+    if all(i < ours.eot for i in ours.encode(text, add_special_tokens=False)):
+        assert ours.decode_text(ids) == text
+
+
+@settings(deadline=None, max_examples=50)
+@given(data=st.data())
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_ids_decode_as_in_transformers(pairs, kind, data):
+    ours, theirs = pairs[kind]
+    token = st.one_of(
+        st.integers(0, len(ours) + 2),
+        st.integers(0, 255),  # bytes, mostly no UTF-8
+        st.integers(ours.eot, len(ours)),
+        st.sampled_from([ours.start_of_prev, ours.sot, ours.timestamp_begin]),
+        st.integers(ours.timestamp_begin, ours.timestamp_begin + 20),
+    )
+    assert_decodes_equal(ours, theirs, data.draw(st.lists(token)))
+
+
+def test_prefixes_and_decoder_prompts_are_those_of_transformers(folders):
+    ours, theirs = load_pair(folders["v3"])
+    for position, (code, name) in enumerate(LANGUAGES.items()):
+        options: dict[str, Any] = {
+            "language": (code, name)[position % 2],
+            "task": ("transcribe", "translate")[position % 3 % 2],
+            "no_timestamps": position % 5 > 0,
+        }
+        expected = theirs.get_decoder_prompt_ids(**options)
+        assert ours.get_decoder_prompt_ids(**options) == expected
+        assert ours.encode("a b") == theirs.encode("a b")
+        assert ours.encode("") == [*ours.prefix_tokens, ours.eot]
+
+
+def test_settings_of_labels_are_given_or_changed_later(folders):
+    ours, theirs = load_pair(
+        folders["v2"], language="spanish", task="translate", predict_timestamps=True
+    )
+    assert ours.prefix_tokens == theirs.prefix_tokens == [50258, 50262, 50358]
+    for changes in ({"language": "fr"}, {"task": "transcribe"}, {"predict_timestamps": False}):
+        ours.set_prefix_tokens(**changes)
+        theirs.set_prefix_tokens(**changes)
+        assert ours.prefix_tokens == theirs.prefix_tokens
+    assert ours("a").input_ids == theirs("a").input_ids
+
+
+def test_calling_gives_what_transformers_gives(pairs):
+    ours, theirs = pairs["tiny"]
+    for text in ("a b", ["a", "b c", ""]):
+        for add in (True, False):
+            found = ours(text, add_special_tokens=add)
+            assert dict(found) == dict(theirs(text, add_special_tokens=add))
+            assert (found.input_ids, found.attention_mask) == tuple(found.values())
+
+
+def test_prompt_ids_are_those_of_transformers(pairs):
+    ours, theirs = pairs["v2"]
+    for text in ("Mr. Quilter", "  padded ", "ünïcode", ""):
+        expected = theirs.get_prompt_ids(text)
+        found = ours.get_prompt_ids(text)
+        np.testing.assert_array_equal(found, expected)
+        assert found.dtype == expected.dtype
+        assert ours.get_prompt_ids(text, return_tensors=None) == expected.tolist()
+    for text in ("a <|endoftext|>", "<|1.00|>"):
+        with pytest.raises(ValueError, match="disallowed special token"):
+            theirs.get_prompt_ids(text)
+        with pytest.raises(ValueError, match="found the special token"):
+            ours.get_prompt_ids(text)
+
+
+@pytest.mark.parametrize("wrap", [list, tuple, np.array, torch.tensor])
+def test_ids_come_as_any_list_or_array(pairs, wrap):
+    ours, theirs = pairs["v2"]
+    ids = ours.encode(" hello there", add_special_tokens=False)
+    assert ours.decode(wrap(ids)) == theirs.decode(wrap(ids)) == " hello there"
+    assert ours.batch_decode(wrap([ids, ids])) == theirs.batch_decode(wrap([ids, ids]))
+
+
+def test_one_id_decodes_by_itself(pairs):
+    ours, theirs = pairs["v2"]
+    assert ours.decode(5) == theirs.decode(5)
+
+
+def test_previous_text_is_left_out_of_batches_too(pairs):
+    # The reference documents say so; transformers 5.23 does it for single sequences only.
+    ours, _ = pairs["v2"]
+    said = [ours.sot, *ours.encode(" hello", add_special_tokens=False), ours.eot]
+    ids = [ours.start_of_prev, *ours.encode(" before", add_special_tokens=False), *said]
+    assert ours.decode(ids, skip_special_tokens=True) == " hello"
+    assert ours.batch_decode([ids, said], skip_special_tokens=True) == [" hello", " hello"]
+
+
+@pytest.mark.parametrize("kind", ["tiny", "tiny-english"])
+def test_a_saved_tokenizer_loads_here_and_in_transformers(folders, tmp_path, kind):
+    ours = WhisperTokenizer.from_pretrained(
+        folders[kind], task="transcribe", predict_timestamps=True
+    )
+    ours.save_pretrained(tmp_path)
+    text = "ask not <|startofprev|> what<|0.02|>"
+    for cls in (WhisperTokenizer, transformers.WhisperTokenizer):
+        again = cls.from_pretrained(tmp_path)
+        assert again.encode(text) == ours.encode(text)
+        assert again.all_special_ids == ours.all_special_ids
+        assert again.decode(ours.encode(text)) == ours.decode(ours.encode(text))
+
+
+def test_a_tokenizer_saved_by_transformers_loads_with_its_settings(folders, tmp_path):
+    options = {"language": "fr", "task": "translate", "predict_timestamps": True}
+    _, theirs = load_pair(folders["tiny"], **options)
+    theirs.save_pretrained(tmp_path)
+    ours = WhisperTokenizer.from_pretrained(tmp_path)
+    assert ours.prefix_tokens == theirs.prefix_tokens
+    assert ours.encode("a b") == theirs.encode("a b")
+    assert WhisperTokenizer.from_pretrained(tmp_path, language="de").language == "de"
+
+
+# Against openai-whisper
+
+
+@pytest.mark.parametrize("kind", ["v2", "v3", "english"])
+def test_control_tokens_are_those_of_openai_whisper(pairs, openai, kind):
+    ours, theirs = pairs[kind][0], openai[kind]
+    for name in ("eot", "sot", "transcribe", "translate", "no_timestamps", "timestamp_begin"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert (ours.no_speech, ours.start_of_prev) == (theirs.no_speech, theirs.sot_prev)
+    assert ours.is_multilingual == (kind != "english")
+    if ours.is_multilingual:
+        expected = zip(theirs.all_language_codes, theirs.all_language_tokens, strict=True)
+        assert ours.language_ids == dict(expected)
+    else:
+        assert ours.language_ids == {}
+
+
+@pytest.mark.parametrize("kind", ["v2", "v3"])
+def test_prompts_are_those_of_openai_whisper(pairs, openai, kind):
+    ours = pairs[kind][0]
+    for code in ours.language_ids:
+        for task in ("transcribe", "translate"):
+            theirs = replace(openai[kind], language=code, task=task)
+            assert ours.prompt(LANGUAGES[code], task, True) == theirs.sot_sequence
+            expected = theirs.sot_sequence_including_notimestamps
+            assert ours.prompt(code, task, False) == expected
+
+
+def test_prompts_of_english_only_models_name_neither_language_nor_task(pairs, openai):
+    ours = pairs["english"][0]
+    for language in (None, "en", "English"):
+        assert ours.prompt(language, "transcribe", True) == openai["english"].sot_sequence
+        assert ours.prompt(language, "transcribe", False) == (ours.sot, ours.no_timestamps)
+
+
+@settings(deadline=None, max_examples=50)
+@given(text=st.text(st.characters(codec="utf-8")).filter(lambda text: "<|" not in text))
+@pytest.mark.parametrize("kind", ["v2", "english"])
+def test_any_text_encodes_as_in_openai_whisper(pairs, openai, kind, text):
+    assert pairs[kind][0].encode(text, add_special_tokens=False) == openai[kind].encode(text)
+
+
+@settings(deadline=None, max_examples=50)
+@given(ids=st.lists(st.integers(0, 50255)))
+def test_any_text_tokens_decode_as_in_openai_whisper(pairs, openai, ids):
+    assert pairs["v2"][0].decode_text(ids) == openai["v2"].decode(ids)
+
+
+# What it refuses, and what it takes from elsewhere
+
+
+def test_timestamps_follow_by_position_where_the_files_end_before_them(folders, tmp_path):
+    content = json.loads((folders["tiny"] / "tokenizer.json").read_text())
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["special"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    short = WhisperTokenizer.from_pretrained(tmp_path)
+    whole = WhisperTokenizer.from_pretrained(folders["tiny"])
+    assert len(short) == len(whole) - 1501
+    assert short.timestamp_begin == whole.timestamp_begin == whole.convert_tokens_to_ids("<|0.00|>")
+    ids = [
+        short.timestamp_begin,
+        *whole.encode("a", add_special_tokens=False),
+        short.timestamp_begin + 54,
+    ]
+    assert short.decode(ids, decode_with_timestamps=True) == "<|0.00|>a<|1.08|>"
+    assert short.decode_text(ids) == short.decode(ids) == "a"
+
+
+def test_generation_config_says_whether_a_model_is_multilingual(folders, tmp_path):
+    (tmp_path / "tokenizer.json").symlink_to(folders["v2"] / "tokenizer.json")
+    assert WhisperTokenizer.from_pretrained(tmp_path).is_multilingual
+    (tmp_path / "generation_config.json").write_text('{"is_multilingual": false}')
+    english = WhisperTokenizer.from_pretrained(tmp_path)
+    assert (english.is_multilingual, english.language_ids) == (False, {})
+
+
+def test_text_and_times_come_apart(pairs):
+    ours = pairs["v2"][0]
+    hello, there = (ours.encode(text, add_special_tokens=False) for text in (" hello", " there"))
+    at = ours.timestamp_begin
+    ids = [*ours.prompt("en", "transcribe", True), at, *hello, at + 50, at + 60, *there, ours.eot]
+    assert ours.decode_text(ids) == " hello there"
+    first, second = ours.split_timestamps(ids)
+    assert (first.start_s, first.end_s, list(first.tokens)) == (0.0, 1.0, hello)
+    assert (second.start_s, second.end_s, list(second.tokens)) == (1.2, None, there)
+
+
+@pytest.mark.parametrize(
+    ("language", "task", "message"),
+    [
+        (None, "transcribe", "found no language, expected one of its 99"),
+        ("yue", "transcribe", r"cantonese \(yue\) is not among the 99 languages"),
+        ("klingon", "transcribe", "no such language"),
+        ("en", "summarize", "the task 'summarize': expected one of transcribe, translate"),
+    ],
+)
+def test_prompts_that_a_multilingual_model_cannot_follow(pairs, language, task, message):
+    with pytest.raises(ValueError, match=message):
+        pairs["v2"][0].prompt(language, task, True)
+
+
+@pytest.mark.parametrize(("language", "task"), [("de", "transcribe"), ("en", "translate")])
+def test_prompts_that_an_english_only_model_cannot_follow(pairs, language, task):
+    with pytest.raises(ValueError, match="an English-only Whisper model"):
+        pairs["english"][0].prompt(language, task, True)
+
+
+@pytest.mark.parametrize("options", [{"language": "klingon"}, {"task": "Transcribe"}])
+def test_labels_with_an_unknown_setting_change_nothing(pairs, options):
+    ours = pairs["tiny"][0]
+    before = ours.prefix_tokens
+    with pytest.raises(ValueError, match="choosing the"):
+        ours.set_prefix_tokens(predict_timestamps=True, **options)
+    assert ours.prefix_tokens == before
+
+
+def test_a_vocabulary_without_control_tokens_is_a_checkpoint_error(folders, tmp_path):
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).symlink_to(folders["tiny"] / name)
+    with pytest.raises(CheckpointError, match=r"found no <\|startoftranscript\|> among 457 tokens"):
+        WhisperTokenizer.from_pretrained(tmp_path)
+
+
+def test_a_setting_of_another_type_is_a_checkpoint_error(folders, tmp_path):
+    (tmp_path / "tokenizer.json").symlink_to(folders["tiny"] / "tokenizer.json")
+    (tmp_path / "tokenizer_config.json").write_text('{"language": 3}')
+    with pytest.raises(CheckpointError, match=r"tokenizer_config.json: language is 3"):
+        WhisperTokenizer.from_pretrained(tmp_path)

@@ -1,0 +1,261 @@
+"""Every option of calling and padding with Whisper's tokenizer, against transformers."""
+
+import itertools
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from corpus_asr.families.batch import BatchEncoding
+from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
+from tests.support.tokenizers import tiny_tokenizer
+
+TEXTS = ["ask not what your country", "", "a", "北風と太陽 b <|en|> c"]
+ASKED = {
+    "return_token_type_ids": True,
+    "return_special_tokens_mask": True,
+    "return_offsets_mapping": True,
+    "return_length": True,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair(folder):
+    return load_pair(folder)
+
+
+class Pair(tuple):
+    """Our tokenizer and that of transformers; the latter would print its whole vocabulary."""
+
+    def __repr__(self):
+        return "pair"
+
+
+def load_pair(folder: Path, **options):
+    classes = (WhisperTokenizer, transformers.WhisperTokenizer)
+    return Pair(cls.from_pretrained(folder, **options) for cls in classes)
+
+
+def plain(batch) -> dict:
+    return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in dict(batch).items()}
+
+
+def assert_equal_calls(pair, *texts, **options):
+    ours, theirs = pair
+    with warnings.catch_warnings():
+        # Both warn of a length without effect.
+        warnings.simplefilter("ignore")
+        found, expected = ours(*texts, **options), theirs(*texts, **options)
+    assert plain(found) == plain(expected), (texts, options)
+    for key in expected:
+        assert type(found[key]) is type(expected[key])
+        assert getattr(found[key], "dtype", None) == getattr(expected[key], "dtype", None)
+
+
+@pytest.mark.parametrize("text", [*TEXTS, TEXTS, TEXTS[2:3]], ids=str)
+@pytest.mark.parametrize("padding", [False, True, "longest", "max_length", "do_not_pad"])
+def test_lengths_are_those_of_transformers(pair, text, padding):
+    for truncation, max_length, multiple, side, special in itertools.product(
+        (None, True, False, "longest_first"), (None, 5, 8), (None, 4), (None, "left"), (True, False)
+    ):
+        cuts = truncation or (truncation is None and padding is False)
+        pads = padding not in (False, "do_not_pad")
+        if cuts and pads and multiple and max_length == 5:
+            continue
+        if max_length is None and (padding == "max_length" or truncation):
+            continue  # the tokenizer's own length has a test of its own
+        assert_equal_calls(
+            pair,
+            text,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            pad_to_multiple_of=multiple,
+            padding_side=side,
+            add_special_tokens=special,
+            **ASKED,
+        )
+
+
+@pytest.mark.parametrize("kind", ["np", "pt"])
+def test_tensors_are_those_of_transformers(pair, kind):
+    assert_equal_calls(pair, TEXTS[0], return_tensors=kind)
+    assert_equal_calls(pair, TEXTS, padding=True, return_tensors=kind, **ASKED)
+    assert_equal_calls(pair, TEXTS, padding=True, return_tensors=kind, return_attention_mask=False)
+    ours, _ = pair
+    with pytest.raises(ValueError, match=r"converting 'input_ids'.*pass padding=True"):
+        ours(TEXTS, return_tensors=kind)
+
+
+@given(
+    text=st.text(st.sampled_from("ask not wy北ü"), max_size=30),
+    limit=st.integers(5, 12),
+    stride=st.integers(0, 1),
+    side=st.sampled_from(["left", "right"]),
+    several=st.booleans(),
+)
+@settings(max_examples=60)
+def test_what_overflows_is_what_overflows_in_transformers(pair, text, limit, stride, side, several):
+    for tokenizer in pair:
+        tokenizer.truncation_side = side
+    options = {"max_length": limit, "truncation": True, "stride": stride, **ASKED}
+    texts = [text, "a", text] if several else text
+    assert_equal_calls(pair, texts, return_overflowing_tokens=True, **options)
+    assert_equal_calls(pair, texts, **options)
+    for tokenizer in pair:
+        tokenizer.truncation_side = "right"
+
+
+@given(
+    first=st.text(st.sampled_from("ask not wy"), max_size=20),
+    second=st.text(st.sampled_from("ask not wy"), min_size=1, max_size=20),
+    limit=st.integers(4, 14),
+)
+@settings(max_examples=60)
+def test_pairs_are_those_of_transformers(pair, first, second, limit):
+    assert_equal_calls(pair, first, second, **ASKED)
+    assert_equal_calls(pair, [first, "a"], [second, "b"], padding=True)
+    assert_equal_calls(pair, first, second, max_length=limit, truncation=True, **ASKED)
+    for one in ("only_first", "only_second"):
+        try:
+            assert_equal_calls(pair, first, second, max_length=limit, truncation=one)
+        except ValueError as error:
+            assert "too few to cut" in str(error)  # noqa: PT017  (the same call may also succeed)
+            with pytest.raises(Exception, match="too short"):
+                pair[1](first, second, max_length=limit, truncation=one)
+
+
+def test_words_and_targets_are_those_of_transformers(pair):
+    words = ["ask", "not what", "北"]
+    assert_equal_calls(pair, words, is_split_into_words=True, **ASKED)
+    assert_equal_calls(pair, [words, ["a"]], is_split_into_words=True, padding=True)
+    assert_equal_calls(pair, TEXTS, None, TEXTS[::-1], padding=True, return_tensors="np")
+    assert_equal_calls(pair, None, None, TEXTS[0])
+
+
+def test_the_length_of_the_tokenizer_is_taken_where_none_is_given(folder):
+    pair = load_pair(folder, model_max_length=6)
+    for options in ({"truncation": True}, {"padding": "max_length"}):
+        assert_equal_calls(pair, TEXTS, **options)
+    endless = load_pair(folder, model_max_length=int(1e30))
+    assert_equal_calls(endless, TEXTS, truncation=True, padding="max_length")
+
+
+def test_encoding_one_text_takes_the_same_options(pair):
+    ours, theirs = pair
+    for options in (
+        {"max_length": 5},
+        {"return_tensors": "np"},
+        {"padding": "max_length", "max_length": 9},
+        {"add_special_tokens": False},
+        {"text_pair": "b"},
+    ):
+        found, expected = ours.encode("ask not", **options), theirs.encode("ask not", **options)
+        np.testing.assert_array_equal(found, expected)
+    assert ours.tokenize("ask not") == theirs.tokenize("ask not")
+    tokens = theirs.tokenize("北風 ask")
+    assert ours.convert_tokens_to_string(tokens) == theirs.convert_tokens_to_string(tokens)
+
+
+ROWS = [
+    [{"input_ids": [1, 2, 3]}, {"input_ids": [4]}],
+    [{"input_ids": [1, 2], "attention_mask": [1, 1], "labels": 3}] * 2,
+    {"input_ids": [[1, 2, 3], [4], []], "token_type_ids": [[0, 0, 1], [0], []]},
+    {"input_ids": [1, 2, 3], "special_tokens_mask": [1, 0, 1]},
+    {"input_ids": []},
+    [{"input_ids": np.array([1, 2])}, {"input_ids": np.array([3])}],
+    [{"input_ids": torch.tensor([1, 2])}, {"input_ids": torch.tensor([3])}],
+    {"input_ids": torch.tensor([[1, 2], [3, 4]])},
+]
+
+
+@pytest.mark.parametrize("rows", ROWS, ids=str)
+@pytest.mark.parametrize("tensors", [None, "pt", "np"])
+def test_padding_afterwards_is_that_of_transformers(pair, rows, tensors):
+    ours, theirs = pair
+    for options in (
+        {},
+        {"padding": "max_length", "max_length": 4},
+        {"pad_to_multiple_of": 4, "padding_side": "left"},
+        {"padding": "max_length", "max_length": 3, "return_attention_mask": False},
+    ):
+        if rows == {"input_ids": []} and tensors is not None:
+            continue  # theirs gives the empty list back
+        if isinstance(rows, list) and "attention_mask" in rows[0]:
+            options.pop("return_attention_mask", None)
+        found = ours.pad(rows, return_tensors=tensors, **options)
+        expected = theirs.pad(
+            dict(rows) if isinstance(rows, dict) else rows, **options, return_tensors=tensors
+        )
+        if rows == {"input_ids": []}:
+            found.pop("attention_mask", None)
+            assert dict(found) == expected
+            continue
+        assert isinstance(found, BatchEncoding)
+        assert plain(found) == plain(expected)
+        for key in expected:
+            assert type(found[key]) is type(expected[key])
+
+
+def test_calls_and_padding_name_what_is_wrong(folder):
+    ours = WhisperTokenizer.from_pretrained(folder)
+    for call, message in (
+        (lambda: ours(), "found neither text nor text_target"),
+        (lambda: ours(5), "found '5' of type int, expected a text"),
+        (lambda: ours(["a", None]), "of type NoneType, expected a text"),
+        (lambda: ours("a", is_split_into_words=True), "expected a list of words"),
+        (lambda: ours(["a"], ["b", "c"]), "found 1 texts and 2 second ones"),
+        (lambda: ours("a", padding="wide"), "padding='wide', expected True, False or one of"),
+        (lambda: ours("a", truncation="first"), "truncation='first'"),
+        (lambda: ours("a", max_length=2), "room for the 3 special tokens"),
+        (lambda: ours("a", max_length=0), "max_length=0, expected 1 or more"),
+        (lambda: ours("ask not", max_length=4, stride=3), "found stride=3"),
+        (lambda: ours("a", padding=True, padding_side="top"), "found 'top', expected 'left'"),
+        (lambda: ours("a", return_tensors="tf"), "return_tensors='tf'"),
+        (lambda: ours("a", "b", return_overflowing_tokens=True), "for single texts only"),
+        (
+            lambda: ours("a", padding=True, truncation=True, max_length=5, pad_to_multiple_of=2),
+            "found max_length=5 to cut to",
+        ),
+        (lambda: ours.pad({"labels": [1]}), r"found \['labels'\], expected input_ids"),
+        (lambda: ours.pad([]), "found list, expected input_ids"),
+        (lambda: ours.pad([{"input_ids": [1]}, {"labels": [1]}]), "found different names"),
+        (lambda: ours.pad({"input_ids": [[1]], "labels": [1, 2]}), "2 rows of labels"),
+        (lambda: ours("\ud800"), "no valid Unicode"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.warns(UserWarning, match="max_length has no effect"):
+        ours(["a"], padding=True, max_length=5)
+    ours.pad_token = None
+    with pytest.raises(ValueError, match="found no padding token"):
+        ours(["a"], padding=True)
+
+
+def test_what_stands_around_a_text_is_that_of_transformers(folder):
+    ours, theirs = load_pair(folder, language="de", task="translate")
+    one, two = [5, 6, 7], [8]
+    for ids in ((one,), (one, two)):
+        built = theirs.build_inputs_with_special_tokens(*ids)
+        assert ours.build_inputs_with_special_tokens(*ids) == built
+        assert ours.get_special_tokens_mask(*ids) == theirs.get_special_tokens_mask(*ids)
+    built = theirs.build_inputs_with_special_tokens(one)
+    expected = theirs.get_special_tokens_mask(built, already_has_special_tokens=True)
+    assert ours.get_special_tokens_mask(built, already_has_special_tokens=True) == expected
+    with pytest.raises(ValueError, match="found a second list of ids"):
+        ours.get_special_tokens_mask(built, one, already_has_special_tokens=True)
+    assert ours.create_token_type_ids_from_sequences(one) == [0, 0, 0]
+    assert ours.create_token_type_ids_from_sequences(one, two) == [0, 0, 0, 1]
+    assert ours.num_special_tokens_to_add() == theirs.num_special_tokens_to_add() == 5

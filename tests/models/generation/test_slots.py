@@ -1,0 +1,76 @@
+"""A model's slot model is made once for each state of its weights."""
+
+import copy
+import pickle
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from corpus_asr.models.generation.slots import run, slot_model
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from tests.support.checkpoints import tiny_whisper
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_whisper(
+        tmp_path_factory.mktemp("model"), d_model=16, layers=1, heads=2, max_source_positions=20
+    )
+
+
+@pytest.fixture
+def model(folder: Path) -> WhisperForConditionalGeneration:
+    return WhisperForConditionalGeneration.from_pretrained(folder)
+
+
+def test_it_is_made_once(model: WhisperForConditionalGeneration) -> None:
+    assert slot_model(model) is slot_model(model)
+
+
+def test_a_step_of_an_optimiser_makes_it_anew(model: WhisperForConditionalGeneration) -> None:
+    before = slot_model(model)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.model.decoder.layer_norm.weight.grad = torch.ones(16)
+    optimiser.step()
+    assert slot_model(model) is not before
+
+
+def test_changes_through_data_make_it_anew(model: WhisperForConditionalGeneration) -> None:
+    before = slot_model(model)
+    weight = dict(model.named_parameters())["model.decoder.layers.0.fc1.weight"]
+    weight.data.mul_(2.0)
+    again = slot_model(model)
+    assert again is not before
+    weight.data = torch.zeros(64, 16)
+    assert slot_model(model) is not again
+
+
+def test_another_type_or_loaded_weights_make_it_anew(
+    model: WhisperForConditionalGeneration,
+) -> None:
+    before = slot_model(model)
+    model.load_state_dict({k: v + 1 for k, v in model.state_dict().items()})
+    loaded = slot_model(model)
+    assert loaded is not before
+    assert slot_model(model.to(torch.float64)).dtype == torch.float64
+
+
+def test_copies_and_pickles_leave_it_behind(model: WhisperForConditionalGeneration) -> None:
+    mine = slot_model(model)
+    twin = copy.deepcopy(model)
+    assert slot_model(twin) is not mine
+    again = pickle.loads(pickle.dumps(model))
+    assert slot_model(again) is not mine
+    assert set(model.state_dict()) == set(twin.state_dict())
+
+
+def test_a_task_that_fails_ends_the_run(model: WhisperForConditionalGeneration) -> None:
+    def failing() -> Generator[Any, Any, None]:
+        yield from (_ for _ in [1 // 0])
+
+    with pytest.raises(ZeroDivisionError):
+        run(slot_model(model), [failing(), failing()])
+    assert run(slot_model(model), []) == []

@@ -1,0 +1,385 @@
+"""The seek loop, fed by hand: what it asks for and what it makes of the answers."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.protocols import Search, WindowJob, WindowResult
+from corpus_asr.segments import Segment
+from corpus_asr.transcription.clips import clip_ranges, holds_the_beginning
+from corpus_asr.transcription.language import Language, find_language, spoken_most
+from corpus_asr.transcription.whisper import sequential
+from corpus_asr.transcription.whisper.part_job import PartJob
+from corpus_asr.transcription.whisper.sequential import SeekLoop
+from corpus_asr.transcription.windows import PartRequest
+from tests.support.dialects import BEGIN, ENGLISH, GERMAN, NO_SPEECH, PREVIOUS, START, dialect
+from tests.transcription.test_windows import part
+
+ENGLISH_GIVEN = Language(code="en", probability=None)
+TINY = {"max_target_positions": 448}
+
+
+def said(*tokens: int, logprob: float = -0.1, score: float | None = None) -> WindowResult:
+    return WindowResult(
+        tokens=tokens, logprobs=(logprob,) * len(tokens), end_logprob=logprob, score=score
+    )
+
+
+def language_said(*logits: float) -> WindowResult:
+    """What comes back when English and German have these logits, and nothing else is allowed."""
+    scores = torch.full((2, 50), -torch.inf)
+    scores[0, [ENGLISH, GERMAN]] = torch.tensor(logits)
+    return WindowResult(tokens=(ENGLISH,), logprobs=(0.0,), end_logprob=0.0, score=None,
+                        scores=scores)  # fmt: skip
+
+
+def loop(
+    results: list[WindowResult],
+    *,
+    seconds: float,
+    speech: Any = None,
+    language: Language | None = ENGLISH_GIVEN,
+    start_s: float = 0.0,
+    **settings: Any,
+) -> tuple[list[Segment], list[WindowJob]]:
+    own = part(seconds, speech, start_s=start_s)
+    chosen = DecodingSettings(**settings)
+    steps = SeekLoop(
+        own,
+        language=language,
+        dialect=dialect(no_speech=NO_SPEECH, **TINY),
+        settings=chosen,
+        at_beginning=holds_the_beginning(own, chosen.clip_timestamps),
+    ).run(clip_ranges(own, chosen.clip_timestamps))
+    jobs: list[Any] = [next(steps)]
+    for one in results:
+        try:
+            jobs.append(steps.send(one))
+        except StopIteration as stop:
+            return stop.value, jobs
+    raise AssertionError("it asked for more windows than were expected")
+
+
+def test_windows_follow_one_another_where_the_text_ended() -> None:
+    segments, jobs = loop(
+        [
+            said(BEGIN, 1, BEGIN + 50, BEGIN + 60, 2),  # 1.0 s closed, the rest left open
+            said(BEGIN, 3, BEGIN + 100),
+            said(BEGIN, 4, BEGIN + 20),
+        ],
+        seconds=40,
+    )
+    assert [job.window for job in jobs] == [(0, 4000), (100, 4000), (3100, 4000)]
+    assert [(one.text, one.start_s, one.end_s) for one in segments] == [
+        (" w1", 0.0, 1.0),
+        (" w3", 1.0, pytest.approx(3.0)),
+        (" w4", 31.0, pytest.approx(31.4)),
+    ]
+
+
+def test_long_silence_is_jumped_over() -> None:
+    segments, jobs = loop([said(BEGIN, 1, BEGIN + 50)], seconds=200, speech=[(100.0, 102.0)])
+    assert [job.window for job in jobs] == [(10_000, 20_000)]
+    assert segments[0].start_s == 100.0
+    assert segments[0].speech_fraction == 1.0
+
+
+def test_windows_of_silence_are_dropped() -> None:
+    segments, jobs = loop(
+        [said(1, logprob=-2.0, score=0.9), said(BEGIN, 2, BEGIN + 50)], seconds=40
+    )
+    assert [job.window[0] for job in jobs] == [0, 3000]
+    assert [one.text for one in segments] == [" w2"]
+    assert jobs[0].score_token == NO_SPEECH
+
+
+def test_text_in_the_padding_is_dropped_and_end_times_are_cut() -> None:
+    segments, _ = loop(
+        [said(BEGIN, 1, BEGIN + 100, BEGIN + 100, 2, BEGIN + 900, BEGIN + 900, 3, BEGIN + 950)],
+        seconds=5,
+    )
+    assert [(one.text, one.end_s) for one in segments] == [(" w1", 2.0), (" w2", 5.0)]
+
+
+@pytest.mark.parametrize(("conditioned", "temperature"), [(True, 0.0), (True, 0.8), (False, 0.0)])
+def test_the_text_before_becomes_the_prompt_unless_it_is_uncertain(
+    conditioned: bool, temperature: float
+) -> None:
+    _, jobs = loop(
+        [said(BEGIN, 1, BEGIN + 50), said(BEGIN, 2, BEGIN + 50)],
+        seconds=40,
+        condition_on_prev_tokens=conditioned,
+        temperature=temperature,
+    )
+    if conditioned and temperature == 0.0:
+        assert jobs[1].prompt == (PREVIOUS, BEGIN, 1, BEGIN + 50, START, ENGLISH)
+        assert jobs[1].score_position == 4
+    else:
+        assert jobs[1].prompt == (START, ENGLISH)
+
+
+def test_seeds_name_recording_window_and_temperature() -> None:
+    results = [said(BEGIN, 1, BEGIN + 50, logprob=-3.0)] * 4
+    settings: dict[str, Any] = {"temperature": (0.2, 0.4)}
+    first, again = (loop(results, seconds=40, **settings)[1] for _ in range(2))
+    assert [job.seed for job in first] == [job.seed for job in again]
+    assert len({job.seed for job in first}) == len(first)
+
+
+def test_the_language_is_asked_for_in_the_first_speech() -> None:
+    own = part(40, [(12.0, 20.0)])
+    steps = find_language(own, dialect(), DecodingSettings())
+    job = next(steps)
+    assert (job.prompt, job.rules.only) == ((START,), (ENGLISH, GERMAN))
+    with pytest.raises(StopIteration) as stop:
+        steps.send(language_said(0.0, math.log(3)))
+    assert stop.value.value.code == "de"
+    assert stop.value.value.probability == pytest.approx(0.75)
+
+
+def answers(own: PartRequest, logits: list[tuple[float, float]], **settings: Any) -> Language:
+    steps = find_language(own, dialect(), DecodingSettings(**settings))
+    next(steps)
+    for one in logits[:-1]:
+        steps.send(language_said(*one))
+    with pytest.raises(StopIteration) as stop:
+        steps.send(language_said(*logits[-1]))
+    found: Language = stop.value.value
+    return found
+
+
+def test_windows_vote_and_their_probabilities_are_averaged() -> None:
+    # An English beginning does not decide over two German windows.
+    found = answers(part(300), [(9.0, 0.0), (0.0, 9.0), (0.0, 9.0)])
+    assert found.code == "de"
+    assert found.probability == pytest.approx(2 / 3, abs=1e-3)
+
+
+def test_all_parts_of_a_recording_ask_in_the_windows_they_were_given() -> None:
+    windows = np.concatenate([np.full((3000, 4), n, np.float16) for n in (1, 2)])
+    own = replace(part(300, start_s=600.0), language_features=windows)
+    steps = find_language(own, dialect(), DecodingSettings())
+    first = next(steps)
+    second = steps.send(language_said(0.0, 1.0))
+    assert [job.features.shape for job in (first, second)] == [(4, 3000)] * 2
+    assert [float(job.features.mean()) for job in (first, second)] == [1.0, 2.0]
+    assert first.window != second.window
+    # Asked for itself, the part looks at its own windows.
+    assert answers(own, [(1.0, 0.0)] * 3, language_mode="part").code == "en"
+
+
+def test_each_window_may_have_a_language_of_its_own() -> None:
+    segments, jobs = loop(
+        [language_said(0.0, 9.0), said(BEGIN, 1, BEGIN + 1500),
+         language_said(9.0, 0.0), said(BEGIN, 2, BEGIN + 100)],
+        seconds=40, language=None, language_mode="window",
+    )  # fmt: skip
+    assert [job.prompt for job in jobs] == [
+        (START,), (START, GERMAN), (START,), (START, ENGLISH)
+    ]  # fmt: skip
+    # Asking and decoding share the window's encoding.
+    assert jobs[0].window == jobs[1].window
+    assert [(one.language, one.text) for one in segments] == [("de", " w1"), ("en", " w2")]
+    assert segments[0].language_probability == pytest.approx(1.0, abs=1e-3)
+    most = spoken_most(segments)
+    assert most is not None
+    assert most.code == "de"
+    assert most.probability == pytest.approx(1.0, abs=1e-3)
+    assert spoken_most([]) is None
+
+
+def test_clips_are_transcribed_one_after_the_other() -> None:
+    segments, jobs = loop(
+        [said(BEGIN, 1, BEGIN + 50), said(BEGIN, 2, BEGIN + 900), said(BEGIN, 3, BEGIN + 50)],
+        seconds=100,
+        clip_timestamps=(5, 10, 20, 25, 90),
+    )
+    assert [job.window for job in jobs] == [(500, 1000), (2000, 2500), (9000, 10_000)]
+    assert [(one.start_s, one.end_s) for one in segments] == [
+        (5.0, 6.0),
+        (20.0, 25.0),
+        (90.0, 91.0),
+    ]
+    # Frames outside a clip are not heard.
+    assert not jobs[0].features[:, 500:].any()
+
+
+def test_clips_are_the_recording_s_and_parts_take_their_share() -> None:
+    own = part(100, start_s=600.0)
+    assert clip_ranges(own, ()) == [(0, 10_000)]
+    assert clip_ranges(own, (0.0,)) == [(0, 10_000)]
+    assert clip_ranges(own, (10.0, 20.0)) == []
+    assert clip_ranges(own, (10.0, 610.0, 650.0, 655.5, 690.0, 2000.0)) == [
+        (0, 1000), (5000, 5550), (9000, 10_000)
+    ]  # fmt: skip
+    assert clip_ranges(own, (900.0,)) == []
+    assert not holds_the_beginning(own, ())
+    assert holds_the_beginning(own, (600.0,))
+    assert not holds_the_beginning(own, (700.0,))
+    assert holds_the_beginning(part(100), ())
+
+
+@given(
+    edges=st.lists(st.integers(0, 4000), max_size=8, unique=True).map(sorted),
+    part_s=st.sampled_from([30, 70, 130]),
+)
+def test_parts_share_clips_without_loss_or_overlap(edges: list[int], part_s: int) -> None:
+    clips = [edge / 10 for edge in edges]
+    wanted = np.zeros(40_000, dtype=bool)
+    for first, last in zip(clips[::2] or [0.0], [*clips[1::2], 400.0], strict=False):
+        wanted[round(first * 100) : round(last * 100)] = True
+    heard = np.zeros(40_000, dtype=bool)
+    beginnings = 0
+    for start in range(0, 400, part_s):
+        own = part(min(part_s, 400 - start), start_s=float(start))
+        beginnings += holds_the_beginning(own, clips)
+        for first, last in clip_ranges(own, clips):
+            assert not heard[start * 100 + first : start * 100 + last].any()
+            heard[start * 100 + first : start * 100 + last] = True
+    assert (heard == wanted).all()
+    assert beginnings == (not clips or clips[0] < 400)
+
+
+def test_prompts_hotwords_and_the_prefix() -> None:
+    windows = [said(BEGIN, 1, BEGIN + 50)] * 3
+    settings: dict[str, Any] = {
+        "initial_prompt": "w7 w8", "hotwords": "w9", "prefix": "w6"
+    }  # fmt: skip
+    _, jobs = loop(windows, seconds=80, **settings)
+    assert [job.prompt for job in jobs] == [
+        (PREVIOUS, 7, 8, START, ENGLISH, 6),  # hotwords give way to the prefix
+        (PREVIOUS, 9, START, ENGLISH),
+        (PREVIOUS, 9, START, ENGLISH),
+    ]
+    assert [job.score_position for job in jobs] == [3, 2, 2]
+    _, jobs = loop(windows, seconds=80, condition_on_prev_tokens=True, **settings)
+    text = (BEGIN, 1, BEGIN + 50)
+    assert [job.prompt for job in jobs[1:]] == [
+        (PREVIOUS, 9, 7, 8, *text, START, ENGLISH),
+        (PREVIOUS, 9, 7, 8, *text, *text, START, ENGLISH),
+    ]
+    _, jobs = loop(windows, seconds=80, start_s=600.0, **settings)
+    assert jobs[0].prompt == (PREVIOUS, 9, 7, 8, START, ENGLISH)  # not where the recording begins
+
+
+def test_search_options_reach_every_window_and_beams_temperature_0_alone() -> None:
+    _, jobs = loop(
+        [said(1, logprob=-3.0), said(BEGIN, 1, BEGIN + 50)],
+        seconds=20,
+        temperature=(0.0, 0.4),
+        num_beams=5,
+        length_penalty=0.8,
+        repetition_penalty=1.2,
+        no_repeat_ngram_size=3,
+        stop_loops=False,
+    )
+    common: dict[str, Any] = {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3}
+    assert jobs[0].search == Search(num_beams=5, length_penalty=0.8, **common)
+    assert jobs[1].search == Search(temperature=0.4, **common)
+    _, jobs = loop([said(BEGIN, 1, BEGIN + 50)], seconds=20)
+    assert jobs[0].search == Search(stop_loops=True)
+
+
+def test_a_window_that_was_ended_in_a_loop_is_retried() -> None:
+    looped = replace(said(BEGIN, 1, 2), looped=True)
+    segments, jobs = loop([looped, said(BEGIN, 1, BEGIN + 50)], seconds=20)
+    assert [job.search.temperature for job in jobs] == [0.0, 0.2]
+    assert [one.temperature for one in segments] == [0.2]
+    segments, _ = loop([looped], seconds=20, compression_ratio_threshold=None)
+    assert [one.text for one in segments] == [" w1 w2"]
+
+
+def test_segments_outside_speech_are_dropped_when_that_is_asked_for() -> None:
+    window = said(BEGIN, 1, BEGIN + 100, BEGIN + 150, 2, BEGIN + 250)  # 0-2 s and 3-5 s
+    kept, _ = loop([window], seconds=20, speech=[(0.0, 2.2)])
+    assert [one.text for one in kept] == [" w1", " w2"]
+    kept, jobs = loop(
+        [window, said(BEGIN, 3, BEGIN + 100)],
+        seconds=40,
+        speech=[(0.0, 2.2), (31.0, 34.0)],
+        drop_nonspeech=True,
+        condition_on_prev_tokens=True,
+    )
+    assert [one.text for one in kept] == [" w1", " w3"]
+    assert 2 not in jobs[1].prompt
+    kept, _ = loop([window], seconds=20, drop_nonspeech=True)  # it was not looked for
+    assert len(kept) == 2
+
+
+def test_known_hallucinations_are_marked_and_dropped_only_when_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sequential, "is_known_hallucination", lambda text: text == " w2")
+    window = said(BEGIN, 1, BEGIN + 100, BEGIN + 150, 2, BEGIN + 250)
+    kept, _ = loop([window], seconds=20)
+    assert [(one.text, one.known_hallucination) for one in kept] == [(" w1", False), (" w2", True)]
+    kept, jobs = loop(
+        [window, said(BEGIN, 3, BEGIN + 100)],
+        seconds=40,
+        drop_known_hallucinations=True,
+        condition_on_prev_tokens=True,
+    )
+    assert [one.text for one in kept] == [" w1", " w3"]
+    assert 2 not in jobs[1].prompt
+
+
+@pytest.mark.parametrize("language", ["de", ("de",)])
+def test_a_language_that_is_given_is_not_asked_for(language: Any) -> None:
+    steps = find_language(part(5), dialect(), DecodingSettings(language=language))
+    with pytest.raises(StopIteration) as stop:
+        next(steps)
+    assert stop.value.value == Language(code="de", probability=None)
+
+
+def chunked(
+    own: PartRequest, found: list[Segment], **settings: Any
+) -> tuple[list[tuple[Any, Any]], list[Any]]:
+    """The tasks of a part's chunks, and what each asks for first; results go to `found`."""
+    tasks: list[tuple[Any, Any]] = []
+    job = PartJob(
+        own,
+        dialect=dialect(**TINY),
+        settings=DecodingSettings(language="en", strategy="chunked", **settings),
+        add=lambda task, done: tasks.append((task, done)),
+        done=lambda segments, *_: found.extend(segments),
+    )
+    job.start()
+    # The language is given: windows are asked for at once. Tasks come while the first one runs.
+    return tasks, [next(tasks[0][0])] + [next(task) for task, _ in tasks[1:]]
+
+
+def test_chunks_are_as_long_as_asked_for() -> None:
+    own = part(60, [(0.0, 4.0), (5.0, 9.0), (10.0, 14.0), (20.0, 24.0)])
+    _, asked = chunked(own, [], window_s=10)
+    assert [one.window for one in asked] == [(0, 900), (1000, 1400), (2000, 2400)]
+    _, asked = chunked(own, [])
+    assert [one.window for one in asked] == [(0, 2400)]
+
+
+def test_chunks_are_decoded_independently_and_come_out_in_order() -> None:
+    found: list[Segment] = []
+    tasks, asked = chunked(part(200, [(0.0, 20.0), (50.0, 70.0), (100.0, 120.0)]), found)
+    assert [one.window for one in asked] == [(0, 2000), (5000, 7000), (10_000, 12_000)]
+    for word, (task, done) in reversed(list(enumerate(tasks, start=1))):
+        with pytest.raises(StopIteration) as stop:
+            task.send(said(BEGIN, word, BEGIN + 999))
+        assert not found
+        done(stop.value.value, None)
+    assert [(one.text, one.start_s) for one in found] == [
+        (" w1", 0.0),
+        (" w2", 50.0),
+        (" w3", 100.0),
+    ]
+
+
+def test_a_window_of_blanks_is_not_asked_for_words() -> None:
+    segments, jobs = loop([said(BEGIN, BEGIN + 50)], seconds=20, word_timestamps=True)
+    assert segments == []
+    assert len(jobs) == 1
