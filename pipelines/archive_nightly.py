@@ -23,12 +23,12 @@ from corpus_asr.report.night_trends import over_budget, warnings_of
 from corpus_asr.runtime.progress import Stream
 from corpus_asr.runtime.stopping import RunStoppedError
 from corpus_asr.runtime.summary import RunSummary
-from corpus_asr.storage.addresses import join, shown
-from corpus_asr.storage.beginning import new_run_id
 from corpus_asr.storage.failing import Failing, count_tries, note_tries
-from corpus_asr.storage.lock import USUAL, Lock, Timing
-from corpus_asr.storage.plan import Plan
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.lock import USUAL, Lock, Timing
+from corpus_asr.storage.run_state.plan import Plan
+from corpus_asr.storage.run_state.start import new_run_id
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import join, shown
 from pipelines import classify_audio, transcribe_corpus
 from pipelines.corpus import run_locked
 

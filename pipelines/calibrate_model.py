@@ -25,10 +25,10 @@ from corpus_asr.report.calibration import (
     segment_outcomes,
 )
 from corpus_asr.report.calibration_render import reliability_data
-from corpus_asr.storage.addresses import public, shown
-from corpus_asr.storage.beginning import CONFIG_NAME, FINGERPRINT_NAME
 from corpus_asr.storage.calibrations import write_calibration
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.start import CONFIG_NAME, FINGERPRINT_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import public, shown
 
 
 def calibrate(

@@ -17,8 +17,8 @@ from corpus_asr.export.recording import Recording
 from corpus_asr.report.accuracy import Heard, Score, score
 from corpus_asr.report.accuracy_references import Reference, TimedWord, read_references
 from corpus_asr.report.accuracy_summary import Evaluation, compare, summarise
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import shown
 
 
 def evaluate(

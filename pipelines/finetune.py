@@ -10,7 +10,7 @@ from operator import itemgetter
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.runtime.progress import Stream
-from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.stores.uri import shown
 from corpus_asr.training.evaluation import Evaluation
 from corpus_asr.training.group import Group
 from corpus_asr.training.job import Finetune

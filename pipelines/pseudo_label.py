@@ -28,11 +28,11 @@ from corpus_asr.report.text import duration
 from corpus_asr.runtime.progress import Stream
 from corpus_asr.runtime.resources import this_machine
 from corpus_asr.runtime.summary import RunSummary
-from corpus_asr.storage.addresses import normalise, shown
-from corpus_asr.storage.beginning import new_run_id
-from corpus_asr.storage.lock import Lock
-from corpus_asr.storage.tables import OutputStore
-from corpus_asr.storage.trust import HostRules
+from corpus_asr.storage.run_state.lock import Lock
+from corpus_asr.storage.run_state.start import new_run_id
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.host_allowlist import HostRules
+from corpus_asr.storage.stores.uri import normalise, shown
 from pipelines import transcribe_corpus
 
 

@@ -27,8 +27,8 @@ def show(
     from corpus_asr.export.load import Selection, chosen, recordings
     from corpus_asr.report.transcript import Format, printer
     from corpus_asr.segments import Transcript
-    from corpus_asr.storage.addresses import shown
-    from corpus_asr.storage.tables import OutputStore
+    from corpus_asr.storage.run_state.tables import OutputStore
+    from corpus_asr.storage.stores.uri import shown
 
     with readable_errors():
         selection = Selection(

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.beginning import CONFIG_NAME
-from corpus_asr.storage.ledger import Ledger, Settlement, counted
 from corpus_asr.storage.results import LABEL_ROWS, SEGMENT_ROWS, PartRows
-from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
+from corpus_asr.storage.run_state.ledger import Ledger, Settlement, counted
+from corpus_asr.storage.run_state.start import CONFIG_NAME
+from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
+from corpus_asr.storage.stores.uri import shown
 
 _PART_COLUMNS = (
     "recording_id", "uri", "size_bytes", "etag", "status", "part_end_s", "language",

@@ -21,8 +21,8 @@ from corpus_asr.export.recording import Recording, segment_from
 from corpus_asr.export.spill import Spill
 from corpus_asr.languages import resolve_language
 from corpus_asr.schemas import SEGMENTS
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import shown
 
 _ORDER = ("start_s", "channel", "part", "segment")
 TEXT_COLUMNS = (

@@ -30,9 +30,9 @@ from corpus_asr.export.load import (
 from corpus_asr.export.names import Names
 from corpus_asr.export.recording import Recording
 from corpus_asr.export.subtitles import WordStyle, srt_text, vtt_text
-from corpus_asr.storage import filesystem
-from corpus_asr.storage.addresses import normalise, scheme_of, shown, within
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.uri import normalise, scheme_of, shown, within
 
 WRITERS = 8  # files are small: writing them is waiting for the store
 SINGLE_NAME = "transcripts"

@@ -17,10 +17,10 @@ from jaxtyping import Float32
 from corpus_asr.audio.decode import open_audio
 from corpus_asr.audio.encode import AudioFormat, encode_audio
 from corpus_asr.errors import DecodeError
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.filesystem import open_binary
 from corpus_asr.storage.ranges import RangeFile
-from corpus_asr.storage.trust import ANY_NAMED_HOST, HostRules
+from corpus_asr.storage.stores.filesystem import open_binary
+from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
+from corpus_asr.storage.stores.uri import shown
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 CHANGED = "source_changed"

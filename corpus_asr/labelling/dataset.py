@@ -23,9 +23,9 @@ from corpus_asr.config.labelling import DatasetSettings, SelectionSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.labelling.layouts import AUDIO_FOLDER, DATA_FOLDER, MANIFESTS_FOLDER
 from corpus_asr.schemas import SCHEMA_VERSION, SELECTION
-from corpus_asr.storage import filesystem
-from corpus_asr.storage.addresses import shown, without_secrets
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.uri import shown, without_secrets
 
 SETTINGS_NAME = "_run/dataset.json"
 SELECTION_FOLDER = "selection"

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.beginning import CONFIG_NAME, FINGERPRINT_NAME
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.start import CONFIG_NAME, FINGERPRINT_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

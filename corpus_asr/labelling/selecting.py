@@ -26,8 +26,8 @@ from corpus_asr.labelling.measures import Comparisons, listed_hashes, measured
 from corpus_asr.labelling.rules import Rule, decide
 from corpus_asr.report.accuracy_references import Reference, read_references
 from corpus_asr.schemas import SELECTION
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.tables import OutputStore, ParquetFile, parquet_batches
+from corpus_asr.storage.run_state.tables import OutputStore, ParquetFile, parquet_batches
+from corpus_asr.storage.stores.uri import shown
 
 _COLUMNS = tuple(
     name for name in (*SCORE_COLUMNS, "language_probability", "speech_fraction")

@@ -13,8 +13,8 @@ from typing import Any
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.languages import resolve_language
-from corpus_asr.storage.addresses import public, recording_id, shown
 from corpus_asr.storage.manifest import manifest_rows
+from corpus_asr.storage.stores.uri import public, recording_id, shown
 
 _URI_NAMES = ("uri", "path")
 # Ten hours of words with their times.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from corpus_asr.report.accuracy import Score
 from corpus_asr.report.accuracy_summary import Comparison, Evaluation, Group, WordTimes
 from corpus_asr.report.text import counted, printable, row, table, wrapped
-from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.stores.uri import shown
 
 _MOST_CHARACTERS = 200
 _HEADER = ("", "recordings", "words", "WER", "CER", "wrong", "left out", "added")

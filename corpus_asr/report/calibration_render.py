@@ -9,7 +9,7 @@ from typing import Any
 
 from corpus_asr.report.calibration import Calibration, Reliability
 from corpus_asr.report.text import counted, row, table, wrapped
-from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.stores.uri import shown
 
 _HEADER = ("confidence", "segments", "words", "mean", "right", "with errors")
 

@@ -26,18 +26,13 @@ from corpus_asr.report.statistics import (
     as_segments,
     summarise,
 )
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.beginning import (
-    CONFIG_NAME,
-    FINGERPRINT_NAME,
-    RUN_NAME,
-    SUCCESS_NAME,
-)
-from corpus_asr.storage.ledger import Ledger
-from corpus_asr.storage.plan import PLANS_FOLDER
 from corpus_asr.storage.results import LABEL_ROWS, SEGMENT_ROWS
-from corpus_asr.storage.snapshot import read_snapshot
-from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
+from corpus_asr.storage.run_state.ledger import Ledger
+from corpus_asr.storage.run_state.plan import PLANS_FOLDER
+from corpus_asr.storage.run_state.run_files import read_snapshot
+from corpus_asr.storage.run_state.start import CONFIG_NAME, FINGERPRINT_NAME, RUN_NAME, SUCCESS_NAME
+from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
+from corpus_asr.storage.stores.uri import shown
 
 _RUN_ID_TIME = "%Y%m%dT%H%M%SZ"  # what a run's identity begins with
 

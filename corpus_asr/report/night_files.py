@@ -14,8 +14,8 @@ from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.logs import event
 from corpus_asr.report.night import Night, PastNight, as_data, past_from
 from corpus_asr.report.night_render import chat, markdown
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import shown
 from corpus_asr.storage.webhook import post_json
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from corpus_asr.report.advice import advice
 from corpus_asr.report.night import Night, NightState, PastNight
 from corpus_asr.report.statistics import FailureGroup
 from corpus_asr.report.text import counted, duration
-from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.stores.uri import shown
 
 _STATES = {
     NightState.done: "done",

@@ -15,11 +15,11 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.report.advice import advice
 from corpus_asr.report.bottleneck import bottleneck, time_lines
 from corpus_asr.report.text import counted, duration, row, wrapped
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.beginning import CONFIG_NAME, RUN_NAME, SUCCESS_NAME
-from corpus_asr.storage.lock import USUAL, Holder, read_holder
-from corpus_asr.storage.snapshot import RUNNING, TRANSCRIBED, Snapshot, read_snapshot
-from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
+from corpus_asr.storage.run_state.lock import USUAL, Holder, read_holder
+from corpus_asr.storage.run_state.run_files import RUNNING, TRANSCRIBED, Snapshot, read_snapshot
+from corpus_asr.storage.run_state.start import CONFIG_NAME, RUN_NAME, SUCCESS_NAME
+from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
+from corpus_asr.storage.stores.uri import shown
 
 # Without a heartbeat for this long, by the driver's clock against ours, a driver is taken for dead.
 SILENT_S = USUAL.heartbeat_s * USUAL.looks

@@ -32,9 +32,9 @@ from corpus_asr.runtime.stopping import Stop, stoppable
 from corpus_asr.schemas import RESULTS
 from corpus_asr.stages.extract import EXTRACTOR, ExtractStage
 from corpus_asr.stages.transcribe import EngineFactory, TranscribeStage, load_engine
-from corpus_asr.storage.addresses import without_secrets
-from corpus_asr.storage.filesystem import open_store
-from corpus_asr.storage.trust import HostRules
+from corpus_asr.storage.stores.filesystem import open_store
+from corpus_asr.storage.stores.host_allowlist import HostRules
+from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import MEBIBYTE
 
 _LOG = logging.getLogger(__name__)

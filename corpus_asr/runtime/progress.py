@@ -19,7 +19,7 @@ from rich.text import Text
 
 from corpus_asr.activity import Activity, FailureCount, merged
 from corpus_asr.stages.stage import FAILED
-from corpus_asr.storage.addresses import public, shown
+from corpus_asr.storage.stores.uri import public, shown
 
 
 class Stream(Protocol):

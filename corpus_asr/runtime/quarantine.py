@@ -16,7 +16,7 @@ import pyarrow as pa
 from corpus_asr.errors import ItemError
 from corpus_asr.stages.stage import OK
 from corpus_asr.stages.transcribe import TranscribeStage, refuse
-from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.stores.uri import shown
 
 PartKey = tuple[str, int]
 

@@ -19,10 +19,10 @@ from corpus_asr.runtime.resources import Resources, resolve_resources, store_byt
 from corpus_asr.schemas import PACKS
 from corpus_asr.stages.extract import ExtractStage
 from corpus_asr.stages.transcribe import EngineFactory
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.plan import Plan, read_packs
-from corpus_asr.storage.tables import OutputStore
-from corpus_asr.storage.trust import HostRules
+from corpus_asr.storage.run_state.plan import Plan, read_packs
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.host_allowlist import HostRules
+from corpus_asr.storage.stores.uri import shown
 from corpus_asr.units import MEBIBYTE
 
 RECORDINGS_TRIED = 3

@@ -17,10 +17,10 @@ from corpus_asr.languages import check_known
 from corpus_asr.models.config_file import read_json_object
 from corpus_asr.models.family import Family
 from corpus_asr.models.registry import family_of, resolve
-from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.hub_names import full_name
 from corpus_asr.storage.model_files import fetch_checkpoint, model_revision
 from corpus_asr.storage.results import ModelName
+from corpus_asr.storage.stores.uri import shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,10 +22,10 @@ from corpus_asr.schemas import FILES, PARTS
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import GIGABYTE, ExtractedPart, ExtractRequest, check_size
 from corpus_asr.stages.stage import NO_SPEECH, OK, failure_fields, one_row
-from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.ranges import BLOCK_BYTES
-from corpus_asr.storage.trust import ANY_NAMED_HOST, HostRules
+from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
+from corpus_asr.storage.stores.uri import shown
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 
 _LOG = logging.getLogger(__name__)

@@ -26,10 +26,10 @@ from corpus_asr.models.family import PartFeatures
 from corpus_asr.models.registry import family_of, resolve
 from corpus_asr.stages.ahead import OpenedAhead
 from corpus_asr.stages.messages import ExtractedPart, ExtractRequest, check_size
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.failures import retries_so_far
-from corpus_asr.storage.filesystem import open_binary
-from corpus_asr.storage.trust import ANY_NAMED_HOST, HostRules
+from corpus_asr.storage.stores.filesystem import open_binary
+from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
+from corpus_asr.storage.stores.retry import retries_so_far
+from corpus_asr.storage.stores.uri import shown
 from corpus_asr.units import FRAMES_PER_SECOND, SAMPLE_RATE_HZ
 
 # Every channel keeps a part's audio and a detector; beyond this memory is no longer bounded.

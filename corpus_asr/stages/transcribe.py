@@ -28,8 +28,8 @@ from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.segments import PartLabels, SpeechSpan
 from corpus_asr.stages.stage import OK, failure_fields, half_views
-from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.model_files import fetch_checkpoint
+from corpus_asr.storage.stores.uri import shown
 from corpus_asr.threads import spin_briefly
 
 if TYPE_CHECKING:  # imports torch

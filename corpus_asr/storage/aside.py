@@ -9,9 +9,14 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from corpus_asr.storage import filesystem
 from corpus_asr.storage.results import PART_ROWS_FOLDERS
-from corpus_asr.storage.tables import OUTCOMES_FOLDER, READERS, RECORDINGS_FOLDER, OutputStore
+from corpus_asr.storage.run_state.tables import (
+    OUTCOMES_FOLDER,
+    READERS,
+    RECORDINGS_FOLDER,
+    OutputStore,
+)
+from corpus_asr.storage.stores import filesystem
 
 logger = logging.getLogger(__name__)
 

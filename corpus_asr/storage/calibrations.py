@@ -12,8 +12,8 @@ from corpus_asr.confidence import FEATURES, ConfidenceModel
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.logs import event
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import shown
 
 CALIBRATION_NAME: Final = "calibration.json"
 _LOG = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ Knows nothing of what is stored.
 from collections.abc import Callable
 
 from corpus_asr.errors import FetchError
-from corpus_asr.storage.addresses import normalise
-from corpus_asr.storage.failures import DEFAULT_POLICY, NOT_FOUND, RetryPolicy, persist
-from corpus_asr.storage.filesystem import Store, store_for
+from corpus_asr.storage.stores.filesystem import Store, store_for
+from corpus_asr.storage.stores.retry import DEFAULT_POLICY, NOT_FOUND, RetryPolicy, persist
+from corpus_asr.storage.stores.uri import normalise
 from corpus_asr.units import MEBIBYTE
 
 PEEK_BYTES = MEBIBYTE // 16

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 
 FAILING_NAME = "_run/failing.parquet"
 _COLUMNS = ("recording_id", "uri", "etag", "size_bytes", "run_id", "status", "retryable")

@@ -6,7 +6,7 @@ Rows in, rows out. Knows no object and no store.
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.storage.addresses import public, public_text
+from corpus_asr.storage.stores.uri import public, public_text
 
 
 def conform(rows: pa.RecordBatch | pa.Table, schema: pa.Schema) -> pa.Table:

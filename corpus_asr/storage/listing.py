@@ -17,17 +17,11 @@ import pyarrow as pa
 from corpus_asr.config.stages import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.schemas import FILES
-from corpus_asr.storage.addresses import (
-    LOCAL,
-    normalise,
-    recording_id,
-    scheme_of,
-    shown,
-)
-from corpus_asr.storage.failures import ACCESS_DENIED, NOT_FOUND
-from corpus_asr.storage.filesystem import describe, list_pages
-from corpus_asr.storage.local import Page
 from corpus_asr.storage.manifest import manifest_rows
+from corpus_asr.storage.stores.filesystem import describe, list_pages
+from corpus_asr.storage.stores.local import Page
+from corpus_asr.storage.stores.retry import ACCESS_DENIED, NOT_FOUND
+from corpus_asr.storage.stores.uri import LOCAL, normalise, recording_id, scheme_of, shown
 
 BATCH_ROWS = 10_000
 

@@ -18,11 +18,11 @@ from typing import Any
 import pyarrow as pa
 
 from corpus_asr.errors import ConfigError, FetchError
-from corpus_asr.storage.addresses import LOCAL, normalise, parent, resolve, scheme_of, shown
-from corpus_asr.storage.failures import UNSUPPORTED_SCHEME
-from corpus_asr.storage.filesystem import open_binary
-from corpus_asr.storage.tables import parquet_batches, parquet_columns
-from corpus_asr.storage.trust import may_name
+from corpus_asr.storage.run_state.tables import parquet_batches, parquet_columns
+from corpus_asr.storage.stores.filesystem import open_binary
+from corpus_asr.storage.stores.host_allowlist import may_name
+from corpus_asr.storage.stores.retry import UNSUPPORTED_SCHEME
+from corpus_asr.storage.stores.uri import LOCAL, normalise, parent, resolve, scheme_of, shown
 from corpus_asr.units import MEBIBYTE
 
 CHUNK_ROWS = 5_000

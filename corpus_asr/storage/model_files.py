@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 from corpus_asr.config.default_model import PACKAGED_CHECKPOINT
 from corpus_asr.errors import CheckpointError, FetchError
-from corpus_asr.storage.addresses import LOCAL, join, normalise, scheme_of, shown, without_secrets
 from corpus_asr.storage.hub_names import full_name, hub_name, probably_meant
+from corpus_asr.storage.stores.uri import LOCAL, join, normalise, scheme_of, shown, without_secrets
 from corpus_asr.units import MEBIBYTE
 
 CACHE_VARIABLE = "CORPUS_ASR_CACHE"
@@ -345,4 +345,4 @@ def _hub_error(name: str, revision: str | None, error: Exception) -> CheckpointE
 
 def _filesystem() -> Any:
     """The stores' module, only for an address: a folder loads where pyarrow is not installed."""
-    return importlib.import_module("corpus_asr.storage.filesystem")
+    return importlib.import_module("corpus_asr.storage.stores.filesystem")

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any, Protocol, TypeVar
 
-from corpus_asr.storage.failures import (
+from corpus_asr.storage.stores.retry import (
     CHANGED,
     FETCH,
     FEW_ATTEMPTS,

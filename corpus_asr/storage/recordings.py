@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.schemas import OUTCOMES, RECORDINGS
+from corpus_asr.storage.run_state.tables import RECORDINGS_FOLDER, SUFFIX, OutputStore
 from corpus_asr.storage.stems import unique_stem
-from corpus_asr.storage.tables import RECORDINGS_FOLDER, SUFFIX, OutputStore
 
 RECORDINGS_PER_OBJECT = 250_000  # with their parts, some hundred MiB of memory
 _ERROR_COLUMNS = ("error_stage", "error_kind", "error_message", "retryable")

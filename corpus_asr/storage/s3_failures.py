@@ -8,7 +8,7 @@ import asyncio
 from botocore import exceptions
 from botocore.parsers import ResponseParserError
 
-from corpus_asr.storage.failures import (
+from corpus_asr.storage.stores.retry import (
     ACCESS_DENIED,
     FETCH,
     FEW_ATTEMPTS,

@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import OUTCOMES
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.local import TEMPORARY_PREFIX
 from corpus_asr.storage.results import PART_ROWS_FOLDERS, part_rows_named
-from corpus_asr.storage.tables import OUTCOMES_FOLDER, RECORDINGS_FOLDER, OutputStore
+from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, RECORDINGS_FOLDER, OutputStore
+from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
+from corpus_asr.storage.stores.uri import shown
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from importlib import metadata
 from typing import Any
 
 from corpus_asr.config.run import RunConfig
-from corpus_asr.storage.addresses import public, without_secrets
 from corpus_asr.storage.hub_names import full_name
+from corpus_asr.storage.stores.uri import public, without_secrets
 
 PACKAGES = (
     "corpus-asr", "torch", "ray", "av", "numpy", "pyarrow", "fsspec", "s3fs", "huggingface_hub",

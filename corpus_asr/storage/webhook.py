@@ -15,7 +15,9 @@ import aiohttp
 from fsspec.asyn import get_loop, sync
 
 from corpus_asr.errors import FetchError
-from corpus_asr.storage.failures import (
+from corpus_asr.storage.stores.host_allowlist import HostRules, Verdict, host_of
+from corpus_asr.storage.stores.http import web_failure
+from corpus_asr.storage.stores.retry import (
     FETCH,
     REFUSED_HOST,
     RetryPolicy,
@@ -23,8 +25,6 @@ from corpus_asr.storage.failures import (
     from_status,
     persist,
 )
-from corpus_asr.storage.trust import HostRules, Verdict, host_of
-from corpus_asr.storage.web import web_failure
 
 # Nobody waits for a message longer than for about a minute.
 PATIENCE = RetryPolicy(attempts=3, patience_s=30.0, longest_wait_s=10.0, request_timeout_s=15.0)

@@ -22,7 +22,7 @@ import pyarrow as pa
 from jaxtyping import Float32, Int16, Int64
 
 from corpus_asr.errors import ConfigError, ItemError
-from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.stores.uri import shown
 from corpus_asr.training.samples import FULL_SCALE, Samples, Wanted, joined, read_samples
 from corpus_asr.training.utterances import Recording, Utterance
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES

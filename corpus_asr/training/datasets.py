@@ -14,9 +14,9 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.labelling.dataset import SETTINGS_NAME
 from corpus_asr.labelling.layouts import DATA_FOLDER
 from corpus_asr.languages import resolve_language
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.filesystem import open_binary
-from corpus_asr.storage.tables import OutputStore, parquet_batches, parquet_columns
+from corpus_asr.storage.run_state.tables import OutputStore, parquet_batches, parquet_columns
+from corpus_asr.storage.stores.filesystem import open_binary
+from corpus_asr.storage.stores.uri import shown
 from corpus_asr.training.utterances import Utterance
 
 _AUDIO = "audio"

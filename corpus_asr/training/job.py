@@ -25,9 +25,9 @@ from corpus_asr.models.registry import family_of
 from corpus_asr.models.stored_weights import stored_tensors
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.models.whisper.processor import WhisperProcessor
-from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.hub_names import full_name
 from corpus_asr.storage.model_files import fetch_checkpoint, model_revision
+from corpus_asr.storage.stores.uri import shown
 from corpus_asr.training.audio_cache import SUMMARY_NAME, AudioCache, prepare
 from corpus_asr.training.augmentation import Augmentation
 from corpus_asr.training.evaluation import Evaluation, Evaluator

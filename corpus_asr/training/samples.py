@@ -16,9 +16,9 @@ from jaxtyping import Int16
 from corpus_asr.audio.decode import open_audio
 from corpus_asr.errors import DecodeError, ItemError
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.filesystem import open_binary
-from corpus_asr.storage.tables import parquet_rows
+from corpus_asr.storage.run_state.tables import parquet_rows
+from corpus_asr.storage.stores.filesystem import open_binary
+from corpus_asr.storage.stores.uri import shown
 from corpus_asr.training.utterances import Recording
 
 Samples = Int16[np.ndarray, "_"]

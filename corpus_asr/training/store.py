@@ -22,8 +22,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.storage.addresses import join, normalise, shown
-from corpus_asr.storage.filesystem import (
+from corpus_asr.storage.stores.filesystem import (
     list_objects,
     read_bytes,
     remove,
@@ -31,6 +30,7 @@ from corpus_asr.storage.filesystem import (
     upload,
     write_atomic,
 )
+from corpus_asr.storage.stores.uri import join, normalise, shown
 
 MODEL_FOLDER, ADAPTER_FOLDER = "model", "adapter"
 LOG_NAME = "log.jsonl"

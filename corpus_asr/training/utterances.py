@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.languages import resolve_language
-from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.manifest import manifest_rows
+from corpus_asr.storage.stores.uri import shown
 
 _URI_NAMES = ("uri", "path", "audio_filepath")
 # An hour of segments with their times.

@@ -20,11 +20,11 @@ from corpus_asr.errors import CorpusAsrError
 from corpus_asr.export.index import Index, index_of, outcomes_names
 from corpus_asr.logs import event
 from corpus_asr.schemas import OUTCOMES
-from corpus_asr.storage.beginning import CONFIG_NAME, SUCCESS_NAME
-from corpus_asr.storage.ledger import Ledger, Settlement, counted
 from corpus_asr.storage.recordings import PART_COLUMNS, RECORDINGS_PER_OBJECT, aggregate
 from corpus_asr.storage.results import LABEL_ROWS, SEGMENT_ROWS, PartRows
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.ledger import Ledger, Settlement, counted
+from corpus_asr.storage.run_state.start import CONFIG_NAME, SUCCESS_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.texts import TextFiles, Texts
 
 REFRESH_S = 10.0

@@ -15,9 +15,9 @@ from jaxtyping import Float32
 from corpus_asr.audio.channels import Channels
 from corpus_asr.audio.decode import AudioDecoder, open_audio
 from corpus_asr.errors import DecodeError
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.filesystem import open_binary
-from corpus_asr.storage.trust import HostRules
+from corpus_asr.storage.stores.filesystem import open_binary
+from corpus_asr.storage.stores.host_allowlist import HostRules
+from corpus_asr.storage.stores.uri import shown
 from corpus_asr.units import SAMPLE_RATE_HZ
 from corpus_asr.view.excerpt_request import PATIENCE, ExcerptRequest
 

@@ -20,11 +20,11 @@ from typing import Any, Protocol, cast
 from corpus_asr.config.stages import SourceSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.storage import filesystem
-from corpus_asr.storage.beginning import CONFIG_NAME
 from corpus_asr.storage.ranges import RangeFile
-from corpus_asr.storage.tables import OutputStore
-from corpus_asr.storage.trust import HostRules
+from corpus_asr.storage.run_state.start import CONFIG_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.host_allowlist import HostRules
 from corpus_asr.units import SAMPLE_RATE_HZ
 from corpus_asr.view.excerpt_request import PATIENCE, ExcerptRequest
 

@@ -21,7 +21,7 @@ from corpus_asr.labelling import writing
 from corpus_asr.labelling.cutting import CutRequest
 from corpus_asr.labelling.summary import as_data
 from corpus_asr.runtime.summary import RunSummary
-from corpus_asr.storage import filesystem
+from corpus_asr.storage.stores import filesystem
 from pipelines import transcribe_corpus
 from pipelines.pseudo_label import label, run
 from tests.support.audio import decode, wav_bytes

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli import app
 from corpus_asr.config.run import RunConfig
-from corpus_asr.storage.failures import RetryPolicy
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.retry import RetryPolicy
 from pipelines.transcribe_corpus import run
 from tests.support.audio import tone, wav_bytes
 from tests.support.corpora import job, tiny_model

@@ -19,9 +19,9 @@ from nbclient.exceptions import CellExecutionError
 
 from corpus_asr.report.accuracy_references import read_references
 from corpus_asr.schemas import FILES, RECORDINGS
-from corpus_asr.storage.beginning import Run
-from corpus_asr.storage.finish import finish
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.finish import finish
+from corpus_asr.storage.run_state.start import Run
+from corpus_asr.storage.run_state.tables import OutputStore
 from pipelines.evaluate_model import evaluate
 from pipelines.transcribe_corpus import run
 from tests.support.commits import commit, part, results

@@ -19,7 +19,7 @@ import pytest
 from corpus_asr.config.labelling import PseudoLabelConfig
 from corpus_asr.config.run import RunConfig
 from corpus_asr.labelling.cutting import ClipCutter, CutRequest, Stretch
-from corpus_asr.storage import filesystem
+from corpus_asr.storage.stores import filesystem
 from corpus_asr.text.normalize import EnglishTextNormalizer
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 from pipelines import transcribe_corpus

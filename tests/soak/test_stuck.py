@@ -10,7 +10,7 @@ import pytest
 import pipelines.transcribe_corpus as pipeline
 from corpus_asr.config.choices import Choices, Retry
 from corpus_asr.config.run import RunConfig
-from corpus_asr.storage.filesystem import open_store, write_atomic
+from corpus_asr.storage.stores.filesystem import open_store, write_atomic
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import tone, wav_bytes
 from tests.support.corpora import job, tiny_model

@@ -11,13 +11,13 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.load import load_report
 from corpus_asr.schemas import SEGMENTS
-from corpus_asr.storage import filesystem
 from corpus_asr.storage.aside import ASIDE_NAME
-from corpus_asr.storage.beginning import Run, begin_run, fingerprint
-from corpus_asr.storage.finish import RunCounts, finish
-from corpus_asr.storage.ledger import Ledger
-from corpus_asr.storage.plan import make_plan
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.finish import RunCounts, finish
+from corpus_asr.storage.run_state.ledger import Ledger
+from corpus_asr.storage.run_state.plan import make_plan
+from corpus_asr.storage.run_state.start import Run, begin_run, fingerprint
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
 from tests.support.commits import commit, files, part, results
 from tests.support.dying import Killed, dying
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.storage.beginning import begin_run, fingerprint
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.start import begin_run, fingerprint
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.storage.test_ledger import config
 from tests.support.commits import commit, part, results
 

@@ -18,14 +18,15 @@ from hypothesis import strategies as st
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
-from corpus_asr.storage import compaction, filesystem
-from corpus_asr.storage.beginning import Run
-from corpus_asr.storage.compaction import compact, groups_to_merge, merge
-from corpus_asr.storage.finish import RunCounts, finish
-from corpus_asr.storage.ledger import Ledger
 from corpus_asr.storage.results import segments_of
+from corpus_asr.storage.run_state import compaction
+from corpus_asr.storage.run_state.compaction import compact, groups_to_merge, merge
+from corpus_asr.storage.run_state.finish import RunCounts, finish
+from corpus_asr.storage.run_state.ledger import Ledger
+from corpus_asr.storage.run_state.start import Run
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stems import unique_stem
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
 from corpus_asr.units import MEBIBYTE
 from tests.support.commits import commit, files, part, results, same_schema
 from tests.support.stores import S3Server

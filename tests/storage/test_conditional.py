@@ -12,9 +12,17 @@ import pytest
 from botocore import exceptions
 
 from corpus_asr.errors import FetchError
-from corpus_asr.storage import conditional, s3, s3_failures
-from corpus_asr.storage.failures import RetryPolicy
-from corpus_asr.storage.filesystem import exists, move, read_bytes, remove, store_for, write_atomic
+from corpus_asr.storage import conditional, s3_failures
+from corpus_asr.storage.stores import s3
+from corpus_asr.storage.stores.filesystem import (
+    exists,
+    move,
+    read_bytes,
+    remove,
+    store_for,
+    write_atomic,
+)
+from corpus_asr.storage.stores.retry import RetryPolicy
 from tests.support.stores import WebServer
 
 QUICK = RetryPolicy(attempts=3, first_wait_s=0.001, longest_wait_s=0.002)

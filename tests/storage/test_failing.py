@@ -3,7 +3,7 @@
 from typing import Any
 
 from corpus_asr.storage.failing import count_tries, note_tries
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.commits import commit, part, results
 
 

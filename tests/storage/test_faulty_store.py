@@ -10,15 +10,16 @@ import pytest
 from corpus_asr.config.run import RunConfig
 from corpus_asr.config.stages import SourceSettings
 from corpus_asr.errors import FetchError
-from corpus_asr.storage import filesystem, ranges
-from corpus_asr.storage import s3 as s3_module
-from corpus_asr.storage.beginning import SUCCESS_NAME, begin_run
-from corpus_asr.storage.failures import RetryPolicy
-from corpus_asr.storage.filesystem import list_objects, open_binary, read_bytes, write_atomic
-from corpus_asr.storage.finish import finish
+from corpus_asr.storage import ranges
 from corpus_asr.storage.listing import list_files
-from corpus_asr.storage.plan import make_plan, read_listing, read_packs
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.finish import finish
+from corpus_asr.storage.run_state.plan import make_plan, read_listing, read_packs
+from corpus_asr.storage.run_state.start import SUCCESS_NAME, begin_run
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores import s3 as s3_module
+from corpus_asr.storage.stores.filesystem import list_objects, open_binary, read_bytes, write_atomic
+from corpus_asr.storage.stores.retry import RetryPolicy
 from tests.support.commits import commit, part, results
 from tests.support.faulty_store import BAD_NIGHT, FaultyStore, faulty_store
 from tests.support.stores import S3Server

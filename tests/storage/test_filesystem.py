@@ -18,9 +18,10 @@ from fsspec.utils import infer_storage_options
 
 from corpus_asr.config.stages import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
-from corpus_asr.storage import filesystem, ranges, s3_failures
-from corpus_asr.storage.failures import RetryPolicy, persist
-from corpus_asr.storage.filesystem import (
+from corpus_asr.storage import ranges, s3_failures
+from corpus_asr.storage.listing import list_files
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.filesystem import (
     exists,
     list_objects,
     open_binary,
@@ -30,7 +31,7 @@ from corpus_asr.storage.filesystem import (
     upload,
     write_atomic,
 )
-from corpus_asr.storage.listing import list_files
+from corpus_asr.storage.stores.retry import RetryPolicy, persist
 from tests.support.stores import S3Server, WebServer
 
 HOSTILE_NAMES = (

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from corpus_asr.errors import FetchError
-from corpus_asr.storage import filesystem, local
+from corpus_asr.storage.stores import filesystem, local
 
 LIMIT_BYTES = 4096
 
@@ -46,7 +46,7 @@ def test_a_full_disk_leaves_what_was_there_and_says_where_it_is(
 
 def test_a_limit_of_the_process_is_told_as_well(tmp_path: Path):
     code = (
-        "import sys; from corpus_asr.storage import filesystem; "
+        "import sys; from corpus_asr.storage.stores import filesystem; "
         "filesystem.write_atomic(sys.argv[1], bytes(10_000))"
     )
     done = subprocess.run(

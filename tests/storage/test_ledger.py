@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import FetchError
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SEGMENTS
-from corpus_asr.storage import filesystem, recordings
-from corpus_asr.storage.beginning import Run, begin_run
-from corpus_asr.storage.finish import RunCounts, finish
-from corpus_asr.storage.ledger import Ledger
+from corpus_asr.storage import recordings
 from corpus_asr.storage.results import segments_of
+from corpus_asr.storage.run_state.finish import RunCounts, finish
+from corpus_asr.storage.run_state.ledger import Ledger
+from corpus_asr.storage.run_state.start import Run, begin_run
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stems import unique_stem
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
 from tests.support.commits import commit, files, part, results, same_schema
 from tests.support.dying import Killed, dying
 

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from corpus_asr.config.stages import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.schemas import FILES
-from corpus_asr.storage import listing, local
-from corpus_asr.storage import s3 as s3_module
-from corpus_asr.storage.addresses import recording_id
-from corpus_asr.storage.filesystem import open_binary, write_atomic
+from corpus_asr.storage import listing
 from corpus_asr.storage.listing import glob_regex, list_files
+from corpus_asr.storage.stores import local
+from corpus_asr.storage.stores import s3 as s3_module
+from corpus_asr.storage.stores.filesystem import open_binary, write_atomic
+from corpus_asr.storage.stores.uri import recording_id
 from tests.support.stores import S3Server, WebServer
 
 TREE = (

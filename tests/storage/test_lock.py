@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from corpus_asr.errors import EngineError, LockedError
-from corpus_asr.storage import conditional, lock
-from corpus_asr.storage.lock import LOCK_NAME, Holder, Lock, Timing, read_holder
+from corpus_asr.storage import conditional
 from corpus_asr.storage.processes import ProcessName
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state import lock
+from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, Lock, Timing, read_holder
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.stores import S3Server
 
 QUICK = Timing(heartbeat_s=0.05, looks=4, settle_s=0.2)

@@ -11,9 +11,9 @@ import pytest
 from corpus_asr.config.stages import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.storage import manifest as manifest_module
-from corpus_asr.storage.addresses import recording_id, resolve
 from corpus_asr.storage.listing import list_files
 from corpus_asr.storage.manifest import manifest_rows
+from corpus_asr.storage.stores.uri import recording_id, resolve
 from tests.support.stores import S3Server
 
 URIS = ["clip 1.mp3", "sub/#2.mp3", "/absolute/3.mp3", "s3://bucket/4%20.mp3"]

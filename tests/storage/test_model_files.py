@@ -14,8 +14,8 @@ from huggingface_hub import constants, errors
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.storage import model_files
-from corpus_asr.storage.filesystem import write_atomic
 from corpus_asr.storage.model_files import cache_folder, fetch_checkpoint, model_revision
+from corpus_asr.storage.stores.filesystem import write_atomic
 
 FILES = {
     "config.json": b'{"model_type": "whisper"}',

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import PACKS
-from corpus_asr.storage import filesystem
-from corpus_asr.storage import plan as plan_module
-from corpus_asr.storage.beginning import begin_run, fingerprint
-from corpus_asr.storage.finish import finish
-from corpus_asr.storage.ledger import REMAINING
-from corpus_asr.storage.plan import make_plan, pack, read_listing, read_packs
-from corpus_asr.storage.tables import OutputStore, ParquetFile
+from corpus_asr.storage.run_state import plan as plan_module
+from corpus_asr.storage.run_state.finish import finish
+from corpus_asr.storage.run_state.ledger import REMAINING
+from corpus_asr.storage.run_state.plan import make_plan, pack, read_listing, read_packs
+from corpus_asr.storage.run_state.start import begin_run, fingerprint
+from corpus_asr.storage.run_state.tables import OutputStore, ParquetFile
+from corpus_asr.storage.stores import filesystem
 from corpus_asr.units import MEBIBYTE
 from tests.support import flow
 from tests.support.commits import commit, part, results, same_schema
@@ -322,8 +322,8 @@ PLANNER = """
 import sys
 from pathlib import Path
 from corpus_asr.config.run import RunConfig
-from corpus_asr.storage.plan import make_plan
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.plan import make_plan
+from corpus_asr.storage.run_state.tables import OutputStore
 folder = Path(sys.argv[1])
 # Not ru_maxrss, which begins with the peak of whoever started this program.
 status = lambda: Path("/proc/self/status").read_text()

@@ -8,12 +8,12 @@ import pytest
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.schemas import LABELS, OUTCOMES
-from corpus_asr.storage.beginning import Run
-from corpus_asr.storage.finish import finish
 from corpus_asr.storage.recordings import aggregate
 from corpus_asr.storage.results import LABEL_ROWS, outcomes_of, part_rows_named, rows_of
+from corpus_asr.storage.run_state.finish import finish
+from corpus_asr.storage.run_state.start import Run
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stems import unique_stem
-from corpus_asr.storage.tables import OutputStore
 from tests.support.commits import commit, files, part, results, same_schema
 
 RUN = Run(run_id="run", fingerprint="f", started_at="2026-01-01T00:00:00+00:00", continues=False)

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from corpus_asr.config.choices import Retry
 from corpus_asr.config.run import RunConfig
-from corpus_asr.storage import filesystem
-from corpus_asr.storage.addresses import recording_id
-from corpus_asr.storage.beginning import Run
-from corpus_asr.storage.finish import RunCounts, finish
-from corpus_asr.storage.ledger import Ledger, Reason
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.finish import RunCounts, finish
+from corpus_asr.storage.run_state.ledger import Ledger, Reason
+from corpus_asr.storage.run_state.start import Run
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.uri import recording_id
 from tests.support.commits import commit, files, part, results
 from tests.support.dying import Killed, dying
 

@@ -5,8 +5,8 @@ import random
 import pyarrow as pa
 
 from corpus_asr.schemas import OUTCOMES
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.settlement import claimed_segments
-from corpus_asr.storage.tables import OutputStore
 from tests.support.commits import commit, part, results
 
 

@@ -10,10 +10,10 @@ import pytest
 
 from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.schemas import OUTCOMES, RESULTS, SEGMENTS
-from corpus_asr.storage import tables
 from corpus_asr.storage.results import segments_of
+from corpus_asr.storage.run_state import tables
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stems import unique_stem
-from corpus_asr.storage.tables import OutputStore
 from tests.support.commits import commit, part, results, same_schema
 from tests.support.stores import S3Server
 

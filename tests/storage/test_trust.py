@@ -13,14 +13,14 @@ import pytest
 from corpus_asr.config.stages import SourceSettings
 from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
 from corpus_asr.schemas import OUTCOMES
-from corpus_asr.storage.addresses import resolve
-from corpus_asr.storage.failures import RetryPolicy
-from corpus_asr.storage.filesystem import open_binary, write_atomic
-from corpus_asr.storage.ledger import Ledger
 from corpus_asr.storage.listing import list_files
 from corpus_asr.storage.manifest import manifest_rows
-from corpus_asr.storage.tables import OutputStore
-from corpus_asr.storage.trust import HostRules, Verdict, is_public, may_name
+from corpus_asr.storage.run_state.ledger import Ledger
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.filesystem import open_binary, write_atomic
+from corpus_asr.storage.stores.host_allowlist import HostRules, Verdict, is_public, may_name
+from corpus_asr.storage.stores.retry import RetryPolicy
+from corpus_asr.storage.stores.uri import resolve
 from tests.support.commits import commit, part, results
 from tests.support.stores import WebServer, web_server
 

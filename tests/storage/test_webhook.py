@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from corpus_asr.errors import FetchError
-from corpus_asr.storage.failures import RetryPolicy
+from corpus_asr.storage.stores.retry import RetryPolicy
 from corpus_asr.storage.webhook import post_json
 from tests.support.webhooks import SECRET, Webhook, webhook
 

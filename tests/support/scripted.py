@@ -8,7 +8,7 @@ from typing import Any
 from corpus_asr.config.run import RunConfig
 from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.local import run_local
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 from pipelines import corpus, transcribe_corpus
 
 EXTRACTOR = "tests.support.extractors:make"

@@ -15,7 +15,7 @@ from corpus_asr.config.secrets import hide_secrets
 from corpus_asr.languages import LANGUAGES
 from corpus_asr.pages.html import Html, escaped, fill, joined
 from corpus_asr.report.details import Sample
-from corpus_asr.storage.addresses import LOCAL, public, scheme_of, shown, without_secrets
+from corpus_asr.storage.stores.uri import LOCAL, public, scheme_of, shown, without_secrets
 
 MOST_CHARACTERS = 240  # of a name
 MOST_OF_A_MESSAGE = 400

@@ -11,10 +11,10 @@ from corpus_asr.report.page.overview import figures, header, progress, speed
 from corpus_asr.report.page.problems import balance, failures, slowest
 from corpus_asr.report.page.settings import reading, settings
 from corpus_asr.report.statistics import Report
-from corpus_asr.storage import filesystem
-from corpus_asr.storage.addresses import LOCAL, normalise, parent, scheme_of, shown
-from corpus_asr.storage.beginning import PAGE_NAME
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.start import PAGE_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.uri import LOCAL, normalise, parent, scheme_of, shown
 
 _LOG = logging.getLogger(__name__)
 

@@ -24,10 +24,7 @@ import pyarrow.parquet as pq
 from corpus_asr.confidence import ConfidenceModel
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, RESULTS
-from corpus_asr.storage import filesystem
-from corpus_asr.storage.addresses import normalise, public, shown, within
 from corpus_asr.storage.fitting import conform, without_credentials
-from corpus_asr.storage.local import TEMPORARY_PREFIX
 from corpus_asr.storage.results import (
     LABEL_ROWS,
     NO_OTHERS,
@@ -41,6 +38,9 @@ from corpus_asr.storage.results import (
     rows_of,
 )
 from corpus_asr.storage.stems import unique_stem
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
+from corpus_asr.storage.stores.uri import normalise, public, shown, within
 
 SEGMENTS_FOLDER, OUTCOMES_FOLDER, RECORDINGS_FOLDER = "segments", "outcomes", "recordings"
 SUFFIX = ".parquet"

@@ -18,7 +18,8 @@ from typing import IO, NamedTuple
 
 import pyarrow as pa
 
-from corpus_asr.storage.failures import (
+from corpus_asr.storage.ranges import ObjectInfo
+from corpus_asr.storage.stores.retry import (
     FETCH,
     FULL_ERRNO,
     NO_SPACE,
@@ -26,7 +27,6 @@ from corpus_asr.storage.failures import (
     StoreError,
     from_os_error,
 )
-from corpus_asr.storage.ranges import ObjectInfo
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,10 @@ import s3fs
 from botocore import exceptions
 from fsspec.asyn import sync
 
-from corpus_asr.storage.failures import (
+from corpus_asr.storage.ranges import ObjectInfo
+from corpus_asr.storage.s3_failures import from_exception
+from corpus_asr.storage.stores.local import Page
+from corpus_asr.storage.stores.retry import (
     FETCH,
     NOT_FOUND,
     RetryPolicy,
@@ -22,9 +25,6 @@ from corpus_asr.storage.failures import (
     fetch_error,
     persist,
 )
-from corpus_asr.storage.local import Page
-from corpus_asr.storage.ranges import ObjectInfo
-from corpus_asr.storage.s3_failures import from_exception
 
 T = TypeVar("T")
 

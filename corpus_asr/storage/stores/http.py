@@ -18,7 +18,10 @@ from aiohttp.resolver import ThreadedResolver
 from fsspec.asyn import sync
 from fsspec.implementations.http import HTTPFileSystem
 
-from corpus_asr.storage.failures import (
+from corpus_asr.storage.ranges import ObjectInfo, RangesUnsupportedError
+from corpus_asr.storage.stores.host_allowlist import WEB, HostRules, Verdict, host_of, is_public
+from corpus_asr.storage.stores.local import Page
+from corpus_asr.storage.stores.retry import (
     ACCESS_DENIED,
     FETCH,
     REFUSED_HOST,
@@ -28,9 +31,6 @@ from corpus_asr.storage.failures import (
     from_os_error,
     from_status,
 )
-from corpus_asr.storage.local import Page
-from corpus_asr.storage.ranges import ObjectInfo, RangesUnsupportedError
-from corpus_asr.storage.trust import WEB, HostRules, Verdict, host_of, is_public
 from corpus_asr.units import MEBIBYTE
 
 T = TypeVar("T")

@@ -19,11 +19,12 @@ from types import TracebackType
 from typing import Self
 
 from corpus_asr.errors import ConfigError, EngineError, FetchError, LockedError
-from corpus_asr.storage import conditional, filesystem
-from corpus_asr.storage.addresses import LOCAL, scheme_of, shown
-from corpus_asr.storage.failures import RetryPolicy
+from corpus_asr.storage import conditional
 from corpus_asr.storage.processes import ProcessName
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.retry import RetryPolicy
+from corpus_asr.storage.stores.uri import LOCAL, scheme_of, shown
 
 logger = logging.getLogger(__name__)
 

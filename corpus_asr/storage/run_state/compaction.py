@@ -19,9 +19,9 @@ import pyarrow.ipc
 
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.results import PART_ROWS_FOLDERS, part_rows_named
+from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
 from corpus_asr.storage.settlement import claimed_segments, remove_commits
 from corpus_asr.storage.stems import stem_before
-from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
 from corpus_asr.units import MEBIBYTE
 
 logger = logging.getLogger(__name__)

@@ -17,15 +17,10 @@ import fsspec
 from fsspec import AbstractFileSystem
 
 from corpus_asr.errors import ConfigError, FetchError
-from corpus_asr.storage.addresses import (
-    LOCAL,
-    join,
-    normalise,
-    parent,
-    scheme_of,
-    without_secrets,
-)
-from corpus_asr.storage.failures import (
+from corpus_asr.storage.ranges import ObjectInfo, RangeFile, RangeStore
+from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
+from corpus_asr.storage.stores.local import TEMPORARY_PREFIX, LocalStore, Page
+from corpus_asr.storage.stores.retry import (
     DEFAULT_POLICY,
     FETCH,
     NOT_FOUND,
@@ -36,9 +31,7 @@ from corpus_asr.storage.failures import (
     from_os_error,
     persist,
 )
-from corpus_asr.storage.local import TEMPORARY_PREFIX, LocalStore, Page
-from corpus_asr.storage.ranges import ObjectInfo, RangeFile, RangeStore
-from corpus_asr.storage.trust import ANY_NAMED_HOST, HostRules
+from corpus_asr.storage.stores.uri import LOCAL, join, normalise, parent, scheme_of, without_secrets
 
 READ_BUFFER_BYTES = 128 * 1024  # what a demuxer's many small reads are served from
 
@@ -99,14 +92,14 @@ def _connected(
 ) -> Store:
     # Imported here: workers that read local files need none of these libraries.
     if scheme == "s3":
-        from corpus_asr.storage.s3 import S3Store
+        from corpus_asr.storage.stores.s3 import S3Store
 
         return S3Store(endpoint_url, policy)
     if scheme in ("http", "https"):
-        from corpus_asr.storage.web import WebStore
+        from corpus_asr.storage.stores.http import WebStore
 
         return WebStore(policy, hosts)
-    from corpus_asr.storage.other import FsspecStore
+    from corpus_asr.storage.stores.fsspec_store import FsspecStore
 
     return FsspecStore(uri)
 

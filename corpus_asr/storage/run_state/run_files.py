@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from corpus_asr.activity import Activity, FailureCount
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 
 PROGRESS_NAME = "_run/progress.json"
 EVERY_S = 15.0

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from corpus_asr.config.stages import SourceSettings
-from corpus_asr.storage.addresses import LOCAL, scheme_of
+from corpus_asr.storage.stores.uri import LOCAL, scheme_of
 
 WEB = frozenset({"http", "https"})
 # Their addresses name buckets of one service each, never a file here or a host of choice.

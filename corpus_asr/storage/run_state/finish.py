@@ -15,13 +15,13 @@ import pyarrow as pa
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.schemas import SCHEMA_VERSION
-from corpus_asr.storage.beginning import RUN_NAME, SUCCESS_NAME, Run
-from corpus_asr.storage.compaction import compact
-from corpus_asr.storage.ledger import Ledger, Settlement
-from corpus_asr.storage.plan import retire_plans
 from corpus_asr.storage.recordings import Totals, write_recordings
+from corpus_asr.storage.run_state.compaction import compact
+from corpus_asr.storage.run_state.ledger import Ledger, Settlement
+from corpus_asr.storage.run_state.plan import retire_plans
+from corpus_asr.storage.run_state.start import RUN_NAME, SUCCESS_NAME, Run
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.settlement import keep_only, remove_leftovers
-from corpus_asr.storage.tables import OutputStore
 from corpus_asr.storage.versions import code_versions, safe_config
 from corpus_asr.units import MEBIBYTE
 

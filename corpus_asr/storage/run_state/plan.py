@@ -19,17 +19,12 @@ import pyarrow.compute as pc
 from corpus_asr.config.choices import CONTINUE, Choices, Retry
 from corpus_asr.config.run import RunConfig
 from corpus_asr.schemas import FILES, PACK_FILE, PACKS
-from corpus_asr.storage.beginning import Earlier, check_fingerprint, fingerprint
 from corpus_asr.storage.fitting import without_credentials
-from corpus_asr.storage.ledger import REMAINING, Ledger, Reason
 from corpus_asr.storage.listing import list_files
+from corpus_asr.storage.run_state.ledger import REMAINING, Ledger, Reason
+from corpus_asr.storage.run_state.start import Earlier, check_fingerprint, fingerprint
+from corpus_asr.storage.run_state.tables import SUFFIX, OutputStore, ParquetFile, parquet_batches
 from corpus_asr.storage.stems import unique_stem
-from corpus_asr.storage.tables import (
-    SUFFIX,
-    OutputStore,
-    ParquetFile,
-    parquet_batches,
-)
 from corpus_asr.units import MEBIBYTE
 
 PLANS_FOLDER = "_run/plan"

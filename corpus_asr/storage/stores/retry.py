@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from corpus_asr.errors import FetchError
 from corpus_asr.logs import event
-from corpus_asr.storage.addresses import shown, without_secrets
+from corpus_asr.storage.stores.uri import shown, without_secrets
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -15,10 +15,10 @@ from typing import Any
 from corpus_asr.config.base import Settings
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import ConfigError
-from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.aside import ASIDE_NAME, EARLIER_FOLDER, interrupted, set_aside
 from corpus_asr.storage.calibrations import CALIBRATION_NAME
-from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
+from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
+from corpus_asr.storage.stores.uri import shown
 from corpus_asr.storage.versions import safe_config
 
 FINGERPRINT_NAME = "_run/fingerprint.json"

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from corpus_asr.config.choices import Retry
 from corpus_asr.schemas import FILES
 from corpus_asr.storage.results import PART_ROWS_FOLDERS
-from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
+from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ import fsspec
 from fsspec import AbstractFileSystem
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.storage.addresses import scheme_of, shown, without_secrets
-from corpus_asr.storage.failures import FETCH, NOT_FOUND, StoreError, from_os_error, from_status
-from corpus_asr.storage.local import PAGE_ROWS, Page
 from corpus_asr.storage.ranges import ObjectInfo
+from corpus_asr.storage.stores.local import PAGE_ROWS, Page
+from corpus_asr.storage.stores.retry import FETCH, NOT_FOUND, StoreError, from_os_error, from_status
+from corpus_asr.storage.stores.uri import scheme_of, shown, without_secrets
 from corpus_asr.units import MEBIBYTE
 
 _VERSION_KEYS = ("etag", "ETag", "md5Hash", "content_md5", "checksum")
