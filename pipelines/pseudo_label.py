@@ -32,7 +32,7 @@ from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.start import new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.host_allowlist import HostRules
-from corpus_asr.storage.stores.uri import normalise, shown
+from corpus_asr.storage.stores.uri import normalise, redact_uri
 from pipelines import transcribe_corpus
 
 
@@ -77,7 +77,7 @@ def _check_apart(config: PseudoLabelConfig) -> None:
     dataset, output = (normalise(each.uri).rstrip("/") for each in (config.dataset, config.output))
     if dataset == output:
         raise ConfigError(
-            f"beginning a data set in {shown(dataset)}: found the output folder of the run, "
+            f"beginning a data set in {redact_uri(dataset)}: found the output folder of the run, "
             "expected another one; change dataset.uri"
         )
 
@@ -119,7 +119,7 @@ def label(
             rules,
             tally,
             written,
-            uri=shown(store.uri),
+            uri=redact_uri(store.uri),
             output=origin.transcripts,
             model=origin.as_data(),
             settings=settings,

@@ -141,9 +141,7 @@ class ShardMaker:
             writer.close()
             if note.examples:
                 for file, path in writer.files.items():
-                    filesystem.upload(
-                        str(path), self._store.address(file), endpoint_url=self._store.endpoint_url
-                    )
+                    filesystem.upload(str(path), self._store.address(file), self._store.options)
         self._store.write_json(name, asdict(note))
         return note
 

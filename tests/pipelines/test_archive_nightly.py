@@ -17,9 +17,9 @@ from corpus_asr.errors import (
     LockedError,
 )
 from corpus_asr.report.night import Night, NightState
-from corpus_asr.storage import webhook as webhook_module
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Lock
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import http as webhook_module
 from corpus_asr.storage.stores.retry import RetryPolicy
 from pipelines import archive_nightly, transcribe_corpus
 from tests.support.archive import QUICK, Archive

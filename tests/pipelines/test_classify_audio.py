@@ -18,8 +18,8 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.report.load import load_report
 from corpus_asr.report.render import render
 from corpus_asr.schemas import OUTCOMES
+from corpus_asr.storage.run_state.compaction import keep_only
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.settlement import keep_only
 from pipelines.classify_audio import run
 from tests.support.checkpoints import tiny_whisper
 from tests.support.classifiers import CLASSES, tiny_classifier

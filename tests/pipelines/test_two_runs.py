@@ -12,8 +12,7 @@ from corpus_asr.config.choices import Choices, Retry
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.runtime.local import run_local
-from corpus_asr.storage.processes import ProcessName
-from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder
+from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, ProcessName
 from corpus_asr.storage.run_state.tables import OutputStore
 from pipelines import corpus
 from tests.support.engines import scripted_engine

@@ -12,8 +12,7 @@ import pytest
 from corpus_asr.errors import ConfigError
 from corpus_asr.report import status as looking
 from corpus_asr.report.status import Status, as_data, load_status, render
-from corpus_asr.storage.processes import ProcessName
-from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder
+from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, ProcessName
 from corpus_asr.storage.run_state.run_files import STOPPED, TRANSCRIBED, Snapshot, write_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.snapshots import snapshot

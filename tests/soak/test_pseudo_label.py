@@ -139,8 +139,8 @@ def test_a_store_elsewhere_holds_the_same(tmp_path: Path) -> None:
         options = {"uri": there, "endpoint_url": s3.endpoint_url, "shard_mb": 0.2}
         label(heard.config(dataset=options))
         found = {
-            uri.removeprefix(f"{there}/"): filesystem.read_bytes(uri, endpoint_url=s3.endpoint_url)
-            for uri, _, _ in filesystem.list_objects(there, endpoint_url=s3.endpoint_url)
+            uri.removeprefix(f"{there}/"): filesystem.read_bytes(uri, s3.options)
+            for uri, _, _ in filesystem.list_objects(there, s3.options)
         }
     assert {"README.md", "labels.json"} <= found.keys()
     expected = content(tmp_path / "set")

@@ -6,6 +6,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -14,13 +15,11 @@ from hypothesis import strategies as st
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import FetchError
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SEGMENTS
-from corpus_asr.storage import recordings
-from corpus_asr.storage.results import segments_of
-from corpus_asr.storage.run_state.finish import RunCounts, finish
-from corpus_asr.storage.run_state.ledger import Ledger
+from corpus_asr.storage.run_state import finish as recordings
+from corpus_asr.storage.run_state.finish import RunCounts, aggregate, finish
+from corpus_asr.storage.run_state.ledger import Ledger, count_tries, note_tries
 from corpus_asr.storage.run_state.start import Run, begin_run
-from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stems import unique_stem
+from corpus_asr.storage.run_state.tables import OutputStore, outcomes_of, segments_of, unique_stem
 from corpus_asr.storage.stores import filesystem
 from tests.support.commits import commit, files, part, results, same_schema
 from tests.support.dying import Killed, dying
@@ -396,3 +395,55 @@ def test_a_store_that_fails_at_finish_leaves_no_success(
     with pytest.raises(FetchError):
         done(store, files("a"))
     assert not store.exists("_SUCCESS")
+
+
+def failed(name: str, **values: Any) -> dict[str, Any]:
+    usual: dict[str, Any] = {"retryable": True, "error_kind": "timeout", "error_stage": "extract"}
+    return part(name, 0, texts=None, status="failed", **(usual | values))
+
+
+def night(store: OutputStore, number: int, *rows: dict[str, Any]) -> dict[str, int]:
+    """Commit rows as that run, and return the tries noted after it."""
+    if rows:
+        commit(store, results(*rows), run_id=f"night-{number}")
+    failing = count_tries(store)
+    note_tries(store, failing)
+    return {one.uri.lstrip("/"): one.tries for one in failing}
+
+
+def test_each_run_that_failed_on_a_recording_counts_once(memory: str) -> None:
+    store = OutputStore(memory)
+    assert night(store, 1) == {}
+    assert night(store, 1, failed("a"), failed("bad", retryable=False)) == {"a": 1}
+    assert night(store, 1) == {"a": 1}, "nothing was tried since"
+    assert night(store, 2, failed("b")) == {"a": 1, "b": 1}
+    assert night(store, 3, failed("a"), part("good", 0, texts=["x"])) == {"a": 2, "b": 1}
+    commit(store, results(failed("a")), run_id="night-4")
+    assert night(store, 5, failed("a")) == {"a": 3, "b": 1}, "only the last run is known"
+
+
+def test_new_content_is_counted_anew(memory: str) -> None:
+    store = OutputStore(memory)
+    night(store, 1, failed("a"), failed("b"))
+    assert night(store, 2, failed("a", etag="v2"), failed("b", size_bytes=9)) == {"a": 1, "b": 1}
+    assert night(store, 3, failed("a", etag="v2")) == {"a": 2, "b": 1}
+
+
+def test_each_of_many_recordings_keeps_its_own() -> None:
+    """Many, since a hash table may look sorted while it is small."""
+    rows = [
+        part(f"r{number}", index, texts=["x"] * (number % 3 + 1), last=index == 1,
+             language=f"l{number}" if index else f"l{number % 7}", codec=f"c{number}",
+             speech_s=float(number))
+        for number in range(300) for index in range(2)
+    ]  # fmt: skip
+    outcomes: pa.Table = outcomes_of(results(*rows), run_id="run").cast(OUTCOMES)
+    found = aggregate(outcomes)
+    assert found["recording_id"].to_pylist() == sorted(found["recording_id"].to_pylist())
+    recordings = {row["uri"]: row for row in found.to_pylist()}
+    assert len(recordings) == 300
+    for number in range(300):
+        row = recordings[f"/r{number}"]
+        assert set(row["languages"]) == {f"l{number}", f"l{number % 7}"}
+        assert (row["codec"], row["speech_s"]) == (f"c{number}", 2.0 * number)
+        assert (row["parts"], row["segments"]) == (2, 2 * (number % 3 + 1))

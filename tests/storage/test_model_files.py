@@ -12,9 +12,21 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
+from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError
 from corpus_asr.storage import model_files
-from corpus_asr.storage.model_files import cache_folder, fetch_checkpoint, model_revision
+from corpus_asr.storage.model_files import (
+    KNOWN_NAMES,
+    SHORT_NAMES,
+    cache_folder,
+    fetch_checkpoint,
+    full_name,
+    hub_name,
+    model_revision,
+    probably_meant,
+    upload_files,
+)
+from corpus_asr.storage.run_state.run_files import safe_config
 from corpus_asr.storage.stores.filesystem import write_atomic
 
 FILES = {
@@ -399,3 +411,153 @@ def test_an_error_of_the_hub_shows_no_token(monkeypatch: pytest.MonkeyPatch) -> 
         fetch_checkpoint("lab/tiny")
     assert "s3cr3t" not in str(caught.value)
     assert os.environ["CORPUS_ASR_CACHE"] not in str(caught.value)
+
+
+class Client:
+    """What `upload_files` uses of `huggingface_hub.HfApi`; the signatures are checked below."""
+
+    asked: list[tuple[str, dict[str, Any]]]
+    failure: Exception | None = None
+
+    def __init__(self, *, token: str | bool | None) -> None:
+        type(self).asked = [("token", {"token": token})]
+
+    def create_repo(self, repo_id: str, **options: Any) -> Any:
+        if self.failure is not None:
+            raise self.failure
+        self.asked.append(("create_repo", {"repo_id": repo_id, **options}))
+        return huggingface_hub.RepoUrl(f"https://huggingface.co/ada/{repo_id}")
+
+    def upload_folder(self, **options: Any) -> None:
+        self.asked.append(("upload_folder", options))
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> type[Client]:
+    monkeypatch.setattr(huggingface_hub, "HfApi", Client)
+    monkeypatch.setattr(Client, "failure", None)
+    return Client
+
+
+def test_files_go_up_in_one_commit(client: type[Client], tmp_path: Path) -> None:
+    upload_files(tmp_path, ["a.json", "b.txt"], repo_id="tiny", token="t", private=True)
+    token, (_, made), (_, sent) = client.asked
+    assert token == ("token", {"token": "t"})
+    assert made == {"repo_id": "tiny", "private": True, "exist_ok": True}
+    assert sent == {
+        "repo_id": "ada/tiny",
+        "folder_path": tmp_path,
+        "allow_patterns": ["a.json", "b.txt"],
+        "revision": None,
+        "commit_message": "Upload a.json, b.txt",
+        "create_pr": False,
+    }
+
+
+def test_the_real_client_takes_what_the_stand_in_is_asked(
+    monkeypatch: pytest.MonkeyPatch, client: type[Client], tmp_path: Path
+) -> None:
+    import inspect
+
+    monkeypatch.undo()
+    real = huggingface_hub.HfApi
+    monkeypatch.setattr(huggingface_hub, "HfApi", Client)
+    upload_files(tmp_path, ["a"], repo_id="x", commit_message="m", revision="dev", create_pr=True)
+    for name, options in client.asked[1:]:
+        inspect.signature(getattr(real, name)).bind(None, **options)
+
+
+def test_a_refusal_is_a_checkpoint_error(client: type[Client], tmp_path: Path) -> None:
+    client.failure = ValueError("You must be logged in\nand more")
+    with pytest.raises(
+        CheckpointError, match=r"a\.json .* to tiny: ValueError: You must be logged"
+    ):
+        upload_files(tmp_path, ["a.json"], repo_id="tiny")
+
+
+@pytest.mark.parametrize(
+    ("short", "full"),
+    [
+        ("tiny", "openai/whisper-tiny"),
+        ("tiny.en", "openai/whisper-tiny.en"),
+        ("base", "openai/whisper-base"),
+        ("base.en", "openai/whisper-base.en"),
+        ("small", "openai/whisper-small"),
+        ("small.en", "openai/whisper-small.en"),
+        ("medium", "openai/whisper-medium"),
+        ("medium.en", "openai/whisper-medium.en"),
+        ("large", "openai/whisper-large-v3"),
+        ("large-v1", "openai/whisper-large"),
+        ("large-v2", "openai/whisper-large-v2"),
+        ("large-v3", "openai/whisper-large-v3"),
+        ("turbo", "openai/whisper-large-v3-turbo"),
+        ("large-v3-turbo", "openai/whisper-large-v3-turbo"),
+        ("whisper-small", "openai/whisper-small"),
+        ("whisper-turbo", "openai/whisper-large-v3-turbo"),
+        ("distil-small.en", "distil-whisper/distil-small.en"),
+        ("distil-medium.en", "distil-whisper/distil-medium.en"),
+        ("distil-large-v2", "distil-whisper/distil-large-v2"),
+        ("distil-large-v3", "distil-whisper/distil-large-v3"),
+        ("distil-large-v3.5", "distil-whisper/distil-large-v3.5"),
+        ("whisper-tiny.en", "whisper-tiny.en"),
+        ("openai/whisper-tiny.en", "openai/whisper-tiny.en"),
+        ("lab/small", "lab/small"),
+        ("s3://models/small", "s3://models/small"),
+    ],
+)
+def test_short_names_are_the_hubs_and_other_names_stay(short: str, full: str) -> None:
+    assert full_name(short) == full
+
+
+def test_every_short_name_leads_to_a_known_one() -> None:
+    assert set(SHORT_NAMES.values()) <= set(KNOWN_NAMES)
+
+
+def test_a_folder_of_a_short_name_is_that_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small").mkdir()
+    assert full_name("small") == "small"
+    assert hub_name("small") == "openai/whisper-small"
+    assert full_name("base") == "openai/whisper-base"
+
+
+def test_what_a_run_notes_has_the_full_names_of_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where no folder has such a name
+    model = {"checkpoint": "small", "by_language": {"de": "turbo", "fr": "lab/french"}}
+    config = RunConfig.model_validate(
+        {"source": {"uri": "a"}, "model": model, "output": {"uri": "b"}}
+    )
+    noted = safe_config(config)["model"]
+    assert noted["checkpoint"] == "openai/whisper-small"
+    assert noted["by_language"] == {"de": "openai/whisper-large-v3-turbo", "fr": "lab/french"}
+    unnamed = RunConfig.model_validate({"source": {"uri": "a"}, "output": {"uri": "b"}})
+    assert safe_config(unnamed)["model"]["checkpoint"] == "whisper-tiny.en"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("openai/whisper-smal", "openai/whisper-small"),
+        ("smal", "small"),
+        ("large-v4", "large-v3"),
+        ("Turbo", "turbo"),
+        ("whisper_tiny", "whisper-tiny"),
+        ("whisper-tiny-en", "whisper-tiny.en"),
+        ("distil-larg-v3", "distil-large-v3"),
+        ("facebook/s2t-small", "facebook/s2t-small-librispeech-asr"),
+        ("s2t-small-librispeech-asr", "facebook/s2t-small-librispeech-asr"),
+        ("bert-base-uncased", None),
+        ("lab/german-telephone", None),
+    ],
+)
+def test_the_name_that_was_meant_is_found(typed: str, meant: str | None) -> None:
+    assert probably_meant(typed) == meant
+
+
+def test_known_names_are_not_corrected() -> None:
+    known = (*KNOWN_NAMES, *SHORT_NAMES, "whisper-small", "whisper-tiny.en")
+    assert {probably_meant(name) for name in known} == {None}

@@ -1,11 +1,8 @@
-"""Small commits in, few commits of a sensible size out.
+"""Commits rewritten: rows that lost are dropped, and small commits are merged.
 
-In: an output folder in which every row counts. Out: the same rows in fewer objects, those of a
-commit sorted by address and part. Safe to be killed anywhere: a merged commit is put before the
-commits it was made of are removed, and its name sorts before theirs. So while some of them are
-still there, the ledger counts the merged rows and the next finish removes the others, like any
-second commit of a part. Memory is bounded by one object as it is written, its outcomes, and a
-constant; segments are sorted through a scratch file on local disk.
+Safe to be killed anywhere: a replacement is put before what it replaces is removed. So for a while
+some rows are there twice, which the next finish resolves like any second commit of a part. A merged
+commit's name sorts before those of the commits it was made of, so the ledger counts its rows.
 """
 
 import logging
@@ -17,11 +14,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
 
+from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import OUTCOMES
-from corpus_asr.storage.results import PART_ROWS_FOLDERS, part_rows_named
-from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
-from corpus_asr.storage.settlement import claimed_segments, remove_commits
-from corpus_asr.storage.stems import stem_before
+from corpus_asr.storage.run_state.tables import (
+    OUTCOMES_FOLDER,
+    PART_ROWS_FOLDERS,
+    RECORDINGS_FOLDER,
+    OutputStore,
+    part_rows_named,
+    stem_before,
+)
+from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
+from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE
 
 logger = logging.getLogger(__name__)
@@ -39,10 +43,6 @@ def compact(store: OutputStore, target_bytes: float) -> int:
         store: the output folder; every row counts, and no writer is at work.
         target_bytes: what a merged commit's objects should measure. Objects of half of it and more
             are left alone.
-
-    Raises:
-        CorpusAsrError: a segments object does not hold what its commit says.
-        FetchError: the store failed beyond its retries; the next finish goes on.
     """
     merged = 0
     # Rows that were spread over many objects take fewer bytes together: what came out small is
@@ -98,16 +98,7 @@ def _weights(store: OutputStore) -> dict[str, float]:
 
 
 def merge(store: OutputStore, names: list[str]) -> None:
-    """Replace commits by one that holds their rows, sorted by address, part and time.
-
-    Args:
-        store: the output folder.
-        names: the outcomes objects, sorted.
-
-    Raises:
-        CorpusAsrError: a segments object does not hold what its commit says.
-        FetchError: the store failed beyond its retries.
-    """
+    """Replace commits by one that holds their rows, sorted by address, part and time."""
     outcomes = pa.Table.from_batches(
         [batch.rows for batch in store.committed(names=names)], OUTCOMES
     ).combine_chunks()
@@ -127,12 +118,7 @@ def merge(store: OutputStore, names: list[str]) -> None:
 
 
 def _places(written: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Return where each segments row belongs once the outcomes are in another order.
-
-    Args:
-        written: segments rows of each outcomes row.
-        order: the outcomes rows, in their new order.
-    """
+    """Return where each segments row belongs once the outcomes are in another order."""
     in_order = written[order]
     starts = np.empty(len(order), np.int64)
     starts[order] = np.cumsum(in_order) - in_order
@@ -191,3 +177,87 @@ def _chunks(segments: Iterable[pa.Table]) -> Iterator[pa.Table]:
             waiting, num_bytes = [], 0
     if waiting:
         yield pa.concat_tables(waiting).combine_chunks()
+
+
+def keep_only(store: OutputStore, keep: Mapping[str, np.ndarray]) -> None:
+    """Rewrite or remove outcomes objects, and the segments objects they name."""
+    # One at a time: they may be large. Those that lost as a whole are not even read.
+    for name in sorted(name for name, mask in keep.items() if mask.any()):
+        mask = keep[name]
+        outcomes = store.read_table(name, OUTCOMES)
+        segments = claimed_segments(store, outcomes, name)
+        rows = part_rows_named(outcomes["segments_object"].unique().to_pylist())
+        store.write_commit(outcomes.filter(mask), _filtered(segments, outcomes, mask), rows=rows)
+        logger.info("settled object=%s kept=%d of=%d", name, int(mask.sum()), len(mask))
+    remove_commits(store, sorted(keep), store.named_segments(sorted(keep)))
+
+
+def remove_commits(
+    store: OutputStore, outcomes_names: Iterable[str], segments_names: Iterable[str]
+) -> None:
+    """Remove outcomes objects, and the segments objects they name."""
+    # First the commits, then what they named: in between there are orphans, no broken promises.
+    store.remove_all(outcomes_names)
+    store.remove_all(segments_names)
+
+
+def claimed_segments(store: OutputStore, outcomes: pa.Table, title: str) -> Iterator[pa.Table]:
+    """Yield the segments or labels of outcomes rows, in order, a bounded number at a time."""
+    written = outcomes["segments_written"].to_numpy()
+    owners = np.repeat(np.arange(outcomes.num_rows), written)
+    keys = outcomes.select(["recording_id", "part"]).combine_chunks()
+    objects = outcomes["segments_object"].combine_chunks().dictionary_encode()
+    # Numbered by first appearance; the groups of a `group_by` would come in no order.
+    names = objects.dictionary.to_pylist()
+    numbers = pc.fill_null(objects.indices, len(names)).to_numpy()
+    claims = np.bincount(numbers, written, minlength=len(names) + 1).astype(np.int64)
+    starts = dict(zip(names, np.cumsum(claims) - claims, strict=False))
+    found = dict.fromkeys(names, 0)
+    for name, table in store.read_tables(names, part_rows_named(names).schema):
+        start = int(starts[name]) + found[name]
+        found[name] += table.num_rows
+        theirs = keys.take(owners[start : start + table.num_rows])
+        if not theirs.equals(table.select(keys.schema.names).cast(theirs.schema)):
+            raise _broken(store, title, name, "rows of other parts")
+        yield table
+    for name, count in zip([*names, "(none)"], claims.tolist(), strict=True):
+        if found.get(name, 0) != count:
+            raise _broken(store, title, name, f"{found.get(name, 0)} rows instead of {count}")
+
+
+def _broken(store: OutputStore, title: str, name: str, holds: str) -> CorpusAsrError:
+    return CorpusAsrError(
+        f"rewriting {redact_uri(store.address(title))}: its segments object {name} holds {holds}, "
+        "expected the segments that the outcomes say; restore both, or remove both to have these "
+        "recordings transcribed again"
+    )
+
+
+def _filtered(
+    segments: Iterable[pa.Table], outcomes: pa.Table, mask: np.ndarray
+) -> Iterator[pa.Table]:
+    rows = np.repeat(mask, outcomes["segments_written"].to_numpy())
+    start = 0
+    for table in segments:
+        chosen = rows[start : start + table.num_rows]
+        start += table.num_rows
+        yield table.filter(chosen)
+
+
+def remove_leftovers(store: OutputStore) -> None:
+    """Remove segments objects that no outcomes object names, and files of killed local writes.
+
+    Another run's commit that is between its two puts just now loses its segments object: its
+    outcomes then name an object that is gone, do not count, and their recordings are done again.
+    """
+    leftovers = {name for folder in PART_ROWS_FOLDERS for name in store.names(folder)}
+    leftovers -= set(store.named_segments())
+    leftovers |= {
+        name
+        for folder in (OUTCOMES_FOLDER, *PART_ROWS_FOLDERS, RECORDINGS_FOLDER)
+        for name in store.all_names(folder)
+        if name.rpartition("/")[2].startswith(TEMPORARY_PREFIX)
+    }
+    for name in sorted(leftovers):
+        store.remove(name)
+        logger.info("removed leftover=%s", name)

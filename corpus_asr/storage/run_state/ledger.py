@@ -1,13 +1,8 @@
-"""What a run has done already: the ledger of committed parts.
-
-In: committed outcomes and the present listing. Out: which recordings are left, and which rows
-count. Knows nothing of audio, of settings or of how work is spread. The ledger is Arrow and numpy
-throughout: about a hundred bytes per committed part.
-"""
+"""What runs have done already: the committed parts, and how often recordings failed."""
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from types import MappingProxyType
 
@@ -17,8 +12,7 @@ import pyarrow.compute as pc
 
 from corpus_asr.config.choices import Retry
 from corpus_asr.schemas import FILES
-from corpus_asr.storage.results import PART_ROWS_FOLDERS
-from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
+from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, PART_ROWS_FOLDERS, OutputStore
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +41,6 @@ class Ledger:
     Rows are sorted by recording and part, and so that of several commits of one part the one that
     counts comes first: the oldest that did not fail, else the newest failure, which knows most.
     Commits whose segments object is gone are left out: what they transcribed is to be done again.
-
-    Args:
-        rows: `_EMPTY_ROWS` of all commits.
-        names: of the outcomes objects, by the number that rows have.
-        lost: objects left out, and how many rows they have.
-        leave_alone: recordings whose failures are not done again, whatever is retried.
     """
 
     def __init__(
@@ -90,15 +78,7 @@ class Ledger:
 
     @classmethod
     def load(cls, store: OutputStore, *, leave_alone: Collection[str] = ()) -> "Ledger":
-        """Read the committed outcomes of a folder.
-
-        Args:
-            store: the output folder.
-            leave_alone: recordings whose failures are not done again, whatever is retried.
-
-        Raises:
-            FetchError: an outcomes object cannot be read, or the segments cannot be listed.
-        """
+        """Read the committed outcomes of a folder."""
         names = store.names(OUTCOMES_FOLDER)
         number = {name: index for index, name in enumerate(names)}
         counts = np.zeros(len(names), dtype=np.int32)
@@ -197,11 +177,7 @@ class Ledger:
         return self._etag.take(taken).cast(pa.string()), self._size.take(taken)
 
     def _covered(self, rows: np.ndarray, groups: np.ndarray, num_groups: int) -> np.ndarray:
-        """Tell which groups have every part up to one that was the last.
-
-        `rows` holds each part of a group once. Parts after a last one are possible, where an
-        attempt failed before the end of the recording and another came further.
-        """
+        """Tell which groups have every part up to one that was the last."""
         parts, last = self._part[rows], self._last[rows]
         nowhere = np.iinfo(np.int32).max
         end = np.full(num_groups, nowhere, dtype=np.int64)
@@ -210,7 +186,7 @@ class Ledger:
         covered: np.ndarray = (end < nowhere) & (until_end == end + 1)
         return covered
 
-    def settle(self, listing: Iterable[pa.RecordBatch]) -> "Settlement":
+    def resolve(self, listing: Iterable[pa.RecordBatch]) -> "CommitResolution":
         """Decide which committed rows count, against the present listing."""
         stale = np.zeros(len(self), dtype=bool)
         listed = np.zeros(len(self), dtype=bool)
@@ -228,7 +204,7 @@ class Ledger:
         complete = self._covered(winners, self._code[winners], len(self._ids))
         now_listed = np.zeros(len(self._ids), dtype=bool)
         now_listed[self._code[listed]] = True
-        return Settlement(
+        return CommitResolution(
             num_listed=num_listed,
             keep=self._masks(keep)
             | {name: np.zeros(count, dtype=bool) for name, count in self._lost.items()},
@@ -264,7 +240,7 @@ class Ledger:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settlement:
+class CommitResolution:
     """Which committed rows count."""
 
     num_listed: int
@@ -282,17 +258,7 @@ def counted(
     columns: Sequence[str],
     names: Iterable[str] | None = None,
 ) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
-    """Yield outcomes rows, in the order of their commits, each with whether it counts.
-
-    Args:
-        store: the output folder.
-        keep: what a settlement says of its outcomes objects.
-        columns: of the outcomes table.
-        names: of the objects; all there are by default.
-
-    Raises:
-        FetchError: an object cannot be read.
-    """
+    """Yield outcomes rows, in the order of their commits, each with whether it counts."""
     position: dict[str, int] = {}
     for batch in store.committed(columns, names):
         start = position.get(batch.name, 0)
@@ -326,3 +292,66 @@ def _first_of_runs(groups: np.ndarray, parts: np.ndarray) -> np.ndarray:
     first = np.ones(len(groups), dtype=bool)
     first[1:] = (groups[1:] != groups[:-1]) | (parts[1:] != parts[:-1])
     return first
+
+
+FAILING_NAME = "_run/failing.parquet"
+_COLUMNS = ("recording_id", "uri", "etag", "size_bytes", "run_id", "status", "retryable")
+_SCHEMA = pa.schema(
+    [
+        ("recording_id", pa.string()),
+        ("uri", pa.string()),
+        ("etag", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("run_id", pa.string()),
+        ("tries", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failing:
+    """A recording that failed, and of which another try may come out otherwise."""
+
+    recording_id: str
+    uri: str
+    etag: str | None
+    size_bytes: int | None
+    run_id: str
+    """The run that failed on it last."""
+    tries: int = 1
+    """Runs that failed on this content."""
+
+    def after(self, before: "Failing | None") -> "Failing":
+        """Return it with the tries that were noted before."""
+        if before is None or (before.etag, before.size_bytes) != (self.etag, self.size_bytes):
+            return self
+        tries = before.tries + (before.run_id != self.run_id)
+        return replace(self, tries=tries)
+
+
+def count_tries(store: OutputStore) -> list[Failing]:
+    """Return the recordings that are failing now, by address."""
+    noted = {one.recording_id: one for one in _noted(store)}
+    found: dict[str, Failing] = {}
+    for batch in store.outcomes(_COLUMNS):
+        retryable = pc.fill_null(batch["retryable"], False)
+        failed = pc.and_(pc.equal(batch["status"], "failed"), retryable)
+        for row in batch.filter(failed).select(_SCHEMA.names[:-1]).to_pylist():
+            latest = found.get(row["recording_id"])
+            # Identities of runs sort by the time that they began.
+            if latest is None or latest.run_id < row["run_id"]:
+                found[row["recording_id"]] = Failing(**row)
+    counted = (one.after(noted.get(one.recording_id)) for one in found.values())
+    return sorted(counted, key=lambda one: one.uri)
+
+
+def note_tries(store: OutputStore, failing: Iterable[Failing]) -> None:
+    """Keep what was counted for the next night."""
+    rows = [asdict(one) for one in failing]
+    store.write_table(FAILING_NAME, pa.Table.from_pylist(rows, schema=_SCHEMA))
+
+
+def _noted(store: OutputStore) -> Iterable[Failing]:
+    if not store.exists(FAILING_NAME):
+        return []
+    return [Failing(**row) for row in store.read_table(FAILING_NAME, _SCHEMA).to_pylist()]

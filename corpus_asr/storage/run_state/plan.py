@@ -1,10 +1,4 @@
-"""What a run has to do: a listing in, packs of work out, longest first.
-
-The listing is streamed into Parquet below `_run/plan/`, what the ledger covers is dropped, the
-rest is sorted and packed. Only sizes and identities are held for all files; rows pass through in
-bounded batches. Packs and listing hold addresses as they were given, signatures included, until
-the run is finished. Knows nothing of how packs are worked off.
-"""
+"""What a run has to do: the listing without what the ledger covers, packed, largest first."""
 
 import tempfile
 from collections import Counter
@@ -19,12 +13,17 @@ import pyarrow.compute as pc
 from corpus_asr.config.choices import CONTINUE, Choices, Retry
 from corpus_asr.config.run import RunConfig
 from corpus_asr.schemas import FILES, PACK_FILE, PACKS
-from corpus_asr.storage.fitting import without_credentials
 from corpus_asr.storage.listing import list_files
 from corpus_asr.storage.run_state.ledger import REMAINING, Ledger, Reason
 from corpus_asr.storage.run_state.start import Earlier, check_fingerprint, fingerprint
-from corpus_asr.storage.run_state.tables import SUFFIX, OutputStore, ParquetFile, parquet_batches
-from corpus_asr.storage.stems import unique_stem
+from corpus_asr.storage.run_state.tables import (
+    SUFFIX,
+    OutputStore,
+    ParquetFile,
+    parquet_batches,
+    unique_stem,
+    without_credentials,
+)
 from corpus_asr.units import MEBIBYTE
 
 PLANS_FOLDER = "_run/plan"
@@ -87,7 +86,6 @@ def make_plan(
 
     Raises:
         ConfigError: the source names nothing, or the folder's results must not be mixed with.
-        FetchError: a store does not answer.
     """
     earlier = Earlier.same
     if model_revision is not None:
@@ -141,13 +139,6 @@ def retire_plans(store: OutputStore, finished: str) -> None:
 
     Its listing stays, since reports count against it, with public addresses only. Younger plans
     are left alone: they may be in use.
-
-    Args:
-        store: the output folder.
-        finished: name of the plan.
-
-    Raises:
-        FetchError: the store failed beyond its retries.
     """
     for name in list(store.all_names(PLANS_FOLDER)):
         # Names begin with the time they were made.

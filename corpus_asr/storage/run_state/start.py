@@ -1,13 +1,11 @@
-"""How a run begins: the fingerprint of what changes its results, and what it may go on from.
-
-In: a job and its output folder. Out: a run, or why none may begin there. Results of two
-fingerprints are never mixed in one folder. Knows nothing of which parts are done (`ledger.py`).
-"""
+"""How a run starts: the fingerprint of its results, and earlier results archived."""
 
 import datetime
 import hashlib
 import json
+import logging
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -15,11 +13,18 @@ from typing import Any
 from corpus_asr.config.base import Settings
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import ConfigError
-from corpus_asr.storage.aside import ASIDE_NAME, EARLIER_FOLDER, interrupted, set_aside
-from corpus_asr.storage.calibrations import CALIBRATION_NAME
-from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
-from corpus_asr.storage.stores.uri import shown
-from corpus_asr.storage.versions import safe_config
+from corpus_asr.storage.run_state.run_files import CALIBRATION_NAME, safe_config
+from corpus_asr.storage.run_state.tables import (
+    OUTCOMES_FOLDER,
+    PART_ROWS_FOLDERS,
+    READERS,
+    RECORDINGS_FOLDER,
+    OutputStore,
+)
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.uri import redact_uri
+
+logger = logging.getLogger(__name__)
 
 FINGERPRINT_NAME = "_run/fingerprint.json"
 CONFIG_NAME = "_run/config.json"
@@ -27,6 +32,9 @@ RUN_NAME = "run.json"
 SUCCESS_NAME = "_SUCCESS"
 REPORT_NAME = "report.json"
 PAGE_NAME = "report.html"
+ARCHIVE_NOTE_NAME = "_run/aside.json"
+EARLIER_FOLDER = "_earlier"  # readers of tables pass over it
+_TABLES = (RECORDINGS_FOLDER, *PART_ROWS_FOLDERS, OUTCOMES_FOLDER)
 
 # How the work is spread and bounded; results do not depend on it.
 _RESOURCE_KEYS = {
@@ -94,15 +102,15 @@ def check_fingerprint(
         if new_run or moving["fingerprint"] == fingerprint:
             return Earlier.other
         raise ConfigError(
-            f"beginning a run in {shown(store.uri)}: found {ASIDE_NAME}, expected none: a "
-            f"--new-run with other settings was stopped while it moved the earlier results to "
-            f"{moving['folder']}; go on with its settings, or with --new-run and these"
+            f"beginning a run in {redact_uri(store.uri)}: found {ARCHIVE_NOTE_NAME}, expected "
+            "none: a --new-run with other settings was stopped while it moved the earlier results "
+            f"to {moving['folder']}; go on with its settings, or with --new-run and these"
         )
     has_results = bool(store.names(OUTCOMES_FOLDER))
     if stored is None:
         if has_results:
             raise ConfigError(
-                f"beginning a run in {shown(store.uri)}: found results without "
+                f"beginning a run in {redact_uri(store.uri)}: found results without "
                 f"{FINGERPRINT_NAME}, expected an empty folder or one of this program; choose "
                 "another output.uri"
             )
@@ -115,7 +123,7 @@ def check_fingerprint(
         return Earlier.other
     changes = _changes(stored, config, fingerprint)
     raise ConfigError(
-        f"beginning a run in {shown(store.uri)}: found results made with other settings "
+        f"beginning a run in {redact_uri(store.uri)}: found results made with other settings "
         f"(fingerprint {stored['fingerprint']}, expected {fingerprint}); {changes}; use the old "
         "settings, choose another output.uri, or begin anew here with --new-run, which moves these "
         f"results to {EARLIER_FOLDER}/"
@@ -152,16 +160,8 @@ def begin_run(
 
     Until the finish, the folder has no `_SUCCESS`.
 
-    Args:
-        store: the output folder.
-        config: the job.
-        fingerprint: what changes results, see `fingerprint()`.
-        run_id: the run's identity; None makes one.
-        new_run: whether results of another fingerprint are put aside.
-
     Raises:
         ConfigError: the folder holds results that must not be mixed with this run's.
-        FetchError: the store does not answer.
     """
     earlier = check_fingerprint(store, config, fingerprint, new_run=new_run)
     now = datetime.datetime.now(datetime.UTC)
@@ -172,7 +172,7 @@ def begin_run(
         continues=earlier is Earlier.same,
     )
     if earlier is Earlier.other:
-        set_aside(
+        archive_previous_results(
             store,
             fingerprint=fingerprint,
             folder=f"{EARLIER_FOLDER}/before-{run.run_id}",
@@ -192,3 +192,33 @@ def begin_run(
         FINGERPRINT_NAME, {"fingerprint": fingerprint, "settings": result_settings(config)}
     )
     return run
+
+
+def interrupted(store: OutputStore) -> dict[str, Any] | None:
+    """Return the note of a move that was begun and not completed: `folder`, `fingerprint`."""
+    note: dict[str, Any] | None = store.read_json(ARCHIVE_NOTE_NAME)
+    return note
+
+
+def archive_previous_results(
+    store: OutputStore, *, fingerprint: str, folder: str, names: tuple[str, ...], mark: str
+) -> None:
+    """Move an output folder's results below another one, or go on with it."""
+    note = interrupted(store) or {"folder": folder, "finished": store.exists(mark)}
+    store.write_json(ARCHIVE_NOTE_NAME, {**note, "fingerprint": fingerprint})
+    store.remove(mark)
+
+    def move(name: str) -> None:
+        source, target = store.address(name), store.address(f"{note['folder']}/{name}")
+        filesystem.move(source, target, store.options)
+
+    with ThreadPoolExecutor(READERS, thread_name_prefix="set-aside") as pool:
+        for table in _TABLES:
+            list(pool.map(move, list(store.all_names(table))))
+    for name in names:
+        if store.exists(name):
+            move(name)
+    if note["finished"]:
+        store.write_bytes(f"{note['folder']}/{mark}", b"")
+    store.remove(ARCHIVE_NOTE_NAME)
+    logger.info("set aside folder=%s", note["folder"])

@@ -1,9 +1,8 @@
-"""What may be read on the word of others: a manifest from elsewhere, a redirect on the way.
+"""What may be read on untrusted input: a manifest from elsewhere, a redirect on the way.
 
-In: the `source` settings, then addresses and hosts. Out: whether they may be asked. The addresses
-in `source.uri`, and those in a manifest on this machine, are the user's own word. A manifest read
-from a remote store is not: it must not make this machine read its own files, nor ask hosts that
-only this machine can reach. Knows no store and no socket.
+The addresses in `source.uri`, and those in a manifest on this machine, are the user's own. A
+manifest read from a remote store is not: it must not make this machine read its own files, nor ask
+hosts that only this machine can reach.
 """
 
 import fnmatch
@@ -59,12 +58,7 @@ class HostRules:
         )
 
     def verdict(self, host: str, *, redirected: bool) -> Verdict:
-        """Say whether a host may be asked.
-
-        Args:
-            host: a name or the text of an IP address.
-            redirected: whether another host sent us there.
-        """
+        """Say whether a host may be asked."""
         host = host.lower().rstrip(".")
         if host in self.own_hosts:
             return Verdict.ADMITTED

@@ -1,35 +1,32 @@
-"""Objects behind http(s) addresses as a store: read only, one address at a time.
-
-In: addresses as given, presigned ones included. Out: bytes, from hosts that the rules admit,
-redirects included. Failures are `StoreError`s. Knows no folders: the web has no listing.
-"""
+"""Objects behind http(s) addresses as a read-only store, and JSON posted to a webhook."""
 
 import asyncio
 import ipaddress
+import json
 import socket
+import urllib.parse
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import IO, Any, TypeVar
 
 import aiohttp
 import yarl
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
-from fsspec.asyn import sync
+from fsspec.asyn import get_loop, sync
 from fsspec.implementations.http import HTTPFileSystem
 
-from corpus_asr.storage.ranges import ObjectInfo, RangesUnsupportedError
+from corpus_asr.errors import FetchError
+from corpus_asr.failure_kinds import ACCESS_DENIED, FETCH, REFUSED_HOST, TIMEOUT
 from corpus_asr.storage.stores.host_allowlist import WEB, HostRules, Verdict, host_of, is_public
-from corpus_asr.storage.stores.local import Page
+from corpus_asr.storage.stores.local import ObjectInfo, Page
 from corpus_asr.storage.stores.retry import (
-    ACCESS_DENIED,
-    FETCH,
-    REFUSED_HOST,
-    TIMEOUT,
+    RangesUnsupportedError,
     RetryPolicy,
     StoreError,
     from_os_error,
     from_status,
+    with_retries,
 )
 from corpus_asr.units import MEBIBYTE
 
@@ -77,10 +74,7 @@ def _decimal(text: str | None) -> int | None:
 
 
 class _PublicResolver(AbstractResolver):
-    """Looks up hosts and refuses those with an address that is no public one.
-
-    The connection is made to the very addresses that were looked at here.
-    """
+    """Looks up hosts and refuses those with an address that is no public one."""
 
     def __init__(self) -> None:
         self._inner = ThreadedResolver()
@@ -138,11 +132,7 @@ class WebStore:
         )
 
     async def _session(self, address: yarl.URL, *, redirected: bool) -> aiohttp.ClientSession:
-        """Return connections to use for an address.
-
-        Raises:
-            StoreError: the host may not be asked.
-        """
+        """Return connections to use for an address."""
         host = address.host or ""
         verdict = self._hosts.verdict(host, redirected=redirected)
         public_only = verdict is Verdict.IF_PUBLIC
@@ -275,3 +265,76 @@ class WebStore:
 def _address(uri: str) -> yarl.URL:
     # Requoting would break signatures; what is ASCII already is sent as it stands.
     return yarl.URL(uri, encoded=uri.isascii() and uri.isprintable() and " " not in uri)
+
+
+# Nobody waits for a message longer than for about a minute.
+PATIENCE = RetryPolicy(attempts=3, patience_s=30.0, longest_wait_s=10.0, request_timeout_s=15.0)
+_DOING = "telling the webhook at"
+
+
+def post_json(
+    url: str,
+    value: Any,
+    *,
+    allow_hosts: Sequence[str] | None = None,
+    policy: RetryPolicy = PATIENCE,
+) -> None:
+    """Post a value, again where the server does not answer or says that it cannot now.
+
+    Raises:
+        FetchError: it was not taken.
+    """
+    host = host_of(url)
+    body = json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
+
+    def post() -> None:
+        _check(url, host, allow_hosts)
+        try:
+            sync(get_loop(), _post, url, body, policy.request_timeout_s)
+        except StoreError:
+            raise
+        except Exception as error:
+            raise web_failure(error) from None  # its text holds the address
+
+    try:
+        with_retries(_DOING, host or "?", post, policy=policy)
+    except FetchError as error:
+        cause = error.__cause__
+        assert isinstance(cause, StoreError)
+        raise FetchError(
+            f"{_DOING} {host or '?'}: {cause}; check its address and its server",
+            kind=error.kind,
+        ) from None
+
+
+def _check(url: str, host: str, allow_hosts: Sequence[str] | None) -> None:
+    """Return if the address may be asked."""
+    scheme = urllib.parse.urlsplit(url).scheme if host else ""
+    if scheme not in ("http", "https"):
+        raise StoreError(FETCH, "found no https address with a host")
+    rules = HostRules(listed=tuple(allow_hosts or ()))
+    if scheme == "http" and rules.verdict(host, redirected=False) is not Verdict.ADMITTED:
+        raise StoreError(
+            REFUSED_HOST,
+            "refused to send a secret address over http: expected https, or a host that "
+            "source.allow_hosts admits",
+        )
+
+
+async def _post(url: str, body: bytes, limit_s: float) -> None:
+    limits = aiohttp.ClientTimeout(total=limit_s)
+    headers = {"Content-Type": "application/json; charset=utf-8"}
+    async with (
+        aiohttp.ClientSession(timeout=limits, trust_env=True) as session,
+        session.post(url, data=body, headers=headers, allow_redirects=False) as response,
+    ):
+        if 300 <= response.status < 400:
+            found = f"the server answered {response.status}, a redirect, which is not followed"
+            raise StoreError(FETCH, found)
+        if response.status >= 400:
+            retry_after = response.headers.get("Retry-After")
+            found = f"the server answered {response.status} {response.reason or ''}".rstrip()
+            like = from_status(response.status, "", retry_after=retry_after)
+            raise StoreError(
+                like.kind, found, transient=like.transient, retry_after_s=like.retry_after_s
+            )

@@ -1,8 +1,4 @@
-"""Local files as a store.
-
-In: absolute paths, taken literally. Out: bytes, and pages of names in stable order. Failures are
-`StoreError`s. A version is named by size and modification time, as listings and reads see them.
-"""
+"""Local files as a store: absolute paths, taken literally."""
 
 import contextlib
 import errno
@@ -13,20 +9,14 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import pyarrow as pa
 
-from corpus_asr.storage.ranges import ObjectInfo
-from corpus_asr.storage.stores.retry import (
-    FETCH,
-    FULL_ERRNO,
-    NO_SPACE,
-    NOT_FOUND,
-    StoreError,
-    from_os_error,
-)
+from corpus_asr.failure_kinds import FETCH, NO_SPACE, NOT_FOUND
+from corpus_asr.storage.stores.retry import FULL_ERRNO, StoreError, from_os_error
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +25,15 @@ PAGE_ROWS = 10_000
 # What mounts without hard links, or without file locks, answer.
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EINVAL}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectInfo:
+    """What a store says of an object's present version."""
+
+    size_bytes: int | None
+    etag: str | None
+    """Names the version; of local files made of size and modification time."""
 
 
 class Page(NamedTuple):

@@ -1,8 +1,4 @@
-"""Store failures: one inner form for all libraries, bounded retries, and the error people see.
-
-In: operations of a store that raise `StoreError`. Out: their result, or a `FetchError`. Knows no
-particular store: each translates its library's exceptions itself.
-"""
+"""What every store's failure becomes: a `StoreError`, bounded retries, and a message for people."""
 
 import errno
 import logging
@@ -14,45 +10,24 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from corpus_asr.errors import FetchError
+from corpus_asr.failure_kinds import (
+    ACCESS_DENIED,
+    CHANGED,
+    FAILURE_KINDS,
+    FETCH,
+    NO_SPACE,
+    NOT_FOUND,
+    TIMEOUT,
+)
 from corpus_asr.logs import event
-from corpus_asr.storage.stores.uri import shown, without_secrets
+from corpus_asr.storage.stores.uri import redact_uri, without_secrets
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-(
-    NOT_FOUND, NO_BUCKET, ACCESS_DENIED, TIMEOUT, CHANGED, FETCH, UNSUPPORTED_SCHEME, REFUSED_HOST,
-    NO_SPACE,
-) = (
-    "not_found",
-    "no_bucket",
-    "access_denied",
-    "timeout",
-    "changed",
-    "fetch",
-    "unsupported_scheme",
-    "refused_host",
-    "no_space",
-)  # fmt: skip
-_ADVICE = {
-    NOT_FOUND: "check the address, or take it out of the source",
-    NO_BUCKET: "correct the bucket's name, or endpoint_url if it is of another store",
-    ACCESS_DENIED: "check the credentials and that they may read and list here",
-    TIMEOUT: "check the network, then try again",
-    CHANGED: "try again once nothing writes to it any more",
-    FETCH: "check the store, then try again",
-    REFUSED_HOST: "list the host in source.allow_hosts if it is to be asked",
-    NO_SPACE: "free some, or raise the quota, then run the same command again to continue",
-}
-_WRITING = {"writing", "creating", "replacing", "removing", "moving"}
-_WRITE_ADVICE = {
-    NOT_FOUND: "choose another output",
-    ACCESS_DENIED: "check the credentials and that they may read, list, write and delete here, or "
-    "choose another output",
-}
-_EXPIRED_ADVICE = "the credentials expired: renew the credentials, then try again"
 FEW_ATTEMPTS = 3  # where the next answer is another at once, or not for a long time
-_PERMANENT = {NOT_FOUND, NO_BUCKET, ACCESS_DENIED, REFUSED_HOST}
+_WRITING = {"writing", "creating", "replacing", "removing", "moving"}
+_EXPIRED_ADVICE = "the credentials expired: renew the credentials, then try again"
 # The disk, what this user or process may have of it, or the largest file.
 FULL_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _TRANSIENT_ERRNO = {
@@ -63,10 +38,10 @@ _TRANSIENT_ERRNO = {
 
 
 class StoreError(Exception):
-    """What a store found instead of doing its work; never leaves this package's storage part.
+    """What a store found instead of doing its work; becomes a `FetchError` at the room's door.
 
     Args:
-        kind: a kind of `FetchError`.
+        kind: a name in `FAILURE_KINDS`.
         found: what was found against what was expected, without secrets.
         transient: whether trying again at once may help.
         retry_after_s: how long the store asked us to wait.
@@ -97,7 +72,7 @@ class StoreError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often and how patiently a store is asked."""
+    """How many requests, and for how long, one operation may take."""
 
     attempts: int = 10
     """Of requests that a store refuses one in five of, one in ten million fails so often."""
@@ -116,6 +91,10 @@ class RetryPolicy:
         return max(asked_for, random.uniform(0.5, 1.0) * longest)
 
 
+class RangesUnsupportedError(Exception):
+    """The store can only give this object as a whole, from its start."""
+
+
 DEFAULT_POLICY = RetryPolicy()
 _retries_of_threads: dict[int, int] = {}  # each thread counts in a place of its own: no lock
 
@@ -125,13 +104,13 @@ def retries_so_far() -> int:
     return sum(_retries_of_threads.copy().values())
 
 
-def persist(
+def with_retries(
     doing: str, uri: str, operation: Callable[[], T], *, policy: RetryPolicy = DEFAULT_POLICY
 ) -> T:
     """Run an operation, again while its failure is transient and attempts are left.
 
     Raises:
-        FetchError: it failed for good, or once more than the policy allows.
+        FetchError: it failed for good, or more often than the policy allows.
     """
     started, few = time.monotonic(), 0
     for failures in range(1, policy.attempts + 1):
@@ -147,7 +126,7 @@ def persist(
             thread = threading.get_ident()
             _retries_of_threads[thread] = _retries_of_threads.get(thread, 0) + 1
             event(
-                logger, logging.INFO, "retry", doing=doing, uri=shown(uri), failures=failures,
+                logger, logging.INFO, "retry", doing=doing, uri=redact_uri(uri), failures=failures,
                 wait_s=round(wait_s, 2), found=without_secrets(str(error)),
             )  # fmt: skip
             time.sleep(wait_s)
@@ -157,11 +136,11 @@ def persist(
 def fetch_error(doing: str, uri: str, error: StoreError, *, attempts: int = 1) -> FetchError:
     """Return the public form of a store's failure."""
     tries = f" ({attempts} attempts)" if attempts > 1 else ""
-    usual = {**_ADVICE, **(_WRITE_ADVICE if doing in _WRITING else {})}[error.kind]
+    kind = FAILURE_KINDS[error.kind]
+    usual = (kind.write_advice if doing in _WRITING else "") or kind.read_advice
     advice = _EXPIRED_ADVICE if error.expired else error.advice or usual
-    message = f"{doing} {shown(uri)}: {without_secrets(str(error))}{tries}; {advice}"
-    retryable = error.expired or error.kind not in _PERMANENT
-    return FetchError(message, uri=uri, kind=error.kind, retryable=retryable)
+    message = f"{doing} {redact_uri(uri)}: {without_secrets(str(error))}{tries}; {advice}"
+    return FetchError(message, uri=uri, kind=kind.name, retryable=error.expired or kind.retryable)
 
 
 def from_os_error(error: OSError) -> StoreError:

@@ -1,8 +1,4 @@
-"""Addresses of objects: normal form, identity, and the form that is safe to show.
-
-In: addresses as people write them. Out: strings. Knows no store and touches none. Names are
-taken as they are: nothing is percent-decoded, and a glob character is an ordinary one.
-"""
+"""Addresses of objects: normal form, identity, and the form that is safe to show."""
 
 import hashlib
 import os
@@ -81,9 +77,9 @@ def within(folder: str, name: str) -> str:
     """
     if name.startswith("/") or "\0" in name or ".." in name.split("/") or _SCHEME.match(name):
         raise CorpusAsrError(
-            f"looking for {name!r} in {shown(folder)}: the name leads out of the folder, expected "
-            "one of an object in it; somebody else wrote to this folder: restore it, or choose "
-            "another output.uri"
+            f"looking for {name!r} in {redact_uri(folder)}: the name leads out of the folder, "
+            "expected one of an object in it; somebody else wrote to this folder: restore it, or "
+            "choose another output.uri"
         )
     return join(folder, name)
 
@@ -112,8 +108,8 @@ def resolve(uri: str, *, folder: str) -> str:
         if uri.startswith("../"):
             if len(base) <= top:
                 raise ConfigError(
-                    f"reading the address {uri!r} relative to {shown(folder)}: it leads out of the "
-                    "store, expected a place within; correct the address"
+                    f"reading the address {uri!r} relative to {redact_uri(folder)}: it leads out "
+                    "of the store, expected a place within; correct the address"
                 )
             base = parent(base)
         uri = uri.split("/", 1)[1]
@@ -158,7 +154,7 @@ def _public_parameters(parameters: list[str]) -> list[str]:
     ]
 
 
-def shown(uri: str) -> str:
+def redact_uri(uri: str) -> str:
     """Return an address fit for a message on one line: no credentials, no control characters."""
     visible = uri if scheme_of(uri) == LOCAL else without_secrets(uri)
     return visible if visible.isprintable() else repr(visible)

@@ -13,11 +13,10 @@ import pytest
 from corpus_asr.config.stages import SourceSettings
 from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
 from corpus_asr.schemas import OUTCOMES
-from corpus_asr.storage.listing import list_files
-from corpus_asr.storage.manifest import manifest_rows
+from corpus_asr.storage.listing import list_files, manifest_rows
 from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores.filesystem import open_binary, write_atomic
+from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary, write_atomic
 from corpus_asr.storage.stores.host_allowlist import HostRules, Verdict, is_public, may_name
 from corpus_asr.storage.stores.retry import RetryPolicy
 from corpus_asr.storage.stores.uri import resolve
@@ -43,7 +42,7 @@ def other() -> Iterator[WebServer]:
 
 
 def read(uri: str, hosts: HostRules) -> bytes:
-    with open_binary(uri, policy=QUICK, hosts=hosts) as file:
+    with open_binary(uri, StoreOptions(policy=QUICK, hosts=hosts)) as file:
         return file.read()
 
 
