@@ -76,8 +76,8 @@ def _with_buckets(endpoint_url: str) -> str:
 
 
 def _fill(endpoint_url: str) -> None:
-    options = StoreOptions(endpoint_url=endpoint_url)
     """Put tones of a second and more, some of several parts, silence, and one broken file."""
+    options = StoreOptions(endpoint_url=endpoint_url)
     for number in range(FILES - 2):
         seconds = 70.0 if number % 40 == 7 else 1.0 + number % 5 / 4
         data = wav_bytes(tone(seconds, hz=200.0 + 5 * number), rate_hz=SAMPLE_RATE_HZ)
