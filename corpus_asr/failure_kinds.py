@@ -3,18 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
 
 # Of the stores; the other kinds are named where they are raised.
-NOT_FOUND: Final = "not_found"
-NO_BUCKET: Final = "no_bucket"
-ACCESS_DENIED: Final = "access_denied"
-TIMEOUT: Final = "timeout"
-CHANGED: Final = "changed"
-FETCH: Final = "fetch"
-UNSUPPORTED_SCHEME: Final = "unsupported_scheme"
-REFUSED_HOST: Final = "refused_host"
-NO_SPACE: Final = "no_space"
+NOT_FOUND = "not_found"
+NO_BUCKET = "no_bucket"
+ACCESS_DENIED = "access_denied"
+TIMEOUT = "timeout"
+CHANGED = "changed"
+FETCH = "fetch"
+UNSUPPORTED_SCHEME = "unsupported_scheme"
+REFUSED_HOST = "refused_host"
+NO_SPACE = "no_space"
 
 _RETRY = "trying again may help: run again with --retry-failed"
 _NO_RETRY = "running again will not help: replace them or leave them out of the source"

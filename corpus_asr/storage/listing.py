@@ -75,35 +75,35 @@ class FileListing(Iterator[pa.RecordBatch]):
         return next(self._batches)
 
     def _generate(self) -> Iterator[pa.RecordBatch]:
-        waiting = _Rows()
+        waiting: list[pa.RecordBatch] = []
+        num_waiting = 0
         for rows in self._found():
-            waiting.extend(self._first_seen(rows))
-            while len(waiting) >= BATCH_ROWS:
-                yield self._batch(waiting.pop(BATCH_ROWS))
-        if len(waiting):
-            yield self._batch(waiting.pop(BATCH_ROWS))
+            ids = rows.column("recording_id").to_pylist()
+            fresh = self._seen.add(np.array([int(name, 16) for name in ids], dtype=np.uint64))
+            self.num_duplicates += len(fresh) - int(fresh.sum())
+            waiting.append(rows.filter(pa.array(fresh)))
+            num_waiting += waiting[-1].num_rows
+            if num_waiting >= BATCH_ROWS:
+                *full, rest = _merged(waiting)
+                waiting, num_waiting = [rest], rest.num_rows
+                yield from map(self._counted, full)
+        yield from map(self._counted, _merged(waiting))
 
-    def _batch(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def _counted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         self.num_files += batch.num_rows
         return batch
 
-    def _found(self) -> Iterator["_Rows"]:
-        if self._source.manifest is not None:
+    def _found(self) -> Iterator[pa.RecordBatch]:
+        source = self._source
+        if source.manifest is not None:
             for uris, metadata in manifest_rows(
-                self._source.manifest,
-                self._store,
-                allow_local_files=self._source.allow_local_files,
+                source.manifest, self._store, allow_local_files=source.allow_local_files
             ):
-                yield _Rows.of(uris, [None] * len(uris), [None] * len(uris), metadata)
+                yield _rows(Page(uris, [None] * len(uris), [None] * len(uris)), metadata)
             return
-        for uri in self._source.uri:
+        for uri in source.uri:
             for page in self._expand(uri):
-                yield _Rows.of(page.uris, page.sizes, page.etags, [None] * len(page.uris))
-
-    def _first_seen(self, rows: "_Rows") -> "_Rows":
-        fresh = self._seen.add(np.array([int(i, 16) for i in rows.ids], dtype=np.uint64))
-        self.num_duplicates += len(fresh) - int(fresh.sum())
-        return rows if fresh.all() else rows.keep(fresh)
+                yield _rows(page, [None] * len(page.uris))
 
     def _expand(self, uri: str) -> Iterator[Page]:
         """Yield what one address names: an object, else a folder, else a glob's matches."""
@@ -143,15 +143,8 @@ class FileListing(Iterator[pa.RecordBatch]):
                     self.num_excluded += 1
                 else:
                     kept.append(index)
-            yield (
-                page
-                if len(kept) == len(page.uris)
-                else Page(
-                    [page.uris[i] for i in kept],
-                    [page.sizes[i] for i in kept],
-                    [page.etags[i] for i in kept],
-                )
-            )
+            whole = len(kept) == len(page.uris)
+            yield page if whole else Page(*([column[at] for at in kept] for column in page))
 
     def _nothing(self, uri: str, num_excluded: int) -> ConfigError:
         if scheme_of(uri) in ("http", "https"):
@@ -274,58 +267,24 @@ class _Seen:
         return fresh
 
 
-class _Rows:
-    """Rows of FILES on their way into a batch, column by column."""
+def _rows(page: Page, metadata: list[str | None]) -> pa.RecordBatch:
+    columns = [[recording_id(uri) for uri in page.uris], *page, metadata]
+    try:
+        arrays = [
+            pa.array(column, field.type) for column, field in zip(columns, FILES, strict=True)
+        ]
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"listing {error.object!r}: the name is not valid UTF-8, expected text; rename the "
+            "file or leave it out with source.exclude"
+        ) from error
+    return pa.record_batch(arrays, schema=FILES)
 
-    def __init__(self) -> None:
-        self._columns: list[list[Any]] = [[] for _ in FILES]
 
-    @classmethod
-    def of(
-        cls,
-        uris: list[str],
-        sizes: list[int | None],
-        etags: list[str | None],
-        metadata: list[str | None],
-    ) -> "_Rows":
-        rows = cls()
-        rows._columns = [[recording_id(uri) for uri in uris], uris, sizes, etags, metadata]
-        return rows
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def ids(self) -> list[str]:
-        return self._columns[0]
-
-    def extend(self, other: "_Rows") -> None:
-        for mine, theirs in zip(self._columns, other._columns, strict=True):
-            mine.extend(theirs)
-
-    def keep(self, mask: np.ndarray) -> "_Rows":
-        rows = _Rows()
-        chosen = np.flatnonzero(mask).tolist()
-        rows._columns = [[column[i] for i in chosen] for column in self._columns]
-        return rows
-
-    def pop(self, count: int) -> pa.RecordBatch:
-        """Take the first rows away as a FILES batch.
-
-        Raises:
-            ConfigError: a name is not text, so no table can hold it.
-        """
-        arrays = []
-        for column, field in zip(self._columns, FILES, strict=True):
-            try:
-                arrays.append(pa.array(column[:count], field.type))
-            except UnicodeEncodeError as error:
-                raise ConfigError(
-                    f"listing {error.object!r}: the name is not valid UTF-8, expected text; rename "
-                    "the file or leave it out with source.exclude"
-                ) from error
-            del column[:count]
-        return pa.record_batch(arrays, schema=FILES)
+def _merged(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    table = pa.Table.from_batches(batches, FILES).combine_chunks()
+    merged: list[pa.RecordBatch] = table.to_batches(BATCH_ROWS)
+    return merged
 
 
 CHUNK_ROWS = 5_000

@@ -407,17 +407,10 @@ def upload_files(
     commit_message: str | None = None,
     create_pr: bool = False,
 ) -> None:
-    """Put files into a repository in one commit; the repository is made if needed.
+    """Put files of a folder into a repository of the Hub in one commit; it is made if needed.
 
-    Args:
-        folder: where the files are.
-        names: relative to the folder, and in the repository.
-        repo_id: `name` or `owner/name`.
-        token: None for this machine's login.
-        private: of a repository that is made; None for the owner's default.
-        revision: branch; None for the main one.
-        commit_message: None names the files.
-        create_pr: propose the commit instead of making it.
+    Without a token this machine's login is used; `private` is of a repository that is made;
+    `create_pr` proposes the commit instead of making it.
 
     Raises:
         CheckpointError: the hub does not take it.

@@ -28,7 +28,8 @@ from corpus_asr.storage.run_state.compaction import (
 from corpus_asr.storage.run_state.finish import RunCounts, finish
 from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.start import Run
-from corpus_asr.storage.run_state.tables import OutputStore, segments_of, unique_stem
+from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, OutputStore, unique_stem
+from corpus_asr.storage.run_state.tables import rows_of as part_rows_of
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.units import MEBIBYTE
 from tests.support.commits import commit, files, part, results, same_schema
@@ -263,7 +264,7 @@ def history(store: OutputStore) -> pa.RecordBatch:
         commit(store, results(bad))
     commit(store, results(part("b", 0, texts=["again"]), part("unlisted", 0, texts=["u"])))
     rows = results(part("d", 0, texts=["orphan"]))
-    orphan = segments_of(rows, run_id="other", model="m", model_revision="r")
+    orphan = part_rows_of(rows, SEGMENT_ROWS, run_id="other", model=("m", "r"))
     store.write_table(f"segments/{unique_stem()}.parquet", orphan)
     return files("a", "b", "c", "bad")
 

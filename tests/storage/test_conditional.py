@@ -5,6 +5,7 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,16 +28,9 @@ from tests.support.stores import WebServer
 QUICK = RetryPolicy(attempts=3, first_wait_s=0.001, longest_wait_s=0.002)
 
 
-@pytest.fixture(params=["local", "s3", "memory"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, StoreOptions]:
-    """An address in each writable store, and how to reach it."""
-    if request.param == "local":
-        return str(tmp_path / "folder" / "object"), StoreOptions()
-    if request.param == "memory":
-        return f"{request.getfixturevalue('memory')}/object", StoreOptions()
-    bucket = request.getfixturevalue("bucket")
-    endpoint_url = request.getfixturevalue("s3").endpoint_url
-    return f"s3://{bucket}/folder/object", StoreOptions(endpoint_url=endpoint_url, policy=QUICK)
+@pytest.fixture(name="place")
+def object_place(place: tuple[str, StoreOptions]) -> tuple[str, StoreOptions]:
+    return f"{place[0]}/object", replace(place[1], policy=QUICK)
 
 
 def check_rules(uri: str, options: StoreOptions) -> None:

@@ -19,7 +19,13 @@ from corpus_asr.storage.run_state import finish as recordings
 from corpus_asr.storage.run_state.finish import RunCounts, aggregate, finish
 from corpus_asr.storage.run_state.ledger import Ledger, count_tries, note_tries
 from corpus_asr.storage.run_state.start import Run, begin_run
-from corpus_asr.storage.run_state.tables import OutputStore, outcomes_of, segments_of, unique_stem
+from corpus_asr.storage.run_state.tables import (
+    SEGMENT_ROWS,
+    OutputStore,
+    outcomes_of,
+    rows_of,
+    unique_stem,
+)
 from corpus_asr.storage.stores import filesystem
 from tests.support.commits import commit, files, part, results, same_schema
 from tests.support.dying import Killed, dying
@@ -254,7 +260,7 @@ def test_orphans_and_killed_writes_are_removed(tmp_path: Path) -> None:
     row = results(part("a", 0, texts=["x"]))
     commit(store, row)
     orphan = f"segments/{unique_stem()}.parquet"
-    store.write_table(orphan, segments_of(row, run_id="other", model="m", model_revision="r"))
+    store.write_table(orphan, rows_of(row, SEGMENT_ROWS, run_id="other", model=("m", "r")))
     temporary = "outcomes/.tmp-" + unique_stem()
     store.write_bytes(temporary, b"half")
     assert done(store, files("a")).left == 0
@@ -348,7 +354,7 @@ def test_any_history_ends_exact(
         order.shuffle(rows)
         commit(store, results(*rows))
     for _ in range(num_orphans):
-        orphan = segments_of(results(row_of("a", 0, 0)), run_id="r", model="m", model_revision="r")
+        orphan = rows_of(results(row_of("a", 0, 0)), SEGMENT_ROWS, run_id="r", model=("m", "r"))
         store.write_table(f"segments/{unique_stem()}.parquet", orphan)
     for death in deaths:
         with pytest.MonkeyPatch.context() as patch:

@@ -26,21 +26,9 @@ from corpus_asr.storage.run_state.lock import (
 )
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
-from tests.support.stores import S3Server
 
 QUICK = Timing(heartbeat_s=0.05, looks=4, settle_s=0.2)
 ELSEWHERE = ProcessName(host="other", user="someone", pid=7)
-
-
-@pytest.fixture(params=["local", "s3", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> OutputStore:
-    if request.param == "local":
-        return OutputStore(str(tmp_path))
-    if request.param == "memory":
-        return OutputStore(request.getfixturevalue("memory"))
-    server: S3Server = request.getfixturevalue("s3")
-    bucket = request.getfixturevalue("bucket")
-    return OutputStore(f"s3://{bucket}/out", endpoint_url=server.endpoint_url)
 
 
 @pytest.fixture

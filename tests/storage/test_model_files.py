@@ -369,19 +369,14 @@ def test_older_hub_weights_are_fetched_where_there_are_no_others(hub: type[_Hub]
     assert "pytorch_model.bin" in names(fetch_checkpoint("lab/tiny"))
 
 
-@pytest.mark.parametrize(
-    ("name", "revision", "message"),
-    [
+def test_what_the_hub_refuses_is_explained(hub: type[_Hub]) -> None:
+    for name, revision, message in (
         ("lab/none", None, "no such repository.*HF_TOKEN"),
         ("lab/gated", None, "gated"),
         ("lab/tiny", "v9", "at revision v9.*no such revision"),
-    ],
-)
-def test_what_the_hub_refuses_is_explained(
-    hub: type[_Hub], name: str, revision: str | None, message: str
-) -> None:
-    with pytest.raises(CheckpointError, match=message):
-        fetch_checkpoint(name, revision=revision)
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            fetch_checkpoint(name, revision=revision)
 
 
 def test_a_hub_repository_without_a_model_says_what_it_holds(hub: type[_Hub]) -> None:
@@ -475,38 +470,22 @@ def test_a_refusal_is_a_checkpoint_error(client: type[Client], tmp_path: Path) -
         upload_files(tmp_path, ["a.json"], repo_id="tiny")
 
 
-@pytest.mark.parametrize(
-    ("short", "full"),
-    [
-        ("tiny", "openai/whisper-tiny"),
-        ("tiny.en", "openai/whisper-tiny.en"),
-        ("base", "openai/whisper-base"),
-        ("base.en", "openai/whisper-base.en"),
-        ("small", "openai/whisper-small"),
-        ("small.en", "openai/whisper-small.en"),
-        ("medium", "openai/whisper-medium"),
-        ("medium.en", "openai/whisper-medium.en"),
-        ("large", "openai/whisper-large-v3"),
-        ("large-v1", "openai/whisper-large"),
-        ("large-v2", "openai/whisper-large-v2"),
-        ("large-v3", "openai/whisper-large-v3"),
-        ("turbo", "openai/whisper-large-v3-turbo"),
-        ("large-v3-turbo", "openai/whisper-large-v3-turbo"),
-        ("whisper-small", "openai/whisper-small"),
-        ("whisper-turbo", "openai/whisper-large-v3-turbo"),
-        ("distil-small.en", "distil-whisper/distil-small.en"),
-        ("distil-medium.en", "distil-whisper/distil-medium.en"),
-        ("distil-large-v2", "distil-whisper/distil-large-v2"),
-        ("distil-large-v3", "distil-whisper/distil-large-v3"),
-        ("distil-large-v3.5", "distil-whisper/distil-large-v3.5"),
-        ("whisper-tiny.en", "whisper-tiny.en"),
-        ("openai/whisper-tiny.en", "openai/whisper-tiny.en"),
-        ("lab/small", "lab/small"),
-        ("s3://models/small", "s3://models/small"),
-    ],
-)
-def test_short_names_are_the_hubs_and_other_names_stay(short: str, full: str) -> None:
-    assert full_name(short) == full
+def test_short_names_are_the_hubs_and_other_names_stay() -> None:
+    sizes = ("tiny", "base", "small", "medium")
+    plain = (*sizes, *(f"{size}.en" for size in sizes), "large-v2", "large-v3", "large-v3-turbo")
+    distilled = ("small.en", "medium.en", "large-v2", "large-v3", "large-v3.5")
+    unchanged = ("whisper-tiny.en", "openai/whisper-tiny.en", "lab/small", "s3://models/small")
+    for short, full in {
+        **{size: f"openai/whisper-{size}" for size in plain},
+        **{f"distil-{size}": f"distil-whisper/distil-{size}" for size in distilled},
+        **{name: name for name in unchanged},
+        "large": "openai/whisper-large-v3",
+        "large-v1": "openai/whisper-large",
+        "turbo": "openai/whisper-large-v3-turbo",
+        "whisper-small": "openai/whisper-small",
+        "whisper-turbo": "openai/whisper-large-v3-turbo",
+    }.items():
+        assert full_name(short) == full, short
 
 
 def test_every_short_name_leads_to_a_known_one() -> None:
@@ -538,26 +517,20 @@ def test_what_a_run_notes_has_the_full_names_of_models(
     assert safe_config(unnamed)["model"]["checkpoint"] == "whisper-tiny.en"
 
 
-@pytest.mark.parametrize(
-    ("typed", "meant"),
-    [
-        ("openai/whisper-smal", "openai/whisper-small"),
-        ("smal", "small"),
-        ("large-v4", "large-v3"),
-        ("Turbo", "turbo"),
-        ("whisper_tiny", "whisper-tiny"),
-        ("whisper-tiny-en", "whisper-tiny.en"),
-        ("distil-larg-v3", "distil-large-v3"),
-        ("facebook/s2t-small", "facebook/s2t-small-librispeech-asr"),
-        ("s2t-small-librispeech-asr", "facebook/s2t-small-librispeech-asr"),
-        ("bert-base-uncased", None),
-        ("lab/german-telephone", None),
-    ],
-)
-def test_the_name_that_was_meant_is_found(typed: str, meant: str | None) -> None:
-    assert probably_meant(typed) == meant
-
-
-def test_known_names_are_not_corrected() -> None:
+def test_the_name_that_was_meant_is_found_and_known_ones_are_not_corrected() -> None:
+    for typed, meant in {
+        "openai/whisper-smal": "openai/whisper-small",
+        "smal": "small",
+        "large-v4": "large-v3",
+        "Turbo": "turbo",
+        "whisper_tiny": "whisper-tiny",
+        "whisper-tiny-en": "whisper-tiny.en",
+        "distil-larg-v3": "distil-large-v3",
+        "facebook/s2t-small": "facebook/s2t-small-librispeech-asr",
+        "s2t-small-librispeech-asr": "facebook/s2t-small-librispeech-asr",
+        "bert-base-uncased": None,
+        "lab/german-telephone": None,
+    }.items():
+        assert probably_meant(typed) == meant, typed
     known = (*KNOWN_NAMES, *SHORT_NAMES, "whisper-small", "whisper-tiny.en")
     assert {probably_meant(name) for name in known} == {None}

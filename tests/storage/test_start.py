@@ -141,17 +141,6 @@ def finished(store: OutputStore) -> OutputStore:
     return store
 
 
-@pytest.fixture(params=["local", "s3", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> OutputStore:
-    if request.param == "local":
-        return OutputStore(str(tmp_path))
-    if request.param == "memory":
-        return OutputStore(request.getfixturevalue("memory"))
-    bucket = request.getfixturevalue("bucket")
-    endpoint_url = request.getfixturevalue("s3").endpoint_url
-    return OutputStore(f"s3://{bucket}/out", endpoint_url=endpoint_url)
-
-
 def test_earlier_results_are_kept_whole_and_apart(store: OutputStore) -> None:
     finished(store)
     with pytest.raises(ConfigError, match=r"decoding\.language.*--new-run.*_earlier"):

@@ -17,28 +17,16 @@ from corpus_asr.storage.run_state.finish import aggregate, finish
 from corpus_asr.storage.run_state.start import Run
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
+    SEGMENT_ROWS,
     OutputStore,
     conform,
     outcomes_of,
     part_rows_named,
     rows_of,
-    segments_of,
     unique_stem,
     without_credentials,
 )
 from tests.support.commits import commit, files, part, results, same_schema
-from tests.support.stores import S3Server
-
-
-@pytest.fixture(params=["local", "s3", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> OutputStore:
-    if request.param == "local":
-        return OutputStore(str(tmp_path / "out"))
-    if request.param == "memory":
-        return OutputStore(request.getfixturevalue("memory") + "/out/")
-    server: S3Server = request.getfixturevalue("s3")
-    bucket = request.getfixturevalue("bucket")
-    return OutputStore(f"s3://{bucket}/out", endpoint_url=server.endpoint_url)
 
 
 def read(batches) -> list[dict]:
@@ -118,9 +106,8 @@ def test_a_slice_of_results_commits_only_its_rows(store: OutputStore) -> None:
 
 def test_orphans_are_not_read(store: OutputStore) -> None:
     commit(store, results(part("a", 0, texts=["mine"])))
-    orphan = segments_of(
-        results(part("b", 0, texts=["orphan"])), run_id="r", model="m", model_revision="r"
-    )
+    orphaned = results(part("b", 0, texts=["orphan"]))
+    orphan = rows_of(orphaned, SEGMENT_ROWS, run_id="r", model=("m", "r"))
     store.write_table(f"segments/{unique_stem()}.parquet", orphan)
     assert [row["text"] for row in read(store.segments(["text"]))] == ["mine"]
 

@@ -251,11 +251,6 @@ def outcomes_of(results: pa.Table, *, run_id: str) -> pa.Table:
     return pa.table([columns[name] for name in OUTCOMES.names], schema=OUTCOMES)
 
 
-def segments_of(results: pa.Table, *, run_id: str, model: str, model_revision: str) -> pa.Table:
-    """Return the segments rows of results, in the order of the results."""
-    return rows_of(results, SEGMENT_ROWS, run_id=run_id, model=(model, model_revision))
-
-
 def rows_of(
     results: pa.Table,
     rows: PartRows,

@@ -1,4 +1,8 @@
-"""The single entry point to every store: local paths, s3://, http(s):// and any fsspec scheme."""
+"""The single entry point to every store: local paths, s3://, http(s):// and any fsspec scheme.
+
+Every function raises a `FetchError` where a store fails beyond its retries, and all but
+`open_binary` a `ConfigError` where no library knows the address.
+"""
 
 import contextlib
 import functools
@@ -171,32 +175,18 @@ def _open(uri: str, options: StoreOptions) -> io.BufferedReader:
 
 
 def read_bytes(uri: str, options: StoreOptions = DEFAULT_STORE) -> bytes:
-    """Return a whole object.
-
-    Raises:
-        ConfigError: no library reads such an address.
-        FetchError: it cannot be read.
-    """
+    """Return a whole object."""
     with _open(uri, options) as file:
         return file.read()
 
 
 def write_atomic(uri: str, data: bytes, options: StoreOptions = DEFAULT_STORE) -> None:
-    """Put an object so that readers see all of it or none, whatever happens meanwhile.
-
-    Raises:
-        FetchError: it cannot be written.
-    """
+    """Put an object so that readers see all of it or none, whatever happens meanwhile."""
     _request("writing", uri, options, lambda store, uri: store.write(uri, data))
 
 
 def upload(path: str, uri: str, options: StoreOptions = DEFAULT_STORE) -> None:
-    """Put a local file as an object, piece by piece; readers see all of it or what was before.
-
-    Raises:
-        ConfigError: no library writes to such an address.
-        FetchError: it cannot be written.
-    """
+    """Put a local file as an object, piece by piece; readers see all of it or what was before."""
     uri = normalise(uri)
     if scheme_of(uri) == LOCAL:
         temporary = join(parent(uri), f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
@@ -218,11 +208,7 @@ def upload(path: str, uri: str, options: StoreOptions = DEFAULT_STORE) -> None:
 
 
 def remove(uri: str, options: StoreOptions = DEFAULT_STORE) -> None:
-    """Remove an object; one that is not there is as good.
-
-    Raises:
-        FetchError: it cannot be removed.
-    """
+    """Remove an object; one that is not there is as good."""
     _request("removing", uri, options, lambda store, uri: store.remove(uri))
 
 
@@ -235,11 +221,7 @@ def remove_folder(uri: str) -> None:
 
 
 def move(uri: str, target: str, options: StoreOptions = DEFAULT_STORE) -> None:
-    """Give an object another name in the same store; one that was moved already is as good.
-
-    Raises:
-        FetchError: it cannot be moved, or is neither here nor there.
-    """
+    """Give an object another name in the same store; one that was moved already is as good."""
     target = normalise(target)
     try:
         _request("moving", uri, options, lambda store, uri: store.move(uri, target))
@@ -250,20 +232,12 @@ def move(uri: str, target: str, options: StoreOptions = DEFAULT_STORE) -> None:
 
 
 def describe(uri: str, options: StoreOptions = DEFAULT_STORE) -> ObjectInfo:
-    """Return size and version of an object.
-
-    Raises:
-        FetchError: there is no such object, or the store does not answer.
-    """
+    """Return size and version of an object."""
     return _request("looking up", uri, options, lambda store, uri: store.info(uri))
 
 
 def exists(uri: str, options: StoreOptions = DEFAULT_STORE) -> bool:
-    """Tell whether there is an object (not a folder) of this name.
-
-    Raises:
-        FetchError: the store does not say.
-    """
+    """Tell whether there is an object (not a folder) of this name."""
     try:
         describe(uri, options)
     except FetchError as error:
@@ -282,9 +256,6 @@ def list_pages(
         prefix: a folder with a trailing slash, or that and the first letters of names.
         options: how the store is reached.
         depth: levels below the folder that are of interest; None for all.
-
-    Raises:
-        FetchError: the store does not list.
     """
     try:
         yield from store_for(prefix, options).pages(prefix, depth=depth)
@@ -299,11 +270,7 @@ def list_pages(
 def list_objects(
     prefix: str, options: StoreOptions = DEFAULT_STORE
 ) -> Iterator[tuple[str, int | None, str | None]]:
-    """List address, size and version of every object below a folder, in stable order.
-
-    Raises:
-        FetchError: the store does not list.
-    """
+    """List address, size and version of every object below a folder, in stable order."""
     folder = normalise(prefix).rstrip("/") + "/"
     for page in list_pages(folder, options):
         yield from zip(page.uris, page.sizes, page.etags, strict=True)
@@ -318,9 +285,6 @@ def peek(uri: str, options: StoreOptions = DEFAULT_STORE) -> bytes | None:
     """Return a small object, or the first `PEEK_BYTES` of a large one; None if there is none.
 
     One request, so that an object that is replaced meanwhile is seen as it was or as it is.
-
-    Raises:
-        FetchError: the store does not answer.
     """
     try:
         return _request(
@@ -336,9 +300,6 @@ def create(uri: str, data: bytes, options: StoreOptions = DEFAULT_STORE) -> bool
     """Put a small object if there is none of this name; tell whether it holds `data` now.
 
     `data` is something nobody else would put.
-
-    Raises:
-        FetchError: the store does not answer, or has no conditional writes.
     """
     written = _request("creating", uri, options, lambda store, uri: store.create(uri, data))
     # The first of two attempts may have done it, its answer lost.
@@ -349,9 +310,6 @@ def swap(uri: str, data: bytes, expected: bytes, options: StoreOptions = DEFAULT
     """Replace a small object if it holds exactly `expected`; tell whether it holds `data` now.
 
     `data` is something nobody else would put.
-
-    Raises:
-        FetchError: the store does not answer, or has no conditional writes.
     """
     written = _request(
         "replacing", uri, options, lambda store, uri: store.swap(uri, data, expected)
