@@ -138,6 +138,10 @@ _KINDS = (
         read_advice="list the host in source.allow_hosts if it is to be asked",
     ),
     FailureKind(
+        "source_changed", "Replaced since they were transcribed",
+        "these were replaced since they were transcribed: transcribe them again",
+    ),
+    FailureKind(
         TIMEOUT, "The store did not answer in time",
         "the store did not answer in time: run again with --retry-failed",
         retryable=True,
