@@ -287,6 +287,8 @@ def _merged(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
     return merged
 
 
+# Whether the files of a manifest exist is not asked here: a million requests would precede the
+# first transcript, and a missing file is that recording's failure.
 CHUNK_ROWS = 5_000
 # Far above what is in use; a manifest may come from elsewhere and must not fill the memory.
 MAX_LINE_BYTES = 4 * MEBIBYTE

@@ -344,7 +344,7 @@ def _hub_error(name: str, revision: str | None, error: Exception) -> CheckpointE
 
 
 def _filesystem() -> Any:
-    """The stores' module, only for an address: a folder loads where pyarrow is not installed."""
+    # Only for an address: a folder loads where pyarrow is not installed.
     return importlib.import_module("corpus_asr.storage.stores.filesystem")
 
 

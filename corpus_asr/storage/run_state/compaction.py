@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 OUTCOMES_WEIGHT = 16  # sorted in memory, where they take so many times their bytes and more
 GROWTH = 2
 SORTED_ROWS = 32_768  # of segments, sorted at once; a row group of what is written
+# Memory is bounded by one object as it is written, its outcomes, and this.
 CHUNK_BYTES = 32 * MEBIBYTE  # of segments, in memory, before they go to the scratch file
 
 

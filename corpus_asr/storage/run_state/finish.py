@@ -2,8 +2,9 @@
 
 import datetime
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,15 +39,14 @@ PART_COLUMNS = (
 
 @dataclass(slots=True, kw_only=True)
 class Totals:
-    """Sums over the recordings table; `listed_...` over those of the present listing."""
+    """Sums over the recordings table; `listed` over those of the present listing."""
 
     recordings: int = 0
     segments: int = 0
     audio_s: float = 0.0
     speech_s: float = 0.0
-    listed_ok: int = 0
-    listed_no_speech: int = 0
-    listed_failed: int = 0
+    listed: Counter[str] = field(default_factory=Counter)
+    """Recordings of the present listing, by status."""
 
     def add(self, table: pa.Table, listed_ids: pa.Array) -> None:
         """Add rows of the table."""
@@ -56,8 +56,7 @@ class Totals:
         self.speech_s += pc.sum(table["speech_s"]).as_py() or 0.0
         listed = table.filter(pc.is_in(table["recording_id"], value_set=listed_ids))
         for count in pc.value_counts(listed["status"]).to_pylist():
-            name = f"listed_{count['values']}"
-            setattr(self, name, getattr(self, name) + count["counts"])
+            self.listed[count["values"]] += count["counts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,10 +97,6 @@ def finish(
     meanwhile.
 
     Args:
-        store: the output folder.
-        run: what `begin_run` returned.
-        config: the job.
-        model_revision: names the weights.
         listing: FILES batches of what the run was to cover (`plan.read_listing`).
         num_listed: how many rows the listing had when it was made; those missing count as left.
         plan_name: the plan that was worked off; None if there was none.
@@ -149,13 +144,12 @@ def _counts(resolution: CommitResolution, totals: Totals, num_listed: int) -> Ru
     if resolution.num_listed != num_listed:
         logger.warning("listing rows=%d, expected %d", resolution.num_listed, num_listed)
     listed = max(num_listed, resolution.num_listed)
-    done = totals.listed_ok + totals.listed_no_speech + totals.listed_failed
     return RunCounts(
         listed=listed,
-        ok=totals.listed_ok,
-        no_speech=totals.listed_no_speech,
-        failed=totals.listed_failed,
-        left=listed - done,
+        ok=totals.listed["ok"],
+        no_speech=totals.listed["no_speech"],
+        failed=totals.listed["failed"],
+        left=listed - totals.listed.total(),
         recordings=totals.recordings,
         segments=totals.segments,
         audio_s=totals.audio_s,

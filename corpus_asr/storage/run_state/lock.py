@@ -189,12 +189,8 @@ def read_holder(store: OutputStore) -> Holder | None:
 class Lock:
     """The lock of an output folder, held while the context is open.
 
-    Args:
-        store: the output folder.
-        run_id: the run that is to hold it.
-        steal: whether a lock that shows no sign of life is taken over, after watching it.
-        say: told what is being waited for.
-        timing: for tests.
+    With `steal`, a lock whose heartbeat does not change is taken over, after watching it; `say`
+    is called with what is being waited for.
 
     Raises:
         LockedError: (on entering) another run holds it.

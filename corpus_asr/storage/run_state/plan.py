@@ -1,4 +1,8 @@
-"""What a run has to do: the listing without what the ledger covers, packed, largest first."""
+"""What a run has to do: the listing without what the ledger covers, packed, largest first.
+
+Only sizes and identities are held for all files; rows pass through in bounded batches. Packs and
+listing hold addresses as they were given, signatures included, until the run is finished.
+"""
 
 import tempfile
 from collections import Counter

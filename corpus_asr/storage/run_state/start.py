@@ -34,6 +34,9 @@ REPORT_NAME = "report.json"
 PAGE_NAME = "report.html"
 ARCHIVE_NOTE_NAME = "_run/aside.json"
 EARLIER_FOLDER = "_earlier"  # readers of tables pass over it
+_ARCHIVED_NAMES = (
+    RUN_NAME, REPORT_NAME, PAGE_NAME, CALIBRATION_NAME, CONFIG_NAME, FINGERPRINT_NAME,
+)  # fmt: skip
 _TABLES = (RECORDINGS_FOLDER, *PART_ROWS_FOLDERS, OUTCOMES_FOLDER)
 
 # How the work is spread and bounded; results do not depend on it.
@@ -172,20 +175,7 @@ def begin_run(
         continues=earlier is Earlier.same,
     )
     if earlier is Earlier.other:
-        archive_previous_results(
-            store,
-            fingerprint=fingerprint,
-            folder=f"{EARLIER_FOLDER}/before-{run.run_id}",
-            names=(
-                RUN_NAME,
-                REPORT_NAME,
-                PAGE_NAME,
-                CALIBRATION_NAME,
-                CONFIG_NAME,
-                FINGERPRINT_NAME,
-            ),
-            mark=SUCCESS_NAME,
-        )
+        archive_previous_results(store, run)
     store.remove(SUCCESS_NAME)
     store.write_json(CONFIG_NAME, safe_config(config))
     store.write_json(
@@ -200,25 +190,29 @@ def interrupted(store: OutputStore) -> dict[str, Any] | None:
     return note
 
 
-def archive_previous_results(
-    store: OutputStore, *, fingerprint: str, folder: str, names: tuple[str, ...], mark: str
-) -> None:
-    """Move an output folder's results below another one, or go on with it."""
-    note = interrupted(store) or {"folder": folder, "finished": store.exists(mark)}
-    store.write_json(ARCHIVE_NOTE_NAME, {**note, "fingerprint": fingerprint})
-    store.remove(mark)
+def archive_previous_results(store: OutputStore, run: Run) -> None:
+    """Move an output folder's results below `_earlier/`, or go on with a move that was begun."""
+    # What is to be moved is noted before anything is, and the note goes last: killed in between,
+    # the next call goes on. Nothing is ever removed.
+    note = interrupted(store) or {
+        "folder": f"{EARLIER_FOLDER}/before-{run.run_id}",
+        "finished": store.exists(SUCCESS_NAME),
+    }
+    store.write_json(ARCHIVE_NOTE_NAME, {**note, "fingerprint": run.fingerprint})
+    # The mark of a finished run is the first to go here and the last to come there.
+    store.remove(SUCCESS_NAME)
 
     def move(name: str) -> None:
         source, target = store.address(name), store.address(f"{note['folder']}/{name}")
         filesystem.move(source, target, store.options)
 
-    with ThreadPoolExecutor(READERS, thread_name_prefix="set-aside") as pool:
+    with ThreadPoolExecutor(READERS, thread_name_prefix="archive") as pool:
         for table in _TABLES:
             list(pool.map(move, list(store.all_names(table))))
-    for name in names:
+    for name in _ARCHIVED_NAMES:
         if store.exists(name):
             move(name)
     if note["finished"]:
-        store.write_bytes(f"{note['folder']}/{mark}", b"")
+        store.write_bytes(f"{note['folder']}/{SUCCESS_NAME}", b"")
     store.remove(ARCHIVE_NOTE_NAME)
-    logger.info("set aside folder=%s", note["folder"])
+    logger.info("archived folder=%s", note["folder"])

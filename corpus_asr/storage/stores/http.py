@@ -241,13 +241,11 @@ class WebStore:
 
     def create(self, uri: str, data: bytes) -> bool:
         """Refuse: web addresses are read only."""
-        self.write(uri, data)
-        return False
+        raise StoreError(FETCH, f"cannot write {len(data)} bytes: http addresses are read only")
 
     def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
         """Refuse: web addresses are read only."""
-        self.write(uri, data)
-        return False
+        return self.create(uri, data)
 
     def move(self, uri: str, target: str) -> None:
         """Refuse: web addresses are read only."""
@@ -308,7 +306,8 @@ def post_json(
 
 
 def _check(url: str, host: str, allow_hosts: Sequence[str] | None) -> None:
-    """Return if the address may be asked."""
+    # The address is itself a secret and the user's own, so its host may be any; plain http, which
+    # shows it to whoever listens, goes only to hosts that `source.allow_hosts` admits.
     scheme = urllib.parse.urlsplit(url).scheme if host else ""
     if scheme not in ("http", "https"):
         raise StoreError(FETCH, "found no https address with a host")
@@ -328,7 +327,7 @@ async def _post(url: str, body: bytes, limit_s: float) -> None:
         aiohttp.ClientSession(timeout=limits, trust_env=True) as session,
         session.post(url, data=body, headers=headers, allow_redirects=False) as response,
     ):
-        if 300 <= response.status < 400:
+        if 300 <= response.status < 400:  # another's word, so not followed
             found = f"the server answered {response.status}, a redirect, which is not followed"
             raise StoreError(FETCH, found)
         if response.status >= 400:

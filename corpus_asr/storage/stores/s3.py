@@ -28,6 +28,7 @@ CONNECT_TIMEOUT_S = 10
 PAGE_KEYS = 1000  # the protocol's limit
 READ_TIMEOUT_S = 30  # silence on an open connection
 SLOWEST_UPLOAD_BYTES_PER_S = 256 * 1024  # merged tables are large, and some uplinks slow
+# The client's own retries are off: `with_retries` knows which failures are worth another try.
 CLIENT_OPTIONS = {
     "connect_timeout": CONNECT_TIMEOUT_S,
     "read_timeout": READ_TIMEOUT_S,
