@@ -144,7 +144,7 @@ class FileListing(Iterator[pa.RecordBatch]):
                 else:
                     kept.append(index)
             whole = len(kept) == len(page.uris)
-            yield page if whole else Page(*([column[at] for at in kept] for column in page))
+            yield page if whole else Page._make([column[at] for at in kept] for column in page)
 
     def _nothing(self, uri: str, num_excluded: int) -> ConfigError:
         if scheme_of(uri) in ("http", "https"):

@@ -1,6 +1,7 @@
 """Reading, writing and failing, on every kind of store."""
 
 import errno
+import functools
 import io
 import multiprocessing
 import os
@@ -166,16 +167,18 @@ def test_expired_credentials_may_be_renewed() -> None:
         raise from_exception(exceptions.ClientError(answer, "GetObject"))
 
     codes = ("ExpiredToken", "ExpiredTokenException", "InvalidToken", "RequestExpired")
-    for *answer, retryable in (
+    answers: list[tuple[str, int, str, bool]] = [
         *((code, 400, "", True) for code in codes),
         ("Unauthorized", 401, "The token has expired", True),
         ("AccessDenied", 403, "Request has expired", True),
         ("Unauthorized", 401, "Who are you?", False),
         ("AccessDenied", 403, "Access Denied", False),
-    ):
+    ]
+    for code, status, message, retryable in answers:
+        operation = functools.partial(fail, code, status, message)
         with pytest.raises(FetchError) as caught:
-            with_retries("reading", "s3://b/key", lambda: fail(*answer), policy=QUICK)  # noqa: B023
-        assert (caught.value.kind, caught.value.retryable) == ("access_denied", retryable), answer
+            with_retries("reading", "s3://b/key", operation, policy=QUICK)
+        assert (caught.value.kind, caught.value.retryable) == ("access_denied", retryable), code
         assert ("renew the credentials" in str(caught.value)) is retryable
         assert ("expired" in str(caught.value)) is retryable
 

@@ -12,7 +12,7 @@ import fsspec
 import pytest
 from fsspec import AbstractFileSystem
 
-from corpus_asr.errors import FetchError
+from corpus_asr.errors import FetchError, LockedError
 from corpus_asr.storage.run_state import lock as lock_module
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
@@ -22,7 +22,7 @@ from corpus_asr.storage.stores.retry import RetryPolicy
 OPTIONS = StoreOptions(policy=RetryPolicy(attempts=2, first_wait_s=0.001))
 
 
-class Cloud(AbstractFileSystem):
+class Cloud(AbstractFileSystem):  # type: ignore[misc]
     """Objects with versions; `before_put` is called when everybody has looked."""
 
     cachable = False
@@ -158,7 +158,7 @@ def test_a_run_locks_its_output_folder_there(uri: str) -> None:
     # Not released: the scripted filesystems remove nothing.
     first = lock_module.Lock(store, "first", timing=timing)
     first._acquire()
-    with pytest.raises(lock_module.LockedError, match="run first"):
+    with pytest.raises(LockedError, match="run first"):
         lock_module.Lock(store, "second", timing=timing).__enter__()
 
 
