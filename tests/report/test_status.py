@@ -73,7 +73,7 @@ def test_a_running_run_says_how_far_it_is_and_what_failed(store: OutputStore) ->
 
 def dead_process() -> ProcessName:
     code = (
-        "import json, dataclasses; from corpus_asr.storage.processes import ProcessName; "
+        "import json, dataclasses; from corpus_asr.storage.run_state.lock import ProcessName; "
         "print(json.dumps(dataclasses.asdict(ProcessName.mine())))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)

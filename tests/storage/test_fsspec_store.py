@@ -25,7 +25,6 @@ OPTIONS = StoreOptions(policy=RetryPolicy(attempts=2, first_wait_s=0.001))
 class Cloud(AbstractFileSystem):  # type: ignore[misc]
     """Objects with versions; `before_put` is called when everybody has looked."""
 
-    cachable = False
     objects: dict[str, tuple[int, bytes]] = {}  # noqa: RUF012 - one cloud, cleared by its fixture
     before_put: Callable[[], object] = staticmethod(lambda: None)
     alone = Lock()
