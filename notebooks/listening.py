@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from corpus_asr.audio.decode import open_audio
-from corpus_asr.storage.filesystem import open_binary
+from corpus_asr.storage.stores.filesystem import open_binary
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 

@@ -19,7 +19,7 @@ from corpus_asr.logs import (
     name_run,
     speaks_json,
 )
-from corpus_asr.storage.addresses import without_secrets
+from corpus_asr.storage.stores.uri import without_secrets
 from tests.support.logs import logging_put_back
 
 LOG = logging.getLogger("corpus_asr.tests")

@@ -29,8 +29,7 @@ def decoding_override(incomplete: str) -> list[str]:
 
 def checkpoint(incomplete: str) -> list[str]:
     """Complete checkpoints of the package, short names, and well-known names of the hub."""
-    from corpus_asr.storage.hub_names import KNOWN_NAMES, SHORT_NAMES
-    from corpus_asr.storage.model_files import PACKAGED
+    from corpus_asr.storage.model_files import KNOWN_NAMES, PACKAGED, SHORT_NAMES
 
     return _beginning((*PACKAGED, *SHORT_NAMES, *KNOWN_NAMES), incomplete)
 

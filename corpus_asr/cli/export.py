@@ -90,7 +90,7 @@ def export(
     from corpus_asr.export.subtitles import WordStyle
     from corpus_asr.export.write import ExportFormat, ExportOptions
     from corpus_asr.export.write import export as write_files
-    from corpus_asr.storage.tables import OutputStore
+    from corpus_asr.storage.run_state.tables import OutputStore
 
     with readable_errors(on_interrupt="run the same command again to replace it"):
         options = ExportOptions(

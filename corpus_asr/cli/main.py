@@ -109,7 +109,7 @@ def logging_options(
     ] = None,
 ) -> None:
     """Set up logging; CORPUS_ASR_LOG_FORMAT and CORPUS_ASR_LOG_LEVEL say the same."""
-    from corpus_asr.storage.addresses import without_secrets
+    from corpus_asr.storage.stores.uri import without_secrets
 
     usual = LogSettings.from_environment()
     settings = LogSettings(format=log_format or usual.format, level=log_level or usual.level)
@@ -174,7 +174,7 @@ def status(
 ) -> None:
     """Show whether a run lives, how far it is, where its time goes and what has failed."""
     from corpus_asr.report.status import as_data, load_status, render
-    from corpus_asr.storage.tables import OutputStore
+    from corpus_asr.storage.run_state.tables import OutputStore
 
     with readable_errors():
         store = OutputStore(output_uri, endpoint_url=endpoint_url)
@@ -259,8 +259,8 @@ def bench(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> No
 def _mostly(config: "RunConfig") -> str:
     """Show the commonest failure of the run that has ended, and what to do about it."""
     from corpus_asr.report.advice import advice
-    from corpus_asr.storage.snapshot import read_snapshot
-    from corpus_asr.storage.tables import OutputStore
+    from corpus_asr.storage.run_state.run_files import read_snapshot
+    from corpus_asr.storage.run_state.tables import OutputStore
 
     store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
     snapshot = read_snapshot(store)

@@ -15,7 +15,7 @@ from corpus_asr.cli.options import prepare_pipeline
 
 if TYPE_CHECKING:
     from corpus_asr.config.load import Setting
-    from corpus_asr.storage.plan import Plan
+    from corpus_asr.storage.run_state.plan import Plan
 
 
 def plan(
@@ -43,8 +43,8 @@ def plan(
     """Show what a run would do: every setting, the listing, what is done already."""
     from corpus_asr.config.load import load_config, settings_of
     from corpus_asr.runtime.weights import fetch_weights
-    from corpus_asr.storage.plan import make_plan
-    from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
+    from corpus_asr.storage.run_state.plan import make_plan
+    from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
 
     with readable_errors():
         settings = load_config(config, overrides or ())

@@ -26,8 +26,8 @@ def report(
     from corpus_asr.report.load import load_report
     from corpus_asr.report.page.write import write_page
     from corpus_asr.report.render import as_data, render
-    from corpus_asr.storage.beginning import REPORT_NAME
-    from corpus_asr.storage.tables import OutputStore
+    from corpus_asr.storage.run_state.start import REPORT_NAME
+    from corpus_asr.storage.run_state.tables import OutputStore
 
     with readable_errors():
         store = OutputStore(output_uri, endpoint_url=endpoint_url)

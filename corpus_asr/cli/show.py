@@ -27,8 +27,8 @@ def show(
     from corpus_asr.export.load import Selection, chosen, recordings
     from corpus_asr.report.transcript import Format, printer
     from corpus_asr.segments import Transcript
-    from corpus_asr.storage.addresses import shown
-    from corpus_asr.storage.tables import OutputStore
+    from corpus_asr.storage.run_state.tables import OutputStore
+    from corpus_asr.storage.stores.uri import redact_uri
 
     with readable_errors():
         selection = Selection(
@@ -44,7 +44,7 @@ def show(
         for _, found in recordings(store, index, chosen(index, selection), selection):
             print_one(
                 Transcript(
-                    uri=shown(found.uri),
+                    uri=redact_uri(found.uri),
                     segments=found.segments,
                     language=found.language,
                     language_probability=None,

@@ -97,7 +97,7 @@ def transcribe(
 
 def _is_there(file: str) -> bool:
     """Tell whether a file is there to be read, and say what else is; stores are not asked."""
-    from corpus_asr.storage.addresses import LOCAL, normalise, scheme_of
+    from corpus_asr.storage.stores.uri import LOCAL, normalise, scheme_of
 
     if scheme_of(file) != LOCAL:
         return True

@@ -51,7 +51,7 @@ def view(
         from contextlib import ExitStack, closing
 
         from corpus_asr.runtime.stopping import ended_by_sigterm
-        from corpus_asr.storage.tables import OutputStore
+        from corpus_asr.storage.run_state.tables import OutputStore
         from corpus_asr.view.answers import Answers
         from corpus_asr.view.catalogue import Library
         from corpus_asr.view.sound import Sounds
@@ -75,7 +75,7 @@ def view(
 
 
 def _moved(pairs: "tuple[str, ...] | list[str]") -> list[tuple[str, str]]:
-    from corpus_asr.storage.addresses import normalise
+    from corpus_asr.storage.stores.uri import normalise
 
     found = []
     for pair in pairs:

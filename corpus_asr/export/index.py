@@ -13,11 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.beginning import CONFIG_NAME
-from corpus_asr.storage.ledger import Ledger, Settlement, counted
-from corpus_asr.storage.results import LABEL_ROWS, SEGMENT_ROWS, PartRows
-from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
+from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, counted
+from corpus_asr.storage.run_state.start import CONFIG_NAME
+from corpus_asr.storage.run_state.tables import (
+    LABEL_ROWS,
+    OUTCOMES_FOLDER,
+    SEGMENT_ROWS,
+    OutputStore,
+    PartRows,
+)
+from corpus_asr.storage.stores.uri import redact_uri
 
 _PART_COLUMNS = (
     "recording_id", "uri", "size_bytes", "etag", "status", "part_end_s", "language",
@@ -93,7 +98,7 @@ def read_index(store: OutputStore, rows: PartRows = SEGMENT_ROWS) -> Index:
         ConfigError: the folder is not the output of a run, or of one that wrote the other.
         FetchError: the store does not answer, or a run is just finishing here; try again.
     """
-    return index_of(store, outcomes_names(store), Ledger.load(store).settle(()), rows)
+    return index_of(store, outcomes_names(store), Ledger.load(store).resolve(()), rows)
 
 
 def outcomes_names(store: OutputStore) -> list[str]:
@@ -106,14 +111,14 @@ def outcomes_names(store: OutputStore) -> list[str]:
     names = store.names(OUTCOMES_FOLDER)
     if not names and not store.exists(CONFIG_NAME):
         raise ConfigError(
-            f"reading {shown(store.uri)}: found neither outcomes nor _run/, expected the output "
-            "folder of a run; check the address"
+            f"reading {redact_uri(store.uri)}: found neither outcomes nor _run/, expected the "
+            "output folder of a run; check the address"
         )
     return names
 
 
 def index_of(
-    store: OutputStore, names: Sequence[str], settlement: Settlement, rows: PartRows
+    store: OutputStore, names: Sequence[str], settlement: CommitResolution, rows: PartRows
 ) -> Index:
     """Return the index of outcomes objects, where it is known which of their rows count."""
     parts, objects = _parts(store, names, settlement.keep, rows)
@@ -145,7 +150,7 @@ def _refuse_others(store: OutputStore, named: Iterable[str | None], rows: PartRo
         return
     found = LABEL_ROWS if rows is SEGMENT_ROWS else SEGMENT_ROWS
     raise ConfigError(
-        f"reading {shown(store.uri)}: found {found.folder}/, expected {_HOLD[rows.folder]}: "
+        f"reading {redact_uri(store.uri)}: found {found.folder}/, expected {_HOLD[rows.folder]}: "
         f"this run {_DID[found.folder]}; read its table of {found.folder} as it is"
     )
 

@@ -21,8 +21,8 @@ from corpus_asr.export.recording import Recording, segment_from
 from corpus_asr.export.spill import Spill
 from corpus_asr.languages import resolve_language
 from corpus_asr.schemas import SEGMENTS
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import redact_uri
 
 _ORDER = ("start_s", "channel", "part", "segment")
 TEXT_COLUMNS = (
@@ -165,7 +165,7 @@ def _are_of(table: pa.Table, ids: pa.Array, owners: np.ndarray, counts: np.ndarr
 
 def _broken(store: OutputStore, name: str, claims: Claims, found: int) -> CorpusAsrError:
     return CorpusAsrError(
-        f"reading {shown(store.address(name))}: found {found} rows or more, or those of other "
+        f"reading {redact_uri(store.address(name))}: found {found} rows or more, or those of other "
         f"recordings, expected the {len(claims.owners)} that its outcomes say; restore it, or "
         "remove it to have its recordings transcribed again"
     )

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.storage.addresses import scheme_of
+from corpus_asr.storage.stores.uri import scheme_of
 
 MAX_NAME_BYTES = 240  # file systems allow 255; the local store's temporary names add to it
 _HASH_DIGITS = 16

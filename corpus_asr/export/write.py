@@ -30,9 +30,10 @@ from corpus_asr.export.load import (
 from corpus_asr.export.names import Names
 from corpus_asr.export.recording import Recording
 from corpus_asr.export.subtitles import WordStyle, srt_text, vtt_text
-from corpus_asr.storage import filesystem
-from corpus_asr.storage.addresses import normalise, scheme_of, shown, within
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.filesystem import StoreOptions
+from corpus_asr.storage.stores.uri import normalise, redact_uri, scheme_of, within
 
 WRITERS = 8  # files are small: writing them is waiting for the store
 SINGLE_NAME = "transcripts"
@@ -156,13 +157,13 @@ def export(
     )
     counts = _Counts()
     if options.single:
-        files = _write_single(map(counts.seen, found), to, options, store.endpoint_url)
+        files = _write_single(map(counts.seen, found), to, options, store.options)
     else:
         names = Names(index.recordings, [_SUFFIXES[each] for each in options.formats])
-        files = _write_each(map(counts.seen, found), names, to, options, store.endpoint_url)
+        files = _write_each(map(counts.seen, found), names, to, options, store.options)
     heard, complete = (index.recordings[name].to_numpy() for name in ("heard", "complete"))
     return ExportSummary(
-        to=shown(to),
+        to=redact_uri(to),
         recordings=counts.recordings,
         segments=counts.segments,
         files=files,
@@ -188,8 +189,8 @@ class _Counts:
 def _writable(uri: str) -> str:
     if scheme_of(uri) in ("http", "https"):
         raise ConfigError(
-            f"exporting to {shown(uri)}: found a web address, expected a folder or an object store "
-            "that can be written to; choose another --to"
+            f"exporting to {redact_uri(uri)}: found a web address, expected a folder or an object "
+            "store that can be written to; choose another --to"
         )
     return uri
 
@@ -219,7 +220,7 @@ def _write_each(
     names: Names,
     to: str,
     options: ExportOptions,
-    endpoint_url: str | None,
+    store_options: StoreOptions,
 ) -> int:
     files = 0
     waiting: deque[Future[None]] = deque()
@@ -230,9 +231,7 @@ def _write_each(
                     address = within(to, names[position] + suffix)
                     data = text.encode("utf-8", "replace")
                     waiting.append(
-                        pool.submit(
-                            filesystem.write_atomic, address, data, endpoint_url=endpoint_url
-                        )
+                        pool.submit(filesystem.write_atomic, address, data, store_options)
                     )
                     files += 1
                     if len(waiting) > 2 * WRITERS:
@@ -248,7 +247,7 @@ def _write_single(
     found: Iterator[tuple[int, Recording]],
     to: str,
     options: ExportOptions,
-    endpoint_url: str | None,
+    store_options: StoreOptions,
 ) -> int:
     """Write a file per format, here first: stores take objects whole."""
     with tempfile.TemporaryDirectory(prefix="corpus-asr-export-") as folder, ExitStack() as opened:
@@ -263,5 +262,5 @@ def _write_single(
         for each, file in files.items():
             file.close()
             address = within(to, SINGLE_NAME + _SINGLE[each].suffix)
-            filesystem.upload(str(Path(folder) / each), address, endpoint_url=endpoint_url)
+            filesystem.upload(str(Path(folder) / each), address, store_options)
     return len(files)

@@ -12,8 +12,7 @@ from typing import Any
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.config_file import read_json_object
-from corpus_asr.storage.hub import upload_files
-from corpus_asr.storage.model_files import fetch_checkpoint
+from corpus_asr.storage.model_files import fetch_checkpoint, upload_files
 
 SOURCE_OPTIONS = (
     "subfolder",

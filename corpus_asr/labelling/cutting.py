@@ -17,10 +17,9 @@ from jaxtyping import Float32
 from corpus_asr.audio.decode import open_audio
 from corpus_asr.audio.encode import AudioFormat, encode_audio
 from corpus_asr.errors import DecodeError
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.filesystem import open_binary
-from corpus_asr.storage.ranges import RangeFile
-from corpus_asr.storage.trust import ANY_NAMED_HOST, HostRules
+from corpus_asr.storage.stores.filesystem import RangeFile, StoreOptions, open_binary
+from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
+from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 CHANGED = "source_changed"
@@ -77,8 +76,7 @@ class ClipCutter:
         audio_format: AudioFormat,
         hosts: HostRules = ANY_NAMED_HOST,
     ) -> None:
-        self._endpoint_url = endpoint_url
-        self._hosts = hosts
+        self._store = StoreOptions(endpoint_url=endpoint_url, hosts=hosts)
         self._channels = channels
         self._audio_format: AudioFormat = audio_format
 
@@ -90,7 +88,7 @@ class ClipCutter:
             DecodeError: kind `source_changed`, it is not what was transcribed; kind `cut_short`, it
                 ends before a stretch does; or the bytes hold no usable audio.
         """
-        uri = shown(request.uri)
+        uri = redact_uri(request.uri)
         waiting = sorted(
             enumerate(request.stretches), key=lambda item: (item[1].start_sample, item[0])
         )
@@ -114,16 +112,16 @@ class ClipCutter:
             yield self._clip(number, stretch, held)
 
     def _open(self, request: CutRequest) -> io.BufferedReader:
-        file = open_binary(request.uri, endpoint_url=self._endpoint_url, hosts=self._hosts)
+        file = open_binary(request.uri, self._store)
         assert isinstance(file.raw, RangeFile)
         found = file.raw.info
         for before, now in ((request.size_bytes, found.size_bytes), (request.etag, found.etag)):
             if before is not None and now is not None and before != now:
                 file.close()
                 raise DecodeError(
-                    f"cutting {shown(request.uri)}: found version {now}, expected {before}, which "
-                    "was transcribed; transcribe it again",
-                    uri=shown(request.uri),
+                    f"cutting {redact_uri(request.uri)}: found version {now}, expected {before}, "
+                    "which was transcribed; transcribe it again",
+                    uri=redact_uri(request.uri),
                     kind=CHANGED,
                 )
         return file

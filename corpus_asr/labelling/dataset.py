@@ -23,9 +23,9 @@ from corpus_asr.config.labelling import DatasetSettings, SelectionSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.labelling.layouts import AUDIO_FOLDER, DATA_FOLDER, MANIFESTS_FOLDER
 from corpus_asr.schemas import SCHEMA_VERSION, SELECTION
-from corpus_asr.storage import filesystem
-from corpus_asr.storage.addresses import shown, without_secrets
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.uri import redact_uri, without_secrets
 
 SETTINGS_NAME = "_run/dataset.json"
 SELECTION_FOLDER = "selection"
@@ -70,7 +70,7 @@ def begin(store: OutputStore, settings: dict[str, Any]) -> None:
         for folder in (DATA_FOLDER, AUDIO_FOLDER, SELECTION_FOLDER, "segments", "outcomes"):
             for name in store.all_names(folder):
                 raise ConfigError(
-                    f"beginning a data set in {shown(store.uri)}: found {name} without "
+                    f"beginning a data set in {redact_uri(store.uri)}: found {name} without "
                     f"{SETTINGS_NAME}, expected an empty folder or a data set of this program; "
                     "choose another dataset.uri"
                 )
@@ -83,9 +83,9 @@ def begin(store: OutputStore, settings: dict[str, Any]) -> None:
             if stored.get(key) != settings.get(key)
         )
         raise ConfigError(
-            f"beginning a data set in {shown(store.uri)}: found one made otherwise ({changes}), "
-            "expected the same settings and the same transcripts; choose another dataset.uri, so "
-            "that nobody's training data changes under them, or remove this one"
+            f"beginning a data set in {redact_uri(store.uri)}: found one made otherwise "
+            f"({changes}), expected the same settings and the same transcripts; choose another "
+            "dataset.uri, so that nobody's training data changes under them, or remove this one"
         )
 
 
@@ -148,9 +148,7 @@ def _join_manifests(store: OutputStore, split: str) -> None:
         with path.open("wb") as file:
             for content in _contents(store, names):
                 file.write(content)
-        filesystem.upload(
-            str(path), store.address(manifest_name(split)), endpoint_url=store.endpoint_url
-        )
+        filesystem.upload(str(path), store.address(manifest_name(split)), store.options)
 
 
 def _is_of(name: str, split: str) -> bool:
@@ -159,4 +157,4 @@ def _is_of(name: str, split: str) -> bool:
 
 def _contents(store: OutputStore, names: Iterable[str]) -> Iterator[bytes]:
     for name in names:
-        yield filesystem.read_bytes(store.address(name), endpoint_url=store.endpoint_url)
+        yield filesystem.read_bytes(store.address(name), store.options)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from corpus_asr.schemas import EXAMPLES
-from corpus_asr.storage.tables import ParquetFile
+from corpus_asr.storage.run_state.tables import ParquetFile
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 
 DATA_FOLDER, AUDIO_FOLDER, MANIFESTS_FOLDER = "data", "audio", "_run/manifests"

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.beginning import CONFIG_NAME, FINGERPRINT_NAME
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.start import CONFIG_NAME, FINGERPRINT_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import redact_uri
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,11 +60,11 @@ def read_origin(store: OutputStore) -> Origin:
     if config is None or fingerprint is None:
         missing = CONFIG_NAME if config is None else FINGERPRINT_NAME
         raise ConfigError(
-            f"selecting from {shown(store.uri)}: found no {missing}, expected that of the run, "
-            "which says how its audio was read; restore it, or run again"
+            f"selecting from {redact_uri(store.uri)}: found no {missing}, expected that of the "
+            "run, which says how its audio was read; restore it, or run again"
         )
     return Origin(
-        transcripts=shown(store.uri),
+        transcripts=redact_uri(store.uri),
         fingerprint=fingerprint["fingerprint"],
         checkpoint=config["model"]["checkpoint"],
         channels=config["extract"]["channels"],

@@ -26,8 +26,8 @@ from corpus_asr.labelling.measures import Comparisons, listed_hashes, measured
 from corpus_asr.labelling.rules import Rule, decide
 from corpus_asr.report.accuracy_references import Reference, read_references
 from corpus_asr.schemas import SELECTION
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.tables import OutputStore, ParquetFile, parquet_batches
+from corpus_asr.storage.run_state.tables import OutputStore, ParquetFile, parquet_batches
+from corpus_asr.storage.stores.uri import redact_uri
 
 _COLUMNS = tuple(
     name for name in (*SCORE_COLUMNS, "language_probability", "speech_fraction")
@@ -80,8 +80,9 @@ def read_sources(
         there = OutputStore(settings.against, endpoint_url=endpoint_url)
         if there.uri == store.uri:
             raise ConfigError(
-                f"reading selection.against: found {shown(there.uri)}, which is output.uri itself, "
-                "expected another run over the same recordings; it always agrees with itself"
+                f"reading selection.against: found {redact_uri(there.uri)}, which is output.uri "
+                "itself, expected another run over the same recordings; it always agrees with "
+                "itself"
             )
         other = (there, read_index(there))
         _check_shared(index, other[1].recordings["recording_id"], there.uri)
@@ -95,10 +96,10 @@ def read_sources(
 def _check_shared(index: Index, ids: pa.ChunkedArray, uri: str) -> None:
     ours = index.recordings["recording_id"]
     if len(ours) and not pc.any(pc.is_in(ours, value_set=ids.combine_chunks())).as_py():
-        example = shown(index.recordings["uri"][0].as_py())
+        example = redact_uri(index.recordings["uri"][0].as_py())
         raise ConfigError(
-            f"selecting by {shown(uri)}: found none of this run's recordings there, expected them "
-            f"by the same addresses (such as {example}); correct it, or everything is dropped"
+            f"selecting by {redact_uri(uri)}: found none of this run's recordings there, expected "
+            f"them by the same addresses (such as {example}); correct it, or everything is dropped"
         )
 
 

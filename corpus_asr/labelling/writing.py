@@ -21,9 +21,9 @@ from corpus_asr.labelling.layouts import WRITERS, ShardWriter
 from corpus_asr.labelling.origin import Origin
 from corpus_asr.labelling.shards import Shard
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.storage import filesystem
-from corpus_asr.storage.addresses import without_secrets
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 NOTES_FOLDER = "_run/shards"
@@ -141,9 +141,7 @@ class ShardMaker:
             writer.close()
             if note.examples:
                 for file, path in writer.files.items():
-                    filesystem.upload(
-                        str(path), self._store.address(file), endpoint_url=self._store.endpoint_url
-                    )
+                    filesystem.upload(str(path), self._store.address(file), self._store.options)
         self._store.write_json(name, asdict(note))
         return note
 

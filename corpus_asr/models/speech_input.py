@@ -49,7 +49,7 @@ def load_speech(inputs: Any) -> Speech:
     """
     if isinstance(inputs, str | PathLike):
         # Imported here, as the decoder is: a GPU image without them still takes arrays.
-        from corpus_asr.storage.filesystem import open_binary
+        from corpus_asr.storage.stores.filesystem import open_binary
 
         with open_binary(str(inputs)) as file:
             return Speech(samples=_decoded(file, uri=str(inputs)))

@@ -25,10 +25,10 @@ from corpus_asr.report.calibration import (
     segment_outcomes,
 )
 from corpus_asr.report.calibration_render import reliability_data
-from corpus_asr.storage.addresses import public, shown
-from corpus_asr.storage.beginning import CONFIG_NAME, FINGERPRINT_NAME
-from corpus_asr.storage.calibrations import write_calibration
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.run_files import write_calibration
+from corpus_asr.storage.run_state.start import CONFIG_NAME, FINGERPRINT_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import public, redact_uri
 
 
 def calibrate(
@@ -65,7 +65,7 @@ def calibrate(
         model,
         fitted={
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "references": shown(references),
+            "references": redact_uri(references),
             "recordings": groups,
             "before": reliability_data(before),
             "held_out": reliability_data(after),
@@ -80,19 +80,19 @@ def _model_of(store: OutputStore) -> tuple[str, str]:
     if config is None or fingerprint is None:
         missing = CONFIG_NAME if config is None else FINGERPRINT_NAME
         raise ConfigError(
-            f"calibrating {shown(store.uri)}: found no {missing}, expected that of the run, which "
-            "names its model; restore it, or run again"
+            f"calibrating {redact_uri(store.uri)}: found no {missing}, expected that of the run, "
+            "which names its model; restore it, or run again"
         )
     if config["model"].get("by_language"):
         raise ConfigError(
-            f"calibrating {shown(store.uri)}: found a run of several models (model.by_language), "
-            "expected one; calibrate each on a run of its own"
+            f"calibrating {redact_uri(store.uri)}: found a run of several models "
+            "(model.by_language), expected one; calibrate each on a run of its own"
         )
     return public(config["model"]["checkpoint"]), fingerprint["fingerprint"].partition("-")[2]
 
 
 def _outcomes(store: OutputStore, references: str, language: str | None) -> list[SegmentOutcome]:
-    said = read_references(references, endpoint_url=store.endpoint_url, language=language)
+    said = read_references(references, endpoint_url=store.options.endpoint_url, language=language)
     index = read_index(store)
     ours = np.asarray(
         pc.is_in(index.recordings["recording_id"], value_set=pa.array(list(said), pa.string()))

@@ -20,13 +20,13 @@ from corpus_asr.runtime.resources import Resources, resolve_resources, store_byt
 from corpus_asr.runtime.summary import RunSummary
 from corpus_asr.runtime.weights import Weights
 from corpus_asr.stages.transcribe import EngineFactory
-from corpus_asr.storage.beginning import Run, begin_run, fingerprint, new_run_id
-from corpus_asr.storage.calibrations import calibration_for
-from corpus_asr.storage.finish import finish
-from corpus_asr.storage.hub_names import full_name
-from corpus_asr.storage.lock import Lock
-from corpus_asr.storage.plan import Plan, make_plan, read_listing, read_packs
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.model_files import full_name
+from corpus_asr.storage.run_state.finish import finish
+from corpus_asr.storage.run_state.lock import Lock
+from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, read_packs
+from corpus_asr.storage.run_state.run_files import calibration_for
+from corpus_asr.storage.run_state.start import Run, begin_run, fingerprint, new_run_id
+from corpus_asr.storage.run_state.tables import OutputStore
 
 Prepare = Callable[[RunConfig], tuple[Weights, EngineFactory]]
 """Fetches a job's checkpoints and chooses what loads its engine."""

@@ -17,8 +17,8 @@ from corpus_asr.export.recording import Recording
 from corpus_asr.report.accuracy import Heard, Score, score
 from corpus_asr.report.accuracy_references import Reference, TimedWord, read_references
 from corpus_asr.report.accuracy_summary import Evaluation, compare, summarise
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import redact_uri
 
 
 def evaluate(
@@ -49,11 +49,11 @@ def evaluate(
     comparison = None
     if against is not None:
         other = OutputStore(against, endpoint_url=endpoint_url)
-        comparison = compare(scores, _scores(other, said, references), other=shown(other.uri))
+        comparison = compare(scores, _scores(other, said, references), other=redact_uri(other.uri))
     return summarise(
         list(scores.values()),
-        output=shown(output_uri),
-        references=shown(references),
+        output=redact_uri(output_uri),
+        references=redact_uri(references),
         missing=len(said) - len(scores),
         comparison=comparison,
     )
@@ -67,7 +67,7 @@ def _scores(store: OutputStore, said: Mapping[str, Reference], manifest: str) ->
     }
     if not found:
         raise ConfigError(
-            f"comparing {shown(store.uri)} with {shown(manifest)}: found none of its "
+            f"comparing {redact_uri(store.uri)} with {redact_uri(manifest)}: found none of its "
             f"{len(said):,} recordings there, expected those of this run by the same addresses "
             f"(such as {_example(index)}); correct the manifest's addresses, which start at its "
             "folder where they are relative"
@@ -76,7 +76,9 @@ def _scores(store: OutputStore, said: Mapping[str, Reference], manifest: str) ->
 
 
 def _example(index: Index) -> str:
-    return shown(index.recordings["uri"][0].as_py()) if len(index) else "none: it has no results"
+    return (
+        redact_uri(index.recordings["uri"][0].as_py()) if len(index) else "none: it has no results"
+    )
 
 
 def _heard(

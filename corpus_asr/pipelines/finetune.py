@@ -10,7 +10,7 @@ from operator import itemgetter
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.runtime.progress import Stream
-from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.training.evaluation import Evaluation
 from corpus_asr.training.group import Group
 from corpus_asr.training.job import Finetune
@@ -59,7 +59,7 @@ def run(config: FinetuneConfig, *, progress: Stream | None) -> Finetuned:
     steps = config.training.max_steps
     best, _ = min(rates, key=itemgetter(1), default=(steps, None))
     return Finetuned(
-        model_uri=shown(f"{store.uri}/{MODEL_FOLDER}"),
+        model_uri=redact_uri(f"{store.uri}/{MODEL_FOLDER}"),
         steps=steps,
         kept_step=best if config.evaluation.keep == "best" else steps,
         error_rates=tuple(rates),

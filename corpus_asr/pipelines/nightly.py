@@ -22,12 +22,12 @@ from corpus_asr.report.night_trends import over_budget, warnings_of
 from corpus_asr.runtime.progress import Stream
 from corpus_asr.runtime.stopping import RunStoppedError
 from corpus_asr.runtime.summary import RunSummary
-from corpus_asr.storage.addresses import join, shown
-from corpus_asr.storage.beginning import new_run_id
-from corpus_asr.storage.failing import Failing, count_tries, note_tries
-from corpus_asr.storage.lock import USUAL, Lock, Timing
-from corpus_asr.storage.plan import Plan
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.ledger import Failing, count_tries, note_tries
+from corpus_asr.storage.run_state.lock import USUAL, Lock, Timing
+from corpus_asr.storage.run_state.plan import Plan
+from corpus_asr.storage.run_state.start import new_run_id
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import join, redact_uri
 
 _LOG = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class _Attempt:
         left = summary.left if summary else plan.num_remaining if plan else 0
         return Night(
             date=self.begun.date().isoformat(),
-            output=shown(self.store.uri),
+            output=redact_uri(self.store.uri),
             run_id=self.run_id,
             state=_state(left, error),
             error=None if error is None else _words(error),

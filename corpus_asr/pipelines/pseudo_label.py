@@ -26,11 +26,11 @@ from corpus_asr.report.text import duration
 from corpus_asr.runtime.progress import Stream
 from corpus_asr.runtime.resources import this_machine
 from corpus_asr.runtime.summary import RunSummary
-from corpus_asr.storage.addresses import normalise, shown
-from corpus_asr.storage.beginning import new_run_id
-from corpus_asr.storage.lock import Lock
-from corpus_asr.storage.tables import OutputStore
-from corpus_asr.storage.trust import HostRules
+from corpus_asr.storage.run_state.lock import Lock
+from corpus_asr.storage.run_state.start import new_run_id
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.host_allowlist import HostRules
+from corpus_asr.storage.stores.uri import normalise, redact_uri
 
 
 def run(
@@ -74,7 +74,7 @@ def _check_apart(config: PseudoLabelConfig) -> None:
     dataset, output = (normalise(each.uri).rstrip("/") for each in (config.dataset, config.output))
     if dataset == output:
         raise ConfigError(
-            f"beginning a data set in {shown(dataset)}: found the output folder of the run, "
+            f"beginning a data set in {redact_uri(dataset)}: found the output folder of the run, "
             "expected another one; change dataset.uri"
         )
 
@@ -112,7 +112,7 @@ def label(
             rules,
             tally,
             written,
-            uri=shown(store.uri),
+            uri=redact_uri(store.uri),
             output=origin.transcripts,
             model=origin.as_data(),
             settings=settings,

@@ -13,8 +13,9 @@ from typing import Any
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.languages import resolve_language
-from corpus_asr.storage.addresses import public, recording_id, shown
-from corpus_asr.storage.manifest import manifest_rows
+from corpus_asr.storage.listing import manifest_rows
+from corpus_asr.storage.stores.filesystem import StoreOptions
+from corpus_asr.storage.stores.uri import public, recording_id, redact_uri
 
 _URI_NAMES = ("uri", "path")
 # Ten hours of words with their times.
@@ -62,7 +63,7 @@ def read_references(
     usual = language_code(language)
     chunks = manifest_rows(
         manifest,
-        endpoint_url=endpoint_url,
+        StoreOptions(endpoint_url=endpoint_url),
         allow_local_files=True,  # only names are compared: nothing is opened
         uri_names=_URI_NAMES,
         max_metadata_characters=_MAX_CHARACTERS,
@@ -128,6 +129,6 @@ def _words(value: Any, manifest: str, uri: str) -> tuple[TimedWord, ...] | None:
 
 def _unusable(manifest: str, uri: str, found: str, expected: str) -> ConfigError:
     return ConfigError(
-        f"reading the references {shown(manifest)}: found {found} at {shown(uri)}, expected "
-        f"{expected}; correct the manifest"
+        f"reading the references {redact_uri(manifest)}: found {found} at {redact_uri(uri)}, "
+        f"expected {expected}; correct the manifest"
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from corpus_asr.report.accuracy import Score
 from corpus_asr.report.accuracy_summary import Comparison, Evaluation, Group, WordTimes
 from corpus_asr.report.text import counted, printable, row, table, wrapped
-from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.stores.uri import redact_uri
 
 _MOST_CHARACTERS = 200
 _HEADER = ("", "recordings", "words", "WER", "CER", "wrong", "left out", "added")
@@ -88,7 +88,9 @@ def _comparison(beside: Comparison) -> Iterator[str]:
 
 
 def _worst(each: Score, label: str) -> Iterator[str]:
-    yield from wrapped(f"{_percent(each.words.rate)}  {shown(each.reference.uri)}", label=label)
+    yield from wrapped(
+        f"{_percent(each.words.rate)}  {redact_uri(each.reference.uri)}", label=label
+    )
     yield from wrapped(f"said:  {_cut(each.reference.text)}", bullet="  ")
     yield from wrapped(f"heard: {_cut(each.heard.text)}", bullet="  ")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from corpus_asr.activity import Activity
 from corpus_asr.report.text import counted, duration, row, wrapped
-from corpus_asr.storage.snapshot import RUNNING, Snapshot
+from corpus_asr.storage.run_state.run_files import RUNNING, Snapshot
 
 # A stage that is at work for this share of its time is what the others wait for.
 BUSY = 0.75

@@ -9,7 +9,7 @@ from typing import Any
 
 from corpus_asr.report.calibration import Calibration, Reliability
 from corpus_asr.report.text import counted, row, table, wrapped
-from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.stores.uri import redact_uri
 
 _HEADER = ("confidence", "segments", "words", "mean", "right", "with errors")
 
@@ -31,7 +31,8 @@ def _lines(found: Calibration) -> Iterator[str]:
     yield from _quality("before", found.before)
     yield from _quality("held out", found.after)
     yield from wrapped(
-        f"{shown(found.address)}; later runs in this folder use it, others with model.calibration",
+        f"{redact_uri(found.address)}; later runs in this folder use it, others with "
+        "model.calibration",
         label="written",
     )
 
@@ -52,7 +53,7 @@ def calibration_data(found: Calibration) -> dict[str, Any]:
     """Return a calibration as JSON has it."""
     return {
         "name": found.model.name,
-        "address": shown(found.address),
+        "address": redact_uri(found.address),
         "recordings": found.recordings,
         "before": reliability_data(found.before),
         "held_out": reliability_data(found.after),

@@ -15,8 +15,7 @@ import pyarrow.compute as pc
 
 from corpus_asr.report.accuracy import WITHOUT_BLANKS
 from corpus_asr.schemas import LABELS, OUTCOMES, SEGMENTS
-from corpus_asr.storage.results import LABEL_ROWS, part_rows_named
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, part_rows_named
 
 SLOWEST = 10
 SAMPLES = 12  # of each sort

@@ -26,18 +26,17 @@ from corpus_asr.report.statistics import (
     as_segments,
     summarise,
 )
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.beginning import (
-    CONFIG_NAME,
-    FINGERPRINT_NAME,
-    RUN_NAME,
-    SUCCESS_NAME,
+from corpus_asr.storage.run_state.ledger import Ledger
+from corpus_asr.storage.run_state.plan import PLANS_FOLDER
+from corpus_asr.storage.run_state.run_files import read_snapshot
+from corpus_asr.storage.run_state.start import CONFIG_NAME, FINGERPRINT_NAME, RUN_NAME, SUCCESS_NAME
+from corpus_asr.storage.run_state.tables import (
+    LABEL_ROWS,
+    OUTCOMES_FOLDER,
+    SEGMENT_ROWS,
+    OutputStore,
 )
-from corpus_asr.storage.ledger import Ledger
-from corpus_asr.storage.plan import PLANS_FOLDER
-from corpus_asr.storage.results import LABEL_ROWS, SEGMENT_ROWS
-from corpus_asr.storage.snapshot import read_snapshot
-from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
+from corpus_asr.storage.stores.uri import redact_uri
 
 _RUN_ID_TIME = "%Y%m%dT%H%M%SZ"  # what a run's identity begins with
 
@@ -57,13 +56,13 @@ def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
     config = store.read_json(CONFIG_NAME)
     if not names and config is None:
         raise ConfigError(
-            f"reading {shown(store.uri)}: found neither outcomes nor _run/, expected the output "
-            "folder of a run; check the address"
+            f"reading {redact_uri(store.uri)}: found neither outcomes nor _run/, expected the "
+            "output folder of a run; check the address"
         )
     run = store.read_json(RUN_NAME)
     finished = run is not None and store.exists(SUCCESS_NAME)
     listing = _latest_listing(store)
-    counts = Ledger.load(store).settle(_files(store, listing or ())).keep
+    counts = Ledger.load(store).resolve(_files(store, listing or ())).keep
     statistics = summarise(
         _outcomes(store, names, counts, gatherer),
         _part_rows(store, names, gatherer, pipeline=(config or {}).get("pipeline")),
@@ -97,7 +96,7 @@ def _report(
     audio_s = audio_by_run.get(run_id, 0.0) if run_id is not None else 0.0
     snapshot = read_snapshot(store)
     return Report(
-        uri=shown(store.uri),
+        uri=redact_uri(store.uri),
         finished=run is not None,
         run_id=run_id,
         model=model,

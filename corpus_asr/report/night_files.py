@@ -14,9 +14,9 @@ from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.logs import event
 from corpus_asr.report.night import Night, PastNight, as_data, past_from
 from corpus_asr.report.night_render import chat, markdown
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.tables import OutputStore
-from corpus_asr.storage.webhook import post_json
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.http import post_json
+from corpus_asr.storage.stores.uri import redact_uri
 
 logger = logging.getLogger(__name__)
 
@@ -111,5 +111,7 @@ def _past_night(summaries: OutputStore, name: str) -> PastNight | None:
         logger.warning("earlier night left out: %s", error)
         return None
     if past is None:
-        logger.warning("earlier night left out: %s is no summary", shown(summaries.address(name)))
+        logger.warning(
+            "earlier night left out: %s is no summary", redact_uri(summaries.address(name))
+        )
     return past

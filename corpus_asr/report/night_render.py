@@ -11,7 +11,7 @@ from corpus_asr.report.advice import advice
 from corpus_asr.report.night import Night, NightState, PastNight
 from corpus_asr.report.statistics import FailureGroup
 from corpus_asr.report.text import counted, duration
-from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.stores.uri import redact_uri
 
 _STATES = {
     NightState.done: "done",
@@ -50,7 +50,7 @@ def chat(night: Night, summary: str) -> str:
     lines += [f"• {words}" for words in alarms(night)]
     groups = night.findings.failures[:_SHORT_FAILURES]
     lines += [f"• {group.recordings:,} {group.kind}, such as {_first(group)}" for group in groups]
-    lines.append(f"{shown(night.output)}, see {shown(summary)}")
+    lines.append(f"{redact_uri(night.output)}, see {redact_uri(summary)}")
     text = "\n".join(_flat(line) for line in lines)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
@@ -63,7 +63,7 @@ def markdown(night: Night) -> str:
 def _lines(night: Night) -> Iterator[str]:
     yield f"# Night of {night.date}"
     yield ""
-    yield f"{_code(shown(night.output))}, {_STATES[night.state]}, run {night.run_id}"
+    yield f"{_code(redact_uri(night.output))}, {_STATES[night.state]}, run {night.run_id}"
     for words in alarms(night):
         yield ""
         yield f"> **Look at this:** {_text(words)}"
@@ -122,12 +122,12 @@ def _failures(night: Night) -> Iterator[str]:
         yield f"- **{_text(group.kind)}** ({_text(group.stage)}): {group.recordings:,}; {next_step}"
         for example in group.examples:
             message = f": {_text(_cut(example.message))}" if example.message else ""
-            yield f"    - {_code(shown(example.uri))}{message}"
+            yield f"    - {_code(redact_uri(example.uri))}{message}"
     if night.left_alone:
         yield ""
         yield f"Failed too often, and now left alone: {counted(night.left_alone, 'recording')}."
         for uri in night.given_up:
-            yield f"- given up tonight: {_code(shown(uri))}"
+            yield f"- given up tonight: {_code(redact_uri(uri))}"
 
 
 def _languages(night: Night) -> Iterator[str]:
@@ -145,7 +145,7 @@ def _unsure(night: Night) -> Iterator[str]:
     if found.unsure:
         yield from _heading(f"Low confidence: {counted(found.unsure, 'recording')}")
         rows = [
-            (_code(shown(one.uri)), f"{one.confidence:.2f}", duration(one.audio_s))
+            (_code(redact_uri(one.uri)), f"{one.confidence:.2f}", duration(one.audio_s))
             for one in found.least_sure
         ]
         yield from _table(("least sure", "confidence", "audio"), rows)
@@ -192,7 +192,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str
 
 
 def _first(group: FailureGroup) -> str:
-    return shown(group.examples[0].uri) if group.examples else "none that is known"
+    return redact_uri(group.examples[0].uri) if group.examples else "none that is known"
 
 
 def _flat(text: str) -> str:

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from corpus_asr.report.balance import EXAMPLES
 from corpus_asr.report.night import Findings, Unsure
 from corpus_asr.report.statistics import FailureExample, FailureGroup, LanguageShare
-from corpus_asr.storage.snapshot import read_snapshot
-from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
+from corpus_asr.storage.run_state.run_files import read_snapshot
+from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
 
 MOST_LANGUAGES = 10
 MOST_UNSURE = 10

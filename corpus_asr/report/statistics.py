@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from corpus_asr.report.balance import EXAMPLES, Balance, balance_of, by_recording, contradictions
 from corpus_asr.schemas import OUTCOMES
-from corpus_asr.storage.snapshot import Snapshot
+from corpus_asr.storage.run_state.run_files import Snapshot
 
 OUTCOME_COLUMNS = (
     "run_id", "recording_id", "uri", "part", "last_part", "channel", "status", "duration_s",

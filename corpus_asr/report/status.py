@@ -15,11 +15,11 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.report.advice import advice
 from corpus_asr.report.bottleneck import bottleneck, time_lines
 from corpus_asr.report.text import counted, duration, row, wrapped
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.beginning import CONFIG_NAME, RUN_NAME, SUCCESS_NAME
-from corpus_asr.storage.lock import USUAL, Holder, read_holder
-from corpus_asr.storage.snapshot import RUNNING, TRANSCRIBED, Snapshot, read_snapshot
-from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
+from corpus_asr.storage.run_state.lock import USUAL, Holder, read_holder
+from corpus_asr.storage.run_state.run_files import RUNNING, TRANSCRIBED, Snapshot, read_snapshot
+from corpus_asr.storage.run_state.start import CONFIG_NAME, RUN_NAME, SUCCESS_NAME
+from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
+from corpus_asr.storage.stores.uri import redact_uri
 
 # Without a heartbeat for this long, by the driver's clock against ours, a driver is taken for dead.
 SILENT_S = USUAL.heartbeat_s * USUAL.looks
@@ -84,8 +84,8 @@ def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> 
     holder, snapshot = read_holder(store), read_snapshot(store)
     if holder is None and snapshot is None and store.read_json(CONFIG_NAME) is None:
         raise ConfigError(
-            f"reading {shown(store.uri)}: found no _run/, expected the output folder of a run; "
-            "check the address"
+            f"reading {redact_uri(store.uri)}: found no _run/, expected the output folder of a "
+            "run; check the address"
         )
     run = store.read_json(RUN_NAME) if store.exists(SUCCESS_NAME) else None
     if snapshot is not None and holder is not None and snapshot.run_id != holder.run_id:
@@ -98,7 +98,7 @@ def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> 
     if finished and snapshot is not None and snapshot.last_commit_at is not None:
         last = _time(snapshot.last_commit_at)
     return Status(
-        uri=shown(store.uri),
+        uri=redact_uri(store.uri),
         state=FINISHED if finished else _state(holder, snapshot, now),
         now=now,
         holder=holder,

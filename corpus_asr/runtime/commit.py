@@ -14,10 +14,9 @@ import pyarrow as pa
 from corpus_asr.activity import Activity
 from corpus_asr.confidence import ConfidenceModel
 from corpus_asr.logs import event
-from corpus_asr.storage.failures import retries_so_far
-from corpus_asr.storage.lock import LockKey
-from corpus_asr.storage.results import ModelName
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.lock import LockKey
+from corpus_asr.storage.run_state.tables import ModelName, OutputStore
+from corpus_asr.storage.stores.retry import retries_so_far
 
 _LOG = logging.getLogger(__name__)
 

@@ -32,9 +32,9 @@ from corpus_asr.runtime.stopping import Stop, stoppable
 from corpus_asr.schemas import RESULTS
 from corpus_asr.stages.extract import EXTRACTOR, ExtractStage
 from corpus_asr.stages.transcribe import EngineFactory, TranscribeStage, load_engine
-from corpus_asr.storage.addresses import without_secrets
-from corpus_asr.storage.filesystem import open_store
-from corpus_asr.storage.trust import HostRules
+from corpus_asr.storage.stores.filesystem import StoreOptions, open_store
+from corpus_asr.storage.stores.host_allowlist import HostRules
+from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import MEBIBYTE
 
 _LOG = logging.getLogger(__name__)
@@ -197,7 +197,7 @@ def build(
     extractor: str,
 ) -> Dataset:
     """Return the lazy dataset of RESULTS rows; the current `DataContext` is baked into it."""
-    filesystem, path = open_store(plan_uri, endpoint_url=config.output.endpoint_url)
+    filesystem, path = open_store(plan_uri, StoreOptions(endpoint_url=config.output.endpoint_url))
     packs = ray.data.read_parquet(path, filesystem=filesystem)
     parts = packs.repartition(target_num_rows_per_block=1).map_batches(
         ExtractWorker,

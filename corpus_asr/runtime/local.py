@@ -23,7 +23,7 @@ from corpus_asr.runtime.resources import Resources
 from corpus_asr.runtime.stopping import Stop, stoppable
 from corpus_asr.stages.extract import EXTRACTOR, ExtractStage
 from corpus_asr.stages.transcribe import EngineFactory, TranscribeStage, load_engine
-from corpus_asr.storage.trust import HostRules
+from corpus_asr.storage.stores.host_allowlist import HostRules
 
 # A commit is two objects: worth it for one long part or a hundred short recordings ...
 MIN_BYTES_PER_COMMIT = 64 * 1024

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from corpus_asr.activity import Activity, FailureCount, merged
 from corpus_asr.stages.stage import FAILED
-from corpus_asr.storage.addresses import public, shown
+from corpus_asr.storage.stores.uri import public, redact_uri
 
 
 class Stream(Protocol):
@@ -91,7 +91,7 @@ def _failure_of(row: dict[str, Any]) -> FailureCount:
         kind=row["error_kind"] or "unknown",
         count=1,
         retryable=bool(row["retryable"]),
-        examples=(shown(public(row["uri"])),),
+        examples=(redact_uri(public(row["uri"])),),
     )
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from corpus_asr.errors import ItemError
 from corpus_asr.stages.stage import OK
 from corpus_asr.stages.transcribe import TranscribeStage, refuse
-from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.stores.uri import redact_uri
 
 PartKey = tuple[str, int]
 
@@ -73,7 +73,7 @@ class Quarantine:
         keys = _keys(part)
         deaths = max(self._memory.unfinished(keys), default=0)
         if deaths >= MAX_DEATHS:
-            uri = shown(part.column("uri")[0].as_py())
+            uri = redact_uri(part.column("uri")[0].as_py())
             error = ItemError(
                 f"transcribing part {keys[0][1]} of {uri}: the worker died {deaths} times while "
                 "it was being decoded, expected a result; look into the worker's log (out of "

@@ -19,10 +19,10 @@ from corpus_asr.runtime.resources import Resources, resolve_resources, store_byt
 from corpus_asr.schemas import PACKS
 from corpus_asr.stages.extract import ExtractStage
 from corpus_asr.stages.transcribe import EngineFactory
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.plan import Plan, read_packs
-from corpus_asr.storage.tables import OutputStore
-from corpus_asr.storage.trust import HostRules
+from corpus_asr.storage.run_state.plan import Plan, read_packs
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.host_allowlist import HostRules
+from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE
 
 RECORDINGS_TRIED = 3
@@ -46,7 +46,7 @@ def check_ready(
         FetchError: their store does not let them be read.
         CheckpointError: the model cannot be loaded.
     """
-    yield f"output     written and read in {shown(store.uri)}"
+    yield f"output     written and read in {redact_uri(store.uri)}"
     if plan.num_remaining:
         yield f"recording  {_decoded(config, store, plan)}"
     resources = _resources(config, plan)
@@ -71,7 +71,7 @@ def _decoded(config: RunConfig, store: OutputStore, plan: Plan) -> str:
             part = next(stage(pack)).slice(0, 1).to_pylist()[0]
             if part["error_kind"] is None:
                 length = f"{part['part_end_s'] - part['part_start_s']:.1f} s of audio decoded"
-                return f"{shown(part['uri'])}: {length}" + _beside(failures)
+                return f"{redact_uri(part['uri'])}: {length}" + _beside(failures)
             failures.append(part["error_message"])
     finally:
         stage.close()
@@ -126,7 +126,8 @@ def _loaded(config: RunConfig, resources: Resources, engine_factory: EngineFacto
         )
     ) as engine:
         spent_s = time.monotonic() - began_s
-        return f"{shown(config.model.checkpoint)} loaded in {spent_s:.1f} s on {engine.device_name}"
+        checkpoint = redact_uri(config.model.checkpoint)
+        return f"{checkpoint} loaded in {spent_s:.1f} s on {engine.device_name}"
 
 
 def _memory(config: RunConfig, resources: Resources) -> str:

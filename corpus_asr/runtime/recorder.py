@@ -17,8 +17,8 @@ from corpus_asr.errors import FetchError
 from corpus_asr.logs import event
 from corpus_asr.runtime.progress import Progress, Tally
 from corpus_asr.runtime.resources import Resources
-from corpus_asr.storage.plan import Plan
-from corpus_asr.storage.snapshot import (
+from corpus_asr.storage.run_state.plan import Plan
+from corpus_asr.storage.run_state.run_files import (
     EVERY_S,
     RUNNING,
     STOPPED,
@@ -27,7 +27,7 @@ from corpus_asr.storage.snapshot import (
     Snapshot,
     write_snapshot,
 )
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 
 _LOG = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from corpus_asr.logs import LogSettings, configure
 from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.progress import tally_of
 from corpus_asr.schemas import RESULTS
-from corpus_asr.storage.addresses import without_secrets
+from corpus_asr.storage.stores.uri import without_secrets
 
 
 class ResultsSink(Datasink[int]):

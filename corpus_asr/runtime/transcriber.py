@@ -22,7 +22,7 @@ from corpus_asr.segments import Segment, SpeechSpan, Transcript
 from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
-from corpus_asr.storage.calibrations import read_calibration
+from corpus_asr.storage.run_state.run_files import read_calibration
 from corpus_asr.transcription.engine import Engine, PartRequest, PartTranscript
 from corpus_asr.transcription.language import spoken_most
 from corpus_asr.transcription.routing import RoutedEngine

@@ -17,10 +17,9 @@ from corpus_asr.families.config_file import read_json_object
 from corpus_asr.families.family import Family
 from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.languages import check_known
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.hub_names import full_name
-from corpus_asr.storage.model_files import fetch_checkpoint, model_revision
-from corpus_asr.storage.results import ModelName
+from corpus_asr.storage.model_files import fetch_checkpoint, full_name, model_revision
+from corpus_asr.storage.run_state.tables import ModelName
+from corpus_asr.storage.stores.uri import redact_uri
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,9 +115,9 @@ def _check_detects(folder: Path, others: Mapping[str, str], checkpoint: str) -> 
     known = language_codes(folder)
     if not known:
         raise ConfigError(
-            f"reading model.by_language: found {shown(checkpoint)} as model.checkpoint, which does "
-            "not detect languages, expected a multilingual Whisper checkpoint; use one, such as "
-            "base, or leave by_language out"
+            f"reading model.by_language: found {redact_uri(checkpoint)} as model.checkpoint, which "
+            "does not detect languages, expected a multilingual Whisper checkpoint; use one, such "
+            "as base, or leave by_language out"
         )
     unknown = sorted(set(others) - set(known))
     if unknown:
@@ -144,7 +143,7 @@ def check_transcribes(folder: Path, decoding: DecodingSettings, checkpoint: str)
     if not hasattr(tokenizer, "language_ids"):
         return  # of a family that is not told what is spoken
     if not tokenizer.language_ids:
-        check_english_only(decoding, checkpoint=shown(checkpoint))
+        check_english_only(decoding, checkpoint=redact_uri(checkpoint))
         return
     wanted = [decoding.language] if isinstance(decoding.language, str) else decoding.language
     check_known(wanted, tokenizer.language_ids, key="decoding.language")
@@ -177,7 +176,7 @@ def _check_features(code: str, checkpoint: str, folder: Path, main: Path) -> Non
     )
     if heard != expected:
         raise ConfigError(
-            f"reading model.by_language.{code}: {shown(checkpoint)} is {heard}, expected "
+            f"reading model.by_language.{code}: {redact_uri(checkpoint)} is {heard}, expected "
             f"{expected} as model.checkpoint is: features are extracted once for all; use "
             "a checkpoint of the same kind"
         )

@@ -22,10 +22,10 @@ from corpus_asr.schemas import FILES, PARTS
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.messages import GIGABYTE, ExtractedPart, ExtractRequest, check_size
 from corpus_asr.stages.stage import NO_SPEECH, OK, failure_fields, one_row
-from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.model_files import fetch_checkpoint
-from corpus_asr.storage.ranges import BLOCK_BYTES
-from corpus_asr.storage.trust import ANY_NAMED_HOST, HostRules
+from corpus_asr.storage.stores.filesystem import BLOCK_BYTES
+from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
+from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 
 _LOG = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ class ExtractStage:
             yield one_row(PARTS, identity | failure | {"part": next_part, "last_part": True})
 
     def _messages(self, file: dict[str, Any], request: ExtractRequest) -> Iterator[ExtractedPart]:
-        uri = shown(file["uri"])
+        uri = redact_uri(file["uri"])
         # As listed: a store without ranges would be asked for the whole object to tell its size.
         check_size(file["size_bytes"] or 0, uri=uri, max_file_gb=self._max_file_gb)
         yield from self._child.run(request)
@@ -191,16 +191,16 @@ def _tell(parts: pa.Table) -> None:
     if not _LOG.isEnabledFor(logging.INFO):
         return
     for row in parts.select(_TOLD).to_pylist():
-        told = row | {"uri": shown(row["uri"])}
+        told = row | {"uri": redact_uri(row["uri"])}
         event(_LOG, logging.INFO, "part_extracted", **told)
 
 
 def _changed(uri: str, parts: int, done: frozenset[int]) -> DecodeError:
     return DecodeError(
-        f"extracting {shown(uri)}: it has {parts} parts now, expected more, since {len(done)} were "
-        "done before and did not complete it; its content was replaced by something shorter: "
+        f"extracting {redact_uri(uri)}: it has {parts} parts now, expected more, since {len(done)} "
+        "were done before and did not complete it; its content was replaced by something shorter: "
         "transcribe it with another output.uri to do all of it anew",
-        uri=shown(uri),
+        uri=redact_uri(uri),
         kind="changed",
         retryable=True,
     )

@@ -26,10 +26,10 @@ from corpus_asr.families.family import PartFeatures
 from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.stages.ahead import OpenedAhead
 from corpus_asr.stages.messages import ExtractedPart, ExtractRequest, check_size
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.failures import retries_so_far
-from corpus_asr.storage.filesystem import open_binary
-from corpus_asr.storage.trust import ANY_NAMED_HOST, HostRules
+from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary
+from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
+from corpus_asr.storage.stores.retry import retries_so_far
+from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import FRAMES_PER_SECOND, SAMPLE_RATE_HZ
 
 # Every channel keeps a part's audio and a detector; beyond this memory is no longer bounded.
@@ -92,8 +92,7 @@ class PartExtractor:
     ) -> None:
         family = family_of(Path(folder))
         self._features = resolve(family.part_features).from_folder(Path(folder))
-        self._endpoint_url = endpoint_url
-        self._hosts = hosts
+        self._store = StoreOptions(endpoint_url=endpoint_url, hosts=hosts)
         self._part_s = part_s
         self._channels = channels
         self._detects_speech = speech_detection == "silero"
@@ -113,7 +112,7 @@ class PartExtractor:
             DecodeError: the bytes hold no usable audio, or no sample of it, or too much.
         """
         begun = _Begun.now()
-        uri = shown(request.uri)  # from here on it is only said
+        uri = redact_uri(request.uri)  # from here on it is only said
         window: _LanguageWindow | None = None
         part = -1
         if request.upcoming:
@@ -154,11 +153,11 @@ class PartExtractor:
             )
 
     def _open(self, uri: str) -> io.BufferedIOBase:
-        file = open_binary(uri, endpoint_url=self._endpoint_url, hosts=self._hosts)
+        file = open_binary(uri, self._store)
         try:
             num_bytes = file.seek(0, io.SEEK_END)
             file.seek(0)
-            check_size(num_bytes, uri=shown(uri), max_file_gb=self._max_file_gb)
+            check_size(num_bytes, uri=redact_uri(uri), max_file_gb=self._max_file_gb)
         except BaseException:
             file.close()
             raise

@@ -31,7 +31,7 @@ from typing import Any, BinaryIO
 
 from corpus_asr.errors import CorpusAsrError, DecodeError, EngineError, ItemError
 from corpus_asr.logs import LogSettings, configure, event
-from corpus_asr.storage.addresses import without_secrets
+from corpus_asr.storage.stores.uri import without_secrets
 
 _LOG = logging.getLogger(__name__)
 

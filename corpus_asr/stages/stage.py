@@ -14,7 +14,7 @@ import pyarrow as pa
 from jaxtyping import Float16
 
 from corpus_asr.errors import ItemError
-from corpus_asr.storage.addresses import without_secrets
+from corpus_asr.storage.stores.uri import without_secrets
 
 OK = "ok"
 NO_SPEECH = "no_speech"

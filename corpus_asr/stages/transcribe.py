@@ -28,8 +28,8 @@ from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.segments import PartLabels, SpeechSpan
 from corpus_asr.stages.stage import OK, failure_fields, half_views
-from corpus_asr.storage.addresses import shown
 from corpus_asr.storage.model_files import fetch_checkpoint
+from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.threads import spin_briefly
 
 if TYPE_CHECKING:  # imports torch
@@ -253,7 +253,7 @@ def _finish(
         if not isinstance(error, ItemError):
             event(
                 _LOG, logging.ERROR, "part_failed", recording_id=row["recording_id"],
-                part=row["part"], uri=shown(row["uri"]), exc_info=error,
+                part=row["part"], uri=redact_uri(row["uri"]), exc_info=error,
             )  # fmt: skip
         return carried | failure_fields(error, stage="transcribe")
     event(

@@ -1,10 +1,7 @@
-"""A checkpoint's files on this machine: a folder, an address or a hub name in, a folder out.
-
-Copies are made once per node, under a lock, and appear whole or not at all. Knows which files
-belong to a checkpoint, nothing of what is in them.
-"""
+"""A checkpoint's files on this machine, from a folder, an address or the Hugging Face Hub."""
 
 import contextlib
+import difflib
 import fcntl
 import fnmatch
 import hashlib
@@ -20,8 +17,14 @@ from typing import Any, NamedTuple
 
 from corpus_asr.config.default_model import PACKAGED_CHECKPOINT
 from corpus_asr.errors import CheckpointError, FetchError
-from corpus_asr.storage.addresses import LOCAL, join, normalise, scheme_of, shown, without_secrets
-from corpus_asr.storage.hub_names import full_name, hub_name, probably_meant
+from corpus_asr.storage.stores.uri import (
+    LOCAL,
+    join,
+    normalise,
+    redact_uri,
+    scheme_of,
+    without_secrets,
+)
 from corpus_asr.units import MEBIBYTE
 
 CACHE_VARIABLE = "CORPUS_ASR_CACHE"
@@ -110,7 +113,7 @@ def fetch_checkpoint(
         raise _is_file(local)
     else:
         raise CheckpointError(
-            f"fetching the checkpoint {shown(checkpoint)}: found no such folder, expected a "
+            f"fetching the checkpoint {redact_uri(checkpoint)}: found no such folder, expected a "
             f"folder, an address such as s3://..., or a name such as {', '.join(_EXAMPLES)} or "
             "openai/whisper-small; correct --model or model.checkpoint"
         )
@@ -160,11 +163,7 @@ def cache_folder() -> Path:
 
 
 def _check_spelling(name: str) -> None:
-    """Refuse, before the network is used, a misspelt name without an owner: no model has it.
-
-    Raises:
-        CheckpointError: names what was probably meant.
-    """
+    """Refuse, before the network is used, a misspelt name without an owner: no model has it."""
     meant = None if "/" in name else probably_meant(name)
     if meant is not None:
         raise CheckpointError(
@@ -206,7 +205,8 @@ def _missing(
     if hub is not None:
         cure = f"write {hub} for the hub's checkpoint: a folder of that short name lies here"
     return CheckpointError(
-        f"fetching the checkpoint {shown(checkpoint)}: found {found}{more}, expected {what}; {cure}"
+        f"fetching the checkpoint {redact_uri(checkpoint)}: found {found}{more}, expected {what}; "
+        f"{cure}"
     )
 
 
@@ -228,10 +228,10 @@ def _fetch_address(uri: str, *, weights: bool, expect: str | None) -> Path:
         wanted = whole if weights else [file for file in files if file.name in small]
         return _copy_once(uri, wanted, home)
     except FetchError as error:
-        raise CheckpointError(f"fetching the checkpoint {shown(uri)}: {error}") from error
+        raise CheckpointError(f"fetching the checkpoint {redact_uri(uri)}: {error}") from error
     except OSError as error:
         raise CheckpointError(
-            f"fetching the checkpoint {shown(uri)}: {error}, expected to keep a copy below "
+            f"fetching the checkpoint {redact_uri(uri)}: {error}, expected to keep a copy below "
             f"{cache_folder()}; make room there, or set {CACHE_VARIABLE} to another folder"
         ) from error
 
@@ -344,5 +344,94 @@ def _hub_error(name: str, revision: str | None, error: Exception) -> CheckpointE
 
 
 def _filesystem() -> Any:
-    """The stores' module, only for an address: a folder loads where pyarrow is not installed."""
-    return importlib.import_module("corpus_asr.storage.filesystem")
+    # Only for an address: a folder loads where pyarrow is not installed.
+    return importlib.import_module("corpus_asr.storage.stores.filesystem")
+
+
+_WHISPER_SIZES = (
+    "tiny", "tiny.en", "base", "base.en", "small", "small.en", "medium", "medium.en", "large",
+    "large-v2", "large-v3", "large-v3-turbo",
+)  # fmt: skip
+_DISTILLED = ("small.en", "medium.en", "large-v2", "large-v3", "large-v3.5")
+KNOWN_NAMES = (
+    *(f"openai/whisper-{size}" for size in _WHISPER_SIZES),
+    *(f"distil-whisper/distil-{size}" for size in _DISTILLED),
+    *(f"facebook/s2t-{size}-librispeech-asr" for size in ("small", "medium", "large")),
+    *(f"facebook/s2t-{size}-mustc-multilingual-st" for size in ("small", "medium")),
+)  # fmt: skip
+_BY_SIZE = {size: f"openai/whisper-{size}" for size in _WHISPER_SIZES} | {
+    # As in openai-whisper, where `large` is the latest; openai/whisper-large is the first.
+    "large": "openai/whisper-large-v3",
+    "large-v1": "openai/whisper-large",
+    "turbo": "openai/whisper-large-v3-turbo",
+}
+SHORT_NAMES = _BY_SIZE | {f"distil-{size}": f"distil-whisper/distil-{size}" for size in _DISTILLED}
+"""Hub names by the names that people know: `tiny.en`, `large-v3`, `turbo`, `distil-large-v3`."""
+
+_PREFIXED = {f"whisper-{size}": name for size, name in _BY_SIZE.items()}
+# Below this, names that are merely similar would be taken for misspelt ones.
+_ALIKE = 0.75
+
+
+def full_name(checkpoint: str) -> str:
+    """Return the hub's name for a short one, and everything else as it is."""
+    hub = hub_name(checkpoint)
+    return checkpoint if hub is None or Path(checkpoint).is_dir() else hub
+
+
+def hub_name(name: str) -> str | None:
+    """Return the hub's name for a short one, whatever lies in the current folder."""
+    return None if name == PACKAGED_CHECKPOINT else (SHORT_NAMES | _PREFIXED).get(name)
+
+
+def probably_meant(name: str) -> str | None:
+    """Return the known name that another one resembles; None for known ones, and for others."""
+    typed = name.strip().lower().replace("_", "-")
+    ownerless = {known.partition("/")[2]: known for known in KNOWN_NAMES}
+    usable = (*KNOWN_NAMES, *SHORT_NAMES, *_PREFIXED, PACKAGED_CHECKPOINT)
+    spellings = ownerless | {known: known for known in usable}
+    begun = [known for known in KNOWN_NAMES if known.startswith(typed)]
+    near = difflib.get_close_matches(typed, spellings, n=1, cutoff=_ALIKE) or begun
+    meant = spellings[near[0]] if near else None
+    return None if meant == name else meant
+
+
+def upload_files(
+    folder: Path,
+    names: Sequence[str],
+    *,
+    repo_id: str,
+    token: str | bool | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+) -> None:
+    """Put files of a folder into a repository of the Hub in one commit; it is made if needed.
+
+    Without a token this machine's login is used; `private` is of a repository that is made;
+    `create_pr` proposes the commit instead of making it.
+
+    Raises:
+        CheckpointError: the hub does not take it.
+    """
+    # Imported here: what never uploads needs none of it.
+    import huggingface_hub
+
+    api = huggingface_hub.HfApi(token=token)
+    try:
+        there = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        api.upload_folder(
+            repo_id=there,
+            folder_path=folder,
+            allow_patterns=list(names),
+            revision=revision,
+            commit_message=commit_message or f"Upload {', '.join(names)}",
+            create_pr=create_pr,
+        )
+    except Exception as error:
+        first_line = next(iter(without_secrets(str(error)).strip().splitlines()), "")
+        raise CheckpointError(
+            f"uploading {', '.join(names)} of {folder} to {repo_id}: {type(error).__name__}: "
+            f"{first_line}; check the repository's name, HF_TOKEN's rights and the network"
+        ) from error

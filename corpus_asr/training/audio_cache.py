@@ -22,7 +22,7 @@ import pyarrow as pa
 from jaxtyping import Float32, Int16, Int64
 
 from corpus_asr.errors import ConfigError, ItemError
-from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.training.samples import FULL_SCALE, Samples, Wanted, joined, read_samples
 from corpus_asr.training.utterances import Recording, Utterance
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
@@ -346,7 +346,7 @@ def _finish(folder: Path, fingerprint: str, counts: _Counts) -> None:
         reasons = ", ".join(f"{n} {why}" for why, n in counts.excluded.most_common())
         first = f" ({counts.failures[0]})" if counts.failures else ""
         raise ConfigError(
-            f"preparing {shown(str(folder))}: found no usable utterance among "
+            f"preparing {redact_uri(str(folder))}: found no usable utterance among "
             f"{counts.utterances}; excluded: {reasons or 'none'}{first}; name other data"
         )
     written = {

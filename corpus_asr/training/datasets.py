@@ -14,9 +14,9 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.labelling.dataset import SETTINGS_NAME
 from corpus_asr.labelling.layouts import DATA_FOLDER
 from corpus_asr.languages import resolve_language
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.filesystem import open_binary
-from corpus_asr.storage.tables import OutputStore, parquet_batches, parquet_columns
+from corpus_asr.storage.run_state.tables import OutputStore, parquet_batches, parquet_columns
+from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary
+from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.training.utterances import Utterance
 
 _AUDIO = "audio"
@@ -31,7 +31,7 @@ def holds_audio(uri: str, *, endpoint_url: str | None) -> bool:
         FetchError: it cannot be read.
     """
     try:
-        with open_binary(uri, endpoint_url=endpoint_url) as file:
+        with open_binary(uri, StoreOptions(endpoint_url=endpoint_url)) as file:
             return _AUDIO in parquet_columns(file)
     except pa.ArrowException:
         return False
@@ -50,9 +50,9 @@ def files_of_dataset(store: OutputStore, split: str) -> list[str] | None:
     found = [name for name in names if name.rpartition("/")[2].startswith(f"{split}-")]
     if not found:
         raise ConfigError(
-            f"reading the data set {shown(store.uri)}: found no {DATA_FOLDER}/{split}-*.parquet "
-            f"among {len(names)} files; write it with dataset.format: huggingface and with "
-            "examples in that split"
+            f"reading the data set {redact_uri(store.uri)}: found no "
+            f"{DATA_FOLDER}/{split}-*.parquet among {len(names)} files; write it with "
+            "dataset.format: huggingface and with examples in that split"
         )
     return [store.address(name) for name in found]
 
@@ -72,14 +72,14 @@ def read_dataset(
         FetchError: it cannot be read.
     """
     number = 0
-    with open_binary(uri, endpoint_url=endpoint_url) as file:
+    with open_binary(uri, StoreOptions(endpoint_url=endpoint_url)) as file:
         for batch in parquet_batches(file, columns=_READ):
             for row in batch.to_pylist():
                 try:
                     yield from _utterances(uri, number, row, language)
                 except (KeyError, TypeError, ValueError) as error:
                     raise ConfigError(
-                        f"reading the data set {shown(uri)}: found {error} in row {number}, "
+                        f"reading the data set {redact_uri(uri)}: found {error} in row {number}, "
                         "expected a column text and a language that Whisper knows; correct the "
                         "data set"
                     ) from error

@@ -25,9 +25,8 @@ from corpus_asr.families.stored_weights import stored_tensors
 from corpus_asr.models.lora import ADAPTER_CONFIG_NAME, LoraAdapters, LoraConfig
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.models.whisper.processor import WhisperProcessor
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.hub_names import full_name
-from corpus_asr.storage.model_files import fetch_checkpoint, model_revision
+from corpus_asr.storage.model_files import fetch_checkpoint, full_name, model_revision
+from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.training.audio_cache import SUMMARY_NAME, AudioCache, prepare
 from corpus_asr.training.augmentation import Augmentation
 from corpus_asr.training.evaluation import Evaluation, Evaluator
@@ -129,8 +128,8 @@ class Finetune:
     def _load(self, folder: Path) -> WhisperForConditionalGeneration:
         if family_of(folder).model_type != "whisper":
             raise CheckpointError(
-                f"loading {shown(str(folder))}: found a {family_of(folder).model_type}, expected a "
-                "Whisper: only these can be trained here"
+                f"loading {redact_uri(str(folder))}: found a {family_of(folder).model_type}, "
+                "expected a Whisper: only these can be trained here"
             )
         own: dict[str, Any] = (
             {} if self._config.model.dropout is None else {"dropout": self._config.model.dropout}
@@ -176,9 +175,9 @@ class Finetune:
         self._group.add_up([total])
         if total.tolist() != [self._group.size * number for number in own]:
             raise EngineError(
-                f"preparing {shown(str(folder))}: found other utterances than on other machines, "
-                f"expected the same; see {SUMMARY_NAME} there, remove the folder on all machines, "
-                "and run again"
+                f"preparing {redact_uri(str(folder))}: found other utterances than on other "
+                f"machines, expected the same; see {SUMMARY_NAME} there, remove the folder on all "
+                "machines, and run again"
             )
 
     def _made_evaluator(self, local_rank: int) -> Evaluator | None:
@@ -300,9 +299,9 @@ class Finetune:
             return 0
         if state.account["fingerprint"] != self._fingerprint:
             raise ConfigError(
-                f"resuming in {shown(self._store.uri)}: found the checkpoints of a training with "
-                "other settings, other data or another starting checkpoint, expected those of this "
-                "one; name another output.uri, or remove that folder to start again"
+                f"resuming in {redact_uri(self._store.uri)}: found the checkpoints of a training "
+                "with other settings, other data or another starting checkpoint, expected those of "
+                "this one; name another output.uri, or remove that folder to start again"
             )
         with torch.no_grad():
             for name, parameter in self._trained().items():
@@ -353,7 +352,7 @@ class Finetune:
             self._processor.save_pretrained(model)
             self._store.save_folder(MODEL_FOLDER, model, last=CONFIG_NAME)
             if self._adapters is not None:
-                base = shown(full_name(self._config.model.checkpoint))
+                base = redact_uri(full_name(self._config.model.checkpoint))
                 self._adapters.save_pretrained(adapter, base=base)
                 self._store.save_folder(ADAPTER_FOLDER, adapter, last=ADAPTER_CONFIG_NAME)
 

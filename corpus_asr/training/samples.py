@@ -16,9 +16,9 @@ from jaxtyping import Int16
 from corpus_asr.audio.decode import open_audio
 from corpus_asr.errors import DecodeError, ItemError
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.filesystem import open_binary
-from corpus_asr.storage.tables import parquet_rows
+from corpus_asr.storage.run_state.tables import parquet_rows
+from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary
+from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.training.utterances import Recording
 
 Samples = Int16[np.ndarray, "_"]
@@ -44,7 +44,7 @@ class SampleReader:
     """
 
     def __init__(self, *, endpoint_url: str | None) -> None:
-        self._endpoint_url = endpoint_url
+        self._store = StoreOptions(endpoint_url=endpoint_url)
         self._rows: dict[tuple[str, int], bytes | None] = {}
 
     def __call__(self, wanted: Wanted) -> Iterator[tuple[int, Samples]]:
@@ -59,7 +59,7 @@ class SampleReader:
         begin = done = 0
         with (
             self._opened(uri, row) as file,
-            open_audio(file, uri=shown(uri), channels=channels) as decoder,
+            open_audio(file, uri=redact_uri(uri), channels=channels) as decoder,
         ):
             for chunk in decoder:
                 samples = _rounded(chunk[0])
@@ -79,17 +79,17 @@ class SampleReader:
 
     def _opened(self, uri: str, row: int | None) -> BinaryIO:
         if row is None:
-            return open_binary(uri, endpoint_url=self._endpoint_url)
+            return open_binary(uri, self._store)
         if (uri, row) not in self._rows:
-            with open_binary(uri, endpoint_url=self._endpoint_url) as file:
+            with open_binary(uri, self._store) as file:
                 tables = list(parquet_rows(file, ["audio"], [(row, row + _ROWS_AHEAD)]))
             encoded = [audio["bytes"] for table in tables for audio in table["audio"].to_pylist()]
             self._rows = {(uri, row + at): data for at, data in enumerate(encoded)}
         data = self._rows.get((uri, row))
         if data is None:
             raise DecodeError(
-                f"decoding row {row} of {shown(uri)}: found no bytes in its column audio, expected "
-                "an encoded recording; write the data set with its audio",
+                f"decoding row {row} of {redact_uri(uri)}: found no bytes in its column audio, "
+                "expected an encoded recording; write the data set with its audio",
                 kind="empty_file",
             )
         return io.BytesIO(data)

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from corpus_asr.config.finetune import DataSettings
 from corpus_asr.export.index import read_index
 from corpus_asr.export.load import SCORE_COLUMNS, Selection, chosen, recordings
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.training.datasets import files_of_dataset, holds_audio, read_dataset
 from corpus_asr.training.utterances import Utterance, read_utterances
 

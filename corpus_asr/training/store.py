@@ -22,8 +22,8 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.storage.addresses import join, normalise, shown
-from corpus_asr.storage.filesystem import (
+from corpus_asr.storage.stores.filesystem import (
+    StoreOptions,
     list_objects,
     read_bytes,
     remove,
@@ -31,6 +31,7 @@ from corpus_asr.storage.filesystem import (
     upload,
     write_atomic,
 )
+from corpus_asr.storage.stores.uri import join, normalise, redact_uri
 
 MODEL_FOLDER, ADAPTER_FOLDER = "model", "adapter"
 LOG_NAME = "log.jsonl"
@@ -62,7 +63,7 @@ class TrainingStore:
 
     def __init__(self, uri: str, *, endpoint_url: str | None, keep: int) -> None:
         self.uri = normalise(uri)
-        self._endpoint_url = endpoint_url
+        self._store = StoreOptions(endpoint_url=endpoint_url)
         self._keep = keep
 
     def latest(self) -> State | None:
@@ -81,8 +82,8 @@ class TrainingStore:
             tensors = load(self._read(join(folder, _TENSORS_NAME)))
         except (ValueError, SafetensorError) as error:
             raise CheckpointError(
-                f"resuming from {shown(folder)}: found a damaged checkpoint ({error}); remove its "
-                "folder to resume from the one before"
+                f"resuming from {redact_uri(folder)}: found a damaged checkpoint ({error}); remove "
+                "its folder to resume from the one before"
             ) from error
         return State(tensors, account)
 
@@ -104,7 +105,7 @@ class TrainingStore:
         ended = {name for name, part in self._files() if name < first_kept and part in parts}
         for name in sorted(ended):
             for part in parts:
-                remove(self._address(_FOLDER, name, part), endpoint_url=self._endpoint_url)
+                remove(self._address(_FOLDER, name, part), self._store)
             remove_folder(self._address(_FOLDER, name))
 
     def save_folder(self, name: str, folder: Path, *, last: str) -> None:
@@ -153,7 +154,7 @@ class TrainingStore:
 
     def _objects(self, folder: str) -> list[tuple[str, int | None, str | None]]:
         address = self._address(folder) if folder else self.uri
-        return list(list_objects(address, endpoint_url=self._endpoint_url))
+        return list(list_objects(address, self._store))
 
     def _address(self, *names: str) -> str:
         address = self.uri
@@ -162,13 +163,13 @@ class TrainingStore:
         return address
 
     def _read(self, uri: str) -> bytes:
-        return read_bytes(uri, endpoint_url=self._endpoint_url)
+        return read_bytes(uri, self._store)
 
     def _write(self, uri: str, text: str) -> None:
-        write_atomic(uri, text.encode(), endpoint_url=self._endpoint_url)
+        write_atomic(uri, text.encode(), self._store)
 
     def _put(self, path: Path, uri: str) -> None:
-        upload(str(path), uri, endpoint_url=self._endpoint_url)
+        upload(str(path), uri, self._store)
 
 
 def _told(value: Any) -> Any:

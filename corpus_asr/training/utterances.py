@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.languages import resolve_language
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.manifest import manifest_rows
+from corpus_asr.storage.listing import manifest_rows
+from corpus_asr.storage.stores.filesystem import StoreOptions
+from corpus_asr.storage.stores.uri import redact_uri
 
 _URI_NAMES = ("uri", "path", "audio_filepath")
 # An hour of segments with their times.
@@ -71,7 +72,7 @@ def read_utterances(
     """
     chunks = manifest_rows(
         manifest,
-        endpoint_url=endpoint_url,
+        StoreOptions(endpoint_url=endpoint_url),
         uri_names=_URI_NAMES,
         max_metadata_characters=_MAX_CHARACTERS,
     )
@@ -104,9 +105,9 @@ def _utterances(
             )
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"reading the manifest {shown(manifest)}: found {error} at {shown(uri)}, expected a "
-            "text, times in seconds that run forward, and a language that Whisper knows; correct "
-            "the manifest"
+            f"reading the manifest {redact_uri(manifest)}: found {error} at {redact_uri(uri)}, "
+            "expected a text, times in seconds that run forward, and a language that Whisper "
+            "knows; correct the manifest"
         ) from error
 
 

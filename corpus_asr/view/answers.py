@@ -21,8 +21,8 @@ from corpus_asr.export.recording import Recording
 from corpus_asr.export.subtitles import srt_text, vtt_text
 from corpus_asr.pages.html import visible
 from corpus_asr.report.advice import advice
-from corpus_asr.storage.addresses import without_secrets
-from corpus_asr.storage.results import LABEL_ROWS
+from corpus_asr.storage.run_state.tables import LABEL_ROWS
+from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import SAMPLE_RATE_HZ
 from corpus_asr.view.catalogue import Catalogue, Library
 from corpus_asr.view.parameters import Parameters

@@ -20,11 +20,10 @@ from corpus_asr.errors import CorpusAsrError
 from corpus_asr.export.index import Index, index_of, outcomes_names
 from corpus_asr.logs import event
 from corpus_asr.schemas import OUTCOMES
-from corpus_asr.storage.beginning import CONFIG_NAME, SUCCESS_NAME
-from corpus_asr.storage.ledger import Ledger, Settlement, counted
-from corpus_asr.storage.recordings import PART_COLUMNS, RECORDINGS_PER_OBJECT, aggregate
-from corpus_asr.storage.results import LABEL_ROWS, SEGMENT_ROWS, PartRows
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.finish import PART_COLUMNS, RECORDINGS_PER_OBJECT, aggregate
+from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, counted
+from corpus_asr.storage.run_state.start import CONFIG_NAME, SUCCESS_NAME
+from corpus_asr.storage.run_state.tables import LABEL_ROWS, SEGMENT_ROWS, OutputStore, PartRows
 from corpus_asr.view.texts import TextFiles, Texts
 
 REFRESH_S = 10.0
@@ -64,7 +63,7 @@ def read_catalogue(store: OutputStore) -> Catalogue:
     names = outcomes_names(store)
     classified = (store.read_json(CONFIG_NAME) or {}).get("pipeline") == CLASSIFY_AUDIO
     rows = LABEL_ROWS if classified else SEGMENT_ROWS
-    settlement = Ledger.load(store).settle(())
+    settlement = Ledger.load(store).resolve(())
     index = index_of(store, names, settlement, rows)
     ids = index.recordings["recording_id"].combine_chunks()
     details = _details(store, names, settlement, ids)
@@ -75,7 +74,7 @@ def read_catalogue(store: OutputStore) -> Catalogue:
 
 
 def _details(
-    store: OutputStore, names: Sequence[str], settlement: Settlement, ids: pa.Array
+    store: OutputStore, names: Sequence[str], settlement: CommitResolution, ids: pa.Array
 ) -> pa.Table:
     """Return what parts say together, in the order of `ids`; so many at a time fit in memory."""
     schema = pa.schema([OUTCOMES.field(name) for name in PART_COLUMNS])

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from corpus_asr.storage.failures import RetryPolicy
+from corpus_asr.storage.stores.retry import RetryPolicy
 
 # Somebody waits: a store that does not answer is told of sooner than in a run.
 PATIENCE = RetryPolicy(attempts=4, patience_s=15.0, request_timeout_s=20.0)

@@ -15,9 +15,9 @@ from jaxtyping import Float32
 from corpus_asr.audio.channels import Channels
 from corpus_asr.audio.decode import AudioDecoder, open_audio
 from corpus_asr.errors import DecodeError
-from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.filesystem import open_binary
-from corpus_asr.storage.trust import HostRules
+from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary
+from corpus_asr.storage.stores.host_allowlist import HostRules
+from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import SAMPLE_RATE_HZ
 from corpus_asr.view.excerpt_request import PATIENCE, ExcerptRequest
 
@@ -37,8 +37,7 @@ class Excerpts:
     """
 
     def __init__(self, *, endpoint_url: str | None, hosts: HostRules) -> None:
-        self._endpoint_url = endpoint_url
-        self._hosts = hosts
+        self._store = StoreOptions(endpoint_url=endpoint_url, policy=PATIENCE, hosts=hosts)
         self._open: OrderedDict[tuple[str, int | None, bool], _Tape] = OrderedDict()
 
     def __call__(self, request: ExcerptRequest) -> Iterator[bytes]:
@@ -72,12 +71,10 @@ class Excerpts:
         return tape
 
     def _opened(self, request: ExcerptRequest) -> "_Tape":
-        file = open_binary(
-            request.uri, endpoint_url=self._endpoint_url, policy=PATIENCE, hosts=self._hosts
-        )
+        file = open_binary(request.uri, self._store)
         try:
             channels: Channels = "mix" if request.channel is None else request.channel
-            return _Tape(file, open_audio(file, uri=shown(request.uri), channels=channels))
+            return _Tape(file, open_audio(file, uri=redact_uri(request.uri), channels=channels))
         except BaseException:
             file.close()
             raise

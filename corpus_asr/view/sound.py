@@ -20,11 +20,11 @@ from typing import Any, Protocol, cast
 from corpus_asr.config.stages import SourceSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.storage import filesystem
-from corpus_asr.storage.beginning import CONFIG_NAME
-from corpus_asr.storage.ranges import RangeFile
-from corpus_asr.storage.tables import OutputStore
-from corpus_asr.storage.trust import HostRules
+from corpus_asr.storage.run_state.start import CONFIG_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.filesystem import RangeFile, StoreOptions
+from corpus_asr.storage.stores.host_allowlist import HostRules
 from corpus_asr.units import SAMPLE_RATE_HZ
 from corpus_asr.view.excerpt_request import PATIENCE, ExcerptRequest
 
@@ -156,14 +156,15 @@ class Sounds:
     ) -> None:
         self._moved = tuple(moved)
         source = _source(store)
-        self._endpoint_url = endpoint_url or source.endpoint_url
-        self._hosts = HostRules.of(source)
+        endpoint_url = endpoint_url or source.endpoint_url
+        hosts = HostRules.of(source)
+        self._store = StoreOptions(endpoint_url=endpoint_url, policy=PATIENCE, hosts=hosts)
         self._files: OrderedDict[str, _OpenFile] = OrderedDict()
         self._files_lock = threading.Lock()
         self._decoding = threading.Lock()
         self._decoder = IsolatedGenerator(
             EXCERPTS,
-            init_kwargs={"endpoint_url": self._endpoint_url, "hosts": self._hosts},
+            init_kwargs={"endpoint_url": endpoint_url, "hosts": hosts},
             timeout_s=DECODER_TIMEOUT_S,
         )
 
@@ -224,9 +225,7 @@ class Sounds:
             return b"".join(self._decoder.run(request))
 
     def _open(self, uri: str) -> io.BufferedReader:
-        return filesystem.open_binary(
-            uri, endpoint_url=self._endpoint_url, policy=PATIENCE, hosts=self._hosts
-        )
+        return filesystem.open_binary(uri, self._store)
 
     def _opened(self, uri: str) -> _OpenFile:
         with self._files_lock:

@@ -17,8 +17,7 @@ import pyarrow.compute as pc
 
 from corpus_asr.export.index import Claims, Index
 from corpus_asr.export.load import claimed_rows
-from corpus_asr.storage.results import LABEL_ROWS, PartRows
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, PartRows
 from corpus_asr.view.folding import folded_lines
 
 CHUNK_ROWS = 131_072

@@ -17,8 +17,7 @@ import pyarrow.compute as pc
 
 from corpus_asr.export.load import WORD_COLUMNS
 from corpus_asr.export.recording import Recording, segment_from
-from corpus_asr.storage.results import LABEL_ROWS
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore
 from corpus_asr.view.catalogue import Catalogue
 
 BLOCK_ROWS = 100

@@ -22,13 +22,13 @@ import pyarrow.compute as pc
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.schemas import RESULTS
-from corpus_asr.storage.beginning import begin_run, fingerprint
-from corpus_asr.storage.compaction import compact
-from corpus_asr.storage.ledger import Ledger
 from corpus_asr.storage.listing import list_files
-from corpus_asr.storage.plan import Plan, make_plan, read_listing
-from corpus_asr.storage.recordings import write_recordings
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.compaction import compact
+from corpus_asr.storage.run_state.finish import write_recordings
+from corpus_asr.storage.run_state.ledger import Ledger
+from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing
+from corpus_asr.storage.run_state.start import begin_run, fingerprint
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import MEBIBYTE
 
 SEGMENT: dict[str, Any] = {
@@ -85,13 +85,13 @@ class Bench:
         ledger = self.timed(
             f"ledger of {objects} objects", lambda: Ledger.load(store), count, "part"
         )
-        self.timed("settle", lambda: ledger.settle(read_listing(store, plan)), count, "file")
+        self.timed("settle", lambda: ledger.resolve(read_listing(store, plan)), count, "file")
         self.timed("merge small commits", lambda: compact(store, 128 * MEBIBYTE), count, "part")
         ledger = self.timed(
             f"ledger of {len(store.names('outcomes'))} objects", lambda: Ledger.load(store), count,
             "part",
         )  # fmt: skip
-        done = ledger.settle(read_listing(store, plan))
+        done = ledger.resolve(read_listing(store, plan))
         self.timed(
             "recordings",
             lambda: write_recordings(

@@ -28,10 +28,10 @@ from corpus_asr.errors import (
 )
 from corpus_asr.runtime.summary import RunSummary
 from corpus_asr.segments import Segment, Transcript
-from corpus_asr.storage.beginning import begin_run, fingerprint
-from corpus_asr.storage.plan import make_plan
-from corpus_asr.storage.snapshot import write_snapshot
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.plan import make_plan
+from corpus_asr.storage.run_state.run_files import write_snapshot
+from corpus_asr.storage.run_state.start import begin_run, fingerprint
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.logs import logging_put_back
 from tests.support.snapshots import snapshot
 

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from corpus_asr.cli import main as cli
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.commits import commit, part, results
 
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
 from corpus_asr.runtime.transcriber import Transcriber
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.cluster import ray_session
 from tests.support.logs import logging_put_back
 from tests.support.spoken import REPOSITORY, Sentence

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from corpus_asr.cli import main as cli
 from corpus_asr.config.labelling import PseudoLabelConfig
 from corpus_asr.pipelines.pseudo_label import label
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.text.english_numbers import numbers_in_figures
 from corpus_asr.view.catalogue import Library
 from corpus_asr.view.query import parse_query

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus_asr.export.names import Names
-from corpus_asr.storage.addresses import recording_id, within
+from corpus_asr.storage.stores.uri import recording_id, within
 
 
 def names(*uris: str, suffixes: tuple[str, ...] = (".srt",)) -> dict[str, str]:

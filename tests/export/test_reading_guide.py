@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from corpus_asr.config.run import RunConfig
-from corpus_asr.storage.beginning import Run
-from corpus_asr.storage.finish import finish
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.finish import finish
+from corpus_asr.storage.run_state.start import Run
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.commits import commit, files, part, results
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "reading.md").read_text()

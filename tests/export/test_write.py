@@ -19,9 +19,9 @@ from corpus_asr.export.load import TEXT_COLUMNS, Selection, chosen, recordings
 from corpus_asr.export.spill import Spill
 from corpus_asr.export.subtitles import WordStyle
 from corpus_asr.export.write import ExportFormat, ExportOptions, export
-from corpus_asr.storage.beginning import Run
-from corpus_asr.storage.finish import finish
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.finish import finish
+from corpus_asr.storage.run_state.start import Run
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.commits import commit, files, part, results
 
 
@@ -243,7 +243,7 @@ def test_all_recordings_in_one_file(folder: str, store: OutputStore, tmp_path: P
 
 
 def bytes_of(store: OutputStore, name: str) -> bytes:
-    from corpus_asr.storage.filesystem import read_bytes
+    from corpus_asr.storage.stores.filesystem import read_bytes
 
     return read_bytes(store.address(name))
 

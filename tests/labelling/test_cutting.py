@@ -8,7 +8,7 @@ import pytest
 
 from corpus_asr.errors import DecodeError, FetchError
 from corpus_asr.labelling.cutting import Clip, ClipCutter, CutRequest, Stretch
-from corpus_asr.storage.filesystem import describe
+from corpus_asr.storage.stores.filesystem import describe
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import decode, encode, noise
 from tests.support.labelled import seconds_heard, write_tones

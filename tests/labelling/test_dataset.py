@@ -7,7 +7,7 @@ import pytest
 
 from corpus_asr.labelling import dataset
 from corpus_asr.labelling.dataset import SelectionTable
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 
 
 def test_rows_are_spread_over_files_in_their_order(

@@ -18,10 +18,10 @@ from corpus_asr.errors import (
 )
 from corpus_asr.pipelines import nightly, transcribe
 from corpus_asr.report.night import Night, NightState
-from corpus_asr.storage import webhook as webhook_module
-from corpus_asr.storage.failures import RetryPolicy
-from corpus_asr.storage.lock import LOCK_NAME, Lock
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.lock import LOCK_NAME, Lock
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import http as webhook_module
+from corpus_asr.storage.stores.retry import RetryPolicy
 from tests.support.archive import QUICK, Archive
 from tests.support.webhooks import SECRET, Webhook, webhook
 

@@ -19,8 +19,8 @@ from corpus_asr.pipelines.classify import run
 from corpus_asr.report.load import load_report
 from corpus_asr.report.render import render
 from corpus_asr.schemas import OUTCOMES
-from corpus_asr.storage.settlement import keep_only
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.compaction import keep_only
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.checkpoints import tiny_whisper
 from tests.support.classifiers import CLASSES, tiny_classifier
 from tests.support.corpora import demo_corpus, job, outcomes_in

@@ -11,7 +11,7 @@ from corpus_asr.config.choices import Choices
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import FetchError
 from corpus_asr.report.page import write
-from corpus_asr.storage.beginning import PAGE_NAME, SUCCESS_NAME
+from corpus_asr.storage.run_state.start import PAGE_NAME, SUCCESS_NAME
 from tests.support.engines import scripted_engine
 from tests.support.html import parsed
 from tests.support.killing import killable_job

@@ -14,7 +14,7 @@ from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.pipelines.transcribe import run
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import Transcript
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.transcription.speech2text.part_job import DEFAULT_WINDOW_S, Speech2TextJobs
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
 from tests.support.checkpoints import tiny_speech2text

@@ -13,9 +13,8 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.pipelines import driver
 from corpus_asr.runtime.local import run_local
-from corpus_asr.storage.lock import LOCK_NAME, Holder
-from corpus_asr.storage.processes import ProcessName
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, ProcessName
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.engines import scripted_engine
 from tests.support.killing import PAUSE, KillableJob, killable_job, tables_of
 from tests.support.scripted import EXTRACTOR, outcomes_by_part, script

@@ -116,7 +116,7 @@ def test_parquet_is_read_and_written_in_one_module_only():
         for path in (REPOSITORY / folder).rglob("*.py")
         if "pyarrow.parquet" in imported_names(path)
     }
-    assert users == {"corpus_asr/storage/tables.py"}
+    assert users == {"corpus_asr/storage/run_state/tables.py"}
 
 
 def imported_names(path: Path) -> set[str]:

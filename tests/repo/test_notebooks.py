@@ -21,9 +21,9 @@ from corpus_asr.pipelines.evaluate import evaluate
 from corpus_asr.pipelines.transcribe import run
 from corpus_asr.report.accuracy_references import read_references
 from corpus_asr.schemas import FILES, RECORDINGS
-from corpus_asr.storage.beginning import Run
-from corpus_asr.storage.finish import finish
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.finish import finish
+from corpus_asr.storage.run_state.start import Run
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.commits import commit, part, results
 from tests.support.corpora import demo_corpus, job, tiny_model
 

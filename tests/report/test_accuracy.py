@@ -17,7 +17,7 @@ from corpus_asr.report.accuracy import Errors, Heard, Score, score
 from corpus_asr.report.accuracy_references import Reference, TimedWord, read_references
 from corpus_asr.report.accuracy_render import render
 from corpus_asr.report.accuracy_summary import Evaluation, as_data, compare, summarise
-from corpus_asr.storage.addresses import recording_id
+from corpus_asr.storage.stores.uri import recording_id
 
 
 def scored(said: str, found: str, *, language: str | None = "en", **values: Any) -> Score:

@@ -12,9 +12,9 @@ from corpus_asr.report.details import SAMPLES, Details, Gatherer, count_words
 from corpus_asr.report.load import load_report
 from corpus_asr.report.page.write import write_page
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
-from corpus_asr.storage.addresses import recording_id
-from corpus_asr.storage.beginning import CONFIG_NAME
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.start import CONFIG_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import recording_id
 
 MANY = 100_000
 

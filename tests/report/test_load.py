@@ -9,7 +9,7 @@ import pytest
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.load import load_report
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
-from corpus_asr.storage.tables import OUTCOMES_FOLDER, SEGMENTS_FOLDER, OutputStore
+from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, SEGMENTS_FOLDER, OutputStore
 from tests.support.handwritten import NAMES, REVISION, Job
 
 

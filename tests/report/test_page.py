@@ -12,9 +12,9 @@ from corpus_asr.report.advice import ADVICE, advice
 from corpus_asr.report.page import write
 from corpus_asr.report.page.write import write_page, write_page_at_the_end
 from corpus_asr.report.reasons import REASONS, reason
-from corpus_asr.storage import filesystem
-from corpus_asr.storage.beginning import PAGE_NAME
-from corpus_asr.storage.snapshot import STOPPED, Moment, write_snapshot
+from corpus_asr.storage.run_state.run_files import STOPPED, Moment, write_snapshot
+from corpus_asr.storage.run_state.start import PAGE_NAME
+from corpus_asr.storage.stores import filesystem
 from tests.support.handwritten import Job
 from tests.support.html import Element, browsed, parsed
 from tests.support.snapshots import snapshot

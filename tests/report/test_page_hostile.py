@@ -9,8 +9,8 @@ import pytest
 from corpus_asr.report.details import Sample
 from corpus_asr.report.page.shown import Links, cut, message, sample_text
 from corpus_asr.report.page.write import write_page
-from corpus_asr.storage.beginning import CONFIG_NAME
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.start import CONFIG_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.commits import commit, part, results
 from tests.support.html import Element, browsed, parsed
 

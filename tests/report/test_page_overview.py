@@ -3,7 +3,7 @@
 import pytest
 
 from corpus_asr.report.page.overview import busy_steps, speed_steps
-from corpus_asr.storage.snapshot import Moment
+from corpus_asr.storage.run_state.run_files import Moment
 
 
 def moment(elapsed_s: float, audio_s: float, **values: float) -> Moment:

@@ -12,10 +12,9 @@ import pytest
 from corpus_asr.errors import ConfigError
 from corpus_asr.report import status as looking
 from corpus_asr.report.status import Status, as_data, load_status, render
-from corpus_asr.storage.lock import LOCK_NAME, Holder
-from corpus_asr.storage.processes import ProcessName
-from corpus_asr.storage.snapshot import STOPPED, TRANSCRIBED, Snapshot, write_snapshot
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, ProcessName
+from corpus_asr.storage.run_state.run_files import STOPPED, TRANSCRIBED, Snapshot, write_snapshot
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.snapshots import snapshot
 
 NOW = datetime.datetime(2026, 1, 1, 13, 0, 10, tzinfo=datetime.UTC)
@@ -74,7 +73,7 @@ def test_a_running_run_says_how_far_it_is_and_what_failed(store: OutputStore) ->
 
 def dead_process() -> ProcessName:
     code = (
-        "import json, dataclasses; from corpus_asr.storage.processes import ProcessName; "
+        "import json, dataclasses; from corpus_asr.storage.run_state.lock import ProcessName; "
         "print(json.dumps(dataclasses.asdict(ProcessName.mine())))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)

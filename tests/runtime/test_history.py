@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from corpus_asr.runtime.recorder import History
-from corpus_asr.storage.snapshot import Moment, snapshot_from
+from corpus_asr.storage.run_state.run_files import Moment, snapshot_from
 from tests.support.snapshots import snapshot
 
 

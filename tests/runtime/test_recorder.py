@@ -11,9 +11,9 @@ from corpus_asr.runtime import recorder as recording
 from corpus_asr.runtime.progress import Progress, Tally
 from corpus_asr.runtime.recorder import Recorder
 from corpus_asr.runtime.resources import resolve_resources, this_machine
-from corpus_asr.storage.plan import Plan
-from corpus_asr.storage.snapshot import Snapshot, read_snapshot
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.plan import Plan
+from corpus_asr.storage.run_state.run_files import Snapshot, read_snapshot
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.scripted import scripted_job
 
 PLAN = Plan(

@@ -12,8 +12,8 @@ from corpus_asr.config.stages import ExtractSettings
 from corpus_asr.errors import ConfigError, DecodeError, ItemError
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import Segment
-from corpus_asr.storage.calibrations import write_calibration
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.run_files import write_calibration
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.transcription.engine import PartTranscript
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import noise, tone, wav_bytes

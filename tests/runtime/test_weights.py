@@ -8,8 +8,8 @@ import pytest
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.runtime.weights import fetch_weights
-from corpus_asr.storage.beginning import fingerprint
 from corpus_asr.storage.model_files import model_revision
+from corpus_asr.storage.run_state.start import fingerprint
 from tests.support.checkpoints import tiny_whisper
 from tests.support.tokenizers import tiny_tokenizer
 

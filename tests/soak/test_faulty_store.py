@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from corpus_asr.config.run import RunConfig
-from corpus_asr.storage.filesystem import open_store, write_atomic
+from corpus_asr.storage.stores.filesystem import StoreOptions, open_store, write_atomic
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import tone, wav_bytes
 from tests.support.corpora import tiny_model
@@ -71,19 +71,20 @@ def endpoint_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 def _with_buckets(endpoint_url: str) -> str:
     for name in ("corpus", "calm", "faulty"):
-        open_store(f"s3://{name}", endpoint_url=endpoint_url)[0].mkdir(name)
+        open_store(f"s3://{name}", StoreOptions(endpoint_url=endpoint_url))[0].mkdir(name)
     return endpoint_url
 
 
 def _fill(endpoint_url: str) -> None:
     """Put tones of a second and more, some of several parts, silence, and one broken file."""
+    options = StoreOptions(endpoint_url=endpoint_url)
     for number in range(FILES - 2):
         seconds = 70.0 if number % 40 == 7 else 1.0 + number % 5 / 4
         data = wav_bytes(tone(seconds, hz=200.0 + 5 * number), rate_hz=SAMPLE_RATE_HZ)
-        write_atomic(f"s3://corpus/in/{number:03d}.wav", data, endpoint_url=endpoint_url)
+        write_atomic(f"s3://corpus/in/{number:03d}.wav", data, options)
     silence = wav_bytes(tone(1.0, amplitude=0.0), rate_hz=SAMPLE_RATE_HZ)
-    write_atomic("s3://corpus/in/silent.wav", silence, endpoint_url=endpoint_url)
-    write_atomic("s3://corpus/in/broken.wav", b"<html>404</html>", endpoint_url=endpoint_url)
+    write_atomic("s3://corpus/in/silent.wav", silence, options)
+    write_atomic("s3://corpus/in/broken.wav", b"<html>404</html>", options)
 
 
 def _run(model: Path, folder: Path, output: str, endpoint_url: str) -> RunConfig:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.many_files import ROWS_PER_COMMIT, Cost, cost_of_resuming, measured
 
 logger = logging.getLogger(__name__)  # shown by --log-cli-level=INFO

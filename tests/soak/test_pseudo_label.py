@@ -21,7 +21,7 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.labelling.cutting import ClipCutter, CutRequest, Stretch
 from corpus_asr.pipelines import transcribe
 from corpus_asr.pipelines.pseudo_label import label, run
-from corpus_asr.storage import filesystem
+from corpus_asr.storage.stores import filesystem
 from corpus_asr.text.normalize import EnglishTextNormalizer
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 from tests.support.audio import decode, wav_bytes
@@ -139,8 +139,8 @@ def test_a_store_elsewhere_holds_the_same(tmp_path: Path) -> None:
         options = {"uri": there, "endpoint_url": s3.endpoint_url, "shard_mb": 0.2}
         label(heard.config(dataset=options))
         found = {
-            uri.removeprefix(f"{there}/"): filesystem.read_bytes(uri, endpoint_url=s3.endpoint_url)
-            for uri, _, _ in filesystem.list_objects(there, endpoint_url=s3.endpoint_url)
+            uri.removeprefix(f"{there}/"): filesystem.read_bytes(uri, s3.options)
+            for uri, _, _ in filesystem.list_objects(there, s3.options)
         }
     assert {"README.md", "labels.json"} <= found.keys()
     expected = content(tmp_path / "set")

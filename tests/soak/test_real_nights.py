@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from corpus_asr.storage.failures import DEFAULT_POLICY
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.retry import DEFAULT_POLICY
 from tests.support.killing import PAUSE, killable_job
 from tests.support.stores import WebServer, web_server
 from tests.support.webhooks import SECRET, Webhook, webhook

@@ -10,7 +10,7 @@ import pytest
 import corpus_asr.pipelines.transcribe as pipeline
 from corpus_asr.config.choices import Choices, Retry
 from corpus_asr.config.run import RunConfig
-from corpus_asr.storage.filesystem import open_store, write_atomic
+from corpus_asr.storage.stores.filesystem import open_store, write_atomic
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import tone, wav_bytes
 from tests.support.corpora import job, tiny_model
@@ -53,11 +53,11 @@ def store() -> Iterator[FaultyStore]:
         faulty_store(server.endpoint_url, {}, seed=1) as faulty,
     ):
         for bucket in ("corpus", "out"):
-            open_store(f"s3://{bucket}", endpoint_url=server.endpoint_url)[0].mkdir(bucket)
+            open_store(f"s3://{bucket}", server.options)[0].mkdir(bucket)
         for number in range(GOOD + DRIPPING):
             name = f"{number:02d}-{'drips' if number in (0, 5) else 'flows'}.wav"
             data = wav_bytes(tone(3.0 + number / 4), rate_hz=SAMPLE_RATE_HZ)
-            write_atomic(f"s3://corpus/{name}", data, endpoint_url=server.endpoint_url)
+            write_atomic(f"s3://corpus/{name}", data, server.options)
         faulty.dripping = "drips"
         yield faulty
 

@@ -2,9 +2,12 @@
 
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.filesystem import StoreOptions
 from tests.support.stores import S3Server, WebServer, environment, s3_server, web_server
 
 
@@ -31,3 +34,20 @@ def web() -> Iterator[WebServer]:
 def memory() -> str:
     """An address of its own in fsspec's memory store."""
     return f"memory://{uuid.uuid4().hex}"
+
+
+@pytest.fixture(params=["local", "s3", "memory"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, StoreOptions]:
+    """A folder's address in each writable store, and how to reach it."""
+    if request.param == "local":
+        return str(tmp_path / "out"), StoreOptions()
+    if request.param == "memory":
+        return request.getfixturevalue("memory"), StoreOptions()
+    options = request.getfixturevalue("s3").options
+    return f"s3://{request.getfixturevalue('bucket')}/out", options
+
+
+@pytest.fixture
+def store(place: tuple[str, StoreOptions]) -> OutputStore:
+    """An output folder in each writable store."""
+    return OutputStore(place[0], endpoint_url=place[1].endpoint_url)

@@ -18,14 +18,19 @@ from hypothesis import strategies as st
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
-from corpus_asr.storage import compaction, filesystem
-from corpus_asr.storage.beginning import Run
-from corpus_asr.storage.compaction import compact, groups_to_merge, merge
-from corpus_asr.storage.finish import RunCounts, finish
-from corpus_asr.storage.ledger import Ledger
-from corpus_asr.storage.results import segments_of
-from corpus_asr.storage.stems import unique_stem
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state import compaction
+from corpus_asr.storage.run_state.compaction import (
+    claimed_segments,
+    compact,
+    groups_to_merge,
+    merge,
+)
+from corpus_asr.storage.run_state.finish import RunCounts, finish
+from corpus_asr.storage.run_state.ledger import Ledger
+from corpus_asr.storage.run_state.start import Run
+from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, OutputStore, unique_stem
+from corpus_asr.storage.run_state.tables import rows_of as part_rows_of
+from corpus_asr.storage.stores import filesystem
 from corpus_asr.units import MEBIBYTE
 from tests.support.commits import commit, files, part, results, same_schema
 from tests.support.stores import S3Server
@@ -52,7 +57,7 @@ def rows_of(store: OutputStore) -> dict[str, list[Any]]:
     for folder in ("segments", "outcomes", "recordings"):
         rows = []
         for name in store.all_names(folder):
-            data = filesystem.read_bytes(store.address(name), endpoint_url=store.endpoint_url)
+            data = filesystem.read_bytes(store.address(name), store.options)
             rows += pq.read_table(pa.BufferReader(data)).to_pylist()
         for row in rows:
             row.pop("segments_object", None)
@@ -259,7 +264,7 @@ def history(store: OutputStore) -> pa.RecordBatch:
         commit(store, results(bad))
     commit(store, results(part("b", 0, texts=["again"]), part("unlisted", 0, texts=["u"])))
     rows = results(part("d", 0, texts=["orphan"]))
-    orphan = segments_of(rows, run_id="other", model="m", model_revision="r")
+    orphan = part_rows_of(rows, SEGMENT_ROWS, run_id="other", model=("m", "r"))
     store.write_table(f"segments/{unique_stem()}.parquet", orphan)
     return files("a", "b", "c", "bad")
 
@@ -306,7 +311,7 @@ def test_killed_after_any_operation_the_next_finish_ends_the_same(
         # What a run that continues here would do, and what a report would count, at this instant.
         ledger = Ledger.load(store)
         assert ledger.remaining(listing).num_rows == 0
-        keep = ledger.settle([listing]).keep
+        keep = ledger.resolve([listing]).keep
         assert _counting(store, keep) == expected["outcomes"]
         assert done(store, listing) == counts
         assert rows_of(store) == expected, operations
@@ -338,3 +343,21 @@ def test_any_deaths_one_after_another_end_exact(
             done(store, listing, target_mb)
     done(store, listing, targets[-1])
     assert rows_of(store) == rows_of(undisturbed)
+
+
+def test_segments_come_in_the_order_of_their_outcomes(memory: str) -> None:
+    """Many objects, since a hash table may look sorted while it is small."""
+    store, chance = OutputStore(memory), random.Random(1)
+    for number in range(40):
+        rows = [
+            part(f"{number}-{index}", 0, texts=["x"] * chance.randint(0, 2)) for index in range(3)
+        ]
+        commit(store, results(*rows))
+    from_outcomes = [
+        row["uri"] for batch in store.committed() for row in batch.rows.to_pylist()
+        for _ in range(row["segments_written"])
+    ]  # fmt: skip
+    outcomes = pa.Table.from_batches([batch.rows for batch in store.committed()], OUTCOMES)
+    found = [uri for table in claimed_segments(store, outcomes, "all")
+             for uri in table["uri"].to_pylist()]  # fmt: skip
+    assert found == from_outcomes

@@ -5,86 +5,87 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from botocore import exceptions
 
 from corpus_asr.errors import FetchError
-from corpus_asr.storage import conditional, s3, s3_failures
-from corpus_asr.storage.failures import RetryPolicy
-from corpus_asr.storage.filesystem import exists, move, read_bytes, remove, store_for, write_atomic
+from corpus_asr.storage.stores import filesystem, s3
+from corpus_asr.storage.stores.filesystem import (
+    StoreOptions,
+    exists,
+    move,
+    read_bytes,
+    remove,
+    store_for,
+    write_atomic,
+)
+from corpus_asr.storage.stores.retry import RetryPolicy
 from tests.support.stores import WebServer
 
 QUICK = RetryPolicy(attempts=3, first_wait_s=0.001, longest_wait_s=0.002)
 
 
-@pytest.fixture(params=["local", "s3", "memory"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[str, Any]]:
-    """An address in each writable store, and how to reach it."""
-    if request.param == "local":
-        return str(tmp_path / "folder" / "object"), {}
-    if request.param == "memory":
-        return f"{request.getfixturevalue('memory')}/object", {}
-    bucket = request.getfixturevalue("bucket")
-    endpoint_url = request.getfixturevalue("s3").endpoint_url
-    return f"s3://{bucket}/folder/object", {"endpoint_url": endpoint_url, "policy": QUICK}
+@pytest.fixture(name="place")
+def object_place(place: tuple[str, StoreOptions]) -> tuple[str, StoreOptions]:
+    return f"{place[0]}/object", replace(place[1], policy=QUICK)
 
 
-def check_rules(uri: str, options: dict[str, Any]) -> None:
+def check_rules(uri: str, options: StoreOptions) -> None:
     """Go through what create, swap and peek promise."""
-    assert conditional.peek(uri, **options) is None
-    assert not conditional.swap(uri, b"b", b"a", **options)
-    assert not exists(uri, **options)
-    assert conditional.create(uri, b"a", **options)
-    assert not conditional.create(uri, b"b", **options)
-    assert conditional.create(uri, b"a", **options), "it holds what was to be put"
-    assert conditional.peek(uri, **options) == b"a"
+    assert filesystem.peek(uri, options) is None
+    assert not filesystem.swap(uri, b"b", b"a", options)
+    assert not exists(uri, options)
+    assert filesystem.create(uri, b"a", options)
+    assert not filesystem.create(uri, b"b", options)
+    assert filesystem.create(uri, b"a", options), "it holds what was to be put"
+    assert filesystem.peek(uri, options) == b"a"
     for almost in (b"", b"x", b"ab"):
-        assert not conditional.swap(uri, b"c", almost, **options)
-    assert conditional.swap(uri, b"longer", b"a", **options)
-    assert not conditional.swap(uri, b"c", b"a", **options)
-    assert conditional.swap(uri, b"longer", b"a", **options), "it holds what was to be put"
-    assert read_bytes(uri, **options) == b"longer"
-    remove(uri, **options)
-    assert conditional.create(uri, b"", **options)
-    assert conditional.peek(uri, **options) == b""
-    assert conditional.swap(uri, b"c", b"", **options)
+        assert not filesystem.swap(uri, b"c", almost, options)
+    assert filesystem.swap(uri, b"longer", b"a", options)
+    assert not filesystem.swap(uri, b"c", b"a", options)
+    assert filesystem.swap(uri, b"longer", b"a", options), "it holds what was to be put"
+    assert read_bytes(uri, options) == b"longer"
+    remove(uri, options)
+    assert filesystem.create(uri, b"", options)
+    assert filesystem.peek(uri, options) == b""
+    assert filesystem.swap(uri, b"c", b"", options)
 
 
-def test_what_is_there_decides(place: tuple[str, dict[str, Any]]) -> None:
+def test_what_is_there_decides(place: tuple[str, StoreOptions]) -> None:
     uri, options = place
     check_rules(uri, options)
     if uri.startswith("/"):
         assert os.listdir(Path(uri).parent) == ["object"]
 
 
-def test_of_many_swaps_one_wins(place: tuple[str, dict[str, Any]]) -> None:
+def test_of_many_swaps_one_wins(place: tuple[str, StoreOptions]) -> None:
     uri, options = place
     if uri.startswith("memory:"):
         pytest.skip("fsspec's memory store has no conditions: its lock reads back who was last")
     for number in range(5):
-        write_atomic(uri, f"{number}".encode(), **options)
+        write_atomic(uri, f"{number}".encode(), options)
 
         def one(index: int, number: int = number) -> bool:
-            return conditional.swap(uri, f"won {index}".encode(), f"{number}".encode(), **options)
+            return filesystem.swap(uri, f"won {index}".encode(), f"{number}".encode(), options)
 
         with ThreadPoolExecutor(8) as pool:
             won = [index for index, wins in enumerate(pool.map(one, range(8))) if wins]
-        assert [f"won {index}".encode() for index in won] == [read_bytes(uri, **options)]
+        assert [f"won {index}".encode() for index in won] == [read_bytes(uri, options)]
 
 
-def test_moving_keeps_content_and_may_be_repeated(place: tuple[str, dict[str, Any]]) -> None:
+def test_moving_keeps_content_and_may_be_repeated(place: tuple[str, StoreOptions]) -> None:
     uri, options = place
     target = uri.replace("object", "deep/er #1?/object")
-    write_atomic(uri, b"content", **options)
+    write_atomic(uri, b"content", options)
     for _ in range(2):
-        move(uri, target, **options)
-        assert not exists(uri, **options)
-        assert read_bytes(target, **options) == b"content"
+        move(uri, target, options)
+        assert not exists(uri, options)
+        assert read_bytes(target, options) == b"content"
     with pytest.raises(FetchError, match="moving"):
-        move(uri + "-never", target + "-never", **options)
+        move(uri + "-never", target + "-never", options)
 
 
 @pytest.mark.parametrize("error", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
@@ -97,7 +98,7 @@ def test_a_mount_without_links_and_locks_follows_the_same_rules(
     monkeypatch.setattr(os, "link", unable)
     if error != errno.EPERM:
         monkeypatch.setattr(fcntl, "flock", unable)
-    check_rules(str(tmp_path / "object"), {})
+    check_rules(str(tmp_path / "object"), StoreOptions())
     assert os.listdir(tmp_path) == ["object"]
 
 
@@ -107,7 +108,7 @@ def test_a_full_disk_is_no_missing_link(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "link", full)
     with pytest.raises(FetchError, match="No space left"):
-        conditional.create(str(tmp_path / "object"), b"x")
+        filesystem.create(str(tmp_path / "object"), b"x")
     assert os.listdir(tmp_path) == []
 
 
@@ -125,20 +126,21 @@ def refusing(
             cause = exceptions.ClientError(
                 {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "Put"
             )
-            raise s3_failures.from_exception(cause) from cause
+            raise s3.from_exception(cause) from cause
 
     return call
 
 
 @pytest.fixture
-def s3_place(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+def s3_place(request: pytest.FixtureRequest) -> tuple[str, StoreOptions]:
     bucket = request.getfixturevalue("bucket")
-    options = {"endpoint_url": request.getfixturevalue("s3").endpoint_url, "policy": QUICK}
+    endpoint_url = request.getfixturevalue("s3").endpoint_url
+    options = StoreOptions(endpoint_url=endpoint_url, policy=QUICK)
     return f"s3://{bucket}/object", options
 
 
 def test_a_store_that_knows_no_conditions_is_looked_at_first(
-    s3_place: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    s3_place: tuple[str, StoreOptions], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     never = refusing(s3.S3Store._put, iter(lambda: (501, "NotImplemented"), None))
     monkeypatch.setattr(s3.S3Store, "_put", never)
@@ -146,37 +148,37 @@ def test_a_store_that_knows_no_conditions_is_looked_at_first(
 
 
 def test_a_conflict_is_tried_again(
-    s3_place: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    s3_place: tuple[str, StoreOptions], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri, options = s3_place
     answers = iter([(409, "ConditionalRequestConflict")] * 2)
     monkeypatch.setattr(s3.S3Store, "_put", refusing(s3.S3Store._put, answers))
-    assert conditional.create(uri, b"a", **options)
-    assert read_bytes(uri, **options) == b"a"
+    assert filesystem.create(uri, b"a", options)
+    assert read_bytes(uri, options) == b"a"
 
 
 def test_a_lost_answer_does_not_lose_the_race(
-    s3_place: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    s3_place: tuple[str, StoreOptions], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri, options = s3_place
     answers: Iterator[tuple[int, str] | None] = iter([(503, "SlowDown"), None, (503, "SlowDown")])
     monkeypatch.setattr(s3.S3Store, "_put", refusing(s3.S3Store._put, answers, after=True))
-    assert conditional.create(uri, b"a", **options)
-    assert conditional.swap(uri, b"b", b"a", **options)
+    assert filesystem.create(uri, b"a", options)
+    assert filesystem.swap(uri, b"b", b"a", options)
 
 
-def test_a_bucket_that_is_missing_is_told(s3_place: tuple[str, dict[str, Any]]) -> None:
+def test_a_bucket_that_is_missing_is_told(s3_place: tuple[str, StoreOptions]) -> None:
     _, options = s3_place
     with pytest.raises(FetchError, match=r"creating .*no such bucket"):
-        conditional.create("s3://no-such-bucket/object", b"a", **options)
+        filesystem.create("s3://no-such-bucket/object", b"a", options)
 
 
 def test_the_web_is_read_only(web: WebServer) -> None:
     web.files["object"] = b"a"
     store = store_for(web.url("object"))
     for change in (
-        lambda: conditional.create(web.url("object"), b"x"),
-        lambda: conditional.swap(web.url("object"), b"x", b"a"),
+        lambda: filesystem.create(web.url("object"), b"x"),
+        lambda: filesystem.swap(web.url("object"), b"x", b"a"),
         lambda: move(web.url("object"), web.url("other")),
     ):
         with pytest.raises(FetchError, match="read only"):

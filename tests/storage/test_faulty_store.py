@@ -10,15 +10,21 @@ import pytest
 from corpus_asr.config.run import RunConfig
 from corpus_asr.config.stages import SourceSettings
 from corpus_asr.errors import FetchError
-from corpus_asr.storage import filesystem, ranges
-from corpus_asr.storage import s3 as s3_module
-from corpus_asr.storage.beginning import SUCCESS_NAME, begin_run
-from corpus_asr.storage.failures import RetryPolicy
-from corpus_asr.storage.filesystem import list_objects, open_binary, read_bytes, write_atomic
-from corpus_asr.storage.finish import finish
 from corpus_asr.storage.listing import list_files
-from corpus_asr.storage.plan import make_plan, read_listing, read_packs
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.finish import finish
+from corpus_asr.storage.run_state.plan import make_plan, read_listing, read_packs
+from corpus_asr.storage.run_state.start import SUCCESS_NAME, begin_run
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores import s3 as s3_module
+from corpus_asr.storage.stores.filesystem import (
+    StoreOptions,
+    list_objects,
+    open_binary,
+    read_bytes,
+    write_atomic,
+)
+from corpus_asr.storage.stores.retry import RetryPolicy
 from tests.support.commits import commit, part, results
 from tests.support.faulty_store import BAD_NIGHT, FaultyStore, faulty_store
 from tests.support.stores import S3Server
@@ -51,7 +57,7 @@ def test_plan_fetch_commit_and_finish_end_exact(
     faulty: FaultyStore, s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3_module, "PAGE_KEYS", 5)
-    monkeypatch.setattr(ranges, "BLOCK_BYTES", 3000)
+    monkeypatch.setattr(filesystem, "BLOCK_BYTES", 3000)
     content = {
         s3.put(bucket, f"in/{number:02d}.mp3", bytes([number]) * 10_000)
         for number in range(NUM_FILES)
@@ -64,7 +70,7 @@ def test_plan_fetch_commit_and_finish_end_exact(
 
     def transcribe(pack: pa.Table) -> None:
         for file in pack["files"].to_pylist()[0]:
-            with open_binary(file["uri"], endpoint_url=faulty.endpoint_url) as opened:
+            with open_binary(file["uri"], faulty.options) as opened:
                 text = f"{opened.read()[5000]} of {file['uri']}"
             row = part("", 0, texts=[text], uri=file["uri"], etag=file["etag"])
             row["size_bytes"] = file["size_bytes"]
@@ -89,18 +95,18 @@ def test_lists_reads_and_writes_survive_each_fault(
     faulty: FaultyStore, s3: S3Server, bucket: str, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3_module, "PAGE_KEYS", 1)
-    monkeypatch.setattr(ranges, "BLOCK_BYTES", 2000)
+    monkeypatch.setattr(filesystem, "BLOCK_BYTES", 2000)
     data = bytes(range(250)) * 20
     faulty.rates = {fault: 0.6}
     uris = [f"s3://{bucket}/folder/{number}" for number in range(3)]
-    write_atomic(uris[0], data, endpoint_url=faulty.endpoint_url)
-    assert read_bytes(uris[0], endpoint_url=faulty.endpoint_url) == data
-    filesystem.move(uris[0], uris[1], endpoint_url=faulty.endpoint_url)
-    write_atomic(uris[2], data, endpoint_url=s3.endpoint_url)
+    write_atomic(uris[0], data, faulty.options)
+    assert read_bytes(uris[0], faulty.options) == data
+    filesystem.move(uris[0], uris[1], faulty.options)
+    write_atomic(uris[2], data, s3.options)
     source = SourceSettings(uri=(f"s3://{bucket}/folder",), endpoint_url=faulty.endpoint_url)
     assert [u for batch in list_files(source) for u in batch["uri"].to_pylist()] == uris[1:]
-    filesystem.remove(uris[1], endpoint_url=faulty.endpoint_url)
-    found = list_objects(f"s3://{bucket}/folder", endpoint_url=s3.endpoint_url)
+    filesystem.remove(uris[1], faulty.options)
+    found = list_objects(f"s3://{bucket}/folder", s3.options)
     assert [place[0] for place in found] == uris[2:]
     assert faulty.injected[fault]
 
@@ -129,7 +135,7 @@ def test_a_lasting_fault_ends_after_a_bounded_number_of_attempts(
     uri = s3.put(bucket, "a.mp3", b"sound" * 100)
     faulty.rates, faulty.max_in_a_row = {fault: 1.0}, None
     with pytest.raises(FetchError) as caught:
-        open_binary(uri, endpoint_url=faulty.endpoint_url)
+        open_binary(uri, faulty.options)
     assert (caught.value.kind, caught.value.retryable) == (kind, retryable)
     # The HTTP library asks a second time where a connection that was used before breaks.
     assert attempts <= faulty.requests <= 2 * attempts
@@ -140,7 +146,9 @@ def test_few_attempts_are_made_when_patience_is_over(faulty: FaultyStore, bucket
     faulty.rates, faulty.max_in_a_row = {"slow_down": 1.0}, None
     policy = RetryPolicy(attempts=50, patience_s=0.0)
     with pytest.raises(FetchError, match=r"503 SlowDown \(3 attempts\)"):
-        open_binary(f"s3://{bucket}/a", endpoint_url=faulty.endpoint_url, policy=policy)
+        open_binary(
+            f"s3://{bucket}/a", StoreOptions(endpoint_url=faulty.endpoint_url, policy=policy)
+        )
     assert faulty.requests == 3
 
 
@@ -151,19 +159,19 @@ def test_a_listing_that_leads_nowhere_ends(
     page = {"Contents": [{"Key": "a.mp3", "Size": 1}], "IsTruncated": True, **token}
     monkeypatch.setattr(s3_module.S3Store, "_run", lambda *_, **options: page)
     with pytest.raises(FetchError, match="names none after it"):
-        list(list_objects("s3://bucket", endpoint_url="http://127.0.0.1:9"))
+        list(list_objects("s3://bucket", StoreOptions(endpoint_url="http://127.0.0.1:9")))
 
 
 def test_an_object_replaced_between_two_ranges_is_a_retryable_failure(
     faulty: FaultyStore, s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ranges, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(filesystem, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(filesystem, "READ_BUFFER_BYTES", 10)
     uri = f"s3://{bucket}/a.mp3"
-    write_atomic(uri, b"1" * 5000, endpoint_url=s3.endpoint_url)
-    with open_binary(uri, endpoint_url=faulty.endpoint_url) as file:
+    write_atomic(uri, b"1" * 5000, s3.options)
+    with open_binary(uri, faulty.options) as file:
         assert file.read(500) == b"1" * 500
-        write_atomic(uri, b"2" * 5000, endpoint_url=s3.endpoint_url)
+        write_atomic(uri, b"2" * 5000, s3.options)
         with pytest.raises(FetchError, match=r"changed while it was read .*3 attempts") as caught:
             file.read()
     assert (caught.value.kind, caught.value.retryable) == ("changed", True)
@@ -172,10 +180,10 @@ def test_an_object_replaced_between_two_ranges_is_a_retryable_failure(
 def test_a_replica_that_lags_behind_for_one_answer_does_no_harm(
     faulty: FaultyStore, s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ranges, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(filesystem, "BLOCK_BYTES", 1000)
     data = bytes(range(250)) * 20
     uri = s3.put(bucket, "a.mp3", data)
-    with open_binary(uri, endpoint_url=faulty.endpoint_url) as file:
+    with open_binary(uri, faulty.options) as file:
         faulty.rates = {"changed": 0.5}
         assert file.read() == data
     assert faulty.injected["changed"]
@@ -185,12 +193,12 @@ def test_expired_credentials_are_read_anew(
     faulty: FaultyStore, s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri = s3.put(bucket, "a.mp3", b"sound")
-    store = filesystem.store_for(uri, endpoint_url=faulty.endpoint_url)
+    store = filesystem.store_for(uri, faulty.options)
     assert isinstance(store, s3_module.S3Store)
-    read_bytes(uri, endpoint_url=faulty.endpoint_url)
+    read_bytes(uri, faulty.options)
     before = store.filesystem.session
     faulty.rates, faulty.max_in_a_row = {"expired": 1.0}, 1
-    assert read_bytes(uri, endpoint_url=faulty.endpoint_url) == b"sound"
+    assert read_bytes(uri, faulty.options) == b"sound"
     assert store.filesystem.session is not before
 
 

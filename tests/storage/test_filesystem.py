@@ -1,10 +1,15 @@
 """Reading, writing and failing, on every kind of store."""
 
+import errno
+import functools
 import io
 import multiprocessing
 import os
 import pickle
 import random
+import resource
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,9 +23,10 @@ from fsspec.utils import infer_storage_options
 
 from corpus_asr.config.stages import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
-from corpus_asr.storage import filesystem, ranges, s3_failures
-from corpus_asr.storage.failures import RetryPolicy, persist
-from corpus_asr.storage.filesystem import (
+from corpus_asr.storage.listing import list_files
+from corpus_asr.storage.stores import filesystem, local
+from corpus_asr.storage.stores.filesystem import (
+    StoreOptions,
     exists,
     list_objects,
     open_binary,
@@ -30,7 +36,8 @@ from corpus_asr.storage.filesystem import (
     upload,
     write_atomic,
 )
-from corpus_asr.storage.listing import list_files
+from corpus_asr.storage.stores.retry import RetryPolicy, with_retries
+from corpus_asr.storage.stores.s3 import from_exception
 from tests.support.stores import S3Server, WebServer
 
 HOSTILE_NAMES = (
@@ -41,47 +48,32 @@ HOSTILE_NAMES = (
 QUICK = RetryPolicy(attempts=3, first_wait_s=0.001, longest_wait_s=0.002, request_timeout_s=0.5)
 
 
-@pytest.fixture(params=["local", "s3", "memory"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str | None]:
-    """A folder's address in each writable store, and its endpoint."""
-    if request.param == "local":
-        return str(tmp_path), None
-    if request.param == "memory":
-        return request.getfixturevalue("memory"), None
-    bucket = request.getfixturevalue("bucket")
-    return f"s3://{bucket}/folder", request.getfixturevalue("s3").endpoint_url
-
-
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
-def test_hostile_names_are_taken_literally(folder: tuple[str, str | None], name: str) -> None:
-    uri, endpoint_url = f"{folder[0]}/{name}", folder[1]
+def test_hostile_names_are_taken_literally(place: tuple[str, StoreOptions], name: str) -> None:
+    uri, options = f"{place[0]}/{name}", place[1]
     if (uri.startswith("s3:") and "\n" in name) or (uri.startswith("memory:") and "::" in name):
         pytest.skip("the test server, or fsspec's memory store, does not know such names")
-    write_atomic(uri, b"sound", endpoint_url=endpoint_url)
-    assert exists(uri, endpoint_url=endpoint_url)
-    assert read_bytes(uri, endpoint_url=endpoint_url) == b"sound"
-    assert [found[0] for found in list_objects(folder[0], endpoint_url=endpoint_url)] == [uri]
-    remove(uri, endpoint_url=endpoint_url)
-    assert not exists(uri, endpoint_url=endpoint_url)
-    remove(uri, endpoint_url=endpoint_url)
-
-
-def test_an_empty_object_is_empty(folder: tuple[str, str | None]) -> None:
-    write_atomic(f"{folder[0]}/empty", b"", endpoint_url=folder[1])
-    assert read_bytes(f"{folder[0]}/empty", endpoint_url=folder[1]) == b""
+    for content in (b"", b"sound"):
+        write_atomic(uri, content, options)
+        assert exists(uri, options)
+        assert read_bytes(uri, options) == content
+    assert [found[0] for found in list_objects(place[0], options)] == [uri]
+    remove(uri, options)
+    assert not exists(uri, options)
+    remove(uri, options)
 
 
 def test_random_seeks_and_reads_equal_those_of_a_file(
-    folder: tuple[str, str | None], monkeypatch: pytest.MonkeyPatch
+    place: tuple[str, StoreOptions], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ranges, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(filesystem, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(filesystem, "READ_BUFFER_BYTES", 64)
     random.seed(1)
     data = random.randbytes(10_500)
-    uri = f"{folder[0]}/data"
-    write_atomic(uri, data, endpoint_url=folder[1])
+    uri = f"{place[0]}/data"
+    write_atomic(uri, data, place[1])
     expected = io.BytesIO(data)
-    with open_binary(uri, endpoint_url=folder[1]) as file:
+    with open_binary(uri, place[1]) as file:
         for _ in range(300):
             offset, size = random.randrange(11_000), random.choice([1, 10, 700, 2500])
             if random.random() < 0.5:
@@ -94,31 +86,28 @@ def test_random_seeks_and_reads_equal_those_of_a_file(
 
 def test_memory_is_bounded_by_a_few_blocks(web: WebServer) -> None:
     web.files["long"] = bytes(100_000)
-    store = filesystem.store_for(web.url("long"), policy=QUICK)
-    raw = ranges.RangeFile(store, web.url("long"), policy=QUICK, block_bytes=1000)
+    store = filesystem.store_for(web.url("long"), StoreOptions(policy=QUICK))
+    raw = filesystem.RangeFile(store, web.url("long"), policy=QUICK, block_bytes=1000)
     with io.BufferedReader(raw) as file:
         while file.read(3000):
-            assert len(raw._blocks) <= ranges.KEPT_BLOCKS
+            assert len(raw._blocks) <= filesystem.KEPT_BLOCKS
     asked = [asked for _, _, asked in web.requests]
     assert len(asked) == len(set(asked)) == 100  # each block once, read ahead or not
 
 
-def test_a_missing_object_says_so(folder: tuple[str, str | None]) -> None:
+def test_a_missing_object_says_so(place: tuple[str, StoreOptions]) -> None:
     with pytest.raises(FetchError, match=r"^reading .*missing: not found") as caught:
-        open_binary(f"{folder[0]}/missing", endpoint_url=folder[1])
+        open_binary(f"{place[0]}/missing", place[1])
     assert caught.value.kind == "not_found"
     assert not caught.value.retryable
     copy = pickle.loads(pickle.dumps(caught.value))
     assert (copy.args, copy.kind, copy.uri) == (caught.value.args, "not_found", caught.value.uri)
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_and_a_pipe_are_no_files(tmp_path: Path) -> None:
     with pytest.raises(FetchError, match="found a folder") as caught:
         open_binary(str(tmp_path))
     assert caught.value.kind == "not_found"
-
-
-def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(FetchError, match="regular file"):
         open_binary(str(tmp_path / "pipe"))
@@ -126,10 +115,10 @@ def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
 
 def test_a_missing_bucket_is_no_empty_one(s3: S3Server) -> None:
     with pytest.raises(FetchError, match="no such bucket") as caught:
-        open_binary("s3://no-such-bucket-here/key", endpoint_url=s3.endpoint_url)
+        open_binary("s3://no-such-bucket-here/key", s3.options)
     assert (caught.value.kind, caught.value.retryable) == ("no_bucket", False)
     with pytest.raises(FetchError, match="correct the bucket's name"):
-        list(list_objects("s3://no-such-bucket-here", endpoint_url=s3.endpoint_url))
+        list(list_objects("s3://no-such-bucket-here", s3.options))
 
 
 @pytest.mark.parametrize("fault", ["503", "500", "429", "reset", "short", "stall"])
@@ -143,7 +132,7 @@ def test_passing_failures_are_retried(
     web.stall_s = 0.8
     web.faults.append(fault)
     uri = web.url("b/key") if scheme == "http" else "s3://b/key"
-    assert read_bytes(uri, endpoint_url=web.endpoint_url, policy=QUICK) == data
+    assert read_bytes(uri, StoreOptions(endpoint_url=web.endpoint_url, policy=QUICK)) == data
     assert len(web.requests) == 2
 
 
@@ -161,7 +150,7 @@ def test_lasting_failures_have_their_kind(
     web.faults.extend([fault] * QUICK.attempts)
     uri = web.url("b/key") + "?X-Amz-Signature=s3cr3t" if scheme == "http" else "s3://b/key"
     with pytest.raises(FetchError) as caught:
-        open_binary(uri, endpoint_url=web.endpoint_url, policy=QUICK)
+        open_binary(uri, StoreOptions(endpoint_url=web.endpoint_url, policy=QUICK))
     assert caught.value.kind == kind
     lasting = kind in ("access_denied", "not_found")
     assert caught.value.retryable is not lasting
@@ -169,40 +158,34 @@ def test_lasting_failures_have_their_kind(
     assert "s3cr3t" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("code", "status", "message", "retryable"),
-    [
-        ("ExpiredToken", 400, "", True),
-        ("ExpiredTokenException", 400, "", True),
-        ("InvalidToken", 400, "", True),
-        ("RequestExpired", 400, "", True),
+def test_expired_credentials_may_be_renewed() -> None:
+    def fail(code: str, status: int, message: str) -> None:
+        answer = {
+            "Error": {"Code": code, "Message": message},
+            "ResponseMetadata": {"HTTPStatusCode": status},
+        }
+        raise from_exception(exceptions.ClientError(answer, "GetObject"))
+
+    codes = ("ExpiredToken", "ExpiredTokenException", "InvalidToken", "RequestExpired")
+    answers: list[tuple[str, int, str, bool]] = [
+        *((code, 400, "", True) for code in codes),
         ("Unauthorized", 401, "The token has expired", True),
         ("AccessDenied", 403, "Request has expired", True),
         ("Unauthorized", 401, "Who are you?", False),
         ("AccessDenied", 403, "Access Denied", False),
-    ],
-)
-def test_expired_credentials_may_be_renewed(
-    code: str, status: int, message: str, retryable: bool
-) -> None:
-    answer = {
-        "Error": {"Code": code, "Message": message},
-        "ResponseMetadata": {"HTTPStatusCode": status},
-    }
-
-    def operation() -> None:
-        raise s3_failures.from_exception(exceptions.ClientError(answer, "GetObject"))
-
-    with pytest.raises(FetchError) as caught:
-        persist("reading", "s3://b/key", operation, policy=QUICK)
-    assert (caught.value.kind, caught.value.retryable) == ("access_denied", retryable)
-    assert ("renew the credentials" in str(caught.value)) is retryable
-    assert ("expired" in str(caught.value)) is retryable
+    ]
+    for code, status, message, retryable in answers:
+        operation = functools.partial(fail, code, status, message)
+        with pytest.raises(FetchError) as caught:
+            with_retries("reading", "s3://b/key", operation, policy=QUICK)
+        assert (caught.value.kind, caught.value.retryable) == ("access_denied", retryable), code
+        assert ("renew the credentials" in str(caught.value)) is retryable
+        assert ("expired" in str(caught.value)) is retryable
 
 
 def test_a_dead_server_is_a_failure_to_fetch() -> None:
     with pytest.raises(FetchError, match="attempts") as caught:
-        open_binary("http://127.0.0.1:9/x.mp3?token=s3cr3t", policy=QUICK)
+        open_binary("http://127.0.0.1:9/x.mp3?token=s3cr3t", StoreOptions(policy=QUICK))
     assert caught.value.kind == "fetch"
     assert "s3cr3t" not in str(caught.value)
 
@@ -211,7 +194,7 @@ def test_no_secret_is_logged(web: WebServer, caplog: pytest.LogCaptureFixture) -
     web.files["a"] = b"data"
     web.faults.append("503")
     with caplog.at_level("INFO", logger="corpus_asr"):
-        read_bytes(web.url("a") + "?X-Amz-Signature=s3cr3t", policy=QUICK)
+        read_bytes(web.url("a") + "?X-Amz-Signature=s3cr3t", StoreOptions(policy=QUICK))
     assert "retry" in caplog.text
     assert "s3cr3t" not in caplog.text
 
@@ -221,11 +204,11 @@ def test_an_object_that_changes_while_read_fails(
     web: WebServer, s3: S3Server, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del s3
-    monkeypatch.setattr(ranges, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(filesystem, "BLOCK_BYTES", 100)
     monkeypatch.setattr(filesystem, "READ_BUFFER_BYTES", 10)
     web.files["b/key"], web.etags["b/key"] = bytes(1000), "one"
     uri = web.url("b/key") if scheme == "http" else "s3://b/key"
-    with open_binary(uri, endpoint_url=web.endpoint_url, policy=QUICK) as file:
+    with open_binary(uri, StoreOptions(endpoint_url=web.endpoint_url, policy=QUICK)) as file:
         assert file.read(50) == bytes(50)
         web.etags["b/key"] = "two"
         with pytest.raises(FetchError, match="changed") as caught:
@@ -236,7 +219,7 @@ def test_an_object_that_changes_while_read_fails(
 def test_a_local_file_that_grows_while_read_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ranges, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(filesystem, "BLOCK_BYTES", 100)
     monkeypatch.setattr(filesystem, "READ_BUFFER_BYTES", 10)
     path = tmp_path / "growing"
     path.write_bytes(bytes(1000))
@@ -252,19 +235,16 @@ def test_a_server_without_ranges_is_read_whole(web: WebServer) -> None:
     web.supports_ranges = False
     web.files["a"] = bytes(range(256)) * 100
     web.faults.extend(["503", "200"][:1])
-    with open_binary(web.url("a"), policy=QUICK) as file:
+    with open_binary(web.url("a"), StoreOptions(policy=QUICK)) as file:
         file.seek(25_000)
         assert file.read() == web.files["a"][25_000:]
 
 
 def test_a_presigned_address_for_get_only_can_be_looked_up(web: WebServer) -> None:
+    assert not exists(web.url("a"), StoreOptions(policy=QUICK))
     web.files["a"] = b"12345"
     web.refused_methods.add("HEAD")
-    assert filesystem.describe(web.url("a"), policy=QUICK).size_bytes == 5
-
-
-def test_a_missing_web_object_is_not_found_on_lookup(web: WebServer) -> None:
-    assert not exists(web.url("nothing"), policy=QUICK)
+    assert filesystem.describe(web.url("a"), StoreOptions(policy=QUICK)).size_bytes == 5
 
 
 def test_a_failed_local_write_leaves_the_old_content(
@@ -322,15 +302,11 @@ def test_the_host_of_an_address_is_honoured(hosts: None) -> None:
 
 
 @pytest.mark.parametrize("uri", ["quux://x/y", "hosts:///no-host", "ftp://h:port/x"])
-def test_an_unusable_address_is_one_failed_recording(hosts: None, uri: str) -> None:
+def test_an_unusable_address_is_one_failed_recording_and_no_listing(hosts: None, uri: str) -> None:
     with pytest.raises(FetchError, match="correct the address") as caught:
-        open_binary(uri, policy=QUICK)
+        open_binary(uri, StoreOptions(policy=QUICK))
     assert (caught.value.kind, caught.value.retryable) == ("unsupported_scheme", False)
     assert caught.value.uri == uri
-
-
-@pytest.mark.parametrize("uri", ["quux://x/y", "hosts:///no-host", "ftp://h:port/x"])
-def test_an_unusable_address_cannot_be_listed(hosts: None, uri: str) -> None:
     with pytest.raises(ConfigError, match=r"^opening .*correct the address"):
         list(list_objects(uri))
     with pytest.raises(ConfigError):
@@ -344,46 +320,40 @@ def test_many_threads_read_one_store(s3: S3Server, bucket: str) -> None:
     uris = [s3.put(bucket, f"{i}", bytes([i]) * 100) for i in range(20)]
 
     def read(uri: str) -> bytes:
-        return read_bytes(uri, endpoint_url=s3.endpoint_url)
+        return read_bytes(uri, s3.options)
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(read, uris)) == [bytes([i]) * 100 for i in range(20)]
 
 
-def _read_in_child(uri: str, endpoint_url: str) -> bytes:
-    return read_bytes(uri, endpoint_url=endpoint_url)
+def _read_in_child(uri: str, options: StoreOptions) -> bytes:
+    return read_bytes(uri, options)
 
 
 def test_a_spawned_process_opens_its_own_connections(s3: S3Server, bucket: str) -> None:
     uri = s3.put(bucket, "key", b"data")
-    assert _read_in_child(uri, s3.endpoint_url) == b"data"
+    assert _read_in_child(uri, s3.options) == b"data"
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(_read_in_child, (uri, s3.endpoint_url)) == b"data"
+        assert pool.apply(_read_in_child, (uri, s3.options)) == b"data"
 
 
-@pytest.mark.parametrize("make", [str, lambda path: f"file://{path}"])
-def test_open_store_serves_libraries_that_want_fsspec(
-    tmp_path: Path, make: Callable[[Path], str]
+def test_open_store_serves_libraries_that_want_fsspec_in_any_process(
+    s3: S3Server, bucket: str, tmp_path: Path
 ) -> None:
     (tmp_path / "a b").write_bytes(b"x")
-    store, path = open_store(make(tmp_path / "a b"))
-    assert store.cat_file(path) == b"x"
+    for uri in (f"{tmp_path}/a b", f"file://{tmp_path}/a b", s3.put(bucket, "a", b"x")):
+        store, path = pickle.loads(pickle.dumps(open_store(uri, s3.options)))
+        assert store.cat_file(path) == b"x", uri
 
 
-def test_open_store_of_s3_travels_to_other_processes(s3: S3Server, bucket: str) -> None:
-    uri = s3.put(bucket, "a", b"x")
-    store, path = pickle.loads(pickle.dumps(open_store(uri, endpoint_url=s3.endpoint_url)))
-    assert store.cat_file(path) == b"x"
-
-
-def test_a_local_file_is_uploaded_whole(folder: tuple[str, str | None], tmp_path: Path) -> None:
-    uri, endpoint_url = f"{folder[0]}/new/file.txt", folder[1]
+def test_a_local_file_is_uploaded_whole(place: tuple[str, StoreOptions], tmp_path: Path) -> None:
+    uri, options = f"{place[0]}/new/file.txt", place[1]
     source = tmp_path / "source"
     for content in (b"first", b"second " * 1_000_000):
         source.write_bytes(content)
-        upload(str(source), uri, endpoint_url=endpoint_url)
-        assert read_bytes(uri, endpoint_url=endpoint_url) == content
-    names = [name for name, _, _ in list_objects(f"{folder[0]}/new", endpoint_url=endpoint_url)]
+        upload(str(source), uri, options)
+        assert read_bytes(uri, options) == content
+    names = [name for name, _, _ in list_objects(f"{place[0]}/new", options)]
     assert names == [uri]
 
 
@@ -392,4 +362,49 @@ def test_an_upload_that_fails_says_where(s3: S3Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     for uri in ("s3://no-such-bucket-here/key", str(tmp_path / "file" / "below")):
         with pytest.raises(FetchError, match=r"writing .*(no-such-bucket-here/key|file/below)"):
-            upload(str(tmp_path / "source"), uri, endpoint_url=s3.endpoint_url)
+            upload(str(tmp_path / "source"), uri, s3.options)
+
+
+LIMIT_BYTES = 4096
+
+
+def full_after(num_bytes: int) -> Callable[..., Any]:
+    """Return an `open` whose files take no more bytes than that."""
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            super().write(bytes(data)[:num_bytes])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    return lambda path, mode: Full(path, mode.replace("b", ""))
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 999])
+def test_a_full_disk_leaves_what_was_there_and_says_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_bytes: int
+):
+    target = tmp_path / "object"
+    filesystem.write_atomic(str(target), b"before")
+    monkeypatch.setattr(local, "open", full_after(num_bytes), raising=False)
+    with pytest.raises(FetchError) as caught:
+        filesystem.write_atomic(str(target), b"x" * 1000)
+    assert caught.value.kind == "no_space"
+    for words in (str(target), f"bytes free in {tmp_path}", "room for 1,000", "free some"):
+        assert words in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["object"]
+    assert target.read_bytes() == b"before"
+
+
+def test_a_limit_of_the_process_is_told_as_well(tmp_path: Path):
+    code = (
+        "import sys; from corpus_asr.storage.stores import filesystem; "
+        "filesystem.write_atomic(sys.argv[1], bytes(10_000))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "object")],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT_BYTES, LIMIT_BYTES)),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "no space left (File too large)" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -14,13 +15,18 @@ from hypothesis import strategies as st
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import FetchError
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SEGMENTS
-from corpus_asr.storage import filesystem, recordings
-from corpus_asr.storage.beginning import Run, begin_run
-from corpus_asr.storage.finish import RunCounts, finish
-from corpus_asr.storage.ledger import Ledger
-from corpus_asr.storage.results import segments_of
-from corpus_asr.storage.stems import unique_stem
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state import finish as recordings
+from corpus_asr.storage.run_state.finish import RunCounts, aggregate, finish
+from corpus_asr.storage.run_state.ledger import Ledger, count_tries, note_tries
+from corpus_asr.storage.run_state.start import Run, begin_run
+from corpus_asr.storage.run_state.tables import (
+    SEGMENT_ROWS,
+    OutputStore,
+    outcomes_of,
+    rows_of,
+    unique_stem,
+)
+from corpus_asr.storage.stores import filesystem
 from tests.support.commits import commit, files, part, results, same_schema
 from tests.support.dying import Killed, dying
 
@@ -58,12 +64,9 @@ def plain_read(folder: Path, name: str) -> list[dict]:
     return [row for path in paths for row in pq.read_table(path).to_pylist()]
 
 
-def test_an_empty_ledger_leaves_everything(memory: str) -> None:
-    assert left(OutputStore(memory), files("b", "a")) == {"b": [], "a": []}
-
-
 def test_covered_recordings_are_dropped_and_half_done_ones_keep_their_parts(memory: str) -> None:
     store = OutputStore(memory)
+    assert left(store, files("b", "a")) == {"b": [], "a": []}
     commit(store, results(part("whole", 0, texts=["x"])))
     commit(store, results(part("two", 1, texts=[], status="no_speech")))
     commit(store, results(part("half", 2, texts=["x"], last=False), part("other", 0, texts=None)))
@@ -91,27 +94,21 @@ def test_parts_beyond_a_failed_end_do_not_uncover_a_recording(memory: str) -> No
     assert left(store, files("a")) == {}
 
 
-@pytest.mark.parametrize(
-    ("listed", "covered"),
-    [
+def test_only_the_present_version_is_covered_and_unknown_ones_fit_any(memory: str) -> None:
+    store = OutputStore(memory)
+    commit(store, results(part("a", 0, texts=["x"]), part("a", 1, texts=["x"], last=False)))
+    listings: list[tuple[dict[str, Any], bool]] = [
         ({"etag": "v1"}, True),
         ({"etag": "v2"}, False),
         ({"size_bytes": 101}, False),
         ({"etag": None}, True),
         ({"etag": None, "size_bytes": None}, True),
         ({"etag": None, "size_bytes": 1}, False),
-    ],
-)
-def test_only_the_present_version_is_covered(memory: str, listed: dict, covered: bool) -> None:
-    store = OutputStore(memory)
-    commit(store, results(part("a", 0, texts=["x"]), part("a", 1, texts=["x"], last=False)))
-    assert left(store, files("a", **listed)) == ({} if covered else {"a": []})
-
-
-def test_unknown_versions_of_old_rows_fit_any(memory: str) -> None:
-    store = OutputStore(memory)
-    commit(store, results(part("a", 0, texts=["x"], etag=None, size_bytes=None)))
-    assert left(store, files("a", etag="v9", size_bytes=7)) == {}
+    ]
+    for listed, covered in listings:
+        assert left(store, files("a", **listed)) == ({} if covered else {"a": []}), listed
+    commit(store, results(part("b", 0, texts=["x"], etag=None, size_bytes=None)))
+    assert left(store, files("b", etag="v9", size_bytes=7)) == {}
 
 
 def test_a_folder_at_work_is_not_marked_as_finished(memory: str) -> None:
@@ -128,12 +125,7 @@ def test_finishing_says_what_there_is(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path))
     begin_run(store, config(), "f-r")
     failure: dict[str, Any] = {"error_stage": "extract", "error_kind": "timeout", "retryable": True}
-    audio: dict[str, Any] = {
-        "codec": "mp3",
-        "channels": 2,
-        "sample_rate_hz": 44100,
-        "header_duration_s": 20.0,
-    }
+    audio: dict[str, Any] = {"codec": "mp3", "channels": 2, "sample_rate_hz": 44100}
     commit(
         store,
         results(
@@ -254,7 +246,7 @@ def test_orphans_and_killed_writes_are_removed(tmp_path: Path) -> None:
     row = results(part("a", 0, texts=["x"]))
     commit(store, row)
     orphan = f"segments/{unique_stem()}.parquet"
-    store.write_table(orphan, segments_of(row, run_id="other", model="m", model_revision="r"))
+    store.write_table(orphan, rows_of(row, SEGMENT_ROWS, run_id="other", model=("m", "r")))
     temporary = "outcomes/.tmp-" + unique_stem()
     store.write_bytes(temporary, b"half")
     assert done(store, files("a")).left == 0
@@ -348,7 +340,7 @@ def test_any_history_ends_exact(
         order.shuffle(rows)
         commit(store, results(*rows))
     for _ in range(num_orphans):
-        orphan = segments_of(results(row_of("a", 0, 0)), run_id="r", model="m", model_revision="r")
+        orphan = rows_of(results(row_of("a", 0, 0)), SEGMENT_ROWS, run_id="r", model=("m", "r"))
         store.write_table(f"segments/{unique_stem()}.parquet", orphan)
     for death in deaths:
         with pytest.MonkeyPatch.context() as patch:
@@ -395,3 +387,55 @@ def test_a_store_that_fails_at_finish_leaves_no_success(
     with pytest.raises(FetchError):
         done(store, files("a"))
     assert not store.exists("_SUCCESS")
+
+
+def failed(name: str, **values: Any) -> dict[str, Any]:
+    usual: dict[str, Any] = {"retryable": True, "error_kind": "timeout", "error_stage": "extract"}
+    return part(name, 0, texts=None, status="failed", **(usual | values))
+
+
+def night(store: OutputStore, number: int, *rows: dict[str, Any]) -> dict[str, int]:
+    """Commit rows as that run, and return the tries noted after it."""
+    if rows:
+        commit(store, results(*rows), run_id=f"night-{number}")
+    failing = count_tries(store)
+    note_tries(store, failing)
+    return {one.uri.lstrip("/"): one.tries for one in failing}
+
+
+def test_each_run_that_failed_on_a_recording_counts_once(memory: str) -> None:
+    store = OutputStore(memory)
+    assert night(store, 1) == {}
+    assert night(store, 1, failed("a"), failed("bad", retryable=False)) == {"a": 1}
+    assert night(store, 1) == {"a": 1}, "nothing was tried since"
+    assert night(store, 2, failed("b")) == {"a": 1, "b": 1}
+    assert night(store, 3, failed("a"), part("good", 0, texts=["x"])) == {"a": 2, "b": 1}
+    commit(store, results(failed("a")), run_id="night-4")
+    assert night(store, 5, failed("a")) == {"a": 3, "b": 1}, "only the last run is known"
+
+
+def test_new_content_is_counted_anew(memory: str) -> None:
+    store = OutputStore(memory)
+    night(store, 1, failed("a"), failed("b"))
+    assert night(store, 2, failed("a", etag="v2"), failed("b", size_bytes=9)) == {"a": 1, "b": 1}
+    assert night(store, 3, failed("a", etag="v2")) == {"a": 2, "b": 1}
+
+
+def test_each_of_many_recordings_keeps_its_own() -> None:
+    """Many, since a hash table may look sorted while it is small."""
+    rows = [
+        part(f"r{number}", index, texts=["x"] * (number % 3 + 1), last=index == 1,
+             language=f"l{number}" if index else f"l{number % 7}", codec=f"c{number}",
+             speech_s=float(number))
+        for number in range(300) for index in range(2)
+    ]  # fmt: skip
+    outcomes: pa.Table = outcomes_of(results(*rows), run_id="run").cast(OUTCOMES)
+    found = aggregate(outcomes)
+    assert found["recording_id"].to_pylist() == sorted(found["recording_id"].to_pylist())
+    recordings = {row["uri"]: row for row in found.to_pylist()}
+    assert len(recordings) == 300
+    for number in range(300):
+        row = recordings[f"/r{number}"]
+        assert set(row["languages"]) == {f"l{number}", f"l{number % 7}"}
+        assert (row["codec"], row["speech_s"]) == (f"c{number}", 2.0 * number)
+        assert (row["parts"], row["segments"]) == (2, 2 * (number % 3 + 1))

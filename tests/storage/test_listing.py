@@ -1,12 +1,15 @@
 """Which files a source names, in which order, and what it says of them."""
 
+import datetime
 import errno
 import fnmatch
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,22 +17,17 @@ from hypothesis import strategies as st
 from corpus_asr.config.stages import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.schemas import FILES
-from corpus_asr.storage import listing, local
-from corpus_asr.storage import s3 as s3_module
-from corpus_asr.storage.addresses import recording_id
-from corpus_asr.storage.filesystem import open_binary, write_atomic
-from corpus_asr.storage.listing import glob_regex, list_files
+from corpus_asr.storage import listing
+from corpus_asr.storage.listing import glob_regex, list_files, manifest_rows
+from corpus_asr.storage.stores import local
+from corpus_asr.storage.stores import s3 as s3_module
+from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary, write_atomic
+from corpus_asr.storage.stores.uri import recording_id, resolve
 from tests.support.stores import S3Server, WebServer
 
 TREE = (
-    "a.mp3",
-    "b.WAV",
-    ".hidden.mp3",
-    "notes.TXT",
-    "sub/c.mp3",
-    "sub/deep/d.mp3",
-    "sub/x [1].mp3",
-)
+    "a.mp3", "b.WAV", ".hidden.mp3", "notes.TXT", "sub/c.mp3", "sub/deep/d.mp3", "sub/x [1].mp3",
+)  # fmt: skip
 
 
 def names(source: SourceSettings, base: str) -> list[str]:
@@ -42,48 +40,35 @@ def rows(source: SourceSettings) -> list[dict]:
     return [row for batch in batches for row in batch.to_pylist()]
 
 
-@pytest.fixture(params=["local", "s3", "memory"])
-def tree(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str | None]:
+@pytest.fixture
+def tree(place: tuple[str, StoreOptions]) -> tuple[str, str | None]:
     """`TREE` in each kind of store; its address and endpoint."""
-    endpoint_url = None
-    if request.param == "local":
-        base = str(tmp_path)
-    elif request.param == "memory":
-        base = request.getfixturevalue("memory")
-    else:
-        base = f"s3://{request.getfixturevalue('bucket')}/base"
-        endpoint_url = request.getfixturevalue("s3").endpoint_url
     for name in TREE:
-        write_atomic(f"{base}/{name}", name.encode(), endpoint_url=endpoint_url)
-    return base, endpoint_url
+        write_atomic(f"{place[0]}/{name}", name.encode(), place[1])
+    return place[0], place[1].endpoint_url
 
 
-@pytest.mark.parametrize(
-    ("pattern", "expected"),
-    [
-        ("", {"a.mp3", "b.WAV", ".hidden.mp3", "sub/c.mp3", "sub/deep/d.mp3", "sub/x [1].mp3"}),
-        ("/", {"a.mp3", "b.WAV", ".hidden.mp3", "sub/c.mp3", "sub/deep/d.mp3", "sub/x [1].mp3"}),
-        ("/sub", {"sub/c.mp3", "sub/deep/d.mp3", "sub/x [1].mp3"}),
-        ("/*.mp3", {"a.mp3", ".hidden.mp3"}),
-        ("/**/*.mp3", {"a.mp3", ".hidden.mp3", "sub/c.mp3", "sub/deep/d.mp3", "sub/x [1].mp3"}),
-        ("/sub/**", {"sub/c.mp3", "sub/deep/d.mp3", "sub/x [1].mp3"}),
-        ("/*/*.mp3", {"sub/c.mp3", "sub/x [1].mp3"}),
-        ("/s*/deep/?.mp3", {"sub/deep/d.mp3"}),
-        ("/[!a].WAV", {"b.WAV"}),
-        ("/sub/x [1].mp3", {"sub/x [1].mp3"}),  # exists: no glob
-        ("/sub/x [[]?].mp3", {"sub/x [1].mp3"}),
-        ("/notes.TXT", {"notes.TXT"}),  # named in full: not filtered
-    ],
-)
-def test_files_folders_and_globs(
-    tree: tuple[str, str | None], pattern: str, expected: set[str]
-) -> None:
+def test_files_folders_and_globs(tree: tuple[str, str | None]) -> None:
     base, endpoint_url = tree
-    source = SourceSettings(uri=(base + pattern,), endpoint_url=endpoint_url)
-    found = names(source, base)
-    assert set(found) == expected
-    assert len(found) == len(expected)
-    assert names(source, base) == found  # stable
+    below = {"sub/c.mp3", "sub/deep/d.mp3", "sub/x [1].mp3"}
+    for pattern, expected in {
+        "": {"a.mp3", "b.WAV", ".hidden.mp3", *below},
+        "/": {"a.mp3", "b.WAV", ".hidden.mp3", *below},
+        "/sub": below,
+        "/*.mp3": {"a.mp3", ".hidden.mp3"},
+        "/**/*.mp3": {"a.mp3", ".hidden.mp3", *below},
+        "/sub/**": below,
+        "/*/*.mp3": {"sub/c.mp3", "sub/x [1].mp3"},
+        "/s*/deep/?.mp3": {"sub/deep/d.mp3"},
+        "/[!a].WAV": {"b.WAV"},
+        "/sub/x [1].mp3": {"sub/x [1].mp3"},  # exists: no glob
+        "/sub/x [[]?].mp3": {"sub/x [1].mp3"},
+        "/notes.TXT": {"notes.TXT"},  # named in full: not filtered
+    }.items():
+        source = SourceSettings(uri=(base + pattern,), endpoint_url=endpoint_url)
+        found = names(source, base)
+        assert sorted(found) == sorted(expected), pattern
+        assert names(source, base) == found  # stable
 
 
 def test_rows_say_size_version_and_identity(tree: tuple[str, str | None]) -> None:
@@ -115,22 +100,17 @@ def test_exclusions_are_counted(tree: tuple[str, str | None]) -> None:
     assert found.num_excluded == 5
 
 
-@pytest.mark.parametrize(
-    ("pattern", "message"),
-    [
-        ("/nothing", "found nothing, expected a file, or a folder with files"),
-        ("/*.flac", "files that match the glob"),
-        ("/*.TXT", "beside 1 left out by source.exclude"),
-    ],
-)
-def test_an_address_of_nothing_is_a_configuration_error(
-    tree: tuple[str, str | None], pattern: str, message: str
-) -> None:
+def test_an_address_of_nothing_is_a_configuration_error(tree: tuple[str, str | None]) -> None:
     base, endpoint_url = tree
-    source = SourceSettings(uri=(base, base + pattern), endpoint_url=endpoint_url)
-    with pytest.raises(ConfigError, match=message) as caught:
-        rows(source)
-    assert base + pattern in str(caught.value)
+    for pattern, message in {
+        "/nothing": "found nothing, expected a file, or a folder with files",
+        "/*.flac": "files that match the glob",
+        "/*.TXT": "beside 1 left out by source.exclude",
+    }.items():
+        source = SourceSettings(uri=(base, base + pattern), endpoint_url=endpoint_url)
+        with pytest.raises(ConfigError, match=message) as caught:
+            rows(source)
+        assert base + pattern in str(caught.value)
 
 
 def test_files_named_by_several_addresses_are_listed_once(tmp_path: Path) -> None:
@@ -269,3 +249,132 @@ def test_one_step_globs_agree_with_fnmatch(pattern: str, name: str) -> None:
         return  # fnmatch knows neither
     ours = re.fullmatch(glob_regex(pattern), name, re.DOTALL) is not None
     assert ours == fnmatch.fnmatchcase(name, pattern)
+
+
+URIS = ["clip 1.mp3", "sub/#2.mp3", "/absolute/3.mp3", "s3://bucket/4%20.mp3"]
+
+
+def manifest(path: Path | str, endpoint_url: str | None = None) -> list[tuple[str, object]]:
+    found = []
+    for uris, metadata in manifest_rows(str(path), StoreOptions(endpoint_url=endpoint_url)):
+        parsed = [None if text is None else json.loads(text) for text in metadata]
+        found += list(zip(uris, parsed, strict=True))
+    return found
+
+
+def resolved(folder: Path) -> list[str]:
+    return [f"{folder}/clip 1.mp3", f"{folder}/sub/#2.mp3", *URIS[2:]]
+
+
+def test_jsonl_with_metadata_and_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    lines = [json.dumps({"z": [1, None], "uri": uri, "a": "\u00fc"}) for uri in URIS]
+    path.write_text("\ufeff" + "\n\n".join(lines) + "\n", encoding="utf-8")
+    assert manifest(path) == [(uri, {"a": "\u00fc", "z": [1, None]}) for uri in resolved(tmp_path)]
+    [(_, texts)] = list(manifest_rows(str(path)))
+    assert texts[0] == '{"a": "\u00fc", "z": [1, null]}'  # stable order
+
+
+def test_csv_with_quotes_and_empty_fields(tmp_path: Path) -> None:
+    path = tmp_path / "m.CSV"
+    path.write_text('uri,speaker\n"a,\nb.mp3",\nc.mp3,"Ann ""A"""\n', encoding="utf-8")
+    assert manifest(path) == [
+        (f"{tmp_path}/a,\nb.mp3", {"speaker": None}),
+        (f"{tmp_path}/c.mp3", {"speaker": 'Ann "A"'}),
+    ]
+
+
+def test_parquet_with_types_json_lacks(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "day": [datetime.date(2026, 1, 2)] * 4,
+            "nan": [float("nan")] * 4,
+            "raw": [b"\xffx"] * 4,
+            "nested": [{"b": 1, "a": datetime.datetime(2026, 1, 2, 3, 4)}] * 4,
+            "uri": URIS,
+        }
+    )
+    pq.write_table(table, tmp_path / "m.parquet")
+    expected = {
+        "day": "2026-01-02",
+        "nan": None,
+        "nested": {"a": "2026-01-02T03:04:00", "b": 1},
+        "raw": "\ufffdx",
+    }
+    assert manifest(tmp_path / "m.parquet") == [(uri, expected) for uri in resolved(tmp_path)]
+
+
+def test_only_a_uri_column_means_no_metadata(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("uri\na\n")
+    assert manifest(tmp_path / "m.csv") == [(f"{tmp_path}/a", None)]
+
+
+def test_a_manifest_in_s3_is_the_base_of_relative_addresses(s3: S3Server, bucket: str) -> None:
+    lines = b'{"uri": "a.mp3"}\n{"uri": "../b #.mp3"}\n{"uri": "./x/../c"}\n'
+    uri = s3.put(bucket, "lists/today/m.jsonl", lines)
+    assert [found for found, _ in manifest(uri, s3.endpoint_url)] == [
+        f"s3://{bucket}/lists/today/a.mp3",
+        f"s3://{bucket}/lists/b #.mp3",
+        f"s3://{bucket}/lists/today/x/../c",  # a key is not a path
+    ]
+
+
+def test_missing_files_are_listed_and_repeated_ones_once(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text('{"uri": "gone.mp3", "n": 1}\n{"uri": "./gone.mp3"}\n')
+    found = list_files(SourceSettings(manifest=str(tmp_path / "m.jsonl")))
+    [batch] = list(found)
+    assert batch.to_pylist() == [
+        {
+            "recording_id": recording_id(f"{tmp_path}/gone.mp3"),
+            "uri": f"{tmp_path}/gone.mp3",
+            "size_bytes": None,
+            "etag": None,
+            "metadata": '{"n": 1}',
+        }
+    ]
+    assert found.num_duplicates == 1
+
+
+def test_a_broken_manifest_says_where(tmp_path: Path) -> None:
+    for name, text, message in (
+        ("m.jsonl", '{"uri": "a"}\n{"uri": \n', "line 2: found no valid JSON"),
+        ("m.jsonl", "[1]\n", "line 1: found JSON of type list"),
+        ("m.jsonl", '{"uri": "a"}\n{"url": "b"}\n', "line 2: found columns url.*rename url"),
+        ("m.jsonl", '{"uri": 3}\n', "line 1: found uri 3"),
+        ("m.jsonl", '{"uri": " "}\n', "line 1: found uri ' '"),
+        ("m.jsonl", "\n", "found no rows"),
+        ("m.csv", "URI,b\na,b\n", "header: found columns URI, b"),
+        ("m.csv", "uri,b\na\n", "line 2: found 1 fields, expected 2"),
+        ("m.csv", 'uri\n"a\n', "line"),
+        ("m.csv", "uri\n", "found no rows"),
+        ("m.parquet", "nonsense", "no readable Parquet"),
+        ("m.txt", "a\n", "unknown format"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            manifest(tmp_path / name)
+
+
+def test_a_parquet_without_uri_names_its_columns(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"audio": ["a"], "Uri": ["b"]}), tmp_path / "m.parquet")
+    with pytest.raises(ConfigError, match="found columns audio, Uri"):
+        manifest(tmp_path / "m.parquet")
+
+
+def test_a_missing_manifest_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match="not found"):
+        manifest(tmp_path / "none.jsonl")
+
+
+def test_manifests_are_read_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "CHUNK_ROWS", 3)
+    (tmp_path / "m.csv").write_text("uri\n" + "".join(f"{i}\n" for i in range(7)))
+    chunks = [uris for uris, _ in manifest_rows(str(tmp_path / "m.csv"))]
+    assert [len(uris) for uris in chunks] == [3, 3, 1]
+
+
+def test_resolving_is_literal() -> None:
+    assert resolve("a%20b", folder="/f") == "/f/a%20b"
+    assert resolve("~x", folder="/f") == "/f/~x"
+    assert resolve("a", folder="http://h/d") == "http://h/d/a"
+    assert resolve("file:///x/y", folder="s3://b") == "/x/y"

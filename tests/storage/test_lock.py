@@ -15,25 +15,20 @@ from pathlib import Path
 import pytest
 
 from corpus_asr.errors import EngineError, LockedError
-from corpus_asr.storage import conditional, lock
-from corpus_asr.storage.lock import LOCK_NAME, Holder, Lock, Timing, read_holder
-from corpus_asr.storage.processes import ProcessName
-from corpus_asr.storage.tables import OutputStore
-from tests.support.stores import S3Server
+from corpus_asr.storage.run_state import lock
+from corpus_asr.storage.run_state.lock import (
+    LOCK_NAME,
+    Holder,
+    Lock,
+    ProcessName,
+    Timing,
+    read_holder,
+)
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
 
 QUICK = Timing(heartbeat_s=0.05, looks=4, settle_s=0.2)
 ELSEWHERE = ProcessName(host="other", user="someone", pid=7)
-
-
-@pytest.fixture(params=["local", "s3", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> OutputStore:
-    if request.param == "local":
-        return OutputStore(str(tmp_path))
-    if request.param == "memory":
-        return OutputStore(request.getfixturevalue("memory"))
-    server: S3Server = request.getfixturevalue("s3")
-    bucket = request.getfixturevalue("bucket")
-    return OutputStore(f"s3://{bucket}/out", endpoint_url=server.endpoint_url)
 
 
 @pytest.fixture
@@ -238,18 +233,18 @@ def test_a_store_that_ignores_conditions_still_has_one_winner(
 ) -> None:
     store = OutputStore(memory)
 
-    def create(uri: str, data: bytes, **_: object) -> bool:
+    def create(uri: str, data: bytes, *_: object) -> bool:
         time.sleep(0.05)  # all have looked before any has written
         store.write_bytes(LOCK_NAME, data)
         return True
 
-    monkeypatch.setattr(conditional, "create", create)
+    monkeypatch.setattr(filesystem, "create", create)
     assert len(race(store, 8)) == 1
 
 
 def _compete(folder: str, index: int, start: float, found: "multiprocessing.Queue[str]") -> None:
     time.sleep(max(0.0, start - time.monotonic()))
-    won = conditional.create(f"{folder}/object", f"process {index}".encode() * 1000)
+    won = filesystem.create(f"{folder}/object", f"process {index}".encode() * 1000)
     found.put(f"process {index}" if won else "")
 
 

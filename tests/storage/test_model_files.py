@@ -12,10 +12,22 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
+from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError
 from corpus_asr.storage import model_files
-from corpus_asr.storage.filesystem import write_atomic
-from corpus_asr.storage.model_files import cache_folder, fetch_checkpoint, model_revision
+from corpus_asr.storage.model_files import (
+    KNOWN_NAMES,
+    SHORT_NAMES,
+    cache_folder,
+    fetch_checkpoint,
+    full_name,
+    hub_name,
+    model_revision,
+    probably_meant,
+    upload_files,
+)
+from corpus_asr.storage.run_state.run_files import safe_config
+from corpus_asr.storage.stores.filesystem import write_atomic
 
 FILES = {
     "config.json": b'{"model_type": "whisper"}',
@@ -357,19 +369,14 @@ def test_older_hub_weights_are_fetched_where_there_are_no_others(hub: type[_Hub]
     assert "pytorch_model.bin" in names(fetch_checkpoint("lab/tiny"))
 
 
-@pytest.mark.parametrize(
-    ("name", "revision", "message"),
-    [
+def test_what_the_hub_refuses_is_explained(hub: type[_Hub]) -> None:
+    for name, revision, message in (
         ("lab/none", None, "no such repository.*HF_TOKEN"),
         ("lab/gated", None, "gated"),
         ("lab/tiny", "v9", "at revision v9.*no such revision"),
-    ],
-)
-def test_what_the_hub_refuses_is_explained(
-    hub: type[_Hub], name: str, revision: str | None, message: str
-) -> None:
-    with pytest.raises(CheckpointError, match=message):
-        fetch_checkpoint(name, revision=revision)
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            fetch_checkpoint(name, revision=revision)
 
 
 def test_a_hub_repository_without_a_model_says_what_it_holds(hub: type[_Hub]) -> None:
@@ -399,3 +406,131 @@ def test_an_error_of_the_hub_shows_no_token(monkeypatch: pytest.MonkeyPatch) -> 
         fetch_checkpoint("lab/tiny")
     assert "s3cr3t" not in str(caught.value)
     assert os.environ["CORPUS_ASR_CACHE"] not in str(caught.value)
+
+
+class Client:
+    """What `upload_files` uses of `huggingface_hub.HfApi`; the signatures are checked below."""
+
+    asked: list[tuple[str, dict[str, Any]]]
+    failure: Exception | None = None
+
+    def __init__(self, *, token: str | bool | None) -> None:
+        type(self).asked = [("token", {"token": token})]
+
+    def create_repo(self, repo_id: str, **options: Any) -> Any:
+        if self.failure is not None:
+            raise self.failure
+        self.asked.append(("create_repo", {"repo_id": repo_id, **options}))
+        return huggingface_hub.RepoUrl(f"https://huggingface.co/ada/{repo_id}")
+
+    def upload_folder(self, **options: Any) -> None:
+        self.asked.append(("upload_folder", options))
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> type[Client]:
+    monkeypatch.setattr(huggingface_hub, "HfApi", Client)
+    monkeypatch.setattr(Client, "failure", None)
+    return Client
+
+
+def test_files_go_up_in_one_commit(client: type[Client], tmp_path: Path) -> None:
+    upload_files(tmp_path, ["a.json", "b.txt"], repo_id="tiny", token="t", private=True)
+    token, (_, made), (_, sent) = client.asked
+    assert token == ("token", {"token": "t"})
+    assert made == {"repo_id": "tiny", "private": True, "exist_ok": True}
+    assert sent == {
+        "repo_id": "ada/tiny",
+        "folder_path": tmp_path,
+        "allow_patterns": ["a.json", "b.txt"],
+        "revision": None,
+        "commit_message": "Upload a.json, b.txt",
+        "create_pr": False,
+    }
+
+
+def test_the_real_client_takes_what_the_stand_in_is_asked(
+    monkeypatch: pytest.MonkeyPatch, client: type[Client], tmp_path: Path
+) -> None:
+    import inspect
+
+    monkeypatch.undo()
+    real = huggingface_hub.HfApi
+    monkeypatch.setattr(huggingface_hub, "HfApi", Client)
+    upload_files(tmp_path, ["a"], repo_id="x", commit_message="m", revision="dev", create_pr=True)
+    for name, options in client.asked[1:]:
+        inspect.signature(getattr(real, name)).bind(None, **options)
+
+
+def test_a_refusal_is_a_checkpoint_error(client: type[Client], tmp_path: Path) -> None:
+    client.failure = ValueError("You must be logged in\nand more")
+    with pytest.raises(
+        CheckpointError, match=r"a\.json .* to tiny: ValueError: You must be logged"
+    ):
+        upload_files(tmp_path, ["a.json"], repo_id="tiny")
+
+
+def test_short_names_are_the_hubs_and_other_names_stay() -> None:
+    sizes = ("tiny", "base", "small", "medium")
+    plain = (*sizes, *(f"{size}.en" for size in sizes), "large-v2", "large-v3", "large-v3-turbo")
+    distilled = ("small.en", "medium.en", "large-v2", "large-v3", "large-v3.5")
+    unchanged = ("whisper-tiny.en", "openai/whisper-tiny.en", "lab/small", "s3://models/small")
+    for short, full in {
+        **{size: f"openai/whisper-{size}" for size in plain},
+        **{f"distil-{size}": f"distil-whisper/distil-{size}" for size in distilled},
+        **{name: name for name in unchanged},
+        "large": "openai/whisper-large-v3",
+        "large-v1": "openai/whisper-large",
+        "turbo": "openai/whisper-large-v3-turbo",
+        "whisper-small": "openai/whisper-small",
+        "whisper-turbo": "openai/whisper-large-v3-turbo",
+    }.items():
+        assert full_name(short) == full, short
+
+
+def test_every_short_name_leads_to_a_known_one() -> None:
+    assert set(SHORT_NAMES.values()) <= set(KNOWN_NAMES)
+
+
+def test_a_folder_of_a_short_name_is_that_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small").mkdir()
+    assert full_name("small") == "small"
+    assert hub_name("small") == "openai/whisper-small"
+    assert full_name("base") == "openai/whisper-base"
+
+
+def test_what_a_run_notes_has_the_full_names_of_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where no folder has such a name
+    model = {"checkpoint": "small", "by_language": {"de": "turbo", "fr": "lab/french"}}
+    config = RunConfig.model_validate(
+        {"source": {"uri": "a"}, "model": model, "output": {"uri": "b"}}
+    )
+    noted = safe_config(config)["model"]
+    assert noted["checkpoint"] == "openai/whisper-small"
+    assert noted["by_language"] == {"de": "openai/whisper-large-v3-turbo", "fr": "lab/french"}
+    unnamed = RunConfig.model_validate({"source": {"uri": "a"}, "output": {"uri": "b"}})
+    assert safe_config(unnamed)["model"]["checkpoint"] == "whisper-tiny.en"
+
+
+def test_the_name_that_was_meant_is_found_and_known_ones_are_not_corrected() -> None:
+    for typed, meant in {
+        "openai/whisper-smal": "openai/whisper-small",
+        "smal": "small",
+        "large-v4": "large-v3",
+        "Turbo": "turbo",
+        "whisper_tiny": "whisper-tiny",
+        "whisper-tiny-en": "whisper-tiny.en",
+        "distil-larg-v3": "distil-large-v3",
+        "facebook/s2t-small": "facebook/s2t-small-librispeech-asr",
+        "s2t-small-librispeech-asr": "facebook/s2t-small-librispeech-asr",
+        "bert-base-uncased": None,
+        "lab/german-telephone": None,
+    }.items():
+        assert probably_meant(typed) == meant, typed
+    known = (*KNOWN_NAMES, *SHORT_NAMES, "whisper-small", "whisper-tiny.en")
+    assert {probably_meant(name) for name in known} == {None}

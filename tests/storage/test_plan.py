@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.schemas import PACKS
-from corpus_asr.storage import filesystem
-from corpus_asr.storage import plan as plan_module
-from corpus_asr.storage.beginning import begin_run, fingerprint
-from corpus_asr.storage.finish import finish
-from corpus_asr.storage.ledger import REMAINING
-from corpus_asr.storage.plan import make_plan, pack, read_listing, read_packs
-from corpus_asr.storage.tables import OutputStore, ParquetFile
+from corpus_asr.storage.run_state import plan as plan_module
+from corpus_asr.storage.run_state.finish import finish
+from corpus_asr.storage.run_state.ledger import REMAINING
+from corpus_asr.storage.run_state.plan import make_plan, pack, read_listing, read_packs
+from corpus_asr.storage.run_state.start import begin_run, fingerprint
+from corpus_asr.storage.run_state.tables import OutputStore, ParquetFile
+from corpus_asr.storage.stores import filesystem
 from corpus_asr.units import MEBIBYTE
 from tests.support import flow
 from tests.support.commits import commit, part, results, same_schema
@@ -79,10 +79,6 @@ def test_long_files_come_first_and_alone(
     assert same_schema(first.schema, PACKS)
     assert first["pack_bytes"].to_pylist() == [90 * MEBIBYTE]
     assert [table["pack_id"][0].as_py() for table in read_packs(store, plan)] == [0, 1, 2]
-
-
-def test_small_corpora_are_spread_over_the_workers(source: Path, memory: str) -> None:
-    assert make_plan(config(source, memory), OutputStore(memory)).num_packs == 5
 
 
 @pytest.mark.parametrize(("num_files", "num_packs"), [(1_000, 16), (6_400, 64), (17_000, 67)])
@@ -149,9 +145,12 @@ def test_files_of_unknown_size_come_first_in_small_packs(tmp_path: Path, memory:
     assert max(len(files) for files in planned(store, plan)) <= 8
 
 
-def test_the_listing_is_kept_as_it_was(source: Path, memory: str) -> None:
+def test_a_small_corpus_is_spread_over_the_workers_and_its_listing_kept(
+    source: Path, memory: str
+) -> None:
     store = OutputStore(memory)
     plan = make_plan(config(source, memory), store)
+    assert plan.num_packs == 5
     listed = pa.Table.from_batches(read_listing(store, plan))
     assert [Path(uri).stem for uri in listed["uri"].to_pylist()] == sorted(
         ["long", "whole", "a", "b", "tiny"]
@@ -214,14 +213,9 @@ def test_only_a_success_removes_plans_and_raw_addresses(
         commit(store, results(part("x", 0, texts=["x"], uri=address.format(index))))
     for _ in range(2):  # may be repeated
         counts = finish(
-            store,
-            run,
-            job,
-            model_revision="weights",
-            listing=read_listing(store, mine),
-            num_listed=mine.num_files,
-            plan_name=mine.name,
-        )
+            store, run, job, model_revision="weights", listing=read_listing(store, mine),
+            num_listed=mine.num_files, plan_name=mine.name,
+        )  # fmt: skip
         assert (counts.listed, counts.left) == (20, 0 if done else 1)
     if not done:
         assert plans_of(store) == {old.name, mine.name, younger.name}
@@ -322,8 +316,8 @@ PLANNER = """
 import sys
 from pathlib import Path
 from corpus_asr.config.run import RunConfig
-from corpus_asr.storage.plan import make_plan
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.plan import make_plan
+from corpus_asr.storage.run_state.tables import OutputStore
 folder = Path(sys.argv[1])
 # Not ru_maxrss, which begins with the peak of whoever started this program.
 status = lambda: Path("/proc/self/status").read_text()

@@ -3,30 +3,30 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CorpusAsrError, FetchError
-from corpus_asr.schemas import OUTCOMES, RESULTS, SEGMENTS
-from corpus_asr.storage import tables
-from corpus_asr.storage.results import segments_of
-from corpus_asr.storage.stems import unique_stem
-from corpus_asr.storage.tables import OutputStore
-from tests.support.commits import commit, part, results, same_schema
-from tests.support.stores import S3Server
-
-
-@pytest.fixture(params=["local", "s3", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> OutputStore:
-    if request.param == "local":
-        return OutputStore(str(tmp_path / "out"))
-    if request.param == "memory":
-        return OutputStore(request.getfixturevalue("memory") + "/out/")
-    server: S3Server = request.getfixturevalue("s3")
-    bucket = request.getfixturevalue("bucket")
-    return OutputStore(f"s3://{bucket}/out", endpoint_url=server.endpoint_url)
+from corpus_asr.schemas import LABELS, OUTCOMES, RESULTS, SEGMENTS
+from corpus_asr.storage.run_state import tables
+from corpus_asr.storage.run_state.finish import aggregate, finish
+from corpus_asr.storage.run_state.start import Run
+from corpus_asr.storage.run_state.tables import (
+    LABEL_ROWS,
+    SEGMENT_ROWS,
+    OutputStore,
+    conform,
+    outcomes_of,
+    part_rows_named,
+    rows_of,
+    unique_stem,
+    without_credentials,
+)
+from tests.support.commits import commit, files, part, results, same_schema
 
 
 def read(batches) -> list[dict]:
@@ -106,9 +106,8 @@ def test_a_slice_of_results_commits_only_its_rows(store: OutputStore) -> None:
 
 def test_orphans_are_not_read(store: OutputStore) -> None:
     commit(store, results(part("a", 0, texts=["mine"])))
-    orphan = segments_of(
-        results(part("b", 0, texts=["orphan"])), run_id="r", model="m", model_revision="r"
-    )
+    orphaned = results(part("b", 0, texts=["orphan"]))
+    orphan = rows_of(orphaned, SEGMENT_ROWS, run_id="r", model=("m", "r"))
     store.write_table(f"segments/{unique_stem()}.parquet", orphan)
     assert [row["text"] for row in read(store.segments(["text"]))] == ["mine"]
 
@@ -236,3 +235,127 @@ def test_leftovers_of_killed_writes_are_no_tables(tmp_path: Path) -> None:
 def test_encoded_tables_round_trip() -> None:
     table = results(part("a", 0, texts=["x"]))
     assert pq.read_table(io.BytesIO(tables.encode_parquet(table.schema, [table]))).equals(table)
+
+
+RUN = Run(run_id="run", fingerprint="f", started_at="2026-01-01T00:00:00+00:00", continues=False)
+CONFIG = RunConfig.model_validate(
+    {
+        "pipeline": "classify_audio",
+        "source": {"uri": "/x"},
+        "model": {"checkpoint": "m"},
+        "output": {"uri": "/y"},
+    }
+)
+
+
+def labelled(
+    name: str, index: int, *means: tuple[str, float], weight_s: float = 1.0, **values: Any
+) -> dict[str, Any]:
+    """Return a RESULTS row of a part whose one window has these labels, as has the part."""
+    rows = [
+        {"window": 0, "start_s": 10.0 * index, "end_s": 10.0 * index + 9, "weight_s": weight_s,
+         "rank": rank, "label": label, "probability": probability}
+        for rank, (label, probability) in enumerate(means, start=1)
+    ]  # fmt: skip
+    return part(
+        name, index, texts=None, labels=rows, label=means[0][0] if means else None,
+        label_probability=means[0][1] if means else None,
+        label_means=[{"label": label, "probability": share} for label, share in means],
+        label_weight_s=weight_s, **values,
+    )  # fmt: skip
+
+
+def rows(batches: Any) -> list[dict[str, Any]]:
+    return [row for batch in batches for row in batch.to_pylist()]
+
+
+def test_many_small_commits_of_labels_become_one(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
+    names = "dacb"
+    for index in (1, 0):
+        for name in names:
+            found = labelled(name, index, ("en", 0.75), ("de", 0.25), last=index == 1)
+            commit(store, results(found))
+    commit(store, results(labelled("a", 0, ("fr", 1.0), last=False)))  # a second one, which loses
+    orphan = rows_of(results(labelled("z", 0, ("fr", 1.0))), LABEL_ROWS, run_id="r", model=("", ""))
+    store.write_table(f"labels/{unique_stem()}.parquet", orphan)
+    assert len(rows(store.labels())) == 17
+    assert rows(store.segments()) == []
+    listing = files(*names)
+    counts = finish(
+        store, RUN, CONFIG, model_revision="r", listing=[listing], num_listed=listing.num_rows
+    )
+    assert (counts.left, counts.ok, counts.segments) == (0, 4, 16)
+    (name,) = store.names("labels")
+    assert store.names("segments") == []
+    assert same_schema(store.read_table(name, LABELS).schema, LABELS)
+    told = [(row["uri"], row["part"], row["rank"], row["label"]) for row in rows(store.labels())]
+    assert told == [
+        (f"/{name}", index, rank, label)
+        for name in sorted(names)
+        for index in (0, 1)
+        for rank, label in ((1, "en"), (2, "de"))
+    ]
+    assert {row["label"] for row in rows(store.recordings())} == {"en"}
+
+
+def test_a_recordings_label_is_the_mean_of_its_parts_by_their_weights() -> None:
+    found = [
+        labelled("a", 0, ("en", 0.6), ("de", 0.4), weight_s=10.0, last=False),
+        labelled("a", 1, ("de", 0.9), ("en", 0.1), weight_s=30.0),
+        labelled("b", 0, ("sv", 0.5), ("da", 0.5)),
+        labelled("c", 0),
+        part("d", 0, texts=None, status="no_speech"),
+    ]
+    outcomes: pa.Table = outcomes_of(results(*found), run_id="run").cast(OUTCOMES)
+    told = {row["uri"]: row for row in aggregate(outcomes).to_pylist()}
+    assert told["/a"]["label"] == "de"
+    assert told["/a"]["label_probability"] == pytest.approx((0.4 * 10 + 0.9 * 30) / 40)
+    assert told["/b"]["label"] == "da"  # of two as likely, the first by name
+    for name in ("/c", "/d"):
+        assert (told[name]["label"], told[name]["label_probability"]) == (None, None)
+
+
+def test_a_part_has_segments_or_labels(tmp_path: Path) -> None:
+    both = results(labelled("a", 0, ("en", 1.0)), part("b", 0, texts=["text"]))
+    with pytest.raises(ValueError, match="found segments and labels, expected one of them"):
+        commit(OutputStore(str(tmp_path)), both)
+    with pytest.raises(ValueError, match="found segments and labels"):
+        part_rows_named(["labels/1.parquet", None, "segments/2.parquet"])
+
+
+def test_rows_name_the_model_for_their_language(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path))
+    spoken = [("a", "de"), ("b", "en"), ("c", None), ("d", "fr")]
+    table = results(*(part(name, 0, texts=["x"], language=code) for name, code in spoken))
+    others = {"de": ("german", "1"), "fr": ("https://user:secret@host/french", "2")}
+    store.commit(table, run_id="run", model="main", model_revision="0", by_language=others)
+    named = {row["uri"]: (row["model"], row["model_revision"]) for row in rows(store.segments())}
+    assert named == {
+        "/a": ("german", "1"),
+        "/b": ("main", "0"),
+        "/c": ("main", "0"),
+        "/d": ("https://host/french", "2"),
+    }
+
+
+def test_conforming_fills_what_older_writers_lack() -> None:
+    old = pa.table({"part": pa.array([1], pa.int64())})
+    assert conform(old, OUTCOMES).schema.equals(OUTCOMES, check_metadata=True)
+    assert conform(old, OUTCOMES)["part"].to_pylist() == [1]
+    with pytest.raises(ValueError, match="unknown columns"):
+        conform(pa.table({"parts": [1]}), OUTCOMES)
+    with pytest.raises(ValueError, match="column part is string"):
+        conform(pa.table({"part": ["x"]}), OUTCOMES)
+
+
+def test_addresses_lose_what_gives_access_and_other_rows_are_the_same() -> None:
+    kept = pa.table({"uri": ["s3://bucket/a b?.mp3", "/in/a.mp3", None]})
+    assert without_credentials(kept)["uri"].to_pylist() == kept["uri"].to_pylist()
+    plain = pa.table({"uri": ["s3://bucket/a.mp3", None], "part": [0, 1]})
+    assert without_credentials(plain) is plain
+    signed = "https://user:s3cr3t@host/a.mp3?X-Amz-Signature=s3cr3t"
+    rows = pa.table({"uri": [signed], "error_message": [f"reading {signed}: 403"], "part": [0]})
+    safe = without_credentials(rows).to_pylist()
+    assert "s3cr3t" not in str(safe)
+    assert safe[0]["uri"].startswith("https://host/a.mp3")

@@ -25,7 +25,7 @@ from corpus_asr.report.night import Night
 from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.progress import Progress, tally_of
 from corpus_asr.runtime.weights import Weights
-from corpus_asr.storage.lock import Timing
+from corpus_asr.storage.run_state.lock import Timing
 from tests.support.commits import part, results
 from tests.support.engines import scripted_engine
 

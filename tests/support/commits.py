@@ -6,8 +6,8 @@ from typing import Any
 import pyarrow as pa
 
 from corpus_asr.schemas import FILES, RESULTS
-from corpus_asr.storage.addresses import recording_id
-from corpus_asr.storage.tables import Commit, OutputStore
+from corpus_asr.storage.run_state.tables import Commit, OutputStore
+from corpus_asr.storage.stores.uri import recording_id
 
 
 def same_schema(found: pa.Schema, expected: pa.Schema) -> bool:

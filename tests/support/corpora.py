@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from corpus_asr.config.run import RunConfig
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.checkpoints import tiny_whisper
 from tests.support.tokenizers import tiny_tokenizer
 

@@ -19,6 +19,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from corpus_asr.storage.stores.filesystem import StoreOptions
+
 # A store on a bad night: one request in five is throttled, one in seven fails in another way.
 BAD_NIGHT = {
     "slow_down": 0.15, "too_many": 0.05, "internal": 0.02, "reset": 0.02, "lost_answer": 0.02,
@@ -58,6 +60,11 @@ class FaultyStore:
     requests: int = 0
     _in_a_row: Counter[tuple[str, ...]] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def options(self) -> StoreOptions:
+        """How our stores reach it."""
+        return StoreOptions(endpoint_url=self.endpoint_url)
 
     def draw(self, request: tuple[str, ...], possible: frozenset[str]) -> str | None:
         """Return the fault that the next request meets, if any."""

@@ -7,8 +7,8 @@ from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.resources import resolve_resources, this_machine
 from corpus_asr.stages.extract import EXTRACTOR
-from corpus_asr.storage.plan import make_plan, read_packs
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.plan import make_plan, read_packs
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.corpora import job, outcomes_in, tiny_model
 from tests.support.engines import scripted_engine
 from tests.support.mutations import write_mutated

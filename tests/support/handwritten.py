@@ -8,12 +8,12 @@ import pyarrow as pa
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.schemas import RESULTS
-from corpus_asr.storage.addresses import recording_id
-from corpus_asr.storage.beginning import Run, begin_run, fingerprint
-from corpus_asr.storage.finish import finish as finish_run
 from corpus_asr.storage.listing import list_files
-from corpus_asr.storage.plan import Plan, make_plan, read_listing
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.finish import finish as finish_run
+from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing
+from corpus_asr.storage.run_state.start import Run, begin_run, fingerprint
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.uri import recording_id
 
 REVISION = "0123456789abcdef"
 NAMES = ("a.wav", "b.wav", "c.wav")

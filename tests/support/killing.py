@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from corpus_asr.config.run import RunConfig
-from corpus_asr.storage.tables import OUTCOMES_FOLDER, OutputStore
+from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
 from tests.support.engines import ScriptedEngine, scripted_engine
 from tests.support.scripted import script, scripted_job
 

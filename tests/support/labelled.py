@@ -10,10 +10,10 @@ import numpy as np
 
 from corpus_asr.config.labelling import PseudoLabelConfig
 from corpus_asr.config.run import RunConfig
-from corpus_asr.storage.addresses import recording_id
-from corpus_asr.storage.beginning import begin_run
-from corpus_asr.storage.filesystem import describe
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.start import begin_run
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.filesystem import describe
+from corpus_asr.storage.stores.uri import recording_id
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import share_of_tone, tone, wav_bytes
 from tests.support.commits import commit, results

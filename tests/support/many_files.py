@@ -19,10 +19,10 @@ import pyarrow as pa
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.schemas import RESULTS
-from corpus_asr.storage.beginning import begin_run, fingerprint
 from corpus_asr.storage.listing import list_files
 from corpus_asr.storage.model_files import model_revision
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.start import begin_run, fingerprint
+from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.scripted import scripted_job
 from tests.support.tokenizers import tiny_tokenizer
 

@@ -20,12 +20,12 @@ import pytest
 
 from corpus_asr.config.choices import Choices
 from corpus_asr.config.run import RunConfig
-from corpus_asr.storage import filesystem
-from corpus_asr.storage.beginning import begin_run, fingerprint, new_run_id
-from corpus_asr.storage.finish import RunCounts, finish
-from corpus_asr.storage.lock import Lock, Timing
-from corpus_asr.storage.plan import make_plan, read_listing, read_packs
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.finish import RunCounts, finish
+from corpus_asr.storage.run_state.lock import Lock, Timing
+from corpus_asr.storage.run_state.plan import make_plan, read_listing, read_packs
+from corpus_asr.storage.run_state.start import begin_run, fingerprint, new_run_id
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
 from tests.support.commits import commit, part, results
 from tests.support.dying import Killed, dying
 

@@ -9,7 +9,7 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.pipelines import driver, transcribe
 from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.local import run_local
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 
 EXTRACTOR = "tests.support.extractors:make"
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from corpus_asr.activity import Activity, FailureCount
-from corpus_asr.storage.snapshot import RUNNING, Snapshot
+from corpus_asr.storage.run_state.run_files import RUNNING, Snapshot
 
 FAILURE = FailureCount(
     stage="extract", kind="not_audio", count=2, retryable=False, examples=("/a.mp3", "/b.mp3")

@@ -21,6 +21,8 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from corpus_asr.storage.stores.filesystem import StoreOptions
+
 START_LIMIT_S = 60.0
 
 
@@ -29,6 +31,11 @@ class S3Server:
     """A running S3 server, empty at first."""
 
     endpoint_url: str
+
+    @property
+    def options(self) -> StoreOptions:
+        """How our stores reach it."""
+        return StoreOptions(endpoint_url=self.endpoint_url)
 
     @property
     def environment(self) -> dict[str, str]:

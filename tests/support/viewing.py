@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from corpus_asr.storage.addresses import recording_id
-from corpus_asr.storage.beginning import CONFIG_NAME
-from corpus_asr.storage.filesystem import describe
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.start import CONFIG_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores.filesystem import describe
+from corpus_asr.storage.stores.uri import recording_id
 from tests.support.commits import commit, part, results
 
 PASSAGE_S = 2.0

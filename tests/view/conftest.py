@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.answers import Answers
 from corpus_asr.view.catalogue import Library
 from corpus_asr.view.server import ViewServer

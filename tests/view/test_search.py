@@ -10,9 +10,9 @@ import pytest
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
-from corpus_asr.storage.beginning import Run
-from corpus_asr.storage.finish import finish
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.finish import finish
+from corpus_asr.storage.run_state.start import Run
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.catalogue import Library, View
 from corpus_asr.view.query import parse_query
 from corpus_asr.view.search import (

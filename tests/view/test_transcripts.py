@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from corpus_asr.storage import tables
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state import tables
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.catalogue import Library
 from corpus_asr.view.transcripts import BLOCK_ROWS, KEPT, Transcript, Transcripts
 from tests.support.commits import commit, part, results

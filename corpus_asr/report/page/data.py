@@ -10,9 +10,9 @@ from corpus_asr.report.load import load_report
 from corpus_asr.report.page.shown import Links
 from corpus_asr.report.statistics import Report
 from corpus_asr.report.status import FINISHED, STOPPED, Status, load_status
-from corpus_asr.storage.beginning import CONFIG_NAME, RUN_NAME
-from corpus_asr.storage.snapshot import Snapshot
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.run_files import Snapshot
+from corpus_asr.storage.run_state.start import CONFIG_NAME, RUN_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

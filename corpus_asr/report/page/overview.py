@@ -10,7 +10,7 @@ from corpus_asr.report.page.data import PageData
 from corpus_asr.report.page.shown import cut, hours
 from corpus_asr.report.status import DEAD, FINISHED, SILENT, STATE_WORDS, STOPPED
 from corpus_asr.report.text import counted, duration
-from corpus_asr.storage.snapshot import Moment
+from corpus_asr.storage.run_state.run_files import Moment
 
 _TROUBLE = {DEAD: "bad", STOPPED: "warn", SILENT: "warn", FINISHED: "good"}
 # Without a commit for less than this at the end, nothing is wrong.

@@ -8,7 +8,7 @@ from corpus_asr.pages.html import Html, fill
 from corpus_asr.report.page.data import PageData
 from corpus_asr.report.page.shown import cut
 from corpus_asr.report.status import FINISHED
-from corpus_asr.storage.addresses import without_secrets
+from corpus_asr.storage.stores.uri import without_secrets
 
 _MOST_SETTINGS = 400
 _READING = """<section aria-labelledby="reading"><h2 id="reading">How to read the tables</h2>

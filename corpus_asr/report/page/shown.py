@@ -15,7 +15,7 @@ from corpus_asr.config.secrets import hide_secrets
 from corpus_asr.languages import LANGUAGES
 from corpus_asr.pages.html import Html, escaped, fill, joined
 from corpus_asr.report.details import Sample
-from corpus_asr.storage.addresses import LOCAL, public, scheme_of, shown, without_secrets
+from corpus_asr.storage.stores.uri import LOCAL, public, redact_uri, scheme_of, without_secrets
 
 MOST_CHARACTERS = 240  # of a name
 MOST_OF_A_MESSAGE = 400
@@ -41,7 +41,7 @@ def message(text: str, *, of: str = "") -> str:
         text: the message.
         of: the recording's address.
     """
-    _, named, rest = text.partition(f"{shown(public(of))}: ")
+    _, named, rest = text.partition(f"{redact_uri(public(of))}: ")
     return cut(hide_secrets(without_secrets(rest if of and named else text)), MOST_OF_A_MESSAGE)
 
 
@@ -57,7 +57,7 @@ class Links:
 
     def to(self, uri: str, *, start_s: float | None = None) -> Html:
         """Return a recording's address, as a link to this time of it where there can be one."""
-        words = cut(shown(public(uri)))
+        words = cut(redact_uri(public(uri)))
         target = self._target(uri)
         if target is None or len(target) > _LONGEST_LINK:
             return fill('<bdi class="address">$words</bdi>', words=words)

@@ -11,10 +11,10 @@ from corpus_asr.report.page.overview import figures, header, progress, speed
 from corpus_asr.report.page.problems import balance, failures, slowest
 from corpus_asr.report.page.settings import reading, settings
 from corpus_asr.report.statistics import Report
-from corpus_asr.storage import filesystem
-from corpus_asr.storage.addresses import LOCAL, normalise, parent, scheme_of, shown
-from corpus_asr.storage.beginning import PAGE_NAME
-from corpus_asr.storage.tables import OutputStore
+from corpus_asr.storage.run_state.start import PAGE_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.uri import LOCAL, normalise, parent, redact_uri, scheme_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def write_page(store: OutputStore, uri: str, *, at_the_end: bool = False) -> Rep
     uri = normalise(uri)
     folder = parent(uri) if scheme_of(uri) == LOCAL else None
     found = load_page(store, folder=folder, at_the_end=at_the_end)
-    filesystem.write_atomic(uri, render_page(found).encode(), endpoint_url=store.endpoint_url)
+    filesystem.write_atomic(uri, render_page(found).encode(), store.options)
     return found.report
 
 
@@ -102,4 +102,4 @@ def write_page_at_the_end(store: OutputStore, *, num_recordings: int) -> None:
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
     if why is not None:
-        event(_LOG, logging.WARNING, "page_not_written", uri=shown(store.uri), why=why)
+        event(_LOG, logging.WARNING, "page_not_written", uri=redact_uri(store.uri), why=why)

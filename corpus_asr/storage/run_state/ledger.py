@@ -1,0 +1,357 @@
+"""What runs have done already: the committed parts, and how often recordings failed."""
+
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import IntEnum
+from types import MappingProxyType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.config.choices import Retry
+from corpus_asr.schemas import FILES
+from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, PART_ROWS_FOLDERS, OutputStore
+
+logger = logging.getLogger(__name__)
+
+_LEDGER_COLUMNS = ("recording_id", "etag", "size_bytes", "part", "last_part")
+_OUTCOME_COLUMNS = ("status", "retryable")
+DONE_PARTS = pa.field("done_parts", pa.list_(pa.int32()))
+REASON = pa.field("reason", pa.int8())
+REMAINING = FILES.append(DONE_PARTS).append(REASON)
+
+
+class Reason(IntEnum):
+    """Why a listed recording is left to be done."""
+
+    new = 0
+    changed = 1
+    """Only other versions of it are committed."""
+    retried = 2
+    """It failed, and is to be done again."""
+    continued = 3
+    """Some of its parts are committed, not all."""
+
+
+class Ledger:
+    """The committed parts of an output folder, in memory.
+
+    Rows are sorted by recording and part, and so that of several commits of one part the one that
+    counts comes first: the oldest that did not fail, else the newest failure, which knows most.
+    Commits whose segments object is gone are left out: what they transcribed is to be done again.
+    """
+
+    def __init__(
+        self,
+        rows: pa.Table,
+        names: list[str],
+        lost: Mapping[str, int] = MappingProxyType({}),
+        *,
+        leave_alone: Collection[str] = (),
+    ) -> None:
+        ids = rows["recording_id"].combine_chunks().dictionary_encode()
+        codes = ids.indices.to_numpy()
+        keys = [rows[name].to_numpy() for name in ("row", "object", "part")]
+        failed = rows["failed"].to_numpy()
+        age = np.where(failed, -1, 1)
+        order = np.lexsort((keys[0] * age, keys[1] * age, failed, keys[2], codes))
+        self._ids = ids.dictionary
+        spared = pc.is_in(self._ids, value_set=pa.array(list(leave_alone), pa.string()))
+        self._spared = spared.to_numpy(zero_copy_only=False)
+        self._code = codes[order]
+        self._row, self._object, self._part = (key[order] for key in keys)
+        self._last = rows["last_part"].to_numpy()[order]
+        self._failed, self._retryable = failed[order], rows["retryable"].to_numpy()[order]
+        versions = rows.select(["etag", "size_bytes"]).take(order)
+        self._etag = versions["etag"].combine_chunks().dictionary_encode()
+        self._size = versions["size_bytes"].combine_chunks()
+        self._starts = np.searchsorted(self._code, np.arange(len(self._ids) + 1))
+        self._names = names
+        self._lost = lost
+
+    @classmethod
+    def empty(cls) -> "Ledger":
+        """Return the ledger of a folder without commits."""
+        return cls(_EMPTY_ROWS, [])
+
+    @classmethod
+    def load(cls, store: OutputStore, *, leave_alone: Collection[str] = ()) -> "Ledger":
+        """Read the committed outcomes of a folder."""
+        names = store.names(OUTCOMES_FOLDER)
+        number = {name: index for index, name in enumerate(names)}
+        counts = np.zeros(len(names), dtype=np.int32)
+        tables = [_EMPTY_ROWS]
+        promised: dict[str, set[str]] = {}
+        for batch in store.committed(
+            (*_LEDGER_COLUMNS, *_OUTCOME_COLUMNS, "segments_object"), names
+        ):
+            index, length = number[batch.name], batch.rows.num_rows
+            segments = batch.rows.column("segments_object").unique().drop_null()
+            promised.setdefault(batch.name, set()).update(segments.to_pylist())
+            table = pa.Table.from_batches([batch.rows.select(_LEDGER_COLUMNS)])
+            failed = pc.equal(batch.rows.column("status"), "failed")
+            table = table.append_column("failed", failed)
+            retryable = pc.fill_null(batch.rows.column("retryable"), False)
+            table = table.append_column("retryable", retryable)
+            table = table.append_column("object", pa.array(np.full(length, index, np.int32)))
+            positions = np.arange(counts[index], counts[index] + length, dtype=np.int32)
+            tables.append(table.append_column("row", pa.array(positions)).cast(_EMPTY_ROWS.schema))
+            counts[index] += length
+        # Listed after the outcomes were: each commit puts its segments first.
+        present = {name for folder in PART_ROWS_FOLDERS for name in store.names(folder)}
+        lost = {
+            name: int(counts[number[name]])
+            for name, segments_names in promised.items()
+            if not segments_names <= present
+        }
+        for name in lost:
+            logger.warning("segments are gone: outcomes=%s", name)
+        rows = pa.concat_tables(tables)
+        gone = pa.array([number[name] for name in lost], pa.int32())
+        rows = rows.filter(pc.invert(pc.is_in(rows["object"], value_set=gone)))
+        return cls(rows.combine_chunks(), names, lost, leave_alone=leave_alone)
+
+    def __len__(self) -> int:
+        return len(self._code)
+
+    def remaining(self, batch: pa.RecordBatch, retry: Retry = Retry.none) -> pa.Table:
+        """Return the FILES rows that are not fully committed, with the parts that are, and why.
+
+        A recording counts as committed when all parts up to its last are, for the size and etag it
+        has now (where both are known). Failed parts are among them unless `retry` is for them.
+        """
+        rows, files = self._rows_of(batch)
+        known = np.bincount(files, minlength=batch.num_rows) > 0
+        fresh = self._fresh(rows, files, batch)
+        rows, files = rows[fresh], files[fresh]
+        reasons = np.where(known, Reason.changed, Reason.new)
+        reasons[files] = Reason.continued
+        first = _first_of_runs(files, self._part[rows])
+        rows, files = rows[first], files[first]
+        again = self._again(rows, retry)
+        due = np.bincount(files[again], minlength=batch.num_rows) > 0
+        reasons[due] = Reason.retried
+        rows, files = rows[~again], files[~again]
+        left = np.flatnonzero(due | ~self._covered(rows, files, batch.num_rows))
+        # A failure that ended an incomplete recording may come again: its place has to be free.
+        ended = self._failed[rows] & self._last[rows]
+        half = np.isin(files, left) & ~ended
+        lengths = np.bincount(files[half], minlength=batch.num_rows)[left]
+        offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+        parts = pa.ListArray.from_arrays(pa.array(offsets), pa.array(self._part[rows[half]]))
+        kept = pa.Table.from_batches([batch]).take(pa.array(left))
+        kept = kept.append_column(DONE_PARTS, parts.cast(DONE_PARTS.type))
+        return kept.append_column(REASON, pa.array(reasons[left].astype(np.int8))).cast(REMAINING)
+
+    def _again(self, rows: np.ndarray, retry: Retry) -> np.ndarray:
+        """Tell which rows are failures that are to be done again."""
+        if retry is Retry.none:
+            return np.zeros(len(rows), dtype=bool)
+        again: np.ndarray = self._failed[rows] & ~self._spared[self._code[rows]]
+        return again if retry is Retry.all else again & self._retryable[rows]
+
+    def _rows_of(self, batch: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ledger's rows of a batch of files, and each one's position in the batch."""
+        if not len(self):
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        found = pc.index_in(self._ids, value_set=batch.column("recording_id"))
+        codes = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
+        positions = found.drop_null().to_numpy()
+        by_position = np.argsort(positions, kind="stable")
+        codes, positions = codes[by_position], positions[by_position]
+        counts = self._starts[codes + 1] - self._starts[codes]
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.repeat(self._starts[codes], counts) + within, np.repeat(positions, counts)
+
+    def _fresh(self, rows: np.ndarray, files: np.ndarray, batch: pa.RecordBatch) -> np.ndarray:
+        """Tell which rows are of the version listed; an unknown version fits any."""
+        etag, size = self._version(rows)
+        now = batch.take(pa.array(files))
+        fresh: np.ndarray = _same(etag, now["etag"]) & _same(size, now["size_bytes"])
+        return fresh
+
+    def _version(self, rows: np.ndarray) -> tuple[pa.Array, pa.Array]:
+        taken = pa.array(rows)
+        return self._etag.take(taken).cast(pa.string()), self._size.take(taken)
+
+    def _covered(self, rows: np.ndarray, groups: np.ndarray, num_groups: int) -> np.ndarray:
+        """Tell which groups have every part up to one that was the last."""
+        parts, last = self._part[rows], self._last[rows]
+        nowhere = np.iinfo(np.int32).max
+        end = np.full(num_groups, nowhere, dtype=np.int64)
+        np.minimum.at(end, groups[last], parts[last])
+        until_end = np.bincount(groups[parts <= end[groups]], minlength=num_groups)
+        covered: np.ndarray = (end < nowhere) & (until_end == end + 1)
+        return covered
+
+    def resolve(self, listing: Iterable[pa.RecordBatch]) -> "CommitResolution":
+        """Decide which committed rows count, against the present listing."""
+        stale = np.zeros(len(self), dtype=bool)
+        listed = np.zeros(len(self), dtype=bool)
+        num_listed = 0
+        for batch in listing:
+            num_listed += batch.num_rows
+            rows, files = self._rows_of(batch)
+            listed[rows] = True
+            stale[rows] = ~self._fresh(rows, files, batch)
+        stale |= ~listed & self._superseded()
+        fresh = np.flatnonzero(~stale)
+        winners = fresh[_first_of_runs(self._code[fresh], self._part[fresh])]
+        keep = np.zeros(len(self), dtype=bool)
+        keep[winners] = True
+        complete = self._covered(winners, self._code[winners], len(self._ids))
+        now_listed = np.zeros(len(self._ids), dtype=bool)
+        now_listed[self._code[listed]] = True
+        return CommitResolution(
+            num_listed=num_listed,
+            keep=self._masks(keep)
+            | {name: np.zeros(count, dtype=bool) for name, count in self._lost.items()},
+            complete_ids=self._ids.filter(pa.array(complete)),
+            listed_ids=self._ids.filter(pa.array(complete & now_listed)),
+        )
+
+    def _superseded(self) -> np.ndarray:
+        """Tell which rows are of another version than their recording's newest commit."""
+        if not len(self):
+            return np.zeros(0, dtype=bool)
+        newest = np.lexsort((self._row, self._object, self._code))[self._starts[1:] - 1]
+        reference = newest[self._code]
+        etag, size = self._version(np.arange(len(self)))
+        newest_etag, newest_size = self._version(reference)
+        same: np.ndarray = _same(etag, newest_etag) & _same(size, newest_size)
+        return ~same
+
+    def _masks(self, keep: np.ndarray) -> dict[str, np.ndarray]:
+        """Return, of objects with rows not to keep, the part of `keep`, in the order of rows."""
+        in_order = np.lexsort((self._row, self._object))
+        objects = self._object[in_order]
+        losing = np.unique(self._object[~keep])
+        bounds = zip(
+            np.searchsorted(objects, losing, "left").tolist(),
+            np.searchsorted(objects, losing, "right").tolist(),
+            strict=True,
+        )
+        return {
+            self._names[index]: keep[in_order[start:stop]]
+            for index, (start, stop) in zip(losing.tolist(), bounds, strict=True)
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitResolution:
+    """Which committed rows count."""
+
+    num_listed: int
+    keep: dict[str, np.ndarray]
+    """Per outcomes object with rows that do not count: a mask over its rows."""
+    complete_ids: pa.Array
+    """Recordings all of whose parts are committed."""
+    listed_ids: pa.Array
+    """Those of them in the present listing."""
+
+
+def counted(
+    store: OutputStore,
+    keep: Mapping[str, np.ndarray],
+    columns: Sequence[str],
+    names: Iterable[str] | None = None,
+) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+    """Yield outcomes rows, in the order of their commits, each with whether it counts."""
+    position: dict[str, int] = {}
+    for batch in store.committed(columns, names):
+        start = position.get(batch.name, 0)
+        stop = position[batch.name] = start + batch.rows.num_rows
+        mask = keep.get(batch.name)
+        yield batch.rows, np.ones(stop - start, dtype=bool) if mask is None else mask[start:stop]
+
+
+_EMPTY_ROWS = pa.schema(
+    [
+        ("recording_id", pa.string()),
+        ("etag", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("part", pa.int32()),
+        ("last_part", pa.bool_()),
+        ("failed", pa.bool_()),
+        ("retryable", pa.bool_()),
+        ("object", pa.int32()),
+        ("row", pa.int32()),
+    ]
+).empty_table()
+
+
+def _same(left: pa.Array, right: pa.Array) -> np.ndarray:
+    equal: np.ndarray = pc.fill_null(pc.equal(left, right), True).to_numpy(zero_copy_only=False)
+    return equal
+
+
+def _first_of_runs(groups: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """Mark the first of each stretch of equal (group, part); the input is sorted by both."""
+    first = np.ones(len(groups), dtype=bool)
+    first[1:] = (groups[1:] != groups[:-1]) | (parts[1:] != parts[:-1])
+    return first
+
+
+FAILING_NAME = "_run/failing.parquet"
+_COLUMNS = ("recording_id", "uri", "etag", "size_bytes", "run_id", "status", "retryable")
+_SCHEMA = pa.schema(
+    [
+        ("recording_id", pa.string()),
+        ("uri", pa.string()),
+        ("etag", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("run_id", pa.string()),
+        ("tries", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failing:
+    """A recording that failed, and of which another try may come out otherwise."""
+
+    recording_id: str
+    uri: str
+    etag: str | None
+    size_bytes: int | None
+    run_id: str
+    """The run that failed on it last."""
+    tries: int = 1
+    """Runs that failed on this content."""
+
+    def after(self, before: "Failing | None") -> "Failing":
+        """Return it with the tries that were noted before."""
+        if before is None or (before.etag, before.size_bytes) != (self.etag, self.size_bytes):
+            return self
+        tries = before.tries + (before.run_id != self.run_id)
+        return replace(self, tries=tries)
+
+
+def count_tries(store: OutputStore) -> list[Failing]:
+    """Return the recordings that are failing now, by address."""
+    noted = {one.recording_id: one for one in _noted(store)}
+    found: dict[str, Failing] = {}
+    for batch in store.outcomes(_COLUMNS):
+        retryable = pc.fill_null(batch["retryable"], False)
+        failed = pc.and_(pc.equal(batch["status"], "failed"), retryable)
+        for row in batch.filter(failed).select(_SCHEMA.names[:-1]).to_pylist():
+            latest = found.get(row["recording_id"])
+            # Identities of runs sort by the time that they began.
+            if latest is None or latest.run_id < row["run_id"]:
+                found[row["recording_id"]] = Failing(**row)
+    counted = (one.after(noted.get(one.recording_id)) for one in found.values())
+    return sorted(counted, key=lambda one: one.uri)
+
+
+def note_tries(store: OutputStore, failing: Iterable[Failing]) -> None:
+    """Keep what was counted for the next night."""
+    rows = [asdict(one) for one in failing]
+    store.write_table(FAILING_NAME, pa.Table.from_pylist(rows, schema=_SCHEMA))
+
+
+def _noted(store: OutputStore) -> Iterable[Failing]:
+    if not store.exists(FAILING_NAME):
+        return []
+    return [Failing(**row) for row in store.read_table(FAILING_NAME, _SCHEMA).to_pylist()]

@@ -1,0 +1,596 @@
+"""The tables of a run and their commit protocol; the only place that touches Parquet.
+
+Each commit puts a segments object under a unique name, then an outcomes object that names it: the
+second put is the commit. A segments object that no outcomes object names is an orphan, unseen by
+these readers. Labels are written in the same way in place of segments; the same words mean them.
+"""
+
+import contextlib
+import io
+import json
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, islice
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from corpus_asr.confidence import (
+    DEFAULT_MODEL,
+    EVIDENCE_COLUMNS,
+    ConfidenceModel,
+    evidence_of,
+)
+from corpus_asr.errors import CorpusAsrError
+from corpus_asr.schemas import (
+    LABEL_FIELDS,
+    LABELS,
+    OUTCOMES,
+    RECORDINGS,
+    RESULTS,
+    SEGMENT_FIELDS,
+    SEGMENTS,
+)
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.filesystem import StoreOptions
+from corpus_asr.storage.stores.local import TEMPORARY_PREFIX
+from corpus_asr.storage.stores.uri import normalise, public, public_text, redact_uri, within
+
+SEGMENTS_FOLDER, OUTCOMES_FOLDER, RECORDINGS_FOLDER = "segments", "outcomes", "recordings"
+SUFFIX = ".parquet"
+CALIBRATION_KEY = "corpus_asr.calibration"
+ROW_GROUP_ROWS = 50_000
+BATCH_ROWS = 65_536
+READ_AHEAD_ROWS = 16_384
+READERS = 8  # commits are many small objects: reading them is waiting for the store
+
+
+class Commit(NamedTuple):
+    """What a commit wrote: names of objects, relative to the output folder."""
+
+    outcomes_name: str
+    segments_name: str | None
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedBatch:
+    """Rows of one outcomes object."""
+
+    name: str
+    rows: pa.RecordBatch
+
+
+def encode_parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> bytes:
+    """Return rows as one zstd Parquet object; only what is encoded is held as a whole.
+
+    The file's metadata names the calibrations that its confidences come from.
+    """
+    sink = io.BytesIO()
+    calibrations: set[str] = set()
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+            if "calibration" in table.schema.names:
+                calibrations.update(table["calibration"].unique().drop_null().to_pylist())
+        if calibrations:
+            writer.add_key_value_metadata({CALIBRATION_KEY: ", ".join(sorted(calibrations))})
+    return sink.getvalue()
+
+
+class ParquetFile:
+    """A local Parquet file written table by table, for what is too large for memory."""
+
+    def __init__(self, path: str, schema: pa.Schema) -> None:
+        self._path = path
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+
+    def append(self, table: pa.Table) -> None:
+        """Add rows as a row group."""
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        """Complete the file."""
+        self._writer.close()
+
+
+def parquet_columns(file: io.BufferedReader | str) -> list[str]:
+    """Return the column names of a Parquet file."""
+    return list(pq.read_schema(file).names)
+
+
+def parquet_batches(
+    file: io.BufferedReader | str,
+    *,
+    columns: Sequence[str] | None = None,
+    batch_rows: int = BATCH_ROWS,
+) -> Iterator[pa.RecordBatch]:
+    """Yield a Parquet file's rows, a bounded number at a time."""
+    with pq.ParquetFile(file, pre_buffer=False) as parquet:
+        wanted = (
+            None if columns is None else [c for c in columns if c in parquet.schema_arrow.names]
+        )
+        yield from parquet.iter_batches(batch_size=batch_rows, columns=wanted)
+
+
+def parquet_rows(
+    file: io.BufferedReader, columns: Sequence[str], ranges: Sequence[tuple[int, int]]
+) -> Iterator[pa.Table]:
+    """Yield some rows of a Parquet file, each range from its first row up to the next after it.
+
+    Only row groups that hold some of them are read, one at a time and once each.
+    """
+    with pq.ParquetFile(file, pre_buffer=False) as parquet:
+        wanted = [name for name in columns if name in parquet.schema_arrow.names]
+        first = 0
+        for group in range(parquet.metadata.num_row_groups):
+            after = first + parquet.metadata.row_group(group).num_rows
+            inside = [(max(start, first), min(stop, after)) for start, stop in ranges]
+            inside = [(start, stop) for start, stop in inside if start < stop]
+            if inside:
+                rows = parquet.read_row_group(group, columns=wanted, use_threads=False)
+                for start, stop in inside:
+                    # Taken, not sliced: a slice would keep the whole group in memory.
+                    yield rows.take(pa.array(range(start - first, stop - first)))
+            first = after
+
+
+def conform(rows: pa.RecordBatch | pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return rows in exactly this schema; columns that are missing (older writers) become null."""
+    names, expected = set(rows.schema.names), set(schema.names)
+    unknown = [name for name in rows.schema.names if name not in expected]
+    if unknown:
+        raise ValueError(f"conforming rows to {_title(schema)}: unknown columns {unknown}")
+    columns = []
+    for field in schema:
+        if field.name not in names:
+            columns.append(pa.nulls(rows.num_rows, field.type))
+            continue
+        column = rows.column(field.name)
+        try:
+            columns.append(column if column.type == field.type else column.cast(field.type))
+        except pa.ArrowException as error:
+            raise ValueError(
+                f"conforming rows to {_title(schema)}: column {field.name} is {column.type}, "
+                f"expected {field.type} ({error})"
+            ) from error
+    return pa.table(columns, schema=schema)
+
+
+def _title(schema: pa.Schema) -> str:
+    metadata: dict[bytes, bytes] = schema.metadata or {}
+    return metadata.get(b"corpus_asr.table", b"a table").decode()
+
+
+def without_credentials(rows: pa.Table) -> pa.Table:
+    """Return rows whose addresses, and texts that may hold some, have nothing that gives access.
+
+    The very same table if they have nothing of it already.
+    """
+    for name, remove in (
+        ("uri", public),
+        ("error_message", public_text),
+        ("metadata", public_text),
+    ):
+        position = rows.schema.get_field_index(name)
+        # Few texts hold an address with a password or a query.
+        if (
+            position < 0
+            or not pc.any(pc.match_substring_regex(rows[name], r"(?s)://.*[?@]")).as_py()
+        ):
+            continue
+        safe = pa.array([text and remove(text) for text in rows[name].to_pylist()], pa.string())
+        rows = rows.set_column(position, rows.schema.field(position), safe)
+    return rows
+
+
+ModelName = tuple[str, str]
+"""A checkpoint as configured, and the revision of its weights."""
+NO_OTHERS: Final[Mapping[str, ModelName]] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class PartRows:
+    """A table whose rows belong to parts, written together with their outcomes."""
+
+    folder: str
+    """Below the output folder; also the column of RESULTS that holds a part's rows."""
+    schema: pa.Schema
+    fields: tuple[pa.Field, ...]
+    """Of one row, as it lies in RESULTS."""
+
+
+SEGMENT_ROWS = PartRows("segments", SEGMENTS, SEGMENT_FIELDS)
+LABEL_ROWS = PartRows("labels", LABELS, LABEL_FIELDS)
+PART_ROWS = (SEGMENT_ROWS, LABEL_ROWS)
+PART_ROWS_FOLDERS = tuple(rows.folder for rows in PART_ROWS)
+
+
+def part_rows_named(names: Iterable[str | None]) -> PartRows:
+    """Tell by the names of their objects which rows some outcomes have."""
+    folders = {name.partition("/")[0] for name in names if name is not None}
+    found = [rows for rows in PART_ROWS if rows.folder in folders]
+    if len(found) > 1:
+        raise ValueError("rewriting commits: found segments and labels, expected one of them")
+    return found[0] if found else SEGMENT_ROWS
+
+
+def part_rows_in(results: pa.Table) -> PartRows:
+    """Tell which rows results hold; segments where there are none at all."""
+    found = [rows for rows in PART_ROWS if pc.sum(_counts(results, rows)).as_py()]
+    if len(found) > 1:
+        raise ValueError("committing results: found segments and labels, expected one of them")
+    return found[0] if found else SEGMENT_ROWS
+
+
+def check_accountable(results: pa.Table) -> None:
+    """Refuse rows that would break the balance of recordings."""
+    for name in ("recording_id", "uri", "part", "last_part", "status"):
+        if results[name].null_count:
+            raise ValueError(f"committing results: {results[name].null_count} rows without {name}")
+    unknown = set(results["status"].unique().to_pylist()) - {"ok", "no_speech", "failed"}
+    if unknown:
+        raise ValueError(f"committing results: unknown status {sorted(unknown)}")
+
+
+def outcomes_of(results: pa.Table, *, run_id: str) -> pa.Table:
+    """Return the outcomes rows of results, not yet naming an object of theirs."""
+    columns = {name: results[name] for name in results.schema.names if name in OUTCOMES.names}
+    columns["run_id"] = pa.repeat(pa.scalar(run_id, pa.string()), results.num_rows)
+    # Counted, not believed: part rows are found by these counts when commits are rewritten.
+    segments, labels = (_counts(results, rows) for rows in PART_ROWS)
+    columns["segments_written"] = pc.add(segments, labels)
+    columns["segments_object"] = pa.nulls(results.num_rows, pa.string())
+    return pa.table([columns[name] for name in OUTCOMES.names], schema=OUTCOMES)
+
+
+def rows_of(
+    results: pa.Table,
+    rows: PartRows,
+    *,
+    run_id: str,
+    model: ModelName,
+    by_language: Mapping[str, ModelName] = NO_OTHERS,
+    calibration: ConfidenceModel | None = None,
+) -> pa.Table:
+    """Return the segments or labels rows of results, in the order of the results.
+
+    Args:
+        results: RESULTS rows.
+        rows: which of the two.
+        run_id: the run that writes them.
+        model: what made them, ...
+        by_language: ... but for parts in these languages.
+        calibration: what segments of `model` get their confidence from; None for the default.
+    """
+    lists = results[rows.folder].combine_chunks()
+    if isinstance(lists, pa.ChunkedArray):  # no chunk at all
+        return rows.schema.empty_table()
+    parents = pc.list_parent_indices(lists)
+    columns = {
+        name: results[name].take(parents)
+        for name in results.schema.names
+        if name in rows.schema.names
+    }
+    models = _models(results["language"], model, by_language)
+    columns |= {name: column.take(parents) for name, column in models.items()}
+    flat = pc.list_flatten(lists)
+    columns |= {field.name: pc.struct_field(flat, field.name) for field in rows.fields}
+    columns["run_id"] = pa.repeat(pa.scalar(run_id, pa.string()), len(parents))
+    columns["calibration"] = pa.repeat(DEFAULT_MODEL.name, len(parents))
+    found = pa.table([columns[name] for name in rows.schema.names], schema=rows.schema)
+    if calibration is None or rows is not SEGMENT_ROWS:
+        return found
+    return calibrated(found, calibration, model_revision=model[1])
+
+
+def calibrated(
+    segments: pa.Table, calibration: ConfidenceModel, *, model_revision: str
+) -> pa.Table:
+    """Return SEGMENTS rows with the confidences of a calibration, and its name.
+
+    Rows of other weights, and rows without a log-probability, stay as they are.
+    """
+    confidences, names = (segments[name].to_pylist() for name in ("confidence", "calibration"))
+    for at, row in enumerate(segments.select(["model_revision", *EVIDENCE_COLUMNS]).to_pylist()):
+        evidence = evidence_of(row)
+        if evidence is not None and row["model_revision"] == model_revision:
+            confidences[at], names[at] = calibration.confidence(evidence), calibration.name
+    for name, values in (("confidence", confidences), ("calibration", names)):
+        place = segments.schema.get_field_index(name)
+        field = segments.schema.field(place)
+        segments = segments.set_column(place, field, pa.array(values, field.type))
+    return segments
+
+
+def _models(
+    language: pa.ChunkedArray, model: ModelName, by_language: Mapping[str, ModelName]
+) -> dict[str, pa.Array]:
+    """Return `model` and `model_revision` of each part."""
+    which = pc.index_in(language, value_set=pa.array(list(by_language), pa.string()))
+    which = pc.fill_null(which, len(by_language)).combine_chunks()
+    names = [*by_language.values(), model]
+    return {
+        column: pa.array([name[at] for name in names], pa.string()).take(which)
+        for at, column in enumerate(("model", "model_revision"))
+    }
+
+
+def _counts(results: pa.Table, rows: PartRows) -> pa.ChunkedArray:
+    return pc.fill_null(pc.list_value_length(results[rows.folder]), 0).cast(pa.int32())
+
+
+class OutputStore:
+    """The output folder of a run. Cheap to make; safe to use from any process."""
+
+    def __init__(self, uri: str, *, endpoint_url: str | None = None) -> None:
+        self.uri = normalise(uri).rstrip("/")
+        self.options = StoreOptions(endpoint_url=endpoint_url)
+
+    def commit(
+        self,
+        results: pa.Table,
+        *,
+        run_id: str,
+        model: str,
+        model_revision: str,
+        by_language: Mapping[str, ModelName] = NO_OTHERS,
+        calibration: ConfidenceModel | None = None,
+    ) -> Commit:
+        """Write results so that either all of them count or none."""
+        results = conform(results, RESULTS).combine_chunks()
+        check_accountable(results)
+        results = without_credentials(results)
+        rows = part_rows_in(results)
+        found = rows_of(
+            results,
+            rows,
+            run_id=run_id,
+            model=(public(model), model_revision),
+            by_language={code: (public(name), made) for code, (name, made) in by_language.items()},
+            calibration=calibration,
+        )
+        return self.write_commit(outcomes_of(results, run_id=run_id), [found], rows=rows)
+
+    def write_commit(
+        self,
+        outcomes: pa.Table,
+        segments: Iterable[pa.Table],
+        *,
+        rows: PartRows = SEGMENT_ROWS,
+        stem: str | None = None,
+    ) -> Commit:
+        """Write outcomes rows and their segments or labels, which stand in the same order."""
+        stem = stem or unique_stem()
+        segments_name = None
+        if pc.sum(outcomes["segments_written"]).as_py():
+            segments_name = f"{rows.folder}/{stem}{SUFFIX}"
+            self.write_bytes(segments_name, encode_parquet(rows.schema, segments))
+        named = pa.repeat(pa.scalar(segments_name, pa.string()), outcomes.num_rows)
+        position = OUTCOMES.get_field_index("segments_object")
+        outcomes = outcomes.set_column(position, OUTCOMES.field(position), named)
+        outcomes_name = f"{OUTCOMES_FOLDER}/{stem}{SUFFIX}"
+        self.write_table(outcomes_name, outcomes.cast(OUTCOMES))
+        return Commit(outcomes_name, segments_name, outcomes.num_rows)
+
+    def outcomes(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield committed outcomes rows in commit order."""
+        for batch in self.committed(columns):
+            yield batch.rows
+
+    def committed(
+        self, columns: Sequence[str] | None = None, names: Iterable[str] | None = None
+    ) -> Iterator[CommittedBatch]:
+        """Yield committed outcomes rows with the names of their objects, in commit order."""
+        names = self.names(OUTCOMES_FOLDER) if names is None else names
+        schema = _projected(OUTCOMES, columns)
+        for name, table in self.read_tables(names, schema):
+            self._check_segments_names(name, table)
+            for rows in table.to_batches():
+                yield CommittedBatch(name, rows)
+
+    def _check_segments_names(self, name: str, table: pa.Table) -> None:
+        """Refuse outcomes that name anything but segments: what is named may be removed later."""
+        if "segments_object" not in table.schema.names:
+            return
+        for named in table["segments_object"].unique().drop_null().to_pylist():
+            self.address(named)
+            if not (named.partition("/")[0] in PART_ROWS_FOLDERS and _is_table(named)):
+                folders = " or ".join(f"{folder}/" for folder in PART_ROWS_FOLDERS)
+                raise CorpusAsrError(
+                    f"reading {redact_uri(self.address(name))}: found the segments object "
+                    f"{named!r}, expected a name in {folders}; restore the object, or remove it to "
+                    "have its recordings transcribed again"
+                )
+
+    def segments(
+        self, columns: Sequence[str] | None = None, outcomes_names: Iterable[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the segments rows that outcomes objects name, all or these; orphans never."""
+        return self._part_rows(SEGMENT_ROWS, columns, outcomes_names)
+
+    def labels(
+        self, columns: Sequence[str] | None = None, outcomes_names: Iterable[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the labels rows that outcomes objects name, all or these; orphans never."""
+        return self._part_rows(LABEL_ROWS, columns, outcomes_names)
+
+    def _part_rows(
+        self, rows: PartRows, columns: Sequence[str] | None, outcomes_names: Iterable[str] | None
+    ) -> Iterator[pa.RecordBatch]:
+        schema = _projected(rows.schema, columns)
+        named = self.named_segments(outcomes_names)
+        ours = [name for name in named if name.startswith(f"{rows.folder}/")]
+        for _, table in self.read_tables(ours, schema):
+            yield from table.to_batches()
+
+    def recordings(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of the recordings table; none before the first finish."""
+        schema = _projected(RECORDINGS, columns)
+        for name in self.names(RECORDINGS_FOLDER):
+            for rows in self.batches(name, columns=schema.names):
+                yield from conform(rows, schema).to_batches()
+
+    def named_segments(self, outcomes_names: Iterable[str] | None = None) -> list[str]:
+        """Return the names of the segments or labels objects of outcomes, in commit order."""
+        named: dict[str, None] = {}
+        for batch in self.committed(["segments_object"], outcomes_names):
+            named.update(dict.fromkeys(batch.rows.column(0).unique().drop_null().to_pylist()))
+        return list(named)
+
+    def read_tables(
+        self, names: Iterable[str], schema: pa.Schema
+    ) -> Iterator[tuple[str, pa.Table]]:
+        """Yield the rows of many objects, in the order given, a bounded number at a time.
+
+        Of a few objects that are still to come the beginning is read ahead: all of a small one.
+        """
+        waiting = iter(names)
+        with ThreadPoolExecutor(READERS, thread_name_prefix="read-tables") as pool:
+            begun = deque((name, pool.submit(self._begin, name, schema))
+                          for name in islice(waiting, READERS))  # fmt: skip
+            try:
+                while begun:
+                    name, beginning = begun.popleft()
+                    following = next(waiting, None)
+                    if following is not None:
+                        begun.append((following, pool.submit(self._begin, following, schema)))
+                    first, others = beginning.result()
+                    for rows in chain(first, others):
+                        yield name, conform(rows, schema)
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _begin(
+        self, name: str, schema: pa.Schema
+    ) -> tuple[list[pa.RecordBatch], Iterator[pa.RecordBatch]]:
+        batches = self.batches(name, columns=schema.names, batch_rows=READ_AHEAD_ROWS)
+        return list(islice(batches, 1)), batches
+
+    def address(self, name: str) -> str:
+        """Return the address of an object of this folder."""
+        return within(self.uri, name)
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names of a folder's Parquet objects, sorted."""
+        return sorted(self.sizes(folder))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the bytes of a folder's Parquet objects, by name; 0 where not known."""
+        return {name: size or 0 for name, size in self._objects(folder) if _is_table(name)}
+
+    def all_names(self, folder: str) -> Iterator[str]:
+        """Yield the names of everything below a folder of the output."""
+        for name, _ in self._objects(folder):
+            yield name
+
+    def _objects(self, folder: str) -> Iterator[tuple[str, int | None]]:
+        base = self.address("")
+        prefix = self.address(folder).rstrip("/") + "/"
+        pages = filesystem.list_pages(prefix, self.options)
+        for page in pages:
+            for uri, size in zip(page.uris, page.sizes, strict=True):
+                yield uri.removeprefix(base), size
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Put a table as one object."""
+        self.write_bytes(name, encode_parquet(table.schema, [table]))
+
+    def read_table(self, name: str, schema: pa.Schema) -> pa.Table:
+        """Return an object's columns of `schema`, in exactly that schema."""
+        batches = [conform(rows, schema) for rows in self.batches(name, columns=schema.names)]
+        return pa.concat_tables(batches) if batches else schema.empty_table()
+
+    def batches(
+        self, name: str, *, columns: Sequence[str] | None = None, batch_rows: int = BATCH_ROWS
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield an object's rows, a bounded number at a time."""
+        with self._parquet(name) as file:
+            yield from parquet_batches(file, columns=columns, batch_rows=batch_rows)
+
+    def rows(self, name: str, schema: pa.Schema, ranges: Sequence[tuple[int, int]]) -> pa.Table:
+        """Return some rows of an object, in its order and in exactly the columns of `schema`."""
+        with self._parquet(name) as file:
+            found = [conform(rows, schema) for rows in parquet_rows(file, schema.names, ranges)]
+        return pa.concat_tables([schema.empty_table(), *found])
+
+    @contextlib.contextmanager
+    def _parquet(self, name: str) -> Iterator[io.BufferedReader]:
+        with filesystem.open_binary(self.address(name), self.options) as file:
+            try:
+                yield file
+            except pa.ArrowException as error:
+                raise CorpusAsrError(
+                    f"reading {redact_uri(self.address(name))}: no readable Parquet ({error}), "
+                    "expected a table this program wrote; restore it, or remove it to have its "
+                    "recordings transcribed again"
+                ) from error
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Put an object."""
+        filesystem.write_atomic(self.address(name), data, self.options)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Put a value as a JSON object, readable by people."""
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        self.write_bytes(name, (text + "\n").encode())
+
+    def read_json(self, name: str) -> Any:
+        """Return what a JSON object holds; None if there is no such object.
+
+        Raises:
+            CorpusAsrError: it holds no JSON.
+        """
+        if not self.exists(name):
+            return None
+        data = filesystem.read_bytes(self.address(name), self.options)
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise CorpusAsrError(
+                f"reading {redact_uri(self.address(name))}: no valid JSON ({error}); restore the "
+                "file or choose another output.uri"
+            ) from error
+
+    def exists(self, name: str) -> bool:
+        """Tell whether there is such an object."""
+        return filesystem.exists(self.address(name), self.options)
+
+    def remove(self, name: str) -> None:
+        """Remove an object; one that is gone already is as good."""
+        filesystem.remove(self.address(name), self.options)
+
+    def remove_all(self, names: Iterable[str]) -> None:
+        """Remove objects, several at a time: each is a request that waits for the store."""
+        with ThreadPoolExecutor(READERS, thread_name_prefix="remove-tables") as pool:
+            for _ in pool.map(self.remove, names):
+                pass
+
+
+def _is_table(name: str) -> bool:
+    base = name.rpartition("/")[2]
+    return base.endswith(SUFFIX) and not base.startswith(TEMPORARY_PREFIX)
+
+
+def _projected(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
+    if columns is None:
+        return schema
+    return pa.schema([schema.field(name) for name in columns], metadata=schema.metadata)
+
+
+def unique_stem(time_ns: int | None = None) -> str:
+    """Return a name no other commit has; names sort by the time they were made, or by this one."""
+    return f"{time.time_ns() if time_ns is None else time_ns:020d}-{uuid.uuid4().hex[:12]}"
+
+
+def stem_before(name: str) -> str:
+    """Return a unique stem that sorts before an object's; both stand for the same time."""
+    time_ns = name.rpartition("/")[2].partition("-")[0]
+    return unique_stem(max(0, int(time_ns) - 1) if time_ns.isdecimal() else 0)

@@ -1,0 +1,468 @@
+"""The single entry point to every store: local paths, s3://, http(s):// and any fsspec scheme.
+
+Every function raises a `FetchError` where a store fails beyond its retries, and all but
+`open_binary` a `ConfigError` where no library knows the address.
+"""
+
+import contextlib
+import functools
+import io
+import os
+import shutil
+import tempfile
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import IO, Any, Protocol, TypeVar
+
+import fsspec
+from fsspec import AbstractFileSystem
+
+from corpus_asr.config.stages import SourceSettings
+from corpus_asr.errors import ConfigError, FetchError
+from corpus_asr.failure_kinds import CHANGED, FETCH, NOT_FOUND, UNSUPPORTED_SCHEME
+from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
+from corpus_asr.storage.stores.local import TEMPORARY_PREFIX, LocalStore, ObjectInfo, Page
+from corpus_asr.storage.stores.retry import (
+    DEFAULT_POLICY,
+    FEW_ATTEMPTS,
+    RangesUnsupportedError,
+    RetryPolicy,
+    StoreError,
+    fetch_error,
+    from_os_error,
+    with_retries,
+)
+from corpus_asr.storage.stores.uri import (
+    LOCAL,
+    join,
+    normalise,
+    parent,
+    scheme_of,
+    without_secrets,
+)
+from corpus_asr.units import MEBIBYTE
+
+T = TypeVar("T")
+
+BLOCK_BYTES = 4 * MEBIBYTE  # about four minutes of mp3: few requests, little waste after a seek
+KEPT_BLOCKS = 4  # containers jump between their index and two or three places
+READ_BUFFER_BYTES = 128 * 1024  # what a demuxer's many small reads are served from
+PEEK_BYTES = MEBIBYTE // 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreOptions:
+    """How stores are reached; picklable, and the same for all objects of a job's source."""
+
+    endpoint_url: str | None = None
+    """The S3 endpoint, where it is not Amazon's."""
+    policy: RetryPolicy = DEFAULT_POLICY
+    hosts: HostRules = ANY_NAMED_HOST
+    """Which hosts a web address may lead to."""
+
+    @classmethod
+    def of(cls, source: SourceSettings) -> "StoreOptions":
+        """Return the options for a source's recordings."""
+        return cls(endpoint_url=source.endpoint_url, hosts=HostRules.of(source))
+
+
+DEFAULT_STORE = StoreOptions()
+
+
+class Store(Protocol):
+    """What each kind of store offers this module; failures are `StoreError`s."""
+
+    def info(self, uri: str) -> ObjectInfo:
+        """Return size and version of the object."""
+
+    def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
+        """Return bytes `start` to `end` (less at the object's end) and the version they are of."""
+
+    def download(self, uri: str, target: IO[bytes]) -> None:
+        """Write the whole object to `target`."""
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Put the whole object, or leave things as they were."""
+
+    def create(self, uri: str, data: bytes) -> bool:
+        """Put the whole object where there is none; tell whether there was none."""
+
+    def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
+        """Replace the object if it holds exactly `expected`; tell whether it did."""
+
+    def move(self, uri: str, target: str) -> None:
+        """Give the object another name in the same store, replacing what has it."""
+
+    def remove(self, uri: str) -> None:
+        """Remove the object if it is there."""
+
+    def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
+        """List objects below a folder (`prefix` ends with a slash) or with a common prefix.
+
+        `depth` bounds the levels below the folder that are of interest; more may come.
+        """
+
+
+def store_for(uri: str, options: StoreOptions = DEFAULT_STORE) -> Store:
+    """Return the store an address belongs to.
+
+    Raises:
+        ConfigError: no library for the scheme is installed, or the address is not usable with it.
+    """
+    scheme = scheme_of(uri)
+    if scheme == LOCAL:
+        return LocalStore()
+    # Connections of a parent process cannot be used after a fork: the process is part of the key.
+    place = "" if scheme in ("s3", "http", "https") else uri
+    return _connected(os.getpid(), scheme, place, options)
+
+
+@functools.lru_cache(maxsize=64)
+def _connected(process: int, scheme: str, uri: str, options: StoreOptions) -> Store:
+    # Imported here: workers that read local files need none of these libraries.
+    if scheme == "s3":
+        from corpus_asr.storage.stores.s3 import S3Store
+
+        return S3Store(options.endpoint_url, options.policy)
+    if scheme in ("http", "https"):
+        from corpus_asr.storage.stores.http import WebStore
+
+        return WebStore(options.policy, options.hosts)
+    from corpus_asr.storage.stores.fsspec_store import FsspecStore
+
+    return FsspecStore(uri)
+
+
+def _request(
+    doing: str, uri: str, options: StoreOptions, operation: Callable[[Store, str], T]
+) -> T:
+    uri = normalise(uri)
+    store = store_for(uri, options)
+    return with_retries(doing, uri, lambda: operation(store, uri), policy=options.policy)
+
+
+def open_store(uri: str, options: StoreOptions = DEFAULT_STORE) -> tuple[AbstractFileSystem, str]:
+    """Return an fsspec filesystem and the path in it, for libraries that ask for one."""
+    uri = normalise(uri)
+    if scheme_of(uri) == LOCAL:
+        return fsspec.filesystem("file"), uri
+    store = store_for(uri, options)
+    filesystem: AbstractFileSystem = store.filesystem  # type: ignore[attr-defined]
+    return filesystem, str(filesystem._strip_protocol(uri))
+
+
+def open_binary(uri: str, options: StoreOptions = DEFAULT_STORE) -> io.BufferedReader:
+    """Open an object for reading by ranges; a few blocks of it are in memory at a time.
+
+    Raises:
+        FetchError: also from later reads. Kinds: not_found, access_denied, timeout, changed,
+            fetch, unsupported_scheme, refused_host.
+    """
+    try:
+        return _open(uri, options)
+    except ConfigError as error:
+        # One bad address among many is that recording's failure.
+        raise FetchError(str(error), uri=uri, kind=UNSUPPORTED_SCHEME, retryable=False) from error
+
+
+def _open(uri: str, options: StoreOptions) -> io.BufferedReader:
+    uri = normalise(uri)
+    raw = RangeFile(store_for(uri, options), uri, policy=options.policy)
+    return io.BufferedReader(raw, READ_BUFFER_BYTES)
+
+
+def read_bytes(uri: str, options: StoreOptions = DEFAULT_STORE) -> bytes:
+    """Return a whole object."""
+    with _open(uri, options) as file:
+        return file.read()
+
+
+def write_atomic(uri: str, data: bytes, options: StoreOptions = DEFAULT_STORE) -> None:
+    """Put an object so that readers see all of it or none, whatever happens meanwhile."""
+    _request("writing", uri, options, lambda store, uri: store.write(uri, data))
+
+
+def upload(path: str, uri: str, options: StoreOptions = DEFAULT_STORE) -> None:
+    """Put a local file as an object, piece by piece; readers see all of it or what was before."""
+    uri = normalise(uri)
+    if scheme_of(uri) == LOCAL:
+        temporary = join(parent(uri), f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+        try:
+            os.makedirs(parent(uri), exist_ok=True)
+            shutil.copyfile(path, temporary)
+            os.replace(temporary, uri)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # a full disk has room again
+                os.remove(temporary)
+            raise fetch_error("writing", uri, from_os_error(error)) from error
+        return
+    store, key = open_store(uri, options)
+    try:
+        store.put_file(path, key)
+    except Exception as error:
+        failure = StoreError(FETCH, f"{type(error).__name__}: {without_secrets(str(error))}")
+        raise fetch_error("writing", uri, failure) from error
+
+
+def remove(uri: str, options: StoreOptions = DEFAULT_STORE) -> None:
+    """Remove an object; one that is not there is as good."""
+    _request("removing", uri, options, lambda store, uri: store.remove(uri))
+
+
+def remove_folder(uri: str) -> None:
+    """Remove a local folder if nothing is in it; stores of objects have no folders."""
+    uri = normalise(uri)
+    if scheme_of(uri) == LOCAL:
+        with contextlib.suppress(OSError):  # not there, or something is in it
+            os.rmdir(uri)
+
+
+def move(uri: str, target: str, options: StoreOptions = DEFAULT_STORE) -> None:
+    """Give an object another name in the same store; one that was moved already is as good."""
+    target = normalise(target)
+    try:
+        _request("moving", uri, options, lambda store, uri: store.move(uri, target))
+    except FetchError as error:
+        # A request whose answer was lost has done its work, and so had a run that was killed.
+        if error.kind != NOT_FOUND or not exists(target, options):
+            raise
+
+
+def describe(uri: str, options: StoreOptions = DEFAULT_STORE) -> ObjectInfo:
+    """Return size and version of an object."""
+    return _request("looking up", uri, options, lambda store, uri: store.info(uri))
+
+
+def exists(uri: str, options: StoreOptions = DEFAULT_STORE) -> bool:
+    """Tell whether there is an object (not a folder) of this name."""
+    try:
+        describe(uri, options)
+    except FetchError as error:
+        if error.kind == NOT_FOUND:
+            return False
+        raise
+    return True
+
+
+def list_pages(
+    prefix: str, options: StoreOptions = DEFAULT_STORE, *, depth: int | None = None
+) -> Iterator[Page]:
+    """List objects page by page in stable order; a folder that is not there has none.
+
+    Args:
+        prefix: a folder with a trailing slash, or that and the first letters of names.
+        options: how the store is reached.
+        depth: levels below the folder that are of interest; None for all.
+    """
+    try:
+        yield from store_for(prefix, options).pages(prefix, depth=depth)
+    except StoreError as error:
+        if error.kind != NOT_FOUND:
+            raise fetch_error("listing", prefix, error) from error
+    except FetchError as error:
+        if error.kind != NOT_FOUND:
+            raise
+
+
+def list_objects(
+    prefix: str, options: StoreOptions = DEFAULT_STORE
+) -> Iterator[tuple[str, int | None, str | None]]:
+    """List address, size and version of every object below a folder, in stable order."""
+    folder = normalise(prefix).rstrip("/") + "/"
+    for page in list_pages(folder, options):
+        yield from zip(page.uris, page.sizes, page.etags, strict=True)
+
+
+# Conditional writes, for one writer among many to win. On S3, Google Cloud Storage, Azure and
+# local disks exactly one wins. Some stores do not enforce conditions: there the last writer has
+# won, and a caller that must know reads back after a while.
+
+
+def peek(uri: str, options: StoreOptions = DEFAULT_STORE) -> bytes | None:
+    """Return a small object, or the first `PEEK_BYTES` of a large one; None if there is none.
+
+    One request, so that an object that is replaced meanwhile is seen as it was or as it is.
+    """
+    try:
+        return _request(
+            "reading", uri, options, lambda store, uri: store.read_range(uri, 0, PEEK_BYTES)[0]
+        )
+    except FetchError as error:
+        if error.kind == NOT_FOUND:
+            return None
+        raise
+
+
+def create(uri: str, data: bytes, options: StoreOptions = DEFAULT_STORE) -> bool:
+    """Put a small object if there is none of this name; tell whether it holds `data` now.
+
+    `data` is something nobody else would put.
+    """
+    written = _request("creating", uri, options, lambda store, uri: store.create(uri, data))
+    # The first of two attempts may have done it, its answer lost.
+    return written or peek(uri, options) == data
+
+
+def swap(uri: str, data: bytes, expected: bytes, options: StoreOptions = DEFAULT_STORE) -> bool:
+    """Replace a small object if it holds exactly `expected`; tell whether it holds `data` now.
+
+    `data` is something nobody else would put.
+    """
+    written = _request(
+        "replacing", uri, options, lambda store, uri: store.swap(uri, data, expected)
+    )
+    return written or peek(uri, options) == data
+
+
+class RangeFile(io.RawIOBase):
+    """A seekable file over range reads; wrap it in `io.BufferedReader`.
+
+    The last few blocks are kept and the next one is read ahead, so memory is bounded by
+    `KEPT_BLOCKS + 1` blocks however large the object.
+
+    Raises:
+        FetchError: on opening or reading; of kind `changed` where the object is no longer the one
+            that was opened.
+    """
+
+    def __init__(
+        self, store: Store, uri: str, *, policy: RetryPolicy, block_bytes: int | None = None
+    ) -> None:
+        super().__init__()
+        self._store, self._uri, self._policy = store, uri, policy
+        self._block_bytes = block_bytes or BLOCK_BYTES
+        self._position = 0
+        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        self._ahead: tuple[int, Future[bytes]] | None = None
+        self._executor: ThreadPoolExecutor | None = None
+        self._whole: IO[bytes] | None = None
+        self.info = self._open()
+        self.size_bytes = self.info.size_bytes or 0
+
+    def _open(self) -> ObjectInfo:
+        # The first block also tells size and version: one request, not two.
+        def first() -> ObjectInfo:
+            block, info = self._store.read_range(self._uri, 0, self._block_bytes)
+            if info.size_bytes is None:
+                raise RangesUnsupportedError
+            self._check_length(0, block, info.size_bytes)
+            self._blocks[0] = block
+            return info
+
+        try:
+            return self._with_retries(first)
+        except RangesUnsupportedError:
+            return self._with_retries(self._download)
+
+    def _download(self) -> ObjectInfo:
+        whole = tempfile.TemporaryFile()  # noqa: SIM115 - closed with this file
+        try:
+            self._store.download(self._uri, whole)
+        except BaseException:
+            whole.close()
+            raise
+        self._whole = whole
+        return ObjectInfo(size_bytes=whole.tell(), etag=None)
+
+    def _with_retries(self, operation: Callable[[], T]) -> T:
+        return with_retries("reading", self._uri, operation, policy=self._policy)
+
+    def _check_length(self, start: int, block: bytes, size_bytes: int) -> None:
+        expected = min(self._block_bytes, size_bytes - start)
+        if len(block) != expected:
+            message = f"short read: {len(block)} bytes from {start}, expected {expected}"
+            raise StoreError(FETCH, message, transient=True)
+
+    def _fetch(self, index: int) -> bytes:
+        start = index * self._block_bytes
+        end = min(start + self._block_bytes, self.size_bytes)
+
+        def attempt() -> bytes:
+            block, info = self._store.read_range(self._uri, start, end)
+            self._check_unchanged(info)
+            self._check_length(start, block, self.size_bytes)
+            return block
+
+        return self._with_retries(attempt)
+
+    def _check_unchanged(self, info: ObjectInfo) -> None:
+        for name, before, now in (
+            ("size", self.info.size_bytes, info.size_bytes),
+            ("version", self.info.etag, info.etag),
+        ):
+            if before is not None and now is not None and before != now:
+                message = f"the object changed while it was read ({name} {before}, now {now})"
+                # A replica that lags behind answers like this, too: asked again, another may not.
+                raise StoreError(CHANGED, message, transient=True, attempts=FEW_ATTEMPTS)
+
+    def _block(self, index: int) -> bytes:
+        if index not in self._blocks:
+            ahead, self._ahead = self._ahead, None
+            if ahead is not None and ahead[0] == index:
+                block = ahead[1].result()
+            else:
+                block = self._fetch(index)
+            self._blocks[index] = block
+            while len(self._blocks) > KEPT_BLOCKS:
+                self._blocks.popitem(last=False)
+            if index - 1 in self._blocks:
+                self._read_ahead(index + 1)
+        self._blocks.move_to_end(index)
+        return self._blocks[index]
+
+    def _read_ahead(self, index: int) -> None:
+        if index in self._blocks or index * self._block_bytes >= self.size_bytes:
+            return
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._ahead = (index, self._executor.submit(self._fetch, index))
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` from the present position; 0 at the end."""
+        wanted = min(len(buffer), self.size_bytes - self._position)
+        if wanted <= 0:
+            return 0
+        if self._whole is not None:
+            self._whole.seek(self._position)
+            data = self._whole.read(wanted)
+        else:
+            index, offset = divmod(self._position, self._block_bytes)
+            data = self._block(index)[offset : offset + wanted]
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move; nothing is fetched before the next read."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size_bytes}[whence]
+        if start + offset < 0:
+            raise ValueError(f"seeking to {start + offset}: before the start of the file")
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        """Return the present position."""
+        return self._position
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def close(self) -> None:
+        """Drop blocks and temporary files; a block being read ahead is not waited for."""
+        if not self.closed:
+            executor = getattr(self, "_executor", None)
+            if executor is not None:
+                executor.shutdown(wait=False, cancel_futures=True)
+            whole = getattr(self, "_whole", None)
+            if whole is not None:
+                whole.close()
+            getattr(self, "_blocks", OrderedDict()).clear()
+        super().close()

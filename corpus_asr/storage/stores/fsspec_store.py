@@ -1,0 +1,261 @@
+"""Every other fsspec scheme as a store: gs://, az://, memory://, sftp:// and so on."""
+
+import contextlib
+import datetime
+import functools
+import importlib
+from collections.abc import Iterator
+from typing import IO, Any
+
+import fsspec
+from fsspec import AbstractFileSystem
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.failure_kinds import FETCH, NOT_FOUND
+from corpus_asr.storage.stores.local import PAGE_ROWS, ObjectInfo, Page
+from corpus_asr.storage.stores.retry import StoreError, from_os_error, from_status
+from corpus_asr.storage.stores.uri import redact_uri, scheme_of, without_secrets
+from corpus_asr.units import MEBIBYTE
+
+_GOOGLE = {"gs", "gcs"}
+_AZURE = {"az", "abfs", "abfss"}
+_NO_OBJECT = "0"  # Google's generation of an object that does not exist
+_PRECONDITION_FAILED = 412
+_VERSION_KEYS = ("etag", "ETag", "md5Hash", "content_md5", "checksum")
+_TIME_KEYS = ("mtime", "modified", "last_modified", "LastModified", "updated", "created")
+_COPY_BYTES = 16 * MEBIBYTE
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (StoreError, ConfigError):
+        raise
+    except OSError as error:
+        raise from_os_error(error) from error
+    except Exception as error:
+        status = _status_of(error)
+        if status >= 400:
+            raise from_status(status, type(error).__name__) from error
+        # Each library has errors of its own; an unknown one may well be a passing one.
+        raise StoreError(FETCH, f"{type(error).__name__}: {error}", transient=True) from error
+
+
+def _status_of(error: Exception) -> int:
+    for name in ("status", "code", "status_code"):  # aiohttp, gcsfs, azure
+        if isinstance(status := getattr(error, name, None), int):
+            return status
+    return 0
+
+
+def _info(details: dict[str, Any]) -> ObjectInfo:
+    if details.get("type") == "directory":
+        raise from_os_error(IsADirectoryError())
+    size = details.get("size")
+    for key in _VERSION_KEYS:
+        if details.get(key):
+            return ObjectInfo(size_bytes=size, etag=str(details[key]).strip('"'))
+    for key in _TIME_KEYS:
+        time = details.get(key)
+        if time:
+            # Some libraries answer a lookup with a number and a listing with a date.
+            seconds = time.timestamp() if isinstance(time, datetime.datetime) else time
+            return ObjectInfo(size_bytes=size, etag=f"{size}-{seconds}")
+    return ObjectInfo(size_bytes=size, etag=None)
+
+
+class FsspecStore:
+    """Objects of the place an address names: a scheme, and where it has one, a host.
+
+    Raises:
+        ConfigError: (also when first used) no library for the scheme is installed, or the address
+            does not say what that library needs.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._scheme = scheme_of(uri)
+        with self._usable():
+            self._class = fsspec.get_filesystem_class(self._scheme)
+            # Not `url_to_fs`: it would take "::" within a name for a chain of stores.
+            self._options = self._class._get_kwargs_from_urls(uri)
+
+    @functools.cached_property
+    def filesystem(self) -> AbstractFileSystem:
+        """The library's own object; making it may connect, so this may fail like any request."""
+        with self._usable():
+            filesystem: AbstractFileSystem = self._class(**self._options)
+        # Not as an option: some libraries hand those they do not know to their server.
+        filesystem.dircache.use_listings_cache = False
+        return filesystem
+
+    @contextlib.contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except ImportError as error:
+            missing = getattr(error.__cause__ or error, "name", None)
+            named = missing is not None and missing in str(error)  # so it is no module of another
+            cure = f"pip install {missing}" if named else "install what it asks for"
+            raise ConfigError(
+                f"opening {redact_uri(self._uri)}: the library for {self._scheme}:// is not "
+                f"installed ({without_secrets(str(error))}), expected it here and on every machine "
+                f"of a cluster; {cure}"
+            ) from error
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"opening {redact_uri(self._uri)}: {self._scheme}:// cannot be used like this "
+                f"({without_secrets(str(error))}), expected an address that fsspec knows, such as "
+                "s3://, gs:// or abfs://; correct the address"
+            ) from error
+
+    def _path(self, uri: str) -> str:
+        return str(self._class._strip_protocol(uri))
+
+    def info(self, uri: str) -> ObjectInfo:
+        """Return size and version of an object."""
+        with _translated():
+            return _info(self.filesystem.info(self._path(uri)))
+
+    def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
+        """Return bytes of the object as it is now."""
+        info = self.info(uri)
+        return self._read(uri, start, end, info), info
+
+    def _read(self, uri: str, start: int, end: int, info: ObjectInfo) -> bytes:
+        stop = end if info.size_bytes is None else min(end, info.size_bytes)
+        if stop <= start:
+            return b""
+        with _translated():
+            return bytes(self.filesystem.cat_file(self._path(uri), start=start, end=stop))
+
+    def download(self, uri: str, target: IO[bytes]) -> None:
+        """Write the whole object to `target`."""
+        with _translated(), self.filesystem.open(self._path(uri), "rb") as source:
+            while piece := source.read(_COPY_BYTES):
+                target.write(piece)
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Put the object, in one call."""
+        with _translated():
+            self.filesystem.pipe_file(self._path(uri), data)
+
+    def create(self, uri: str, data: bytes) -> bool:
+        """Put the object if there is none, as exclusively as the library does it."""
+        path = self._path(uri)
+        with _translated():
+            try:
+                if self._scheme in _GOOGLE:
+                    self._put_google(path, data, _NO_OBJECT)
+                elif self._scheme in _AZURE:
+                    self.filesystem.pipe_file(path, data, overwrite=False)
+                else:
+                    self.filesystem.pipe_file(path, data, mode="create")
+            except FileExistsError:
+                return False
+        return True
+
+    def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
+        """Replace the object if it holds `expected`.
+
+        Google and Azure put it under the condition that its version is still the one that was
+        looked at; fsspec has no such condition for other stores, which are looked at and then
+        written to.
+        """
+        path = self._path(uri)
+        with _translated():
+            try:
+                # The version is looked up before the content is read. If the object changes in
+                # between, the content may be as expected, but the condition does not hold.
+                details = self.filesystem.info(path)
+                if self._read(uri, 0, len(expected) + 1, _info(details)) != expected:
+                    return False
+                if self._scheme in _GOOGLE:
+                    self._put_google(path, data, details.get("generation"))
+                elif self._scheme in _AZURE:
+                    self._put_azure(path, data, details.get("etag"))
+                else:
+                    self.filesystem.pipe_file(path, data)
+            except (FileNotFoundError, FileExistsError):
+                return False
+            except StoreError as error:
+                if error.kind == NOT_FOUND:
+                    return False
+                raise
+        return True
+
+    def _put_google(self, path: str, data: bytes, generation: str | None) -> None:
+        # gcsfs's own methods know only the condition that there is no object, so this is a media
+        # upload of Google's JSON API; gcsfs raises FileExistsError where the condition fails.
+        filesystem = self.filesystem
+        if generation is None or not hasattr(filesystem, "call"):
+            raise _no_conditions("gcsfs")
+        bucket, _, key = path.partition("/")
+        filesystem.call(
+            "POST", f"{filesystem._location}/upload/storage/v1/b/{bucket}/o", uploadType="media",
+            name=key, ifGenerationMatch=generation, data=data, json_out=True,
+            headers={"Content-Type": "application/octet-stream"},
+        )  # fmt: skip
+
+    def _put_azure(self, path: str, data: bytes, etag: str | None) -> None:
+        if etag is None:
+            raise _no_conditions("adlfs")
+        # A dependency of adlfs, and no dependency of this package.
+        unmodified = importlib.import_module("azure.core").MatchConditions.IfNotModified
+        try:
+            self.filesystem.pipe_file(
+                path, data, overwrite=True, etag=etag, match_condition=unmodified
+            )
+        except Exception as error:
+            if _status_of(error) != _PRECONDITION_FAILED:
+                raise
+            raise FileExistsError(path) from error
+
+    def move(self, uri: str, target: str) -> None:
+        """Copy the object within the store, then remove it."""
+        with _translated():
+            self.filesystem.cp_file(self._path(uri), self._path(target))
+            self.filesystem.rm_file(self._path(uri))
+
+    def remove(self, uri: str) -> None:
+        """Remove the object; one that is gone already is as good."""
+        with _translated(), contextlib.suppress(FileNotFoundError):
+            self.filesystem.rm_file(self._path(uri))
+
+    def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
+        """List what lies below the folder part of `prefix`, folder by folder, sorted by name."""
+        folder = prefix.rpartition("/")[0]
+        if folder.endswith(":/"):  # scheme:// itself
+            folder += "/"
+        with _translated():
+            root = self._path(folder)
+            walk = self.filesystem.walk(root, maxdepth=depth, detail=True, on_error="raise")
+            for _, subfolders, files in walk:
+                _sort_in_place(subfolders)
+                yield from _pages(folder.rstrip("/"), root.rstrip("/"), files)
+
+
+def _no_conditions(library: str) -> StoreError:
+    return StoreError(
+        FETCH,
+        f"{library} tells no version of the object that a conditional write could name, expected "
+        "one: without it two runs may both get the lock",
+        advice=f"pip install --upgrade {library}, here and on every machine of a cluster",
+    )
+
+
+def _sort_in_place(subfolders: dict[str, Any]) -> None:
+    # The walk continues into what this dictionary holds, in its order.
+    ordered = sorted(subfolders.items())
+    subfolders.clear()
+    subfolders.update(ordered)
+
+
+def _pages(folder: str, root: str, files: dict[str, dict[str, Any]]) -> Iterator[Page]:
+    names = sorted(files)
+    for start in range(0, len(names), PAGE_ROWS):
+        some = [files[name] for name in names[start : start + PAGE_ROWS]]
+        infos = [_info(details) for details in some]
+        uris = [f"{folder}/{details['name'].removeprefix(root).lstrip('/')}" for details in some]
+        yield Page(uris, [info.size_bytes for info in infos], [info.etag for info in infos])

@@ -1,0 +1,148 @@
+"""What may be read on untrusted input: a manifest from elsewhere, a redirect on the way.
+
+The addresses in `source.uri`, and those in a manifest on this machine, are the user's own. A
+manifest read from a remote store is not: it must not make this machine read its own files, nor ask
+hosts that only this machine can reach.
+"""
+
+import fnmatch
+import ipaddress
+import re
+import urllib.parse
+from dataclasses import dataclass
+from enum import Enum
+
+from corpus_asr.config.stages import SourceSettings
+from corpus_asr.storage.stores.uri import LOCAL, scheme_of
+
+WEB = frozenset({"http", "https"})
+# Their addresses name buckets of one service each, never a file here or a host of choice.
+_OBJECT_STORES = frozenset(
+    {"s3", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "hf"}
+)  # fmt: skip
+
+_NUMERIC = re.compile(r"(?:(?:0x[0-9a-f]*|[0-9]+)(?:\.|$))+")
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class Verdict(Enum):
+    """What to make of a host."""
+
+    ADMITTED = "admitted"
+    IF_PUBLIC = "if public"
+    """Admitted where all its addresses are public ones."""
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRules:
+    """Which hosts http(s) addresses may lead to."""
+
+    trusted_names: bool = True
+    """Whether the addresses that are read are the user's own word; redirects never are."""
+    own_hosts: tuple[str, ...] = ()
+    """Hosts that the settings themselves name."""
+    listed: tuple[str, ...] | None = None
+    """`source.allow_hosts`."""
+
+    @classmethod
+    def of(cls, source: SourceSettings) -> "HostRules":
+        """Return the rules for a source."""
+        written = (*source.uri, *((source.manifest,) if source.manifest else ()))
+        hosts = (host_of(uri) for uri in written if scheme_of(uri) in WEB)
+        return cls(
+            trusted_names=not comes_from_elsewhere(source.manifest),
+            own_hosts=tuple(dict.fromkeys(host for host in hosts if host)),
+            listed=source.allow_hosts,
+        )
+
+    def verdict(self, host: str, *, redirected: bool) -> Verdict:
+        """Say whether a host may be asked."""
+        host = host.lower().rstrip(".")
+        if host in self.own_hosts:
+            return Verdict.ADMITTED
+        if self.listed is not None:
+            fits = any(_fits(host, pattern) for pattern in self.listed)
+            return Verdict.ADMITTED if fits else Verdict.REFUSED
+        if self.trusted_names and not redirected:
+            return Verdict.ADMITTED
+        if _is_odd_number(host):
+            return Verdict.REFUSED
+        address = _ip_address(host)
+        if address is not None:
+            return Verdict.ADMITTED if is_public(address) else Verdict.REFUSED
+        return Verdict.IF_PUBLIC
+
+
+ANY_NAMED_HOST = HostRules()
+"""The host that an address names, and from there public ones."""
+
+
+def comes_from_elsewhere(manifest: str | None) -> bool:
+    """Tell whether a manifest is read from a remote store."""
+    return manifest is not None and scheme_of(manifest) != LOCAL
+
+
+def may_name(manifest: str, uri: str, *, allow_local_files: bool) -> bool:
+    """Tell whether a manifest may name an address (in normal form), as far as its scheme tells.
+
+    From elsewhere it may name objects of object stores, web addresses, and what lies in the very
+    store that it lies in; everything else (this machine's files, archives and caches, any host
+    over FTP or SSH) could reach what its writer cannot.
+    """
+    scheme = scheme_of(uri)
+    if not comes_from_elsewhere(manifest) or scheme in WEB or scheme in _OBJECT_STORES:
+        return True
+    if scheme == LOCAL:
+        return allow_local_files
+    return scheme == scheme_of(manifest) and _authority(uri) == _authority(manifest)
+
+
+def host_of(uri: str) -> str:
+    """Return the host of an address in lower case, without user and port; "" without one."""
+    try:
+        return (urllib.parse.urlsplit(uri).hostname or "").rstrip(".")
+    except ValueError:  # a bracket that does not close
+        return ""
+
+
+def is_public(address: IPAddress) -> bool:
+    """Tell whether an address is of the public Internet, inner ones of IPv6 forms included."""
+    if isinstance(address, ipaddress.IPv6Address):
+        # Forms that carry an IPv4 address: mapped, 6to4, Teredo, NAT64.
+        inner = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+        if address in ipaddress.ip_network("64:ff9b::/96"):
+            inner.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        if any(found is not None and not is_public(found) for found in inner):
+            return False
+        if address.ipv4_mapped is not None:
+            return True
+    return address.is_global and not address.is_multicast
+
+
+def _fits(host: str, pattern: str) -> bool:
+    """Tell whether a host is a name, a wildcard's name (*.example.org), or in a network."""
+    address = _ip_address(host)
+    if address is None:
+        return fnmatch.fnmatchcase(host, pattern.lower().rstrip("."))
+    try:
+        return address in ipaddress.ip_network(pattern, strict=False)
+    except ValueError:
+        return False  # the pattern is a name
+
+
+def _ip_address(host: str) -> IPAddress | None:
+    try:
+        return ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+
+
+def _is_odd_number(host: str) -> bool:
+    """Tell whether a host is an IPv4 address as none is written today (2130706433, 127.1, 0x7f)."""
+    return _ip_address(host) is None and _NUMERIC.fullmatch(host) is not None
+
+
+def _authority(uri: str) -> str:
+    return uri.partition("://")[2].partition("/")[0]

@@ -1,0 +1,339 @@
+"""Objects behind http(s) addresses as a read-only store, and JSON posted to a webhook."""
+
+import asyncio
+import ipaddress
+import json
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import IO, Any, TypeVar
+
+import aiohttp
+import yarl
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.resolver import ThreadedResolver
+from fsspec.asyn import get_loop, sync
+from fsspec.implementations.http import HTTPFileSystem
+
+from corpus_asr.errors import FetchError
+from corpus_asr.failure_kinds import ACCESS_DENIED, FETCH, REFUSED_HOST, TIMEOUT
+from corpus_asr.storage.stores.host_allowlist import WEB, HostRules, Verdict, host_of, is_public
+from corpus_asr.storage.stores.local import ObjectInfo, Page
+from corpus_asr.storage.stores.retry import (
+    RangesUnsupportedError,
+    RetryPolicy,
+    StoreError,
+    from_os_error,
+    from_status,
+    with_retries,
+)
+from corpus_asr.units import MEBIBYTE
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S = 10
+CONNECT_ATTEMPTS = 5  # about four seconds
+READ_TIMEOUT_S = 30  # silence on an open connection
+# A compressed answer would have other offsets than the object.
+_IDENTITY = {"Accept-Encoding": "identity"}
+_RANGES_MISSING = 200
+_REDIRECTS = {301, 302, 303, 307, 308}
+MAX_REDIRECTS = 10
+
+
+def web_failure(error: Exception) -> StoreError:
+    """Translate what a connection raised; no text holds the address."""
+    if isinstance(error, TimeoutError | asyncio.TimeoutError):
+        return StoreError(TIMEOUT, "no answer within the time limit", transient=True)
+    if isinstance(error, aiohttp.InvalidURL):
+        return StoreError(FETCH, "no valid http address")
+    if isinstance(error, aiohttp.ClientSSLError):
+        return StoreError(FETCH, f"no trusted connection ({type(error).__name__})")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        # Web addresses go out of date: a host that is gone must not hold a run up for minutes.
+        found = f"the host cannot be reached ({type(error).__name__})"
+        return StoreError(FETCH, found, transient=True, attempts=CONNECT_ATTEMPTS)
+    if isinstance(error, aiohttp.ClientError):
+        # Their texts hold the whole address, signature included.
+        return StoreError(FETCH, f"the connection failed ({type(error).__name__})", transient=True)
+    if isinstance(error, OSError):
+        return from_os_error(error)
+    return StoreError(FETCH, type(error).__name__)
+
+
+def _info(headers: Mapping[str, str], size_bytes: int | None) -> ObjectInfo:
+    etag = headers.get("ETag", "").removeprefix("W/").strip('"')
+    if not etag and "Last-Modified" in headers:
+        etag = f"{size_bytes}-{headers['Last-Modified']}"
+    return ObjectInfo(size_bytes=size_bytes, etag=etag or None)
+
+
+def _decimal(text: str | None) -> int | None:
+    return int(text) if text and text.isdecimal() else None
+
+
+class _PublicResolver(AbstractResolver):
+    """Looks up hosts and refuses those with an address that is no public one."""
+
+    def __init__(self) -> None:
+        self._inner = ThreadedResolver()
+        # A proxy of the user's is asked for public hosts; where it leads is its own affair.
+        self._proxies = _proxy_hosts()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await self._inner.resolve(host, port, family)
+        if host.lower() not in self._proxies:
+            for entry in found:
+                address = ipaddress.ip_address(entry["host"].partition("%")[0])
+                if not is_public(address):
+                    raise _refused(host, str(address))
+        return found
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+def _proxy_hosts() -> set[str]:
+    proxies = urllib.request.getproxies()
+    return {host_of(proxies[scheme]) for scheme in WEB if scheme in proxies} - {""}
+
+
+def _refused(host: str, address: str | None = None) -> StoreError:
+    leads = f", which is {address}" if address and address != host else ""
+    return StoreError(
+        REFUSED_HOST,
+        f"refused to ask the host {host}{leads}: expected a public one, one that the source "
+        "settings name, or one that source.allow_hosts admits",
+    )
+
+
+async def _public_client(**options: Any) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(resolver=_PublicResolver())
+    return aiohttp.ClientSession(connector=connector, **options)
+
+
+class WebStore:
+    """Objects of any web server that the rules admit."""
+
+    def __init__(self, policy: RetryPolicy, hosts: HostRules) -> None:
+        self._policy = policy
+        self._hosts = hosts
+        limits = aiohttp.ClientTimeout(
+            total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=READ_TIMEOUT_S
+        )
+        options = {"timeout": limits, "trust_env": True, "auto_decompress": False}
+        self.filesystem = HTTPFileSystem(client_kwargs=options, skip_instance_cache=True)
+        # Connections of its own: none that was made without looking at the address is used again.
+        self._public = HTTPFileSystem(
+            client_kwargs=options, get_client=_public_client, skip_instance_cache=True
+        )
+
+    async def _session(self, address: yarl.URL, *, redirected: bool) -> aiohttp.ClientSession:
+        """Return connections to use for an address."""
+        host = address.host or ""
+        verdict = self._hosts.verdict(host, redirected=redirected)
+        public_only = verdict is Verdict.IF_PUBLIC
+        if address.scheme not in WEB or verdict is Verdict.REFUSED:
+            raise _refused(host)
+        if public_only and host in _proxy_hosts():
+            raise _refused(host)
+        chosen = self._public if public_only else self.filesystem
+        session: aiohttp.ClientSession = await chosen.set_session()
+        return session
+
+    def _request(
+        self,
+        method: str,
+        uri: str,
+        headers: Mapping[str, str],
+        use: Callable[[aiohttp.ClientResponse], Awaitable[T]],
+        *,
+        limit_s: float | None,
+    ) -> T:
+        async def ask() -> T:
+            address = _address(uri)
+            for hops in range(MAX_REDIRECTS + 1):
+                session = await self._session(address, redirected=hops > 0)
+                # Followed here, so that every host on the way is looked at before it is asked.
+                async with session.request(
+                    method, address, headers={**_IDENTITY, **headers}, allow_redirects=False
+                ) as response:
+                    target = response.headers.get("Location")
+                    if response.status in _REDIRECTS and target:
+                        address = address.join(_address(target))
+                        continue
+                    if response.status >= 400 and response.status != 416:
+                        retry_after = response.headers.get("Retry-After")
+                        reason = response.reason or ""
+                        raise from_status(response.status, reason, retry_after=retry_after)
+                    return await use(response)
+            raise StoreError(FETCH, f"found more than {MAX_REDIRECTS} redirects")
+
+        async def limited() -> T:
+            return await asyncio.wait_for(ask(), limit_s)
+
+        try:
+            result: T = sync(self.filesystem.loop, limited)
+        except (StoreError, RangesUnsupportedError):
+            raise
+        except Exception as error:
+            raise web_failure(error) from error
+        return result
+
+    def info(self, uri: str) -> ObjectInfo:
+        """Return size and version; asks for the first byte where HEAD is not answered."""
+
+        async def use(response: aiohttp.ClientResponse) -> ObjectInfo:
+            return _info(response.headers, _decimal(response.headers.get("Content-Length")))
+
+        limit_s = self._policy.request_timeout_s
+        try:
+            return self._request("HEAD", uri, {}, use, limit_s=limit_s)
+        except StoreError as error:
+            # Addresses signed for GET answer 403 to HEAD; simple servers 405 or 501.
+            if error.kind not in (ACCESS_DENIED, FETCH) or (
+                error.transient and "501" not in str(error)
+            ):
+                raise
+        try:
+            return self.read_range(uri, 0, 1)[1]
+        except RangesUnsupportedError:
+            return ObjectInfo(size_bytes=None, etag=None)
+
+    def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
+        """Return bytes of the object as it is now.
+
+        Raises:
+            RangesUnsupportedError: the server sends the whole, or does not tell its size.
+        """
+
+        async def use(response: aiohttp.ClientResponse) -> tuple[bytes, ObjectInfo]:
+            content_range = response.headers.get("Content-Range", "")
+            total = _decimal(content_range.rpartition("/")[2])
+            if response.status == 416:
+                return b"", _info(response.headers, total or 0)
+            if response.status == _RANGES_MISSING or total is None:
+                raise RangesUnsupportedError
+            return await response.read(), _info(response.headers, total)
+
+        headers = {"Range": f"bytes={start}-{end - 1}"}
+        return self._request("GET", uri, headers, use, limit_s=self._policy.request_timeout_s)
+
+    def download(self, uri: str, target: IO[bytes]) -> None:
+        """Write the whole object to `target`; silence is limited, the total time is not."""
+
+        async def use(response: aiohttp.ClientResponse) -> None:
+            expected = _decimal(response.headers.get("Content-Length"))
+            async for piece in response.content.iter_chunked(MEBIBYTE):
+                target.write(piece)
+            if expected is not None and target.tell() != expected:
+                found = f"short read: {target.tell()} bytes, expected {expected}"
+                raise StoreError(FETCH, found, transient=True)
+
+        self._request("GET", uri, {}, use, limit_s=None)
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Refuse: web addresses are read only."""
+        raise StoreError(FETCH, f"cannot write {len(data)} bytes: http addresses are read only")
+
+    def create(self, uri: str, data: bytes) -> bool:
+        """Refuse: web addresses are read only."""
+        raise StoreError(FETCH, f"cannot write {len(data)} bytes: http addresses are read only")
+
+    def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
+        """Refuse: web addresses are read only."""
+        return self.create(uri, data)
+
+    def move(self, uri: str, target: str) -> None:
+        """Refuse: web addresses are read only."""
+        raise StoreError(FETCH, "cannot move: http addresses are read only")
+
+    def remove(self, uri: str) -> None:
+        """Refuse: web addresses are read only."""
+        raise StoreError(FETCH, "cannot remove: http addresses are read only")
+
+    def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
+        """Refuse: the web has no listing."""
+        raise StoreError(FETCH, "cannot list: http files must be named in full")
+
+
+def _address(uri: str) -> yarl.URL:
+    # Requoting would break signatures; what is ASCII already is sent as it stands.
+    return yarl.URL(uri, encoded=uri.isascii() and uri.isprintable() and " " not in uri)
+
+
+# Nobody waits for a message longer than for about a minute.
+PATIENCE = RetryPolicy(attempts=3, patience_s=30.0, longest_wait_s=10.0, request_timeout_s=15.0)
+_DOING = "telling the webhook at"
+
+
+def post_json(
+    url: str,
+    value: Any,
+    *,
+    allow_hosts: Sequence[str] | None = None,
+    policy: RetryPolicy = PATIENCE,
+) -> None:
+    """Post a value, again where the server does not answer or says that it cannot now.
+
+    Raises:
+        FetchError: it was not taken.
+    """
+    host = host_of(url)
+    body = json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
+
+    def post() -> None:
+        _check(url, host, allow_hosts)
+        try:
+            sync(get_loop(), _post, url, body, policy.request_timeout_s)
+        except StoreError:
+            raise
+        except Exception as error:
+            raise web_failure(error) from None  # its text holds the address
+
+    try:
+        with_retries(_DOING, host or "?", post, policy=policy)
+    except FetchError as error:
+        cause = error.__cause__
+        assert isinstance(cause, StoreError)
+        raise FetchError(
+            f"{_DOING} {host or '?'}: {cause}; check its address and its server",
+            kind=error.kind,
+        ) from None
+
+
+def _check(url: str, host: str, allow_hosts: Sequence[str] | None) -> None:
+    # The address is itself a secret and the user's own, so its host may be any; plain http, which
+    # shows it to whoever listens, goes only to hosts that `source.allow_hosts` admits.
+    scheme = urllib.parse.urlsplit(url).scheme if host else ""
+    if scheme not in ("http", "https"):
+        raise StoreError(FETCH, "found no https address with a host")
+    rules = HostRules(listed=tuple(allow_hosts or ()))
+    if scheme == "http" and rules.verdict(host, redirected=False) is not Verdict.ADMITTED:
+        raise StoreError(
+            REFUSED_HOST,
+            "refused to send a secret address over http: expected https, or a host that "
+            "source.allow_hosts admits",
+        )
+
+
+async def _post(url: str, body: bytes, limit_s: float) -> None:
+    limits = aiohttp.ClientTimeout(total=limit_s)
+    headers = {"Content-Type": "application/json; charset=utf-8"}
+    async with (
+        aiohttp.ClientSession(timeout=limits, trust_env=True) as session,
+        session.post(url, data=body, headers=headers, allow_redirects=False) as response,
+    ):
+        if 300 <= response.status < 400:  # another's word, so not followed
+            found = f"the server answered {response.status}, a redirect, which is not followed"
+            raise StoreError(FETCH, found)
+        if response.status >= 400:
+            retry_after = response.headers.get("Retry-After")
+            found = f"the server answered {response.status} {response.reason or ''}".rstrip()
+            like = from_status(response.status, "", retry_after=retry_after)
+            raise StoreError(
+                like.kind, found, transient=like.transient, retry_after_s=like.retry_after_s
+            )

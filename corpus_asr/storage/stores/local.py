@@ -1,0 +1,346 @@
+"""Local files as a store: absolute paths, taken literally."""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import pyarrow as pa
+
+from corpus_asr.failure_kinds import FETCH, NO_SPACE, NOT_FOUND
+from corpus_asr.storage.stores.retry import FULL_ERRNO, StoreError, from_os_error
+
+logger = logging.getLogger(__name__)
+
+TEMPORARY_PREFIX = ".tmp-"  # hidden from Parquet readers
+PAGE_ROWS = 10_000
+# What mounts without hard links, or without file locks, answer.
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK, errno.EINVAL}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectInfo:
+    """What a store says of an object's present version."""
+
+    size_bytes: int | None
+    etag: str | None
+    """Names the version; of local files made of size and modification time."""
+
+
+class Page(NamedTuple):
+    """Some objects of a listing, column by column."""
+
+    uris: list[str]
+    sizes: list[int | None]
+    etags: list[str | None]
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(error) from error
+
+
+def _info(status: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(size_bytes=status.st_size, etag=f"{status.st_size}-{status.st_mtime_ns}")
+
+
+def _require_regular(status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise from_os_error(IsADirectoryError())
+    if not stat.S_ISREG(status.st_mode):
+        # Opening a pipe would wait for a writer that may never come.
+        raise StoreError(FETCH, "found a pipe, socket or device, expected a regular file")
+
+
+class LocalStore:
+    """Files of this machine, or of a folder mounted on it."""
+
+    def info(self, uri: str) -> ObjectInfo:
+        """Return size and version of a file."""
+        with _translated():
+            status = os.stat(uri)
+        _require_regular(status)
+        return _info(status)
+
+    def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
+        """Return bytes of the file as it is now."""
+        self.info(uri)
+        with _translated():
+            descriptor = os.open(uri, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                info = _info(os.fstat(descriptor))
+                pieces = list(_pieces(descriptor, start, end))
+            finally:
+                os.close(descriptor)
+        return b"".join(pieces), info
+
+    def download(self, uri: str, target: IO[bytes]) -> None:
+        """Copy the whole file."""
+        with _translated(), open(uri, "rb") as source:
+            shutil.copyfileobj(source, target)
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Replace the file: whole and on disk, or as it was."""
+        path = Path(uri)
+        with _translated(), _whole(path, data) as temporary:
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+
+    def create(self, uri: str, data: bytes) -> bool:
+        """Make the file, whole and on disk; tell whether there was none."""
+        path = Path(uri)
+        with _translated(), _whole(path, data) as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                return _create_in_place(path, data)
+            _sync_folder(path.parent)
+        return True
+
+    def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
+        """Replace the file if it holds `expected`; False also while another does the same."""
+        with _translated(), _sole_writer(uri) as descriptor:
+            if descriptor is None:
+                return False
+            if b"".join(_pieces(descriptor, 0, len(expected) + 1)) != expected:
+                return False
+            self.write(uri, data)
+        return True
+
+    def move(self, uri: str, target: str) -> None:
+        """Rename a file."""
+        with _translated():
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(uri, target)
+
+    def remove(self, uri: str) -> None:
+        """Remove a file; one that is gone already is as good."""
+        with _translated(), contextlib.suppress(FileNotFoundError):
+            os.unlink(uri)
+
+    def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
+        """List what lies below the folder part of `prefix`, folder by folder, sorted by name.
+
+        Links are followed; a folder that contains itself through a link is entered once. What
+        cannot be looked at (a dangling link, a loop of links, a folder without permission) is
+        listed without size: reading it then fails as that recording's failure.
+        """
+        folder = prefix.rpartition("/")[0] or "/"
+        with _translated():
+            identity = _identity(folder)
+            yield from _walk(folder, _scan(folder), depth, frozenset([identity]))
+
+
+def _pieces(descriptor: int, start: int, end: int) -> Iterator[bytes]:
+    while start < end:
+        piece = os.pread(descriptor, end - start, start)
+        if not piece:
+            return
+        start += len(piece)
+        yield piece
+
+
+@contextlib.contextmanager
+def _whole(path: Path, data: bytes) -> Iterator[Path]:
+    """Write a temporary file beside `path`, whole and on disk; it is removed if it is left."""
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    _make_folder(path.parent)
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno not in FULL_ERRNO:
+            raise
+        raise _no_space(path.parent, len(data), error) from error
+    try:
+        yield temporary
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, NotADirectoryError, FileExistsError) as error:
+        raise StoreError(NOT_FOUND, f"no folder {folder} can be made ({error.strerror})") from error
+
+
+def _no_space(folder: Path, num_bytes: int, error: OSError) -> StoreError:
+    free = shutil.disk_usage(folder).free
+    return StoreError(
+        NO_SPACE,
+        f"no space left ({error.strerror}): found {free:,} bytes free in {folder}, expected room "
+        f"for {num_bytes:,} and the right to use it; nothing of the object was written",
+    )
+
+
+def _create_in_place(path: Path, data: bytes) -> bool:
+    """Make a file on a mount without hard links; for a moment readers see it empty."""
+    try:
+        with open(path, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _sole_writer(uri: str) -> Iterator[int | None]:
+    """Open a file that no other process replaces meanwhile; None where one just does."""
+    try:
+        descriptor = os.open(uri, os.O_RDWR | os.O_CLOEXEC)  # NFS locks only what may be written
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        yield descriptor if _locked(descriptor) and _still_named(uri, descriptor) else None
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        # Not waiting: who holds it may have been stopped.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        # Two writers at the same moment are then told apart by reading back who was last.
+    return True
+
+
+def _still_named(uri: str, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(uri), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _walk(
+    folder: str,
+    content: tuple[pa.Table, list[str]],
+    depth: int | None,
+    above: frozenset[tuple[int, int]],
+) -> Iterator[Page]:
+    """Yield a folder's content, then its subfolders'; `above` holds it and those around it."""
+    files, subfolders = content
+    yield from _sorted_pages(folder, files)
+    if depth is not None and depth <= 1:
+        return
+    below = None if depth is None else depth - 1
+    for name in sorted(subfolders):
+        path = os.path.join(folder, name)
+        try:
+            identity = _identity(path)
+            found = None if identity in above else _scan(path)
+        except FileNotFoundError:  # removed meanwhile
+            continue
+        except OSError as error:
+            if from_os_error(error).transient:  # a whole folder would go missing
+                raise
+            logger.warning("listing: cannot enter folder=%s (%s)", path, error.strerror)
+            yield Page([path], [None], [None])
+            continue
+        if found is not None:
+            yield from _walk(path, found, below, above | {identity})
+
+
+def _scan(folder: str) -> tuple[pa.Table, list[str]]:
+    """Return a folder's files as Arrow columns, never a million names as Python objects."""
+    tables: list[pa.Table] = []
+    subfolders: list[str] = []
+    columns = _empty_columns()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if _is_folder(entry):
+                subfolders.append(entry.name)
+                continue
+            _append_entry(columns, entry)
+            if len(columns["size"]) == PAGE_ROWS:
+                tables.append(pa.table(columns, schema=_FOLDER))
+                columns = _empty_columns()
+    tables.append(pa.table(columns, schema=_FOLDER))
+    return pa.concat_tables(tables), subfolders
+
+
+# Names travel as bytes: those that are not UTF-8 are refused by the listing, with their name.
+_FOLDER = pa.schema([("name", pa.binary()), ("size", pa.int64()), ("etag", pa.string())])
+
+
+def _empty_columns() -> dict[str, list[object]]:
+    return {name: [] for name in _FOLDER.names}
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a loop of links, say; it is listed as what fails when read
+
+
+def _append_entry(columns: dict[str, list[object]], entry: os.DirEntry[str]) -> None:
+    try:
+        status = entry.stat()
+    except OSError as error:
+        # Listed, it fails later, by name; a file removed meanwhile is gone.
+        if entry.is_symlink() or not isinstance(error, FileNotFoundError):
+            _append(columns, entry.name, None, None)
+        return
+    if stat.S_ISREG(status.st_mode):
+        info = _info(status)
+        _append(columns, entry.name, info.size_bytes, info.etag)
+
+
+def _append(
+    columns: dict[str, list[object]], name: str, size: int | None, etag: str | None
+) -> None:
+    columns["name"].append(os.fsencode(name))
+    columns["size"].append(size)
+    columns["etag"].append(etag)
+
+
+def _sorted_pages(folder: str, files: pa.Table) -> Iterator[Page]:
+    base = folder.rstrip("/") + "/"
+    ordered = files.sort_by("name")
+    for start in range(0, len(ordered), PAGE_ROWS):
+        page = ordered.slice(start, PAGE_ROWS)
+        names = (os.fsdecode(name) for name in page["name"].to_pylist())
+        yield Page([base + name for name in names], page["size"].to_pylist(),
+                   page["etag"].to_pylist())  # fmt: skip

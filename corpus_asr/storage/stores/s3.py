@@ -1,0 +1,353 @@
+"""S3 and its relatives as a store: s3://bucket/key, the key taken literally."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import IO, Any, TypeVar
+
+import s3fs
+from botocore import exceptions
+from botocore.parsers import ResponseParserError
+from fsspec.asyn import sync
+
+from corpus_asr.failure_kinds import ACCESS_DENIED, FETCH, NO_BUCKET, NOT_FOUND, TIMEOUT
+from corpus_asr.storage.stores.local import ObjectInfo, Page
+from corpus_asr.storage.stores.retry import (
+    FEW_ATTEMPTS,
+    RetryPolicy,
+    StoreError,
+    asked_wait_s,
+    fetch_error,
+    from_os_error,
+    from_status,
+    with_retries,
+)
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S = 10
+PAGE_KEYS = 1000  # the protocol's limit
+READ_TIMEOUT_S = 30  # silence on an open connection
+SLOWEST_UPLOAD_BYTES_PER_S = 256 * 1024  # merged tables are large, and some uplinks slow
+# The client's own retries are off: `with_retries` knows which failures are worth another try.
+CLIENT_OPTIONS = {
+    "connect_timeout": CONNECT_TIMEOUT_S,
+    "read_timeout": READ_TIMEOUT_S,
+    "retries": {"total_max_attempts": 1, "mode": "standard"},
+    "max_pool_connections": 32,
+    # Stores other than Amazon's refuse the checksum trailers that newer clients send by default.
+    "request_checksum_calculation": "when_required",
+    "response_checksum_validation": "when_required",
+}
+
+
+class _NoConditionsError(Exception):
+    """The store has no conditional put."""
+
+
+def _status_of(error: StoreError) -> int:
+    """Return the HTTP status behind a failure; 0 where there was no answer."""
+    cause = error.__cause__
+    if not isinstance(cause, exceptions.ClientError):
+        return 0
+    return int(cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def split(uri: str) -> tuple[str, str]:
+    """Return bucket and key."""
+    bucket, _, key = uri.partition("://")[2].partition("/")
+    return bucket, key
+
+
+class S3Store:
+    """Objects of one endpoint. Safe for threads; not shared across processes."""
+
+    def __init__(self, endpoint_url: str | None, policy: RetryPolicy) -> None:
+        self._policy = policy
+        self._renew = False
+        self.filesystem = s3fs.S3FileSystem(
+            endpoint_url=endpoint_url, config_kwargs=dict(CLIENT_OPTIONS),
+            use_listings_cache=False, skip_instance_cache=True,
+        )  # fmt: skip
+
+    def _run(self, call: Callable[[Any], Awaitable[T]], *, sent_bytes: int = 0) -> T:
+        limit_s = self._policy.request_timeout_s + sent_bytes / SLOWEST_UPLOAD_BYTES_PER_S
+
+        async def limited() -> T:
+            # Making a client reads files and asks for credentials: not part of a request's time.
+            client = await self.filesystem.set_session(refresh=self._renew)
+            self._renew = False
+            return await asyncio.wait_for(call(client), limit_s)
+
+        try:
+            result: T = sync(self.filesystem.loop, limited)
+        except StoreError:
+            raise
+        except Exception as error:
+            failure = from_exception(error)
+            self._renew = self._renew or failure.expired
+            raise failure from error
+        return result
+
+    def info(self, uri: str) -> ObjectInfo:
+        """Return size and ETag of an object."""
+        bucket, key = split(uri)
+        if not key:
+            raise StoreError(NOT_FOUND, "found a bucket, expected an object")
+        answer = self._run(lambda client: client.head_object(Bucket=bucket, Key=key))
+        return ObjectInfo(size_bytes=answer["ContentLength"], etag=_bare(answer.get("ETag")))
+
+    def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
+        """Return bytes of the object as it is now; one request."""
+        bucket, key = split(uri)
+        if not key:
+            raise StoreError(NOT_FOUND, "found a bucket, expected an object")
+
+        async def get(client: Any) -> tuple[bytes, ObjectInfo]:
+            answer = await client.get_object(
+                Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}"
+            )
+            async with answer["Body"] as body:
+                data: bytes = await body.read()
+            total = str(answer.get("ContentRange", "")).rpartition("/")[2]
+            size = int(total) if total.isdecimal() else int(answer["ContentLength"])
+            return data, ObjectInfo(size_bytes=size, etag=_bare(answer.get("ETag")))
+
+        try:
+            return self._run(get)
+        except StoreError as error:
+            cause = error.__cause__
+            if isinstance(cause, exceptions.ClientError) and "InvalidRange" in str(cause):
+                # An empty object has no range; a shorter one than expected shows in its size.
+                return b"", self.info(uri)
+            raise
+
+    def download(self, uri: str, target: IO[bytes]) -> None:
+        """Write the whole object to `target`."""
+        _, info = self.read_range(uri, 0, 1)
+        data, _ = self.read_range(uri, 0, max(1, info.size_bytes or 0))
+        target.write(data)
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Put the object, in one request."""
+        self._put(uri, data)
+
+    def create(self, uri: str, data: bytes) -> bool:
+        """Put the object if there is none; on stores without conditions after a look."""
+        try:
+            return self._put_if(uri, data, IfNoneMatch="*")
+        except _NoConditionsError:
+            if self._content(uri, 1) is not None:
+                return False
+            self._put(uri, data)
+            return True
+
+    def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
+        """Replace the object if it holds `expected`; on stores without conditions after a look."""
+        found = self._content(uri, len(expected) + 1)
+        if found is None or found[0] != expected:
+            return False
+        try:
+            return self._put_if(uri, data, IfMatch=f'"{found[1].etag}"')
+        except _NoConditionsError:
+            self._put(uri, data)
+            return True
+
+    def move(self, uri: str, target: str) -> None:
+        """Copy the object within the store, then remove it; of 5 GB at most, as S3 copies."""
+        bucket, key = split(uri)
+        target_bucket, target_key = split(target)
+        source = {"Bucket": bucket, "Key": key}
+        self._run(
+            lambda client: client.copy_object(
+                Bucket=target_bucket, Key=target_key, CopySource=source
+            )
+        )
+        self.remove(uri)
+
+    def _put(self, uri: str, data: bytes, **conditions: str) -> None:
+        bucket, key = split(uri)
+        self._run(
+            lambda client: client.put_object(Bucket=bucket, Key=key, Body=data, **conditions),
+            sent_bytes=len(data),
+        )
+
+    def _put_if(self, uri: str, data: bytes, **condition: str) -> bool:
+        """Put the object under a condition; tell whether that held."""
+        try:
+            self._put(uri, data, **condition)
+        except StoreError as error:
+            status = _status_of(error)
+            if status == 501:
+                raise _NoConditionsError from error
+            if status == 412 or (status == 404 and "IfMatch" in condition):
+                return False
+            if status == 409:  # another conditional put at the same moment
+                raise StoreError(FETCH, str(error), transient=True) from error
+            raise
+        return True
+
+    def _content(self, uri: str, num_bytes: int) -> tuple[bytes, ObjectInfo] | None:
+        """Return the first bytes and the version of an object; None where there is none."""
+        try:
+            return self.read_range(uri, 0, num_bytes)
+        except StoreError as error:
+            if error.kind == NOT_FOUND:
+                return None
+            raise
+
+    def remove(self, uri: str) -> None:
+        """Remove the object; one that is gone already is as good."""
+        bucket, key = split(uri)
+        self._run(lambda client: client.delete_object(Bucket=bucket, Key=key))
+
+    def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
+        """List the objects whose key starts with that of `prefix`, a page per request."""
+        bucket, key = split(prefix)
+        options: dict[str, Any] = {"Bucket": bucket, "Prefix": key, "MaxKeys": PAGE_KEYS}
+        if depth == 1:
+            options["Delimiter"] = "/"
+        while True:
+            answer = with_retries(
+                "listing",
+                prefix,
+                lambda: self._run(lambda client: client.list_objects_v2(**options)),
+                policy=self._policy,
+            )
+            # A key that ends in a slash and holds nothing stands for a folder.
+            found = [
+                entry
+                for entry in answer.get("Contents", ())
+                if entry["Size"] or not entry["Key"].endswith("/")
+            ]
+            yield Page(
+                [f"s3://{bucket}/{entry['Key']}" for entry in found],
+                [entry["Size"] for entry in found],
+                [_bare(entry.get("ETag")) for entry in found],
+            )
+            if not answer.get("IsTruncated"):
+                return
+            following = answer.get("NextContinuationToken")
+            if not following or following == options.get("ContinuationToken"):
+                failure = StoreError(FETCH, "a page is not the last but names none after it")
+                raise fetch_error("listing", prefix, failure)
+            options["ContinuationToken"] = following
+
+
+def _bare(etag: str | None) -> str | None:
+    return etag.strip('"') if etag else None
+
+
+_NO_SUCH = {"NoSuchKey", "NotFound", "404"}
+_DENIED = {"AccessDenied", "AllAccessDisabled", "InvalidObjectState", "403"}
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "RequestExpired"}
+_BUSY = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException", "InternalError",
+         "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed"}  # fmt: skip
+_ELSEWHERE = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraint",
+              "IllegalLocationConstraintException"}  # fmt: skip
+_WRONG_KEYS = {
+    "InvalidAccessKeyId": (
+        "the store does not know this access key",
+        "check AWS_ACCESS_KEY_ID or the profile, and that endpoint_url is of the store that gave "
+        "the key",
+    ),
+    "SignatureDoesNotMatch": (
+        "the secret does not belong to the access key",
+        "check AWS_SECRET_ACCESS_KEY or the profile: it may be cut off or of another key",
+    ),
+}
+_ENDPOINT_ADVICE = (
+    "check endpoint_url (where it is left out, Amazon is asked) or AWS_ENDPOINT_URL, and the "
+    "network"
+)
+
+
+def from_exception(error: Exception) -> StoreError:
+    """Translate whatever the client raised."""
+    if isinstance(error, exceptions.ClientError):
+        return _from_answer(error)
+    if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
+        return StoreError(
+            ACCESS_DENIED,
+            "no credentials found in environment, profile or role",
+            advice="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give this "
+            "machine a role",
+        )
+    if isinstance(error, exceptions.ProfileNotFound):
+        return StoreError(
+            ACCESS_DENIED, str(error), advice="correct AWS_PROFILE, or add it to ~/.aws/config"
+        )
+    if isinstance(error, exceptions.UnauthorizedSSOTokenError):
+        return _expired("single sign-on")
+    if isinstance(
+        error,
+        TimeoutError
+        | asyncio.TimeoutError
+        | exceptions.ConnectTimeoutError
+        | exceptions.ReadTimeoutError,
+    ):
+        return StoreError(TIMEOUT, "no answer within the time limit", transient=True)
+    if isinstance(error, exceptions.SSLError):
+        return StoreError(
+            FETCH,
+            f"no secure connection ({error})",
+            advice="begin endpoint_url with http:// if the store has no TLS, or name its "
+            "certificate in AWS_CA_BUNDLE",
+        )
+    if isinstance(error, exceptions.EndpointConnectionError):
+        # A store that starts again is back soon; where there is none, nobody wants to wait.
+        return StoreError(FETCH, f"nobody answers ({error})", transient=True,
+                          attempts=FEW_ATTEMPTS, advice=_ENDPOINT_ADVICE)  # fmt: skip
+    if isinstance(error, exceptions.HTTPClientError | exceptions.IncompleteReadError):
+        return StoreError(FETCH, f"the connection failed ({error})", transient=True)
+    if isinstance(error, ResponseParserError):  # the page of a proxy, or half an answer
+        return StoreError(FETCH, "the store's answer is no valid XML", transient=True)
+    if isinstance(error, exceptions.ParamValidationError):
+        return StoreError(NOT_FOUND, f"no possible name of an object ({error})")
+    if isinstance(error, OSError):
+        return from_os_error(error)
+    if isinstance(error, ValueError) and str(error).startswith("Invalid endpoint"):
+        return StoreError(
+            FETCH,
+            f"{error}, expected an address such as http://127.0.0.1:9000",
+            advice="correct endpoint_url or AWS_ENDPOINT_URL",
+        )
+    # Body reads fail with the HTTP library's own errors (payload cut short, disconnects).
+    transient = "aiohttp" in type(error).__module__ or "aiobotocore" in type(error).__module__
+    return StoreError(FETCH, f"{type(error).__name__}: {error}", transient=transient)
+
+
+def _from_answer(error: exceptions.ClientError) -> StoreError:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    told = str(error.response.get("Error", {}).get("Message", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if code == "NoSuchBucket":
+        return StoreError(NO_BUCKET, "there is no such bucket (NoSuchBucket)")
+    if code in _NO_SUCH:
+        return StoreError(NOT_FOUND, f"not found ({code})")
+    # Presigned requests and other stores say it in words only.
+    if code in _EXPIRED or (status in (401, 403) and "expired" in told.lower()):
+        return _expired(f"{status} {code}")
+    if code in _WRONG_KEYS:
+        meaning, advice = _WRONG_KEYS[code]
+        return StoreError(ACCESS_DENIED, f"access denied ({code}): {meaning}", advice=advice)
+    if code in _DENIED:
+        return StoreError(ACCESS_DENIED, f"access denied ({code})")
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    if code in _ELSEWHERE:
+        region = headers.get("x-amz-bucket-region") or error.response["Error"].get("Region")
+        return StoreError(
+            FETCH,
+            f"the store answered {status} {code} ({told})",
+            advice=f"set AWS_DEFAULT_REGION to the bucket's region{f', {region}' * bool(region)}",
+        )
+    asked_for = headers.get("retry-after")
+    if code in _BUSY:
+        return StoreError(FETCH, f"the store answered {status} {code}", transient=True,
+                          retry_after_s=asked_wait_s(asked_for))  # fmt: skip
+    return from_status(status, code, retry_after=asked_for)
+
+
+def _expired(told: str) -> StoreError:
+    # Asked again with what profile, role or environment hold by then.
+    return StoreError(ACCESS_DENIED, f"access denied ({told})", expired=True, transient=True,
+                      attempts=FEW_ATTEMPTS)  # fmt: skip

@@ -1,0 +1,178 @@
+"""Addresses of objects: normal form, identity, and the form that is safe to show."""
+
+import hashlib
+import os
+import re
+
+from corpus_asr.errors import ConfigError, CorpusAsrError
+
+LOCAL = "file"
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://", re.ASCII)
+_S3_ALIASES = {"s3a": "s3", "s3n": "s3"}
+_HTTP = ("http://", "https://")
+
+# Query parameters that carry a signature, not the identity of the object (AWS, Google, Azure and
+# CloudFront presigned addresses, plain tokens).
+_SECRET_PARAMETER = re.compile(
+    r"(x-amz-.*|x-goog-.*|awsaccesskeyid|googleaccessid|signature|sig|expires|policy|key-pair-id"
+    r"|(access_|auth_|id_)?token|api_?key|password|secret)",
+    re.IGNORECASE,
+)
+_AZURE_SIGNED = re.compile(r"s[a-z]{1,4}", re.ASCII)  # sv, sp, se, ..., beside `sig`
+_PASSWORD = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*://)[^/@]*:[^/]*@", re.ASCII)
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>\\]+", re.ASCII)
+_AFTER_ADDRESS = ".,;:!)]}"
+_ADDRESS_IN_TEXT = re.compile(r"([a-z][a-z0-9+.\-]*://)([^\s/'\"@]*@)?([^\s'\"?]*)(\?[^\s'\")]*)?")
+
+
+def scheme_of(uri: str) -> str:
+    """Return the scheme in lower case; `file` for a plain path."""
+    match = _SCHEME.match(uri)
+    scheme = match.group(1).lower() if match else LOCAL
+    return _S3_ALIASES.get(scheme, scheme)
+
+
+def normalise(uri: str) -> str:
+    """Return the one spelling of an address that identities are made from.
+
+    Local paths become absolute and lose `file://`; schemes become lower case; everything after
+    the scheme of a remote address stays as written.
+
+    Raises:
+        ConfigError: the address is empty or holds a null character.
+    """
+    if not uri or "\0" in uri:
+        raise ConfigError(
+            f"reading the address {uri!r}: it is empty or holds a null character, expected a path "
+            "or scheme://...; correct the address"
+        )
+    scheme = scheme_of(uri)
+    if scheme == LOCAL:
+        return _absolute_path(uri)
+    match = _SCHEME.match(uri)
+    rest = uri[match.end() :] if match else uri
+    return f"{scheme}://{rest}"
+
+
+def _absolute_path(uri: str) -> str:
+    match = _SCHEME.match(uri)
+    path = uri[match.end() :] if match else uri
+    if match and path.startswith("localhost/"):
+        path = path.removeprefix("localhost")
+    if path.startswith("~/"):
+        path = os.path.expanduser(path)
+    return os.path.abspath(path)
+
+
+def join(folder: str, name: str) -> str:
+    """Return the address of `name` in `folder`, both taken literally."""
+    return f"{folder.rstrip('/')}/{name}"
+
+
+def within(folder: str, name: str) -> str:
+    """Return the address of `name` in `folder`, wherever the name was read.
+
+    Raises:
+        CorpusAsrError: it leads out of the folder.
+    """
+    if name.startswith("/") or "\0" in name or ".." in name.split("/") or _SCHEME.match(name):
+        raise CorpusAsrError(
+            f"looking for {name!r} in {redact_uri(folder)}: the name leads out of the folder, "
+            "expected one of an object in it; somebody else wrote to this folder: restore it, or "
+            "choose another output.uri"
+        )
+    return join(folder, name)
+
+
+def parent(uri: str) -> str:
+    """Return the address of the folder that holds `uri`, without a trailing slash."""
+    head, _, tail = uri.rpartition("/")
+    return head if tail or head else uri
+
+
+def resolve(uri: str, *, folder: str) -> str:
+    """Return `uri` in normal form; a relative one is taken to start at `folder`.
+
+    Raises:
+        ConfigError: it is no address, or leads out of the store that `folder` is in.
+    """
+    if not uri or _SCHEME.match(uri) or uri.startswith("/"):
+        return normalise(uri)
+    if scheme_of(folder) == LOCAL:
+        return os.path.abspath(os.path.join(folder, uri))
+    # A key may hold "..", so only leading steps are walked.
+    base = folder.rstrip("/")
+    root = re.match(_SCHEME.pattern + "[^/]*", base)
+    top = len(root.group()) if root else 0
+    while uri.startswith(("./", "../")):
+        if uri.startswith("../"):
+            if len(base) <= top:
+                raise ConfigError(
+                    f"reading the address {uri!r} relative to {redact_uri(folder)}: it leads out "
+                    "of the store, expected a place within; correct the address"
+                )
+            base = parent(base)
+        uri = uri.split("/", 1)[1]
+    return normalise(join(base, uri))
+
+
+def public(uri: str) -> str:
+    """Return an address without credentials: what identities and tables use.
+
+    Presigned addresses change with every signature; without it they name the object.
+    """
+    if not uri.startswith(_HTTP):
+        # Elsewhere a question mark is part of the name, and a lone user can be one, too.
+        return _PASSWORD.sub(r"\1", uri)
+    scheme, rest = uri.split("://", 1)
+    authority, slash, path = rest.partition("/")
+    authority = authority.rpartition("@")[2]
+    path, question, query = path.partition("?")
+    if question:
+        kept = "&".join(_public_parameters(query.split("&")))
+        path = f"{path}?{kept}" if kept else path
+    return f"{scheme}://{authority}{slash}{path}"
+
+
+def public_text(text: str) -> str:
+    """Return a text, JSON included, with every address in it as `public` has it."""
+
+    def replace(match: re.Match[str]) -> str:
+        uri = match.group().rstrip(_AFTER_ADDRESS)
+        return public(uri) + match.group()[len(uri) :]
+
+    return _ADDRESS.sub(replace, text)
+
+
+def _public_parameters(parameters: list[str]) -> list[str]:
+    names = [parameter.partition("=")[0] for parameter in parameters]
+    azure = "sig" in names
+    return [
+        parameter
+        for parameter, name in zip(parameters, names, strict=True)
+        if not _SECRET_PARAMETER.fullmatch(name) and not (azure and _AZURE_SIGNED.fullmatch(name))
+    ]
+
+
+def redact_uri(uri: str) -> str:
+    """Return an address fit for a message on one line: no credentials, no control characters."""
+    visible = uri if scheme_of(uri) == LOCAL else without_secrets(uri)
+    return visible if visible.isprintable() else repr(visible)
+
+
+def without_secrets(text: str) -> str:
+    """Hide user names, passwords and query strings of all addresses within a text."""
+
+    def hide(match: re.Match[str]) -> str:
+        scheme, _, rest, query = match.groups()
+        return (
+            f"{scheme}{rest}{'?[hidden]' if query and scheme.startswith('http') else query or ''}"
+        )
+
+    return _ADDRESS_IN_TEXT.sub(hide, text)
+
+
+def recording_id(uri: str) -> str:
+    """Return the stable 16-digit name of a recording, from its address in normal form."""
+    identity = public(uri).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(identity, digest_size=8).hexdigest()

@@ -1,0 +1,270 @@
+"""Which settings may go on in a folder, and which are refused."""
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from corpus_asr.config.choices import Choices
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import ConfigError
+from corpus_asr.report.load import load_report
+from corpus_asr.schemas import SEGMENTS
+from corpus_asr.storage.run_state.finish import RunCounts, finish
+from corpus_asr.storage.run_state.ledger import Ledger
+from corpus_asr.storage.run_state.plan import make_plan
+from corpus_asr.storage.run_state.start import ARCHIVE_NOTE_NAME, Run, begin_run, fingerprint
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
+from tests.storage.test_ledger import config
+from tests.support.commits import commit, files, part, results
+from tests.support.dying import Killed, dying
+
+
+def test_a_folder_that_is_continued_keeps_its_fingerprint(memory: str) -> None:
+    store = OutputStore(memory)
+    first = begin_run(store, config(), fingerprint(config(), "weights"))
+    assert not first.continues
+    commit(store, results(part("a", 0, texts=["x"])))
+    again = config(
+        extract={
+            "workers": 3,
+            "pack_mb": 1,
+            "ahead_mb": 9,
+            "item_timeout_s": 9,
+            "max_file_gb": 1,
+            "max_duration_h": 9,
+        },
+        transcribe={"slots": 2},
+        source={"uri": ["/elsewhere"]},
+    )
+    second = begin_run(store, again, fingerprint(again, "weights"))
+    assert second.continues
+    assert second.run_id != first.run_id
+
+
+def test_other_settings_are_refused_by_name(memory: str) -> None:
+    store = OutputStore(memory)
+    begin_run(store, config(), fingerprint(config(), "weights-1"))
+    commit(store, results(part("a", 0, texts=["x"])))
+    other = config(decoding={"language": "de"}, extract={"part_s": 60})
+    with pytest.raises(ConfigError) as caught:
+        begin_run(store, other, fingerprint(other, "weights-2"))
+    message = str(caught.value)
+    assert 'decoding.language: was "auto", now "de"' in message
+    assert "extract.part_s: was 600.0, now 60.0" in message
+    assert "were weights-1, now weights-2" in message
+    assert "output.uri" in message
+    assert "decoding.task" not in message
+
+
+def test_what_a_pipeline_does_not_read_is_not_in_its_fingerprint() -> None:
+    def name_of(pipeline: str, **changes: Any) -> str:
+        return fingerprint(config(**changes).model_copy(update={"pipeline": pipeline}), "w")
+
+    text, labels = "transcribe_corpus", "classify_audio"
+    searched, told = {"decoding": {"language": "de"}}, {"classification": {"top_k": 1}}
+    assert name_of(text) == name_of(text, **told) != name_of(text, **searched)
+    assert name_of(labels) == name_of(labels, **searched) != name_of(labels, **told)
+    assert name_of(labels) != name_of(text)
+
+
+def test_a_folder_without_results_may_change_its_settings(memory: str) -> None:
+    store = OutputStore(memory)
+    begin_run(store, config(), fingerprint(config(), "w"))
+    other = config(decoding={"language": "de"})
+    assert not begin_run(store, other, fingerprint(other, "w")).continues
+
+
+def test_results_of_unknown_origin_are_refused(memory: str) -> None:
+    store = OutputStore(memory)
+    commit(store, results(part("a", 0, texts=["x"])))
+    with pytest.raises(ConfigError, match=r"without _run/fingerprint\.json"):
+        begin_run(store, config(), "f")
+
+
+NEW = Choices(new_run=True)
+
+
+def settings(language: str) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "source": {"uri": ["/in"]},
+            "model": {"checkpoint": "tiny"},
+            "decoding": {"language": language},
+            "output": {"uri": "/out"},
+        }
+    )
+
+
+OLD, OTHER, THIRD = settings("en"), settings("de"), settings("fr")
+NAMES = ("a", "b", "c")
+
+
+def begin(store: OutputStore, config: RunConfig, *, new_run: bool = False) -> Run:
+    return begin_run(store, config, fingerprint(config, "w"), new_run=new_run)
+
+
+def complete(store: OutputStore, config: RunConfig, run: Run) -> RunCounts:
+    """Do what is left, in the language of the settings, and finish."""
+    language = str(config.decoding.language)
+    for row in Ledger.load(store).remaining(files(*NAMES)).to_pylist():
+        name = row["uri"].lstrip("/")
+        commit(store, results(part(name, 0, texts=[f"{name} {language}"])), run_id=run.run_id)
+    listing = [files(*NAMES)]
+    return finish(store, run, config, model_revision="w", listing=listing, num_listed=len(NAMES))
+
+
+def texts(store: OutputStore) -> list[str]:
+    return sorted(
+        text for batch in store.segments(["text"]) for text in batch.column(0).to_pylist()
+    )
+
+
+def aside(store: OutputStore) -> list[OutputStore]:
+    """Return what was put aside, oldest first."""
+    folders = sorted({name.split("/")[1] for name in store.all_names("_earlier")})
+    return [
+        OutputStore(store.address(f"_earlier/{folder}"), endpoint_url=store.options.endpoint_url)
+        for folder in folders
+    ]
+
+
+ENGLISH, GERMAN = ["a en", "b en", "c en"], ["a de", "b de", "c de"]
+
+
+def finished(store: OutputStore) -> OutputStore:
+    """Fill the folder with a finished run of the old settings."""
+    complete(store, OLD, begin(store, OLD))
+    return store
+
+
+def test_earlier_results_are_kept_whole_and_apart(store: OutputStore) -> None:
+    finished(store)
+    with pytest.raises(ConfigError, match=r"decoding\.language.*--new-run.*_earlier"):
+        begin(store, OTHER)
+    run = begin(store, OTHER, new_run=True)
+    assert not run.continues
+    assert texts(store) == []
+    assert list(store.recordings()) == []
+    [earlier] = aside(store)
+    assert earlier.uri.endswith(f"_earlier/before-{run.run_id}")
+    assert texts(earlier) == ENGLISH
+    assert earlier.exists("_SUCCESS")
+    assert not store.exists("_SUCCESS")
+    assert load_report(earlier).statistics is not None
+    assert not begin(earlier, OLD).run_id.startswith("before")  # it may be continued there, too
+    assert complete(store, OTHER, run).left == 0
+    assert texts(store) == GERMAN
+    assert texts(earlier) == ENGLISH
+
+
+def test_what_was_put_aside_is_plain_parquet(tmp_path: Path) -> None:
+    store = finished(OutputStore(str(tmp_path)))
+    begin(store, OTHER, new_run=True)
+    [folder] = (tmp_path / "_earlier").iterdir()
+    assert pq.read_table(folder / "segments").num_rows == 3
+    assert pq.read_table(folder / "recordings").num_rows == 3
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "_SUCCESS", "_run", "outcomes", "recordings", "run.json", "segments",
+    ]  # fmt: skip
+
+
+def test_a_new_run_that_has_begun_is_continued_by_the_same_command(memory: str) -> None:
+    store = finished(OutputStore(memory))
+    begin(store, OTHER, new_run=True)
+    commit(store, results(part("a", 0, texts=["a de"])))
+    again = begin(store, OTHER, new_run=True)
+    assert again.continues
+    assert texts(store) == ["a de"]
+    complete(store, OTHER, again)
+    assert complete(store, OTHER, begin(store, OTHER)).left == 0
+    assert texts(store) == GERMAN
+    assert len(aside(store)) == 1
+
+
+def test_each_new_run_puts_its_own_folder_aside(memory: str) -> None:
+    store = finished(OutputStore(memory))
+    complete(store, OTHER, begin(store, OTHER, new_run=True))
+    begin(store, THIRD, new_run=True)
+    assert sorted(texts(earlier) for earlier in aside(store)) == [GERMAN, ENGLISH]
+
+
+def test_a_plan_for_a_new_run_covers_everything_and_moves_nothing(
+    tmp_path: Path, memory: str
+) -> None:
+    (tmp_path / "a.mp3").write_bytes(b"x" * 100)
+    store = OutputStore(memory)
+    old, other = (
+        config.model_copy(
+            update={"source": config.source.model_copy(update={"uri": (str(tmp_path),)})}
+        )
+        for config in (OLD, OTHER)
+    )
+    begin(store, old)
+    uri = str(tmp_path / "a.mp3")
+    commit(store, results(part("a", 0, texts=["x"], uri=uri, etag=None)))
+    assert make_plan(old, store, model_revision="w", choices=NEW).num_remaining == 0
+    assert make_plan(other, store, model_revision="w", choices=NEW).num_remaining == 1
+    with pytest.raises(ConfigError, match="--new-run"):
+        make_plan(other, store, model_revision="w")
+    assert texts(store) == ["x"]
+    assert aside(store) == []
+
+
+def test_results_of_unknown_origin_are_not_even_moved(memory: str) -> None:
+    store = OutputStore(memory)
+    commit(store, results(part("a", 0, texts=["x"])))
+    with pytest.raises(ConfigError, match=r"without _run/fingerprint\.json"):
+        begin(store, OLD, new_run=True)
+    assert texts(store) == ["x"]
+
+
+def killed_new_run(after: int) -> OutputStore | None:
+    """Let a new run die after so many changes to the store; None if it does not come to that."""
+    store = finished(OutputStore(f"memory://{uuid.uuid4().hex}"))
+    left = iter(range(after))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("write_atomic", "remove", "move"):
+            patch.setattr(filesystem, name, dying(getattr(filesystem, name), left))
+        try:
+            begin(store, OTHER, new_run=True)
+        except Killed:
+            return store
+    return None
+
+
+def test_a_new_run_killed_anywhere_loses_nothing_and_goes_on() -> None:
+    moments = 0
+    while store := killed_new_run(moments):
+        everywhere = sorted(texts_anywhere(store))
+        assert everywhere == ENGLISH, "nothing is lost or doubled at any moment"
+        if store.exists(ARCHIVE_NOTE_NAME):
+            with pytest.raises(ConfigError, match="stopped while it moved"):
+                begin(store, OLD)
+        run = begin(store, OTHER, new_run=moments % 2 == 0 or not store.exists(ARCHIVE_NOTE_NAME))
+        complete(store, OTHER, run)
+        [earlier] = aside(store)
+        assert (texts(store), texts(earlier)) == (GERMAN, ENGLISH)
+        assert earlier.exists("_SUCCESS")
+        assert earlier.read_json("run.json")["config"]["decoding"]["language"] == "en"
+        assert earlier.read_json("_run/fingerprint.json")["settings"]["decoding.language"] == "en"
+        assert not store.exists(ARCHIVE_NOTE_NAME)
+        moments += 1
+    assert moments > 12
+
+
+def texts_anywhere(store: OutputStore) -> list[str]:
+    names = [name for name in store.all_names("") if name.split("/")[-2:-1] == ["segments"]]
+    return [text for name in names for text in store.read_table(name, SEGMENTS)["text"].to_pylist()]
+
+
+def test_a_killed_new_run_may_be_followed_by_another() -> None:
+    store = killed_new_run(5)
+    assert store is not None
+    complete(store, THIRD, begin(store, THIRD, new_run=True))
+    [earlier] = aside(store)
+    assert texts(earlier) == ENGLISH
+    assert texts(store) == ["a fr", "b fr", "c fr"]
