@@ -268,7 +268,7 @@ def bench(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> No
 
 def _mostly(config: "RunConfig") -> str:
     """Show the commonest failure of the run that has ended, and what to do about it."""
-    from corpus_asr.report.advice import advice
+    from corpus_asr.report.failure_kinds import advice
     from corpus_asr.storage.snapshot import read_snapshot
     from corpus_asr.storage.tables import OutputStore
 

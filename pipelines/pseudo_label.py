@@ -23,7 +23,7 @@ from corpus_asr.labelling.shards import shards_of, split_of
 from corpus_asr.labelling.summary import Labelled, Written, as_data, render, summarise
 from corpus_asr.labelling.tally import SelectionTally
 from corpus_asr.labelling.writing import ShardMaker
-from corpus_asr.report.accuracy_references import read_references
+from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.report.text import duration
 from corpus_asr.runtime.progress import Stream
 from corpus_asr.runtime.resources import this_machine

@@ -14,7 +14,7 @@ from corpus_asr.commands.failures import EXIT_SOME_FAILED, readable_errors, say
 from corpus_asr.commands.options import EndpointUrl, OutputUri
 
 if TYPE_CHECKING:
-    from corpus_asr.report.accuracy_summary import Comparison
+    from corpus_asr.report.accuracy.evaluation import Comparison
 
 
 def evaluate(
@@ -52,9 +52,8 @@ def evaluate(
     if not_worse and against is None:
         raise typer.BadParameter("--not-worse needs --against: the run that is good enough")
     with readable_errors():
-        from corpus_asr.report.accuracy_render import render
-        from corpus_asr.report.accuracy_summary import as_data
-        from corpus_asr.report.calibration_render import calibration_data, render_calibration
+        from corpus_asr.report.accuracy.calibration import calibration_data, render_calibration
+        from corpus_asr.report.accuracy.evaluation import as_data, render
 
         # Pipelines stand above the command line in the layers, so they are found by name.
         pipeline = importlib.import_module("pipelines.evaluate_model")
@@ -80,7 +79,7 @@ def evaluate(
             typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
         missed = [
             _above("word error rate", found.everything.words.rate, "--max-wer", max_wer),
-            _above("character error rate", found.everything.letters.rate, "--max-cer", max_cer),
+            _above("character error rate", found.everything.characters.rate, "--max-cer", max_cer),
             _worse(found.comparison) if not_worse else None,
         ]
         for words in missed:

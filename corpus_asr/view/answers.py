@@ -19,8 +19,8 @@ from corpus_asr.export.cues import CueRules, cues_of
 from corpus_asr.export.names import Names, common_folder
 from corpus_asr.export.recording import Recording
 from corpus_asr.export.subtitles import srt_text, vtt_text
-from corpus_asr.pages.html import visible
-from corpus_asr.report.advice import advice
+from corpus_asr.report.failure_kinds import advice
+from corpus_asr.report.html.formatting import visible
 from corpus_asr.storage.addresses import without_secrets
 from corpus_asr.storage.results import LABEL_ROWS
 from corpus_asr.units import SAMPLE_RATE_HZ

@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from corpus_asr.report.accuracy import Errors, Heard, Score, score, total
-from corpus_asr.report.accuracy_references import Reference, TimedWord
+from corpus_asr.report.accuracy.scoring import Errors, Score, score, total
+from corpus_asr.report.accuracy.scoring import Hypothesis
+from corpus_asr.report.accuracy.scoring import Reference, TimedWord
 from tests.bench.recognizers import RECOGNIZERS, Hypothesis, Mode
 from tests.support.accuracy import manifest
 
@@ -156,7 +157,7 @@ def _table(found: Found, items: dict[tuple[str, ...], dict[str, Any]]) -> Iterat
     for name, mine in found.items():
         scores = [_score(items[key[2:]], one) for key, one in mine.items()]
         words = total(one.words for one in scores)
-        letters = total(one.letters for one in scores)
+        letters = total(one.characters for one in scores)
         same = (
             str(sum(_same(one, found[other][key]) for key, one in mine.items()))
             if other in found
@@ -205,7 +206,7 @@ def _score(item: dict[str, Any], found: Hypothesis) -> Score:
         language=item["code"],
         words=tuple(TimedWord(w["word"], w["start"], w["end"]) for w in item.get("words", ())),
     )
-    heard = Heard(
+    heard = Hypothesis(
         text=found.text, language=found.language, duration_s=item["duration_s"], words=found.words
     )
     return score(reference, heard)

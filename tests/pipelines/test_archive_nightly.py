@@ -16,7 +16,7 @@ from corpus_asr.errors import (
     FetchError,
     LockedError,
 )
-from corpus_asr.report.night import Night, NightState
+from corpus_asr.report.nightly import Night, NightState
 from corpus_asr.storage import webhook as webhook_module
 from corpus_asr.storage.failures import RetryPolicy
 from corpus_asr.storage.lock import LOCK_NAME, Lock

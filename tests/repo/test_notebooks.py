@@ -17,7 +17,7 @@ from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from corpus_asr.report.accuracy_references import read_references
+from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.schemas import FILES, RECORDINGS
 from corpus_asr.storage.beginning import Run
 from corpus_asr.storage.finish import finish
