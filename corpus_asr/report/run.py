@@ -32,12 +32,7 @@ from corpus_asr.report.status import failure_lines, time_lines
 from corpus_asr.report.text import counted, duration, row, table, wrapped
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.addresses import shown
-from corpus_asr.storage.beginning import (
-    CONFIG_NAME,
-    FINGERPRINT_NAME,
-    RUN_NAME,
-    SUCCESS_NAME,
-)
+from corpus_asr.storage.beginning import CONFIG_NAME, FINGERPRINT_NAME, RUN_NAME, SUCCESS_NAME
 from corpus_asr.storage.ledger import Ledger
 from corpus_asr.storage.plan import PLANS_FOLDER
 from corpus_asr.storage.results import LABEL_ROWS, SEGMENT_ROWS
@@ -269,10 +264,7 @@ def _files(store: OutputStore, names: Sequence[str]) -> Iterator[pa.RecordBatch]
 
 
 def _outcomes(
-    store: OutputStore,
-    names: Sequence[str],
-    keep: dict[str, np.ndarray],
-    gatherer: Gatherer | None,
+    store: OutputStore, names: Sequence[str], keep: dict[str, np.ndarray], gatherer: Gatherer | None
 ) -> Iterator[pa.RecordBatch]:
     position: dict[str, int] = {}
     for batch in store.committed(OUTCOME_COLUMNS, names):
@@ -397,9 +389,7 @@ def sorted_groups(groups: Iterable[FailureGroup]) -> tuple[FailureGroup, ...]:
     return tuple(sorted(groups, key=lambda group: (-group.recordings, group.stage, group.kind)))
 
 
-def _collect_segments(
-    segments: Iterable[pa.RecordBatch],
-) -> tuple[tuple[int, ...], pa.Table]:
+def _collect_segments(segments: Iterable[pa.RecordBatch]) -> tuple[tuple[int, ...], pa.Table]:
     bins = np.zeros(CONFIDENCE_BINS, dtype=np.int64)
     schema = pa.schema([("recording_id", pa.string()), ("rows", pa.int64())])
     counts = [schema.empty_table()]
@@ -534,9 +524,9 @@ def _stages(counts: RunCounts) -> Iterator[str]:
 def _class_lines(counts: RunCounts) -> Iterator[str]:
     shares: Sequence[LabelShare | LanguageShare] = counts.labels or counts.languages
     total_s = sum(share.audio_s for share in shares) or 1.0
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for share in shares:
-        cells = (
+        cells: tuple[str, ...] = (
             share.label if isinstance(share, LabelShare) else share.language,
             duration(share.audio_s),
             f"{share.audio_s / total_s:.0%}",

@@ -246,7 +246,7 @@ def _ago(status: Status, when: datetime.datetime) -> str:
     return f"{duration(max(0.0, seconds))} ago, at {when:%Y-%m-%d %H:%M:%S} UTC"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What held a run up."""
 
@@ -266,26 +266,24 @@ def bottleneck_of(seen: Snapshot) -> Verdict | None:
         return None
     workers = max(1, seen.transcribe_workers)
     if activity.load_s / workers > SHORT * elapsed_s:
-        return Verdict(
-            stage="loading",
-            why=f"loading the model took {duration(activity.load_s / workers)} of "
-            f"{duration(elapsed_s)}",
-            advice="nothing: a longer run spreads this over more audio",
+        why = (
+            f"loading the model took {duration(activity.load_s / workers)} of {duration(elapsed_s)}"
         )
+        return Verdict("loading", why, "nothing: a longer run spreads this over more audio")
     if (share := activity.engine_share) is not None and share >= BUSY:
         return _transcription(activity, share)
     if (share := activity.extract_share) is not None and share >= BUSY:
         return _extraction(activity, share)
     if elapsed_s > 0 and activity.commit_s / elapsed_s >= BUSY:
         return Verdict(
-            stage="commits",
-            why=f"a commit takes {duration(activity.commit_s / max(1, activity.commits))}",
-            advice="an output.uri nearer to the workers; check what the store does with small puts",
+            "commits",
+            f"a commit takes {duration(activity.commit_s / max(1, activity.commits))}",
+            "an output.uri nearer to the workers; check what the store does with small puts",
         )
     return Verdict(
-        stage="nothing",
-        why="no stage was at work most of the time",
-        advice="longer runs; where recordings are few, a smaller extract.part_s or "
+        "nothing",
+        "no stage was at work most of the time",
+        "longer runs; where recordings are few, a smaller extract.part_s or "
         "extract.pack_mb spreads them over more workers",
     )
 
@@ -295,16 +293,16 @@ def _transcription(activity: Activity, share: float) -> Verdict:
     full = activity.occupancy
     if full is not None and full < FULL and activity.parts_ready == 0:
         return Verdict(
-            stage="slots",
-            why=f"{why}, with only {full:.0%} of their slots in use",
-            advice="more parts at once: more extract.workers or a smaller extract.part_s; for few "
+            "slots",
+            f"{why}, with only {full:.0%} of their slots in use",
+            "more parts at once: more extract.workers or a smaller extract.part_s; for few "
             "recordings fewer transcribe.slots cost nothing",
         )
     change = "more GPUs (transcribe.workers), a smaller model.checkpoint, or another model.dtype"
     if activity.halvings:
         times = counted(activity.halvings, "time")
         change += f"; memory did not suffice {times}, so that slots were halved"
-    return Verdict(stage="transcription", why=why, advice=change)
+    return Verdict("transcription", why, change)
 
 
 def _extraction(activity: Activity, share: float) -> Verdict:
@@ -312,16 +310,13 @@ def _extraction(activity: Activity, share: float) -> Verdict:
     computing = activity.extract_cpu_share
     if computing is not None and computing < COMPUTING:
         return Verdict(
-            stage="store",
-            why=f"{why}, and {1 - computing:.0%} of that was waiting, mostly for the store",
-            advice="more extract.workers, since they wait more than they compute; workers nearer "
+            "store",
+            f"{why}, and {1 - computing:.0%} of that was waiting, mostly for the store",
+            "more extract.workers, since they wait more than they compute; workers nearer "
             "to the store",
         )
-    return Verdict(
-        stage="extraction",
-        why=why,
-        advice="more extract.workers where cores are free, more CPU machines where they are not",
-    )
+    change = "more extract.workers where cores are free, more CPU machines where they are not"
+    return Verdict("extraction", why, change)
 
 
 def time_lines(seen: Snapshot) -> Iterator[str]:

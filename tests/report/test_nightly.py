@@ -128,7 +128,8 @@ def test_a_night_is_read_back_as_a_past_one() -> None:
     assert data["planned"] == 1244
     assert data["archive"] == {"done": 998, "failed": 2, "audio_s": 3_600_000.0}
     assert Archive(**data["archive"]) == FULL.archive
-    for other in (None, [], {}, {"numbers": {}}, {"numbers": None}, "text"):
+    others: tuple[Any, ...] = (None, [], {}, {"numbers": {}}, {"numbers": None}, "text")
+    for other in others:
         assert past_from(other) is None, other
 
 

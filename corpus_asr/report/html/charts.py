@@ -68,12 +68,8 @@ def timeline(
 ) -> Chart:
     """Draw lines that are level for a step, over time from 0.
 
-    Args:
-        steps: one after the other; at least one.
-        label: what the chart shows, for those who do not see it.
-        say: how a value is written beside a line of the grid.
-        top: the highest value of the scale; by default it follows from the values.
-        area: whether the first line's area is filled.
+    `say` writes values beside the grid; `top` is the highest value of the scale (by default it
+    follows from the values); `area` fills the area of the first line.
     """
     end_s = steps[-1].stop_s or 1.0
     ticks = number_ticks(

@@ -116,7 +116,7 @@ def sample_words(sample: Sample) -> tuple[Sequence[MarkedWord], int]:
             break
         word = cut(word)
         mark = None
-        if probability is not None and probability < HIGH_CONFIDENCE:
+        if probability < HIGH_CONFIDENCE:
             mark = "doubtful" if probability < LOW_CONFIDENCE else "unsure"
         text = word.lstrip()
         words.append(

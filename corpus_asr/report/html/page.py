@@ -36,14 +36,7 @@ from corpus_asr.report.status import (
 )
 from corpus_asr.report.text import counted, duration
 from corpus_asr.storage import filesystem
-from corpus_asr.storage.addresses import (
-    LOCAL,
-    normalise,
-    parent,
-    scheme_of,
-    shown,
-    without_secrets,
-)
+from corpus_asr.storage.addresses import LOCAL, normalise, parent, scheme_of, shown, without_secrets
 from corpus_asr.storage.beginning import CONFIG_NAME, PAGE_NAME, RUN_NAME
 from corpus_asr.storage.snapshot import Snapshot
 from corpus_asr.storage.tables import OutputStore
@@ -105,13 +98,7 @@ def load_page(
     at_the_end: bool = False,
     now: datetime.datetime | None = None,
 ) -> PageData:
-    """Read what a page shows.
-
-    Args:
-        store: the output folder.
-        folder: where the page is to lie on this machine; None if it lies elsewhere.
-        at_the_end: whether the run itself writes it, after its last commit.
-        now: the time; for tests.
+    """Read what a page shows that is to lie in `folder` of this machine; None if elsewhere.
 
     Raises:
         ConfigError: the folder is not the output of a run.

@@ -13,13 +13,7 @@ from whisper.normalizers import BasicTextNormalizer, EnglishTextNormalizer
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.accuracy import scoring
-from corpus_asr.report.accuracy.evaluation import (
-    Evaluation,
-    as_data,
-    compare,
-    render,
-    summarise,
-)
+from corpus_asr.report.accuracy.evaluation import Evaluation, as_data, compare, render, summarise
 from corpus_asr.report.accuracy.scoring import (
     Errors,
     Hypothesis,
