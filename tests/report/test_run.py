@@ -124,6 +124,7 @@ def test_a_row_that_does_not_count_is_left_out_of_all_numbers_but_its_own() -> N
     rows = [outcome("a"), outcome("b"), outcome("a", duration_s=999.0, counts=False)]
     found = count(rows)
     assert (found.audio_s, found.parts, found.segments) == (200.0, 2, 4)
+    assert found.audio_by_run_s == (("run-1", 200.0),)
     assert found.balance.superseded_parts == 1
     assert found.balance.problems == ()
     failed = count([outcome("a"), outcome("a", status="failed", counts=False)])
@@ -138,13 +139,6 @@ def test_parts_after_a_last_one_do_not_keep_a_recording_open() -> None:
     assert (found.failed, found.balance.ended, found.balance.unfinished) == (1, 1, 0)
 
 
-def test_recordings_no_longer_listed_are_kept_apart() -> None:
-    found = count([outcome("old"), outcome("a")], listed=["a", "b"])
-    assert found.ok == 2
-    balance = found.balance
-    assert (balance.listed, balance.ended, balance.waiting, balance.unlisted) == (2, 1, 1, 1)
-
-
 def test_a_recordings_table_that_says_something_else_is_told() -> None:
     rows = [outcome("a"), outcome("b", status="failed"), outcome("c", status="no_speech")]
     truth = {"a": "ok", "b": "failed", "c": "no_speech"}
@@ -152,11 +146,6 @@ def test_a_recordings_table_that_says_something_else_is_told() -> None:
     for wrong in ({"a": "ok", "b": "ok", "c": "no_speech"}, {"a": "ok", "c": "no_speech"}):
         (problem,) = count(rows, recordings=wrong).balance.problems
         assert problem == "recordings table and outcomes differ on 1 recording, such as b"
-
-
-def test_audio_is_known_by_run() -> None:
-    rows = [outcome("a"), outcome("b", run_id="run-2"), outcome("c", run_id="run-2")]
-    assert count(rows).audio_by_run_s == (("run-1", 100.0), ("run-2", 200.0))
 
 
 def test_segments_that_no_outcome_claims_are_told() -> None:
