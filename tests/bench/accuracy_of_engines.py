@@ -24,9 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from corpus_asr.report.accuracy.scoring import Errors, Score, score, total
-from corpus_asr.report.accuracy.scoring import Hypothesis
-from corpus_asr.report.accuracy.scoring import Reference, TimedWord
+from corpus_asr.report.accuracy import scoring
+from corpus_asr.report.accuracy.scoring import Errors, Reference, Score, TimedWord, score, total
 from tests.bench.recognizers import RECOGNIZERS, Hypothesis, Mode
 from tests.support.accuracy import manifest
 
@@ -206,10 +205,10 @@ def _score(item: dict[str, Any], found: Hypothesis) -> Score:
         language=item["code"],
         words=tuple(TimedWord(w["word"], w["start"], w["end"]) for w in item.get("words", ())),
     )
-    heard = Hypothesis(
+    hypothesis = scoring.Hypothesis(
         text=found.text, language=found.language, duration_s=item["duration_s"], words=found.words
     )
-    return score(reference, heard)
+    return score(reference, hypothesis)
 
 
 def _same(one: Hypothesis, other: Hypothesis) -> bool:

@@ -24,7 +24,16 @@ import numpy as np
 from corpus_asr.confidence import DEFAULT_MODEL, FEATURES, ConfidenceModel
 from corpus_asr.config.stages import ExtractSettings
 from corpus_asr.export.recording import segment_from
-from corpus_asr.report.accuracy.calibration import Reliability, SegmentOutcome, area_under_curve, cross_validated, fit, reliability, segment_outcomes, word_outcomes
+from corpus_asr.report.accuracy.calibration import (
+    Reliability,
+    SegmentOutcome,
+    area_under_curve,
+    cross_validated,
+    fit,
+    reliability,
+    segment_outcomes,
+    word_outcomes,
+)
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import Segment
 

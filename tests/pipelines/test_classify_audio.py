@@ -15,8 +15,7 @@ from corpus_asr.audio.decode import open_audio
 from corpus_asr.cli import app
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
-from corpus_asr.report.run import load_report
-from corpus_asr.report.run import render
+from corpus_asr.report.run import load_report, render
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.settlement import keep_only
 from corpus_asr.storage.tables import OutputStore
