@@ -12,7 +12,7 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 def main() -> None:
     """Run the command; whoever interrupts before it is there is told so, without a traceback."""
     try:
-        from corpus_asr.cli import main as run
+        from corpus_asr.cli.main import main as run
     except KeyboardInterrupt:
         sys.stderr.write("corpus-asr: interrupted\n")
         sys.exit(_INTERRUPTED)

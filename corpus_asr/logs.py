@@ -20,7 +20,7 @@ FORMAT_VARIABLE = "CORPUS_ASR_LOG_FORMAT"
 LEVEL_VARIABLE = "CORPUS_ASR_LOG_LEVEL"
 RUN_VARIABLE = "CORPUS_ASR_RUN_ID"
 
-_OWN_LOGGERS = ("corpus_asr", "pipelines")
+_OWN_LOGGERS = ("corpus_asr",)
 _FIELDS = "fields"  # the attribute of a record that holds what `event` was given
 
 Redact = Callable[[str], str]

@@ -1,50 +1,28 @@
-"""Classify a corpus: a job in, a table of labels with probabilities and a summary out.
+"""Classify a corpus, step by step: python pipelines/classify_audio.py configs/classify.yaml.
 
-Which language is spoken, or whatever the classes of a checkpoint are. Everything but the engine is
-what a transcription does: listing, extraction, commits, resuming, failures, reports.
+Further arguments override keys, such as output.uri=s3://labels/podcasts. A later call
+continues where this one stopped. `corpus-asr run` does the same, with more options.
 """
 
-from functools import partial
+import sys
 
-from corpus_asr.config.choices import CONTINUE, Choices
-from corpus_asr.config.run import RunConfig
-from corpus_asr.runtime.progress import Stream
-from corpus_asr.runtime.summary import RunSummary
-from corpus_asr.runtime.weights import Weights, check_classifies, fetch_weights
-from corpus_asr.stages.classify import load_label_engine
-from corpus_asr.stages.transcribe import EngineFactory
-from pipelines.corpus import run_over_corpus
+from corpus_asr.cli.failures import readable_errors
+from corpus_asr.config.load import load_config
+from corpus_asr.pipelines.classify import prepare
+from corpus_asr.pipelines.driver import CorpusRun
 
 
-def run(
-    config: RunConfig, *, local: bool, progress: Stream | None, choices: Choices = CONTINUE
-) -> RunSummary:
-    """Do what is left of the job, and finish its output folder.
-
-    Args:
-        config: the job.
-        local: in this process, without Ray.
-        progress: where lines about the run go; None for none.
-        choices: how what earlier runs left is treated.
-
-    Raises:
-        ConfigError: the job cannot be done as configured, the checkpoint cannot tell such labels
-            apart, or another run is at work in the output folder; nothing was done.
-        CheckpointError: the model cannot be had or loaded.
-        EngineError: the work could not go on; what was committed is kept.
-        FetchError: the output store or the listing failed.
-    """
-    weights, engine = prepare(config)
-    return run_over_corpus(config, weights, engine, local=local, progress=progress, choices=choices)
+def main(path: str, *overrides: str) -> None:
+    """Classify what the configuration names."""
+    config = load_config(path, overrides)
+    weights, engine = prepare(config)  # fetch the checkpoint, refuse what it cannot do
+    with CorpusRun.open(config, weights, engine, progress=sys.stderr) as run:  # lock the output
+        run.start()  # list the source, leave out what is committed
+        run.process()  # decode and extract on CPUs, classify, commit tables as they come
+        summary = run.finish()  # compact and count the tables, write report.json and the page
+    print(f"{summary.output_uri}: {summary.done} recordings done, {summary.failed} failed")
 
 
-def prepare(config: RunConfig) -> tuple[Weights, EngineFactory]:
-    """Fetch the job's checkpoint, and choose what loads the engine.
-
-    Raises:
-        ConfigError: the checkpoint cannot tell such labels apart.
-        CheckpointError: the model cannot be had.
-    """
-    weights = fetch_weights(config)
-    check_classifies(weights.folder, config.classification)
-    return weights, partial(load_label_engine, classification=config.classification)
+if __name__ == "__main__":
+    with readable_errors(on_interrupt="run the same command again to continue"):
+        main(*sys.argv[1:])

@@ -1,190 +1,26 @@
-"""Turn a corpus into training data: transcribe it, keep what is likely right, write a data set.
+"""Make training data from a corpus: python pipelines/pseudo_label.py configs/pseudo_label.yaml.
 
-Only the order of things is decided here; each is done elsewhere. The transcription is an ordinary
-run, and what it leaves is selected from as often as one likes, each time into a folder of its own.
+Further arguments override keys, such as selection.min_confidence=0.8.
 """
 
-import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+import sys
 
-from corpus_asr.config.choices import CONTINUE, Choices
+from corpus_asr.cli.failures import readable_errors
 from corpus_asr.config.labelling import PseudoLabelConfig
-from corpus_asr.config.run import RunConfig
-from corpus_asr.errors import ConfigError
-from corpus_asr.labelling.card import card_of
-from corpus_asr.labelling.dataset import SelectionTable, begin, complete, result_settings
-from corpus_asr.labelling.examples import Example, examples_of
-from corpus_asr.labelling.origin import Origin, read_origin
-from corpus_asr.labelling.rules import Rule, rules_of
-from corpus_asr.labelling.selecting import Sources, decided, measure, read_sources
-from corpus_asr.labelling.shards import shards_of, split_of
-from corpus_asr.labelling.summary import Labelled, Written, as_data, render, summarise
-from corpus_asr.labelling.tally import SelectionTally
-from corpus_asr.labelling.writing import ShardMaker
-from corpus_asr.report.accuracy.scoring import read_references
-from corpus_asr.report.text import duration
-from corpus_asr.runtime.progress import Stream
-from corpus_asr.runtime.resources import this_machine
-from corpus_asr.runtime.summary import RunSummary
-from corpus_asr.storage.addresses import normalise, shown
-from corpus_asr.storage.beginning import new_run_id
-from corpus_asr.storage.lock import Lock
-from corpus_asr.storage.tables import OutputStore
-from corpus_asr.storage.trust import HostRules
-from pipelines import transcribe_corpus
+from corpus_asr.config.load import load_config
+from corpus_asr.labelling.summary import render
+from corpus_asr.pipelines import transcribe
+from corpus_asr.pipelines.pseudo_label import label
 
 
-def run(
-    config: RunConfig, *, local: bool, progress: Stream | None, choices: Choices = CONTINUE
-) -> RunSummary:
-    """Transcribe what is left; if that is all, select and write.
-
-    Args:
-        config: the job.
-        local: transcribe in this process, without Ray.
-        progress: where lines about the run go; None for none.
-        choices: how what earlier runs left is treated.
-
-    Raises:
-        ConfigError: the job cannot be done as configured.
-        CheckpointError: a model cannot be had or loaded.
-        EngineError: the work could not go on; what was written is kept.
-        FetchError: a store failed beyond its retries.
-    """
-    assert isinstance(config, PseudoLabelConfig)
-    _check(config)
-    summary = transcribe_corpus.run(config, local=local, progress=progress, choices=choices)
-    if summary.left:  # what is selected now would be another data set when the rest is done
-        told = f"nothing selected yet: {summary.left:,} recordings are left to be transcribed"
-    else:
-        told = render(label(config, progress=progress, steal_lock=choices.steal_lock))
-    if progress is not None:
-        progress.write(told + "\n")
-    return summary
+def main(path: str, *overrides: str) -> None:
+    """Transcribe the corpus, then select segments and write them as a data set."""
+    config = load_config(path, overrides)
+    assert isinstance(config, PseudoLabelConfig), f"{path} is not a job of pseudo_label"
+    transcribe.run(config, local=False, progress=sys.stderr)
+    print(render(label(config, progress=sys.stderr)))
 
 
-def _check(config: PseudoLabelConfig) -> None:
-    """Refuse, before hours of transcription, what cannot be selected after them."""
-    rules_of(config.selection)
-    _check_apart(config)
-    if config.selection.references is not None:
-        read_references(config.selection.references, endpoint_url=config.output.endpoint_url)
-
-
-def _check_apart(config: PseudoLabelConfig) -> None:
-    dataset, output = (normalise(each.uri).rstrip("/") for each in (config.dataset, config.output))
-    if dataset == output:
-        raise ConfigError(
-            f"beginning a data set in {shown(dataset)}: found the output folder of the run, "
-            "expected another one; change dataset.uri"
-        )
-
-
-def label(
-    config: PseudoLabelConfig, *, progress: Stream | None = None, steal_lock: bool = False
-) -> Labelled:
-    """Select from what is transcribed, and write the data set, or what is missing of it.
-
-    Args:
-        config: the job; nothing is transcribed.
-        progress: where lines about the work go; None for none.
-        steal_lock: take over the lock of a process that shows no sign of life.
-
-    Raises:
-        ConfigError: the job cannot be done as configured, or the folder holds another data set.
-        EngineError: decoding could not go on; what was written is kept.
-        FetchError: a store failed beyond its retries.
-    """
-    store = OutputStore(config.dataset.uri, endpoint_url=config.dataset.endpoint_url)
-    _check_apart(config)
-    rules = rules_of(config.selection)
-    sources = read_sources(
-        config.output.uri, config.selection, endpoint_url=config.output.endpoint_url
-    )
-
-    def say(words: str) -> None:
-        if progress is not None:
-            progress.write(words + "\n")
-
-    with Lock(store, new_run_id(), steal=steal_lock, say=say):
-        origin = read_origin(sources.store)
-        state = f"{origin.fingerprint} {sources.digest()}"
-        settings = result_settings(config.selection, config.dataset, state)
-        begin(store, settings)
-        tally, written, languages = _write(config, store, sources, origin, rules, say=say)
-        found = summarise(
-            sources.index,
-            rules,
-            tally,
-            written,
-            uri=shown(store.uri),
-            output=origin.transcripts,
-            model=origin.as_data(),
-            settings=settings,
-        )
-        complete(
-            store,
-            card=card_of(found, config.dataset, sorted(languages)),
-            numbers=as_data(found),
-            splits=list(written.splits),
-        )
-        return found
-
-
-def _write(
-    config: PseudoLabelConfig,
-    store: OutputStore,
-    sources: Sources,
-    origin: Origin,
-    rules: tuple[Rule, ...],
-    *,
-    say: Callable[[str], None],
-) -> tuple[SelectionTally, Written, set[str]]:
-    """Write selection and shards; return what was dropped, what is there, in which languages."""
-    tally = SelectionTally.of([rule.name for rule in rules])
-    table, written, languages = SelectionTable(store), Written(), set[str]()
-    workers = config.dataset.workers
-    maker = ShardMaker(
-        store,
-        config.dataset,
-        origin,
-        cutter={
-            "endpoint_url": config.source.endpoint_url,
-            "hosts": HostRules.of(config.source),
-            "channels": origin.channels,
-            "audio_format": config.dataset.audio_format,
-        },
-        timeout_s=config.extract.item_timeout_s,
-        workers=this_machine().cores if workers == "auto" else workers,
-    )
-    with tempfile.TemporaryDirectory(prefix="corpus-asr-label-") as folder:
-        path = str(Path(folder) / "segments.parquet")
-        hashes = measure(sources, config.selection, path)
-        say(f"{len(hashes):,} segments measured")
-        chosen = _with_examples(config, decided(path, hashes, rules), tally, table, languages)
-        for note in maker.write(shards_of(chosen, config.dataset)):
-            written.add(note)
-            say(f"{note.name}: {note.examples:,} examples, {duration(note.seconds)}")
-    table.close()
-    return tally, written, languages
-
-
-def _with_examples(
-    config: PseudoLabelConfig,
-    recordings: Iterator[list[dict[str, Any]]],
-    tally: SelectionTally,
-    table: SelectionTable,
-    languages: set[str],
-) -> Iterator[tuple[dict[str, Any], list[Example]]]:
-    """Yield each recording's examples, having counted and noted its rows."""
-    for rows in recordings:
-        examples = examples_of(rows, config.dataset)
-        split = split_of(rows[0]["recording_id"], config.dataset)
-        for row in rows:
-            row["split"] = split
-            tally.add(row)
-        table.add(rows)
-        languages.update(each.row["language"] for each in examples if each.row["language"])
-        yield rows[0], examples
+if __name__ == "__main__":
+    with readable_errors(on_interrupt="run the same command again to continue"):
+        main(*sys.argv[1:])

@@ -58,7 +58,8 @@ def test_what_runs_apart_leaves_no_thread_behind() -> None:
 
 def test_the_command_says_so_before_torch_is_there() -> None:
     code = (
-        "import os, sys; from corpus_asr import cli; sys.argv = ['corpus-asr', '--version']\n"
+        "import os, sys; from corpus_asr.cli import main as cli\n"
+        "sys.argv = ['corpus-asr', '--version']\n"
         "try: cli.main()\n"
         "except SystemExit: pass\n"
         f"print('torch' in sys.modules, os.environ['{SPIN_COUNT}'])"

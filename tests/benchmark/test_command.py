@@ -9,12 +9,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from corpus_asr import cli
 from corpus_asr.benchmark import measuring, orders
 from corpus_asr.benchmark.command import main, run
 from corpus_asr.benchmark.rounds import Row
 from corpus_asr.benchmark.shapes import SHAPES, Shape
 from corpus_asr.benchmark.worker import serve
+from corpus_asr.cli import main as cli
 from corpus_asr.errors import CheckpointError, ConfigError, DecodeError
 from tests.support.corpora import tiny_model
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from corpus_asr import cli
+from corpus_asr.cli import main as cli
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.storage.tables import OutputStore
 from tests.support.cluster import ray_session

@@ -10,14 +10,14 @@ import pysubs2
 import pytest
 from typer.testing import CliRunner
 
-from corpus_asr import cli
+from corpus_asr.cli import main as cli
 from corpus_asr.config.labelling import PseudoLabelConfig
+from corpus_asr.pipelines.pseudo_label import label
 from corpus_asr.storage.tables import OutputStore
 from corpus_asr.text.english_numbers import numbers_in_figures
 from corpus_asr.view.catalogue import Library
 from corpus_asr.view.query import parse_query
 from corpus_asr.view.search import Filters, Order, find
-from pipelines.pseudo_label import label
 from tests.demo.conftest import Heard
 from tests.demo.test_transcripts import MAX_WER
 from tests.support.spoken import NAMES, REFERENCES, Sentence, error_rate, spoken

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from corpus_asr.pipelines.evaluate import evaluate
 from corpus_asr.runtime.transcriber import Transcriber
-from pipelines.evaluate_model import evaluate
 from tests.demo.conftest import Heard, run_demo
 from tests.support.spoken import NAMES, REFERENCES, error_rate, spoken
 

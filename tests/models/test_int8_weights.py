@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from corpus_asr.cli import app
+from corpus_asr.cli.main import app
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.models.auto import AutoModelForSpeechSeq2Seq
 from corpus_asr.models.convert.folder import convert

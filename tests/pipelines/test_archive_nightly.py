@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from corpus_asr import cli
+from corpus_asr.cli import main as cli
 from corpus_asr.errors import (
     CheckpointError,
     ConfigError,
@@ -16,12 +16,12 @@ from corpus_asr.errors import (
     FetchError,
     LockedError,
 )
+from corpus_asr.pipelines import nightly, transcribe
 from corpus_asr.report.nightly import Night, NightState
 from corpus_asr.storage import webhook as webhook_module
 from corpus_asr.storage.failures import RetryPolicy
 from corpus_asr.storage.lock import LOCK_NAME, Lock
 from corpus_asr.storage.tables import OutputStore
-from pipelines import archive_nightly, transcribe_corpus
 from tests.support.archive import QUICK, Archive
 from tests.support.webhooks import SECRET, Webhook, webhook
 
@@ -246,7 +246,7 @@ def test_summaries_that_cannot_be_written_are_told(
 def test_a_checkpoint_that_is_gone_is_told(
     telling: Archive, hook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(archive_nightly._PREPARE, "transcribe_corpus", transcribe_corpus.prepare)
+    monkeypatch.setitem(nightly._PREPARE, "transcribe_corpus", transcribe.prepare)
     with pytest.raises(CheckpointError):
         telling.night()
     assert "broken off; what was committed is kept: 0 recordings done" in hook.posted[0]["text"]
@@ -271,7 +271,7 @@ def test_summaries_go_where_they_are_wanted_and_others_are_passed_over(
 def test_other_pipelines_have_no_nights(archive: Archive) -> None:
     config = archive.config.model_copy(update={"pipeline": "pseudo_label"})
     with pytest.raises(ConfigError, match="running a night of pseudo_label"):
-        archive_nightly.run(config, local=True, progress=None)
+        nightly.run(config, local=True, progress=None)
 
 
 # The command.
@@ -327,7 +327,7 @@ def test_what_broke_off_keeps_its_exit_code(archive: Archive) -> None:
 def test_an_overlap_has_an_exit_code_of_its_own(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    defaults = archive_nightly.run.__kwdefaults__
+    defaults = nightly.run.__kwdefaults__
     assert defaults is not None
     monkeypatch.setitem(defaults, "timing", QUICK)
     archive.add("a")

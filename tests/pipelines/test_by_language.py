@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from corpus_asr.config.run import RunConfig
+from corpus_asr.pipelines.classify import run as classify
+from corpus_asr.pipelines.transcribe import run as transcribe
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.model_files import model_revision
 from corpus_asr.storage.settlement import keep_only
 from corpus_asr.storage.tables import OutputStore
-from pipelines.classify_audio import run as classify
-from pipelines.transcribe_corpus import run as transcribe
 from tests.support.checkpoints import tiny_whisper
 from tests.support.corpora import CLIPS, job
 from tests.support.tokenizers import tiny_tokenizer

@@ -12,14 +12,14 @@ import transformers
 from typer.testing import CliRunner
 
 from corpus_asr.audio.decode import open_audio
-from corpus_asr.cli import app
+from corpus_asr.cli.main import app
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
+from corpus_asr.pipelines.classify import run
 from corpus_asr.report.run import load_report, render
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.settlement import keep_only
 from corpus_asr.storage.tables import OutputStore
-from pipelines.classify_audio import run
 from tests.support.checkpoints import tiny_whisper
 from tests.support.classifiers import CLASSES, tiny_classifier
 from tests.support.corpora import demo_corpus, job, outcomes_in
@@ -156,7 +156,7 @@ def test_classes_are_those_of_transformers(
 def test_first_speech_agrees_with_what_a_transcription_detects(
     languages: RunConfig, corpus: Path, whisper: Path, tmp_path: Path
 ) -> None:
-    from pipelines.transcribe_corpus import run as transcribe
+    from corpus_asr.pipelines.transcribe import run as transcribe
 
     some = corpus / "english.wav"
     config = labelling(some, whisper, tmp_path / "labels", windows="first_speech", top_k=1)
@@ -214,7 +214,7 @@ def test_ray_and_this_process_give_the_same_labels(classes: RunConfig, tmp_path:
 
 
 def test_a_folder_of_labels_takes_no_transcripts(classes: RunConfig, whisper: Path) -> None:
-    from pipelines.transcribe_corpus import run as transcribe
+    from corpus_asr.pipelines.transcribe import run as transcribe
 
     settings = classes.model_dump(mode="json")
     settings |= {"pipeline": "transcribe_corpus", "model": {"checkpoint": str(whisper)}}

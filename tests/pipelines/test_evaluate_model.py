@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from corpus_asr import cli
+from corpus_asr.cli import main as cli
 from corpus_asr.storage.tables import OutputStore
 from tests.support.commits import commit, part, results
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-import pipelines.transcribe_corpus as pipeline
+import corpus_asr.pipelines.transcribe as pipeline
 from corpus_asr.config.choices import Choices
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import FetchError

@@ -14,16 +14,16 @@ import pytest
 from huggingface_hub import DatasetCard
 from typer.testing import CliRunner
 
-from corpus_asr import cli
+from corpus_asr.cli import main as cli
 from corpus_asr.config.labelling import PseudoLabelConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
 from corpus_asr.labelling import writing
 from corpus_asr.labelling.cutting import CutRequest
 from corpus_asr.labelling.summary import as_data
+from corpus_asr.pipelines import pseudo_label
+from corpus_asr.pipelines.pseudo_label import label, run
 from corpus_asr.runtime.summary import RunSummary
 from corpus_asr.storage import filesystem
-from pipelines import transcribe_corpus
-from pipelines.pseudo_label import label, run
 from tests.support.audio import decode, wav_bytes
 from tests.support.labelled import InThisProcess, Said, Transcribed, seconds_heard, write_tones
 
@@ -405,7 +405,7 @@ def test_one_command_transcribes_and_then_selects(
         heard.run({"b.wav": [(1.0, 3.0, "Go.")]}, output="late")
         return expected
 
-    monkeypatch.setattr(transcribe_corpus, "run", transcribe)
+    monkeypatch.setattr(pseudo_label.transcribe, "run", transcribe)
     said = io.StringIO()
     assert run(heard.config(output="late"), local=True, progress=said) == expected
     assert [row["text"] for row in rows_of(tmp_path / "set")] == ["Go."]
@@ -423,7 +423,7 @@ def test_one_command_transcribes_and_then_selects(
 def test_what_is_wrong_is_told_before_anything_is_transcribed(
     heard: Transcribed, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], told: str
 ) -> None:
-    monkeypatch.setattr(transcribe_corpus, "run", lambda *_, **__: pytest.fail("transcribed"))
+    monkeypatch.setattr(pseudo_label.transcribe, "run", lambda *_, **__: pytest.fail("transcribed"))
     with pytest.raises(CorpusAsrError, match=told):
         run(heard.config(**change), local=True, progress=None)
 
@@ -431,7 +431,9 @@ def test_what_is_wrong_is_told_before_anything_is_transcribed(
 def test_nothing_is_selected_while_recordings_are_left(
     heard: Transcribed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transcribe_corpus, "run", lambda *_, **__: summary_of(tmp_path, left=3))
+    monkeypatch.setattr(
+        pseudo_label.transcribe, "run", lambda *_, **__: summary_of(tmp_path, left=3)
+    )
     said = io.StringIO()
     run(heard.config(), local=True, progress=said)
     assert "3 recordings are left" in said.getvalue()

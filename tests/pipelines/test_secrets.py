@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from corpus_asr.cli import app
+from corpus_asr.cli.main import app
 from corpus_asr.config.run import RunConfig
+from corpus_asr.pipelines.transcribe import run
 from corpus_asr.storage.failures import RetryPolicy
 from corpus_asr.storage.tables import OutputStore
-from pipelines.transcribe_corpus import run
 from tests.support.audio import tone, wav_bytes
 from tests.support.corpora import job, tiny_model
 from tests.support.stores import WebServer, environment, web_server

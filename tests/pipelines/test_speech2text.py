@@ -11,12 +11,12 @@ from corpus_asr.config.load import load_config
 from corpus_asr.config.run import RunConfig
 from corpus_asr.config.stages import ExtractSettings
 from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.pipelines.transcribe import run
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import Transcript
 from corpus_asr.storage.tables import OutputStore
 from corpus_asr.transcription.speech2text.part_job import DEFAULT_WINDOW_S, Speech2TextJobs
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
-from pipelines.transcribe_corpus import run
 from tests.support.checkpoints import tiny_speech2text
 from tests.support.corpora import CLIPS, demo_corpus, job, outcomes_in, segments_in
 from tests.support.oracles import read_audio

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-import pipelines.transcribe_corpus as pipeline
+import corpus_asr.pipelines.transcribe as pipeline
 from corpus_asr.config.choices import Choices, Retry
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, EngineError
+from corpus_asr.pipelines import driver
 from corpus_asr.runtime.local import run_local
 from corpus_asr.storage.lock import LOCK_NAME, Holder
 from corpus_asr.storage.processes import ProcessName
 from corpus_asr.storage.tables import OutputStore
-from pipelines import corpus
 from tests.support.engines import scripted_engine
 from tests.support.killing import PAUSE, KillableJob, killable_job, tables_of
 from tests.support.scripted import EXTRACTOR, outcomes_by_part, script
@@ -76,7 +76,7 @@ def test_a_robbed_run_stops_committing_and_keeps_what_it_has(
         )
         run_local(*args, extractor=EXTRACTOR, **kwargs)
 
-    monkeypatch.setattr(corpus, "run_local", robbed)
+    monkeypatch.setattr(driver, "run_local", robbed)
     with pytest.raises(EngineError, match="run thief"):
         pipeline.run(config, local=True, progress=None)
     assert store.names("outcomes") == []

@@ -3,8 +3,8 @@
 from itertools import pairwise
 from pathlib import Path
 
+from corpus_asr.pipelines.transcribe import run
 from corpus_asr.storage.tables import OutputStore
-from pipelines.transcribe_corpus import run
 from tests.support.corpora import CLIPS, job, tiny_model
 
 

@@ -12,7 +12,7 @@ import pytest
 import typer
 import yaml
 
-from corpus_asr.cli import app
+from corpus_asr.cli.main import app
 from corpus_asr.runtime import resources as sizes
 from corpus_asr.runtime.resources import resolve_resources
 from corpus_asr.runtime.stopping import DRAIN_S, GRACE_S
@@ -405,7 +405,7 @@ def test_the_image_is_built_from_files_that_are_there():
     assert {line[1:] for line in ignore if line.startswith("!")} == copied
     assert "*" in ignore
     # Everything that the package's metadata and its wheel are made of.
-    named = {PROJECT["readme"], *PROJECT["license-files"], "corpus_asr", "pipelines"}
+    named = {PROJECT["readme"], *PROJECT["license-files"], "corpus_asr"}
     assert {path.split("/")[0] for path in named} <= copied
 
 

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -87,7 +88,7 @@ def test_importing_the_whisper_package_does_not_load_torch():
 
 def test_help_loads_neither_torch_nor_ray_nor_numpy():
     loaded = loaded_by(
-        "from corpus_asr.cli import main\n"
+        "from corpus_asr.cli.main import main\n"
         "sys.argv = ['corpus-asr', '--help']\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code"
     )
@@ -111,7 +112,7 @@ def test_parquet_is_read_and_written_in_one_module_only():
     # import-linter does not look inside external packages.
     users = {
         path.relative_to(REPOSITORY).as_posix()
-        for folder in ("corpus_asr", "pipelines")
+        for folder in ("corpus_asr",)
         for path in (REPOSITORY / folder).rglob("*.py")
         if "pyarrow.parquet" in imported_names(path)
     }
@@ -128,7 +129,7 @@ def imported_names(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("package", ["corpus_asr", "pipelines"])
+@pytest.mark.parametrize("package", ["corpus_asr"])
 def test_package_inits_are_empty_so_that_classes_pickle_by_reference(package):
     # Those that are not offer names lazily, and load nothing when imported (tested above).
     families = {f"corpus_asr/models/{name}/__init__.py" for name in ("speech2text", "whisper")}
@@ -146,11 +147,11 @@ def test_every_library_imported_is_a_declared_dependency_and_the_other_way_round
         name.partition("[")[0] for name in map(requirement, PROJECT["project"]["dependencies"])
     }
     imported = set()
-    for folder in ("corpus_asr", "pipelines"):
+    for folder in ("corpus_asr",):
         for path in (REPOSITORY / folder).rglob("*.py"):
             imported |= {name.partition(".")[0] for name in imported_names(path)}
     used = {DISTRIBUTIONS.get(name, name) for name in imported - STANDARD}
-    assert used - {"corpus_asr", "pipelines"} <= declared
+    assert used - {"corpus_asr"} <= declared
     assert declared - used == set(NEVER_IMPORTED)
 
 
@@ -164,3 +165,78 @@ def requirement(line: str) -> str:
     for mark in "<>=!~;":
         line = line.partition(mark)[0]
     return line.strip()
+
+
+LAYERS = [
+    [name.strip() for name in layer.split("|")]
+    for contract in CONTRACTS
+    if contract["type"] == "layers"
+    for layer in contract["layers"]
+]
+DOTTED = re.compile(r"(corpus_asr(?:\.\w+)+)(?::\w+)?")
+
+
+def height(module: str) -> int:
+    """Return how many layers lie below that of a module."""
+    for below, layer in enumerate(reversed(LAYERS)):
+        if any(module == name or module.startswith(f"{name}.") for name in layer):
+            return below
+    raise AssertionError(f"{module} is in no layer of pyproject.toml")
+
+
+def is_module(name: str) -> bool:
+    path = REPOSITORY.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def upward_references(module: str, source: str) -> list[str]:
+    """Return the higher modules that a source names in a string or imports anywhere in it."""
+    tree = ast.parse(source)
+    typing_only = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    named = [
+        match[1]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if (match := DOTTED.fullmatch(node.value))
+    ]
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module:
+            named += [node.module]
+        elif isinstance(node, ast.Import):
+            named += [alias.name for alias in node.names]
+    own = height(module)
+    return [
+        f"{module} names {name}"
+        for name in named
+        if name.startswith("corpus_asr.") and is_module(name) and height(name) > own
+    ]
+
+
+def test_no_module_names_a_higher_one_in_an_import_or_a_string():
+    found = []
+    for path in sorted((REPOSITORY / "corpus_asr").rglob("*.py")):
+        parts = path.relative_to(REPOSITORY).with_suffix("").parts
+        module = ".".join(parts).removesuffix(".__init__")
+        if module != "corpus_asr":  # the package itself offers Transcriber, lazily
+            found += upward_references(module, path.read_text())
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        'NAME = "corpus_asr.runtime.transcriber:Transcriber"',
+        'import importlib\nimportlib.import_module("corpus_asr.pipelines.transcribe")',
+        "def late():\n    from corpus_asr.stages.transcribe import load_engine",
+    ],
+)
+def test_the_layer_check_sees_strings_and_late_imports(planted):
+    assert len(upward_references("corpus_asr.transcription.engine", planted)) == 1
+    assert upward_references("corpus_asr.cli.main", planted) == []

@@ -17,13 +17,13 @@ from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from corpus_asr.pipelines.evaluate import evaluate
+from corpus_asr.pipelines.transcribe import run
 from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.schemas import FILES, RECORDINGS
 from corpus_asr.storage.beginning import Run
 from corpus_asr.storage.finish import finish
 from corpus_asr.storage.tables import OutputStore
-from pipelines.evaluate_model import evaluate
-from pipelines.transcribe_corpus import run
 from tests.support.commits import commit, part, results
 from tests.support.corpora import demo_corpus, job, tiny_model
 

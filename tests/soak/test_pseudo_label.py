@@ -19,11 +19,11 @@ import pytest
 from corpus_asr.config.labelling import PseudoLabelConfig
 from corpus_asr.config.run import RunConfig
 from corpus_asr.labelling.cutting import ClipCutter, CutRequest, Stretch
+from corpus_asr.pipelines import transcribe
+from corpus_asr.pipelines.pseudo_label import label, run
 from corpus_asr.storage import filesystem
 from corpus_asr.text.normalize import EnglishTextNormalizer
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
-from pipelines import transcribe_corpus
-from pipelines.pseudo_label import label, run
 from tests.support.audio import decode, wav_bytes
 from tests.support.labelled import Transcribed, write_tones
 from tests.support.stores import environment, s3_server
@@ -62,7 +62,7 @@ def test_real_speech_is_selected_by_its_transcripts_and_by_another_decoding(
     sections: dict[str, Any] = {"source": {"uri": str(tmp_path / "clips")}, "model": model}
     beams = sections | {"decoding": greedy | {"num_beams": 3},
                         "output": {"uri": str(tmp_path / "beams")}}  # fmt: skip
-    transcribe_corpus.run(RunConfig.model_validate(beams), local=True, progress=None)
+    transcribe.run(RunConfig.model_validate(beams), local=True, progress=None)
     job = sections | {
         "decoding": greedy,
         "output": {"uri": str(tmp_path / "greedy")},

@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 from whisper.normalizers import EnglishTextNormalizer
 
-from corpus_asr import cli
+from corpus_asr.cli import main as cli
 from corpus_asr.config.run import RunConfig
-from pipelines.transcribe_corpus import run
+from corpus_asr.pipelines.transcribe import run
 
 pytestmark = [
     pytest.mark.slow,

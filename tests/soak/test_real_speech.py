@@ -9,9 +9,9 @@ import torch
 import transformers
 
 from corpus_asr.config.run import RunConfig
+from corpus_asr.pipelines.transcribe import run
 from corpus_asr.storage.tables import OutputStore
 from corpus_asr.units import SAMPLE_RATE_HZ
-from pipelines.transcribe_corpus import run
 from tests.support.corpora import outcomes_in
 from tests.support.oracles import read_audio
 from tests.support.stores import environment, s3_server

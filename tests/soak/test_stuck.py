@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import pipelines.transcribe_corpus as pipeline
+import corpus_asr.pipelines.transcribe as pipeline
 from corpus_asr.config.choices import Choices, Retry
 from corpus_asr.config.run import RunConfig
 from corpus_asr.storage.filesystem import open_store, write_atomic

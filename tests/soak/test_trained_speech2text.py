@@ -20,8 +20,8 @@ from corpus_asr.models.speech2text import (
     Speech2TextProcessor,
 )
 from corpus_asr.models.whisper import WhisperFeatureExtractor, WhisperForConditionalGeneration
+from corpus_asr.pipelines.transcribe import run
 from corpus_asr.units import SAMPLE_RATE_HZ
-from pipelines.transcribe_corpus import run
 from tests.soak.test_real_speech import distance, texts
 from tests.support.digits import Clip, Samples, Utterances, clips, digit_processor, recording
 from tests.support.imitation import config_like, digits_said, heard_by, imitate, people_speaking

@@ -19,12 +19,13 @@ import pytest
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import EngineError
+from corpus_asr.pipelines import driver
+from corpus_asr.pipelines import nightly as pipeline
 from corpus_asr.report.nightly import Night
 from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.progress import Progress, tally_of
 from corpus_asr.runtime.weights import Weights
 from corpus_asr.storage.lock import Timing
-from pipelines import archive_nightly, corpus
 from tests.support.commits import part, results
 from tests.support.engines import scripted_engine
 
@@ -62,8 +63,8 @@ class Archive:
         )
         weights = Weights(folder=folder / "model", revision="weights")
         prepared = (weights, scripted_engine)
-        patch.setitem(archive_nightly._PREPARE, "transcribe_corpus", lambda config: prepared)
-        patch.setattr(corpus, "run_local", self._work)
+        patch.setitem(pipeline._PREPARE, "transcribe_corpus", lambda config: prepared)
+        patch.setattr(driver, "run_local", self._work)
 
     def add(self, *names: str, content: bytes = b"x") -> None:
         """Write recordings, or replace what they hold."""
@@ -87,7 +88,7 @@ class Archive:
     def night(self, **options: Any) -> Night:
         """Let a night pass."""
         usual: dict[str, Any] = {"local": True, "progress": None, "timing": QUICK}
-        return archive_nightly.run(self.config, **(usual | options))
+        return pipeline.run(self.config, **(usual | options))
 
     def summaries(self) -> list[dict[str, Any]]:
         """Return what is written of each night, in the order of their names."""

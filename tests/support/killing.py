@@ -33,7 +33,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # What differs between two runs that did the same.
 VARYING = {"run_id", "decode_s", "transcribe_s", "attempts", "device", "segments_object"}
 PAUSE = "CORPUS_ASR_TEST_PAUSE_S"
-_COMMAND_LINE = "from corpus_asr.cli import main; main()"
+_COMMAND_LINE = "from corpus_asr.cli.main import main; main()"
 # What the command lines of those hold that are killed below a driver.
 _TITLES = {
     "extract": "ExtractWorker",
@@ -359,7 +359,7 @@ def command_line(pid: int) -> str:
 
 def _main() -> None:
     """Be the command line, with a scripted engine and extractor and a commit per result."""
-    from corpus_asr import cli
+    from corpus_asr.cli import main as cli
     from corpus_asr.runtime import dataset, local
 
     local.MIN_BYTES_PER_COMMIT = 1

@@ -14,7 +14,7 @@ def logging_put_back() -> Iterator[None]:
     names = (FORMAT_VARIABLE, LEVEL_VARIABLE, RUN_VARIABLE)
     before = {name: os.environ.pop(name) for name in names if name in os.environ}
     root = logging.getLogger()
-    own = [logging.getLogger(name) for name in ("corpus_asr", "pipelines")]
+    own = [logging.getLogger(name) for name in ("corpus_asr",)]
     handlers, levels = list(root.handlers), [logger.level for logger in own]
     try:
         yield

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from corpus_asr.config.run import RunConfig
+from corpus_asr.pipelines import driver, transcribe
 from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.local import run_local
 from corpus_asr.storage.tables import OutputStore
-from pipelines import corpus, transcribe_corpus
 
 EXTRACTOR = "tests.support.extractors:make"
 
@@ -38,9 +38,9 @@ def script(
         extractor: as `module:callable`.
     """
     replaced = {
-        (corpus, "run_local"): functools.partial(run_local, extractor=extractor),
-        (transcribe_corpus, "load_engine"): engine,
-        (transcribe_corpus, "check_transcribes"): lambda *_: None,  # there is no tokenizer
+        (driver, "run_local"): functools.partial(run_local, extractor=extractor),
+        (transcribe, "load_engine"): engine,
+        (transcribe, "check_transcribes"): lambda *_: None,  # there is no tokenizer
     }
     for (module, name), value in replaced.items():
         assert hasattr(module, name), f"{module.__name__} has no {name}: nothing would be scripted"

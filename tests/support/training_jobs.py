@@ -11,7 +11,7 @@ from tests.support.checkpoints import tiny_whisper
 from tests.support.spoken_tones import sentences, write_recordings
 from tests.support.tokenizers import tiny_tokenizer
 
-COMMAND = [sys.executable, "-c", "from corpus_asr.cli import main; main()", "finetune"]
+COMMAND = [sys.executable, "-c", "from corpus_asr.cli.main import main; main()", "finetune"]
 CHECKPOINT_LIMIT_S = 250.0
 
 

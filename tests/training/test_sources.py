@@ -10,10 +10,10 @@ import pytest
 
 from corpus_asr.config.finetune import DataSettings
 from corpus_asr.errors import ConfigError
+from corpus_asr.pipelines.pseudo_label import label
 from corpus_asr.training.audio_cache import AudioCache, prepare
 from corpus_asr.training.sources import utterances_in, utterances_of
 from corpus_asr.training.utterances import Utterance
-from pipelines.pseudo_label import label
 from tests.support.audio import share_of_tone
 from tests.support.labelled import Said, Transcribed, seconds_heard, tone_hz, write_tones
 

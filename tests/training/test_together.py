@@ -11,9 +11,9 @@ import torch
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.models.stored_weights import stored_tensors
+from corpus_asr.pipelines import finetune
 from corpus_asr.runtime.cluster import Cluster
 from corpus_asr.training.store import TrainingStore
-from pipelines import finetune
 from tests.support.cluster import ray_session
 from tests.support.killing import kill_below
 from tests.support.training_jobs import tiny_student, training, write_sets

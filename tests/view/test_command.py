@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from corpus_asr import cli
+from corpus_asr.cli import main as cli
 from tests.support.audio import tone, wav_bytes
 from tests.support.viewing import asked, fetch, id_of, of_file, passage, run_of, spoken
 
@@ -22,7 +22,7 @@ def test_it_serves_until_it_is_interrupted_and_leaves_nothing(tmp_path: Path) ->
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-m", "corpus_asr.cli", "view", str(tmp_path / "output"), "--no-browser",
+        [sys.executable, "-m", "corpus_asr", "view", str(tmp_path / "output"), "--no-browser",
          "--port", "0"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"},

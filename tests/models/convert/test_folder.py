@@ -11,7 +11,7 @@ import whisper
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from corpus_asr.cli import app
+from corpus_asr.cli.main import app
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.models.convert.folder import convert
 from corpus_asr.models.convert.known_models import ALIGNMENT_HEADS

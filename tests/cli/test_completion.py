@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from corpus_asr.commands.transcribe import DtypeName
+from corpus_asr.cli.transcribe import DtypeName
 from corpus_asr.config.load import load_config
 from corpus_asr.config.stages import ModelSettings
 
@@ -29,7 +29,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 
 WATCHED = """
 import atexit, json, sys
-from corpus_asr import cli
+from corpus_asr.cli import main as cli
 atexit.register(lambda: print(json.dumps(sorted(sys.modules))))
 cli.app(prog_name="corpus-asr")
 """

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from corpus_asr import cli
+from corpus_asr.cli import main as cli
 from corpus_asr.storage.tables import OutputStore
 from tests.support.commits import commit, part, results
 

@@ -4,15 +4,14 @@ In: the command line. Out: a data set, and its numbers as text or JSON. Imports 
 `--help` would have to wait for.
 """
 
-import importlib
 import json
 import sys
 from typing import Annotated
 
 import typer
 
-from corpus_asr.commands import completion
-from corpus_asr.commands.failures import readable_errors
+from corpus_asr.cli import completion
+from corpus_asr.cli.failures import readable_errors
 from corpus_asr.logs import speaks_json
 from corpus_asr.runtime.stopping import ended_by_sigterm
 
@@ -51,10 +50,9 @@ def label(
                 "with the sections selection and dataset, as in configs/pseudo_label.yaml"
             )
         from corpus_asr.labelling.summary import as_data, render
+        from corpus_asr.pipelines.pseudo_label import label as select_and_write
 
-        # Pipelines stand above the command line in the layers, so they are found by name.
-        pipeline = importlib.import_module("pipelines.pseudo_label")
         lines = None if speaks_json() else sys.stderr
-        found = pipeline.label(settings, progress=lines, steal_lock=steal_lock)
+        found = select_and_write(settings, progress=lines, steal_lock=steal_lock)
         data = json.dumps(as_data(found), indent=2, ensure_ascii=False)
         typer.echo(data if as_json else render(found))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from corpus_asr.commands.failures import readable_errors, say
-from corpus_asr.commands.options import OutputUri
+from corpus_asr.cli.failures import readable_errors, say
+from corpus_asr.cli.options import OutputUri
 from corpus_asr.errors import ConfigError
 
 if TYPE_CHECKING:

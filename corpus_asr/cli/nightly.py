@@ -4,16 +4,15 @@ In: the command line. Out: the night's summary, and an exit code. Imports nothin
 would have to wait for.
 """
 
-import importlib
 import json
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from corpus_asr.commands import completion
-from corpus_asr.commands.failures import EXIT_LOCKED, EXIT_SOME_FAILED, readable_errors, say
-from corpus_asr.commands.model_option import note_model_of
+from corpus_asr.cli import completion
+from corpus_asr.cli.failures import EXIT_LOCKED, EXIT_SOME_FAILED, readable_errors, say
+from corpus_asr.cli.model_option import note_model_of
 from corpus_asr.errors import LockedError
 from corpus_asr.logs import speaks_json
 from corpus_asr.runtime.stopping import ended_by_sigterm
@@ -42,6 +41,7 @@ def nightly(
 ) -> None:
     """Run a job as every night: what is new, within its time and budget, with a summary."""
     from corpus_asr.config.load import load_config
+    from corpus_asr.pipelines.nightly import run as run_night
     from corpus_asr.report.nightly import as_data, markdown
 
     def show(night: "Night") -> None:
@@ -51,11 +51,9 @@ def nightly(
     with readable_errors(on_interrupt="the next night goes on"), ended_by_sigterm():
         settings = load_config(config, overrides or ())
         note_model_of(settings)
-        # Pipelines stand above the command line in the layers, so they are found by name.
-        pipeline = importlib.import_module("pipelines.archive_nightly")
         lines = None if speaks_json() else sys.stderr
         try:
-            night = pipeline.run(settings, local=local, progress=lines, show=show)
+            night = run_night(settings, local=local, progress=lines, show=show)
         except LockedError as error:
             say(str(error))
             raise typer.Exit(EXIT_LOCKED) from None

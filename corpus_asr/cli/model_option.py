@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from corpus_asr.commands import completion
-from corpus_asr.commands.failures import note
+from corpus_asr.cli import completion
+from corpus_asr.cli.failures import note
 from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, default_model_notice
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from corpus_asr import cli
+from corpus_asr.cli import main as cli
 from corpus_asr.config.base import Settings
 from corpus_asr.config.labelling import PseudoLabelConfig
 from corpus_asr.config.load import load_config
@@ -111,7 +111,7 @@ def test_questions_need_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     refused = call(file, "--ask", answers="talks\n\n\n")
     assert refused.exit_code == 2
     assert "no terminal" in refused.stderr
-    monkeypatch.setattr("corpus_asr.commands.init._is_terminal", lambda: True)
+    monkeypatch.setattr("corpus_asr.cli.init._is_terminal", lambda: True)
     asked = call(file, "--ask", "--output", "texts", answers="talks\n\n")
     assert asked.exit_code == 0, asked.stderr
     config = load_config(file)

@@ -3,8 +3,8 @@
 In: the command line. Out: lines on stdout. Imports nothing that `--help` would have to wait for.
 """
 
-from corpus_asr.commands.failures import readable_errors
-from corpus_asr.commands.options import (
+from corpus_asr.cli.failures import readable_errors
+from corpus_asr.cli.options import (
     DropKnownHallucinations,
     EndpointUrl,
     Languages,

@@ -11,7 +11,7 @@ import pytest
 import transformers
 from typer.testing import CliRunner, Result
 
-from corpus_asr import cli
+from corpus_asr.cli import main as cli
 from tests.support.spoken import spoken
 from tests.support.training_jobs import (
     COMMAND,

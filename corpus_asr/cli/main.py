@@ -10,42 +10,41 @@ shows the traceback of an error.
 """
 
 import atexit
-import importlib
 import json
 import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from corpus_asr.commands import completion
-from corpus_asr.commands.evaluate import evaluate
-from corpus_asr.commands.export import export
-from corpus_asr.commands.failures import (
+from corpus_asr.cli import completion
+from corpus_asr.cli.evaluate import evaluate
+from corpus_asr.cli.export import export
+from corpus_asr.cli.failures import (
     EXIT_INTERRUPTED,
     EXIT_SOME_FAILED,
     EXIT_TERMINATED,
     readable_errors,
     say,
 )
-from corpus_asr.commands.finetune import finetune
-from corpus_asr.commands.init import init
-from corpus_asr.commands.label import label
-from corpus_asr.commands.model_option import note_model_of
-from corpus_asr.commands.nightly import nightly
-from corpus_asr.commands.plan import plan
-from corpus_asr.commands.report import report
-from corpus_asr.commands.show import show
-from corpus_asr.commands.transcribe import transcribe
-from corpus_asr.commands.view import view
+from corpus_asr.cli.finetune import finetune
+from corpus_asr.cli.init import init
+from corpus_asr.cli.label import label
+from corpus_asr.cli.model_option import note_model_of
+from corpus_asr.cli.nightly import nightly
+from corpus_asr.cli.options import run_pipeline
+from corpus_asr.cli.plan import plan
+from corpus_asr.cli.report import report
+from corpus_asr.cli.show import show
+from corpus_asr.cli.transcribe import transcribe
+from corpus_asr.cli.view import view
 from corpus_asr.logs import LogFormat, LogLevel, LogSettings, configure, speaks_json
 from corpus_asr.runtime.stopping import ended_by_sigterm
 from corpus_asr.threads import spin_briefly
 
 if TYPE_CHECKING:
-    from corpus_asr.config.choices import Choices
     from corpus_asr.config.run import RunConfig
     from corpus_asr.runtime.summary import RunSummary
 
@@ -79,13 +78,6 @@ Output = Annotated[
 ]
 Endpoint = Annotated[str | None, typer.Option(help="S3 endpoint, where it is not Amazon's.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-
-
-class _Pipeline(Protocol):
-    def run(
-        self, config: "RunConfig", *, local: bool, progress: TextIO | None, choices: "Choices"
-    ) -> "RunSummary":
-        """Do the job and return what came of it."""
 
 
 def main() -> None:
@@ -154,14 +146,12 @@ def run(
     with readable_errors(on_interrupt=advice), ended_by_sigterm():
         settings = load_config(config, overrides or ())
         note_model_of(settings)
-        # Pipelines stand above the command line in the layers, so they are found by name.
-        pipeline: _Pipeline = importlib.import_module(f"pipelines.{settings.pipeline}")
         retry = Retry.retryable if retry_failed else Retry.none
         choices = Choices(
             steal_lock=steal_lock, new_run=new_run, retry=Retry.all if retry_all_failed else retry
         )
         lines = None if speaks_json() else sys.stderr
-        summary = pipeline.run(settings, local=local, progress=lines, choices=choices)
+        summary = run_pipeline(settings, local=local, progress=lines, choices=choices)
         typer.echo(_summary_words(summary))
         allowed = settings.output.max_failed_fraction
         if summary.failed_fraction > allowed:

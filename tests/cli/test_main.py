@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from corpus_asr import cli
+from corpus_asr.cli import main as cli
 from corpus_asr.config.choices import CONTINUE, Choices, Retry
 from corpus_asr.config.load import load_config
 from corpus_asr.config.run import RunConfig
@@ -68,7 +68,7 @@ def call(*arguments: str) -> Result:
 
 @dataclass
 class FakePipeline:
-    """Stands in for pipelines.transcribe_corpus: remembers its call, then does as told."""
+    """Stands in for corpus_asr.pipelines.transcribe: remembers its call, then does as told."""
 
     outcome: RunSummary | BaseException = SUMMARY
     calls: list[tuple[RunConfig, bool]] = field(default_factory=list)
@@ -89,7 +89,7 @@ class FakePipeline:
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     fake = FakePipeline()
-    module = ModuleType("pipelines.transcribe_corpus")
+    module = ModuleType("corpus_asr.pipelines.transcribe")
     module.__dict__["run"] = fake.run
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.delenv("CORPUS_ASR_DEBUG", raising=False)
@@ -178,7 +178,7 @@ def transcriber(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_help_imports_nothing_heavy() -> None:
     script = (
         "import sys\n"
-        "from corpus_asr import cli\n"
+        "from corpus_asr.cli import main as cli\n"
         "try:\n    cli.app(['--help'])\nexcept SystemExit as stop:\n    assert not stop.code\n"
         "heavy = {'ray', 'torch', 'pyarrow', 'numpy', 'pydantic', 'av', 'transformers'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
@@ -423,15 +423,15 @@ def test_stderr_holds_nothing_but_objects_when_asked(
 BUSY = """
 import atexit, sys, threading, time
 from types import ModuleType
-from corpus_asr.cli import main
+from corpus_asr.cli.main import main
 
 def run(*_, **__):
     threading.Thread(target=time.sleep, args=(60,)).start()
     atexit.register(print, "tidied up")
     raise KeyboardInterrupt
 
-sys.modules["pipelines.transcribe_corpus"] = module = ModuleType("pipelines.transcribe_corpus")
-module.run = run
+import corpus_asr.pipelines.transcribe
+corpus_asr.pipelines.transcribe.run = run
 main()
 """
 

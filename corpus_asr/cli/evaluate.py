@@ -4,14 +4,13 @@ In: the command line. Out: text or JSON, and an exit code. Imports nothing that 
 to wait for.
 """
 
-import importlib
 import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from corpus_asr.commands.failures import EXIT_SOME_FAILED, readable_errors, say
-from corpus_asr.commands.options import EndpointUrl, OutputUri
+from corpus_asr.cli.failures import EXIT_SOME_FAILED, readable_errors, say
+from corpus_asr.cli.options import EndpointUrl, OutputUri
 
 if TYPE_CHECKING:
     from corpus_asr.report.accuracy.evaluation import Comparison
@@ -52,12 +51,12 @@ def evaluate(
     if not_worse and against is None:
         raise typer.BadParameter("--not-worse needs --against: the run that is good enough")
     with readable_errors():
+        from corpus_asr.pipelines.calibrate import calibrate as fit_calibration
+        from corpus_asr.pipelines.evaluate import evaluate as evaluate_run
         from corpus_asr.report.accuracy.calibration import calibration_data, render_calibration
         from corpus_asr.report.accuracy.evaluation import as_data, render
 
-        # Pipelines stand above the command line in the layers, so they are found by name.
-        pipeline = importlib.import_module("pipelines.evaluate_model")
-        found = pipeline.evaluate(
+        found = evaluate_run(
             output_uri,
             references,
             against=against,
@@ -68,8 +67,7 @@ def evaluate(
         if not as_json:
             typer.echo(render(found))
         if calibrate:
-            fitter = importlib.import_module("pipelines.calibrate_model")
-            calibration = fitter.calibrate(
+            calibration = fit_calibration(
                 output_uri, references, language=language, endpoint_url=endpoint_url
             )
             data["calibration"] = calibration_data(calibration)

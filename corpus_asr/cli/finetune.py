@@ -4,14 +4,13 @@ In: the command line. Out: lines about the training, and an exit code. Imports n
 would have to wait for.
 """
 
-import importlib
 import sys
 from typing import Annotated
 
 import typer
 
-from corpus_asr.commands import completion
-from corpus_asr.commands.failures import readable_errors
+from corpus_asr.cli import completion
+from corpus_asr.cli.failures import readable_errors
 from corpus_asr.logs import speaks_json
 from corpus_asr.threads import one_thread_for_arrays
 
@@ -34,11 +33,10 @@ def finetune(
     one_thread_for_arrays()
     with readable_errors(on_interrupt="run the same command again to resume"):
         from corpus_asr.config.load import load_finetune
+        from corpus_asr.pipelines.finetune import run
 
         settings = load_finetune(config, overrides or ())
-        # Pipelines stand above the command line in the layers, so they are found by name.
-        pipeline = importlib.import_module("pipelines.finetune")
-        done = pipeline.run(settings, progress=None if speaks_json() else sys.stderr)
+        done = run(settings, progress=None if speaks_json() else sys.stderr)
         for step, wer in done.error_rates:
             typer.echo(f"step {step:,}: wer {wer:.2%}")
         if done.kept_step == 0:

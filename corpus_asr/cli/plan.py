@@ -4,14 +4,14 @@ In: the command line. Out: YAML that could be saved and run, and comments on wha
 Imports nothing that `--help` would have to wait for.
 """
 
-import importlib
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from corpus_asr.commands import completion
-from corpus_asr.commands.failures import readable_errors
-from corpus_asr.commands.model_option import note_model_of
+from corpus_asr.cli import completion
+from corpus_asr.cli.failures import readable_errors
+from corpus_asr.cli.model_option import note_model_of
+from corpus_asr.cli.options import prepare_pipeline
 
 if TYPE_CHECKING:
     from corpus_asr.config.load import Setting
@@ -60,9 +60,7 @@ def plan(
             if check:
                 from corpus_asr.runtime.readiness import check_ready
 
-                # Pipelines stand above the command line in the layers, so they are found by name.
-                pipeline = importlib.import_module(f"pipelines.{_preparing(settings.pipeline)}")
-                _, engine_factory = pipeline.prepare(settings)
+                _, engine_factory = prepare_pipeline(settings)
                 for line in check_ready(settings, store, drawn, engine_factory):
                     typer.echo(f"# {line}")
                 typer.echo("# ready")
@@ -70,11 +68,6 @@ def plan(
             # Nobody will work it off, and a report takes the newest plan for that of the last run.
             for name in list(store.all_names(drawn.name)):
                 store.remove(name)
-
-
-def _preparing(pipeline: str) -> str:
-    """Name the pipeline that knows the engine: labelling begins with a transcription."""
-    return "transcribe_corpus" if pipeline == "pseudo_label" else pipeline
 
 
 def _print_settings(settings: "list[Setting]") -> None:

@@ -12,8 +12,8 @@ from typing import Annotated
 
 import typer
 
-from corpus_asr.commands.failures import readable_errors
-from corpus_asr.commands.model_option import LARGER_OPTION, Model
+from corpus_asr.cli.failures import readable_errors
+from corpus_asr.cli.model_option import LARGER_OPTION, Model
 from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, default_model_notice
 from corpus_asr.errors import ConfigError
 

@@ -12,7 +12,7 @@ import pytest
 from botocore import exceptions
 from typer.testing import CliRunner, Result
 
-from corpus_asr import cli
+from corpus_asr.cli import main as cli
 from corpus_asr.languages import check_known
 from corpus_asr.runtime import limits, readiness
 from corpus_asr.storage.s3_failures import from_exception

@@ -1,0 +1,280 @@
+"""A run over a corpus from its configuration to its finished tables, whatever the engine."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+from corpus_asr.activity import Activity
+from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel
+from corpus_asr.config.choices import CONTINUE, Choices
+from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
+from corpus_asr.errors import EngineError
+from corpus_asr.logs import name_run
+from corpus_asr.report.html.page import write_page_at_the_end
+from corpus_asr.runtime.commit import Committer
+from corpus_asr.runtime.local import run_local
+from corpus_asr.runtime.progress import Progress, Stream, Tally
+from corpus_asr.runtime.recorder import Recorder
+from corpus_asr.runtime.resources import Resources, resolve_resources, store_bytes_for, this_machine
+from corpus_asr.runtime.summary import RunSummary
+from corpus_asr.runtime.weights import Weights
+from corpus_asr.stages.transcribe import EngineFactory
+from corpus_asr.storage.beginning import Run, begin_run, fingerprint, new_run_id
+from corpus_asr.storage.calibrations import calibration_for
+from corpus_asr.storage.finish import finish
+from corpus_asr.storage.hub_names import full_name
+from corpus_asr.storage.lock import Lock
+from corpus_asr.storage.plan import Plan, make_plan, read_listing, read_packs
+from corpus_asr.storage.tables import OutputStore
+
+Prepare = Callable[[RunConfig], tuple[Weights, EngineFactory]]
+"""Fetches a job's checkpoints and chooses what loads its engine."""
+
+
+def run_over_corpus(
+    config: RunConfig,
+    prepare: Prepare,
+    *,
+    local: bool,
+    progress: Stream | None,
+    choices: Choices = CONTINUE,
+) -> RunSummary:
+    """Do what is left of a job, and finish its output folder.
+
+    Args:
+        config: the job.
+        prepare: fetches its checkpoints and chooses the engine.
+        local: in this process, without Ray.
+        progress: where lines about the run go; None for none.
+        choices: how what earlier runs left is treated.
+
+    Raises:
+        ConfigError: the job cannot be done as configured, or another run is at work in the output
+            folder; nothing was done.
+        CheckpointError: a model cannot be had or loaded.
+        EngineError: the work could not go on; what was committed is kept.
+        FetchError: the output store or the listing failed.
+    """
+    weights, engine = prepare(config)
+    with CorpusRun.open(
+        config, weights, engine, local=local, progress=progress, choices=choices
+    ) as run:
+        run.start()
+        run.process()
+        return run.finish()
+
+
+@dataclass(slots=True, kw_only=True)
+class CorpusRun:
+    """A run over a corpus in three steps: `start`, `process`, `finish`.
+
+    Each may be repeated by a later run: what is committed is not done again, and a run with nothing
+    left to do starts neither Ray nor a model.
+    """
+
+    config: RunConfig
+    weights: Weights
+    engine_factory: EngineFactory
+    """What loads the engine in each worker; pickled by reference."""
+    store: OutputStore
+    """The output folder."""
+    lock: Lock
+    """Of that folder, held by this run."""
+    local: bool = False
+    progress: Stream | None = None
+    choices: Choices = CONTINUE
+    plan: Plan | None = None
+    """What there is to do, once the source is listed."""
+    _begun: Run | None = None
+    _calibration: ConfidenceModel | None = None
+    _committed: Tally = field(default_factory=Tally)
+    _activity: Activity = field(default_factory=Activity)
+    _started_s: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
+        config: RunConfig,
+        weights: Weights,
+        engine_factory: EngineFactory,
+        *,
+        local: bool = False,
+        progress: Stream | None = None,
+        choices: Choices = CONTINUE,
+    ) -> Iterator["CorpusRun"]:
+        """Lock the output folder for a run, as long as the context is open.
+
+        Raises:
+            LockedError: another run is at work in the output folder.
+            FetchError: the output store failed.
+        """
+        store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
+        say = line_writer(progress)
+        with Lock(store, new_run_id(), steal=choices.steal_lock, say=say) as lock:
+            yield cls(
+                config=config,
+                weights=weights,
+                engine_factory=engine_factory,
+                store=store,
+                lock=lock,
+                local=local,
+                progress=progress,
+                choices=choices,
+            )
+
+    def start(self) -> Plan:
+        """List the source, leave out what is committed, and write what belongs to the run."""
+        config, store = self.config, self.store
+        calibrates = config.pipeline != CLASSIFY_AUDIO
+        if calibrates and config.model.calibration is not None:  # before old results are archived
+            self._calibration = calibration_for(config, store, model_revision=self.weights.revision)
+        self.plan = make_plan(config, store, model_revision=self.weights.name, choices=self.choices)
+        self._begun = begin_run(
+            store,
+            config,
+            fingerprint(config, self.weights.name),
+            run_id=self.lock.run_id,
+            new_run=self.choices.new_run,
+        )
+        name_run(self._begun.run_id)
+        if calibrates and config.model.calibration is None:
+            self._calibration = calibration_for(config, store, model_revision=self.weights.revision)
+        return self.plan
+
+    def process(self) -> None:
+        """Extract features on CPUs, transcribe or classify them, and commit tables as they come."""
+        assert self.plan is not None, "start() comes first"
+        assert self._begun is not None
+        if not self.plan.num_remaining or self._out_of_time():
+            return
+        config = self.config
+        committer = Committer(
+            uri=config.output.uri,
+            endpoint_url=config.output.endpoint_url,
+            run_id=self._begun.run_id,
+            model=full_name(config.model.checkpoint),
+            model_revision=self.weights.revision,
+            by_language=self.weights.by_language,
+            calibration=self._calibration,
+            lock=self.lock.key,
+        )
+        work = self._process_here if self.local else self._process_on_ray
+        done = work(self.plan, committer)
+        self._committed, self._activity = done.tally, done.activity
+
+    def finish(self) -> RunSummary:
+        """Compact the tables, count them, and write report.json and the page.
+
+        Raises:
+            EngineError: recordings are neither done nor failed, although there was time.
+        """
+        assert self.plan is not None, "start() comes first"
+        assert self._begun is not None
+        plan, store = self.plan, self.store
+        out_of_time = self._out_of_time()
+        self.lock.key.check()  # a finish tidies up: not under the hands of another run
+        counts = finish(
+            store,
+            self._begun,
+            self.config,
+            model_revision=self.weights.name,
+            listing=read_listing(store, plan),
+            num_listed=plan.num_files,
+            plan_name=plan.name,
+            extra={
+                "plan": asdict(plan),
+                "committed": asdict(self._committed),
+                "activity": asdict(self._activity),
+                "calibration": (self._calibration or DEFAULT_MODEL).name,
+            },
+        )
+        write_page_at_the_end(store, num_recordings=counts.recordings)
+        if counts.left and not out_of_time:
+            raise EngineError(
+                f"finishing {store.uri}: {counts.left} of {counts.listed} recordings are neither "
+                "done nor failed, expected none; run again to do them"
+            )
+        return RunSummary(
+            output_uri=store.uri,
+            run_id=self._begun.run_id,
+            files=counts.listed,
+            done=counts.ok + counts.no_speech,
+            failed=counts.failed,
+            no_speech=counts.no_speech,
+            left=counts.left,
+            segments=counts.segments,
+            audio_s=counts.audio_s,
+            processed_files=plan.num_remaining,
+            processed_audio_s=self._committed.audio_s,
+            wall_s=time.monotonic() - self._started_s,
+            made="labels" if self.config.pipeline == CLASSIFY_AUDIO else "segments",
+        )
+
+    def _out_of_time(self) -> bool:
+        stop_at = self.choices.stop_at
+        return stop_at is not None and time.monotonic() >= stop_at
+
+    def _process_here(self, plan: Plan, committer: Committer) -> Progress:
+        resources = resolve_resources(self.config, (this_machine(),), num_packs=plan.num_packs)
+        with self._shown(plan, committer.run_id, resources) as progress:
+            run_local(
+                self.config,
+                read_packs(self.store, plan),
+                committer,
+                resources=resources,
+                progress=progress,
+                engine_factory=self.engine_factory,
+                stop_at=self.choices.stop_at,
+            )
+        return progress
+
+    def _process_on_ray(self, plan: Plan, committer: Committer) -> Progress:
+        # Ray takes seconds to import, and local runs do without it.
+        from corpus_asr.runtime.cluster import connected, local_machine
+        from corpus_asr.runtime.dataset import run_on_ray
+
+        config, address = self.config, self.config.cluster.address
+        with connected(address, store_bytes=store_bytes_for(config, local_machine())) as cluster:
+            resources = resolve_resources(
+                config,
+                cluster.nodes,
+                num_packs=plan.num_packs,
+                store_bytes=cluster.store_bytes,
+                fixed=address == "local",
+            )
+            with self._shown(plan, committer.run_id, resources) as progress:
+                run_on_ray(
+                    config,
+                    plan.uri,
+                    committer,
+                    resources=resources,
+                    progress=progress,
+                    engine_factory=self.engine_factory,
+                    stop_at=self.choices.stop_at,
+                )
+        return progress
+
+    @contextmanager
+    def _shown(self, plan: Plan, run_id: str, resources: Resources) -> Iterator[Progress]:
+        """Print what the run will use, and show and record its progress meanwhile."""
+        line_writer(self.progress)(resources.describe())
+        progress = Progress(
+            total_files=plan.num_remaining,
+            total_bytes=plan.num_remaining_bytes,
+            stream=self.progress,
+        )
+        recorder = Recorder(self.store, progress, run_id=run_id, plan=plan, resources=resources)
+        with progress, recorder:
+            yield progress
+
+
+def line_writer(stream: Stream | None) -> Callable[[str], None]:
+    """Return what writes a line to a stream, or nowhere if there is none."""
+
+    def write(line: str) -> None:
+        if stream is not None:
+            stream.write(line + "\n")
+
+    return write

@@ -1,0 +1,121 @@
+"""Compare a run's transcripts with references: tables and a manifest in, an evaluation out.
+
+Only the order of things is decided here; each is done elsewhere. Nothing is transcribed and nothing
+written; the run may be finished or not.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.export.index import Index, read_index
+from corpus_asr.export.load import WORD_COLUMNS, Selection, chosen, recordings
+from corpus_asr.export.recording import Recording
+from corpus_asr.report.accuracy.evaluation import Evaluation, compare, summarise
+from corpus_asr.report.accuracy.scoring import (
+    Hypothesis,
+    Reference,
+    Score,
+    TimedWord,
+    read_references,
+    score,
+)
+from corpus_asr.storage.addresses import shown
+from corpus_asr.storage.tables import OutputStore
+
+
+def evaluate(
+    output_uri: str,
+    references: str,
+    *,
+    against: str | None = None,
+    language: str | None = None,
+    endpoint_url: str | None = None,
+) -> Evaluation:
+    """Compare what a run heard with what was said.
+
+    Args:
+        output_uri: the output folder of the run.
+        references: address of the manifest of references.
+        against: the output folder of another run over the same recordings.
+        language: of references that say none.
+        endpoint_url: the S3 endpoint, where it is not Amazon's.
+
+    Raises:
+        ConfigError: no such output, unusable references, none of which is of a recording here, or
+            jiwer is not installed.
+        CorpusAsrError: the tables do not hold what they say.
+        FetchError: a store failed beyond its retries.
+    """
+    said = read_references(references, endpoint_url=endpoint_url, language=language)
+    scores = _scores(OutputStore(output_uri, endpoint_url=endpoint_url), said, references)
+    comparison = None
+    if against is not None:
+        other = OutputStore(against, endpoint_url=endpoint_url)
+        comparison = compare(scores, _scores(other, said, references), other=shown(other.uri))
+    return summarise(
+        list(scores.values()),
+        output=shown(output_uri),
+        references=shown(references),
+        missing=len(said) - len(scores),
+        comparison=comparison,
+    )
+
+
+def _scores(store: OutputStore, said: Mapping[str, Reference], manifest: str) -> dict[str, Score]:
+    """Return the scores of the recordings that have references, by recording."""
+    index = read_index(store)
+    found = {
+        identity: score(said[identity], heard) for identity, heard in _heard(store, index, said)
+    }
+    if not found:
+        raise ConfigError(
+            f"comparing {shown(store.uri)} with {shown(manifest)}: found none of its "
+            f"{len(said):,} recordings there, expected those of this run by the same addresses "
+            f"(such as {_example(index)}); correct the manifest's addresses, which start at its "
+            "folder where they are relative"
+        )
+    return found
+
+
+def _example(index: Index) -> str:
+    return shown(index.recordings["uri"][0].as_py()) if len(index) else "none: it has no results"
+
+
+def _heard(
+    store: OutputStore, index: Index, said: Mapping[str, Reference]
+) -> Iterator[tuple[str, Hypothesis]]:
+    table = index.recordings
+    referred = pc.is_in(table["recording_id"], value_set=pa.array(list(said), pa.string()))
+    ours = np.asarray(referred)
+    selection = Selection()
+    wanted = chosen(index, selection) & ours
+    for _, recording in recordings(store, index, wanted, selection, columns=WORD_COLUMNS):
+        yield recording.recording_id, _of(recording)
+    failed = ours & table["complete"].to_numpy() & ~table["heard"].to_numpy()
+    for identity in table["recording_id"].filter(pa.array(failed)).to_pylist():
+        yield identity, Hypothesis(text="", language=None, duration_s=0.0, failed=True)
+
+
+def _of(recording: Recording) -> Hypothesis:
+    counts = [len(segment.text.split()) for segment in recording.segments]
+    sure = sum(
+        count * segment.confidence
+        for count, segment in zip(counts, recording.segments, strict=True)
+    )
+    return Hypothesis(
+        # Not every family of models puts a blank before a segment.
+        text=" ".join(segment.text.strip() for segment in recording.segments),
+        language=recording.language,
+        duration_s=recording.duration_s,
+        confidence=sure / sum(counts) if sum(counts) else None,
+        words=tuple(
+            TimedWord(word.word, word.start_s, word.end_s)
+            for segment in recording.segments
+            for word in segment.words or ()
+        ),
+        failed=recording.failed,
+    )

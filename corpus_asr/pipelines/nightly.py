@@ -1,0 +1,222 @@
+"""A job over an archive every night, within its time and budget of failures, with a summary.
+
+It is the ordinary run of the job, so nights and other runs may take turns on one output folder.
+"""
+
+import datetime
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from corpus_asr.config.choices import Choices, Retry
+from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
+from corpus_asr.errors import ConfigError, LockedError
+from corpus_asr.logs import event
+from corpus_asr.pipelines import classify, transcribe
+from corpus_asr.pipelines.driver import CorpusRun, Prepare, line_writer
+from corpus_asr.report.nightly import (
+    Archive,
+    Findings,
+    Night,
+    NightState,
+    findings_of,
+    findings_so_far,
+    over_budget,
+    past_nights,
+    tell,
+    warnings_of,
+)
+from corpus_asr.runtime.progress import Stream
+from corpus_asr.runtime.stopping import RunStoppedError
+from corpus_asr.runtime.summary import RunSummary
+from corpus_asr.storage.addresses import join, shown
+from corpus_asr.storage.beginning import new_run_id
+from corpus_asr.storage.failing import Failing, count_tries, note_tries
+from corpus_asr.storage.lock import USUAL, Lock, Timing
+from corpus_asr.storage.plan import Plan
+from corpus_asr.storage.tables import OutputStore
+
+_LOG = logging.getLogger(__name__)
+
+SUMMARIES_FOLDER = "nights"
+_PREPARE: dict[str, Prepare] = {
+    "transcribe_corpus": transcribe.prepare,
+    CLASSIFY_AUDIO: classify.prepare,
+}
+_MOST_GIVEN_UP = 10
+
+
+def run(
+    config: RunConfig,
+    *,
+    local: bool,
+    progress: Stream | None,
+    show: Callable[[Night], object] = lambda night: None,
+    timing: Timing = USUAL,
+) -> Night:
+    """Do what is left of the job, as far as the night's time goes, and tell what came of it.
+
+    Args:
+        config: the job; its section `nightly` says what a night may take.
+        local: in this process, without Ray.
+        progress: where lines about the run go; None for none.
+        show: given the night once it was told, also one that broke off.
+        timing: of the lock, for tests.
+
+    Raises:
+        LockedError: another run is at work on the output folder; nothing was done or told.
+        CorpusAsrError: what `run_over_corpus` raises, after it was told.
+    """
+    if config.pipeline not in _PREPARE:
+        raise ConfigError(
+            f"running a night of {config.pipeline}: expected a job of {' or '.join(_PREPARE)}; "
+            "use `corpus-asr run` for this one"
+        )
+    store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
+    attempt = _Attempt(config=config, store=store)
+    say = line_writer(progress)
+    try:
+        # A night that died with the lock must not keep later ones from working.
+        with Lock(store, attempt.run_id, steal=True, say=say, timing=timing) as lock:
+            attempt.work(lock, local=local, progress=progress)
+            night = attempt.told(None)
+    except LockedError:
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        show(attempt.told(error))
+        raise
+    show(night)
+    return night
+
+
+@dataclass(slots=True, kw_only=True)
+class _Attempt:
+    """A night as far as it came."""
+
+    config: RunConfig
+    store: OutputStore
+    run_id: str = field(default_factory=new_run_id)
+    begun: datetime.datetime = field(default_factory=lambda: datetime.datetime.now().astimezone())
+    begun_s: float = field(default_factory=time.monotonic)
+    alone: frozenset[str] = frozenset()
+    """Recordings that failed too often before this night."""
+    plan: Plan | None = None
+    summary: RunSummary | None = None
+
+    def work(self, lock: Lock, *, local: bool, progress: Stream | None) -> None:
+        """Do what is left, without what failed too often."""
+        config = self.config
+        failing = count_tries(self.store)
+        note_tries(self.store, failing)
+        self.alone = frozenset(one.recording_id for one in self._spent(failing))
+        weights, engine = _PREPARE[config.pipeline](config)
+        hours = config.nightly.stop_after_h
+        run = CorpusRun(
+            config=config,
+            weights=weights,
+            engine_factory=engine,
+            store=self.store,
+            lock=lock,
+            local=local,
+            progress=progress,
+            choices=Choices(
+                retry=Retry.retryable,
+                leave_alone=self.alone,
+                stop_at=None if hours is None else self.begun_s + 3600 * hours,
+            ),
+        )
+        self.plan = run.start()
+        run.process()
+        self.summary = run.finish()
+
+    def _spent(self, failing: list[Failing]) -> list[Failing]:
+        """Return what failed first, and then again in as many nights as it may."""
+        return [one for one in failing if one.tries > self.config.nightly.retry_nights]
+
+    def told(self, error: BaseException | None) -> Night:
+        """Judge the night, write its summary and tell the webhook."""
+        nightly = self.config.nightly
+        folder = nightly.summaries or join(self.config.output.uri, SUMMARIES_FOLDER)
+        summaries = OutputStore(folder, endpoint_url=self.config.output.endpoint_url)
+        night = self._night(error)
+        try:
+            night = self._with_findings(night)
+            past = past_nights(summaries, nightly.past_nights)
+            night = replace(night, past=past, over_budget=over_budget(night, nightly))
+            night = replace(night, warnings=warnings_of(night, past))
+        except Exception as failure:
+            if error is None:
+                raise
+            event(_LOG, logging.WARNING, "night_not_counted", error=str(failure))
+        return tell(
+            night,
+            summaries,
+            webhook_env=nightly.webhook_env,
+            allow_hosts=self.config.source.allow_hosts,
+        )
+
+    def _night(self, error: BaseException | None) -> Night:
+        """Return what is known without reading anything."""
+        plan, summary = self.plan, self.summary
+        wall_s = time.monotonic() - self.begun_s
+        audio_s = summary.processed_audio_s if summary else 0.0
+        left = summary.left if summary else plan.num_remaining if plan else 0
+        return Night(
+            date=self.begun.date().isoformat(),
+            output=shown(self.store.uri),
+            run_id=self.run_id,
+            state=_state(left, error),
+            error=None if error is None else _words(error),
+            started_at=self.begun.isoformat(timespec="seconds"),
+            ended_at=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            wall_s=wall_s,
+            listed=plan.num_files if plan else 0,
+            new=plan.num_new if plan else 0,
+            changed=plan.num_changed if plan else 0,
+            retried=plan.num_retried if plan else 0,
+            continued=plan.num_remaining - plan.num_new - plan.num_changed - plan.num_retried
+            if plan
+            else 0,
+            left=left,
+            audio_s=audio_s,
+            speed=audio_s / wall_s,
+            findings=Findings(),
+            archive=Archive(done=summary.done, failed=summary.failed, audio_s=summary.audio_s)
+            if summary
+            else None,
+            left_alone=len(self.alone),
+            given_up=(),
+        )
+
+    def _with_findings(self, night: Night) -> Night:
+        """Add what the output folder says of the night."""
+        low = self.config.nightly.low_confidence
+        if self.summary is not None:
+            night = replace(
+                night, findings=findings_of(self.store, self.run_id, low_confidence=low)
+            )
+        else:
+            findings, audio_s = findings_so_far(self.store, self.run_id)
+            night = replace(
+                night,
+                findings=findings,
+                left=max(0, night.left - findings.done - findings.failed),
+                audio_s=audio_s,
+                speed=audio_s / night.wall_s,
+            )
+        spent = self._spent(count_tries(self.store))
+        given_up = [one.uri for one in spent if one.recording_id not in self.alone]
+        return replace(night, left_alone=len(spent), given_up=tuple(given_up[:_MOST_GIVEN_UP]))
+
+
+def _state(left: int, error: BaseException | None) -> NightState:
+    if error is None:
+        return NightState.time_over if left else NightState.done
+    return NightState.stopped if isinstance(error, KeyboardInterrupt) else NightState.broken_off
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt) and not isinstance(error, RunStoppedError):
+        return "interrupted"
+    return str(error) or type(error).__name__

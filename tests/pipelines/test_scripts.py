@@ -1,0 +1,73 @@
+"""The scripts of `pipelines/` run as they are shown, and no foreign folder of that name matters."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCRIPTS = REPOSITORY / "pipelines"
+CLIPS = REPOSITORY / "tests" / "data" / "spoken"
+
+
+def python(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_every_script_is_short_and_says_how_it_is_called():
+    for script in SCRIPTS.glob("*.py"):
+        source = script.read_text()
+        assert len(source.splitlines()) <= 40, script.name
+        assert f"python pipelines/{script.name} " in source, script.name
+
+
+def test_every_script_refuses_a_configuration_that_is_not_there(tmp_path: Path):
+    for script in sorted(SCRIPTS.glob("*.py")):
+        arguments = ["nowhere.yaml", "nowhere.jsonl"][: 2 if "evaluate" in script.name else 1]
+        done = python(script, *arguments, cwd=tmp_path)
+        assert done.returncode == 2, f"{script.name}: {done.stderr}"
+        assert "nowhere" in done.stderr, script.name
+        assert "Traceback" not in done.stderr, script.name
+
+
+@pytest.mark.ray
+def test_a_corpus_is_transcribed_and_evaluated_by_the_scripts(tmp_path: Path):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    clip = min(CLIPS.iterdir(), key=lambda path: path.stat().st_size)
+    shutil.copy(clip, corpus)
+    config = tmp_path / "job.yaml"
+    config.write_text(
+        "pipeline: transcribe_corpus\n"
+        f"source:\n  uri: {corpus}\n"
+        f"output:\n  uri: {tmp_path / 'output'}\n"
+        "cluster:\n  address: local\n"
+    )
+    done = python(SCRIPTS / "transcribe_corpus.py", config, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1 recordings done, 0 failed" in done.stdout
+    references = tmp_path / "references.jsonl"
+    references.write_text(f'{{"uri": "{corpus / clip.name}", "text": "words"}}\n')
+    evaluated = python(SCRIPTS / "evaluate_model.py", tmp_path / "output", references, cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "word" in evaluated.stdout
+
+
+def test_a_foreign_folder_called_pipelines_is_not_taken_for_ours(tmp_path: Path):
+    foreign = tmp_path / "pipelines"
+    foreign.mkdir()
+    (foreign / "__init__.py").write_text("raise SystemExit('the foreign one')\n")
+    (tmp_path / "job.yaml").write_text(
+        "pipeline: transcribe_corpus\nsource: {uri: nowhere}\noutput: {uri: output}\n"
+    )
+    done = python("-m", "corpus_asr", "run", "job.yaml", "--local", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "ModuleNotFoundError" not in done.stderr
+    assert "nowhere" in done.stderr
