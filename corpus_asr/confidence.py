@@ -2,7 +2,7 @@
 
 In: a segment's evidence and a fitted model. Out: a number in 0-1 that depends on nothing else: no
 other segment, no state. Also the thresholds by which the whole program calls it low or high.
-Fitting is `report/calibration.py`. Knows no audio, no texts and no tables.
+Fitting is `report/accuracy/calibration.py`. Knows no audio, no texts and no tables.
 """
 
 import math

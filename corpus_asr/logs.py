@@ -34,7 +34,7 @@ class LogFormat(StrEnum):
 
 
 class LogLevel(StrEnum):
-    """The least important lines that are shown."""
+    """The least important lines that are redact_uri."""
 
     debug = "debug"
     info = "info"

@@ -15,8 +15,18 @@ import numpy as np
 import pandas as pd
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.report.accuracy import Errors, Heard, Score, aligned, normalised, score, units
-from corpus_asr.report.accuracy_references import Reference, TimedWord, read_references
+from corpus_asr.report.accuracy.scoring import (
+    Errors,
+    Hypothesis,
+    Reference,
+    Score,
+    TimedWord,
+    aligned,
+    normalised,
+    read_references,
+    score,
+    units,
+)
 
 NUM_RESAMPLES = 2_000
 
@@ -83,7 +93,7 @@ def references_for(manifest: str, recordings: pd.DataFrame) -> dict[str, Referen
     return known
 
 
-def heard_in(recordings: pd.DataFrame, segments: pd.DataFrame) -> dict[str, Heard]:
+def heard_in(recordings: pd.DataFrame, segments: pd.DataFrame) -> dict[str, Hypothesis]:
     """Put together what a run says of each recording, by recording_id."""
     ordered = segments.sort_values(["recording_id", "start_s", "part", "segment"])
     by_recording = dict(iter(ordered.groupby("recording_id")))
@@ -93,14 +103,14 @@ def heard_in(recordings: pd.DataFrame, segments: pd.DataFrame) -> dict[str, Hear
     }
 
 
-def _heard(recording: Any, segments: pd.DataFrame | None) -> Heard:
+def _heard(recording: Any, segments: pd.DataFrame | None) -> Hypothesis:
     failed = recording.status == "failed"
     duration_s = float(recording.duration_s or 0.0)
     if segments is None:
-        return Heard(text="", language=None, duration_s=duration_s, failed=failed)
+        return Hypothesis(text="", language=None, duration_s=duration_s, failed=failed)
     weights = segments.text.str.split().str.len()
     words = [word for found in segments.words if found is not None for word in found]
-    return Heard(
+    return Hypothesis(
         text=" ".join(segments.text.str.strip()),
         language=segments.language.iloc[0],
         duration_s=duration_s,
@@ -112,7 +122,9 @@ def _heard(recording: Any, segments: pd.DataFrame | None) -> Heard:
     )
 
 
-def score_all(references: Mapping[str, Reference], heard: Mapping[str, Heard]) -> dict[str, Score]:
+def score_all(
+    references: Mapping[str, Reference], heard: Mapping[str, Hypothesis]
+) -> dict[str, Score]:
     """Compare each recording that has a reference, by recording_id."""
     return {each: score(references[each], heard[each]) for each in references}
 
@@ -124,12 +136,12 @@ def as_table(scores: Mapping[str, Score]) -> pd.DataFrame:
             "recording_id": identity,
             "recording": name_of(each.reference.uri),
             "set": each.reference.set or each.reference.language or "all",
-            "duration_s": each.heard.duration_s,
-            "said": each.words.said,
+            "duration_s": each.hypothesis.duration_s,
+            "said": each.words.reference_length,
             "errors": each.words.errors,
             "wer": each.words.rate,
-            "cer": each.letters.rate,
-            "confidence": each.heard.confidence,
+            "cer": each.characters.rate,
+            "confidence": each.hypothesis.confidence,
         }
         for identity, each in scores.items()
     )
@@ -230,7 +242,7 @@ def _shown(step: Step) -> str:
 def resampled_rates(counts: Sequence[Errors], *, seed: int = 0) -> np.ndarray:
     """Return the error rates of test sets drawn from this one with replacement."""
     errors = np.array([each.errors for each in counts])
-    said = np.array([each.said for each in counts])
+    said = np.array([each.reference_length for each in counts])
     draws = np.random.default_rng(seed).integers(len(counts), size=(NUM_RESAMPLES, len(counts)))
     words = said[draws].sum(axis=1)
     return np.asarray(errors[draws].sum(axis=1)[words > 0] / words[words > 0])

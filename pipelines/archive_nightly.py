@@ -9,7 +9,7 @@ import sys
 from corpus_asr.cli.failures import readable_errors
 from corpus_asr.config.load import load_config
 from corpus_asr.pipelines import nightly
-from corpus_asr.report.night_render import markdown
+from corpus_asr.report.nightly import markdown
 
 
 def main(path: str, *overrides: str) -> None:

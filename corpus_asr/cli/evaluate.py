@@ -13,7 +13,7 @@ from corpus_asr.cli.failures import EXIT_SOME_FAILED, readable_errors, say
 from corpus_asr.cli.options import EndpointUrl, OutputUri
 
 if TYPE_CHECKING:
-    from corpus_asr.report.accuracy_summary import Comparison
+    from corpus_asr.report.accuracy.evaluation import Comparison
 
 
 def evaluate(
@@ -53,9 +53,8 @@ def evaluate(
     with readable_errors():
         from corpus_asr.pipelines.calibrate import calibrate as fit_calibration
         from corpus_asr.pipelines.evaluate import evaluate as evaluate_run
-        from corpus_asr.report.accuracy_render import render
-        from corpus_asr.report.accuracy_summary import as_data
-        from corpus_asr.report.calibration_render import calibration_data, render_calibration
+        from corpus_asr.report.accuracy.calibration import calibration_data, render_calibration
+        from corpus_asr.report.accuracy.evaluation import as_data, render
 
         found = evaluate_run(
             output_uri,
@@ -78,7 +77,7 @@ def evaluate(
             typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
         missed = [
             _above("word error rate", found.everything.words.rate, "--max-wer", max_wer),
-            _above("character error rate", found.everything.letters.rate, "--max-cer", max_cer),
+            _above("character error rate", found.everything.characters.rate, "--max-cer", max_cer),
             _worse(found.comparison) if not_worse else None,
         ]
         for words in missed:

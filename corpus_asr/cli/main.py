@@ -258,7 +258,7 @@ def bench(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> No
 
 def _mostly(config: "RunConfig") -> str:
     """Show the commonest failure of the run that has ended, and what to do about it."""
-    from corpus_asr.report.advice import advice
+    from corpus_asr.failure_kinds import failure_kind
     from corpus_asr.storage.run_state.run_files import read_snapshot
     from corpus_asr.storage.run_state.tables import OutputStore
 
@@ -269,7 +269,8 @@ def _mostly(config: "RunConfig") -> str:
     if most is None:
         return ""
     example = f", such as {most.examples[0]}" if most.examples else ""
-    return f"; {most.count} {most.kind}{example}: {advice(most.kind, retryable=most.retryable)}"
+    advice = failure_kind(most.kind, retryable=most.retryable).advice
+    return f"; {most.count} {most.kind}{example}: {advice}"
 
 
 def _summary_words(summary: "RunSummary") -> str:

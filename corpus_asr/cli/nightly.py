@@ -18,7 +18,7 @@ from corpus_asr.logs import speaks_json
 from corpus_asr.runtime.stopping import ended_by_sigterm
 
 if TYPE_CHECKING:
-    from corpus_asr.report.night import Night
+    from corpus_asr.report.nightly import Night
 
 
 def nightly(
@@ -42,8 +42,7 @@ def nightly(
     """Run a job as every night: what is new, within its time and budget, with a summary."""
     from corpus_asr.config.load import load_config
     from corpus_asr.pipelines.nightly import run as run_night
-    from corpus_asr.report.night import as_data
-    from corpus_asr.report.night_render import markdown
+    from corpus_asr.report.nightly import as_data, markdown
 
     def show(night: "Night") -> None:
         data = json.dumps(as_data(night), indent=2, ensure_ascii=False)

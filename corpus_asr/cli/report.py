@@ -23,9 +23,8 @@ def report(
     ] = None,
 ) -> None:
     """Show what a run has done so far, what failed, and whether every file is accounted for."""
-    from corpus_asr.report.load import load_report
-    from corpus_asr.report.page.write import write_page
-    from corpus_asr.report.render import as_data, render
+    from corpus_asr.report.html.page import write_page
+    from corpus_asr.report.run import as_data, load_report, render
     from corpus_asr.storage.run_state.start import REPORT_NAME
     from corpus_asr.storage.run_state.tables import OutputStore
 

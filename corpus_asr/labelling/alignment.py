@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from corpus_asr.report.accuracy import Errors, aligned
+from corpus_asr.report.accuracy.scoring import Errors, aligned
 
 
 def errors_by_piece(pieces: Sequence[Sequence[str]], said: Sequence[str]) -> list[Errors]:

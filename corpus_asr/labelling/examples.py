@@ -15,7 +15,7 @@ from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 from corpus_asr.config.labelling import WINDOWS, DatasetSettings
-from corpus_asr.report.accuracy import WITHOUT_BLANKS
+from corpus_asr.report.accuracy.scoring import WITHOUT_BLANKS
 from corpus_asr.units import SAMPLE_RATE_HZ, TIMESTAMP_STEP_S, WINDOW_S
 
 Rows = Sequence[dict[str, Any]]

@@ -11,8 +11,7 @@ from typing import Any
 
 from corpus_asr.export.recording import Recording
 from corpus_asr.labelling.alignment import errors_by_piece, rate
-from corpus_asr.report.accuracy import WITHOUT_BLANKS, normalised, units
-from corpus_asr.report.accuracy_references import Reference
+from corpus_asr.report.accuracy.scoring import WITHOUT_BLANKS, Reference, normalised, units
 from corpus_asr.segments import Segment
 
 MAX_REPEATED_WORDS = 5

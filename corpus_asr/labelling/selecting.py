@@ -24,7 +24,7 @@ from corpus_asr.export.load import SCORE_COLUMNS, Selection, chosen, recordings
 from corpus_asr.export.recording import Recording
 from corpus_asr.labelling.measures import Comparisons, listed_hashes, measured
 from corpus_asr.labelling.rules import Rule, decide
-from corpus_asr.report.accuracy_references import Reference, read_references
+from corpus_asr.report.accuracy.scoring import Reference, read_references
 from corpus_asr.schemas import SELECTION
 from corpus_asr.storage.run_state.tables import OutputStore, ParquetFile, parquet_batches
 from corpus_asr.storage.stores.uri import redact_uri

@@ -14,17 +14,17 @@ import pyarrow.compute as pc
 from corpus_asr.errors import ConfigError
 from corpus_asr.export.index import read_index
 from corpus_asr.export.load import EVIDENCE_COLUMNS, Selection, chosen, recordings
-from corpus_asr.report.accuracy_references import read_references
-from corpus_asr.report.calibration import (
+from corpus_asr.report.accuracy.calibration import (
     Calibration,
     SegmentOutcome,
     check_enough,
     cross_validated,
     fit,
     reliability,
+    reliability_data,
     segment_outcomes,
 )
-from corpus_asr.report.calibration_render import reliability_data
+from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.storage.run_state.run_files import write_calibration
 from corpus_asr.storage.run_state.start import CONFIG_NAME, FINGERPRINT_NAME
 from corpus_asr.storage.run_state.tables import OutputStore

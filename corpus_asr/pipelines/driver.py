@@ -11,7 +11,7 @@ from corpus_asr.config.choices import CONTINUE, Choices
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import EngineError
 from corpus_asr.logs import name_run
-from corpus_asr.report.page.write import write_page_at_the_end
+from corpus_asr.report.html.page import write_page_at_the_end
 from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import Progress, Stream, Tally

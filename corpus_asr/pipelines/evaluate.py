@@ -14,9 +14,15 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.export.index import Index, read_index
 from corpus_asr.export.load import WORD_COLUMNS, Selection, chosen, recordings
 from corpus_asr.export.recording import Recording
-from corpus_asr.report.accuracy import Heard, Score, score
-from corpus_asr.report.accuracy_references import Reference, TimedWord, read_references
-from corpus_asr.report.accuracy_summary import Evaluation, compare, summarise
+from corpus_asr.report.accuracy.evaluation import Evaluation, compare, summarise
+from corpus_asr.report.accuracy.scoring import (
+    Hypothesis,
+    Reference,
+    Score,
+    TimedWord,
+    read_references,
+    score,
+)
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 
@@ -83,7 +89,7 @@ def _example(index: Index) -> str:
 
 def _heard(
     store: OutputStore, index: Index, said: Mapping[str, Reference]
-) -> Iterator[tuple[str, Heard]]:
+) -> Iterator[tuple[str, Hypothesis]]:
     table = index.recordings
     referred = pc.is_in(table["recording_id"], value_set=pa.array(list(said), pa.string()))
     ours = np.asarray(referred)
@@ -93,16 +99,16 @@ def _heard(
         yield recording.recording_id, _of(recording)
     failed = ours & table["complete"].to_numpy() & ~table["heard"].to_numpy()
     for identity in table["recording_id"].filter(pa.array(failed)).to_pylist():
-        yield identity, Heard(text="", language=None, duration_s=0.0, failed=True)
+        yield identity, Hypothesis(text="", language=None, duration_s=0.0, failed=True)
 
 
-def _of(recording: Recording) -> Heard:
+def _of(recording: Recording) -> Hypothesis:
     counts = [len(segment.text.split()) for segment in recording.segments]
     sure = sum(
         count * segment.confidence
         for count, segment in zip(counts, recording.segments, strict=True)
     )
-    return Heard(
+    return Hypothesis(
         # Not every family of models puts a blank before a segment.
         text=" ".join(segment.text.strip() for segment in recording.segments),
         language=recording.language,

@@ -15,10 +15,18 @@ from corpus_asr.errors import ConfigError, LockedError
 from corpus_asr.logs import event
 from corpus_asr.pipelines import classify, transcribe
 from corpus_asr.pipelines.driver import CorpusRun, Prepare, line_writer
-from corpus_asr.report.night import Archive, Findings, Night, NightState
-from corpus_asr.report.night_files import past_nights, tell
-from corpus_asr.report.night_tables import findings_of, findings_so_far
-from corpus_asr.report.night_trends import over_budget, warnings_of
+from corpus_asr.report.nightly import (
+    Archive,
+    Findings,
+    Night,
+    NightState,
+    findings_of,
+    findings_so_far,
+    over_budget,
+    past_nights,
+    tell,
+    warnings_of,
+)
 from corpus_asr.runtime.progress import Stream
 from corpus_asr.runtime.stopping import RunStoppedError
 from corpus_asr.runtime.summary import RunSummary

@@ -21,7 +21,7 @@ from corpus_asr.labelling.tally import SelectionTally
 from corpus_asr.labelling.writing import ShardMaker
 from corpus_asr.pipelines import transcribe
 from corpus_asr.pipelines.driver import line_writer
-from corpus_asr.report.accuracy_references import read_references
+from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.report.text import duration
 from corpus_asr.runtime.progress import Stream
 from corpus_asr.runtime.resources import this_machine

@@ -1,19 +1,18 @@
-"""How far a run is and whether it lives, from its output folder alone, in a handful of requests.
+"""How far a run is, whether it lives and what holds it up, in a handful of requests.
 
-In: the address of an output folder. Out: a `Status`, as text or plain data. Reads the driver's
-snapshot, the lock and the names of commits, no table: as quick for a million recordings as for
-ten. What it says is as old as the snapshot; `report` counts the tables themselves.
+Reads the driver's snapshot, the lock and the names of commits, no table: as quick for a million
+recordings as for ten. It is as old as the snapshot; `run.py` counts the tables themselves.
 """
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from corpus_asr.activity import Activity
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import ConfigError
-from corpus_asr.report.advice import advice
-from corpus_asr.report.bottleneck import bottleneck, time_lines
+from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.report.text import counted, duration, row, wrapped
 from corpus_asr.storage.run_state.lock import USUAL, Holder, read_holder
 from corpus_asr.storage.run_state.run_files import RUNNING, TRANSCRIBED, Snapshot, read_snapshot
@@ -23,6 +22,15 @@ from corpus_asr.storage.stores.uri import redact_uri
 
 # Without a heartbeat for this long, by the driver's clock against ours, a driver is taken for dead.
 SILENT_S = USUAL.heartbeat_s * USUAL.looks
+
+# A stage that is at work for this share of its time is what the others wait for.
+BUSY = 0.75
+# Less than this of extraction is computing: the rest of its time is the store's.
+COMPUTING = 0.5
+# Slots that are emptier than this while the engine works waste what a step costs.
+FULL = 0.6
+# Loading that took more than this of a run says nothing about the rest of it.
+SHORT = 0.5
 
 FINISHED = "finished"
 BEGINNING = "beginning"
@@ -70,11 +78,7 @@ class Status:
 
 
 def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> Status:
-    """Look at an output folder.
-
-    Args:
-        store: the folder.
-        now: the time; for tests.
+    """Look at an output folder; `now` is for tests.
 
     Raises:
         ConfigError: it is not the output of a run.
@@ -123,13 +127,12 @@ def _state(holder: Holder | None, snapshot: Snapshot | None, now: datetime.datet
 
 
 def _commit_times(store: OutputStore) -> list[datetime.datetime]:
-    """Return when commits were made, which their names tell."""
-    found = []
+    times = []
     for name in store.names(OUTCOMES_FOLDER):
         made_ns = name.rpartition("/")[2].partition("-")[0]
         if made_ns.isdecimal():  # another program's objects may have any name
-            found.append(datetime.datetime.fromtimestamp(int(made_ns) / 1e9, datetime.UTC))
-    return found
+            times.append(datetime.datetime.fromtimestamp(int(made_ns) / 1e9, datetime.UTC))
+    return times
 
 
 def _time(text: str) -> datetime.datetime:
@@ -138,41 +141,34 @@ def _time(text: str) -> datetime.datetime:
 
 def as_data(status: Status) -> dict[str, Any]:
     """Return the status as plain data for JSON."""
-    seen = status.snapshot
-    verdict = None
-    if seen is not None:
-        verdict = bottleneck(
-            seen.activity, elapsed_s=seen.elapsed_s, transcribe_workers=seen.transcribe_workers
-        )
+    holder, seen = status.holder, status.snapshot
+    verdict = None if seen is None else bottleneck_of(seen)
     last = status.last_commit_at
     return {
         "uri": status.uri,
         "state": status.state,
         "alive": status.alive,
-        "driver": None if status.holder is None else _driver(status.holder),
+        "driver": None
+        if holder is None
+        else {
+            "run_id": holder.run_id,
+            "host": holder.process.host,
+            "pid": holder.process.pid,
+            "user": holder.process.user,
+            "started_at": holder.started_at,
+            "heartbeat_at": holder.heartbeat_at,
+        },
         "last_commit_at": None if last is None else last.isoformat(timespec="seconds"),
         "commits_since_snapshot": status.commits_since,
         "left": None if seen is None else seen.left,
         "counts": status.counts,
         "snapshot": None if seen is None else asdict(seen),
         "bottleneck": None if verdict is None else asdict(verdict),
-        "failures": []
-        if seen is None
-        else [
-            asdict(one) | {"advice": advice(one.kind, retryable=one.retryable)}
-            for one in seen.failures
+        "failures": [
+            asdict(failure)
+            | {"advice": failure_kind(failure.kind, retryable=failure.retryable).advice}
+            for failure in (() if seen is None else seen.failures)
         ],
-    }
-
-
-def _driver(holder: Holder) -> dict[str, Any]:
-    return {
-        "run_id": holder.run_id,
-        "host": holder.process.host,
-        "pid": holder.process.pid,
-        "user": holder.process.user,
-        "started_at": holder.started_at,
-        "heartbeat_at": holder.heartbeat_at,
     }
 
 
@@ -200,7 +196,14 @@ def _lines(status: Status) -> Iterator[str]:
         yield row("last commit", f"{_ago(status, status.last_commit_at)}{since}")
     if seen is not None:
         yield from time_lines(seen)
-        yield from _failures(seen)
+        for failure in seen.failures:
+            yield from failure_lines(
+                failure.stage,
+                failure.kind,
+                failure.count,
+                failure.examples,
+                retryable=failure.retryable,
+            )
 
 
 def _snapshot_lines(status: Status, seen: Snapshot) -> Iterator[str]:
@@ -229,15 +232,163 @@ def _final_words(counts: dict[str, int], pipeline: str | None) -> str:
     )
 
 
-def _failures(seen: Snapshot) -> Iterator[str]:
-    for one in seen.failures:
-        count = counted(one.count, "recording")
-        yield row("failed", f"{count}: {one.kind}, in {one.stage}")
-        for example in one.examples:
-            yield from wrapped(example, bullet="- ")
-        yield from wrapped(f"What to do: {advice(one.kind, retryable=one.retryable)}.")
+def failure_lines(
+    stage: str, kind: str, count: int, examples: Sequence[str], *, retryable: bool
+) -> Iterator[str]:
+    """Yield how many recordings failed in a way, some of them, and what to do about it."""
+    yield row("failed", f"{counted(count, 'recording')}: {kind}, in {stage}")
+    for example in examples:
+        yield from wrapped(example, bullet="- ")
+    yield from wrapped(f"What to do: {failure_kind(kind, retryable=retryable).advice}.")
 
 
 def _ago(status: Status, when: datetime.datetime) -> str:
     seconds = (status.now - when).total_seconds()
     return f"{duration(max(0.0, seconds))} ago, at {when:%Y-%m-%d %H:%M:%S} UTC"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What held a run up."""
+
+    stage: str
+    """`loading`, `transcription`, `slots`, `extraction`, `store`, `commits` or `nothing`."""
+    why: str
+    advice: str
+
+
+def bottleneck_of(seen: Snapshot) -> Verdict | None:
+    """Say what held a run up; None where too little was counted.
+
+    The thresholds are rules of thumb: the fractions they apply to are always shown beside them.
+    """
+    activity, elapsed_s = seen.activity, seen.elapsed_s
+    if not activity.steps and not activity.parts_extracted:
+        return None
+    workers = max(1, seen.transcribe_workers)
+    if activity.load_s / workers > SHORT * elapsed_s:
+        why = (
+            f"loading the model took {duration(activity.load_s / workers)} of {duration(elapsed_s)}"
+        )
+        return Verdict("loading", why, "nothing: a longer run spreads this over more audio")
+    if (share := activity.engine_share) is not None and share >= BUSY:
+        return _transcription(activity, share)
+    if (share := activity.extract_share) is not None and share >= BUSY:
+        return _extraction(activity, share)
+    if elapsed_s > 0 and activity.commit_s / elapsed_s >= BUSY:
+        return Verdict(
+            "commits",
+            f"a commit takes {duration(activity.commit_s / max(1, activity.commits))}",
+            "an output.uri nearer to the workers; check what the store does with small puts",
+        )
+    return Verdict(
+        "nothing",
+        "no stage was at work most of the time",
+        "longer runs; where recordings are few, a smaller extract.part_s or "
+        "extract.pack_mb spreads them over more workers",
+    )
+
+
+def _transcription(activity: Activity, share: float) -> Verdict:
+    why = f"the engines were at work {share:.0%} of the time"
+    full = activity.occupancy
+    if full is not None and full < FULL and activity.parts_ready == 0:
+        return Verdict(
+            "slots",
+            f"{why}, with only {full:.0%} of their slots in use",
+            "more parts at once: more extract.workers or a smaller extract.part_s; for few "
+            "recordings fewer transcribe.slots cost nothing",
+        )
+    change = "more GPUs (transcribe.workers), a smaller model.checkpoint, or another model.dtype"
+    if activity.halvings:
+        times = counted(activity.halvings, "time")
+        change += f"; memory did not suffice {times}, so that slots were halved"
+    return Verdict("transcription", why, change)
+
+
+def _extraction(activity: Activity, share: float) -> Verdict:
+    why = f"extraction was at work {share:.0%} of the time while the engines waited"
+    computing = activity.extract_cpu_share
+    if computing is not None and computing < COMPUTING:
+        return Verdict(
+            "store",
+            f"{why}, and {1 - computing:.0%} of that was waiting, mostly for the store",
+            "more extract.workers, since they wait more than they compute; workers nearer "
+            "to the store",
+        )
+    change = "more extract.workers where cores are free, more CPU machines where they are not"
+    return Verdict("extraction", why, change)
+
+
+def time_lines(seen: Snapshot) -> Iterator[str]:
+    """Yield where the time went, what waited for what, and the verdict."""
+    activity = seen.activity
+    for name, words in activity_facts(seen):
+        yield from wrapped(words, label=_LABELS.get(name, name.lower()))
+    if seen.state == RUNNING:
+        yield row(
+            "queues",
+            f"{counted(activity.parts_ready, 'part')} before the engines, "
+            f"{activity.parts_in_engines:,} in them, {seen.parts_uncommitted:,} behind them",
+        )
+    verdict = bottleneck_of(seen)
+    if verdict is not None:
+        text = f"{verdict.stage}: {verdict.why}. What would move it: {verdict.advice}."
+        yield from wrapped(text, label="bottleneck")
+
+
+def activity_facts(seen: Snapshot) -> list[tuple[str, str]]:
+    """Say what each stage did with its time, by its name; nothing of one that was not counted."""
+    activity, facts = seen.activity, []
+    if activity.extract_share is not None:
+        facts.append(("Extraction", _extract_words(activity, seen.extract_workers)))
+    if activity.engine_share is not None:
+        facts.append(("Engines", _engine_words(activity, seen.transcribe_workers)))
+    if activity.commits:
+        mean = duration(activity.commit_s / activity.commits)
+        facts.append(("Commits", f"{counted(activity.commits, 'commit')} of {mean} each"))
+    if repeated := _repeated_words(seen):
+        facts.append(("Repeated", ", ".join(repeated)))
+    return facts
+
+
+_LABELS = {"Extraction": "extract", "Engines": "engine"}  # in the console's narrow column
+
+
+def _extract_words(activity: Activity, workers: int) -> str:
+    working, waiting = activity.extract_share or 0.0, activity.hand_over_share or 0.0
+    words = f"{working:.0%} of the time at work"
+    if (computing := activity.extract_cpu_share) is not None:
+        words += f" ({computing:.0%} of it computing)"
+    idle = max(0.0, 1 - working - waiting)
+    words += f", {waiting:.0%} handing over, {idle:.0%} without work"
+    return f"{words}; {counted(workers, 'worker')}"
+
+
+def _engine_words(activity: Activity, workers: int) -> str:
+    stages = {
+        "encoding": activity.encode_s,
+        "steps": activity.step_s,
+        "prompts": activity.fill_s + activity.prefill_s,
+        "reading results": activity.wait_s,
+    }
+    whole = activity.engine_s or 1.0
+    shares = ", ".join(f"{name} {spent / whole:.0%}" for name, spent in stages.items())
+    words = f"{activity.engine_share or 0.0:.0%} of the time at work ({shares})"
+    if activity.occupancy is not None:
+        words += f"; {activity.occupancy:.0%} of {counted(activity.slots, 'slot')} in use"
+    if activity.load_s:
+        words += f"; model loaded in {duration(activity.load_s / max(1, workers))}"
+    words += f"; {counted(activity.windows, 'window')}, {counted(activity.tokens, 'token')}"
+    return f"{words}; {counted(workers, 'worker')}"
+
+
+def _repeated_words(seen: Snapshot) -> list[str]:
+    activity, words = seen.activity, []
+    if requests := activity.fetch_retries + activity.commit_retries:
+        words.append(counted(requests, "request") + " to stores")
+    if seen.parts_retried:
+        words.append(counted(seen.parts_retried, "part") + " after their worker died")
+    if activity.workers_replaced:
+        words.append(f"{counted(activity.workers_replaced, 'worker')} replaced")
+    return words

@@ -1,18 +1,26 @@
-"""How reports lay out text: labelled rows, wrapped lines, columns, stretches of time.
+"""Text on a console: labelled rows, wrapped lines and columns of reports; transcripts of files.
 
-In: words and numbers. Out: lines of at most about 100 characters, the same on a terminal and in a
-log. Knows nothing of what they say.
+Lines of reports have at most about 100 characters and are the same on a terminal and in a log.
 """
 
+import json
+import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from enum import StrEnum
+
+import typer
+
+from corpus_asr.confidence import LOW_CONFIDENCE
+from corpus_asr.segments import Segment, Transcript
 
 WIDTH = 100
 _LABEL_WIDTH = 12
 
 
 def duration(seconds: float) -> str:
-    """Say a stretch of time with the unit that suits it."""
+    """Write a length of time with the unit that suits it."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     if seconds < 3600:
@@ -21,7 +29,7 @@ def duration(seconds: float) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Say how many of something there are."""
+    """Write a count with its noun."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
@@ -55,3 +63,60 @@ def wrapped(text: str, *, bullet: str = "", label: str = "") -> Iterator[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+class Format(StrEnum):
+    """How `transcribe` prints."""
+
+    txt = "txt"
+    jsonl = "jsonl"
+
+
+def printer(output_format: Format, *, many: bool) -> Callable[[Transcript], None]:
+    """Return what prints a transcript, in colour on a terminal; of many files, with its name."""
+    if output_format is Format.jsonl:
+        return _print_json
+    if not sys.stdout.isatty():
+        return lambda transcript: _print_plain(transcript, heading=many)
+    return _print_rich
+
+
+def _print_json(transcript: Transcript) -> None:
+    typer.echo(json.dumps(asdict(transcript), ensure_ascii=False))
+
+
+def _print_plain(transcript: Transcript, *, heading: bool) -> None:
+    if heading:
+        typer.echo(f"{transcript.uri}:")
+    for segment in transcript.segments:
+        typer.echo(f"{_times(segment)} {printable(segment.text)}")
+
+
+def _print_rich(transcript: Transcript) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    language = transcript.language or ("language unknown" if transcript.segments else "no speech")
+    if transcript.language_probability is not None:
+        language += f" {transcript.language_probability:.0%}"
+    console.print(Text(f"{transcript.uri}  ", style="bold").append(language, style="not bold dim"))
+    for segment in transcript.segments:
+        line = Text(f"{_times(segment)} ", style="cyan")
+        # What the model was unsure of, or may have invented, is worth a second look.
+        doubtful = segment.confidence < LOW_CONFIDENCE or segment.known_hallucination
+        line.append(printable(segment.text), style="yellow" if doubtful else "")
+        console.print(line, soft_wrap=True)
+
+
+def _times(segment: Segment) -> str:
+    return f"[{_clock(segment.start_s)} --> {_clock(segment.end_s)}]"
+
+
+def _clock(seconds: float) -> str:
+    """Write a time as MM:SS.mmm, with hours in front from the first hour on."""
+    total_ms = round(seconds * 1000)
+    minutes, rest_ms = divmod(total_ms, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    shown = f"{minutes:02d}:{rest_ms / 1000:06.3f}"
+    return f"{hours:02d}:{shown}" if hours else shown

@@ -13,8 +13,7 @@ import torch
 
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from corpus_asr.report.accuracy import Errors, Heard, score, total
-from corpus_asr.report.accuracy_references import Reference
+from corpus_asr.report.accuracy.scoring import Errors, Hypothesis, Reference, score, total
 from corpus_asr.spectral.mel import log_mel
 from corpus_asr.training.audio_cache import AudioCache
 from corpus_asr.training.windows import runs_of
@@ -79,9 +78,9 @@ class Evaluator:
         for language, reference, hypothesis in self._hypotheses(network):
             found = score(
                 Reference(uri="", text=reference, language=language),
-                Heard(text=hypothesis, language=language, duration_s=0.0),
+                Hypothesis(text=hypothesis, language=language, duration_s=0.0),
             )
-            words, letters = total([words, found.words]), total([letters, found.letters])
+            words, letters = total([words, found.words]), total([letters, found.characters])
             hallucinated += 0 if reference else found.words.insertions
             if len(examples) < _SHOWN:
                 examples.append((reference, hypothesis))

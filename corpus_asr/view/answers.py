@@ -19,8 +19,8 @@ from corpus_asr.export.cues import CueRules, cues_of
 from corpus_asr.export.names import Names, common_folder
 from corpus_asr.export.recording import Recording
 from corpus_asr.export.subtitles import srt_text, vtt_text
-from corpus_asr.pages.html import visible
-from corpus_asr.report.advice import advice
+from corpus_asr.failure_kinds import failure_kind
+from corpus_asr.report.html.formatting import visible
 from corpus_asr.storage.run_state.tables import LABEL_ROWS
 from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -143,7 +143,7 @@ class Answers:
                 "kind": row["error_kind"],
                 "stage": row["error_stage"],
                 "message": visible(row["error_message"] or ""),
-                "advice": advice(row["error_kind"], retryable=bool(row["retryable"])),
+                "advice": failure_kind(row["error_kind"], retryable=bool(row["retryable"])).advice,
             }
         return told
 

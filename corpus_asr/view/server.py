@@ -28,7 +28,7 @@ from typing import Any
 from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError, ItemError
 from corpus_asr.failure_kinds import NOT_FOUND
 from corpus_asr.logs import event
-from corpus_asr.pages.html import shared, visible
+from corpus_asr.report.html.formatting import shared, visible
 from corpus_asr.view.answers import Answers, NotFoundError
 from corpus_asr.view.parameters import Parameters
 from corpus_asr.view.sound import Readable

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from corpus_asr.report.accuracy import Errors, Heard, Score, score, total
-from corpus_asr.report.accuracy_references import Reference, TimedWord
+from corpus_asr.report.accuracy import scoring
+from corpus_asr.report.accuracy.scoring import Errors, Reference, Score, TimedWord, score, total
 from tests.bench.recognizers import RECOGNIZERS, Hypothesis, Mode
 from tests.support.accuracy import manifest
 
@@ -156,7 +156,7 @@ def _table(found: Found, items: dict[tuple[str, ...], dict[str, Any]]) -> Iterat
     for name, mine in found.items():
         scores = [_score(items[key[2:]], one) for key, one in mine.items()]
         words = total(one.words for one in scores)
-        letters = total(one.letters for one in scores)
+        letters = total(one.characters for one in scores)
         same = (
             str(sum(_same(one, found[other][key]) for key, one in mine.items()))
             if other in found
@@ -205,10 +205,10 @@ def _score(item: dict[str, Any], found: Hypothesis) -> Score:
         language=item["code"],
         words=tuple(TimedWord(w["word"], w["start"], w["end"]) for w in item.get("words", ())),
     )
-    heard = Heard(
+    hypothesis = scoring.Hypothesis(
         text=found.text, language=found.language, duration_s=item["duration_s"], words=found.words
     )
-    return score(reference, heard)
+    return score(reference, hypothesis)
 
 
 def _same(one: Hypothesis, other: Hypothesis) -> bool:

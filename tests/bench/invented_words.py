@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from corpus_asr.report.accuracy import normalised
+from corpus_asr.report.accuracy.scoring import normalised
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.bench.default_engines import ENGINES
 from tests.support.signals import read_clip, read_manifest

@@ -22,7 +22,7 @@ from corpus_asr.benchmark.orders import Order
 from corpus_asr.config.load import decoding_from
 from corpus_asr.config.stages import ExtractSettings
 from corpus_asr.families.whisper.features import WhisperPartFeatures
-from corpus_asr.report.accuracy_references import TimedWord
+from corpus_asr.report.accuracy.scoring import TimedWord
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.transcription.engine import Engine
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_FRAMES, WINDOW_SAMPLES

@@ -8,7 +8,7 @@ from corpus_asr.labelling.measures import (
     measured,
     most_repeats,
 )
-from corpus_asr.report.accuracy_references import Reference
+from corpus_asr.report.accuracy.scoring import Reference
 from tests.support.transcripts import recording, segment
 
 VERSION = {"size_bytes": 100, "etag": "v1"}

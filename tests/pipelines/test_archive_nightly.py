@@ -17,7 +17,7 @@ from corpus_asr.errors import (
     LockedError,
 )
 from corpus_asr.pipelines import nightly, transcribe
-from corpus_asr.report.night import Night, NightState
+from corpus_asr.report.nightly import Night, NightState
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Lock
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import http as webhook_module

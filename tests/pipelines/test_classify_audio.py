@@ -16,8 +16,7 @@ from corpus_asr.cli.main import app
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.pipelines.classify import run
-from corpus_asr.report.load import load_report
-from corpus_asr.report.render import render
+from corpus_asr.report.run import load_report, render
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.run_state.compaction import keep_only
 from corpus_asr.storage.run_state.tables import OutputStore

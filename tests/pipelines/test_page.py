@@ -10,7 +10,7 @@ import corpus_asr.pipelines.transcribe as pipeline
 from corpus_asr.config.choices import Choices
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import FetchError
-from corpus_asr.report.page import write
+from corpus_asr.report.html import page
 from corpus_asr.storage.run_state.start import PAGE_NAME, SUCCESS_NAME
 from tests.support.engines import scripted_engine
 from tests.support.html import parsed
@@ -56,7 +56,7 @@ def test_a_page_that_cannot_be_written_costs_the_run_nothing(
     def refuse(*_: Any, **__: Any) -> None:
         raise FetchError("the store is full", uri="x")
 
-    monkeypatch.setattr(write, "load_page", refuse)
+    monkeypatch.setattr(page, "load_page", refuse)
     assert pipeline.run(config, local=True, progress=None).left == 0
     output = Path(config.output.uri)
     assert (output / SUCCESS_NAME).exists()

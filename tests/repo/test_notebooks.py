@@ -19,7 +19,7 @@ from nbclient.exceptions import CellExecutionError
 
 from corpus_asr.pipelines.evaluate import evaluate
 from corpus_asr.pipelines.transcribe import run
-from corpus_asr.report.accuracy_references import read_references
+from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.schemas import FILES, RECORDINGS
 from corpus_asr.storage.run_state.finish import finish
 from corpus_asr.storage.run_state.start import Run

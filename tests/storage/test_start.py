@@ -10,7 +10,7 @@ import pytest
 from corpus_asr.config.choices import Choices
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
-from corpus_asr.report.load import load_report
+from corpus_asr.report.run import load_report
 from corpus_asr.schemas import SEGMENTS
 from corpus_asr.storage.run_state.finish import RunCounts, finish
 from corpus_asr.storage.run_state.ledger import Ledger

@@ -21,7 +21,7 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import EngineError
 from corpus_asr.pipelines import driver
 from corpus_asr.pipelines import nightly as pipeline
-from corpus_asr.report.night import Night
+from corpus_asr.report.nightly import Night
 from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.progress import Progress, tally_of
 from corpus_asr.runtime.weights import Weights

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from corpus_asr.report.night import Archive, Findings, Night, NightState, PastNight
+from corpus_asr.report.nightly import Archive, Findings, Night, NightState, PastNight
 
 
 def night(**values: Any) -> Night:

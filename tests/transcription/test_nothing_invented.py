@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from corpus_asr.report.accuracy import normalised
+from corpus_asr.report.accuracy.scoring import normalised
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.storage.model_files import PACKAGED_FOLDER
 from corpus_asr.units import SAMPLE_RATE_HZ

@@ -1,0 +1,385 @@
+"""Fit `confidence` to how many words were right, and measure how reliable it is on held-out data.
+
+A word is right where a cheapest alignment of the recording pairs it with the same word of the
+reference. A missing word counts as an error of the segment that holds the word before it.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from corpus_asr.confidence import (
+    CONFIDENCE_EDGES,
+    DEFAULT_MODEL,
+    FEATURES,
+    ConfidenceModel,
+    SegmentEvidence,
+    features_of,
+    segment_evidence,
+)
+from corpus_asr.errors import ConfigError
+from corpus_asr.report.accuracy.scoring import aligned, normalised, units
+from corpus_asr.report.text import counted, row, table, wrapped
+from corpus_asr.segments import Segment
+from corpus_asr.storage.stores.uri import redact_uri
+
+FOLDS = 5
+MIN_SEGMENTS = 200
+MIN_ERRORS = 20
+_EDGES = (0.0, *CONFIDENCE_EDGES, 1.0)
+_BINS = 10
+# How far a fit may leave the model it starts from: the weight of that model, in words.
+PRIOR_WORDS = 20.0
+_MAX_STEPS = 100
+_HEADER = ("confidence", "segments", "words", "mean", "right", "with errors")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentOutcome:
+    """A segment compared with its reference."""
+
+    group: str
+    """What is never divided between a fit and its test: a recording, or a speaker."""
+    evidence: SegmentEvidence
+    words: int
+    right: int
+    missed: int
+    """Words of the reference that are missing after one of the segment's."""
+    confidence: float
+    """What its row says."""
+
+    @property
+    def has_error(self) -> bool:
+        """Whether a word is wrong, inserted or missing."""
+        return self.right < self.words or self.missed > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """A model fitted to a run, and what that changes."""
+
+    model: ConfidenceModel
+    address: str
+    """Where it was written."""
+    recordings: int
+    before: "Reliability"
+    """Of the confidences in the run's tables."""
+    after: "Reliability"
+    """Of models fitted to the other recordings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Band:
+    """Segments of similar confidence."""
+
+    low: float
+    high: float
+    segments: int
+    words: int
+    confidence: float
+    """Mean over words."""
+    right: float
+    """Share of words that are right."""
+    with_errors: float
+    """Share of segments with an error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reliability:
+    """How far confidences can be believed."""
+
+    segments: int
+    words: int
+    right: float
+    """Share of words that are right."""
+    with_errors: float
+    """Share of segments with an error."""
+    ece: float
+    """Expected calibration error: |claimed - right| over ten bins of equal width, by words."""
+    brier: float
+    """Mean squared difference of confidence and each word's outcome."""
+    auc: float
+    """Probability that a segment with an error has the lower confidence of two; 0.5 is chance."""
+    bands: tuple[Band, ...]
+
+
+def word_outcomes(
+    texts: Sequence[str], reference: str, language: str | None
+) -> tuple[list[list[bool]], list[int]]:
+    """Compare texts that follow one another with the reference of them all.
+
+    Returns:
+        For each text, which of its normalised words are right; and how many words of the reference
+        are missing after one of its words.
+
+    Raises:
+        ConfigError: jiwer is not installed.
+    """
+    words_of = [units(normalised(text, language), language) for text in texts]
+    owners = [index for index, words in enumerate(words_of) for _ in words]
+    hypothesis = [word for words in words_of for word in words]
+    expected = units(normalised(reference, language), language)
+    right, missed = [False] * len(hypothesis), [0] * len(texts)
+    if hypothesis and expected:
+        for chunk in aligned(expected, hypothesis).alignments[0]:
+            if chunk.type == "equal":
+                right[chunk.hyp_start_idx : chunk.hyp_end_idx] = [True] * (
+                    chunk.hyp_end_idx - chunk.hyp_start_idx
+                )
+            elif chunk.type == "delete":
+                missed[owners[max(0, chunk.hyp_start_idx - 1)]] += (
+                    chunk.ref_end_idx - chunk.ref_start_idx
+                )
+    marks = iter(right)
+    return [[next(marks) for _ in words] for words in words_of], missed
+
+
+def segment_outcomes(
+    segments: Sequence[Segment], reference: str, language: str | None, *, group: str
+) -> list[SegmentOutcome]:
+    """Compare a recording's segments, in the order of time, with its reference.
+
+    Segments without words, or without log-probabilities, are left out.
+
+    Raises:
+        ConfigError: jiwer is not installed.
+    """
+    rights, missed = word_outcomes([one.text for one in segments], reference, language)
+    outcomes = []
+    for segment, right, after in zip(segments, rights, missed, strict=True):
+        evidence = segment_evidence(segment)
+        if right and evidence is not None:
+            outcomes.append(
+                SegmentOutcome(
+                    group=group,
+                    evidence=evidence,
+                    words=len(right),
+                    right=sum(right),
+                    missed=after,
+                    confidence=segment.confidence,
+                )
+            )
+    return outcomes
+
+
+def check_enough(outcomes: Sequence[SegmentOutcome]) -> None:
+    """Refuse to fit to too little.
+
+    Raises:
+        ConfigError: too few segments, or too few with or without errors.
+    """
+    errors = sum(one.has_error for one in outcomes)
+    groups = len({one.group for one in outcomes})
+    if (
+        len(outcomes) >= MIN_SEGMENTS
+        and MIN_ERRORS <= errors <= len(outcomes) - MIN_ERRORS
+        and groups >= FOLDS
+    ):
+        return
+    raise ConfigError(
+        f"calibrating confidence: found {len(outcomes):,} segments with references and "
+        f"log-probabilities, {errors:,} of them with an error, in {groups:,} recordings; expected "
+        f"at least {MIN_SEGMENTS} segments, {MIN_ERRORS} of them with an error and {MIN_ERRORS} "
+        f"without, in {FOLDS} recordings; add recordings to the references"
+    )
+
+
+def fit(
+    outcomes: Sequence[SegmentOutcome], start: ConfidenceModel = DEFAULT_MODEL
+) -> ConfidenceModel:
+    """Return the likeliest model of the share of right words, near the one it starts from.
+
+    A logistic regression over the segments' words, by Newton's method, with a Gaussian prior on
+    the weights around those of `start`; a weight that would be negative is 0.
+    """
+    values = np.array([features_of(one.evidence) for one in outcomes])
+    design = np.hstack([np.ones((len(outcomes), 1)), values])
+    right = np.array([one.right for one in outcomes], dtype=np.float64)
+    words = np.array([one.words for one in outcomes], dtype=np.float64)
+    prior = np.array([start.offset, *start.weights])
+    stiffness = np.array([0.0, *[PRIOR_WORDS] * len(FEATURES)])
+    free = np.ones(len(prior), dtype=bool)
+    while True:
+        weights = np.zeros(len(prior))
+        data = _Data(design[:, free], right, words, prior[free], stiffness[free])
+        weights[free] = _newton(data)
+        if weights[1:].min() >= 0:
+            break
+        free[1 + int(weights[1:].argmin())] = False
+    return replace(
+        start, offset=float(weights[0]), weights=tuple(float(each) for each in weights[1:])
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    """A row of features per segment, its words, and the prior."""
+
+    design: np.ndarray
+    right: np.ndarray
+    words: np.ndarray
+    prior: np.ndarray
+    stiffness: np.ndarray
+
+    def loss(self, weights: np.ndarray) -> float:
+        logits = self.design @ weights
+        surprise = self.right @ np.logaddexp(0, -logits)
+        surprise += (self.words - self.right) @ np.logaddexp(0, logits)
+        return float(surprise + 0.5 * self.stiffness @ (weights - self.prior) ** 2)
+
+    def newton_step(self, weights: np.ndarray) -> np.ndarray:
+        probability = 1 / (1 + np.exp(-np.clip(self.design @ weights, -500, 500)))
+        gradient = self.design.T @ (self.words * probability - self.right)
+        gradient += self.stiffness * (weights - self.prior)
+        curvature = (self.design.T * (self.words * probability * (1 - probability))) @ self.design
+        # A little is added where neither words nor the prior say anything.
+        curvature += np.diag(self.stiffness + 1e-9)
+        step: np.ndarray = np.linalg.solve(curvature, gradient)
+        return step
+
+
+def _newton(data: _Data) -> np.ndarray:
+    weights = data.prior.copy()
+    loss = data.loss(weights)
+    for _ in range(_MAX_STEPS):
+        step = data.newton_step(weights)
+        while (found := data.loss(weights - step)) > loss and np.abs(step).max() > 1e-9:
+            step = step / 2
+        if found > loss:
+            break
+        weights, before, loss = weights - step, loss, found
+        if before - loss <= 1e-10 * (1 + abs(loss)):
+            break
+    return weights
+
+
+def cross_validated(
+    outcomes: Sequence[SegmentOutcome], start: ConfidenceModel = DEFAULT_MODEL
+) -> list[float]:
+    """Return each segment's confidence by a model that was fitted to other groups."""
+    order = {group: at for at, group in enumerate(sorted({one.group for one in outcomes}))}
+    folds = [order[one.group] % FOLDS for one in outcomes]
+    found = [0.0] * len(outcomes)
+    for fold in set(folds):
+        model = fit(
+            [one for one, theirs in zip(outcomes, folds, strict=True) if theirs != fold], start
+        )
+        for at, (one, theirs) in enumerate(zip(outcomes, folds, strict=True)):
+            if theirs == fold:
+                found[at] = model.confidence(one.evidence)
+    return found
+
+
+def reliability(outcomes: Sequence[SegmentOutcome], confidences: Sequence[float]) -> Reliability:
+    """Compare the confidences of at least one segment with their outcomes."""
+    claimed = np.array(confidences)
+    words = np.array([one.words for one in outcomes])
+    right = np.array([one.right for one in outcomes])
+    errors = np.array([one.has_error for one in outcomes])
+    bins = np.minimum(_BINS - 1, (claimed * _BINS).astype(int))
+    gaps = [abs(float((claimed * words - right)[bins == at].sum())) for at in range(_BINS)]
+    squares = right * (1 - claimed) ** 2 + (words - right) * claimed**2
+    return Reliability(
+        segments=len(outcomes),
+        words=int(words.sum()),
+        right=float(right.sum() / words.sum()),
+        with_errors=float(errors.mean()),
+        ece=math.fsum(gaps) / float(words.sum()),
+        brier=float(squares.sum() / words.sum()),
+        auc=area_under_curve(claimed, errors),
+        bands=tuple(_bands(claimed, words, right, errors)),
+    )
+
+
+def _bands(
+    claimed: np.ndarray, words: np.ndarray, right: np.ndarray, errors: np.ndarray
+) -> Iterable[Band]:
+    for low, high in pairwise(_EDGES):
+        inside = (claimed >= low) & ((claimed < high) | (high == _EDGES[-1]))
+        if inside.any():
+            total = float(words[inside].sum())
+            yield Band(
+                low=low,
+                high=high,
+                segments=int(inside.sum()),
+                words=int(total),
+                confidence=float((claimed * words)[inside].sum() / total),
+                right=float(right[inside].sum() / total),
+                with_errors=float(errors[inside].mean()),
+            )
+
+
+def area_under_curve(confidences: np.ndarray, errors: np.ndarray) -> float:
+    """Return the probability that of two items the one with an error has the lower confidence.
+
+    Equal confidences count half; without both kinds of items it is not a number.
+    """
+    wrong, fine = confidences[errors], confidences[~errors]
+    if not len(wrong) or not len(fine):
+        return math.nan
+    ordered = np.sort(fine)
+    below = np.searchsorted(ordered, wrong, side="left")
+    equal = np.searchsorted(ordered, wrong, side="right") - below
+    return float((len(fine) - below - equal + equal / 2).sum() / (len(wrong) * len(fine)))
+
+
+def render_calibration(calibration: Calibration) -> str:
+    """Return a calibration as text: the figures before and after, and where it was written."""
+    return "\n".join(_lines(calibration))
+
+
+def _lines(calibration: Calibration) -> Iterator[str]:
+    after = calibration.after
+    segments = counted(after.segments, "segment")
+    yield ""
+    yield row("calibration", calibration.model.name)
+    yield from wrapped(
+        f"{segments} in {counted(calibration.recordings, 'recording')}; {after.right:.1%} of words "
+        f"right, {after.with_errors:.1%} of segments with an error",
+        label="fitted to",
+    )
+    yield from _quality("before", calibration.before)
+    yield from _quality("held out", after)
+    address = redact_uri(calibration.address)
+    yield from wrapped(
+        f"{address}; later runs in this folder use it, others with model.calibration",
+        label="written",
+    )
+
+
+def _quality(title: str, quality: Reliability) -> Iterator[str]:
+    rows = [
+        (
+            f"{band.low:g} to {band.high:g}", f"{band.segments:,}", f"{band.words:,}",
+            f"{band.confidence:.3f}", f"{band.right:.3f}", f"{band.with_errors:.1%}",
+        )
+        for band in quality.bands
+    ]  # fmt: skip
+    yield from table(title, [_HEADER, *rows])
+    yield row("", f"ECE {quality.ece:.3f}, Brier {quality.brier:.3f}, AUC {quality.auc:.3f}")
+
+
+def calibration_data(calibration: Calibration) -> dict[str, Any]:
+    """Return a calibration as JSON has it."""
+    return {
+        "name": calibration.model.name,
+        "address": redact_uri(calibration.address),
+        "recordings": calibration.recordings,
+        "before": reliability_data(calibration.before),
+        "held_out": reliability_data(calibration.after),
+    }
+
+
+def reliability_data(quality: Reliability) -> dict[str, Any]:
+    """Return figures of quality as JSON has them."""
+    data = asdict(quality)
+    bands = [_rounded(band) for band in data.pop("bands")]
+    return {**_rounded(data), "bands": bands}
+
+
+def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if math.isnan(each) else round(each, 6) for name, each in figures.items()}

@@ -1,0 +1,388 @@
+"""An evaluation: scores of many recordings added up, by group, and beside another run's.
+
+Source: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation"
+(ICASSP 2004): recordings are drawn with replacement, the same for both runs.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from corpus_asr.confidence import CONFIDENCE_EDGES
+from corpus_asr.report.accuracy.scoring import Errors, Score, total
+from corpus_asr.report.text import counted, printable, row, table, wrapped
+from corpus_asr.storage.stores.uri import redact_uri
+
+NUM_WORST = 10
+NUM_RESAMPLES = 2_000
+_SEED = 20_040_517  # any: the same scores give the same verdict
+_CLOSE_S = 0.2
+_DURATIONS_S = (5, 10, 30, 60, 600)
+_MOST_CHARACTERS = 200
+_HEADER = ("", "recordings", "words", "WER", "CER", "wrong", "left out", "added")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Recordings that have something in common."""
+
+    name: str
+    recordings: int
+    words: Errors
+    characters: Errors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WordTimes:
+    """How near the times of words are, over correct words; all in seconds."""
+
+    compared: int
+    of: int
+    """Words of the references with times."""
+    start_median_s: float
+    """Of absolute differences, like all that follows."""
+    start_p95_s: float
+    end_median_s: float
+    end_p95_s: float
+    close_share: float
+    """Words whose start and end are both within 0.2 s."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Another run beside this one, over the recordings that both have."""
+
+    other: str
+    recordings: int
+    wer: float
+    other_wer: float
+    difference: float
+    """This run's minus the other's: below zero is better."""
+    low: float
+    high: float
+    """Between them lie 95% of the differences of resampled test sets."""
+    p_value: float
+    """Share of resampled test sets where the difference has the other sign, doubled."""
+
+    @property
+    def clearly_better(self) -> bool:
+        """Whether chance hardly explains that this run has fewer errors."""
+        return self.high < 0
+
+    @property
+    def clearly_worse(self) -> bool:
+        """Whether chance hardly explains that this run has more errors."""
+        return self.low > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Accuracy of a run's transcripts."""
+
+    output: str
+    references: str
+    missing: int
+    """References whose recordings are not in the run, or not done yet; they count nowhere."""
+    failed: int
+    """Recordings that failed, wholly or in part; what is missing of them counts as left out."""
+    everything: Group
+    groups: Mapping[str, Sequence[Group]]
+    """By what they are grouped: set, language, duration and confidence."""
+    languages: Mapping[str, Mapping[str, int]]
+    """By the reference's language, in how many recordings which was detected."""
+    word_times: WordTimes | None
+    worst: Sequence[Score]
+    comparison: Comparison | None = None
+
+    @property
+    def wer(self) -> float | None:
+        """Errors per word of the references; None without any."""
+        return self.everything.words.rate
+
+
+def summarise(
+    scores: Sequence[Score],
+    *,
+    output: str,
+    references: str,
+    missing: int,
+    comparison: Comparison | None = None,
+) -> Evaluation:
+    """Add scores up."""
+    return Evaluation(
+        output=output,
+        references=references,
+        missing=missing,
+        failed=sum(each.hypothesis.failed for each in scores),
+        everything=_group("all", scores),
+        groups={
+            title: groups
+            for title, name in _GROUPINGS.items()
+            if (groups := _grouped(scores, name))
+        },
+        languages=_confusion(scores),
+        word_times=_word_times(scores),
+        worst=sorted(scores, key=_badness, reverse=True)[:NUM_WORST],
+        comparison=comparison,
+    )
+
+
+def compare(
+    scores: Mapping[str, Score], others: Mapping[str, Score], *, other: str
+) -> Comparison | None:
+    """Compare the scores of a run with those of another, by recording, over the ones both have.
+
+    None where their references have no words.
+    """
+    shared = sorted(scores.keys() & others.keys())
+    words = np.array([scores[each].words.reference_length for each in shared], dtype=np.int64)
+    errors, other_errors = (
+        np.array([run[each].words.errors for each in shared], dtype=np.int64)
+        for run in (scores, others)
+    )
+    if not words.sum():
+        return None
+    differences = _resampled(errors - other_errors, words)
+    low, high = np.quantile(differences, (0.025, 0.975))
+    tail = min((differences <= 0).mean(), (differences >= 0).mean())
+    wer, other_wer = (float(each.sum() / words.sum()) for each in (errors, other_errors))
+    return Comparison(
+        other=other,
+        recordings=len(shared),
+        wer=wer,
+        other_wer=other_wer,
+        difference=wer - other_wer,
+        low=float(low),
+        high=float(high),
+        p_value=min(1.0, 2 * float(tail)),
+    )
+
+
+def _resampled(errors: np.ndarray, words: np.ndarray) -> np.ndarray:
+    rng = np.random.default_rng(_SEED)
+    rates: list[float] = []
+    while len(rates) < NUM_RESAMPLES:
+        drawn = rng.integers(len(words), size=len(words))
+        # A draw of nothing but silence has no rate.
+        if num_words := words[drawn].sum():
+            rates.append(float(errors[drawn].sum() / num_words))
+    return np.array(rates)
+
+
+def _group(name: str, scores: Iterable[Score]) -> Group:
+    members = list(scores)
+    return Group(
+        name=name,
+        recordings=len(members),
+        words=total(each.words for each in members),
+        characters=total(each.characters for each in members),
+    )
+
+
+def _between(value: float | None, bounds: Sequence[float], unit: str) -> tuple[int, str] | None:
+    """Return place and name of the range a value lies in."""
+    if value is None:
+        return None
+    at = sum(value >= bound for bound in bounds)
+    if at == 0:
+        return at, f"under {bounds[0]:g}{unit}"
+    if at == len(bounds):
+        return at, f"{bounds[-1]:g}{unit} and more"
+    return at, f"{bounds[at - 1]:g} to {bounds[at]:g}{unit}"
+
+
+def _named(value: str | None) -> tuple[int, str] | None:
+    return None if value is None else (0, value)
+
+
+_GROUPINGS: Mapping[str, Callable[[Score], tuple[int, str] | None]] = {
+    "set": lambda each: _named(each.reference.set),
+    "language": lambda each: _named(each.reference.language),
+    "duration": lambda each: _between(each.hypothesis.duration_s, _DURATIONS_S, " s"),
+    "confidence": lambda each: _between(each.hypothesis.confidence, CONFIDENCE_EDGES, ""),
+}
+
+
+def _grouped(
+    scores: Sequence[Score], name: Callable[[Score], tuple[int, str] | None]
+) -> list[Group]:
+    members: dict[tuple[int, str], list[Score]] = {}
+    for each in scores:
+        key = name(each)
+        if key is not None:
+            members.setdefault(key, []).append(each)
+    return [_group(key[1], members[key]) for key in sorted(members)]
+
+
+def _confusion(scores: Sequence[Score]) -> dict[str, dict[str, int]]:
+    counts: dict[str, Counter[str]] = {}
+    for each in scores:
+        expected, detected = each.reference.language, each.hypothesis.language
+        if expected and detected:
+            counts.setdefault(expected, Counter())[detected] += 1
+    return {expected: dict(detected.most_common()) for expected, detected in sorted(counts.items())}
+
+
+def _word_times(scores: Sequence[Score]) -> WordTimes | None:
+    errors = np.abs(np.array([pair for each in scores for pair in each.time_errors_s]))
+    if not errors.size:
+        return None
+    start_median, end_median = np.median(errors, axis=0)
+    start_p95, end_p95 = np.quantile(errors, 0.95, axis=0)
+    return WordTimes(
+        compared=len(errors),
+        of=sum(len(each.reference.words or ()) for each in scores),
+        start_median_s=float(start_median),
+        start_p95_s=float(start_p95),
+        end_median_s=float(end_median),
+        end_p95_s=float(end_p95),
+        close_share=float((errors <= _CLOSE_S).all(axis=1).mean()),
+    )
+
+
+def _badness(each: Score) -> tuple[float, int, str]:
+    words = each.words
+    return words.errors / max(1, words.reference_length), words.errors, each.reference.uri
+
+
+def as_data(evaluation: Evaluation) -> dict[str, Any]:
+    """Return an evaluation as JSON has it."""
+    return {
+        "output": evaluation.output,
+        "references": evaluation.references,
+        "missing": evaluation.missing,
+        "failed": evaluation.failed,
+        **_group_data(evaluation.everything),
+        "by": {title: [_group_data(each) for each in groups]
+               for title, groups in evaluation.groups.items()},
+        "languages": evaluation.languages,
+        "word_times": _rounded_fields(evaluation.word_times),
+        "worst": [
+            {
+                "uri": each.reference.uri,
+                "wer": _rounded(each.words.rate),
+                "errors": each.words.errors,
+                "said": each.reference.text,
+                "heard": each.hypothesis.text,
+            }
+            for each in evaluation.worst
+        ],
+        "against": _rounded_fields(evaluation.comparison),
+    }  # fmt: skip
+
+
+def _group_data(group: Group) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "recordings": group.recordings,
+        "words": group.words.reference_length,
+        "wer": _rounded(group.words.rate),
+        "cer": _rounded(group.characters.rate),
+        "substitutions": group.words.substitutions,
+        "deletions": group.words.deletions,
+        "insertions": group.words.insertions,
+    }
+
+
+def _rounded_fields(value: WordTimes | Comparison | None) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    return {
+        name: round(field, 6) if isinstance(field, float) else field
+        for name, field in asdict(value).items()
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
+
+
+def render(evaluation: Evaluation) -> str:
+    """Return an evaluation as text."""
+    return "\n".join(_lines(evaluation))
+
+
+def _lines(evaluation: Evaluation) -> Iterator[str]:
+    yield f"{evaluation.output} beside {evaluation.references}"
+    yield row("compared", counted(evaluation.everything.recordings, "recording"))
+    if evaluation.failed:
+        yield row("failed", f"{evaluation.failed:,}: what is missing of them counts as left out")
+    if evaluation.missing:
+        yield row(
+            "missing", f"{evaluation.missing:,} references are not in the run, or not done yet"
+        )
+    yield from table("in all", [_HEADER, _cells(evaluation.everything)])
+    for title, groups in evaluation.groups.items():
+        yield from table(title, [_HEADER, *map(_cells, groups)])
+    if evaluation.languages:
+        yield from _language_lines(evaluation)
+    if evaluation.word_times is not None:
+        yield from _word_time_lines(evaluation.word_times)
+    if evaluation.comparison is not None:
+        yield from _comparison_lines(evaluation.comparison)
+    label = "worst"
+    for each in evaluation.worst:
+        if each.words.errors:
+            yield from _worst_lines(each, label)
+            label = ""
+
+
+def _cells(group: Group) -> tuple[str, ...]:
+    words = group.words
+    counts = (words.substitutions, words.deletions, words.insertions)
+    return (
+        group.name, f"{group.recordings:,}", f"{words.reference_length:,}", _percent(words.rate),
+        _percent(group.characters.rate), *(f"{count:,}" for count in counts),
+    )  # fmt: skip
+
+
+def _percent(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:.2%}"
+
+
+def _language_lines(evaluation: Evaluation) -> Iterator[str]:
+    right = sum(found.get(code, 0) for code, found in evaluation.languages.items())
+    of = sum(sum(found.values()) for found in evaluation.languages.values())
+    yield row("language", f"right in {right:,} of {of:,}")
+    for expected, detected in evaluation.languages.items():
+        others = [f"{code} {count:,}" for code, count in detected.items() if code != expected]
+        if others:
+            yield from wrapped(f"{expected} heard as {', '.join(others)}")
+
+
+def _word_time_lines(times: WordTimes) -> Iterator[str]:
+    yield from wrapped(
+        f"{times.compared:,} of {times.of:,} words compared; starts differ by "
+        f"{times.start_median_s * 1000:.0f} ms (median), {times.start_p95_s * 1000:.0f} ms (95%), "
+        f"ends by {times.end_median_s * 1000:.0f} and {times.end_p95_s * 1000:.0f} ms; both within "
+        f"200 ms in {times.close_share:.1%}",
+        label="word times",
+    )
+
+
+def _comparison_lines(beside: Comparison) -> Iterator[str]:
+    verdict = "no clear difference"
+    if beside.clearly_better or beside.clearly_worse:
+        verdict = "clearly better" if beside.clearly_better else "clearly worse"
+    yield from wrapped(
+        f"{beside.other}: {_percent(beside.other_wer)}, here {_percent(beside.wer)} over "
+        f"{counted(beside.recordings, 'recording')}; difference {beside.difference:+.2%} (95%: "
+        f"{beside.low:+.2%} to {beside.high:+.2%}, p = {beside.p_value:.3f}): {verdict}",
+        label="against",
+    )
+
+
+def _worst_lines(each: Score, label: str) -> Iterator[str]:
+    yield from wrapped(
+        f"{_percent(each.words.rate)}  {redact_uri(each.reference.uri)}", label=label
+    )
+    yield from wrapped(f"said:  {_cut(each.reference.text)}", bullet="  ")
+    yield from wrapped(f"heard: {_cut(each.hypothesis.text)}", bullet="  ")
+
+
+def _cut(text: str) -> str:
+    text = printable(text)
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."

@@ -1,0 +1,239 @@
+"""Charts of a run: speed and busy stages over its time, histograms; positions for the templates.
+
+A plot is 100 wide and 100 high, so that all of it scales with its place but the letters; heights
+outside of it are pixels. Each value is told by a title, and by a table beside the chart.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from corpus_asr.report.html.formatting import coordinate
+from corpus_asr.report.text import duration
+from corpus_asr.storage.run_state.run_files import Moment
+
+_TOP, _HEIGHT, _BELOW = 8, 160, 22  # pixels above, of and below the plot
+_MOST_TICKS = 5
+_TIMES = "\N{MULTIPLICATION SIGN}"
+_TIME_STEPS_S = (
+    1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400,
+)  # fmt: skip
+# Without a commit for less than this at the end, nothing is wrong.
+_QUIET_S = 60.0
+_MOST_BUSY_STEPS = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A stretch of time and what held in it."""
+
+    start_s: float
+    stop_s: float
+    values: tuple[float | None, ...]
+    """One for each line of the chart; None where nothing is known."""
+    title: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """What is drawn where: x from 0 to 100 across the plot."""
+
+    label: str
+    """What it shows, for those who do not see it."""
+    levels: Sequence[tuple[float, str]]
+    """Lines of the grid: y in pixels, and what is written there."""
+    marks: Sequence[tuple[float, str]]
+    """What is written below: x and text."""
+    targets: Sequence[tuple[float, float, str]]
+    """Parts that tell their value: x, width and words."""
+    paths: Sequence[tuple[str, str]] = ()
+    """Classes and moves of lines and areas; y from 0, the top, to 100."""
+    bars: Sequence[tuple[float, float, float, float]] = ()
+    """x, y, width and height."""
+    steps: Sequence[Step] = ()
+    """What the lines show."""
+    plot_top: int = _TOP
+    plot_height: int = _HEIGHT
+    height: int = _TOP + _HEIGHT + _BELOW
+
+
+def timeline(
+    steps: Sequence[Step],
+    *,
+    label: str,
+    say: Callable[[float], str],
+    top: float | None = None,
+    area: bool = False,
+) -> Chart:
+    """Draw lines that are level for a step, over time from 0.
+
+    `say` writes values beside the grid; `top` is the highest value of the scale (by default it
+    follows from the values); `area` fills the area of the first line.
+    """
+    end_s = steps[-1].stop_s or 1.0
+    ticks = number_ticks(
+        top or max((value for step in steps for value in step.values if value), default=1.0)
+    )
+    highest = top or ticks[-1]
+    paths = []
+    for number in range(len(steps[0].values)):
+        path = _path(steps, number, end_s, highest)
+        if area and number == 0 and path:
+            start, stop = (100 * at / end_s for at in (steps[0].start_s, steps[-1].stop_s))
+            paths.append(("area", f"{path}L{coordinate(stop)} 100L{coordinate(start)} 100Z"))
+        paths.append((f"line line-{number + 1}", path))
+    return Chart(
+        label=label,
+        levels=_levels(ticks, highest, say),
+        marks=[(100 * at / end_s, time_words(at, end_s)) for at in time_ticks(end_s)],
+        targets=[
+            (100 * step.start_s / end_s, 100 * (step.stop_s - step.start_s) / end_s, step.title)
+            for step in steps
+        ],
+        paths=paths,
+        steps=steps,
+    )
+
+
+def histogram(
+    counts: Sequence[int], *, label: str, edges: Sequence[str], titles: Sequence[str]
+) -> Chart:
+    """Draw a bar for each count, of bins of one width; `edges` says what stands between them."""
+    ticks = number_ticks(max([*counts, 1]), whole=True)
+    width = 100 / len(counts)
+    heights = [100 * count / ticks[-1] for count in counts]
+    return Chart(
+        label=label,
+        levels=_levels(ticks, ticks[-1], lambda value: f"{value:,.0f}"),
+        marks=[(number * width, words) for number, words in enumerate(edges) if words],
+        targets=[(number * width, width, title) for number, title in enumerate(titles)],
+        # Bars leave 6 % of their bin free on either side.
+        bars=[
+            ((number + 0.06) * width, 100 - height, 0.88 * width, height)
+            for number, height in enumerate(heights)
+        ],
+    )
+
+
+def number_ticks(highest: float, *, whole: bool = False) -> list[float]:
+    """Return round numbers from 0 to the first that is not below the highest value."""
+    if not highest > 0 or not math.isfinite(highest):
+        return [0.0, 1.0]
+    rough = highest / (_MOST_TICKS - 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
+    step = max(1.0, step) if whole else step
+    return [step * number for number in range(math.ceil(highest / step - 1e-9) + 1)]
+
+
+def time_ticks(end_s: float) -> list[float]:
+    """Return round times from 0 to at most the end."""
+    step = next((each for each in _TIME_STEPS_S if end_s / each <= _MOST_TICKS), None)
+    if step is None:
+        day = _TIME_STEPS_S[-1]
+        step = day * math.ceil(end_s / day / _MOST_TICKS)
+    return [step * float(number) for number in range(int(end_s / step) + 1)]
+
+
+def time_words(at_s: float, end_s: float) -> str:
+    """Write a time on an axis that ends at `end_s`, which decides its unit."""
+    if end_s <= 120:
+        return f"{at_s:g} s"
+    if end_s <= 2 * 3600:
+        return f"{at_s / 60:g} min"
+    return f"{at_s / 3600:g} h" if end_s <= 3 * 86_400 else f"{at_s / 86_400:.3g} d"
+
+
+def _path(steps: Sequence[Step], number: int, end_s: float, highest: float) -> str:
+    """Return the line as moves in the plot; it is lifted where nothing is known."""
+    moves, drawing = [], False
+    for step in steps:
+        value = step.values[number]
+        if value is None:
+            drawing = False
+            continue
+        y = coordinate(100 - 100 * min(1.0, value / highest))
+        start, stop = (coordinate(100 * at / end_s) for at in (step.start_s, step.stop_s))
+        moves.append(f"{'L' if drawing else 'M'}{start} {y}L{stop} {y}")
+        drawing = True
+    return "".join(moves)
+
+
+def _levels(
+    ticks: Sequence[float], highest: float, say: Callable[[float], str]
+) -> list[tuple[float, str]]:
+    return [(_TOP + _HEIGHT * (1 - value / highest), say(value)) for value in ticks]
+
+
+def speed_chart(moments: Sequence[Moment]) -> Chart | None:
+    """Return the speed between commits; None where there are too few of them."""
+    steps = speed_steps(moments)
+    if len(steps) < 2:
+        return None
+    return timeline(
+        steps, label="Speed over time", say=lambda value: f"{value:,g}{_TIMES}", area=True
+    )
+
+
+def busy_chart(moments: Sequence[Moment]) -> Chart | None:
+    """Return how busy extraction and the engines were; None where too little is known."""
+    steps = busy_steps(moments)
+    if len(steps) < 2:
+        return None
+    return timeline(steps, label="Busy shares over time", say="{:.0%}".format, top=1.0)
+
+
+def speed_steps(moments: Sequence[Moment]) -> list[Step]:
+    """Return the speed between commits: what several moments without one lead up to is one step."""
+    steps = []
+    for last, now in itertools.pairwise(_with_commits(moments)):
+        speed = (now.audio_s - last.audio_s) / (now.elapsed_s - last.elapsed_s)
+        steps.append(_step(last, now, (speed,), f"{speed:,.1f}{_TIMES}"))
+    return steps
+
+
+def _step(last: Moment, now: Moment, values: tuple[float | None, ...], words: str) -> Step:
+    title = f"{duration(last.elapsed_s)} to {duration(now.elapsed_s)}: {words}"
+    return Step(start_s=last.elapsed_s, stop_s=now.elapsed_s, values=values, title=title)
+
+
+def _with_commits(moments: Sequence[Moment]) -> list[Moment]:
+    kept = list(moments[:1])
+    for now in moments[1:]:
+        if now.audio_s > kept[-1].audio_s and now.elapsed_s > kept[-1].elapsed_s:
+            kept.append(now)
+    if kept and moments[-1].elapsed_s - kept[-1].elapsed_s >= _QUIET_S:
+        kept.append(moments[-1])
+    if len(kept) > 2:
+        before_s, last_s = (
+            later.elapsed_s - at.elapsed_s for at, later in itertools.pairwise(kept[-3:])
+        )
+        if 2 * last_s < before_s:
+            del kept[-2]  # what the end flushes in a moment was transcribed in the time before it
+    return kept
+
+
+def busy_steps(moments: Sequence[Moment]) -> list[Step]:
+    """Return the fractions of their time in which extraction and the engines were at work.
+
+    Workers count what is done, not what they are in the middle of: short stretches say little.
+    """
+    steps = []
+    every = -(-len(moments) // _MOST_BUSY_STEPS) or 1
+    for last, now in itertools.pairwise([*moments[:-1:every], *moments[-1:]]):
+        if now.elapsed_s <= last.elapsed_s:
+            continue
+        busy = (
+            _fraction(now.extract_s - last.extract_s, now.extract_alive_s - last.extract_alive_s),
+            _fraction(
+                now.engine_s - last.engine_s, now.transcribe_alive_s - last.transcribe_alive_s
+            ),
+        )
+        words = ["unknown" if value is None else f"{value:.0%}" for value in busy]
+        steps.append(_step(last, now, busy, f"extraction {words[0]}, engines {words[1]}"))
+    return steps
+
+
+def _fraction(part: float, whole: float) -> float | None:
+    return min(1.0, max(0.0, part / whole)) if whole > 0 else None

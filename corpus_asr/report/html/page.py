@@ -1,0 +1,350 @@
+"""A run's page: everything read once, in bounded memory, and put into the templates."""
+
+import base64
+import datetime
+import hashlib
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
+from corpus_asr.config.run import CLASSIFY_AUDIO
+from corpus_asr.config.secrets import hide_secrets
+from corpus_asr.failure_kinds import failure_kind
+from corpus_asr.logs import event
+from corpus_asr.report.html import formatting
+from corpus_asr.report.html.charts import Chart, busy_chart, histogram, speed_chart
+from corpus_asr.report.html.formatting import Links, cut, shared, visible
+from corpus_asr.report.reconciliation import Balance, balance_problems
+from corpus_asr.report.run import Report, load_report
+from corpus_asr.report.samples import DURATION_EDGES_S, Details, Gatherer
+from corpus_asr.report.status import (
+    DEAD,
+    FINISHED,
+    SILENT,
+    STATE_WORDS,
+    STOPPED,
+    Status,
+    activity_facts,
+    bottleneck_of,
+    load_status,
+)
+from corpus_asr.report.text import counted, duration
+from corpus_asr.storage.run_state.run_files import Snapshot
+from corpus_asr.storage.run_state.start import CONFIG_NAME, PAGE_NAME, RUN_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
+from corpus_asr.storage.stores.uri import (
+    LOCAL,
+    normalise,
+    parent,
+    redact_uri,
+    scheme_of,
+    without_secrets,
+)
+
+_LOG = logging.getLogger(__name__)
+
+# About 1 GiB per million, which the driver of a larger run may not have to spare.
+MOST_AT_THE_END = 2_000_000
+_BADGES = {DEAD: "bad", STOPPED: "warn", SILENT: "warn", FINISHED: "good"}
+_STAGES = {"extract": "extracting", "transcribe": "transcribing"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageData:
+    """All that a page shows."""
+
+    report: Report
+    status: Status
+    details: Details
+    config: dict[str, Any]
+    run: dict[str, Any]
+    """What the last run that finished noted; empty where none did."""
+    links: Links
+    written_at: datetime.datetime
+    at_the_end: bool
+    """Whether the run itself writes it, as the last it does while it still holds the lock."""
+
+    @property
+    def state(self) -> str:
+        """What the run is at: a key of `STATE_WORDS`."""
+        ended = self.at_the_end and self.status.state != FINISHED
+        return STOPPED if ended else self.status.state
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of the run is done."""
+        return self.state == FINISHED
+
+    @property
+    def alive(self) -> bool:
+        """Whether the run is at work, as far as can be seen from outside."""
+        return self.status.alive and not self.at_the_end
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """What the workers of the last run counted."""
+        return self.status.snapshot or self.report.snapshot
+
+    @property
+    def classifies(self) -> bool:
+        """Whether there are labels in place of text."""
+        return self.config.get("pipeline") == CLASSIFY_AUDIO
+
+
+def load_page(
+    store: OutputStore,
+    *,
+    folder: str | None,
+    at_the_end: bool = False,
+    now: datetime.datetime | None = None,
+) -> PageData:
+    """Read what a page shows that is to lie in `folder` of this machine; None if elsewhere.
+
+    Raises:
+        ConfigError: the folder is not the output of a run.
+        FetchError: the store does not answer, or a run is just finishing here; try again.
+    """
+    gatherer = Gatherer(store)
+    report = load_report(store, gatherer)
+    return PageData(
+        report=report,
+        status=load_status(store, now=now),
+        details=gatherer.details(),
+        config=store.read_json(CONFIG_NAME) or {},
+        run=(store.read_json(RUN_NAME) or {}) if report.finished else {},
+        links=Links(folder),
+        written_at=now or datetime.datetime.now(datetime.UTC),
+        at_the_end=at_the_end,
+    )
+
+
+def write_page(store: OutputStore, uri: str, *, at_the_end: bool = False) -> Report:
+    """Write the page of an output folder to a path or address, and return what it counted.
+
+    Raises:
+        ConfigError: the folder is not the output of a run.
+        FetchError: the store does not answer, or the page cannot be written.
+    """
+    uri = normalise(uri)
+    folder = parent(uri) if scheme_of(uri) == LOCAL else None
+    page = load_page(store, folder=folder, at_the_end=at_the_end)
+    filesystem.write_atomic(uri, render_page(page).encode(), store.options)
+    return page.report
+
+
+def write_page_at_the_end(store: OutputStore, *, num_recordings: int) -> None:
+    """Write the page of a run that has just ended into its output folder.
+
+    A page is no reason for a run to fail: what goes wrong is logged as a warning.
+    """
+    why = None
+    if num_recordings > MOST_AT_THE_END:
+        why = f"{num_recordings:,} recordings: it is left to `corpus-asr report --html`"
+    else:
+        try:
+            write_page(store, store.address(PAGE_NAME), at_the_end=True)
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+    if why is not None:
+        event(_LOG, logging.WARNING, "page_not_written", uri=redact_uri(store.uri), why=why)
+
+
+def render_page(page: PageData) -> str:
+    """Return a page as HTML."""
+    return render_document(environment().get_template("page.html.j2"), **_values(page))
+
+
+def render_document(template: Template, **values: Any) -> str:
+    """Return a template that extends `document.html.j2`, with its style, script and policy.
+
+    The policy lets nothing in or out but these very styles and scripts: no style attributes, no
+    handlers in attributes, no requests. Source: https://www.w3.org/TR/CSP3/.
+    """
+    style, script = shared("style.css") + "\n" + shared("page.css"), shared("sorting.js")
+    policy = (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    return template.render(style=style, script=script, policy=policy, **values)
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+@cache
+def environment() -> Environment:
+    """Return the templates: all values are escaped, and a name without a value is an error."""
+    templates = Environment(
+        loader=PackageLoader(__package__, "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {
+        "clock": formatting.clock,
+        "commas": "{:,}".format,
+        "coordinate": formatting.coordinate,
+        "counted": counted,
+        "cut": cut,
+        "duration": duration,
+        "fraction": formatting.fraction,
+        "hours": formatting.hours,
+        "percent": "{:.0%}".format,
+        "repr": repr,
+    }
+    templates.globals |= {
+        "HIGH_CONFIDENCE": HIGH_CONFIDENCE,
+        "LOW_CONFIDENCE": LOW_CONFIDENCE,
+        "MOST_KINDS": 40,
+        "MOST_OF_A_TEXT": formatting.MOST_OF_A_TEXT,
+        "MOST_ROWS": 30,  # Whisper knows a hundred languages, a classifier thousands of labels
+        "MOST_SETTINGS": 400,
+        "confidence_class": formatting.confidence_class,
+        "failure_kind": failure_kind,
+        "language_attributes": formatting.language_attributes,
+        "language_name": formatting.language_name,
+        "message": formatting.message,
+        "sample_words": formatting.sample_words,
+        "stage_words": lambda stage: _STAGES.get(stage, cut(stage, 60)),
+    }
+    return templates
+
+
+def _shown(value: Any) -> Any:
+    """Return HTML as it is, and of any other value a text without hidden letters."""
+    if hasattr(value, "__html__"):
+        return value
+    return "" if value is None else visible(str(value))
+
+
+def _values(page: PageData) -> dict[str, Any]:
+    """Return what the templates name."""
+    report, counts, snapshot = page.report, page.report.statistics, page.snapshot
+    state, _, advice = STATE_WORDS[page.state].replace("; ", ": ", 1).partition(": ")
+    outcomes = _outcomes(page)
+    speech = None
+    if counts.speech_s is not None and counts.audio_s > 0:
+        speech = f"{counts.speech_s / counts.audio_s:.0%} of it speech"
+    return {
+        "page": page,
+        "report": report,
+        "counts": counts,
+        "balance": counts.balance,
+        "details": page.details,
+        "links": page.links,
+        "snapshot": snapshot,
+        "badge": _BADGES.get(page.state, ""),
+        "state": _sentence(state),
+        "advice": f"{_sentence(advice)}." if advice else "",
+        "speech": speech,
+        "total": counts.balance.total,
+        "outcomes": outcomes,
+        "outcomes_in_words": ", ".join(f"{n:,} {words}" for _, words, n, _ in outcomes if n)
+        or "none",
+        "this_run": _this_run(page),
+        "problems": balance_problems(counts.balance, finished=page.finished),
+        "balance_in_words": _balance_in_words(counts.balance, alive=page.alive),
+        "speed_chart": snapshot and speed_chart(snapshot.history),
+        "busy_chart": snapshot and busy_chart(snapshot.history),
+        "time_facts": snapshot and activity_facts(snapshot),
+        "verdict": snapshot and bottleneck_of(snapshot),
+        "classes": counts.labels if page.classifies else counts.languages,
+        "lengths": _lengths(page.details.durations),
+        "confidence_chart": _confidence_chart(page),
+        "settings": list(_settings(page.config)),
+        "versions": page.run.get("versions") or {},
+    }
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def _outcomes(page: PageData) -> list[tuple[str, str, int, float]]:
+    """Return style, words and number of recordings by outcome, and the fraction before each."""
+    counts, balance = page.report.statistics, page.report.statistics.balance
+    kinds = [
+        ("ok", "with labels" if page.classifies else "with text", counts.ok),
+        ("none", "without speech", counts.no_speech),
+        ("failed", "failed", counts.failed),
+        ("begun", "begun", balance.unfinished),
+        ("waiting", "waiting", balance.waiting),
+    ]
+    total = sum(count for _, _, count in kinds) or 1
+    before = itertools.accumulate((count for _, _, count in kinds), initial=0)
+    return [(*kind, at / total) for kind, at in zip(kinds, before, strict=False)]
+
+
+def _this_run(page: PageData) -> str | None:
+    seen = page.snapshot
+    if page.finished or seen is None:
+        return None
+    words = f"This run: {seen.files:,} of {seen.planned:,} planned recordings in "
+    words += duration(seen.elapsed_s)
+    if page.alive and seen.time_left_s is not None:
+        words += f", about {duration(seen.time_left_s)} left"
+    return words
+
+
+def _balance_in_words(balance: Balance, *, alive: bool) -> str:
+    if balance.listed is None:
+        return f"{balance.ended:,} recordings ended exactly once; the listing is not known."
+    if balance.ended == balance.listed:
+        return f"All {balance.listed:,} listed files ended exactly once."
+    words = f"{balance.ended:,} of {balance.listed:,} listed files ended, each exactly once"
+    return words + (" so far." if alive else "; run the same command again for the rest.")
+
+
+def _lengths(counts: Sequence[int]) -> list[tuple[str, int]]:
+    """Return names and numbers of recordings by length, from the first bin in use to the last."""
+    edges = [_edge(seconds) for seconds in DURATION_EDGES_S]
+    names = [f"under {edges[0]}", *map(" to ".join, itertools.pairwise(edges))]
+    names.append(f"{edges[-1]} and more")
+    used = [number for number, count in enumerate(counts) if count]
+    rows = list(zip(names, counts, strict=True))
+    return rows[used[0] : used[-1] + 1] if used else []
+
+
+def _edge(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:g} s"
+    return f"{seconds / 60:g} min" if seconds < 3600 else f"{seconds / 3600:g} h"
+
+
+def _confidence_chart(page: PageData) -> Chart | None:
+    counts = page.report.statistics.confidence
+    total = sum(counts)
+    if not total:
+        return None
+    what = "windows" if page.classifies else "segments"
+    width = 1 / len(counts)
+    titles = [
+        f"{n * width:.1f} to {(n + 1) * width:.1f}: {count:,} {what} ({count / total:.0%})"
+        for n, count in enumerate(counts)
+    ]
+    edges = ["" if number % 2 else f"{number * width:.1f}" for number in range(len(counts) + 1)]
+    return histogram(counts, label="Confidence", edges=edges, titles=titles)
+
+
+def _settings(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, str | None]]:
+    """Yield keys and values in words, none of a secret; None for a setting that is not set."""
+    for name, value in values.items():
+        key = f"{above}.{name}" if above else str(name)
+        if isinstance(value, dict) and value:
+            yield from _settings(value, key)
+        elif isinstance(value, bool):
+            yield key, "yes" if value else "no"
+        elif value is None:
+            yield key, None
+        else:
+            yield key, cut(hide_secrets(without_secrets(str(value))), 300)

@@ -1,0 +1,183 @@
+"""Whether every listed file ended exactly once, counted again from what is in the tables.
+
+Shares no code with what writes the tables, on purpose: this is the check of it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.report.text import counted
+
+RECORDING_COLUMNS = ("recording_id", "status")
+EXAMPLES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balance:
+    """Whether every listed file ended exactly once."""
+
+    listed: int | None
+    """Files the run is to cover; None where the listing is not known."""
+    ended: int
+    """Of these (of all, where the listing is not known), those with a final outcome."""
+    unfinished: int
+    """Those with some parts committed and others not."""
+    waiting: int
+    """Those of which nothing is committed."""
+    unlisted: int
+    """Recordings with outcomes that are not listed any more; their rows are kept."""
+    superseded_parts: int
+    """Rows that do not count: a part committed twice, or an object replaced since."""
+    problems: tuple[str, ...]
+    """What contradicts `exactly once`; empty for a sound output, finished or not."""
+
+    @property
+    def total(self) -> int:
+        """Files that ended, begun and waiting ones."""
+        return self.ended + self.unfinished + self.waiting
+
+
+def balance_problems(balance: Balance, *, finished: bool) -> list[str]:
+    """Say what is wrong with a balance, in words; nothing where all is well."""
+    problems = list(balance.problems)
+    if finished and balance.unfinished + balance.waiting:
+        problems.append(
+            f"the run finished, yet {balance.unfinished:,} recordings are only begun and "
+            f"{balance.waiting:,} are waiting"
+        )
+    return problems
+
+
+def by_recording(parts: pa.Table) -> pa.Table:
+    """Fold parts into recordings: recording_id, ended, status, decode_errors.
+
+    A recording has ended when a part that was its last is there, and all parts before it. Parts
+    after it are possible: one attempt failed where another, cut short elsewhere, came further. One
+    in whose speech nothing was found to write counts as without speech, as the recordings table
+    has it.
+    """
+    ids = parts["recording_id"].combine_chunks().dictionary_encode()
+    code, part = ids.indices.to_numpy(), parts["part"].to_numpy()
+    last = parts["last_part"].to_numpy()
+    number = len(ids.dictionary)
+    nowhere = np.iinfo(np.int32).max
+    end = np.full(number, nowhere, dtype=np.int64)
+    np.minimum.at(end, code[last], part[last])
+    until_end = np.bincount(code[part <= end[code]], minlength=number)
+    errors = np.zeros(number, dtype=np.int64)
+    np.maximum.at(errors, code, pc.fill_null(parts["decode_errors"], 0).to_numpy())
+    failed, written = np.zeros(number, dtype=bool), np.zeros(number, dtype=bool)
+    failed[code[pc.equal(parts["status"], "failed").to_numpy()]] = True
+    written[code[pc.fill_null(parts["segments_written"], 0).to_numpy() > 0]] = True
+    worst = np.where(failed, "failed", np.where(written, "ok", "no_speech"))
+    return pa.table(
+        {
+            "recording_id": ids.dictionary,
+            "ended": pa.array((end < nowhere) & (until_end == end + 1)),
+            "status": pa.array(worst.astype(object), pa.string()),
+            "decode_errors": pa.array(errors),
+        }
+    )
+
+
+def reconcile(
+    committed: pa.Table,
+    parts: pa.Table,
+    folded: pa.Table,
+    written: pa.Table,
+    *,
+    listing: Iterable[pa.RecordBatch] | None,
+    recordings: Iterable[pa.RecordBatch] | None,
+) -> Balance:
+    """Weigh the tables against the listing and against each other.
+
+    Args:
+        committed: all outcomes rows.
+        parts: those that count.
+        folded: what `by_recording` made of them.
+        written: `recording_id` and `rows_sum`, the rows in the segments table.
+        listing: batches with `recording_id`; None where the listing is not known.
+        recordings: the recordings table of a finished run; None for any other.
+    """
+    begun, num_listed, waiting, unlisted = folded, None, 0, 0
+    problems: list[str] = []
+    if listing is not None:
+        rows = pa.chunked_array([batch["recording_id"] for batch in listing], pa.string())
+        ids = pc.unique(rows)
+        num_listed = len(ids)
+        begun = folded.filter(pc.is_in(folded["recording_id"], value_set=ids))
+        waiting = num_listed - begun.num_rows
+        unlisted = folded.num_rows - begun.num_rows
+        if repeated := len(rows) - num_listed:
+            problems.append(f"listed more than once: {counted(repeated, 'file')}")
+    problems += [*_counted_twice(parts), *_segment_problems(committed, written)]
+    if recordings is not None:
+        problems += _recordings_problems(folded, recordings)
+    ended = count_true(begun["ended"])
+    return Balance(
+        listed=num_listed,
+        ended=ended,
+        unfinished=begun.num_rows - ended,
+        waiting=waiting,
+        unlisted=unlisted,
+        superseded_parts=committed.num_rows - parts.num_rows,
+        problems=tuple(problems),
+    )
+
+
+def _counted_twice(parts: pa.Table) -> list[str]:
+    distinct = parts.group_by(["recording_id", "part"]).aggregate([]).num_rows
+    repeated = parts.num_rows - distinct
+    return [f"counted more than once: {counted(repeated, 'part')}"] if repeated else []
+
+
+def _recordings_problems(folded: pa.Table, recordings: Iterable[pa.RecordBatch]) -> list[str]:
+    schema = pa.schema([(name, pa.string()) for name in RECORDING_COLUMNS])
+    batches = [batch.select(schema.names).cast(schema) for batch in recordings]
+    table = pa.Table.from_batches(batches, schema)
+    ended = folded.filter(pc.field("ended")).select(["recording_id", "status"])
+    problems = []
+    repeated = table.num_rows - len(pc.unique(table["recording_id"]))
+    if repeated:
+        problems.append(f"twice in the recordings table: {counted(repeated, 'recording')}")
+    both = ended.rename_columns(["recording_id", "expected"]).join(
+        table, keys="recording_id", join_type="full outer"
+    )
+    differs = pc.invert(pc.fill_null(pc.equal(both["expected"], both["status"]), False))
+    if count_true(differs):
+        names = _names(both.filter(differs))
+        count = counted(count_true(differs), "recording")
+        problems.append(f"recordings table and outcomes differ on {count}, such as {names}")
+    return problems
+
+
+def _segment_problems(committed: pa.Table, written: pa.Table) -> list[str]:
+    claimed = committed.group_by("recording_id").aggregate([("segments_written", "sum")])
+    both = claimed.join(written, keys="recording_id", join_type="full outer")
+    claim = pc.fill_null(both["segments_written_sum"], 0)
+    rows = pc.fill_null(both["rows_sum"], 0)
+    off = both.filter(pc.not_equal(claim, rows))
+    if not off.num_rows:
+        return []
+    return [
+        f"other segments than their outcomes claim: {counted(off.num_rows, 'recording')}, such as "
+        f"{_names(off)} ({int(sum_of(rows)):,} rows in all, {int(sum_of(claim)):,} claimed)"
+    ]
+
+
+def _names(recordings: pa.Table) -> str:
+    return ", ".join(sorted(recordings["recording_id"].to_pylist())[:EXAMPLES])
+
+
+def count_true(flags: pa.ChunkedArray | pa.Array) -> int:
+    """Return how many flags are set."""
+    return int(sum_of(flags))
+
+
+def sum_of(column: pa.ChunkedArray | pa.Array) -> float:
+    """Return the sum of a column; 0 for one without values."""
+    return float(pc.sum(column).as_py() or 0)

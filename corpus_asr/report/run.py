@@ -1,0 +1,592 @@
+"""A run's report: what its output folder holds, counted, and redact_uri as text or plain data.
+
+Only the tables and what lies under `_run/` are read, in bounded batches; nothing of the run has to
+be alive. Of each part narrow columns are held (about 60 bytes), so a report of millions of
+recordings fits the memory of a laptop.
+"""
+
+import datetime
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.config.run import CLASSIFY_AUDIO
+from corpus_asr.errors import ConfigError
+from corpus_asr.report.reconciliation import (
+    EXAMPLES,
+    RECORDING_COLUMNS,
+    Balance,
+    balance_problems,
+    by_recording,
+    count_true,
+    reconcile,
+    sum_of,
+)
+from corpus_asr.report.samples import Gatherer
+from corpus_asr.report.status import failure_lines, time_lines
+from corpus_asr.report.text import counted, duration, row, table, wrapped
+from corpus_asr.schemas import OUTCOMES
+from corpus_asr.storage.run_state.ledger import Ledger
+from corpus_asr.storage.run_state.plan import PLANS_FOLDER
+from corpus_asr.storage.run_state.run_files import Snapshot, read_snapshot
+from corpus_asr.storage.run_state.start import CONFIG_NAME, FINGERPRINT_NAME, RUN_NAME, SUCCESS_NAME
+from corpus_asr.storage.run_state.tables import (
+    LABEL_ROWS,
+    OUTCOMES_FOLDER,
+    SEGMENT_ROWS,
+    OutputStore,
+)
+from corpus_asr.storage.stores.uri import redact_uri
+
+OUTCOME_COLUMNS = (
+    "run_id", "recording_id", "uri", "part", "last_part", "channel", "status", "duration_s",
+    "speech_s", "segments_written", "decode_errors", "language", "device", "decode_s",
+    "transcribe_s", "label", "error_stage", "error_kind", "error_message", "retryable",
+)  # fmt: skip
+SEGMENT_COLUMNS = ("recording_id", "confidence")
+LABEL_COLUMNS = ("recording_id", "rank", "probability")
+COUNTS = pa.field("counts", pa.bool_())
+"""Added to outcomes as they are read: whether the row is the one that counts for its part."""
+CONFIDENCE_BINS = 10  # of equal width over 0-1
+
+_EXAMPLE_COLUMNS = ("uri", "error_message")
+
+
+_RUN_ID_TIME = "%Y%m%dT%H%M%SZ"  # what a run's identity begins with
+_BAR_WIDTH = 40
+_MOST_LABELS = 20  # a classifier may know thousands
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageShare:
+    """Audio in one language."""
+
+    language: str
+    recordings: int
+    audio_s: float
+    segments: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelShare:
+    """Audio of one class."""
+
+    label: str
+    recordings: int
+    """Those of which some part was."""
+    audio_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureExample:
+    """One failed recording."""
+
+    uri: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureGroup:
+    """Failures of one kind."""
+
+    stage: str
+    kind: str
+    recordings: int
+    retryable: bool
+    examples: tuple[FailureExample, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCounts:
+    """What a run achieved, times in seconds."""
+
+    ok: int
+    no_speech: int
+    failed: int
+    parts: int
+    audio_s: float
+    speech_s: float | None
+    """None where no part was searched for speech."""
+    segments: int
+    """Or labels, of a classification."""
+    extract_s: float
+    """Summed over processes: decoding, speech detection and features."""
+    transcribe_s: float
+    """Summed over parts from submission to result; parts overlap, so it exceeds the wall time."""
+    skipped_packets: int
+    recordings_with_skipped_packets: int
+    devices: tuple[tuple[str, int], ...]
+    """Parts transcribed by each device."""
+    languages: tuple[LanguageShare, ...]
+    confidence: tuple[int, ...]
+    """Segments per bin of confidence, from 0 to 1; or windows, by their likeliest label's."""
+    failures: tuple[FailureGroup, ...]
+    audio_by_run_s: tuple[tuple[str, float], ...]
+    """Audio committed by each run that worked on this output."""
+    balance: Balance
+    labels: tuple[LabelShare, ...] = ()
+    """Of a classification: by each part's likeliest label."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A run's counts together with what the run itself recorded."""
+
+    uri: str
+    finished: bool
+    """False while it runs and after it was stopped."""
+    run_id: str | None
+    """The run that worked here last."""
+    model: str | None
+    model_revision: str | None
+    wall_s: float | None
+    """Its time from its beginning to its end, or to its last commit so far; None before."""
+    speed: float | None
+    """Hours of audio it committed per hour."""
+    statistics: RunCounts
+    snapshot: Snapshot | None = None
+    """What the workers of that run did; None where it left no word of it."""
+
+
+def load_report(store: OutputStore, gatherer: Gatherer | None = None) -> Report:
+    """Read what a run has left in its output folder so far; a gatherer sees all rows as they pass.
+
+    Raises:
+        ConfigError: the folder is not the output of a run.
+        FetchError: the store does not answer, or a run is just finishing here; try again.
+    """
+    names = store.names(OUTCOMES_FOLDER)
+    config = store.read_json(CONFIG_NAME)
+    if not names and config is None:
+        raise ConfigError(
+            f"reading {redact_uri(store.uri)}: found neither outcomes nor _run/, expected the "
+            "output folder of a run; check the address"
+        )
+    run = store.read_json(RUN_NAME)
+    finished = run is not None and store.exists(SUCCESS_NAME)
+    listing = _latest_listing(store)
+    keep = Ledger.load(store).resolve(_files(store, listing or ())).keep
+    counts = count_run(
+        _outcomes(store, names, keep, gatherer),
+        _part_rows(store, names, gatherer, pipeline=(config or {}).get("pipeline")),
+        None if listing is None else _files(store, listing),
+        store.recordings(RECORDING_COLUMNS) if finished else None,
+    )
+    return _report(store, names, counts, config=config or {}, run=run if finished else None)
+
+
+def _report(
+    store: OutputStore,
+    names: Sequence[str],
+    counts: RunCounts,
+    *,
+    config: dict[str, Any],
+    run: dict[str, Any] | None,
+) -> Report:
+    audio_by_run = dict(counts.audio_by_run_s)
+    if run is not None:
+        run_id, model, revision = run["run_id"], run["model"], run["model_revision"]
+        started, ended = (
+            datetime.datetime.fromisoformat(run[key]) for key in ("started_at", "finished_at")
+        )
+        wall_s: float | None = (ended - started).total_seconds()
+    else:
+        run_id = max(audio_by_run, default=None)  # identities begin with their time
+        model = config.get("model", {}).get("checkpoint")
+        fingerprint = store.read_json(FINGERPRINT_NAME) or {}
+        revision = fingerprint.get("fingerprint", "").partition("-")[2] or None
+        wall_s = _time_so_far(run_id, names)
+    audio_s = audio_by_run.get(run_id, 0.0) if run_id is not None else 0.0
+    snapshot = read_snapshot(store)
+    return Report(
+        uri=redact_uri(store.uri),
+        finished=run is not None,
+        run_id=run_id,
+        model=model,
+        model_revision=revision,
+        wall_s=wall_s,
+        speed=audio_s / wall_s if wall_s and audio_s else None,
+        statistics=counts,
+        snapshot=snapshot if snapshot is not None and snapshot.run_id == run_id else None,
+    )
+
+
+def _part_rows(
+    store: OutputStore, names: Sequence[str], gatherer: Gatherer | None, *, pipeline: str | None
+) -> Iterator[pa.RecordBatch]:
+    # Of these outcomes alone: a running output may have younger ones by now.
+    labels = pipeline == CLASSIFY_AUDIO
+    rows = LABEL_ROWS if labels else SEGMENT_ROWS
+    columns = LABEL_COLUMNS if labels else SEGMENT_COLUMNS
+    schema = pa.schema([rows.schema.field(name) for name in columns])
+    named = store.named_segments(names)
+    ours = [name for name in named if name.startswith(f"{rows.folder}/")]
+    for name, rows_of_name in store.read_tables(ours, schema):
+        for batch in rows_of_name.to_batches():
+            if labels:
+                batch = as_segments(batch)
+            if gatherer is not None:
+                gatherer.part_rows(name, batch["confidence"], batch["recording_id"])
+            yield batch
+
+
+def _time_so_far(run_id: str | None, names: Sequence[str]) -> float | None:
+    """Return the time from a run's beginning to its last commit, by their names."""
+    if run_id is None or not names:
+        return None
+    made_ns = max(names).rpartition("/")[2].partition("-")[0]
+    try:
+        begun = datetime.datetime.strptime(run_id.partition("-")[0], _RUN_ID_TIME)
+        wall_s = int(made_ns) / 1e9 - begun.replace(tzinfo=datetime.UTC).timestamp()
+    except ValueError:
+        # Rows another program wrote, or an identity of another version: the time is not known.
+        return None
+    return wall_s if wall_s > 0 else None
+
+
+def _latest_listing(store: OutputStore) -> list[str] | None:
+    # Packs are written after a listing is complete.
+    newest: str | None = None
+    listings: dict[str, list[str]] = {}
+    for name in store.names(PLANS_FOLDER):
+        plan, _, table = name.removeprefix(f"{PLANS_FOLDER}/").partition("/")
+        if table.startswith("listing/"):
+            listings.setdefault(plan, []).append(name)
+        elif table.startswith("packs/"):
+            newest = max(newest or plan, plan)
+    return None if newest is None else listings.get(newest, [])
+
+
+def _files(store: OutputStore, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    for name in names:
+        yield from store.batches(name)
+
+
+def _outcomes(
+    store: OutputStore, names: Sequence[str], keep: dict[str, np.ndarray], gatherer: Gatherer | None
+) -> Iterator[pa.RecordBatch]:
+    position: dict[str, int] = {}
+    for batch in store.committed(OUTCOME_COLUMNS, names):
+        start = position.get(batch.name, 0)
+        stop = position[batch.name] = start + batch.rows.num_rows
+        mask = keep.get(batch.name)
+        counts = np.ones(stop - start, dtype=bool) if mask is None else mask[start:stop]
+        if gatherer is not None:
+            gatherer.outcomes(batch.name, batch.rows.filter(pa.array(counts)))
+        yield batch.rows.append_column(COUNTS, pa.array(counts))
+
+
+def count_run(
+    outcomes: Iterable[pa.RecordBatch],
+    segments: Iterable[pa.RecordBatch],
+    listing: Iterable[pa.RecordBatch] | None,
+    recordings: Iterable[pa.RecordBatch] | None = None,
+) -> RunCounts:
+    """Count a run from its tables, in any order of rows.
+
+    Args:
+        outcomes: batches of `OUTCOME_COLUMNS` and `COUNTS`.
+        segments: batches of `SEGMENT_COLUMNS` of all outcomes rows, or what `as_segments` made of
+            labels.
+        listing: batches with `recording_id` of the files to cover; None where it is not known.
+        recordings: the recordings table of a finished run; None for any other.
+    """
+    committed, failures = _collect_outcomes(outcomes)
+    parts = _in_recording_time(committed.filter(committed["counts"]))
+    folded = by_recording(parts)
+    confidence, written = _collect_segments(segments)
+    balance = reconcile(committed, parts, folded, written, listing=listing, recordings=recordings)
+    with_status = Counter(folded.filter(pc.field("ended"))["status"].to_pylist())
+    packets = folded["decode_errors"]
+    speech_s = parts["speech_s"]
+    return RunCounts(
+        ok=with_status["ok"],
+        no_speech=with_status["no_speech"],
+        failed=with_status["failed"],
+        parts=parts.num_rows,
+        audio_s=sum_of(parts["duration_s"]),
+        speech_s=None if speech_s.null_count == len(speech_s) else sum_of(speech_s),
+        segments=int(sum_of(parts["segments_written"])),
+        extract_s=sum_of(parts["decode_s"]),
+        transcribe_s=sum_of(parts["transcribe_s"]),
+        skipped_packets=int(sum_of(packets)),
+        recordings_with_skipped_packets=count_true(pc.greater(packets, 0)),
+        devices=_devices(parts),
+        languages=_languages(parts),
+        confidence=confidence,
+        failures=failures,
+        audio_by_run_s=_audio_by_run(parts),
+        balance=balance,
+        labels=_labels(parts),
+    )
+
+
+def _collect_outcomes(
+    outcomes: Iterable[pa.RecordBatch],
+) -> tuple[pa.Table, tuple[FailureGroup, ...]]:
+    narrow = [name for name in OUTCOME_COLUMNS if name not in _EXAMPLE_COLUMNS]
+    schema = pa.schema([*(OUTCOMES.field(name) for name in narrow), COUNTS])
+    kept: list[pa.RecordBatch] = []
+    examples: dict[tuple[str, str], list[FailureExample]] = {}
+    for batch in outcomes:
+        kept.append(batch.select(schema.names).cast(schema))
+        failed = batch.filter(pc.and_(pc.equal(batch["status"], "failed"), batch["counts"]))
+        columns = ["error_stage", "error_kind", *_EXAMPLE_COLUMNS]
+        for failure in failed.select(columns).to_pylist():
+            group = examples.setdefault(_failure_key(failure), [])
+            group.append(FailureExample(uri=failure["uri"], message=failure["error_message"] or ""))
+            if len(group) > 100 * EXAMPLES:  # sorted once in a while: failures can be many
+                group[:] = _first_examples(group)
+    committed = pa.Table.from_batches(kept, schema)
+    failed = committed.filter(pc.and_(pc.equal(committed["status"], "failed"), committed["counts"]))
+    return committed, _failure_groups(failed, examples)
+
+
+def _in_recording_time(parts: pa.Table) -> pa.Table:
+    # Channels transcribed separately hold the same stretch of time, so they share its length.
+    owners = parts.group_by("recording_id").aggregate(
+        [("channel", "count_distinct", pc.CountOptions(mode="only_valid"))]
+    )
+    place = pc.index_in(parts["recording_id"], value_set=owners["recording_id"].combine_chunks())
+    channels = pc.max_element_wise(owners["channel_count_distinct"].take(place), 1)
+    for name in ("duration_s", "speech_s"):
+        position = parts.schema.get_field_index(name)
+        shared = pc.divide(parts[name], channels.cast(pa.float64()))
+        parts = parts.set_column(position, parts.schema.field(position), shared)
+    return parts
+
+
+def _failure_key(row: dict[str, Any]) -> tuple[str, str]:
+    return (row["error_stage"] or "unknown", row["error_kind"] or "unknown")
+
+
+def _first_examples(examples: Iterable[FailureExample]) -> list[FailureExample]:
+    unique = {example.uri: example for example in examples}
+    return [unique[uri] for uri in sorted(unique)[:EXAMPLES]]
+
+
+def _failure_groups(
+    failed: pa.Table, examples: dict[tuple[str, str], list[FailureExample]]
+) -> tuple[FailureGroup, ...]:
+    grouped = failed.group_by(["error_stage", "error_kind"]).aggregate(
+        [("recording_id", "count_distinct"), ("retryable", "max")]
+    )
+    return sorted_groups(
+        FailureGroup(
+            stage=_failure_key(row)[0],
+            kind=_failure_key(row)[1],
+            recordings=row["recording_id_count_distinct"],
+            retryable=bool(row["retryable_max"]),
+            examples=tuple(_first_examples(examples[_failure_key(row)])),
+        )
+        for row in grouped.to_pylist()
+    )
+
+
+def sorted_groups(groups: Iterable[FailureGroup]) -> tuple[FailureGroup, ...]:
+    """Return groups of failures, the most frequent first."""
+    return tuple(sorted(groups, key=lambda group: (-group.recordings, group.stage, group.kind)))
+
+
+def _collect_segments(segments: Iterable[pa.RecordBatch]) -> tuple[tuple[int, ...], pa.Table]:
+    bins = np.zeros(CONFIDENCE_BINS, dtype=np.int64)
+    schema = pa.schema([("recording_id", pa.string()), ("rows", pa.int64())])
+    counts = [schema.empty_table()]
+    for batch in segments:
+        confidence = batch["confidence"].drop_null().to_numpy(zero_copy_only=False)
+        index = np.clip((confidence * CONFIDENCE_BINS).astype(np.int64), 0, CONFIDENCE_BINS - 1)
+        bins += np.bincount(index, minlength=CONFIDENCE_BINS)
+        ids = pa.table({"recording_id": batch["recording_id"]})
+        grouped = ids.group_by("recording_id").aggregate([([], "count_all")])
+        counts.append(grouped.rename_columns(schema.names).cast(schema))
+    table = pa.concat_tables(counts).group_by("recording_id").aggregate([("rows", "sum")])
+    return tuple(int(count) for count in bins), table
+
+
+def as_segments(labels: pa.RecordBatch) -> pa.RecordBatch:
+    """Turn `LABEL_COLUMNS` into what is counted of segments."""
+    first = pc.equal(labels["rank"], 1)
+    probability = pc.if_else(first, labels["probability"], pa.scalar(None, pa.float32()))
+    return pa.RecordBatch.from_arrays([labels["recording_id"], probability], list(SEGMENT_COLUMNS))
+
+
+def _labels(parts: pa.Table) -> tuple[LabelShare, ...]:
+    return tuple(
+        LabelShare(label=row["label"], recordings=row["recordings"], audio_s=row["audio_s"])
+        for row in _classes(parts, "label")
+    )
+
+
+def _languages(parts: pa.Table) -> tuple[LanguageShare, ...]:
+    return tuple(LanguageShare(**row) for row in _classes(parts, "language"))
+
+
+def _classes(parts: pa.Table, column: str) -> list[dict[str, Any]]:
+    """Add parts up by a column, those of most audio first."""
+    grouped = parts.filter(pc.is_valid(parts[column])).group_by(column)
+    sums = grouped.aggregate(
+        [("recording_id", "count_distinct"), ("duration_s", "sum"), ("segments_written", "sum")]
+    )
+    rows = [
+        {
+            column: row[column],
+            "recordings": row["recording_id_count_distinct"],
+            "audio_s": row["duration_s_sum"] or 0.0,
+            "segments": row["segments_written_sum"] or 0,
+        }
+        for row in sums.to_pylist()
+    ]
+    return sorted(rows, key=lambda row: (-row["audio_s"], row[column]))
+
+
+def _audio_by_run(parts: pa.Table) -> tuple[tuple[str, float], ...]:
+    rows = parts.group_by("run_id").aggregate([("duration_s", "sum")]).to_pylist()
+    return tuple(sorted((row["run_id"] or "", row["duration_s_sum"] or 0.0) for row in rows))
+
+
+def _devices(parts: pa.Table) -> tuple[tuple[str, int], ...]:
+    values = pc.value_counts(parts["device"].drop_null()).to_pylist()
+    return tuple(sorted((row["values"], row["counts"]) for row in values))
+
+
+def as_data(report: Report) -> dict[str, Any]:
+    """Return the report as plain data for JSON."""
+    data = asdict(report)
+    statistics = data["statistics"]
+    statistics["devices"] = dict(statistics["devices"])
+    return data
+
+
+def render(report: Report) -> str:
+    """Return the report as text, without a final newline."""
+    return "\n".join(_lines(report))
+
+
+def _lines(report: Report) -> Iterator[str]:
+    counts = report.statistics
+    state = "finished" if report.finished else "not finished: still running, or stopped"
+    yield f"{report.uri} ({state})"
+    if report.model is not None:
+        revision = f", revision {report.model_revision}" if report.model_revision else ""
+        yield row("model", f"{report.model}{revision}")
+    yield row("recordings", _recordings(counts))
+    yield row("audio", _audio(counts))
+    yield row("labels" if counts.labels else "segments", f"{counts.segments:,}")
+    if report.wall_s is not None and report.speed is not None:
+        speed = f"{report.speed:,.1f} hours of audio per hour in the last run"
+        yield row("speed", f"{speed}, which took {duration(report.wall_s)}")
+    yield from _stages(counts)
+    if report.snapshot is not None:
+        yield from time_lines(report.snapshot)
+    yield from _class_lines(counts)
+    yield from _confidence_lines(counts)
+    yield from _failure_lines(counts.failures)
+    yield from _balance_lines(counts.balance, finished=report.finished)
+
+
+def _recordings(counts: RunCounts) -> str:
+    balance = counts.balance
+    outcomes = [
+        (counts.ok, "with labels" if counts.labels else "with text"),
+        (counts.no_speech, "without speech"),
+        (counts.failed, "failed"),
+        (balance.unfinished, "begun"),
+        (balance.waiting, "waiting"),
+    ]
+    words = ", ".join(f"{count:,} {outcome}" for count, outcome in outcomes if count)
+    return f"{balance.total:,}: {words}" if words else "none yet"
+
+
+def _audio(counts: RunCounts) -> str:
+    speech = "speech was not looked for"
+    if counts.speech_s is not None:
+        speech = f"{duration(counts.speech_s)} of it speech"
+        if counts.audio_s > 0:
+            speech += f" ({counts.speech_s / counts.audio_s:.0%})"
+    return f"{duration(counts.audio_s)} in {counted(counts.parts, 'part')}; {speech}"
+
+
+def _stages(counts: RunCounts) -> Iterator[str]:
+    if not counts.parts:
+        return
+    yield row("extracting", f"{duration(counts.extract_s)}, summed over processes")
+    if counts.devices:
+        parts = sum(count for _, count in counts.devices)
+        devices = ", ".join(name for name, _ in counts.devices)
+        mean = duration(counts.transcribe_s / parts)
+        yield row("transcribe", f"{mean} per part from hand-over to result, on {devices}")
+    if counts.skipped_packets:
+        files = counted(counts.recordings_with_skipped_packets, "recording")
+        yield row("damage", f"{counts.skipped_packets:,} broken packets skipped in {files}")
+
+
+def _class_lines(counts: RunCounts) -> Iterator[str]:
+    shares: Sequence[LabelShare | LanguageShare] = counts.labels or counts.languages
+    total_s = sum(share.audio_s for share in shares) or 1.0
+    rows: list[tuple[str, ...]] = []
+    for share in shares:
+        cells: tuple[str, ...] = (
+            share.label if isinstance(share, LabelShare) else share.language,
+            duration(share.audio_s),
+            f"{share.audio_s / total_s:.0%}",
+            counted(share.recordings, "recording"),
+        )
+        if isinstance(share, LanguageShare):
+            cells += (counted(share.segments, "segment"),)
+        rows.append(cells)
+    most = _MOST_LABELS if counts.labels else len(rows)
+    if rows:
+        yield from table("found" if counts.labels else "languages", rows[:most])
+    if others := shares[most:]:
+        audio_s = sum(share.audio_s for share in others)
+        yield row("", f"and {counted(len(others), 'other label')}, {duration(audio_s)}")
+
+
+def _confidence_lines(counts: RunCounts) -> Iterator[str]:
+    total = sum(counts.confidence)
+    if not total:
+        return
+    largest = max(counts.confidence)
+    width = 1 / CONFIDENCE_BINS
+    for number, count in enumerate(counts.confidence):
+        bar = "#" * round(count / largest * _BAR_WIDTH)
+        span = f"{number * width:.1f}-{(number + 1) * width:.1f}"
+        text = f"{span}  {count:>10,}  {count / total:>4.0%}  {bar}"
+        yield row("confidence" if number == 0 else "", text).rstrip()
+
+
+def _failure_lines(groups: tuple[FailureGroup, ...]) -> Iterator[str]:
+    for group in groups:
+        # A message names its recording; one that does not is given the address.
+        examples = [
+            example.message
+            if example.uri in example.message
+            else f"{example.uri}: {example.message}"
+            for example in group.examples
+        ]
+        yield from failure_lines(
+            group.stage, group.kind, group.recordings, examples, retryable=group.retryable
+        )
+
+
+def _balance_lines(balance: Balance, *, finished: bool) -> Iterator[str]:
+    problems = balance_problems(balance, finished=finished)
+    if problems:
+        yield row("balance", "OFF")
+        for problem in problems:
+            yield from wrapped(problem, bullet="- ")
+    elif balance.listed is None:
+        yield row("balance", f"{balance.ended:,} ended exactly once; the listing is not known")
+    elif balance.ended == balance.listed:
+        yield row("balance", f"all {balance.listed:,} listed files ended exactly once")
+    else:
+        yield row(
+            "balance",
+            f"{balance.ended:,} of {balance.listed:,} listed files ended, each exactly once; "
+            "run the same command again for the rest",
+        )

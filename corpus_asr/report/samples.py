@@ -1,0 +1,271 @@
+"""What a page shows of single recordings: the slowest ones, how long they are, samples to read.
+
+Rows are looked at as they pass by on their way into the counts. Of each part some numbers are held,
+of each segment nothing: what is chosen is read again from its table.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus_asr.report.accuracy.scoring import WITHOUT_BLANKS
+from corpus_asr.schemas import LABELS, OUTCOMES, SEGMENTS
+from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, part_rows_named
+
+SLOWEST = 10
+SAMPLES = 12  # of each sort
+# Edges of the bins of recordings by length, in seconds.
+DURATION_EDGES_S = (10, 30, 60, 180, 600, 1800, 3600, 10_800)
+# Up to so many segments all their words are counted; of more, those around the samples.
+COUNT_ALL_WORDS = 100_000
+_AROUND = 500
+_MOST_OF_A_RECORDING = 2
+_ALTERNATIVES = 3
+
+_PART_COLUMNS = ("recording_id", "channel", "duration_s", "decode_s", "transcribe_s")
+_TEXT = pa.schema([SEGMENTS.field(name) for name in ("text", "language")])
+_SAMPLE = pa.schema(
+    [
+        SEGMENTS.field(name)
+        for name in ("uri", "start_s", "end_s", "text", "language", "confidence", "words")
+    ]
+)
+_WINDOW = pa.schema(
+    [
+        LABELS.field(name)
+        for name in ("uri", "part", "window", "start_s", "end_s", "rank", "label", "probability")
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlowRecording:
+    """A recording that took long."""
+
+    uri: str
+    duration_s: float
+    extract_s: float
+    transcribe_s: float
+    """From submission to result, summed over parts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A segment of a transcription, or a window of a classification."""
+
+    uri: str
+    start_s: float
+    end_s: float
+    text: str
+    language: str | None
+    confidence: float
+    words: tuple[tuple[str, float], ...] = ()
+    """With their probabilities; empty where they were not asked for."""
+    labels: tuple[tuple[str, float], ...] = ()
+    """The likeliest labels of a window, with their probabilities."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Details:
+    """What a page shows of single recordings."""
+
+    durations: tuple[int, ...]
+    """Recordings by length, in the bins between `DURATION_EDGES_S`."""
+    slowest: tuple[SlowRecording, ...]
+    unsure: tuple[Sample, ...]
+    """Those of least confidence, at most two of a recording."""
+    random: tuple[Sample, ...]
+    words: int | None
+    """None for a classification."""
+    words_estimated: bool
+
+
+class Gatherer:
+    """Looks at rows of a store as they pass by."""
+
+    def __init__(self, store: OutputStore) -> None:
+        self._store = store
+        self._labels = False
+        self._parts: list[pa.Table] = []
+        self._outcomes_names: list[str] = []
+        self._rows_seen: dict[str, int] = {}
+        # The same output gives the same page.
+        self._random = np.random.default_rng(0)
+        self._unsure = _Smallest(50 * SAMPLES)
+        self._drawn = _Smallest(SAMPLES)
+
+    def outcomes(self, name: str, rows: pa.RecordBatch) -> None:
+        """Take outcomes rows of an object that count."""
+        if not self._outcomes_names or self._outcomes_names[-1] != name:
+            self._outcomes_names.append(name)
+        number = pa.repeat(pa.scalar(len(self._outcomes_names) - 1, pa.int32()), rows.num_rows)
+        table = pa.Table.from_batches([rows]).select(list(_PART_COLUMNS))
+        self._parts.append(table.append_column("object", number))
+
+    def part_rows(self, name: str, confidence: pa.Array, ids: pa.Array) -> None:
+        """Take the next rows of an object: how sure each is (null: not to be chosen), and whose."""
+        self._labels = part_rows_named([name]) is LABEL_ROWS
+        start = self._rows_seen.get(name, 0)
+        self._rows_seen[name] = start + len(confidence)
+        places = np.flatnonzero(pc.is_valid(confidence).to_numpy(zero_copy_only=False))
+        known = confidence.drop_null().to_numpy().astype(np.float64)
+        ids = ids.take(pa.array(places))
+        self._unsure.add(known, name, start + places, ids)
+        self._drawn.add(self._random.random(len(places)), name, start + places, ids)
+
+    def details(self) -> Details:
+        """Return what was chosen; `FetchError` where the store does not answer."""
+        recordings = self._recordings()
+        seconds = recordings["duration_s"].to_numpy()
+        bins = np.searchsorted(DURATION_EDGES_S, seconds[seconds > 0], side="right")
+        words, estimated = self._words()
+        return Details(
+            durations=tuple(np.bincount(bins, minlength=len(DURATION_EDGES_S) + 1).tolist()),
+            slowest=self._slowest(recordings),
+            unsure=tuple(map(self._sample, _of_different(self._unsure.chosen()))),
+            random=tuple(map(self._sample, self._drawn.chosen())),
+            words=words,
+            words_estimated=estimated,
+        )
+
+    def _recordings(self) -> pa.Table:
+        schema = pa.schema([*(OUTCOMES.field(name) for name in _PART_COLUMNS), ("object", "int32")])
+        parts = pa.concat_tables(
+            [schema.empty_table(), *(part.cast(schema) for part in self._parts)]
+        )
+        grouped = parts.group_by("recording_id").aggregate(
+            [
+                ("duration_s", "sum"),
+                ("decode_s", "sum"),
+                ("transcribe_s", "sum"),
+                ("channel", "count_distinct", pc.CountOptions(mode="only_valid")),
+                ("object", "min"),
+            ]
+        )
+        # Channels transcribed separately hold the same stretch of time.
+        channels = pc.max_element_wise(grouped["channel_count_distinct"], 1).cast(pa.float64())
+        return pa.table(
+            {
+                "recording_id": grouped["recording_id"],
+                "duration_s": pc.divide(pc.fill_null(grouped["duration_s_sum"], 0.0), channels),
+                "decode_s": pc.fill_null(grouped["decode_s_sum"], 0.0),
+                "transcribe_s": pc.fill_null(grouped["transcribe_s_sum"], 0.0),
+                "object": grouped["object_min"],
+            }
+        )
+
+    def _slowest(self, recordings: pa.Table) -> tuple[SlowRecording, ...]:
+        took = pc.add(recordings["decode_s"], recordings["transcribe_s"])
+        recordings = recordings.append_column("took_s", took).filter(pc.greater(took, 0.0))
+        order = [("took_s", "descending"), ("recording_id", "ascending")]
+        chosen = recordings.sort_by(order).slice(0, SLOWEST).to_pylist()
+        names = sorted({self._outcomes_names[row["object"]] for row in chosen})
+        ids = pa.array([row["recording_id"] for row in chosen], pa.string())
+        uris: dict[str, str] = {}
+        for committed in self._store.committed(("recording_id", "uri"), names):
+            theirs = committed.rows.filter(pc.is_in(committed.rows["recording_id"], value_set=ids))
+            uris |= dict(zip(*(column.to_pylist() for column in theirs.columns), strict=True))
+        return tuple(
+            SlowRecording(
+                uri=uris[row["recording_id"]],
+                duration_s=row["duration_s"],
+                extract_s=row["decode_s"],
+                transcribe_s=row["transcribe_s"],
+            )
+            for row in chosen
+        )
+
+    def _words(self) -> tuple[int | None, bool]:
+        total = sum(self._rows_seen.values())
+        if self._labels:
+            return None, False
+        if total <= COUNT_ALL_WORDS:
+            tables = self._store.read_tables(self._rows_seen, _TEXT)
+            return sum(count_words(table) for _, table in tables), False
+        counted = rows = 0
+        for _, name, place, _ in self._drawn.chosen():
+            start = max(0, place - _AROUND)
+            table = self._store.rows(name, _TEXT, [(start, place + _AROUND)])
+            counted += count_words(table)
+            rows += table.num_rows
+        return round(total * counted / max(1, rows)), True
+
+    def _sample(self, chosen: "_Chosen") -> Sample:
+        _, name, place, _ = chosen
+        if self._labels:
+            rows = self._store.rows(name, _WINDOW, [(place, place + _ALTERNATIVES)]).to_pylist()
+            return _window(rows)
+        row = self._store.rows(name, _SAMPLE, [(place, place + 1)]).to_pylist()[0]
+        words = tuple((word["word"], word["probability"]) for word in row.pop("words") or ())
+        return Sample(**row, words=words)
+
+
+def count_words(rows: pa.Table) -> int:
+    """Count words in `text`; letters in a `language` that puts no blanks between words."""
+    letters = pc.is_in(rows["language"], value_set=pa.array(sorted(WITHOUT_BLANKS)))
+    counts = pc.if_else(
+        letters,
+        pc.count_substring_regex(rows["text"], r"\S"),
+        pc.count_substring_regex(rows["text"], r"\S+"),
+    )
+    return int(pc.sum(counts).as_py() or 0)
+
+
+_Chosen = tuple[float, str, int, str]  # key, object, row, recording
+
+
+class _Smallest:
+    """The rows with the smallest keys, of any number."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: list[_Chosen] = []
+
+    def add(self, keys: np.ndarray, name: str, places: np.ndarray, ids: pa.Array) -> None:
+        """Take rows of an object."""
+        if len(keys) > self._most:
+            best = np.argpartition(keys, self._most)[: self._most]
+        else:
+            best = np.arange(len(keys))
+        if len(self._kept) == self._most:
+            best = best[keys[best] < self._kept[-1][0]]
+        owners = ids.take(pa.array(best)).to_pylist()
+        rows = zip(keys[best].tolist(), places[best].tolist(), owners, strict=True)
+        self._kept += [(key, name, place, owner) for key, place, owner in rows]
+        self._kept.sort()
+        del self._kept[self._most :]
+
+    def chosen(self) -> list[_Chosen]:
+        """Return them, the smallest first."""
+        return self._kept
+
+
+def _of_different(rows: Sequence[_Chosen]) -> list[_Chosen]:
+    seen: Counter[str] = Counter()
+    chosen = []
+    for row in rows:
+        seen[row[3]] += 1
+        if seen[row[3]] <= _MOST_OF_A_RECORDING:
+            chosen.append(row)
+    return chosen[:SAMPLES]
+
+
+def _window(rows: Sequence[dict[str, Any]]) -> Sample:
+    first = rows[0]
+    labels = [
+        row for row in rows if all(row[key] == first[key] for key in ("uri", "part", "window"))
+    ]
+    return Sample(
+        uri=first["uri"],
+        start_s=first["start_s"],
+        end_s=first["end_s"],
+        text="",
+        language=None,
+        confidence=first["probability"],
+        labels=tuple((row["label"], row["probability"]) for row in labels),
+    )

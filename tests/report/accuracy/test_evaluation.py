@@ -1,0 +1,265 @@
+"""Error rates are jiwer's on Whisper's normalised texts, and add up."""
+
+import random
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from whisper.normalizers import BasicTextNormalizer, EnglishTextNormalizer
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.report.accuracy import scoring
+from corpus_asr.report.accuracy.evaluation import Evaluation, as_data, compare, render, summarise
+from corpus_asr.report.accuracy.scoring import (
+    Errors,
+    Hypothesis,
+    Reference,
+    Score,
+    TimedWord,
+    read_references,
+    score,
+)
+from corpus_asr.storage.stores.uri import recording_id
+
+
+def scored(said: str, found: str, *, language: str | None = "en", **values: Any) -> Score:
+    names = ("set", "words", "uri")
+    reference = {name: values.pop(name) for name in names if name in values}
+    usual = {"language": language, "duration_s": 4.0, "confidence": 0.5}
+    return score(
+        Reference(**({"uri": "/a.wav", "text": said, "language": language} | reference)),
+        Hypothesis(**({"text": found} | usual | values)),
+    )
+
+
+def whispers_english() -> EnglishTextNormalizer:
+    with warnings.catch_warnings():  # it leaves a file open
+        warnings.simplefilter("ignore", ResourceWarning)
+        return EnglishTextNormalizer()
+
+
+WORDS = [
+    "the",
+    "colour",
+    "of",
+    "Mr.",
+    "Smith's",
+    "20",
+    "dogs",
+    "isn't",
+    "(cough)",
+    "um,",
+    "né",
+    "été",
+]
+
+
+@pytest.mark.parametrize("language", ["en", "fr", None])
+def test_rates_are_jiwers_on_whispers_texts(language: str | None) -> None:
+    rng = random.Random(7)
+    normalise = whispers_english() if language == "en" else BasicTextNormalizer()
+    for _ in range(50):
+        said, found = (" ".join(rng.choices(WORDS, k=rng.randint(1, 12))) for _ in range(2))
+        result = scored(said, found, language=language)
+        plain = [normalise(text).strip() for text in (said, found)]
+        if not all(plain):
+            continue
+        assert result.words.rate == pytest.approx(jiwer.wer(*plain))
+        assert result.characters.rate == pytest.approx(jiwer.cer(*plain))
+
+
+@pytest.mark.parametrize(
+    ("said", "found", "expected"),
+    [
+        ("red blue", "", Errors(deletions=2)),
+        ("", "red blue", Errors(insertions=2)),
+        ("", "", Errors()),
+        ("(cough)", "!", Errors()),
+        ("red blue green pink", "blue green pig white", Errors(2, 1, 1, 1)),
+    ],
+)
+def test_silence_and_its_opposite_count(said: str, found: str, expected: Errors) -> None:
+    assert scored(said, found).words == expected
+
+
+def test_letters_are_words_where_none_are_parted() -> None:
+    assert scored("今日は 天気", "今日わ天気。", language="ja").words == Errors(4, 1, 0, 0)
+    assert scored("今日は", "今日は", language="de").words.reference_length == 1
+
+
+def test_without_jiwer_the_advice_is_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "jiwer", None)
+    scoring._jiwer.cache_clear()
+    with pytest.raises(ConfigError, match=r"pip install 'corpus-asr\[evaluate\]'"):
+        scored("one", "")
+    scoring._jiwer.cache_clear()
+
+
+def test_times_of_words_heard_right_are_compared() -> None:
+    said = tuple(TimedWord(w, at, at + 1.0) for at, w in enumerate(["One,", "two", "three"]))
+    found = tuple(
+        TimedWord(w, at + 0.1, at + 1.3) for at, w in enumerate([" one", " too", " -", " three"])
+    )
+    result = score(
+        Reference(uri="/a", text="One, two three", words=said),
+        Hypothesis(text="one too three", language=None, duration_s=3.0, words=found),
+    )
+    assert [pytest.approx(pair) for pair in result.time_errors_s] == [(0.1, 0.3), (1.1, 1.3)]
+    times = evaluated(result).word_times
+    assert times
+    assert (times.compared, times.of, times.close_share) == (2, 3, 0.0)
+    assert (times.start_median_s, times.end_median_s) == pytest.approx((0.6, 0.8))
+
+
+def evaluated(*scores: Score) -> Evaluation:
+    return summarise(scores, output="out", references="refs.jsonl", missing=1)
+
+
+def test_groups_add_up_and_are_sorted() -> None:
+    found = evaluated(
+        scored("a b", "a b", set="clean", duration_s=3.0, confidence=0.95),
+        scored("a b c", "a", set="noisy", duration_s=700.0, confidence=0.1),
+        scored("a", "x", set="clean", language="de", duration_s=12.0, confidence=None),
+    )
+    assert (found.everything.words.errors, found.everything.words.reference_length) == (3, 6)
+    names = {title: [g.name for g in groups] for title, groups in found.groups.items()}
+    assert names == {
+        "set": ["clean", "noisy"],
+        "language": ["de", "en"],
+        "duration": ["under 5 s", "10 to 30 s", "600 s and more"],
+        "confidence": ["under 0.3", "0.95 and more"],
+    }
+    rates = [group.words.rate for group in found.groups["set"]]
+    assert rates == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_languages_heard_are_counted_by_those_said() -> None:
+    reference = Reference(uri="/a", text="ja", language="de")
+    heard = [Hypothesis(text="ja", language=code, duration_s=1.0) for code in ("de", "nl", "de")]
+    found = evaluated(*(score(reference, each) for each in heard))
+    assert found.languages == {"de": {"de": 2, "nl": 1}}
+    assert "right in 2 of 3" in render(found)
+    assert "de heard as nl 1" in render(found)
+
+
+def test_the_worst_come_first_and_are_shown() -> None:
+    found = evaluated(
+        scored("a b c d", "a b c x", uri="/some.wav"), scored("a", "x y z", uri="/most.wav"),
+        scored("a", "a", uri="/none.wav"),
+    )  # fmt: skip
+    assert [each.reference.uri for each in found.worst] == ["/most.wav", "/some.wav", "/none.wav"]
+    text = render(found)
+    assert "300.00%  /most.wav" in text
+    assert "/none.wav" not in text
+    assert "1 references are not in the run" in text
+
+
+def test_json_holds_what_text_shows() -> None:
+    data = as_data(evaluated(scored("a b", "a")))
+    assert (data["wer"], data["cer"], data["words"], data["deletions"]) == (0.5, 0.666667, 2, 1)
+    assert data["by"]["language"][0]["name"] == "en"
+    assert data["worst"][0]["heard"] == "a"
+    assert (data["word_times"], data["against"]) == (None, None)
+
+
+def runs(*, wrong: float, better: float, clips: int) -> tuple[dict[str, Score], dict[str, Score]]:
+    rng = random.Random(1)
+    sides: tuple[dict[str, Score], dict[str, Score]] = ({}, {})
+    for at in range(clips):
+        said = ["w"] * rng.randint(1, 20)
+        for side, rate in zip(sides, (wrong * better, wrong), strict=True):
+            found = ["x" if rng.random() < rate else word for word in said]
+            side[str(at)] = scored(" ".join(said), " ".join(found))
+    return sides
+
+
+def test_a_clear_difference_is_told_from_chance() -> None:
+    clear = compare(*runs(wrong=0.3, better=0.5, clips=200), other="old")
+    assert clear
+    assert clear.low < clear.difference < clear.high < 0
+    assert clear.difference == pytest.approx(clear.wer - clear.other_wer)
+    assert clear.p_value < 0.01
+    chance = compare(*runs(wrong=0.3, better=1.0, clips=200), other="old")
+    assert chance
+    assert chance.low < 0 < chance.high
+    assert chance.p_value > 0.05
+    same = runs(wrong=0.3, better=1.0, clips=50)[0]
+    assert compare(same, same, other="itself") == compare(same, same, other="itself")
+
+
+def test_only_recordings_of_both_runs_are_compared() -> None:
+    one, other = runs(wrong=0.3, better=0.5, clips=20)
+    found = compare(
+        one, {name: other[name] for name in list(other)[:5]} | {"z": one["0"]}, other="o"
+    )
+    assert found
+    assert found.recordings == 5
+    assert compare(one, {"z": one["0"]}, other="o") is None
+
+
+def written(path: Path, rows: list[Any]) -> str:
+    table = pa.Table.from_pylist(rows)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+    elif path.suffix == ".csv":
+        table.to_pandas().to_csv(path, index=False)
+    else:
+        table.to_pandas().to_json(path, orient="records", lines=True)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("name", ["uri", "path"])
+def test_references_are_read_in_any_form(tmp_path: Path, suffix: str, name: str) -> None:
+    rows = [
+        {name: "a.wav", "text": "Hi.", "language": "English", "set": "x", "other": 1},
+        {name: "/b.wav", "text": "Ho.", "language": None, "set": "y", "other": 2},
+    ]
+    found = read_references(written(tmp_path / f"refs.{suffix}", rows), language="de")
+    uri = str(tmp_path / "a.wav")
+    assert found == {
+        recording_id(uri): Reference(uri=uri, text="Hi.", language="en", set="x"),
+        recording_id("/b.wav"): Reference(uri="/b.wav", text="Ho.", language="de", set="y"),
+    }
+
+
+def test_words_of_references_may_be_named_either_way(tmp_path: Path) -> None:
+    expected = (TimedWord("Hi.", 0.5, 1.0),)
+    for words in (
+        [{"word": "Hi.", "start_s": 0.5, "end_s": 1.0}],
+        [{"word": "Hi.", "start": 0.5, "end": 1}],
+        '[{"word": "Hi.", "start": 0.5, "end": 1}]',
+    ):
+        rows = [{"uri": "/a", "text": "Hi.", "words": words}]
+        (found,) = read_references(written(tmp_path / "refs.jsonl", rows)).values()
+        assert found.words == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"uri": "/a", "transcript": "x"}], "expected a column text"),
+        ([{"uri": "/a", "text": "x"}, {"uri": "file:///a", "text": "y"}], "found it twice"),
+        ([{"name": "/a", "text": "x"}], "expected a column uri"),
+        ([{"uri": "/a", "text": "x", "words": [{"word": "x"}]}], "words without 'start'"),
+        ([{"uri": "/a", "text": "x", "words": "{"}], "words that are no JSON"),
+    ],
+)
+def test_unusable_references_are_refused(tmp_path: Path, rows: list[Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_references(written(tmp_path / "refs.jsonl", rows))
+
+
+def test_neither_credentials_nor_commands_to_terminals_are_shown(tmp_path: Path) -> None:
+    uri = "https://user:secret@h.org/a.mp3?X-Amz-Signature=secret"
+    rows = [{"uri": uri, "text": "red\x1b[2J"}]
+    ((identity, reference),) = read_references(written(tmp_path / "r.jsonl", rows)).items()
+    assert identity == recording_id(uri)
+    heard = Hypothesis(text="\x1b]0;x\x07blue", language=None, duration_s=1.0)
+    found = evaluated(score(reference, heard))
+    assert "secret" not in render(found) + str(as_data(found))
+    assert "\x1b" not in render(found)

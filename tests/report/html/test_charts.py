@@ -1,0 +1,139 @@
+"""Charts are well-formed, to scale, readable by round numbers, and say what a history says."""
+
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from corpus_asr.report.html.charts import (
+    Chart,
+    Step,
+    busy_steps,
+    histogram,
+    number_ticks,
+    speed_steps,
+    time_ticks,
+    time_words,
+    timeline,
+)
+from corpus_asr.report.html.page import environment
+from corpus_asr.storage.run_state.run_files import Moment
+
+HOSTILE = '"><script>alert(1)</script>&'
+
+
+def drawn(chart: Chart) -> ET.Element:
+    macros = environment().get_template("macros.html.j2").module
+    return ET.fromstring(macros.plot(chart))  # type: ignore[attr-defined]
+
+
+def step(start_s: float, stop_s: float, *values: float | None) -> Step:
+    return Step(start_s=start_s, stop_s=stop_s, values=values, title=HOSTILE)
+
+
+@pytest.mark.parametrize(
+    ("highest", "expected"),
+    [
+        (0.0, [0, 1]),
+        (1.0, [0, 0.5, 1]),
+        (3.0, [0, 1, 2, 3]),
+        (99.0, [0, 50, 100]),
+        (0.07, [0, 0.02, 0.04, 0.06, 0.08]),
+        (1234.0, [0, 500, 1000, 1500]),
+        (float("nan"), [0, 1]),
+    ],
+)
+def test_numbers_on_an_axis_are_round_and_reach_the_highest(highest, expected):
+    assert number_ticks(highest) == pytest.approx(expected)
+
+
+def test_counts_have_whole_ticks():
+    assert number_ticks(1, whole=True) == [0, 1]
+    assert number_ticks(2, whole=True) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("end_s", [0.4, 3, 59, 61, 800, 7201, 90_000, 1e6, 4e7])
+def test_times_on_an_axis_are_few_round_and_told_apart(end_s):
+    ticks = time_ticks(end_s)
+    assert ticks[0] == 0
+    assert len(ticks) <= 6
+    assert ticks[-1] <= end_s
+    words = [time_words(tick, end_s) for tick in ticks]
+    assert len(set(words)) == len(words)
+    assert not [word for word in words if "e" in word]
+
+
+def test_steps_are_to_scale_and_lifted_where_nothing_is_known():
+    found = [step(0, 10, 50.0, None), step(10, 20, 100.0, 25.0), step(20, 40, None, 75.0)]
+    svg = drawn(timeline(found, label=HOSTILE, say=str, area=True))
+    lines = {each.get("class"): each.get("d") for each in svg.iter("path")}
+    assert lines["line line-1"] == "M0 50L25 50L25 0L50 0"
+    assert lines["line line-2"] == "M25 75L50 75L50 25L100 25"
+    assert [each.text for each in svg.iter("title")] == [HOSTILE] * 3
+    [chart] = [each for each in svg.iter("svg") if each.get("role") == "img"]
+    assert chart.get("aria-label") == HOSTILE
+
+
+def test_a_scale_may_be_fixed():
+    svg = drawn(timeline([step(0, 1, 0.25)], label="", say="{:.0%}".format, top=1.0))
+    labels = [each.text for each in svg.iter("text")]
+    assert "100%" in labels
+    assert [each.get("d") for each in svg.iter("path")] == ["M0 75L100 75"]
+
+
+def test_bars_are_to_scale():
+    svg = drawn(histogram([0, 2, 4], label="", edges=["0", "", "", "1"], titles=["a", "b", "c"]))
+    bars = [each for each in svg.iter("rect") if each.get("class") == "bar"]
+    assert [float(each.get("height", "")) for each in bars] == [0, 50, 100]
+    assert [each.text for each in svg.iter("title")] == ["a", "b", "c"]
+
+
+def moment(elapsed_s: float, audio_s: float, **values: float) -> Moment:
+    usual = {"extract_s": 0.0, "extract_alive_s": 0.0, "engine_s": 0.0, "transcribe_alive_s": 0.0}
+    return Moment(elapsed_s=elapsed_s, audio_s=audio_s, files=0, failed=0, **(usual | values))
+
+
+def speeds(*moments: tuple[float, float]) -> list[tuple[float, float, float | None]]:
+    found = speed_steps([moment(*each) for each in moments])
+    return [(step.start_s, step.stop_s, step.values[0]) for step in found]
+
+
+def test_what_leads_up_to_a_commit_is_one_step() -> None:
+    found = speeds((0, 0), (15, 0), (30, 300), (45, 300), (60, 450))
+    assert found == [(0, 30, 10.0), (30, 60, 5.0)]
+
+
+def test_an_end_without_commits_shows_if_it_is_long() -> None:
+    assert speeds((0, 0), (30, 300), (60, 300))[-1] == (0, 30, 10.0)
+    assert speeds((0, 0), (30, 300), (90, 300))[-1] == (30, 90, 0.0)
+
+
+def test_what_the_end_flushes_belongs_to_the_time_before_it() -> None:
+    assert speeds((0, 0), (30, 300), (60, 600), (62, 920)) == [(0, 30, 10.0), (30, 62, 19.375)]
+
+
+@pytest.mark.parametrize("moments", [(), ((0, 0),), ((0, 0), (0, 5))])
+def test_too_little_is_no_step(moments: tuple[tuple[float, float], ...]) -> None:
+    assert speeds(*moments) == []
+    assert busy_steps([moment(*each) for each in moments]) == []
+
+
+def test_busy_shares_are_those_of_the_time_between() -> None:
+    found = busy_steps(
+        [
+            moment(0, 0),
+            moment(10, 0, extract_s=5.0, extract_alive_s=10.0),
+            moment(
+                20, 0, extract_s=5.0, extract_alive_s=20.0, engine_s=12.0, transcribe_alive_s=10.0
+            ),
+        ]
+    )
+    assert [step.values for step in found] == [(0.5, None), (0.0, 1.0)]
+    assert "engines unknown" in found[0].title
+
+
+def test_busy_shares_of_many_moments_are_averaged() -> None:
+    moments = [moment(t, 0, extract_s=t / 2, extract_alive_s=t) for t in range(121)]
+    found = busy_steps(moments)
+    assert len(found) <= 31
+    assert (found[0].start_s, found[-1].stop_s) == (0, 120)
+    assert {step.values[0] for step in found} == {0.5}

@@ -1,0 +1,362 @@
+"""A run's page says what its tables say, as text: no markup, no links, no secrets."""
+
+import logging
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import jinja2
+import pytest
+
+from corpus_asr.failure_kinds import failure_kind
+from corpus_asr.report.html import page as page_module
+from corpus_asr.report.html.page import (
+    environment,
+    render_document,
+    write_page,
+    write_page_at_the_end,
+)
+from corpus_asr.storage.run_state.run_files import STOPPED, Moment, write_snapshot
+from corpus_asr.storage.run_state.start import CONFIG_NAME, PAGE_NAME
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
+from tests.support.commits import commit, part, results
+from tests.support.handwritten import Job
+from tests.support.html import Element, browsed, parsed
+from tests.support.snapshots import snapshot
+
+FIRST_OF_SLOWEST = "[aria-labelledby=slowest]>div>table>thead>tr>th>button"
+
+
+def words(*pairs: tuple[str, float]) -> list[dict[str, Any]]:
+    return [
+        {"word": word, "start_s": 0.0, "end_s": 1.0, "probability": probability}
+        for word, probability in pairs
+    ]
+
+
+def segment(text: str, confidence: float, **values: Any) -> dict[str, Any]:
+    usual = {
+        "segment": 0, "start_s": 65.5, "end_s": 70.0, "text": text, "confidence": confidence,
+        "language": "en",
+    }  # fmt: skip
+    return usual | values
+
+
+def moment(elapsed_s: float, audio_s: float) -> Moment:
+    return Moment(
+        elapsed_s=elapsed_s, audio_s=audio_s, files=0, failed=0, extract_s=elapsed_s / 2,
+        extract_alive_s=elapsed_s, engine_s=elapsed_s, transcribe_alive_s=elapsed_s,
+    )  # fmt: skip
+
+
+def page_of(job: Job, path: Path) -> Element:
+    write_page(job.store, str(path))
+    return parsed(path.read_text())
+
+
+def test_a_finished_run(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    job.begin()
+    said = segment(" Hello wrld", 0.55, words=words((" Hello", 0.95), (" wrld", 0.2)))
+    job.commit("a.wav", segments=[said], decode_s=2.0)
+    job.commit("b.wav", status="no_speech", segments=None, language=None)
+    job.fail("c.wav")
+    job.finish()
+    write_snapshot(job.store, replace(snapshot(), run_id=job.run.run_id))
+    write_page_at_the_end(job.store, num_recordings=3)
+    page = parsed((tmp_path / "output" / PAGE_NAME).read_text())
+    figures = {
+        each.all("dt")[0].text: each.all("strong")[0].text
+        for each in page.all("div", class_="figure")
+    }
+    assert figures["Audio"] == "2.0 min"
+    assert figures["Recordings"] == "3"
+    assert figures["Segments"] == "1"
+    assert figures["Words"] == "2"
+    assert figures["Failed"] == "1"
+    assert page.all("span", class_="badge")[0].text == "Finished"
+    assert page.all("svg", class_="progress")[0].attributes["aria-label"] == (
+        "1 with text, 1 without speech, 1 failed"
+    )
+    [failure] = page.all("article", class_="failure")
+    assert "Not audio" in failure.text
+    assert "1 recording" in failure.text
+    assert "decoding c.wav: not audio" in failure.text
+    assert failure.all("a")[0].attributes["href"] == "./../source/c.wav"
+    assert failure_kind("not_audio", retryable=False).advice in failure.text
+    assert "All 3 listed files ended exactly once." in page.text
+    sample = page.all("li", class_="sample")[0]
+    assert sample.all("blockquote")[0].text == "Hello wrld"
+    assert sample.all("blockquote")[0].attributes == {"lang": "en", "dir": "ltr"}
+    [mark] = sample.all("mark")
+    assert (mark.text, mark.attributes["class"], mark.attributes["title"]) == (
+        "wrld", "doubtful", "20% sure",
+    )  # fmt: skip
+    assert "1:05\u20131:10 · English (en) · 55% sure" in sample.text
+    assert sample.all("a")[0].attributes["href"] == "./../source/a.wav#t=65.50"
+    slow = page.all("section", **{"aria-labelledby": "slowest"})[0].all("tbody")[0].all("tr")
+    assert slow[0].all("th")[0].text.endswith("/a.wav")
+    assert [cell.text for cell in slow[0].all("td")] == ["1.0 min", "2.0 s", "1.0 s"]
+    assert len(slow) == 3
+    assert "extract.part_s" in page.text
+    assert "some/model" in page.text
+
+
+@pytest.mark.parametrize(
+    ("state", "badge", "rest"),
+    [
+        (None, "Not running", "Stopped before its end: run the same command again to continue."),
+        (STOPPED, "Not running", "run the same command again for the rest."),
+    ],
+)
+def test_a_run_that_is_not_done(tmp_path: Path, state: str | None, badge: str, rest: str) -> None:
+    job = Job(tmp_path)
+    job.begin()
+    job.commit("a.wav")
+    job.commit("b.wav", last_part=False)
+    if state is not None:
+        write_snapshot(job.store, snapshot(run_id=job.run.run_id, state=state))
+    page = page_of(job, tmp_path / "page.html")
+    assert page.all("span", class_="badge")[0].text == badge
+    assert page.all("svg", class_="progress")[0].attributes["aria-label"] == (
+        "1 with text, 1 begun, 1 waiting"
+    )
+    assert rest.replace("Stopped before its end: ", "") in page.text
+
+
+def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    job.begin()
+    page = page_of(job, tmp_path / "page.html")
+    assert "3 waiting" in page.text
+    assert "Nothing failed." in page.text
+    assert not page.all("li", class_="sample")
+    links = [link.attributes["href"] for link in page.all("nav")[0].all("a")]
+    targets = {f"#{heading.attributes['id']}" for heading in page.all("h2")}
+    assert set(links) <= targets
+
+
+def classified(job: Job) -> Job:
+    labels = [
+        {"window": 0, "start_s": 0.0, "end_s": 30.0, "weight_s": 30.0, "rank": rank, "label": label,
+         "probability": probability}
+        for rank, label, probability in ((1, "de", 0.7), (2, "nl", 0.2), (3, "en", 0.1))
+    ]  # fmt: skip
+    means = [{"label": "de", "probability": 0.7}]
+    job.begin()
+    for name in ("a.wav", "b.wav", "c.wav"):
+        job.commit(
+            name, segments=None, labels=labels, label="de", label_probability=0.7,
+            label_means=means, label_weight_s=30.0,
+        )  # fmt: skip
+    job.finish()
+    return job
+
+
+def test_a_classification_has_labels_in_place_of_text(tmp_path: Path) -> None:
+    job = classified(Job(tmp_path, pipeline="classify_audio"))
+    page = page_of(job, tmp_path / "page.html")
+    assert "Labels" in [heading.text for heading in page.all("h2")]
+    sample = page.all("li", class_="sample")[0]
+    assert sample.all("blockquote")[0].text == "de 70% · nl 20% · en 10%"
+    assert "Words" not in [each.text for each in page.all("dt")]
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_the_lines_shown_read_the_tables(
+    labels: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "it's"
+    folder.mkdir()
+    job = Job(folder, **({"pipeline": "classify_audio"} if labels else {}))
+    if labels:
+        classified(job)
+    else:
+        job.begin()
+        job.commit("a.wav", segments=[segment("Hi.", 0.9, start_s=0.0, end_s=1.0)])
+        job.finish()
+    python, sql = page_of(job, tmp_path / "page.html").all("pre")
+    exec("".join(python.own_text))
+    told = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[1] for line in told] == (["de"] * 3 if labels else ["Hi."])
+    [row] = duckdb.execute("".join(sql.own_text)).fetchall()
+    assert row == (("de", 3, 0.03) if labels else ("en", 1, 0.0))
+
+
+def test_channels_and_lengths(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    job.begin()
+    job.commit("a.wav", part=0, channel=0, duration_s=40.0, last_part=False)
+    job.commit("a.wav", part=1, channel=1, duration_s=40.0)
+    job.commit("b.wav", duration_s=7000.0)
+    job.commit("c.wav", duration_s=40.0)
+    job.finish()
+    page = page_of(job, tmp_path / "page.html")
+    [lengths] = [each for each in page.all("figure") if "by length" in each.text]
+    rows = [row.text for row in lengths.all("tbody")[0].all("tr")]
+    assert rows[0] == "30 s to 1 min267%"
+    assert rows[-1] == "1 h to 3 h133%"
+
+
+def test_the_page_of_a_folder_is_not_what_a_run_fails_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = Job(tmp_path)
+    job.begin()
+    job.commit("a.wav")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no room")
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(filesystem, "write_atomic", refuse)
+        write_page_at_the_end(job.store, num_recordings=1)
+    assert "OSError: no room" in str(caplog.records[-1].__dict__)
+    monkeypatch.setattr(page_module, "MOST_AT_THE_END", 2)
+    write_page_at_the_end(job.store, num_recordings=3)
+    assert "report --html" in str(caplog.records[-1].__dict__)
+    assert not (tmp_path / "output" / PAGE_NAME).exists()
+    write_page_at_the_end(job.store, num_recordings=2)
+    page = parsed((tmp_path / "output" / PAGE_NAME).read_text())
+    assert page.all("span", class_="badge")[0].text == "Not running"
+
+
+def test_in_a_browser_tables_sort_and_nothing_is_refused_or_too_wide(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    job.begin()
+    for name, took_s in (("a.wav", 1.0), ("b.wav", 3.0), ("c.wav", 2.0)):
+        job.commit(name, decode_s=took_s)
+    job.finish()
+    history = tuple(moment(at, 60.0 * at) for at in range(0, 100, 10))
+    write_snapshot(job.store, snapshot(run_id=job.run.run_id, history=history))
+    write_page(job.store, str(tmp_path / "page.html"))
+    seen = browsed(tmp_path / "page.html", click=FIRST_OF_SLOWEST)
+    assert seen.complaints == []
+    assert seen.widths == {1280: 1280, 400: 400}
+    assert len(seen.document.all("svg", class_="chart")) == 3
+    [slowest] = seen.document.all("section", **{"aria-labelledby": "slowest"})
+    names = [row.all("th")[0].text[-5:] for row in slowest.all("tbody")[0].all("tr")]
+    assert names == ["a.wav", "b.wav", "c.wav"]
+    assert slowest.all("th")[0].attributes["aria-sort"] == "ascending"
+
+
+SECRET = "hunter2secret"
+ATTACKS = (
+    "<script>document.title='owned'</script>",
+    "</script></style></title></pre><img src=x onerror=alert(1)>",
+    '" onmouseover="alert(1)" x=\'',
+    "javascript:alert(1)",
+    "{{7*7}} ${7*7} $title %(a)s",
+    "&lt;b&gt; &amp; &#60;",
+    "invoice\u202egpj.exe\u2066\u2069",
+    "a\x00b\x07\x1b[31m\x7f\x9b",
+    "Z\u0351\u036b\u0343\u036a" * 50,
+    "w" * 10_000,
+    "\ufffe\uffff",
+)
+URIS = (
+    *(f"/data/{attack.replace(chr(0), '')}" for attack in ATTACKS),
+    f"https://user:{SECRET}@host/a.mp3?X-Amz-Signature={SECRET}",
+    "https://host/a b\"'<>.mp3",
+    "javascript:alert(1)//a.mp3",
+    "data:text/html,<script>alert(1)</script>",
+    "http://host/" + "x" * 10_000,
+)
+
+
+def hostile_output(folder: Path) -> OutputStore:
+    """Write an output whose every text is an attack."""
+    store = OutputStore(str(folder))
+    rows: list[dict[str, Any]] = []
+    for number, uri in enumerate(URIS):
+        attack = ATTACKS[number % len(ATTACKS)]
+        row = part(f"r{number}", 0, texts=[attack, attack], uri=uri, language=attack)
+        for segment in row["segments"]:
+            segment |= {"confidence": 0.1, "language": attack}
+        row["segments"][1]["words"] = [
+            {"word": f" {attack}", "start_s": 0.0, "end_s": 1.0, "probability": 0.1}
+        ] * 300
+        row["segments"][0]["words"] = [
+            {"word": "\u0e33", "start_s": 0.0, "end_s": 1.0, "probability": 0.1}
+        ] * 300  # signs that are one letter with whatever stands before them
+        rows.append(row | {"decode_s": 1.0, "transcribe_s": 1.0, "device": attack})
+        rows.append(
+            part(f"f{number}", 0, texts=None, uri=f"{uri}.failed", status="failed")
+            | {"error_stage": attack, "error_kind": attack, "retryable": False}
+            | {"error_message": f"{attack} at https://u:{SECRET}@h/x?sig={SECRET}"}
+        )
+    commit(store, results(*rows), run_id=ATTACKS[0])
+    config = {
+        "model": {"checkpoint": ATTACKS[1]},
+        "decoding": {f"key{number}": attack for number, attack in enumerate(ATTACKS)},
+        "source": {"uri": f"s3://user:{SECRET}@bucket/x"},
+    }
+    store.write_json(CONFIG_NAME, config)
+    store.write_json("_run/fingerprint.json", {"fingerprint": f"x-{ATTACKS[0]}"})
+    return store
+
+
+def test_attacks_stay_text_and_do_nothing_in_a_browser(tmp_path: Path) -> None:
+    store = hostile_output(tmp_path / "output")
+    write_page(store, str(tmp_path / "page.html"))
+    html = (tmp_path / "page.html").read_text("utf-8")
+    page = parsed(html)
+    assert (len(page.all("script")), len(page.all("style")), page.all("img")) == (1, 1, [])
+    for each in page.everything():
+        names = [name for name in each.attributes if name.startswith("on")]
+        assert not names, each
+        assert not {"style", "src"} & set(each.attributes), each
+    links = [each.attributes["href"] for each in page.all("a")]
+    assert links
+    assert [link for link in links if not re.match(r"(#|\./|https?://)", link)] == []
+    assert not [link for link in links if re.search('[\\s"<>]', link)]
+    assert SECRET not in html
+    assert not re.search(
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff]", html
+    )
+    assert ATTACKS[0] in page.text
+    assert len(page.all("wbr")) > 300
+    assert "invoice[U+202E]gpj.exe" in page.text
+    assert "{{7*7}} ${7*7} $title" in page.text
+    assert len(html.encode()) < 250_000
+    seen = browsed(tmp_path / "page.html")
+    assert seen.complaints == []
+    assert "owned" not in seen.document.all("title")[0].text
+    assert (len(seen.document.all("script")), seen.document.all("img")) == (1, [])
+    assert seen.widths == {1280: 1280, 400: 400}
+
+
+def test_a_name_without_a_value_is_an_error() -> None:
+    with pytest.raises(jinja2.UndefinedError, match="nobody"):
+        environment().from_string("{{ nobody }}").render()
+
+
+TABLE = """<table class="sortable"><thead><tr><th scope="col">name</th>
+<th scope="col" class="number">length</th></tr></thead><tbody>
+<tr><td>b</td><td data-value="90">1.5 min</td></tr>
+<tr><td>c</td><td data-value="3">3 s</td></tr>
+<tr><td>a</td><td data-value="7200">2 h</td></tr></tbody></table>"""
+
+
+@pytest.mark.parametrize(
+    ("clicks", "order", "sort"),
+    [
+        ([0], "abc", ("ascending", "")),
+        ([0, 0], "cba", ("descending", "")),
+        ([1], "abc", ("", "descending")),
+        ([0, 1, 1], "cba", ("", "ascending")),
+    ],
+    ids=str,
+)
+def test_a_click_sorts_and_another_turns_the_order(clicks, order, sort, tmp_path):
+    path = tmp_path / "page.html"
+    source = '{% extends "document.html.j2" %}{% block body %}' + TABLE + "{% endblock %}"
+    path.write_text(render_document(environment().from_string(source)))
+    seen = browsed(path, click=" ".join(f"th:nth-child({column + 1})>button" for column in clicks))
+    assert seen.complaints == []
+    rows = seen.document.all("tbody")[0].all("tr")
+    assert "".join(row.all("td")[0].text for row in rows) == order
+    assert tuple(head.attributes.get("aria-sort", "") for head in seen.document.all("th")) == sort

@@ -1,0 +1,206 @@
+"""Nights are judged by those before; in summaries, what comes from recordings means nothing."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from corpus_asr.config.nightly import NightlySettings
+from corpus_asr.report.nightly import (
+    Archive,
+    Night,
+    NightState,
+    PastNight,
+    Unsure,
+    as_data,
+    chat,
+    headline,
+    markdown,
+    over_budget,
+    past_from,
+    warnings_of,
+)
+from corpus_asr.report.run import FailureExample, FailureGroup, LanguageShare
+from tests.support.nights_told import night, past
+
+
+def failing(uri: str, message: str = "no answer", *, retryable: bool = True) -> FailureGroup:
+    return FailureGroup(
+        stage="extract", kind="timeout" if retryable else "not_audio", recordings=1234,
+        retryable=retryable, examples=(FailureExample(uri=uri, message=message),),
+    )  # fmt: skip
+
+
+FULL = night(
+    state=NightState.time_over,
+    retried=1234,
+    left=5,
+    failed=1234,
+    failures=(failing("s3://pod/a.mp3"), failing("s3://pod/b.txt", retryable=False)),
+    languages=(LanguageShare(language="en", recordings=8, audio_s=7200.0, segments=99),),
+    unsure=12,
+    least_sure=(Unsure(uri="s3://pod/c|d.mp3", confidence=0.25, audio_s=60.0),),
+    left_alone=7,
+    given_up=("s3://pod/e.mp3",),
+    over_budget="too many",
+    warnings=("no new recordings",),
+    past=(past(), past(date="2026-11-19", state="broken_off")),
+)
+
+
+def test_a_headline_says_how_it_ended() -> None:
+    assert headline(FULL) == (
+        "Night of 2026-11-21, its time was over; the next night goes on: 10 recordings done, "
+        "1,234 failed, 5 left; 10.0 h of audio in 1.0 h"
+    )
+
+
+def test_everything_stands_in_the_summary() -> None:
+    text = markdown(FULL)
+    for line in (
+        "> **Look at this:** too many",
+        "> **Look at this:** no new recordings",
+        "| - failed before |      1,234 |",
+        "10.0 h of audio in 1.0 h, 10.0 hours per hour; ",
+        "; from 01:00 (UTC+01:00) to 02:00 (UTC+01:00).",
+        "The archive: 998 of 1,000 listed recordings done, 2 failed, 1,000.0 h of audio.",
+        "- **timeout** (extract): 1,234; tried again in the next nights",
+        "    - `s3://pod/a.mp3`: no answer",
+        "- **not\\_audio** (extract): 1,234; these are no audio",
+        "Failed too often, and now left alone: 7 recordings.",
+        "- given up tonight: `s3://pod/e.mp3`",
+        "| en       |          8 | 2.0 h |",
+        "## Low confidence: 12 recordings",
+        "| `s3://pod/c\\|d.mp3` |       0.25 | 1.0 min |",
+    ):
+        assert line in text
+    assert [line.split(" | ")[1].strip() for line in text.splitlines()[-3:]] == [
+        "time over", "done", "broken off",
+    ]  # fmt: skip
+
+
+def test_what_is_not_there_is_not_mentioned() -> None:
+    text = markdown(night())
+    for words in ("Failures", "Languages", "confidence", "alone", "Look", "changed", "before"):
+        assert words not in text
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["<!channel>.mp3", "a&b\x1b[2J`*x*`\n# Fine", "a\u202e|[x](http://evil).mp3", "\udcff.mp3"],
+)
+def test_names_and_messages_are_no_markup(name: str) -> None:
+    hostile = replace(
+        FULL,
+        findings=replace(
+            FULL.findings,
+            failures=(failing(f"s3://pod/{name}", f"reading {name}: *no*"),),
+            least_sure=(Unsure(uri=name, confidence=0.1, audio_s=1.0),),
+        ),
+        error=f"reading {name}",
+    )
+    text = markdown(hostile)
+    assert "\x1b" not in text
+    assert "\n# Fine" not in text
+    plain = [line for line in text.splitlines() if "`" not in line]
+    assert not any("<!" in line and "\\<!" not in line for line in plain)
+    assert "\\*no\\*" in text
+    message = chat(hostile, "s3://out/nights/x.md")
+    assert "<" not in message
+    assert ">" not in message
+    assert "\x1b" not in message
+    assert message.count("\n") == 5
+    json.dumps(message).encode()
+
+
+def test_a_chat_gets_the_first_kinds_of_failures_only() -> None:
+    many = replace(FULL.findings, failures=FULL.findings.failures * 10)
+    message = chat(replace(FULL, findings=many, not_told=None), "s3://out/nights/x.md")
+    assert message.count("such as s3://pod/") == 5
+    assert message.endswith("s3://transcripts/podcasts, see s3://out/nights/x.md")
+
+
+def test_a_night_is_read_back_as_a_past_one() -> None:
+    data = json.loads(json.dumps(as_data(FULL)))
+    assert past_from(data) == FULL.as_past()
+    assert data["planned"] == 1244
+    assert data["archive"] == {"done": 998, "failed": 2, "audio_s": 3_600_000.0}
+    assert Archive(**data["archive"]) == FULL.archive
+    others: tuple[Any, ...] = (None, [], {}, {"numbers": {}}, {"numbers": None}, "text")
+    for other in others:
+        assert past_from(other) is None, other
+
+
+USUAL = (past(), past(), past())
+
+
+@pytest.mark.parametrize(
+    ("failed", "ended", "budget", "exceeded"),
+    [
+        (10, 100, {}, False),
+        (11, 100, {}, True),
+        (1, 1, {}, False),  # one bad file of one
+        (2, 5, {}, True),
+        (1, 100, {"max_failed_fraction": 0.0}, True),
+        (0, 100, {"max_failed_fraction": 0.0}, False),
+        (0, 0, {"max_failed_fraction": 0.0, "max_failed": 0}, False),
+        (100, 100, {"max_failed_fraction": None}, False),
+        (5, 1000, {"max_failed": 5}, False),
+        (6, 1000, {"max_failed": 5}, True),
+        (60, 100, {"max_failed": 100}, True),
+    ],
+)
+def test_a_budget_is_exceeded_by_its_share_or_its_count(
+    failed: int, ended: int, budget: dict[str, Any], exceeded: bool
+) -> None:
+    found = over_budget(night(done=ended - failed, failed=failed), NightlySettings(**budget))
+    assert (found is not None) is exceeded
+    if found is not None:
+        assert found.startswith(f"{failed:,} of {ended:,} recordings failed")
+
+
+@pytest.mark.parametrize(
+    ("found", "before", "words"),
+    [
+        (night(), USUAL, None),
+        (night(new=0, done=0, audio_s=0.0), USUAL,
+         "no new recordings, for the first time in 4 nights (usually 10)"),
+        (night(new=0), (*USUAL, past(new=0)), None),  # not the first time
+        (night(new=0), USUAL[:2], None),  # who knows what is usual
+        (night(listed=800), (past(listed=1000),), "800 recordings are listed, and 1,000 were"),
+        (night(listed=950), (past(listed=1000),), None),
+        (night(done=7, failed=3), USUAL, "30.0% of the recordings failed, usually 0.0%"),
+        (night(done=8, failed=2), USUAL, None),  # two files
+        (night(done=7, failed=3), (past(done=8, failed=2),) * 3, None),
+        (night(done=7, failed=3), USUAL[:2], None),
+        (night(unsure=4), USUAL, "40.0% of the transcripts are unsure, usually 0.0%"),
+        (night(unsure=4), (past(unsure=2),) * 3, None),
+        (night(speed=4.9), USUAL, "4.9 hours of audio per hour, usually 10.0"),
+        (night(speed=5.0), USUAL, None),
+        (night(speed=1.0, audio_s=3600.0), USUAL, None),  # a short night
+        (night(speed=1.0), (past(audio_s=0.0, speed=0.0),) * 3, None),
+        (night(left=30), (past(left=20), past(left=10)), "more is left every night, now 30"),
+        (night(left=30), (past(left=20), past(left=0)), None),
+        (night(left=20), (past(left=20), past(left=10)), None),
+        (night(left=30), (past(left=20),), None),
+    ],
+)  # fmt: skip
+def test_what_is_unusual_is_said_once(
+    found: Night, before: Sequence[PastNight], words: str | None
+) -> None:
+    told = warnings_of(found, before)
+    if words is None:
+        assert told == ()
+    else:
+        [only] = told
+        assert only.startswith(words)
+
+
+def test_nights_that_broke_off_neither_warn_nor_count() -> None:
+    broken = past(state="broken_off", listed=0, new=0, done=0)
+    assert warnings_of(night(state=NightState.broken_off, listed=0, new=0), USUAL) == ()
+    assert warnings_of(night(), (broken, *USUAL)) == ()
+    [words] = warnings_of(night(new=0), (broken, *USUAL))
+    assert "no new recordings" in words

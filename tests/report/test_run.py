@@ -1,0 +1,486 @@
+"""Counts are exact in any order of batches, contradictions are told, and all of it reads well."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corpus_asr.errors import ConfigError
+from corpus_asr.report.reconciliation import Balance
+from corpus_asr.report.run import (
+    COUNTS,
+    FailureExample,
+    FailureGroup,
+    LabelShare,
+    LanguageShare,
+    Report,
+    RunCounts,
+    as_data,
+    as_segments,
+    count_run,
+    load_report,
+    render,
+)
+from corpus_asr.report.text import duration
+from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS, SEGMENTS
+from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, SEGMENTS_FOLDER, OutputStore
+from tests.support.handwritten import NAMES, REVISION, Job
+
+SETTLED = OUTCOMES.append(COUNTS)
+
+
+def outcome(recording: str, part: int = 0, **values: Any) -> dict[str, Any]:
+    status = values.get("status", "ok")
+    spoken = status == "ok"
+    row = {
+        "run_id": "run-1", "counts": True, "recording_id": recording,
+        "uri": f"s3://bucket/{recording}.mp3", "part": part, "last_part": True, "status": status,
+        "duration_s": 0.0 if status == "failed" else 100.0, "speech_s": 60.0 if spoken else 0.0,
+        "segments_written": 2 if spoken else 0, "decode_errors": 0,
+        "language": "en" if spoken else None, "device": "cpu" if spoken else None,
+        "decode_s": 0.5, "transcribe_s": 2.0 if spoken else None,
+    }  # fmt: skip
+    if status == "failed":
+        row |= {
+            "error_stage": "extract", "error_kind": "no_audio_stream",
+            "error_message": f"decoding {recording}: no audio stream", "retryable": False,
+        }  # fmt: skip
+    return row | values
+
+
+def segments_of(rows: list[dict[str, Any]], confidence: float = 0.95) -> list[dict[str, Any]]:
+    return [
+        {"recording_id": row["recording_id"], "confidence": confidence}
+        for row in rows
+        for _ in range(row["segments_written"])
+    ]
+
+
+def batches(
+    rows: list[dict[str, Any]], schema: pa.Schema, size: int = 3
+) -> Iterator[pa.RecordBatch]:
+    table = pa.Table.from_pylist(rows, schema=schema)
+    yield from table.to_batches(max_chunksize=size)
+
+
+def count(
+    rows: list[dict[str, Any]],
+    *,
+    segments: list[dict[str, Any]] | None = None,
+    listed: list[str] | None = None,
+    recordings: dict[str, str] | None = None,
+) -> RunCounts:
+    segments = segments_of(rows) if segments is None else segments
+    listing = None
+    if listed is not None:
+        listing = batches([{"recording_id": name, "uri": name} for name in listed], FILES)
+    table = None
+    if recordings is not None:
+        pairs = [{"recording_id": name, "status": status} for name, status in recordings.items()]
+        table = batches(pairs, RECORDINGS)
+    return count_run(batches(rows, SETTLED), batches(segments, SEGMENTS), listing, table)
+
+
+def test_a_folder_without_outcomes_counts_nothing() -> None:
+    found = count([], listed=["a", "b"])
+    assert (found.ok, found.parts, found.audio_s, found.speech_s) == (0, 0, 0.0, None)
+    assert count([outcome("a", speech_s=None)]).speech_s is None
+    assert (found.balance.listed, found.balance.waiting, found.balance.ended) == (2, 2, 0)
+    assert found.balance.problems == ()
+
+
+def test_recordings_end_by_their_worst_and_best_part() -> None:
+    rows = [outcome("a", 0, last_part=False), outcome("a", 1, status="no_speech")]
+    rows += [outcome("b", status="no_speech"), outcome("c", 0, last_part=False)]
+    found = count([*rows, outcome("c", 1, status="failed")])
+    assert (found.ok, found.no_speech, found.failed, found.parts) == (1, 1, 1, 5)
+    assert found.audio_s == 400.0
+    assert found.speech_s == 120.0
+    assert found.segments == 4
+    assert found.extract_s == 2.5
+    assert found.transcribe_s == 4.0
+    assert found.devices == (("cpu", 2),)
+    assert found.balance.ended == 3
+    assert found.balance.listed is None
+
+
+def test_a_recording_without_its_last_part_or_with_a_gap_has_not_ended() -> None:
+    found = count(
+        [outcome("a", 0, last_part=False), outcome("b", 1), outcome("c")],
+        listed=["a", "b", "c", "d"],
+    )
+    assert (found.ok, found.balance.unfinished, found.balance.waiting) == (1, 2, 1)
+    assert found.balance.listed == 4
+
+
+def test_a_row_that_does_not_count_is_left_out_of_all_numbers_but_its_own() -> None:
+    rows = [outcome("a"), outcome("b"), outcome("a", duration_s=999.0, counts=False)]
+    found = count(rows)
+    assert (found.audio_s, found.parts, found.segments) == (200.0, 2, 4)
+    assert found.audio_by_run_s == (("run-1", 200.0),)
+    assert found.balance.superseded_parts == 1
+    assert found.balance.problems == ()
+    failed = count([outcome("a"), outcome("a", status="failed", counts=False)])
+    assert failed.failures == ()
+
+
+def test_parts_after_a_last_one_do_not_keep_a_recording_open() -> None:
+    # One attempt failed at part 1 for good; another had committed part 3 before it was killed.
+    rows = [outcome("a", 0, last_part=False), outcome("a", 3, last_part=False)]
+    rows.append(outcome("a", 1, status="failed"))
+    found = count(rows)
+    assert (found.failed, found.balance.ended, found.balance.unfinished) == (1, 1, 0)
+
+
+def test_a_recordings_table_that_says_something_else_is_told() -> None:
+    rows = [outcome("a"), outcome("b", status="failed"), outcome("c", status="no_speech")]
+    truth = {"a": "ok", "b": "failed", "c": "no_speech"}
+    assert count(rows, recordings=truth).balance.problems == ()
+    for wrong in ({"a": "ok", "b": "ok", "c": "no_speech"}, {"a": "ok", "c": "no_speech"}):
+        (problem,) = count(rows, recordings=wrong).balance.problems
+        assert problem == "recordings table and outcomes differ on 1 recording, such as b"
+
+
+def test_segments_that_no_outcome_claims_are_told() -> None:
+    rows = [outcome("a"), outcome("b")]
+    (problem,) = count(rows, segments=segments_of(rows)[:-1]).balance.problems
+    assert problem.startswith("other segments than their outcomes claim: 1 recording, such as b")
+    assert problem.endswith("(3 rows in all, 4 claimed)")
+    (problem,) = count([], segments=segments_of(rows)).balance.problems
+    assert "such as a, b" in problem
+
+
+def test_what_is_there_twice_is_told() -> None:
+    found = count([outcome("a"), outcome("b"), outcome("a")])
+    assert found.balance.problems == ("counted more than once: 1 part",)
+    problems = count([outcome("a")], listed=["a", "a"]).balance.problems
+    assert problems == ("listed more than once: 1 file",)
+
+
+def test_failures_are_grouped_with_three_examples_in_order_of_address() -> None:
+    rows = [outcome(f"{number:03}", status="failed") for number in range(400, 0, -1)]
+    rows.append(
+        outcome("x", status="failed", error_stage="transcribe", error_kind="poison", retryable=True)
+    )
+    missing, poison = count(rows).failures
+    assert (missing.stage, missing.kind, missing.recordings) == ("extract", "no_audio_stream", 400)
+    assert [example.uri for example in missing.examples] == [
+        f"s3://bucket/{number:03}.mp3" for number in (1, 2, 3)
+    ]
+    assert not missing.retryable
+    assert (poison.kind, poison.recordings, poison.retryable) == ("poison", 1, True)
+
+
+def test_languages_come_by_audio_and_confidence_by_tenths() -> None:
+    rows = [outcome("a"), outcome("b", language="de", duration_s=500.0), outcome("c")]
+    segments = (
+        segments_of(rows[:1], 0.0) + segments_of(rows[1:2], 0.55) + segments_of(rows[2:], 1.0)
+    )
+    found = count(rows, segments=segments)
+    assert [(one.language, one.audio_s) for one in found.languages] == [("de", 500), ("en", 200)]
+    assert [share.recordings for share in found.languages] == [1, 2]
+    assert found.confidence == (2, 0, 0, 0, 0, 2, 0, 0, 0, 2)
+
+
+def test_skipped_packets_are_counted_once_per_recording() -> None:
+    # The column counts from the start of the recording, so its maximum is the total.
+    rows = [outcome("a", last_part=False, decode_errors=2), outcome("a", 1, decode_errors=5)]
+    found = count([*rows, outcome("b")])
+    assert (found.skipped_packets, found.recordings_with_skipped_packets) == (5, 1)
+
+
+@given(order=st.permutations(range(6)), size=st.integers(1, 6))
+def test_the_order_and_size_of_batches_do_not_matter(order: list[int], size: int) -> None:
+    rows = [
+        outcome("a", 0, last_part=False),
+        outcome("a", 1),
+        outcome("b", status="no_speech"),
+        outcome("c", status="failed"),
+        outcome("d", language="de"),
+        outcome("e", status="failed", error_kind="timeout"),
+    ]
+    shuffled = [rows[index] for index in order]
+    found = count_run(
+        batches(shuffled, SETTLED, size), batches(segments_of(shuffled), SEGMENTS, size), None
+    )
+    assert found == count(rows)
+
+
+def test_a_failure_without_words_is_still_counted() -> None:
+    for column in ("error_stage", "error_kind", "error_message", "retryable"):
+        (group,) = count([outcome("a", status="failed") | {column: None}]).failures
+        assert group.recordings == 1, column
+
+
+def test_channels_apart_hold_the_same_time() -> None:
+    rows = [
+        outcome("two", 0, last_part=False, channel=0),
+        outcome("two", 1, last_part=False, channel=1),
+        outcome("two", 2, status="failed"),
+        outcome("one", 0, channel=3),
+        outcome("mixed", 0, run_id="run-2"),
+    ]
+    found = count(rows, listed=["two", "one", "mixed"])
+    assert (found.audio_s, found.speech_s) == (300.0, 180.0)
+    assert found.audio_by_run_s == (("run-1", 200.0), ("run-2", 100.0))
+    assert [language.audio_s for language in found.languages] == [300.0]
+    assert found.segments == 8
+
+
+def test_labels_are_counted_by_part_and_windows_by_their_likeliest() -> None:
+    table = pa.table(
+        {
+            "recording_id": ["a", "a", "b", "b"],
+            "rank": pa.array([1, 2, 1, 2], pa.int32()),
+            "probability": pa.array([0.95, 0.05, 0.5, 0.5], pa.float32()),
+        }
+    )
+    turned = pa.Table.from_batches([as_segments(batch) for batch in table.to_batches()])
+    assert turned["recording_id"].to_pylist() == ["a", "a", "b", "b"]
+    assert turned["confidence"].is_valid().to_pylist() == [True, False, True, False]
+    rows = [
+        outcome("a", 0, label="music", duration_s=30.0, last_part=False),
+        outcome("a", 1, label="music", duration_s=30.0),
+        outcome("b", 0, label="speech", duration_s=40.0),
+        outcome("c", 0),
+    ]
+    found = count(rows).labels
+    assert [(one.label, one.recordings, one.audio_s) for one in found] == [
+        ("music", 1, 60.0),
+        ("speech", 1, 40.0),
+    ]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(tmp_path)
+
+
+def test_a_folder_that_is_no_output_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="found neither outcomes nor _run/"):
+        load_report(OutputStore(str(tmp_path)))
+
+
+def test_a_run_that_has_only_begun(job: Job) -> None:
+    job.begin()
+    found = load_report(job.store)
+    assert (found.finished, found.model, found.model_revision) == (False, "some/model", REVISION)
+    assert (found.run_id, found.wall_s, found.speed) == (None, None, None)
+    assert (found.statistics.balance.listed, found.statistics.balance.waiting) == (3, 3)
+
+
+def test_a_recording_in_whose_speech_nothing_was_found_counts_as_without(job: Job) -> None:
+    job.begin()
+    job.commit("a.wav", segments=[])
+    job.commit("b.wav")
+    job.commit("c.wav")
+    job.finish()
+    found = load_report(job.store).statistics
+    assert found.balance.problems == ()
+    assert (found.ok, found.no_speech, found.failed) == (2, 1, 0)
+
+
+def test_a_run_under_way(job: Job) -> None:
+    job.begin()
+    job.commit("a.wav")
+    job.commit("b.wav", last_part=False)
+    found = load_report(job.store)
+    balance = found.statistics.balance
+    assert (balance.ended, balance.unfinished, balance.waiting) == (1, 1, 1)
+    assert balance.problems == ()
+    assert found.run_id == job.run.run_id
+    assert found.wall_s is not None
+    assert 0 < found.wall_s < 60
+    assert found.speed is not None
+    assert found.speed == pytest.approx(120.0 / found.wall_s)
+
+
+def test_a_finished_run_accounts_for_every_file(job: Job) -> None:
+    job.begin()
+    job.commit("a.wav")
+    job.commit("b.wav", status="no_speech", segments=None, language=None)
+    job.fail("c.wav")
+    job.finish()
+    found = load_report(job.store)
+    statistics = found.statistics
+    assert found.finished
+    assert (statistics.ok, statistics.no_speech, statistics.failed) == (1, 1, 1)
+    assert (statistics.segments, statistics.confidence[-1]) == (1, 1)
+    assert statistics.failures[0].examples[0].message == "decoding c.wav: not audio"
+    assert statistics.balance.ended == statistics.balance.listed == 3
+    assert statistics.balance.problems == ()
+
+
+def test_what_a_crash_left_twice_counts_once_and_is_no_contradiction(job: Job) -> None:
+    job.begin()
+    for _ in range(2):
+        job.commit("a.wav")
+    found = load_report(job.store).statistics
+    assert (found.audio_s, found.segments, found.balance.superseded_parts) == (60.0, 1, 1)
+    assert found.balance.problems == ()
+    job.commit("b.wav")
+    job.commit("c.wav")
+    job.finish()
+    balance = load_report(job.store).statistics.balance
+    assert (balance.ended, balance.superseded_parts, balance.problems) == (3, 0, ())
+
+
+def test_an_object_replaced_since_waits_again(job: Job) -> None:
+    job.begin()
+    for name in NAMES:
+        job.commit(name)
+    job.finish()
+    (job.source / "a.wav").write_bytes(b"something longer")
+    job.begin()
+    found = load_report(job.store)
+    assert not found.finished
+    balance = found.statistics.balance
+    assert (balance.ended, balance.waiting, balance.superseded_parts) == (2, 1, 1)
+    job.commit("a.wav", duration_s=90.0)
+    assert load_report(job.store).statistics.audio_s == 210.0
+
+
+def test_a_recording_taken_out_of_the_source_is_kept(job: Job) -> None:
+    job.begin()
+    for name in NAMES:
+        job.commit(name)
+    (job.source / "a.wav").unlink()
+    job.begin()
+    job.finish()
+    found = load_report(job.store).statistics
+    assert (found.ok, found.balance.listed, found.balance.unlisted) == (3, 2, 1)
+    assert found.balance.problems == ()
+
+
+def test_segments_that_went_missing_are_told(job: Job) -> None:
+    job.begin()
+    for name in NAMES:
+        job.commit(name)
+    job.finish()
+    (outcomes,) = job.store.names(OUTCOMES_FOLDER)
+    (segments,) = job.store.names(SEGMENTS_FOLDER)
+    # As if somebody had taken one recording's text for another's.
+    rows = job.store.read_table(segments, SEGMENTS).to_pylist()
+    first, *others = sorted({row["recording_id"] for row in rows})
+    for row in rows:
+        if row["recording_id"] == first:
+            row["recording_id"] = others[0]
+    job.store.write_table(segments, pa.Table.from_pylist(rows, SEGMENTS))
+    (problem,) = load_report(job.store).statistics.balance.problems
+    assert problem.startswith("other segments than their outcomes claim: 2 recordings")
+    table = job.store.read_table(outcomes, OUTCOMES)
+    job.store.write_table(outcomes, table.filter(pc.field("recording_id") != others[1]))
+    problems = load_report(job.store).statistics.balance.problems
+    assert any("recordings table and outcomes differ on 1 recording" in told for told in problems)
+
+
+SOUND = Balance(
+    listed=100, ended=100, unfinished=0, waiting=0, unlisted=0, superseded_parts=0, problems=()
+)
+MISSING = FailureGroup(
+    stage="extract", kind="no_audio_stream", recordings=2, retryable=False,
+    examples=(
+        FailureExample(uri="s3://b/1.mp3", message="decoding s3://b/1.mp3: no audio stream " * 5),
+        FailureExample(uri="s3://b/2.mp3", message="the store said no"),
+    ),
+)  # fmt: skip
+FULL = Report(
+    uri="s3://transcripts/podcasts", finished=True, run_id="20260101",
+    model="openai/whisper-small", model_revision="abc123", wall_s=7200.0, speed=120.5,
+    statistics=RunCounts(
+        ok=95, no_speech=3, failed=2, parts=140, audio_s=360_000.0, speech_s=180_000.0,
+        segments=12_345, extract_s=900.0, transcribe_s=1400.0, skipped_packets=7,
+        recordings_with_skipped_packets=1, devices=(("NVIDIA H200", 140),),
+        languages=(
+            LanguageShare(language="en", recordings=90, audio_s=300_000.0, segments=12_000),
+            LanguageShare(language="de", recordings=5, audio_s=60_000.0, segments=345),
+        ),
+        confidence=(1, 0, 0, 0, 0, 10, 20, 200, 2_000, 10_114),
+        failures=(MISSING,), audio_by_run_s=(("20260101", 867_600.0),), balance=SOUND,
+    ),
+)  # fmt: skip
+
+
+def with_balance(balance: Balance, *, finished: bool = True) -> str:
+    statistics = replace(FULL.statistics, balance=balance)
+    return render(replace(FULL, statistics=statistics, finished=finished)).splitlines()[-1].strip()
+
+
+def test_a_full_report_says_everything_within_the_width() -> None:
+    text = render(FULL)
+    for told in (
+        "s3://transcripts/podcasts (finished)",
+        "openai/whisper-small, revision abc123",
+        "100: 95 with text, 3 without speech, 2 failed",
+        "100.0 h in 140 parts; 50.0 h of it speech (50%)",
+        "120.5 hours of audio per hour in the last run, which took 2.0 h",
+        "10.0 s per part from hand-over to result, on NVIDIA H200",
+        "7 broken packets skipped in 1 recording",
+        "en  83.3 h  83%  90 recordings  12,000 segments",
+        "de  16.7 h  17%   5 recordings     345 segments",
+        "2 recordings: no_audio_stream, in extract",
+        "s3://b/2.mp3: the store said no",
+        "What to do: these hold no sound: leave them out",
+        "all 100 listed files ended exactly once",
+    ):
+        assert told in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_an_empty_output_is_said_plainly() -> None:
+    report = Report(
+        uri="out", finished=False, run_id=None, model=None, model_revision=None, wall_s=None,
+        speed=None, statistics=count([]),
+    )  # fmt: skip
+    assert render(report).splitlines() == [
+        "out (not finished: still running, or stopped)",
+        "  recordings  none yet",
+        "  audio       0.0 s in 0 parts; speech was not looked for",
+        "  segments    0",
+        "  balance     0 ended exactly once; the listing is not known",
+    ]
+
+
+def test_a_balance_that_is_not_even_says_why_or_how_to_go_on() -> None:
+    stopped = replace(SOUND, listed=10, ended=6, unfinished=1, waiting=3)
+    words = with_balance(stopped, finished=False)
+    assert "6 of 10 listed files ended" in words
+    assert "run the same command again" in words
+    assert with_balance(stopped).startswith("- the run finished, yet 1 recordings are only begun")
+    broken = replace(SOUND, problems=("committed more than once: 1 part",))
+    assert with_balance(broken) == "- committed more than once: 1 part"
+
+
+def test_the_data_of_a_report_is_json() -> None:
+    data = json.loads(json.dumps(as_data(FULL)))
+    assert data["statistics"]["devices"] == {"NVIDIA H200": 140}
+    assert data["statistics"]["failures"][0]["examples"][1]["uri"] == "s3://b/2.mp3"
+    assert data["statistics"]["balance"]["listed"] == 100
+
+
+def test_durations_take_the_unit_that_suits_them() -> None:
+    words = [duration(seconds) for seconds in (1.25, 90, 5_400, 36_000_000)]
+    assert words == ["1.2 s", "1.5 min", "1.5 h", "10,000.0 h"]
+
+
+def test_labels_are_told_in_place_of_text_the_most_frequent_first() -> None:
+    shares = tuple(
+        LabelShare(label=f"class {number}", recordings=1, audio_s=3600.0 / (number + 1))
+        for number in range(22)
+    )
+    found = replace(FULL, statistics=replace(FULL.statistics, labels=shares, languages=()))
+    text = render(found)
+    assert "95 with labels" in text
+    assert "  labels      12,345" in text
+    assert "class 0 " in text
+    assert "class 20" not in text
+    assert "and 2 other labels, 5.6 min" in text
+    assert "segments" not in text
+    assert as_data(found)["statistics"]["labels"][0]["label"] == "class 0"
