@@ -1,19 +1,49 @@
-"""What is measured of a segment before anything is decided: rows of the SELECTION table.
-
-In: a recording of a run, the same recording of another run, its existing transcript. Out: a row per
-segment, by channel and time. Knows no bound: rows hold for any selection.
-"""
+"""Measures of segments for selection: rows of the SELECTION table, whatever the rules are."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from corpus_asr.export.recording import Recording
-from corpus_asr.labelling.alignment import errors_by_piece, rate
-from corpus_asr.report.accuracy import WITHOUT_BLANKS, normalised, units
+from corpus_asr.report.accuracy import WITHOUT_BLANKS, Errors, aligned, normalised, units
 from corpus_asr.report.accuracy_references import Reference
 from corpus_asr.segments import Segment
+
+
+def errors_by_piece(pieces: Sequence[Sequence[str]], said: Sequence[str]) -> list[Errors]:
+    """Return the errors of each piece, taking the other text for what was said.
+
+    What was said between two pieces and is in neither counts against both: either may be the one
+    that lacks it, and audio that reaches from one into the other holds it.
+    """
+    found = [word for piece in pieces for word in piece]
+    piece_of_word = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
+    hits, substitutions, deletions, insertions = (
+        np.zeros(len(pieces), dtype=np.int64) for _ in range(4)
+    )
+    if found and not said:
+        np.add.at(insertions, piece_of_word, 1)
+    elif found:
+        for chunk in aligned(said, found).alignments[0]:
+            theirs = piece_of_word[chunk.hyp_start_idx : chunk.hyp_end_idx]
+            if chunk.type == "delete":
+                beside = piece_of_word[max(0, chunk.hyp_start_idx - 1) : chunk.hyp_start_idx + 1]
+                deletions[np.unique(beside)] += chunk.ref_end_idx - chunk.ref_start_idx
+            elif chunk.type == "insert":
+                np.add.at(insertions, theirs, 1)
+            else:
+                np.add.at(hits if chunk.type == "equal" else substitutions, theirs, 1)
+    counts = zip(hits, substitutions, deletions, insertions, strict=True)
+    return [Errors(*map(int, each)) for each in counts]
+
+
+def rate(errors: Errors) -> float:
+    """Return errors per word said; where nothing was said, 1 for any error."""
+    return float(errors.errors > 0) if errors.rate is None else errors.rate
+
 
 MAX_REPEATED_WORDS = 5
 _ENOUGH_WORDS = 10
@@ -44,17 +74,7 @@ def measured(
     *,
     listed: frozenset[int] = frozenset(),
 ) -> list[MeasuredSegment]:
-    """Measure the segments of a recording.
-
-    Args:
-        recording: of the run.
-        version: `size_bytes` and `etag` of what was transcribed.
-        beside: what it is compared with.
-        listed: hashes of texts that are told apart.
-
-    Raises:
-        ConfigError: there is something to compare with, and jiwer is not installed.
-    """
+    """Measure the segments of a recording."""
     found: list[MeasuredSegment] = []
     reference = beside.reference
     for channel, segments in sorted(

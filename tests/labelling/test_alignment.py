@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus_asr.labelling.alignment import errors_by_piece, rate
+from corpus_asr.labelling.measures import errors_by_piece, rate
 from corpus_asr.report.accuracy import Errors, aligned
 
 _WORDS = st.lists(st.sampled_from("abcd"), max_size=6)

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.config.labelling import DatasetSettings
-from corpus_asr.labelling.examples import Example
-from corpus_asr.labelling.shards import shards_of, split_of
+from corpus_asr.labelling.examples import Example, shards_of, split_of
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 
 MIB_PER_SECOND = 2 * SAMPLE_RATE_HZ / MEBIBYTE
@@ -39,9 +38,9 @@ def test_nothing_is_lost_and_no_shard_is_too_large(lengths: list[list[int]], mos
     names = [row["example_id"] for shard in found for cuts in shard.cuts for row in cuts.rows]
     assert sorted(names) == sorted(e.row["example_id"] for _, all_ in recordings for e in all_)
     for shard in found:
-        stretches = [each for cuts in shard.cuts for each in cuts.request.stretches]
-        seconds = sum(each.end_sample - each.start_sample for each in stretches) / SAMPLE_RATE_HZ
-        assert seconds <= most_s or len(stretches) == 1
+        ranges = [each for cuts in shard.cuts for each in cuts.request.ranges]
+        seconds = sum(each.end_sample - each.start_sample for each in ranges) / SAMPLE_RATE_HZ
+        assert seconds <= most_s or len(ranges) == 1
         for cuts in shard.cuts:
             assert split_of(cuts.rows[0]["example_id"].partition("-")[0], chosen) == shard.split
     assert [shard.name for shard in shards_of(recordings, chosen)] == [s.name for s in found]

@@ -1,37 +1,17 @@
 """Windows as the model reads them."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from corpus_asr.config.finetune import AugmentationSettings, DataSettings, WindowSettings
 from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.training.audio_cache import AudioCache, prepare
-from corpus_asr.training.augmentation import Augmentation
-from corpus_asr.training.examples import Examples, ExampleSettings
-from corpus_asr.training.labels import LabelWriter
+from corpus_asr.training.examples import Examples, LabelWriter
 from corpus_asr.training.utterances import Utterance
-from corpus_asr.training.windows import Packing
 from corpus_asr.units import TIMESTAMP_STEP_S
 from tests.support.audio import noise, wav_bytes
 from tests.support.training_jobs import tiny_student
-
-SETTINGS = ExampleSettings(
-    num_mel_bins=80,
-    packing=Packing(
-        share_windows=True,
-        max_tokens=400,
-        max_pause_s=0.0,
-        speeds=(1.0, 1.0),
-        no_speech_fraction=0.0,
-        truncation_probability=0.0,
-    ),
-    augmentation=Augmentation(),
-    timestamp_probability=1.0,
-    condition_on_prev_probability=0.0,
-    task="transcribe",
-    seed=0,
-)
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +28,9 @@ def prepared(utterances: list[Utterance], labels: LabelWriter, folder: Path) -> 
     return prepare(
         utterances,
         folder / "cache",
+        DataSettings(train=("manifest.jsonl",)),
         count_tokens=labels.count,
         max_tokens=400,
-        max_gap_s=1.0,
-        workers=1,
-        timeout_s=60.0,
     )
 
 
@@ -65,9 +43,20 @@ def test_what_is_cut_off_is_heard_to_the_end_of_the_window(
         path = tmp_path / f"{name}.wav"
         path.write_bytes(wav_bytes(noise(20.0), rate_hz=16_000))
         utterances.append(Utterance(uri=str(path), text=name, language="en"))
-    packing = replace(SETTINGS.packing, truncation_probability=1.0)
-    settings = replace(SETTINGS, packing=packing, timestamp_probability=timestamps)
-    example = Examples(prepared(utterances, labels, tmp_path), labels, settings)[0]
+    windows = WindowSettings(
+        max_pause_s=0.0,
+        no_speech_fraction=0.0,
+        truncation_probability=1.0,
+        timestamp_probability=timestamps,
+    )
+    example = Examples(
+        prepared(utterances, labels, tmp_path),
+        labels,
+        windows=windows,
+        augmentation=AugmentationSettings(),
+        num_mel_bins=80,
+        seed=0,
+    )[0]
     times = [i for i in example.tokens.ids if i >= tokenizer.timestamp_begin]
     level = example.features.mean(axis=0)
     if timestamps:

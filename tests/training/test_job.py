@@ -17,11 +17,10 @@ from corpus_asr.models.convert.folder import convert
 from corpus_asr.models.stored_weights import stored_tensors
 from corpus_asr.training import trainer
 from corpus_asr.training.evaluation import Evaluation, Evaluator
-from corpus_asr.training.group import Group
 from corpus_asr.training.job import Finetune
 from corpus_asr.training.objective import Losses, Objective
 from corpus_asr.training.store import TrainingStore
-from corpus_asr.training.trainer import Record
+from corpus_asr.training.trainer import Group, Record
 from pipelines import finetune
 from tests.support.checkpoints import tiny_speech2text
 from tests.support.training_jobs import tiny_student, training, write_sets

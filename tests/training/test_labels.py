@@ -4,7 +4,7 @@ import pytest
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.models.whisper.tokenizer import WhisperTokenizer
-from corpus_asr.training.labels import LabelWriter, TimedText
+from corpus_asr.training.examples import LabelWriter, TimedText
 from tests.support.tokenizers import tiny_tokenizer
 
 TEXTS = (TimedText(0.5, 1.24, "ask what you can do "), TimedText(1.3, 2.0, "for your country."))

@@ -11,8 +11,7 @@ import pytest
 from corpus_asr.config.finetune import DataSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.training.audio_cache import AudioCache, prepare
-from corpus_asr.training.sources import utterances_in, utterances_of
-from corpus_asr.training.utterances import Utterance
+from corpus_asr.training.utterances import Utterance, utterances_in, utterances_of
 from pipelines.pseudo_label import label
 from tests.support.audio import share_of_tone
 from tests.support.labelled import Said, Transcribed, seconds_heard, tone_hz, write_tones
@@ -46,26 +45,17 @@ def test_held_out_speakers_are_asked_for_and_not_loss_from(tmp_path: Path) -> No
 
 
 def given(uri: Path | str, *, split: str = "train", min_confidence: float = 0.0) -> list[Utterance]:
-    return list(
-        utterances_of(
-            str(uri),
-            split=split,
-            endpoint_url=None,
-            language="de",
-            min_confidence=min_confidence,
-        )
-    )
+    data = DataSettings(train=(str(uri),), language="de", min_confidence=min_confidence)
+    return list(utterances_of(str(uri), data, split=split))
 
 
 def cache(utterances: list[Utterance], folder: Path) -> AudioCache:
     return prepare(
         utterances,
         folder,
+        DataSettings(train=("manifest.jsonl",)),
         count_tokens=lambda text: len(text.split()),
         max_tokens=50,
-        max_gap_s=1.0,
-        workers=1,
-        timeout_s=60.0,
     )
 
 
