@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from corpus_asr.benchmark.shapes import SHAPES
+from corpus_asr.benchmark.measuring import SHAPES
 from corpus_asr.config.stages import ExtractSettings
 from corpus_asr.decoding.sizes import ModelSize
 from corpus_asr.decoding.slots import encode_batch_on

@@ -18,7 +18,7 @@ import pytest
 
 from corpus_asr.config.labelling import PseudoLabelConfig
 from corpus_asr.config.run import RunConfig
-from corpus_asr.labelling.cutting import ClipCutter, CutRequest, ClipRange
+from corpus_asr.labelling.cutting import ClipCutter, ClipRange, CutRequest
 from corpus_asr.storage import filesystem
 from corpus_asr.text.normalize import EnglishTextNormalizer
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ

@@ -3,7 +3,7 @@
 import pytest
 import transformers
 
-from corpus_asr.benchmark.shapes import (
+from corpus_asr.benchmark.measuring import (
     SHAPES,
     Shape,
     find_shapes,
