@@ -12,6 +12,14 @@ from corpus_asr.report.accuracy import WITHOUT_BLANKS, Errors, aligned, normalis
 from corpus_asr.report.accuracy_references import Reference
 from corpus_asr.segments import Segment
 
+MAX_REPEATED_WORDS = 5
+_MIN_WORDS = 10  # the share of different words among fewer says nothing
+_HASH_BYTES = 8
+_COPIED = (
+    "start_s", "end_s", "text", "language_probability", "task", "confidence", "avg_logprob",
+    "no_speech_prob", "compression_ratio", "temperature", "speech_fraction", "known_hallucination",
+)  # fmt: skip
+
 
 def errors_by_piece(pieces: Sequence[Sequence[str]], said: Sequence[str]) -> list[Errors]:
     """Return the errors of each piece, taking the other text for what was said.
@@ -43,11 +51,6 @@ def errors_by_piece(pieces: Sequence[Sequence[str]], said: Sequence[str]) -> lis
 def rate(errors: Errors) -> float:
     """Return errors per word said; where nothing was said, 1 for any error."""
     return float(errors.errors > 0) if errors.rate is None else errors.rate
-
-
-MAX_REPEATED_WORDS = 5
-_ENOUGH_WORDS = 10
-_HASH_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +85,11 @@ def measured(
     ):
         words = [_words(segment.text, segment.language or recording.language)
                  for segment in segments]  # fmt: skip
-        disagreement = _disagreements(recording, channel, segments, beside.other)
-        wers = _word_error_rates(recording, segments, reference)
+        others = beside.other and [each.text for each in beside.other.by_channel().get(channel, [])]
+        disagreement = _rates(segments, others, recording.language)
+        texts = reference and [reference.text]
+        language = (reference and reference.language) or recording.language
+        wers = _rates(segments, texts, language)
         for at, segment in enumerate(segments):
             text_hash = hash_of(" ".join(words[at]))
             row = _row(recording, segment, words[at]) | {
@@ -118,32 +124,20 @@ def _words(text: str, language: str | None) -> list[str]:
 
 
 def _row(recording: Recording, segment: Segment, words: Sequence[str]) -> dict[str, Any]:
-    parted = (segment.language or recording.language) not in WITHOUT_BLANKS
-    spoken = segment.text.split()
+    language = segment.language or recording.language
+    has_blanks = language not in WITHOUT_BLANKS
+    enough = has_blanks and len(words) >= _MIN_WORDS
     return {
         "recording_id": recording.recording_id,
         "uri": recording.uri,
         "recording_s": recording.duration_s,
-        "start_s": segment.start_s,
-        "end_s": segment.end_s,
-        "text": segment.text,
-        "language": segment.language or recording.language,
-        "language_probability": segment.language_probability,
-        "task": segment.task,
-        "confidence": segment.confidence,
-        "avg_logprob": segment.avg_logprob,
-        "no_speech_prob": segment.no_speech_prob,
-        "compression_ratio": segment.compression_ratio,
-        "temperature": segment.temperature,
-        "speech_fraction": segment.speech_fraction,
-        "known_hallucination": segment.known_hallucination,
+        "language": language,
+        **{name: getattr(segment, name) for name in _COPIED},
         "num_words": len(words),
         "num_letters": _letters(segment.text),
-        "unique_words": (
-            len(set(words)) / len(words) if parted and len(words) >= _ENOUGH_WORDS else None
-        ),
+        "unique_words": len(set(words)) / len(words) if enough else None,
         "repeats": most_repeats(words),
-        "longest_word": max(map(_letters, spoken), default=0) if parted else None,
+        "longest_word": max(map(_letters, segment.text.split()), default=0) if has_blanks else None,
     }
 
 
@@ -162,29 +156,11 @@ def most_repeats(words: Sequence[str]) -> int:
     return most
 
 
-def _disagreements(
-    recording: Recording,
-    channel: int | None,
-    segments: Sequence[Segment],
-    other: Recording | None,
-) -> list[float | None]:
-    if other is None:
-        return [None] * len(segments)
-    heard = [segment.text for segment in other.by_channel().get(channel, [])]
-    return _rates(segments, heard, recording.language)
-
-
-def _word_error_rates(
-    recording: Recording, segments: Sequence[Segment], reference: Reference | None
-) -> list[float | None]:
-    if reference is None:
-        return [None] * len(segments)
-    return _rates(segments, [reference.text], reference.language or recording.language)
-
-
 def _rates(
-    segments: Sequence[Segment], said: Sequence[str], language: str | None
-) -> list[float | None]:
+    segments: Sequence[Segment], texts: Sequence[str] | None, language: str | None
+) -> Sequence[float | None]:
     """Compare segments with texts, all as if in one language, so that both are normalised alike."""
+    if texts is None:
+        return [None] * len(segments)
     pieces = [_words(segment.text, language) for segment in segments]
-    return [rate(errors) for errors in errors_by_piece(pieces, _words(" ".join(said), language))]
+    return [rate(errors) for errors in errors_by_piece(pieces, _words(" ".join(texts), language))]

@@ -6,7 +6,7 @@ has no loss, then start, language, task, and the text between timestamps or, aft
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -265,16 +265,14 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
-        return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory; `DataLoader` calls this."""
-        return self._changed(torch.Tensor.pin_memory)
+        return self._mapped(torch.Tensor.pin_memory)
 
-    def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        return Batch(
-            features=change(self.features), inputs=change(self.inputs), labels=change(self.labels)
-        )
+    def _mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        return Batch(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
 
 
 class Collate:

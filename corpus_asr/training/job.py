@@ -192,12 +192,7 @@ class Finetune:
         lora = self._config.lora
         if lora.rank is None:
             return None
-        config = LoraConfig(
-            rank=lora.rank,
-            alpha=lora.alpha,
-            dropout=lora.dropout,
-            target_modules=lora.target_modules,
-        )
+        config = LoraConfig(**lora.model_dump())
         return LoraAdapters(self._student, config, seed=self._config.training.seed)
 
     @property

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from corpus_asr.errors import DecodeError, FetchError
-from corpus_asr.labelling.cutting import Clip, ClipCutter, CutRequest, ClipRange
+from corpus_asr.labelling.cutting import Clip, ClipCutter, ClipRange, CutRequest
 from corpus_asr.storage.filesystem import describe
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import decode, encode, noise

@@ -1,6 +1,7 @@
 """Losses: equal to transformers', to PyTorch's, and zero where there is nothing to learn."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,7 +95,8 @@ def test_a_teacher_that_is_not_asked_changes_nothing(folder: Path, batch: Batch)
 
 
 def test_a_teacher_that_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"max_source_positions": 50}
     for name, value in (("vocab_size", 1100), ("num_mel_bins", 128)):
-        other = tiny_whisper(tmp_path / name, max_source_positions=50, **{name: value})
+        other = tiny_whisper(tmp_path / name, **sizes | {name: value})
         with pytest.raises(ConfigError, match=f"{name} {value}"):
             Objective(network(folder), distillation=DISTILLATION, teacher=network(other))
