@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float32
@@ -127,13 +127,7 @@ def read_samples(path: str) -> Float32[np.ndarray, " sample"]:
         return np.concatenate([chunk[0] for chunk in decoder])
 
 
-class _Sliced(Protocol):
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: slice, /) -> Any: ...
-
-
-def batches(items: _Sliced, size: int) -> Iterator[Any]:
+def batches(items: Any, size: int) -> Iterator[Any]:
     """Yield `items` in runs of `size`."""
     for first in range(0, len(items), size):
         yield items[first : first + size]

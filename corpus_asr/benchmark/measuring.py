@@ -56,8 +56,7 @@ _SEED = 0
 
 # Text tokens of the multilingual vocabulary, the end token not among them.
 _NUM_TEXT_TOKENS = 50_257
-# Control tokens after the languages: translate, transcribe, startoflm, startofprev, nospeech,
-# notimestamps; then 1,501 times.
+# Control tokens after the languages; then 1,501 times.
 _AFTER_LANGUAGES = (
     "<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>",
     "<|notimestamps|>",
@@ -158,13 +157,14 @@ def hardware(device: torch.device) -> dict[str, Any]:
     """Describe the processor, its cores and memory, and the GPU where one is measured."""
     cpu = _cpu_values()
     flags = (cpu.get("flags") or cpu.get("Features") or "").split()
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(_cores())
+    cores = os.cpu_count() or 1
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
         "cpu_flags": [flag for flag in _FLAGS if flag in flags],
-        "cores": len(allowed),
-        "cores_of_machine": _cores(),
-        "memory_gib": _memory_gib(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores,
+        "cores_of_machine": cores,
+        "memory_gib": round(memory_bytes / (1 << 30), 1),
         "gpu": device_name(device).partition(":")[2] or None,
         "system": f"{platform.system()} {platform.release()}",
     }
@@ -191,14 +191,6 @@ def _cpu_values() -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def _memory_gib() -> float:
-    return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30), 1)
-
-
-def _cores() -> int:
-    return os.cpu_count() or 1
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """One comparison."""
@@ -223,7 +215,10 @@ class Table:
                     "engine": row.case.engine,
                     "dtype": row.case.dtype,
                     **summary.as_data(),
-                    "runs": [_without_texts(run) for run in row.runs],
+                    "runs": [
+                        {key: value for key, value in run.items() if key != "texts"}
+                        for run in row.runs
+                    ],
                 }
                 for row, summary in zip(self.rows, self.summaries, strict=True)
             ],
@@ -296,7 +291,8 @@ class Bench:
             Order(
                 engine=case.engine,
                 dtype=case.dtype,
-                runner=_runner(case, shapes=bool(self._shapes)),
+                runner=(ENGINES[case.engine].decoding if self._shapes else None)
+                or ENGINES[case.engine].transcribing,
                 model=str(model.resolve()),
                 scratch=scratch,
                 device=str(self._device),
@@ -330,21 +326,9 @@ def _checkpoint(folder: Path) -> Path:
     return folder
 
 
-def _runner(case: Case, *, shapes: bool) -> str:
-    entry = ENGINES[case.engine]
-    if not shapes:
-        return entry.transcribing
-    assert entry.decoding is not None, "peer_cases offers no others"
-    return entry.decoding
-
-
 def _missing(cases: Sequence[Case]) -> dict[str, str]:
     return {
         case.label: f"{', '.join(missing)} not installed; {INSTALL}"
         for case in cases
         if (missing := missing_modules(case))
     }
-
-
-def _without_texts(run: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in run.items() if name != "texts"}
