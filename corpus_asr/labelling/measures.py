@@ -85,10 +85,13 @@ def measured(
     ):
         words = [_words(segment.text, segment.language or recording.language)
                  for segment in segments]  # fmt: skip
-        others = beside.other and [each.text for each in beside.other.by_channel().get(channel, [])]
+        others = texts = None
+        if beside.other is not None:
+            others = [each.text for each in beside.other.by_channel().get(channel, [])]
+        if reference is not None:
+            texts = [reference.text]
+        language = (reference.language if reference else None) or recording.language
         disagreement = _rates(segments, others, recording.language)
-        texts = reference and [reference.text]
-        language = (reference and reference.language) or recording.language
         wers = _rates(segments, texts, language)
         for at, segment in enumerate(segments):
             text_hash = hash_of(" ".join(words[at]))

@@ -161,9 +161,7 @@ def test_memory_does_not_grow_with_the_length_of_a_recording(tmp_path: Path) -> 
         for at in range(0, lasts_s, 60)
     )  # fmt: skip
     cutter = ClipCutter(endpoint_url=None, channels="mix", audio_format="flac")
-    request = CutRequest(
-        uri=str(tmp_path / "long.wav"), size_bytes=None, etag=None, ranges=ranges
-    )
+    request = CutRequest(uri=str(tmp_path / "long.wav"), size_bytes=None, etag=None, ranges=ranges)
     tracemalloc.start()
     try:
         assert sum(clip.num_samples > 0 for clip in cutter(request)) == len(ranges)

@@ -37,7 +37,7 @@ def row_of(
     max_tokens: int = 100,
     **options: Any,
 ) -> TokenRow:
-    usual = {"language": "en", "task": "transcribe", "timestamps": True}
+    usual: dict[str, Any] = {"language": "en", "task": "transcribe", "timestamps": True}
     return LabelWriter(tokenizer, max_tokens=max_tokens).row(texts, **usual | options)
 
 
