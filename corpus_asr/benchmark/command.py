@@ -1,7 +1,7 @@
-"""`corpus-asr bench`: arguments in, tables out.
+"""`corpus-asr bench`.
 
 The options are read by argparse, so that `python -m corpus_asr.benchmark` works where the packages
-of the command line are not installed, as on a GPU image. Knows no engine.
+of the command line are not installed, as on a GPU image.
 """
 
 import argparse
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from corpus_asr.benchmark.orders import INSTALL, PEERS
+from corpus_asr.benchmark.results import EXIT_UNUSABLE, say, tell
 from corpus_asr.errors import ConfigError, CorpusAsrError
 
 PROGRAM = "corpus-asr bench"
-EXIT_UNUSABLE = 2
 
 # Half of the decoder's 448 positions, as all engines leave for the text of one window.
 MAX_TOKENS_PER_WINDOW = 224
@@ -49,18 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def say(line: str) -> None:
-    """Print a result."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-
-
-def tell(line: str) -> None:
-    """Print what is being done, apart from results."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
-
-
 def run(
     arguments: Sequence[str],
     *,
@@ -68,11 +56,6 @@ def run(
     tell: Callable[[str], None] = tell,
 ) -> None:
     """Measure what the arguments ask for.
-
-    Args:
-        arguments: without the program's name.
-        say: is given the tables.
-        tell: is given what is being done.
 
     Raises:
         ConfigError: an option, a name or a file cannot be used.
@@ -88,8 +71,7 @@ def run(
         return
 
     # Only from here on, so that --help does not wait for torch.
-    from corpus_asr.benchmark.machine import hardware, versions
-    from corpus_asr.benchmark.measuring import Bench
+    from corpus_asr.benchmark.measuring import Bench, hardware, versions
     from corpus_asr.families.device import resolve_device
 
     device = resolve_device(options.device)
@@ -125,11 +107,7 @@ def _headline(about: dict[str, Any], options: argparse.Namespace, device: str) -
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse what does not go together, before anything is loaded.
-
-    Raises:
-        ConfigError: naming the options.
-    """
+    """Refuse what does not go together, before anything is loaded."""
     from corpus_asr.languages import resolve_language
 
     try:

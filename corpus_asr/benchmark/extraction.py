@@ -1,8 +1,7 @@
 """How fast one core extracts: decoding, speech detection and features, beside ffmpeg's decoding.
 
-In: audio files. Out: a table of times real time. What is counted is the processor's time, which a
-busy machine does not distort, in a child that works on one thread as those of extraction do. Knows
-no model but the shape of its features.
+Counted is the processor's time, which a busy machine does not distort, in a child that works on one
+thread as those of extraction do.
 """
 
 import argparse
@@ -20,9 +19,8 @@ from tempfile import TemporaryDirectory
 from corpus_asr.audio.activity import SileroDetector
 from corpus_asr.audio.decode import open_audio
 from corpus_asr.audio.parts import PartCutter
-from corpus_asr.benchmark.command import EXIT_UNUSABLE, say, tell
-from corpus_asr.benchmark.recordings import Recording, find_recordings
-from corpus_asr.benchmark.table import aligned
+from corpus_asr.benchmark.orders import Recording, find_recordings
+from corpus_asr.benchmark.results import EXIT_UNUSABLE, aligned, say, tell
 from corpus_asr.config.stages import ExtractSettings
 from corpus_asr.errors import ConfigError, CorpusAsrError, EngineError
 from corpus_asr.stages.extraction import PartExtractor
@@ -58,11 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(paths: Sequence[Path], *, runs: int, say: Callable[[str], None]) -> None:
     """Measure and print.
 
-    Args:
-        paths: audio files.
-        runs: rounds that count, after one that does not.
-        say: is given the table.
-
     Raises:
         ConfigError: there is no file, one is missing, or `runs` is below 1.
         DecodeError: a file holds no audio.
@@ -83,11 +76,7 @@ def run(paths: Sequence[Path], *, runs: int, say: Callable[[str], None]) -> None
 def measure(
     recordings: Sequence[Recording], steps: Sequence[str], *, runs: int
 ) -> dict[str, list[float]]:
-    """Return median CPU seconds of every step, by recording.
-
-    Raises:
-        EngineError: see `run`.
-    """
+    """Return median CPU seconds of every step, by recording."""
     child = IsolatedGenerator(_TIMER, init_kwargs={}, timeout_s=_TIMEOUT_S)
     found: dict[str, list[float]] = {step: [] for step in steps}
     try:
@@ -118,11 +107,7 @@ def render(recordings: Sequence[Recording], cpu_s: dict[str, list[float]]) -> li
 
 
 class StepTimer:
-    """Times one step on one file; made in the child, where it keeps what workers keep.
-
-    Raises:
-        EngineError: the speech detector is not installed.
-    """
+    """Times one step on one file; made in the child, where it keeps what workers keep."""
 
     def __init__(self) -> None:
         self._settings = settings = ExtractSettings()
@@ -143,11 +128,7 @@ class StepTimer:
         self._start_s = _cpu_s_of(_start_ffmpeg) if shutil.which("ffmpeg") else 0.0
 
     def __call__(self, item: tuple[str, str]) -> Iterator[float]:
-        """Yield the CPU seconds that a step takes on a file.
-
-        Raises:
-            EngineError: ffmpeg cannot decode it.
-        """
+        """Yield the CPU seconds that a step takes on a file."""
         step, path = item
         if step == FFMPEG:
             yield _cpu_s_of(lambda: _decode_with_ffmpeg(path)) - self._start_s

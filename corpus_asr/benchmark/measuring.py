@@ -1,15 +1,21 @@
-"""From options to tables: which cases, which checkpoints, one table for each.
+"""From options to tables: which cases, which checkpoints, on which machine; a table for each.
 
-In: the command's options. Out: a table for the recordings, or one for each size. Loads no engine
-into this process, so that none shares memory or threads with another.
+Whisper's published sizes with random weights can be measured without a download: how long a network
+takes depends on its sizes and types, not on what its weights say. No engine is loaded into this
+process, so that none shares memory or threads with another.
 """
 
 import argparse
+import difflib
+import os
+import platform
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,24 +25,170 @@ from corpus_asr.benchmark.orders import (
     INSTALL,
     Case,
     Order,
+    Recording,
+    find_recordings,
     missing_modules,
     our_cases,
     peer_cases,
 )
-from corpus_asr.benchmark.recordings import Recording, find_recordings
-from corpus_asr.benchmark.results import Summary, summarise
+from corpus_asr.benchmark.results import Summary, render, summarise
 from corpus_asr.benchmark.rounds import Row, measure
-from corpus_asr.benchmark.shapes import (
-    Shape,
-    find_shapes,
-    network_without_weights,
-    write_checkpoint,
-)
-from corpus_asr.benchmark.table import render
-from corpus_asr.errors import CheckpointError
+from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.families.device import device_name
 from corpus_asr.families.registry import family_of
 from corpus_asr.families.whisper.config import WhisperConfig
+from corpus_asr.languages import LANGUAGES
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.units import WINDOW_S
+
+# What fast kernels are chosen by.
+_FLAGS = (
+    "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_tile",
+    "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "bf16",
+)  # fmt: skip
+_PACKAGES = (
+    "corpus-asr", "torch", "transformers", "faster-whisper", "ctranslate2", "openai-whisper",
+    "numpy", "jiwer",
+)  # fmt: skip
+# Weights are stored as half-precision floats, which every engine reads and which halve the disk.
+_STORED = torch.float16
+_SEED = 0
+
+# Text tokens of the multilingual vocabulary, the end token not among them.
+_NUM_TEXT_TOKENS = 50_257
+# Control tokens after the languages; then 1,501 times.
+_AFTER_LANGUAGES = (
+    "<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>",
+    "<|notimestamps|>",
+)  # fmt: skip
+_NUM_TIMES = 1_501
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Sizes of a network; those not named follow as in all of Whisper."""
+
+    name: str
+    width: int
+    encoder_layers: int
+    decoder_layers: int
+    num_mel_bins: int = 80
+    num_languages: int = len(LANGUAGES) - 1
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """Every token but the times, with the published control tokens at their ids."""
+        codes = tuple(LANGUAGES)[: self.num_languages]
+        return (
+            *(f"text{number}" for number in range(_NUM_TEXT_TOKENS)),
+            "<|endoftext|>",
+            "<|startoftranscript|>",
+            *(f"<|{code}|>" for code in codes),
+            *_AFTER_LANGUAGES,
+        )
+
+    def config(self) -> WhisperConfig:
+        """Describe the network as config.json does."""
+        heads = self.width // 64
+        end = _NUM_TEXT_TOKENS
+        return WhisperConfig(
+            vocab_size=end + 2 + self.num_languages + len(_AFTER_LANGUAGES) + _NUM_TIMES,
+            num_mel_bins=self.num_mel_bins,
+            d_model=self.width,
+            encoder_layers=self.encoder_layers,
+            decoder_layers=self.decoder_layers,
+            encoder_attention_heads=heads,
+            decoder_attention_heads=heads,
+            encoder_ffn_dim=4 * self.width,
+            decoder_ffn_dim=4 * self.width,
+            bos_token_id=end,
+            eos_token_id=end,
+            pad_token_id=end,
+            decoder_start_token_id=end + 1,
+        )
+
+
+# Source: Radford et al. 2022, table 1; the config.json of openai/whisper-large-v3 and -turbo.
+_V3 = {"num_mel_bins": 128, "num_languages": len(LANGUAGES)}
+SHAPES: Mapping[str, Shape] = MappingProxyType(
+    {
+        shape.name: shape
+        for shape in (
+            Shape(name="tiny", width=384, encoder_layers=4, decoder_layers=4),
+            Shape(name="base", width=512, encoder_layers=6, decoder_layers=6),
+            Shape(name="small", width=768, encoder_layers=12, decoder_layers=12),
+            Shape(name="medium", width=1024, encoder_layers=24, decoder_layers=24),
+            Shape(name="large-v3", width=1280, encoder_layers=32, decoder_layers=32, **_V3),
+            Shape(name="large-v3-turbo", width=1280, encoder_layers=32, decoder_layers=4, **_V3),
+        )
+    }
+)
+
+
+def find_shapes(names: Sequence[str]) -> list[Shape]:
+    """Return the sizes of these names."""
+    for name in names:
+        if name not in SHAPES:
+            near = difflib.get_close_matches(name, SHAPES, n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(
+                f"choosing a shape: found {name!r}, expected some of {', '.join(SHAPES)}{hint}"
+            )
+    return [SHAPES[name] for name in dict.fromkeys(names)]
+
+
+def network_without_weights(shape: Shape) -> WhisperForConditionalGeneration:
+    """Build the network on the meta device, which takes no memory."""
+    with torch.device("meta"):
+        return WhisperForConditionalGeneration(shape.config())
+
+
+def write_checkpoint(shape: Shape, folder: Path) -> Path:
+    """Write config.json, generation_config.json and random weights; the same on every machine."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        model = WhisperForConditionalGeneration(shape.config())
+    model.to(_STORED).save_pretrained(folder)
+    (folder / "vocabulary.txt").write_text("\n".join(shape.vocabulary), encoding="utf-8")
+    return folder
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """Describe the processor, its cores and memory, and the GPU where one is measured."""
+    cpu = _cpu_values()
+    flags = (cpu.get("flags") or cpu.get("Features") or "").split()
+    cores = os.cpu_count() or 1
+    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
+        "cpu_flags": [flag for flag in _FLAGS if flag in flags],
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores,
+        "cores_of_machine": cores,
+        "memory_gib": round(memory_bytes / (1 << 30), 1),
+        "gpu": device_name(device).partition(":")[2] or None,
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Return the version of each package that matters; None where it is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _cpu_values() -> dict[str, str]:
+    """Read the first processor's entries, on Linux."""
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return {}
+    first = path.read_text().partition("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +215,10 @@ class Table:
                     "engine": row.case.engine,
                     "dtype": row.case.dtype,
                     **summary.as_data(),
-                    "runs": [_without_texts(run) for run in row.runs],
+                    "runs": [
+                        {key: value for key, value in run.items() if key != "texts"}
+                        for run in row.runs
+                    ],
                 }
                 for row, summary in zip(self.rows, self.summaries, strict=True)
             ],
@@ -71,13 +226,7 @@ class Table:
 
 
 class Bench:
-    """The measurements that the options ask for; all that can be refused is refused here.
-
-    Raises:
-        ConfigError: a peer, size or file is not known or cannot be read.
-        CheckpointError: the checkpoint is missing or not a Whisper checkpoint.
-        DecodeError: a file holds no audio.
-    """
+    """The measurements that the options ask for; all that can be refused is refused here."""
 
     def __init__(
         self, options: argparse.Namespace, *, device: torch.device, tell: Callable[[str], None]
@@ -142,7 +291,8 @@ class Bench:
             Order(
                 engine=case.engine,
                 dtype=case.dtype,
-                runner=_runner(case, shapes=bool(self._shapes)),
+                runner=(ENGINES[case.engine].decoding if self._shapes else None)
+                or ENGINES[case.engine].transcribing,
                 model=str(model.resolve()),
                 scratch=scratch,
                 device=str(self._device),
@@ -176,21 +326,9 @@ def _checkpoint(folder: Path) -> Path:
     return folder
 
 
-def _runner(case: Case, *, shapes: bool) -> str:
-    entry = ENGINES[case.engine]
-    if not shapes:
-        return entry.transcribing
-    assert entry.decoding is not None, "peer_cases offers no others"
-    return entry.decoding
-
-
 def _missing(cases: Sequence[Case]) -> dict[str, str]:
     return {
         case.label: f"{', '.join(missing)} not installed; {INSTALL}"
         for case in cases
         if (missing := missing_modules(case))
     }
-
-
-def _without_texts(run: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in run.items() if name != "texts"}

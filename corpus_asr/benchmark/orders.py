@@ -1,18 +1,19 @@
-"""What is measured: the engines there are, which were asked for, and the order a worker gets.
+"""What is measured: engines, recordings, and the order that travels to a worker process as JSON.
 
-In: names from the command line. Out: `Case`s, and `Order`s that travel to worker processes as
-JSON. Imports no engine: what is installed is found out without loading it.
+No engine is imported: what is installed is found out without loading it.
 """
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from corpus_asr.errors import ConfigError
+from corpus_asr.units import SAMPLE_RATE_HZ
 
 OURS = "corpus-asr"
 INSTALL = "pip install 'corpus-asr[bench]'"
@@ -35,38 +36,39 @@ class EngineEntry:
     cuda_dtypes: tuple[str, ...] = ("float16",)
 
 
-_HERE = "corpus_asr.benchmark.engines"
+_ADDRESS_KEYS = ("path", "uri")  # of a line of a manifest
+_PEERS = "corpus_asr.benchmark.peers"
 
 ENGINES: Mapping[str, EngineEntry] = MappingProxyType(
     {
         OURS: EngineEntry(
-            transcribing=f"{_HERE}.ours_transcribing:Transcribing",
-            decoding=f"{_HERE}.ours_decoding:Decoding",
+            transcribing="corpus_asr.benchmark.ours:OurRecordings",
+            decoding="corpus_asr.benchmark.ours:OurWindows",
             cpu_dtypes=("auto",),
             cuda_dtypes=("auto",),
         ),
         "faster-whisper-batched": EngineEntry(
-            transcribing=f"{_HERE}.ctranslate:BatchedTranscribing",
+            transcribing=f"{_PEERS}:BatchedFasterWhisper",
             decoding=None,
             modules=("faster_whisper", "ctranslate2", "transformers"),
             cpu_dtypes=("int8",),
         ),
         "faster-whisper": EngineEntry(
-            transcribing=f"{_HERE}.ctranslate:Transcribing",
-            decoding=f"{_HERE}.ctranslate:Decoding",
+            transcribing=f"{_PEERS}:FasterWhisper",
+            decoding=f"{_PEERS}:CTranslate2Windows",
             modules=("faster_whisper", "ctranslate2", "transformers"),
             cpu_dtypes=("int8",),
         ),
         "transformers": EngineEntry(
-            transcribing=f"{_HERE}.huggingface:Transcribing",
-            decoding=f"{_HERE}.huggingface:Decoding",
+            transcribing=f"{_PEERS}:Transformers",
+            decoding=f"{_PEERS}:TransformersWindows",
             modules=("transformers",),
             cpu_dtypes=("float32", "bfloat16"),
             cuda_dtypes=("float16", "bfloat16"),
         ),
         "openai-whisper": EngineEntry(
-            transcribing=f"{_HERE}.openai:Transcribing",
-            decoding=f"{_HERE}.openai:Decoding",
+            transcribing=f"{_PEERS}:OpenAI",
+            decoding=f"{_PEERS}:OpenAIWindows",
             modules=("whisper",),
         ),
     }
@@ -138,16 +140,7 @@ def our_cases(dtypes: Sequence[str], *, cuda: bool) -> list[Case]:
 
 
 def peer_cases(wanted: Sequence[str] | None, *, cuda: bool, shapes: bool) -> list[Case]:
-    """Return the cases of the peers asked for.
-
-    Args:
-        wanted: `NAME` or `NAME:DTYPE`; None means every peer in its usual types.
-        cuda: whether a GPU is measured, whose usual types are others.
-        shapes: whether encoder and decoder are measured alone.
-
-    Raises:
-        ConfigError: a name is not known, or does not apply.
-    """
+    """Return the cases of the peers asked for."""
     offered = [name for name in PEERS if not shapes or ENGINES[name].decoding is not None]
     cases: list[Case] = []
     for text in offered if wanted is None else wanted:
@@ -173,3 +166,94 @@ def peer_cases(wanted: Sequence[str] | None, *, cuda: bool, shapes: bool) -> lis
 def missing_modules(case: Case) -> list[str]:
     """Return what would have to be installed to measure this case."""
     return [name for name in ENGINES[case.engine].modules if find_spec(name) is None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """One file."""
+
+    path: Path
+    duration_s: float
+    text: str | None
+    """What is said in it."""
+
+
+def find_recordings(files: Sequence[Path], manifest: Path | None) -> list[Recording]:
+    """Return the files, then those the manifest names; each text from there or from a .txt beside.
+
+    Raises:
+        ConfigError: there are none, or a file or the manifest is missing or unreadable.
+        DecodeError: a file holds no audio.
+    """
+    named: list[tuple[Path, str | None]] = [(path, None) for path in files]
+    if manifest is not None:
+        named += _manifest_rows(manifest)
+    if not named:
+        raise ConfigError(
+            "looking for audio: found none; name audio files, or a .jsonl with --manifest, or "
+            "measure a size without audio with --shape"
+        )
+    return [
+        Recording(path=path, duration_s=_duration_s(path), text=text or _text_beside(path))
+        for path, text in named
+    ]
+
+
+def _manifest_rows(manifest: Path) -> Iterator[tuple[Path, str | None]]:
+    """Yield path and text of every line; relative paths start at the manifest."""
+    try:
+        lines = manifest.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"reading the manifest {manifest}: {error}; give a .jsonl with `path` and `text`"
+        ) from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield _row(manifest, number, line)
+
+
+def _row(manifest: Path, number: int, line: str) -> tuple[Path, str | None]:
+    try:
+        row: Any = json.loads(line)
+    except ValueError as error:
+        raise ConfigError(
+            f"reading the manifest {manifest}, line {number}: found no JSON ({error}), expected an "
+            "object with `path` and `text`; correct the line"
+        ) from error
+    values = row if isinstance(row, dict) else {}
+    address = next((values[key] for key in _ADDRESS_KEYS if values.get(key)), None)
+    text = values.get("text")
+    if not isinstance(address, str) or not isinstance(text, str | None):
+        raise ConfigError(
+            f"reading the manifest {manifest}, line {number}: found {line.strip()[:80]}, expected "
+            "an object with `path` (or `uri`) and, where it is known, `text`; correct the line"
+        )
+    return manifest.parent / address.removeprefix("file://"), text
+
+
+def _text_beside(path: Path) -> str | None:
+    beside = path.with_suffix(".txt")
+    if not beside.is_file():
+        return None
+    try:
+        return beside.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"reading {beside}: {error}; write what is said in {path.name} there as UTF-8, or "
+            "remove it"
+        ) from error
+
+
+def _duration_s(path: Path) -> float:
+    if not path.is_file():
+        raise ConfigError(f"opening {path}: no such file; check the name")
+    try:
+        from corpus_asr.audio.decode import open_audio
+    except ImportError as error:
+        raise ConfigError(
+            f"decoding {path}: {error}; install the package av, or use --shape, which needs no "
+            "audio"
+        ) from error
+    with path.open("rb") as file, open_audio(file, uri=str(path)) as decoder:
+        num_samples: int = sum(chunk.shape[1] for chunk in decoder)
+    return num_samples / SAMPLE_RATE_HZ

@@ -1,20 +1,22 @@
-"""Medians, ratios and word errors of what was run.
+"""Medians, ratios and word errors of what was run, and the table that shows them.
 
-In: rows of runs. Out: a summary per row, and its JSON. A ratio is taken within a
-round, between two runs that stood near each other, and the median is over rounds: a machine that
-slows down half-way moves both sides of it.
+A ratio is taken within a round, between two runs that stood near each other, and the median is over
+rounds: a machine that slows down half-way moves both sides of it.
 """
 
 import importlib
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from corpus_asr.benchmark.recordings import Recording
+from corpus_asr.benchmark.orders import Recording
 from corpus_asr.benchmark.rounds import Row
 from corpus_asr.text.normalize import BasicTextNormalizer, EnglishTextNormalizer
+
+EXIT_UNUSABLE = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,14 +76,7 @@ def summarise(
     *,
     language: str = "en",
 ) -> list[Summary]:
-    """Summarise every row.
-
-    Args:
-        rows: in table order.
-        audio_s: seconds of audio that a run works on.
-        recordings: in the order of a run's texts; none where no text is made.
-        language: of the recordings.
-    """
+    """Summarise every row."""
     ours = [row for row in rows if row.case.is_ours and row.runs]
     found = []
     for row in rows:
@@ -138,3 +133,61 @@ def _summary(row: Row, ours: Sequence[Row], audio_s: float, error: float | None)
 
 def _most(runs: Sequence[dict[str, Any]], key: str) -> float | None:
     return max((run[key] for run in runs if run.get(key) is not None), default=None)
+
+
+def render(summaries: Sequence[Summary]) -> str:
+    """Draw one table; rows that failed are listed below it with their reasons."""
+    done = [summary for summary in summaries if summary.speed is not None]
+    stages = dict.fromkeys(name for one in done for name in one.stages)
+    dtypes = dict.fromkeys(name for one in done for name in one.ratios)
+    columns = [
+        ["", *(one.label for one in done)],
+        ["x real time", *(_spread(one.speed, ".1f") for one in done)],
+        *([f"{name.replace('_', ' ')} s", *_numbers([one.stages.get(name) for one in done], ".2f")]
+          for name in stages),
+        ["total s", *_numbers([one.total_s for one in done], ".2f")],
+        *([f"{name} is x as fast", *(_spread(one.ratios.get(name), ".2f") for one in done)]
+          for name in dtypes),
+        ["peak MiB", *_numbers([one.peak_memory_mib for one in done], ".0f")],
+        ["peak GPU MiB", *_numbers([one.peak_gpu_mib for one in done], ".0f")],
+        ["WER %", *_numbers([_percent(one.word_error_rate) for one in done], ".2f")],
+    ]  # fmt: skip
+    drawn = aligned([column for column in columns if any(column[1:])]) if done else []
+    failed = [f"{one.label}  failed: {one.failed}" for one in summaries if one.failed is not None]
+    return "\n".join([*drawn, *failed])
+
+
+def aligned(columns: Sequence[Sequence[str]]) -> list[str]:
+    """Return lines of columns, the first to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in columns]
+    lines = []
+    for first, *others in zip(*columns, strict=True):
+        padded = map(str.rjust, others, widths[1:])
+        lines.append("  ".join([first.ljust(widths[0]), *padded]).rstrip())
+    return lines
+
+
+def _spread(spread: Spread | None, form: str) -> str:
+    if spread is None:
+        return ""
+    return f"{spread.median:{form}} ({spread.least:{form}}..{spread.most:{form}})"
+
+
+def _numbers(values: Sequence[float | None], form: str) -> list[str]:
+    return ["" if value is None else f"{value:{form}}" for value in values]
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def say(line: str) -> None:
+    """Print a result."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def tell(line: str) -> None:
+    """Print what is being done, apart from results."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()

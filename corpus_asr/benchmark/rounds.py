@@ -1,21 +1,29 @@
-"""Alternating rounds over worker processes: A B C, A B C, ...
+"""Alternating rounds over worker processes (A B C, A B C, ...), seen from both ends of their pipes.
 
-In: an order per case. Out: every run, or why a case failed. A worker that fails, or dies, loses
-its further turns; the others go on. Knows nothing of engines, nor of what a run measures.
+    driver                       worker, `python -m corpus_asr.benchmark.rounds`
+    an Order, as a line    ->    loads its engine
+                           <-    {"ready": true}
+    "run"                  ->    works
+                           <-    {"run": {...}}, or {"failed": why} and the end
+
+A worker that fails, or dies, loses its further turns; the others go on.
 """
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from corpus_asr.benchmark.engines import peak_memory
 from corpus_asr.benchmark.orders import OURS, Case, Order
 from corpus_asr.threads import BRIEFLY, SPIN_COUNT
 
@@ -48,7 +56,7 @@ class Worker:
         )
         self._process = subprocess.Popen(
             # -P: a file in the current folder must not be taken for a library.
-            [sys.executable, "-P", "-m", "corpus_asr.benchmark.worker"],
+            [sys.executable, "-P", "-m", "corpus_asr.benchmark.rounds"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -59,18 +67,18 @@ class Worker:
         self._pin(order)
         # It sees no other GPU, so that no library can wait for, or count, a wrong one.
         seen = order.device if order.device == "cpu" else "cuda:0"
-        self._said = self._ask(replace(order, device=seen).to_json())
+        self._reply = self._ask(replace(order, device=seen).to_json())
 
     @property
     def failed(self) -> str | None:
         """Why this worker can do nothing more."""
-        reason = self._said.get("failed")
+        reason = self._reply.get("failed")
         return None if reason is None else str(reason)
 
     def run(self) -> dict[str, Any] | None:
         """Do the work once; None if it failed."""
-        self._said = self._ask("run")
-        return self._said.get("run")
+        self._reply = self._ask("run")
+        return self._reply.get("run")
 
     def __enter__(self) -> Self:
         return self
@@ -171,3 +179,39 @@ def environment(order: Order, inherited: Mapping[str, str]) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
     }
+
+
+def serve(lines: Iterator[str], reply: Callable[[dict[str, Any]], None]) -> None:
+    """Answer until `lines` ends or something fails.
+
+    What the runner has started ends with this process.
+    """
+    try:
+        order = Order.from_json(next(lines))
+        module, _, name = order.runner.partition(":")
+        runner = getattr(importlib.import_module(module), name)(order)
+        reply({"ready": True})
+        for _ in lines:
+            run: dict[str, Any] = runner.run()
+            reply({"run": run | peak_memory()})
+    except Exception as error:
+        # Whatever an engine fails with becomes its row; the others go on.
+        traceback.print_exc()
+        words = " ".join(str(error).split()) or "no message"
+        reply({"failed": f"{type(error).__name__}: {words}"})
+
+
+def main() -> None:
+    """Keep stdout for replies, and let everybody else's prints go to stderr."""
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
+        os.dup2(2, 1)
+
+        def reply(message: dict[str, Any]) -> None:
+            replies.write(json.dumps(message) + "\n")
+            replies.flush()
+
+        serve(sys.stdin, reply)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,7 @@
-"""Clips of one recording, decoded again and encoded. Runs in a child process.
+"""Clips of one recording, decoded again and encoded, in a child process.
 
-In: a recording and the stretches wanted of it. Out: each as the bytes of an audio file, in order.
 The recording is decoded as a stream from its start, as when it was transcribed: seeking would land
-beside the place in many formats. In memory are the longest stretch and some ten seconds. Knows no
-texts and no tables.
+beside the place in many formats. In memory are the longest clip and some ten seconds.
 """
 
 import io
@@ -29,44 +27,37 @@ _MAX_MISSING_SAMPLES = SAMPLE_RATE_HZ // 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stretch:
-    """What is wanted of a recording."""
+class ClipRange:
+    """A part of a recording, in samples at 16 kHz."""
 
     channel: int | None
-    """None for all of them mixed."""
+    """None: all of them mixed."""
     start_sample: int
     end_sample: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutRequest:
-    """A recording as it was transcribed, and the stretches wanted of it."""
+    """A recording as it was transcribed, and the ranges to cut out."""
 
     uri: str
     size_bytes: int | None
     etag: str | None
-    stretches: tuple[Stretch, ...]
+    ranges: tuple[ClipRange, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clip:
-    """One stretch, encoded."""
+    """One range, encoded."""
 
     number: int
-    """Which of those wanted."""
+    """Of its range in the request."""
     data: bytes
     num_samples: int
 
 
 class ClipCutter:
-    """Cut clips out of recordings.
-
-    Args:
-        endpoint_url: the store of the recordings, where it is not the default one.
-        hosts: which hosts web addresses may lead to.
-        channels: as in the `extract` settings of the transcription.
-        audio_format: of the clips.
-    """
+    """Cut clips out of recordings."""
 
     def __init__(
         self,
@@ -86,11 +77,11 @@ class ClipCutter:
         Raises:
             FetchError: the store failed.
             DecodeError: kind `source_changed`, it is not what was transcribed; kind `cut_short`, it
-                ends before a stretch does; or the bytes hold no usable audio.
+                ends before a range does; or the bytes hold no usable audio.
         """
         uri = redact_uri(request.uri)
         waiting = sorted(
-            enumerate(request.stretches), key=lambda item: (item[1].start_sample, item[0])
+            enumerate(request.ranges), key=lambda item: (item[1].start_sample, item[0])
         )
         with (
             self._open(request) as file,
@@ -101,21 +92,21 @@ class ClipCutter:
                 held.append(chunk, wanted_from=min(each.start_sample for _, each in waiting))
                 ready = [item for item in waiting if item[1].end_sample <= held.end]
                 waiting = [item for item in waiting if item[1].end_sample > held.end]
-                for number, stretch in ready:
-                    yield self._clip(number, stretch, held)
+                for number, clip_range in ready:
+                    yield self._clip(number, clip_range, held)
                 if not waiting:
                     return
-        for number, stretch in waiting:
-            missing = stretch.end_sample - held.end
-            if missing > _MAX_MISSING_SAMPLES or stretch.start_sample >= held.end:
-                raise _cut_short(uri, held.end, stretch)
-            yield self._clip(number, stretch, held)
+        for number, clip_range in waiting:
+            missing = clip_range.end_sample - held.end
+            if missing > _MAX_MISSING_SAMPLES or clip_range.start_sample >= held.end:
+                raise _cut_short(uri, held.end, clip_range)
+            yield self._clip(number, clip_range, held)
 
     def _open(self, request: CutRequest) -> io.BufferedReader:
         file = open_binary(request.uri, self._store)
         assert isinstance(file.raw, RangeFile)
-        found = file.raw.info
-        for before, now in ((request.size_bytes, found.size_bytes), (request.etag, found.etag)):
+        info = file.raw.info
+        for before, now in ((request.size_bytes, info.size_bytes), (request.etag, info.etag)):
             if before is not None and now is not None and before != now:
                 file.close()
                 raise DecodeError(
@@ -126,38 +117,36 @@ class ClipCutter:
                 )
         return file
 
-    def _clip(self, number: int, stretch: Stretch, held: "_Held") -> Clip:
-        row = stretch.channel if self._channels == "each" and stretch.channel else 0
-        samples = held.between(row, stretch.start_sample, stretch.end_sample)
+    def _clip(self, number: int, clip_range: ClipRange, held: "_Held") -> Clip:
+        row = clip_range.channel if self._channels == "each" and clip_range.channel else 0
+        samples = held.between(row, clip_range.start_sample, clip_range.end_sample)
         data = encode_audio(samples, self._audio_format)
         return Clip(number=number, data=data, num_samples=len(samples))
 
 
 class _Held:
-    """The end of what was decoded, as far as it is still wanted."""
+    """The most recent samples, as far back as a range still needs them."""
 
     def __init__(self, num_rows: int) -> None:
         self._samples: Float32[np.ndarray, "row sample"] = np.zeros((num_rows, 0), np.float32)
         self.end = 0
-        """Samples decoded so far."""
+        """Number of samples decoded so far."""
 
     def append(self, chunk: Float32[np.ndarray, "row sample"], *, wanted_from: int) -> None:
-        """Take what comes next, and forget what lies before `wanted_from`."""
         samples = np.concatenate([self._samples, chunk], axis=1)
         self.end += chunk.shape[1]
         forgotten = min(wanted_from, self.end) - (self.end - samples.shape[1])
         self._samples = samples[:, max(0, forgotten) :]
 
     def between(self, row: int, start: int, end: int) -> Float32[np.ndarray, " sample"]:
-        """Return a stretch of one row, as far as it was decoded."""
         begins = self.end - self._samples.shape[1]
         return self._samples[row, start - begins : end - begins]
 
 
-def _cut_short(uri: str, decoded: int, stretch: Stretch) -> DecodeError:
+def _cut_short(uri: str, decoded: int, clip_range: ClipRange) -> DecodeError:
     return DecodeError(
         f"cutting {uri}: it ends after {decoded / SAMPLE_RATE_HZ:.2f} s, expected "
-        f"{stretch.end_sample / SAMPLE_RATE_HZ:.2f} s at least, as when it was transcribed; "
+        f"{clip_range.end_sample / SAMPLE_RATE_HZ:.2f} s at least, as when it was transcribed; "
         "transcribe it again",
         uri=uri,
         kind=CUT_SHORT,

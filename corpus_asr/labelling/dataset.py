@@ -1,55 +1,76 @@
-"""The folder of a data set: how it begins, what lies in it, how it is completed.
-
-In: settings and what came of them. Out: objects in the folder. One folder holds one selection of
-one state of a run; another is refused. The card, `README.md`, is put last: a folder without one is
-not complete. Knows nothing of audio.
+"""The folder of a dataset: its layouts, its shards, and what stands for the whole.
 
     data/ or audio/        the examples
     selection/             every segment with its measures, and what dropped it
-    README.md              the card
+    README.md              the card; written last: a folder without one is not complete
     labels.json            its numbers
     _run/                  settings, and a note of every shard
+
+Source: the Hub's layout of Parquet with audio (`data/SPLIT-*.parquet`, the feature `Audio`);
+WebDataset's tar files, where names equal up to the first dot are one sample; NeMo's manifest of
+`audio_filepath`, `duration` and `text`, where relative paths count from the manifest's folder.
 """
 
+import io
 import json
+import re
+import tarfile
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
 from typing import Any
 
 import pyarrow as pa
 
 from corpus_asr.config.labelling import DatasetSettings, SelectionSettings
-from corpus_asr.errors import ConfigError
-from corpus_asr.labelling.layouts import AUDIO_FOLDER, DATA_FOLDER, MANIFESTS_FOLDER
-from corpus_asr.schemas import SCHEMA_VERSION, SELECTION
-from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
+from corpus_asr.labelling.cutting import CHANGED, CUT_SHORT, Clip
+from corpus_asr.labelling.examples import Shard
+from corpus_asr.labelling.selection import Origin
+from corpus_asr.schemas import EXAMPLES, SCHEMA_VERSION, SELECTION
+from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.storage.run_state.tables import OutputStore, ParquetFile
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import redact_uri, without_secrets
+from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 
+DATA_FOLDER, AUDIO_FOLDER, MANIFESTS_FOLDER = "data", "audio", "_run/manifests"
+_GROUP_BYTES = 32 * MEBIBYTE
+_GROUP_ROWS = 100  # what the Hub's viewer asks of files with audio
+_DIGITS = 6
+NOTES_FOLDER = "_run/shards"
+CUTTER = "corpus_asr.labelling.cutting:ClipCutter"
+UNREADABLE, UNREACHABLE = "unreadable", "unreachable"
+LOSSES = {
+    CHANGED: "the recording is no longer what was transcribed",
+    CUT_SHORT: "the recording ends earlier than when it was transcribed",
+    UNREADABLE: "the recording cannot be read or decoded again",
+    UNREACHABLE: "the recording could not be read now; the same command tries again",
+}
+_MESSAGES_KEPT = 5
+_EXAMPLES_KEPT = 5
 SETTINGS_NAME = "_run/dataset.json"
 SELECTION_FOLDER = "selection"
 CARD_NAME, NUMBERS_NAME = "README.md", "labels.json"
 _ROWS_OF_A_TABLE, _ROWS_OF_A_FILE = 5_000, 200_000
 # Where things are and how fast they go changes nothing in the files.
-_ELSEWHERE = {"uri", "endpoint_url", "workers"}
+_NOT_IN_FILES = {"uri", "endpoint_url", "workers"}
 
 
 def result_settings(
     selection: SelectionSettings, dataset: DatasetSettings, source: str
 ) -> dict[str, Any]:
-    """Return everything that the content of a data set depends on.
-
-    Args:
-        selection: the rules.
-        dataset: how it is written.
-        source: names the state of what is selected from.
-    """
+    """Return everything that the content of a data set depends on."""
     flat = {
         f"{section}.{key}": value
         for section, settings in (("selection", selection), ("dataset", dataset))
         for key, value in settings.model_dump(mode="json").items()
-        if section == "selection" or key not in _ELSEWHERE
+        if section == "selection" or key not in _NOT_IN_FILES
     }
     safe = {
         key: without_secrets(value) if isinstance(value, str) else value
@@ -140,21 +161,269 @@ def manifest_name(split: str) -> str:
 
 
 def _join_manifests(store: OutputStore, split: str) -> None:
-    names = sorted(name for name in store.all_names(MANIFESTS_FOLDER) if _is_of(name, split))
+    of_split = re.compile(rf"(.*/)?{split}-[^/]*\.jsonl")
+    names = sorted(filter(of_split.fullmatch, store.all_names(MANIFESTS_FOLDER)))
     if not names:
         return
     with tempfile.TemporaryDirectory(prefix="corpus-asr-manifest-") as folder:
         path = Path(folder) / "manifest"
         with path.open("wb") as file:
-            for content in _contents(store, names):
-                file.write(content)
+            for name in names:
+                uri = store.address(name)
+                file.write(filesystem.read_bytes(uri, store.options))
         filesystem.upload(str(path), store.address(manifest_name(split)), store.options)
 
 
-def _is_of(name: str, split: str) -> bool:
-    return name.rpartition("/")[2].startswith(f"{split}-") and name.endswith(".jsonl")
+class ShardWriter(ABC):
+    """Writes the examples of one shard to local files; nothing but a group of rows is in memory."""
+
+    def __init__(self, folder: Path, name: str, audio_format: str) -> None:
+        self._folder, self._name, self._suffix = folder, name, audio_format
+        self.files: dict[str, Path] = {}
+        """Local files by their names in the dataset, in the order in which to upload them."""
+
+    @abstractmethod
+    def add(self, row: dict[str, Any], data: bytes) -> None:
+        """Take an example and its audio."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Complete the files."""
 
 
-def _contents(store: OutputStore, names: Iterable[str]) -> Iterator[bytes]:
-    for name in names:
-        yield filesystem.read_bytes(store.address(name), store.options)
+class HuggingFaceWriter(ShardWriter):
+    """A Parquet file with audio inside."""
+
+    def __init__(self, folder: Path, name: str, audio_format: str) -> None:
+        super().__init__(folder, name, audio_format)
+        path = self.files[f"{DATA_FOLDER}/{name}.parquet"] = folder / f"{name}.parquet"
+        self._file = ParquetFile(str(path), huggingface_schema())
+        self._waiting: list[dict[str, Any]] = []
+        self._waiting_bytes = 0
+
+    def add(self, row: dict[str, Any], data: bytes) -> None:
+        """Take an example and its audio."""
+        audio = {"bytes": data, "path": f"{row['example_id']}.{self._suffix}"}
+        self._waiting.append(row | {"audio": audio})
+        self._waiting_bytes += len(data)
+        if len(self._waiting) == _GROUP_ROWS or self._waiting_bytes > _GROUP_BYTES:
+            self._write()
+
+    def close(self) -> None:
+        """Complete the file."""
+        if self._waiting:
+            self._write()
+        self._file.close()
+
+    def _write(self) -> None:
+        self._file.append(pa.Table.from_pylist(self._waiting, schema=huggingface_schema()))
+        self._waiting, self._waiting_bytes = [], 0
+
+
+def huggingface_schema() -> pa.Schema:
+    """Return the EXAMPLES table with what tells `datasets` that a column is audio."""
+    features = {field.name: _feature(field) for field in EXAMPLES}
+    metadata = {**EXAMPLES.metadata, b"huggingface": json.dumps({"info": {"features": features}})}
+    return EXAMPLES.with_metadata(metadata)
+
+
+def _feature(field: pa.Field) -> dict[str, Any]:
+    if field.name == "audio":
+        return {"_type": "Audio", "sampling_rate": SAMPLE_RATE_HZ}
+    names = {pa.float64(): "float64", pa.float32(): "float32"}
+    return {"_type": "Value", "dtype": names.get(field.type, str(field.type))}
+
+
+class WebDatasetWriter(ShardWriter):
+    """A tar file: of each example the audio, its text, and a JSON object with all the rest."""
+
+    def __init__(self, folder: Path, name: str, audio_format: str) -> None:
+        super().__init__(folder, name, audio_format)
+        path = self.files[f"{DATA_FOLDER}/{name}.tar"] = folder / f"{name}.tar"
+        self._file = tarfile.open(path, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115
+
+    def add(self, row: dict[str, Any], data: bytes) -> None:
+        """Take an example and its audio."""
+        values = json.dumps(_rounded(row), ensure_ascii=False).encode("utf-8", "replace")
+        text = row["text"].encode("utf-8", "replace")
+        for suffix, content in ((self._suffix, data), ("txt", text), ("json", values)):
+            # No times and owners: the same examples are the same bytes.
+            member = tarfile.TarInfo(f"{row['example_id']}.{suffix}")
+            member.size = len(content)
+            self._file.addfile(member, io.BytesIO(content))
+
+    def close(self) -> None:
+        """Complete the file."""
+        self._file.close()
+
+
+class NemoWriter(ShardWriter):
+    """An audio file of each example, and the lines of the manifest."""
+
+    def __init__(self, folder: Path, name: str, audio_format: str) -> None:
+        super().__init__(folder, name, audio_format)
+        self._manifest_path = folder / f"{name}.jsonl"
+        self._manifest = self._manifest_path.open("w", encoding="utf-8", errors="replace")
+
+    def add(self, row: dict[str, Any], data: bytes) -> None:
+        """Take an example and its audio."""
+        base = f"{row['example_id']}.{self._suffix}"
+        address = f"{AUDIO_FOLDER}/{self._name}/{base}"
+        path = self.files[address] = self._folder / base
+        path.write_bytes(data)
+        line = {
+            "audio_filepath": address,
+            "duration": row["duration_s"],
+            "text": row["text"],
+            "lang": row["language"],
+        }
+        self._manifest.write(json.dumps(_rounded(line | row), ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        """Complete the file."""
+        self._manifest.close()
+        # Uploaded last: what it names is there.
+        self.files[f"{MANIFESTS_FOLDER}/{self._name}.jsonl"] = self._manifest_path
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    """Show numbers as they were before they had 32 bits."""
+    return {
+        name: round(value, _DIGITS) if isinstance(value, float) else value
+        for name, value in row.items()
+    }
+
+
+WRITERS: dict[str, type[ShardWriter]] = {
+    "huggingface": HuggingFaceWriter,
+    "webdataset": WebDatasetWriter,
+    "nemo": NemoWriter,
+}
+
+
+@dataclass(slots=True)
+class Note:
+    """What a shard holds, and what it lost; saved beside it."""
+
+    name: str
+    split: str
+    digest: str
+    examples: int = 0
+    seconds: float = 0.0
+    lost: dict[str, list[float]] = field(default_factory=dict)
+    """By reason: how many examples, and their seconds."""
+    messages: list[str] = field(default_factory=list)
+    """Why, of some."""
+    shown: list[dict[str, Any]] = field(default_factory=list)
+    """Some examples, to be read."""
+
+    def lose(self, reason: str, rows: Iterable[dict[str, Any]], message: str) -> None:
+        """Count examples that could not be cut."""
+        counts = self.lost.setdefault(reason, [0, 0.0])
+        for row in rows:
+            counts[0] += 1
+            counts[1] += row["end_s"] - row["start_s"]
+        if len(self.messages) < _MESSAGES_KEPT:
+            self.messages.append(without_secrets(message))
+
+
+class ShardMaker:
+    """Writes the shards of a dataset, each whole or not at all, and none twice.
+
+    What cannot be decoded again, in child processes that may crash, is lost and counted.
+    """
+
+    def __init__(
+        self,
+        store: OutputStore,
+        settings: DatasetSettings,
+        origin: Origin,
+        *,
+        cutter: dict[str, Any],
+        timeout_s: float,
+        workers: int,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._origin = origin
+        self._workers = workers
+        self._stopping = Event()
+        self._cutters: SimpleQueue[IsolatedGenerator] = SimpleQueue()
+        self._all = [
+            IsolatedGenerator(CUTTER, init_kwargs=cutter, timeout_s=timeout_s)
+            for _ in range(workers)
+        ]
+        for child in self._all:
+            self._cutters.put(child)
+
+    def write(self, shards: Iterable[Shard]) -> Iterator[Note]:
+        """Write what is not there yet; yield the note of every shard as it is done."""
+        waiting: set[Future[Note]] = set()
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="shards") as pool:
+            try:
+                for shard in shards:
+                    waiting.add(pool.submit(self._make, shard))
+                    if len(waiting) > self._workers:
+                        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                        yield from (future.result() for future in done)
+                yield from (future.result() for future in as_completed(waiting))
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+                # Decoders that are killed now are no fault of what they decode: nothing of their
+                # shards is noted.
+                self._stopping.set()
+                for cutter in self._all:
+                    cutter.close()
+
+    def _make(self, shard: Shard) -> Note:
+        name = f"{NOTES_FOLDER}/{shard.name}.json"
+        digest = shard.digest()
+        stored = self._store.read_json(name)
+        if stored is not None and stored["digest"] == digest and UNREACHABLE not in stored["lost"]:
+            return Note(**stored)
+        note = Note(name=shard.name, split=shard.split, digest=digest)
+        with tempfile.TemporaryDirectory(prefix="corpus-asr-shard-") as folder:
+            writer = WRITERS[self._settings.format](
+                Path(folder), shard.name, self._settings.audio_format
+            )
+            self._fill(writer, shard, note)
+            writer.close()
+            if note.examples:
+                for file, path in writer.files.items():
+                    filesystem.upload(str(path), self._store.address(file), self._store.options)
+        self._store.write_json(name, asdict(note))
+        return note
+
+    def _fill(self, writer: ShardWriter, shard: Shard, note: Note) -> None:
+        cutter = self._cutters.get()
+        try:
+            for cuts in shard.cuts:
+                left = dict(enumerate(cuts.rows))
+                try:
+                    for clip in cutter.run(cuts.request):
+                        self._add(writer, left.pop(clip.number), clip, note)
+                except (CheckpointError, ConfigError, EngineError):
+                    raise
+                except Exception as error:  # whatever one recording did costs its examples alone
+                    if self._stopping.is_set():
+                        raise
+                    note.lose(_reason(error), left.values(), str(error))
+        finally:
+            self._cutters.put(cutter)
+
+    def _add(self, writer: ShardWriter, row: dict[str, Any], clip: Clip, note: Note) -> None:
+        seconds = clip.num_samples / SAMPLE_RATE_HZ
+        row = row | self._origin.model(row["language"]) | {"duration_s": seconds}
+        writer.add(row, clip.data)
+        note.examples += 1
+        note.seconds += seconds
+        if len(note.shown) < _EXAMPLES_KEPT:
+            note.shown.append({name: row[name] for name in ("example_id", "whisper_transcript")})
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, ItemError):
+        return UNREADABLE
+    if error.kind in (CHANGED, CUT_SHORT):
+        return error.kind
+    return UNREACHABLE if error.retryable else UNREADABLE

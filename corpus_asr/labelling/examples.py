@@ -1,32 +1,37 @@
-"""From the kept segments of a recording to examples: what a model is shown, and what it should say.
+"""Examples of a dataset, made of the kept segments of a recording in shards.
 
-In: rows of the SELECTION table of one recording, decided, by channel and time. Out: examples, each
-a stretch of audio with its row of the EXAMPLES table, audio left out. None reaches into a segment
-that is not in it. Knows no files and no bounds.
+No example reaches into a segment that is not in it. A recording's split is drawn by its identity,
+so it is in one alone, whatever else is selected.
 
 Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision" (2022), section
 2.3: 30 s of audio with the transcript in them between timestamps in steps of 20 ms, sometimes after
 the text before.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 from corpus_asr.config.labelling import WINDOWS, DatasetSettings
+from corpus_asr.labelling.cutting import ClipRange, CutRequest
 from corpus_asr.report.accuracy.scoring import WITHOUT_BLANKS
-from corpus_asr.units import SAMPLE_RATE_HZ, TIMESTAMP_STEP_S, WINDOW_S
+from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ, TIMESTAMP_STEP_S, WINDOW_S
 
 Rows = Sequence[dict[str, Any]]
 
+TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
+_SAMPLE_BYTES = 2  # shards are bounded by audio as it is before encoding
+# An example is as good as its worst segment.
 _LEAST = ("confidence", "avg_logprob")
 _GREATEST = ("no_speech_prob", "compression_ratio", "temperature", "disagreement", "wer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A stretch of a recording, and what is said in it."""
+    """A part of a recording, and what is said in it."""
 
     start_sample: int
     """At 16 kHz, from the start of the recording."""
@@ -37,20 +42,21 @@ class Example:
 
 def examples_of(rows: Rows, settings: DatasetSettings) -> list[Example]:
     """Make the examples of a recording, and note in its rows which one each is in."""
-    found = []
-    for _, group in groupby(enumerate(rows), key=lambda item: item[1]["channel"]):
-        numbered = list(group)
-        first = numbered[0][0]
-        found += list(_of_channel([row for _, row in numbered], first, settings))
-    if len(found) == 1 and all(row["example_id"] for row in rows):
-        found[0].row["reference"] = rows[0]["reference"]
-    return found
+    examples: list[Example] = []
+    first = 0
+    for _, group in groupby(rows, key=lambda row: row["channel"]):
+        of_channel = list(group)
+        examples += _of_channel(of_channel, first, settings)
+        first += len(of_channel)
+    if len(examples) == 1 and all(row["example_id"] for row in rows):
+        examples[0].row["reference"] = rows[0]["reference"]
+    return examples
 
 
 def _of_channel(rows: Rows, first: int, settings: DatasetSettings) -> Iterator[Example]:
     before: str | None = None
     ends_s = list(accumulate((row["end_s"] for row in rows), max))
-    for start, stop in _stretches(rows, settings):
+    for start, stop in _windows(rows, settings):
         spoken_s = ends_s[start - 1] if start else 0.0
         pause_s = rows[start]["start_s"] - spoken_s
         if start == 0 or pause_s > WINDOW_S or not _goes_on(rows[start - 1], rows[start]):
@@ -66,7 +72,7 @@ def _goes_on(last: dict[str, Any], row: dict[str, Any]) -> bool:
     return same and last["dropped_by"] is None
 
 
-def _stretches(rows: Rows, settings: DatasetSettings) -> Iterator[tuple[int, int]]:
+def _windows(rows: Rows, settings: DatasetSettings) -> Iterator[tuple[int, int]]:
     """Yield which rows are an example together: first, and behind the last."""
     start: int | None = None
     for at, row in enumerate(rows):
@@ -165,3 +171,89 @@ def joined(texts: Sequence[str], language: str | None) -> str:
 def _extreme(choose: Any, window: Rows, name: str) -> float | None:
     known = [row[name] for row in window if row[name] is not None]
     return choose(known) if known else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cuts:
+    """A recording, and the examples that are cut out of it."""
+
+    request: CutRequest
+    rows: tuple[dict[str, Any], ...]
+    """Of the EXAMPLES table, one for each range of the request."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Shard:
+    """The content of one file."""
+
+    split: str
+    number: int = 0
+    cuts: list[Cuts] = field(default_factory=list)
+    num_bytes: int = 0
+
+    @property
+    def name(self) -> str:
+        """Return the stem of its files."""
+        return f"{self.split}-{self.number:05d}"
+
+    def digest(self) -> str:
+        """Return a hash of its content."""
+        content = json.dumps([[repr(each.request), each.rows] for each in self.cuts])
+        return hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def split_of(recording_id: str, settings: DatasetSettings) -> str:
+    """Draw the split of a recording: uniform, and the same whenever it is asked for."""
+    drawn = int(hashlib.blake2b(recording_id.encode(), digest_size=4).hexdigest(), 16) / (1 << 32)
+    if drawn < settings.test_fraction:
+        return TEST
+    return VALIDATION if drawn < settings.test_fraction + settings.validation_fraction else TRAIN
+
+
+def shards_of(
+    recordings: Iterable[tuple[dict[str, Any], list[Example]]], settings: DatasetSettings
+) -> Iterator[Shard]:
+    """Yield shards as they are full; what is in memory is the text of one per split."""
+    opened = {split: Shard(split=split) for split in SPLITS}
+    limit = settings.shard_mb * MEBIBYTE
+    for row, examples in recordings:
+        split = split_of(row["recording_id"], settings)
+        while examples:
+            shard = opened[split]
+            taken = _that_fit(examples, limit - shard.num_bytes, at_least=not shard.cuts)
+            if taken:
+                shard.cuts.append(_cuts(row, examples[:taken]))
+                shard.num_bytes += sum(map(_num_bytes, examples[:taken]))
+                examples = examples[taken:]
+            if examples:
+                yield shard
+                opened[split] = Shard(split=split, number=shard.number + 1)
+    yield from (shard for shard in opened.values() if shard.cuts)
+
+
+def _that_fit(examples: list[Example], room: float, *, at_least: bool) -> int:
+    """Return how many of the examples there is room for; one, if the shard is empty."""
+    for taken, example in enumerate(examples):
+        room -= _num_bytes(example)
+        if room < 0:
+            return max(taken, int(at_least))
+    return len(examples)
+
+
+def _num_bytes(example: Example) -> int:
+    return _SAMPLE_BYTES * (example.end_sample - example.start_sample)
+
+
+def _cuts(row: dict[str, Any], examples: list[Example]) -> Cuts:
+    ranges = tuple(
+        ClipRange(
+            channel=example.row["channel"],
+            start_sample=example.start_sample,
+            end_sample=example.end_sample,
+        )
+        for example in examples
+    )
+    request = CutRequest(
+        uri=row["uri"], size_bytes=row["size_bytes"], etag=row["etag"], ranges=ranges
+    )
+    return Cuts(request=request, rows=tuple(example.row for example in examples))

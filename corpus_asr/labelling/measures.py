@@ -1,22 +1,62 @@
-"""What is measured of a segment before anything is decided: rows of the SELECTION table.
-
-In: a recording of a run, the same recording of another run, its existing transcript. Out: a row per
-segment, by channel and time. Knows no bound: rows hold for any selection.
-"""
+"""Measures of segments for selection: rows of the SELECTION table, whatever the rules are."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from corpus_asr.export.recording import Recording
-from corpus_asr.labelling.alignment import errors_by_piece, rate
-from corpus_asr.report.accuracy.scoring import WITHOUT_BLANKS, Reference, normalised, units
+from corpus_asr.report.accuracy.scoring import (
+    WITHOUT_BLANKS,
+    Errors,
+    Reference,
+    aligned,
+    normalised,
+    units,
+)
 from corpus_asr.segments import Segment
 
 MAX_REPEATED_WORDS = 5
-_ENOUGH_WORDS = 10
+_MIN_WORDS = 10  # the share of different words among fewer says nothing
 _HASH_BYTES = 8
+_COPIED = (
+    "start_s", "end_s", "text", "language_probability", "task", "confidence", "avg_logprob",
+    "no_speech_prob", "compression_ratio", "temperature", "speech_fraction", "known_hallucination",
+)  # fmt: skip
+
+
+def errors_by_piece(pieces: Sequence[Sequence[str]], said: Sequence[str]) -> list[Errors]:
+    """Return the errors of each piece, taking the other text for what was said.
+
+    What was said between two pieces and is in neither counts against both: either may be the one
+    that lacks it, and audio that reaches from one into the other holds it.
+    """
+    found = [word for piece in pieces for word in piece]
+    piece_of_word = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
+    hits, substitutions, deletions, insertions = (
+        np.zeros(len(pieces), dtype=np.int64) for _ in range(4)
+    )
+    if found and not said:
+        np.add.at(insertions, piece_of_word, 1)
+    elif found:
+        for chunk in aligned(said, found).alignments[0]:
+            theirs = piece_of_word[chunk.hyp_start_idx : chunk.hyp_end_idx]
+            if chunk.type == "delete":
+                beside = piece_of_word[max(0, chunk.hyp_start_idx - 1) : chunk.hyp_start_idx + 1]
+                deletions[np.unique(beside)] += chunk.ref_end_idx - chunk.ref_start_idx
+            elif chunk.type == "insert":
+                np.add.at(insertions, theirs, 1)
+            else:
+                np.add.at(hits if chunk.type == "equal" else substitutions, theirs, 1)
+    counts = zip(hits, substitutions, deletions, insertions, strict=True)
+    return [Errors(*map(int, each)) for each in counts]
+
+
+def rate(errors: Errors) -> float:
+    """Return errors per word said; where nothing was said, 1 for any error."""
+    return float(errors.errors > 0) if errors.rate is None else errors.rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,17 +83,7 @@ def measured(
     *,
     listed: frozenset[int] = frozenset(),
 ) -> list[MeasuredSegment]:
-    """Measure the segments of a recording.
-
-    Args:
-        recording: of the run.
-        version: `size_bytes` and `etag` of what was transcribed.
-        beside: what it is compared with.
-        listed: hashes of texts that are told apart.
-
-    Raises:
-        ConfigError: there is something to compare with, and jiwer is not installed.
-    """
+    """Measure the segments of a recording."""
     found: list[MeasuredSegment] = []
     reference = beside.reference
     for channel, segments in sorted(
@@ -61,8 +91,14 @@ def measured(
     ):
         words = [_words(segment.text, segment.language or recording.language)
                  for segment in segments]  # fmt: skip
-        disagreement = _disagreements(recording, channel, segments, beside.other)
-        wers = _word_error_rates(recording, segments, reference)
+        others = texts = None
+        if beside.other is not None:
+            others = [each.text for each in beside.other.by_channel().get(channel, [])]
+        if reference is not None:
+            texts = [reference.text]
+        language = (reference.language if reference else None) or recording.language
+        disagreement = _rates(segments, others, recording.language)
+        wers = _rates(segments, texts, language)
         for at, segment in enumerate(segments):
             text_hash = hash_of(" ".join(words[at]))
             row = _row(recording, segment, words[at]) | {
@@ -97,32 +133,20 @@ def _words(text: str, language: str | None) -> list[str]:
 
 
 def _row(recording: Recording, segment: Segment, words: Sequence[str]) -> dict[str, Any]:
-    parted = (segment.language or recording.language) not in WITHOUT_BLANKS
-    spoken = segment.text.split()
+    language = segment.language or recording.language
+    has_blanks = language not in WITHOUT_BLANKS
+    enough = has_blanks and len(words) >= _MIN_WORDS
     return {
         "recording_id": recording.recording_id,
         "uri": recording.uri,
         "recording_s": recording.duration_s,
-        "start_s": segment.start_s,
-        "end_s": segment.end_s,
-        "text": segment.text,
-        "language": segment.language or recording.language,
-        "language_probability": segment.language_probability,
-        "task": segment.task,
-        "confidence": segment.confidence,
-        "avg_logprob": segment.avg_logprob,
-        "no_speech_prob": segment.no_speech_prob,
-        "compression_ratio": segment.compression_ratio,
-        "temperature": segment.temperature,
-        "speech_fraction": segment.speech_fraction,
-        "known_hallucination": segment.known_hallucination,
+        "language": language,
+        **{name: getattr(segment, name) for name in _COPIED},
         "num_words": len(words),
         "num_letters": _letters(segment.text),
-        "unique_words": (
-            len(set(words)) / len(words) if parted and len(words) >= _ENOUGH_WORDS else None
-        ),
+        "unique_words": len(set(words)) / len(words) if enough else None,
         "repeats": most_repeats(words),
-        "longest_word": max(map(_letters, spoken), default=0) if parted else None,
+        "longest_word": max(map(_letters, segment.text.split()), default=0) if has_blanks else None,
     }
 
 
@@ -141,29 +165,11 @@ def most_repeats(words: Sequence[str]) -> int:
     return most
 
 
-def _disagreements(
-    recording: Recording,
-    channel: int | None,
-    segments: Sequence[Segment],
-    other: Recording | None,
-) -> list[float | None]:
-    if other is None:
-        return [None] * len(segments)
-    heard = [segment.text for segment in other.by_channel().get(channel, [])]
-    return _rates(segments, heard, recording.language)
-
-
-def _word_error_rates(
-    recording: Recording, segments: Sequence[Segment], reference: Reference | None
-) -> list[float | None]:
-    if reference is None:
-        return [None] * len(segments)
-    return _rates(segments, [reference.text], reference.language or recording.language)
-
-
 def _rates(
-    segments: Sequence[Segment], said: Sequence[str], language: str | None
-) -> list[float | None]:
+    segments: Sequence[Segment], texts: Sequence[str] | None, language: str | None
+) -> Sequence[float | None]:
     """Compare segments with texts, all as if in one language, so that both are normalised alike."""
+    if texts is None:
+        return [None] * len(segments)
     pieces = [_words(segment.text, language) for segment in segments]
-    return [rate(errors) for errors in errors_by_piece(pieces, _words(" ".join(said), language))]
+    return [rate(errors) for errors in errors_by_piece(pieces, _words(" ".join(texts), language))]

@@ -12,11 +12,9 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.runtime.progress import Stream
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.training.evaluation import Evaluation
-from corpus_asr.training.group import Group
-from corpus_asr.training.job import Finetune
+from corpus_asr.training.job import Finetune, train
 from corpus_asr.training.store import MODEL_FOLDER, TrainingStore
-from corpus_asr.training.trainer import Record
-from corpus_asr.training.worker import train
+from corpus_asr.training.trainer import Group, Record
 from corpus_asr.units import MEBIBYTE
 
 _PRINTED_EVERY = 10

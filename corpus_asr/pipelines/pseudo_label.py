@@ -9,16 +9,24 @@ from corpus_asr.config.choices import CONTINUE, Choices
 from corpus_asr.config.labelling import PseudoLabelConfig
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
-from corpus_asr.labelling.card import card_of
-from corpus_asr.labelling.dataset import SelectionTable, begin, complete, result_settings
-from corpus_asr.labelling.examples import Example, examples_of
-from corpus_asr.labelling.origin import Origin, read_origin
-from corpus_asr.labelling.rules import Rule, rules_of
-from corpus_asr.labelling.selecting import Sources, decided, measure, read_sources
-from corpus_asr.labelling.shards import shards_of, split_of
-from corpus_asr.labelling.summary import Labelled, Written, as_data, render, summarise
-from corpus_asr.labelling.tally import SelectionTally
-from corpus_asr.labelling.writing import ShardMaker
+from corpus_asr.labelling.dataset import (
+    SelectionTable,
+    ShardMaker,
+    begin,
+    complete,
+    result_settings,
+)
+from corpus_asr.labelling.examples import Example, examples_of, shards_of, split_of
+from corpus_asr.labelling.rules import Rule, SelectionTally, rules_of
+from corpus_asr.labelling.selection import (
+    Origin,
+    Sources,
+    decided,
+    measure,
+    read_origin,
+    read_sources,
+)
+from corpus_asr.labelling.summary import Labelled, Written, as_data, card_of, render, summarise
 from corpus_asr.pipelines import transcribe
 from corpus_asr.pipelines.driver import line_writer
 from corpus_asr.report.accuracy.scoring import read_references

@@ -1,29 +1,37 @@
-"""Decoded audio on local disk: utterances of recordings in, a folder of samples and texts out.
+"""Decoded audio on local disk: a folder of samples and texts.
 
-In: utterances. Out: `audio.i16`, the samples of all regions with text one after the other,
-`utterances.arrow`, the place and text of each utterance, and `summary.json`, what was excluded and
-why. A region is audio without a long pause between utterances. Epochs read through the page cache,
-so memory does not grow with the data; the folder takes 115 MB per hour of audio. Independent of
-windows and features.
+    audio.i16           the samples of all regions with text, one after the other
+    utterances.arrow    the place and text of each utterance
+    summary.json        what was excluded and why; written last
+
+A region is audio without a long pause between utterances. Epochs read through the page cache, so
+memory does not grow with the data; the folder takes 115 MB per hour of audio.
 """
 
 import hashlib
+import io
 import json
+import queue
 import shutil
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int16, Int64
 
-from corpus_asr.errors import ConfigError, ItemError
+from corpus_asr.audio.decode import open_audio
+from corpus_asr.config.finetune import DataSettings
+from corpus_asr.errors import ConfigError, DecodeError, ItemError
+from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.storage.run_state.tables import parquet_rows
+from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary
 from corpus_asr.storage.stores.uri import redact_uri
-from corpus_asr.training.samples import FULL_SCALE, Samples, Wanted, joined, read_samples
 from corpus_asr.training.utterances import Recording, Utterance
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
@@ -42,12 +50,144 @@ _SCHEMA = pa.schema(
         pa.field("previous", pa.string(), nullable=False),  # text preceding the region
     ]
 )
-_PLACES = ("region", "start", "end", "tokens")
-_ROWS_AT_ONCE = 10_000
-_FAILURES_KEPT = 20
+_NUMBERS = ("region", "start", "end", "tokens")
+_ROWS_PER_BATCH = 10_000
+_FAILURES_KEPT = 20  # messages in summary.json
+_DECODE_TIMEOUT_S = 600.0  # the longest silence of a decoder
+_FULL_SCALE = 32768.0  # of int16
+_PARQUET_ROWS_AHEAD = 16  # rows of a file with audio are read in order
 
+Samples = Int16[np.ndarray, "_"]
+Region = tuple[int, int | None]
+"""First and last sample of a part of a recording; None: up to its end."""
 CountTokens = Callable[[str], int | None]
 """Tokens of a text; None where it holds control tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """The regions to decode of a recording, ascending, none touching the next."""
+
+    recording: Recording
+    regions: tuple[Region, ...]
+
+
+class SampleReader:
+    """Decodes a recording as far as its last region, in a child that may crash or hang."""
+
+    def __init__(self, *, endpoint_url: str | None) -> None:
+        self._endpoint_url = endpoint_url
+        self._rows: dict[tuple[str, int], bytes | None] = {}
+
+    def __call__(self, wanted: Wanted) -> Iterator[tuple[int, Samples]]:
+        """Yield pieces of regions with the number of the region.
+
+        Raises:
+            DecodeError: the bytes hold no usable audio.
+            FetchError: the store failed.
+        """
+        uri, row, channel = wanted.recording
+        channels: Literal["mix"] | int = "mix" if channel is None else channel
+        begin = done = 0
+        with (
+            self._opened(uri, row) as file,
+            open_audio(file, uri=redact_uri(uri), channels=channels) as decoder,
+        ):
+            for chunk in decoder:
+                samples = _rounded(chunk[0])
+                after = begin + samples.size
+                while done < len(wanted.regions) and wanted.regions[done][0] < after:
+                    start, end = wanted.regions[done]
+                    yield (
+                        done,
+                        samples[max(0, start - begin) : None if end is None else end - begin],
+                    )
+                    if end is None or end > after:
+                        break
+                    done += 1
+                if done == len(wanted.regions):
+                    return
+                begin = after
+
+    def _opened(self, uri: str, row: int | None) -> BinaryIO:
+        if row is None:
+            return open_binary(uri, StoreOptions(endpoint_url=self._endpoint_url))
+        if (uri, row) not in self._rows:
+            with open_binary(uri, StoreOptions(endpoint_url=self._endpoint_url)) as file:
+                tables = list(parquet_rows(file, ["audio"], [(row, row + _PARQUET_ROWS_AHEAD)]))
+            encoded = [audio["bytes"] for table in tables for audio in table["audio"].to_pylist()]
+            self._rows = {(uri, row + at): data for at, data in enumerate(encoded)}
+        data = self._rows.get((uri, row))
+        if data is None:
+            raise DecodeError(
+                f"decoding row {row} of {redact_uri(uri)}: found no bytes in its column audio, "
+                "expected an encoded recording; write the data set with its audio",
+                kind="empty_file",
+            )
+        return io.BytesIO(data)
+
+
+def read_samples(
+    wanted: Iterable[Wanted], *, workers: int, endpoint_url: str | None
+) -> Iterator[list[Samples] | ItemError]:
+    """Yield the regions of each recording, in order, decoding `workers` at a time.
+
+    Twice as many recordings are in memory.
+    """
+    children: queue.SimpleQueue[IsolatedGenerator] = queue.SimpleQueue()
+    owned = [
+        IsolatedGenerator(
+            f"{__name__}:{SampleReader.__name__}",
+            init_kwargs={"endpoint_url": endpoint_url},
+            timeout_s=_DECODE_TIMEOUT_S,
+        )
+        for _ in range(workers)
+    ]
+    for child in owned:
+        children.put(child)
+
+    def read(recording: Wanted) -> list[Samples] | ItemError:
+        child = children.get()
+        pieces: list[list[Samples]] = [[] for _ in recording.regions]
+        try:
+            for number, samples in child.run(recording):
+                pieces[number].append(samples)
+        except ItemError as error:
+            return error
+        finally:
+            children.put(child)
+        return [np.concatenate(each) if each else np.zeros(0, np.int16) for each in pieces]
+
+    pending: deque[Future[list[Samples] | ItemError]] = deque()
+    try:
+        with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+            for recording in wanted:
+                pending.append(pool.submit(read, recording))
+                if len(pending) > 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+    finally:
+        for child in owned:
+            child.close()
+
+
+def joined(regions: Iterable[Region], *, gap: int) -> tuple[Region, ...]:
+    """Join ascending regions that touch, overlap or lie no further apart than `gap`."""
+    merged: list[Region] = []
+    for start, end in regions:
+        before = merged[-1][1] if merged else 0
+        if merged and (before is None or start - before <= gap):
+            until = None if before is None or end is None else max(before, end)
+            merged[-1] = (merged[-1][0], until)
+        else:
+            merged.append((start, end))
+    return tuple(merged)
+
+
+def _rounded(samples: np.ndarray) -> Samples:
+    scaled = np.rint(samples * _FULL_SCALE)
+    return np.clip(scaled, -_FULL_SCALE, _FULL_SCALE - 1).astype(np.int16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +206,13 @@ class AudioCache:
     @classmethod
     def open(cls, folder: Path) -> Self:
         """Map a prepared folder."""
-        table = _table(folder / UTTERANCES_NAME)
+        with pa.memory_map(str(folder / UTTERANCES_NAME)) as file:
+            table = pa.ipc.open_file(file).read_all()
         summary = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
         # numpy maps no empty file
         path = folder / AUDIO_NAME
         audio = np.memmap(path, np.int16, "r") if path.stat().st_size else np.zeros(0, np.int16)
-        region, start, end, tokens = (table[name].to_numpy() for name in _PLACES)
+        region, start, end, tokens = (table[name].to_numpy() for name in _NUMBERS)
         return cls(audio, region, start, end, tokens, table, summary)
 
     def __len__(self) -> int:
@@ -89,7 +230,7 @@ class AudioCache:
 
     def samples(self, begin: int, end: int) -> Float32[np.ndarray, " _"]:
         """Return a region of the audio, in [-1, 1]."""
-        return self.audio[begin:end].astype(np.float32) / np.float32(FULL_SCALE)
+        return self.audio[begin:end].astype(np.float32) / np.float32(_FULL_SCALE)
 
     def text(self, utterance: int) -> str:
         """Return the text of an utterance; empty without speech."""
@@ -100,14 +241,14 @@ class AudioCache:
         """Return the sample at which the last of some utterances ends: they may overlap."""
         return int(self.end[utterances].max())
 
-    def text_before(self, utterance: int, *, letters: int) -> str:
-        """Return at least `letters` characters of the preceding text, if it is known."""
+    def text_before(self, utterance: int, *, characters: int) -> str:
+        """Return at least so many characters of the preceding text, if it is known."""
         earlier: list[str] = []
         at = utterance
         while at and self.region[at - 1] == self.region[utterance]:
             at -= 1
             earlier.insert(0, self.text(at))
-            if sum(map(len, earlier)) > letters:
+            if sum(map(len, earlier)) > characters:
                 return " ".join(filter(None, earlier))
         first: str = self.table["previous"][at].as_py()
         return " ".join(filter(None, [first, *earlier]))
@@ -115,8 +256,8 @@ class AudioCache:
     def languages(self) -> list[str | None]:
         """Return the languages of utterances with text."""
         spoken = self.table.filter(pa.array(self.tokens > 0))
-        found: list[str | None] = spoken["language"].unique().to_pylist()
-        return found
+        codes: list[str | None] = spoken["language"].unique().to_pylist()
+        return codes
 
     def language(self, utterance: int) -> str | None:
         """Return the code of an utterance's language."""
@@ -124,34 +265,18 @@ class AudioCache:
         return code
 
 
-def _table(path: Path) -> pa.Table:
-    with pa.memory_map(str(path)) as file:
-        return pa.ipc.open_file(file).read_all()
-
-
 def prepare(
     utterances: Iterable[Utterance],
     folder: Path,
+    data: DataSettings,
     *,
     count_tokens: CountTokens,
     max_tokens: int,
-    max_gap_s: float,
-    workers: int,
-    timeout_s: float,
-    endpoint_url: str | None = None,
 ) -> AudioCache:
     """Decode what is to be used, or take what an earlier call left in the folder.
 
-    Args:
-        utterances: in any order; held in memory, texts included.
-        folder: of this machine; replaced unless it holds the same. Recordings whose content
-            changed under the same address are not noticed.
-        count_tokens: see there.
-        max_tokens: of an utterance; longer ones are excluded.
-        max_gap_s: audio between two utterances is kept with them up to here.
-        workers: recordings decoded at a time.
-        timeout_s: the longest silence of a decoder.
-        endpoint_url: the S3 endpoint, where it is not Amazon's.
+    The folder is replaced unless it holds the same. Recordings whose content changed under the
+    same address are not noticed. Utterances of more than `max_tokens` are excluded.
 
     Raises:
         ConfigError: no usable utterance is left.
@@ -161,37 +286,31 @@ def prepare(
     counts = _Counts()
     kept = list(_usable(utterances, count_tokens, max_tokens, counts))
     kept.sort(key=lambda pair: _order(pair[0]))
-    gap = round(max_gap_s * SAMPLE_RATE_HZ)
+    gap = round(data.max_gap_s * SAMPLE_RATE_HZ)
     fingerprint = _fingerprint(kept, gap)
     if (folder / SUMMARY_NAME).is_file():
-        found = AudioCache.open(folder)
-        if found.summary["fingerprint"] == fingerprint:
-            return found
+        cache = AudioCache.open(folder)
+        if cache.summary["fingerprint"] == fingerprint:
+            return cache
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    wanted = list(_wanted(kept, gap))
-    with _Writer(folder) as writer:
-        readings = read_samples(
-            (one.wanted for one in wanted),
-            workers=workers,
-            timeout_s=timeout_s,
-            endpoint_url=endpoint_url,
-        )
-        for one, (_, found_samples) in zip(wanted, readings, strict=True):
-            if isinstance(found_samples, ItemError):
-                counts.failed(one, found_samples)
+    by_recording = [
+        (recording, list(group))
+        for recording, group in groupby(kept, key=lambda pair: pair[0].recording)
+    ]
+    wanted = [
+        Wanted(recording=recording, regions=joined(map(_region, group), gap=gap))
+        for recording, group in by_recording
+    ]
+    with _Writer(folder, counts) as writer:
+        decoded = read_samples(wanted, workers=data.workers, endpoint_url=data.endpoint_url)
+        for (_, group), regions, samples in zip(by_recording, wanted, decoded, strict=True):
+            if isinstance(samples, ItemError):
+                counts.failed(len(group), samples)
             else:
-                writer.add(kept[one.first : one.end], one, found_samples, counts)
+                writer.add(group, regions, samples)
     _finish(folder, fingerprint, counts)
     return AudioCache.open(folder)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Recording:
-    wanted: Wanted
-    first: int
-    """The first of its utterances."""
-    end: int
 
 
 class _Counts:
@@ -203,10 +322,8 @@ class _Counts:
         self.excluded: Counter[str] = Counter()
         self.failures: list[str] = []
 
-    def failed(self, recording: _Recording, error: ItemError) -> None:
-        self.excluded[f"utterances of unreadable recordings ({error.kind})"] += (
-            recording.end - recording.first
-        )
+    def failed(self, num_utterances: int, error: ItemError) -> None:
+        self.excluded[f"utterances of unreadable recordings ({error.kind})"] += num_utterances
         if len(self.failures) < _FAILURES_KEPT:
             self.failures.append(str(error))
 
@@ -248,31 +365,19 @@ def _fingerprint(kept: list[tuple[Utterance, int]], gap: int) -> str:
     return digest.hexdigest()[:32]
 
 
-def _wanted(kept: list[tuple[Utterance, int]], gap: int) -> Iterator[_Recording]:
-    """Yield each recording with what is wanted of it."""
-    recordings: list[Recording] = [utterance.recording for utterance, _ in kept]
-    firsts = [i for i, one in enumerate(recordings) if not i or recordings[i - 1] != one]
-    for first, end in pairwise([*firsts, len(kept)]):
-        regions = [_in_samples(utterance) for utterance, _ in kept[first:end]]
-        yield _Recording(
-            wanted=Wanted(recording=recordings[first], regions=joined(regions, gap=gap)),
-            first=first,
-            end=end,
-        )
-
-
-def _in_samples(utterance: Utterance) -> tuple[int, int | None]:
+def _region(pair: tuple[Utterance, int]) -> Region:
+    utterance = pair[0]
     start = round(utterance.start_s * SAMPLE_RATE_HZ)
-    end = (
-        None if utterance.end_s is None else max(start + 1, round(utterance.end_s * SAMPLE_RATE_HZ))
-    )
-    return start, end
+    if utterance.end_s is None:
+        return start, None
+    return start, max(start + 1, round(utterance.end_s * SAMPLE_RATE_HZ))
 
 
 class _Writer:
     """Appends regions and their utterances."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, counts: _Counts) -> None:
+        self._counts = counts
         self._audio = (folder / AUDIO_NAME).open("wb")
         self._sink = pa.OSFile(str(folder / UTTERANCES_NAME), "wb")
         self._rows = pa.ipc.new_file(self._sink, _SCHEMA)
@@ -289,50 +394,41 @@ class _Writer:
         self._audio.close()
 
     def add(
-        self,
-        utterances: list[tuple[Utterance, int]],
-        recording: _Recording,
-        found: list[Samples],
-        counts: _Counts,
+        self, group: list[tuple[Utterance, int]], wanted: Wanted, decoded: list[Samples]
     ) -> None:
-        at = 0
-        for (begin, until), samples in zip(recording.wanted.regions, found, strict=True):
-            while at < len(utterances):
-                start, end = _in_samples(utterances[at][0])
-                if until is not None and start >= until:
-                    break
-                utterance, tokens = utterances[at]
-                at += 1
-                place = (
-                    start - begin,
-                    min(samples.size, samples.size if end is None else end - begin),
-                )
-                if place[1] <= place[0]:
-                    counts.excluded["utterances after the end of their recording"] += 1
-                elif tokens and place[1] - place[0] > WINDOW_SAMPLES:
-                    counts.excluded["utterances of more than 30 s"] += 1
+        """Write the utterances of a recording: they lie in its regions in their order."""
+        remaining = deque(group)
+        for (begin, until), samples in zip(wanted.regions, decoded, strict=True):
+            while remaining and (until is None or _region(remaining[0])[0] < until):
+                start, end = _region(remaining[0])
+                utterance, tokens = remaining.popleft()
+                start -= begin
+                end = samples.size if end is None else min(samples.size, end - begin)
+                if end <= start:
+                    self._counts.excluded["utterances after the end of their recording"] += 1
+                elif tokens and end - start > WINDOW_SAMPLES:
+                    self._counts.excluded["utterances of more than 30 s"] += 1
                 else:
-                    counts.kept += 1
-                    for piece in range(*place, WINDOW_SAMPLES):  # only what is silent is longer
-                        end_of_piece = min(piece + WINDOW_SAMPLES, place[1])
-                        self._row(utterance, tokens, (piece, end_of_piece))
+                    self._counts.kept += 1
+                    for first in range(start, end, WINDOW_SAMPLES):  # only silence is longer
+                        self._row(utterance, tokens, first, min(first + WINDOW_SAMPLES, end))
             samples.tofile(self._audio)
             self._samples += samples.size
             self._regions += 1
 
-    def _row(self, utterance: Utterance, tokens: int, place: tuple[int, int]) -> None:
+    def _row(self, utterance: Utterance, tokens: int, start: int, end: int) -> None:
         self._waiting.append(
             {
                 "region": self._regions,
-                "start": self._samples + place[0],
-                "end": self._samples + place[1],
+                "start": self._samples + start,
+                "end": self._samples + end,
                 "tokens": tokens,
                 "text": utterance.text.strip(),
                 "language": utterance.language,
                 "previous": utterance.previous,
             }
         )
-        if len(self._waiting) == _ROWS_AT_ONCE:
+        if len(self._waiting) == _ROWS_PER_BATCH:
             self._flush()
 
     def _flush(self) -> None:

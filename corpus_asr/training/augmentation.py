@@ -1,66 +1,42 @@
-"""Augmentation: changed samples and features of the same text.
-
-In: samples at 16 kHz, or features, and a generator of random numbers. Out: changed ones of the same
-length. Knows no text; nothing here moves a word in time.
-"""
+"""Augmentation of samples at 16 kHz and of features; no word moves in time."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32
 
 from corpus_asr.audio.bands import band_limited
+from corpus_asr.config.finetune import AugmentationSettings
 from corpus_asr.families.whisper.spec_augment import mask_spans
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 Samples = Float32[np.ndarray, " sample"]
 
-_TELEPHONE_HZ = ((150.0, 400.0), (2_800.0, 4_000.0))  # where the low and the high end may lie
-_QUIETEST = 1e-5
-_MIN_TIME_MASKS = 2  # the default of mask_time_min_masks
-# Of drawn notes
+# Ranges of the cutoff frequencies: telephones pass about 300 to 3,400 Hz.
+_TELEPHONE_HZ = ((150.0, 400.0), (2_800.0, 4_000.0))
+_MIN_LEVEL = 1e-5  # below 16-bit rounding: keeps ratios of levels finite
+_MIN_TIME_MASKS = 2  # the default of transformers' mask_time_min_masks
+# Synthetic notes, from a drum's beat to a held chord
 _NOTE_S = (0.1, 2.0)
-_OVERTONES_FALL = (0.5, 6.0)  # the last is next to none: a whistle, a signal
-_FADING_S = (0.1, 5.0)
-_RISING_SAMPLES = 160
-_REST_SHARE = 0.2
-_STEADY_SHARE = 0.5
-_CHORDS_SHARE = 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Augmentation:
-    """How often what is done; shares are of windows."""
-
-    noise_probability: float = 0.0
-    noise_snr_db: tuple[float, float] = (5.0, 30.0)
-    reverb_probability: float = 0.0
-    reverb_rt60_s: tuple[float, float] = (0.1, 0.6)
-    """Until sound has decayed by 60 dB."""
-    telephone_probability: float = 0.0
-    gain_db: tuple[float, float] = (0.0, 0.0)
-    mask_time_prob: float = 0.0
-    mask_time_length: int = 10
-    mask_feature_prob: float = 0.0
-    mask_feature_length: int = 10
+_OVERTONE_DECAY = (0.5, 6.0)  # exponent of 1/n; at 6 next to none are left: a whistle, a signal
+_FADE_OUT_S = (0.1, 5.0)
+_ATTACK_SAMPLES = 160  # 10 ms, so that notes begin without a click
+_REST_PROBABILITY = 0.2
+_STEADY_PROBABILITY = 0.5
+_CHORD_PROBABILITY = 0.5
 
 
 def change_samples(
     samples: Samples,
-    settings: Augmentation,
+    settings: AugmentationSettings,
     draw: np.random.Generator,
     *,
     noise: Callable[[np.random.Generator], Samples],
 ) -> Samples:
     """Return samples as another room, microphone and distance would have them.
 
-    Args:
-        samples: of a window.
-        settings: how often what is done.
-        draw: all chance comes from it.
-        noise: draws as many samples; called only if noise is added, as drawing is slow.
+    `noise` draws as many samples; it is called only if noise is added, as drawing is slow.
     """
     if draw.random() < settings.reverb_probability:
         samples = reverberated(samples, draw, decay_s=float(draw.uniform(*settings.reverb_rt60_s)))
@@ -81,8 +57,9 @@ def reverberated(samples: Samples, draw: np.random.Generator, *, decay_s: float)
     response[0] = 1.0
     size = _fast_size(samples.size + count)
     spectrum = np.fft.rfft(samples, size) * np.fft.rfft(response, size)
-    heard = np.fft.irfft(spectrum, size)[: samples.size]
-    return (heard * (_level(samples) / max(_level(heard), _QUIETEST))).astype(np.float32)
+    reverberant = np.fft.irfft(spectrum, size)[: samples.size]
+    gain = _level(samples) / max(_level(reverberant), _MIN_LEVEL)
+    return (reverberant * gain).astype(np.float32)
 
 
 def coloured_noise(draw: np.random.Generator, count: int) -> Samples:
@@ -98,33 +75,33 @@ def tones(draw: np.random.Generator, count: int) -> Samples:
 
     Half the time these are chords, whose notes begin and end together.
     """
-    heard = np.zeros(count, np.float32)
-    together = _notes(draw, count) if draw.random() < _CHORDS_SHARE else None
+    mixed = np.zeros(count, np.float32)
+    chord = _notes(draw, count) if draw.random() < _CHORD_PROBABILITY else None
     for _ in range(int(draw.integers(1, 5))):
-        loudness = 1.0 / np.arange(1, int(draw.integers(2, 8))) ** draw.uniform(*_OVERTONES_FALL)
-        for note in together or _notes(draw, count):
-            here = heard[note]
-            here += _note(draw, loudness, here.size)
-    return heard
+        loudness = 1.0 / np.arange(1, int(draw.integers(2, 8))) ** draw.uniform(*_OVERTONE_DECAY)
+        for place in chord or _notes(draw, count):
+            note = mixed[place]
+            note += _note(draw, loudness, note.size)
+    return mixed
 
 
 def _notes(draw: np.random.Generator, count: int) -> list[slice]:
     """Draw where notes are that follow one another: of any length, or of one, like a beat's."""
     longest_s = float(draw.uniform(*_NOTE_S))
-    shortest = 1.0 if draw.random() < _STEADY_SHARE else 0.2
-    found: list[slice] = []
+    shortest = 1.0 if draw.random() < _STEADY_PROBABILITY else 0.2
+    places: list[slice] = []
     at = int(draw.integers(0, SAMPLE_RATE_HZ))
     while at < count:
         length = round(draw.uniform(shortest, 1.0) * longest_s * SAMPLE_RATE_HZ)
-        found.append(slice(at, at + length))
-        at += length + int(draw.random() < _REST_SHARE) * length
-    return found
+        places.append(slice(at, at + length))
+        at += length + int(draw.random() < _REST_PROBABILITY) * length
+    return places
 
 
 def with_noise(samples: Samples, noise: Samples, *, snr_db: float) -> Samples:
     """Add noise that is `snr_db` weaker than the samples; digital silence gets next to none."""
-    wanted = max(_level(samples), _QUIETEST) * 10 ** (-snr_db / 20)
-    return samples + noise * np.float32(wanted / max(_level(noise), _QUIETEST))
+    wanted = max(_level(samples), _MIN_LEVEL) * 10 ** (-snr_db / 20)
+    return samples + noise * np.float32(wanted / max(_level(noise), _MIN_LEVEL))
 
 
 def faster(samples: Samples, factor: float) -> Float32[np.ndarray, " played"]:
@@ -137,41 +114,37 @@ def faster(samples: Samples, factor: float) -> Float32[np.ndarray, " played"]:
 
 
 def mask(
-    features: Float32[np.ndarray, "mel frame"], settings: Augmentation, draw: np.random.Generator
+    features: Float32[np.ndarray, "mel frame"],
+    settings: AugmentationSettings,
+    draw: np.random.Generator,
 ) -> None:
     """Set time spans and mel bands to zero in place, as transformers' SpecAugment does."""
     # Whisper's SpecAugment draws from numpy's older generators.
     older = np.random.RandomState(int(draw.integers(2**32)))
-    bins, frames = features.shape
-    if settings.mask_time_prob > 0:
-        [masked] = mask_spans(
-            (1, frames),
-            probability=settings.mask_time_prob,
-            length=settings.mask_time_length,
-            min_spans=_MIN_TIME_MASKS,
-            draw=older,
-        )
-        features[:, masked] = 0.0
-    if settings.mask_feature_prob > 0:
-        [masked] = mask_spans(
-            (1, bins),
-            probability=settings.mask_feature_prob,
-            length=settings.mask_feature_length,
-            min_spans=0,
-            draw=older,
-        )
-        features[masked] = 0.0
+    for axis, probability, length, min_spans in (
+        (features.T, settings.mask_time_prob, settings.mask_time_length, _MIN_TIME_MASKS),
+        (features, settings.mask_feature_prob, settings.mask_feature_length, 0),
+    ):
+        if probability > 0:
+            [masked] = mask_spans(
+                (1, len(axis)),
+                probability=probability,
+                length=length,
+                min_spans=min_spans,
+                draw=older,
+            )
+            axis[masked] = 0.0
 
 
 def _note(draw: np.random.Generator, loudness: np.ndarray, count: int) -> Samples:
     hz = 55.0 * 2.0 ** (draw.integers(0, 61) / 12)  # from A1 on, five octaves of half tones
-    turns = np.arange(count) * (2 * np.pi * hz / SAMPLE_RATE_HZ)
+    phase = np.arange(count) * (2 * np.pi * hz / SAMPLE_RATE_HZ)
     sound = np.zeros(count, np.float32)
-    for n, part in enumerate(loudness):
-        sound += np.float32(part) * np.sin((n + 1) * turns).astype(np.float32)
-    fading = np.exp(-np.arange(count) / (draw.uniform(*_FADING_S) * SAMPLE_RATE_HZ))
-    rising = np.minimum(1.0, np.arange(count) / _RISING_SAMPLES)
-    return sound * (fading * rising).astype(np.float32)
+    for n, amplitude in enumerate(loudness):
+        sound += np.float32(amplitude) * np.sin((n + 1) * phase).astype(np.float32)
+    fade_out = np.exp(-np.arange(count) / (draw.uniform(*_FADE_OUT_S) * SAMPLE_RATE_HZ))
+    attack = np.minimum(1.0, np.arange(count) / _ATTACK_SAMPLES)
+    return sound * (fade_out * attack).astype(np.float32)
 
 
 def _fast_size(count: int) -> int:

@@ -1,11 +1,12 @@
-"""One window as a network takes it: a plan and cache in, features and tokens out.
+"""Examples: one window as a network takes it, features and tokens, the same from any process.
 
-In: the number of a window. Out: its features and token row, always the same for the same seed,
-whichever process asks. Knows no network.
+Tokens are as Whisper trains (Radford et al. 2022, section 2.2 and figure 1): preceding text, which
+has no loss, then start, language, task, and the text between timestamps or, after
+`<|notimestamps|>`, alone; `<|nospeech|>` if there is none.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -13,27 +14,133 @@ import torch
 from jaxtyping import Float32, Int64
 from torch.utils.data import Dataset
 
+from corpus_asr.config.finetune import AugmentationSettings, WindowSettings
+from corpus_asr.errors import ConfigError
 from corpus_asr.families.layers.lm_head import IGNORED_LABEL
+from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.spectral.mel import log_mel
 from corpus_asr.training.audio_cache import AudioCache
 from corpus_asr.training.augmentation import (
-    Augmentation,
     change_samples,
     coloured_noise,
     faster,
     mask,
     tones,
 )
-from corpus_asr.training.labels import LabelWriter, TimedText, TokenRow
 from corpus_asr.training.windows import Epochs, Packing, Placed, Window
-from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
+from corpus_asr.units import SAMPLE_RATE_HZ, TIMESTAMP_STEP_S, WINDOW_S, WINDOW_SAMPLES
 
-# Windows without speech
-_NOTHING_SHARE = 0.2
-_TONES_SHARE = 0.4
-_LOUDNESS_DB = (-80.0, -3.0)
-_QUIETEST = 1e-6
-_PREVIOUS_LETTERS = 1_000  # more than half of the decoder's positions hold
+_STEPS = round(WINDOW_S / TIMESTAMP_STEP_S)
+# Windows without speech: digital silence, tones or noise, from inaudible to almost clipping.
+_SILENCE_PROBABILITY = 0.2
+_TONES_PROBABILITY = 0.4
+_PEAK_DB = (-80.0, -3.0)
+_MIN_PEAK = 1e-6
+_PREVIOUS_CHARACTERS = 1_000  # more than half of the decoder's positions hold
+
+
+@dataclass(frozen=True, slots=True)
+class TimedText:
+    """An utterance in its window."""
+
+    start_s: float
+    end_s: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRow:
+    """The decoder's tokens for one window, the end token last."""
+
+    ids: tuple[int, ...]
+    loss_from: int
+    """Index of the first token with a loss."""
+
+
+class LabelWriter:
+    """Writes the tokens of windows."""
+
+    def __init__(self, tokenizer: WhisperTokenizer, *, max_tokens: int) -> None:
+        self._tokenizer = tokenizer
+        self._max_tokens = max_tokens
+
+    @property
+    def room(self) -> int:
+        """Tokens that the text of a window may take, timestamps included."""
+        # start, language, task, <|notimestamps|> or the time of what is cut off; the end token is
+        # not read
+        return self._max_tokens - 4
+
+    def count(self, text: str) -> int | None:
+        """Count the tokens of a text; None where it holds control tokens."""
+        ids = self._text(text)
+        return None if any(i >= self._tokenizer.eot for i in ids) else len(ids)
+
+    def check(self, language: str | None, *, task: str) -> None:
+        """Raise ConfigError if a language is missing, or if the model does not know it."""
+        self._prompt(language, task, timestamps=True)
+
+    def row(
+        self,
+        texts: Sequence[TimedText],
+        *,
+        language: str | None,
+        task: str,
+        timestamps: bool,
+        previous: str = "",
+        begins_s: float | None = None,
+    ) -> TokenRow:
+        """Return the tokens of one window; `<|nospeech|>` if no text has words.
+
+        `begins_s` is when an utterance begins that the window cuts off: that time is all that is
+        in the target, so that decoding continues there (Radford et al. 2022, section 2.3).
+        """
+        tokenizer = self._tokenizer
+        spoken = [timed for timed in texts if timed.text.strip()]
+        if not spoken:
+            return TokenRow(ids=(tokenizer.sot, tokenizer.no_speech, tokenizer.eot), loss_from=1)
+        prompt = self._prompt(language, task, timestamps=timestamps)
+        if timestamps:
+            target = self._timed(spoken)
+            if begins_s is not None:
+                target.append(max(self._time(begins_s), target[-1]))
+        else:
+            target = self._text(" ".join(timed.text.strip() for timed in spoken))
+        before = self._before(previous, room=self._max_tokens - len(prompt) - len(target))
+        ids = (*before, *prompt, *target, tokenizer.eot)
+        return TokenRow(ids=ids, loss_from=len(before) + 1)
+
+    def _prompt(self, language: str | None, task: str, *, timestamps: bool) -> Sequence[int]:
+        try:
+            return self._tokenizer.prompt(language, task, timestamps)
+        except ValueError as error:
+            raise ConfigError(
+                f"writing labels: {error}; give data.language, or `language` in the manifest"
+            ) from error
+
+    def _timed(self, texts: Sequence[TimedText]) -> list[int]:
+        ids: list[int] = []
+        earliest = 0
+        for timed in texts:
+            # Utterances may overlap; timestamps never run backwards or past the window.
+            start = min(max(round(timed.start_s / TIMESTAMP_STEP_S), earliest), _STEPS)
+            earliest = min(max(round(timed.end_s / TIMESTAMP_STEP_S), start), _STEPS)
+            begin = self._tokenizer.timestamp_begin
+            ids += [begin + start, *self._text(timed.text), begin + earliest]
+        return ids
+
+    def _time(self, second: float) -> int:
+        return self._tokenizer.timestamp_begin + min(round(second / TIMESTAMP_STEP_S), _STEPS)
+
+    def _before(self, previous: str, *, room: int) -> Sequence[int]:
+        """Return the prompt of earlier text, at most half of the positions as in decoding."""
+        room = min(room, self._max_tokens // 2) - 1
+        ids = self._text(previous)[-room:] if previous and room > 0 else []
+        return [self._tokenizer.start_of_prev, *ids] if ids else []
+
+    def _text(self, text: str) -> list[int]:
+        stripped = text.strip()
+        return self._tokenizer.encode(f" {stripped}", add_special_tokens=False) if stripped else []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,63 +151,55 @@ class Example:
     tokens: TokenRow
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExampleSettings:
-    """How windows become examples."""
-
-    num_mel_bins: int
-    packing: Packing
-    augmentation: Augmentation
-    timestamp_probability: float
-    condition_on_prev_probability: float
-    task: str
-    seed: int
-
-
 class Examples(Dataset[Example]):
-    """All windows of all epochs, numbered through.
-
-    Args:
-        cache: decoded audio; utterances without text are also used as noise.
-        labels: text to tokens.
-        settings: how.
-    """
+    """All windows of all epochs, numbered through."""
 
     def __init__(
         self,
         cache: AudioCache,
         labels: LabelWriter,
-        settings: ExampleSettings,
+        *,
+        windows: WindowSettings,
+        augmentation: AugmentationSettings,
+        num_mel_bins: int,
+        seed: int,
     ) -> None:
         self._cache = cache
         self._silent = cache.silent
         self._labels = labels
-        self._settings = settings
-        self._epochs = Epochs(cache, settings.packing, seed=settings.seed)
+        self._windows = windows
+        self._augmentation = augmentation
+        self._num_mel_bins = num_mel_bins
+        packing = Packing(settings=windows, max_tokens=labels.room, speeds=augmentation.speed)
+        self._epochs = Epochs(cache, packing, seed=seed)
 
     def __getitem__(self, number: int) -> Example:
         window = self._epochs.window(number)
         draw = np.random.default_rng((*window.seed, 1))
-        settings = self._settings
-        timestamps = bool(draw.random() < settings.timestamp_probability)
+        timestamps = bool(draw.random() < self._windows.timestamp_probability)
         samples, texts = self._contents(window) if window.runs else (self._silence(draw), [])
-        has_text = any(one.text.strip() for one in texts)
+        has_text = any(timed.text.strip() for timed in texts)
         truncated = window.truncated if timestamps and has_text else None
         if truncated is not None:
-            _put(self._played(truncated, window.speed), samples, truncated)
-        samples = change_samples(samples, settings.augmentation, draw, noise=self._noise)
-        features = log_mel(samples, num_mel_bins=settings.num_mel_bins)
-        mask(features, settings.augmentation, draw)
-        language = self._cache.language(window.runs[0].first) if window.runs else None
+            self._play(truncated, window.speed, samples)
+        samples = change_samples(samples, self._augmentation, draw, noise=self._noise)
+        features = log_mel(samples, num_mel_bins=self._num_mel_bins)
+        mask(features, self._augmentation, draw)
+        # Drawn for windows without speech too, so that settings move no other random numbers.
+        prompted = draw.random() < self._windows.condition_on_prev_probability
+        language, previous = None, ""
+        if window.runs:
+            first = window.runs[0].first
+            language = self._cache.language(first)
+            if prompted:
+                previous = self._cache.text_before(first, characters=_PREVIOUS_CHARACTERS)
         tokens = self._labels.row(
             texts,
             language=language,
-            task=settings.task,
+            task=self._windows.task,
             timestamps=timestamps,
-            previous=self._cache.text_before(window.runs[0].first, letters=_PREVIOUS_LETTERS)
-            if draw.random() < settings.condition_on_prev_probability and window.runs
-            else "",
-            begins_s=truncated.at / SAMPLE_RATE_HZ if truncated is not None else None,
+            previous=previous,
+            begins_s=None if truncated is None else truncated.at / SAMPLE_RATE_HZ,
         )
         return Example(features=features, tokens=tokens)
 
@@ -109,17 +208,19 @@ class Examples(Dataset[Example]):
         samples = np.zeros(WINDOW_SAMPLES, np.float32)
         texts: list[TimedText] = []
         for run in window.runs:
-            _put(self._played(run, window.speed), samples, run)
-            texts += self._texts(run, int(self._cache.start[run.first]), window.speed)
+            self._play(run, window.speed, samples)
+            texts += self._texts(run, window.speed)
         return samples, texts
 
-    def _played(self, run: Placed, speed: float) -> np.ndarray:
-        """Return the samples of a run, as far as it fits its window."""
+    def _play(self, run: Placed, speed: float, samples: np.ndarray) -> None:
+        """Put a run into the samples of its window, as far as it fits."""
         begin = int(self._cache.start[run.first])
         end = self._cache.ends(slice(run.first, run.end))
-        return faster(self._cache.samples(begin, end), speed)[: WINDOW_SAMPLES - run.at]
+        played = faster(self._cache.samples(begin, end), speed)[: WINDOW_SAMPLES - run.at]
+        samples[run.at : run.at + played.size] = played
 
-    def _texts(self, run: Placed, begin: int, speed: float) -> Iterator[TimedText]:
+    def _texts(self, run: Placed, speed: float) -> Iterator[TimedText]:
+        begin = int(self._cache.start[run.first])
         for utterance in range(run.first, run.end):
             start = run.at + (int(self._cache.start[utterance]) - begin) / speed
             end = run.at + (int(self._cache.end[utterance]) - begin) / speed
@@ -129,12 +230,12 @@ class Examples(Dataset[Example]):
 
     def _silence(self, draw: np.random.Generator) -> np.ndarray:
         """Return a window without speech: noise or tones at any level, or digital silence."""
-        if draw.random() < _NOTHING_SHARE:
+        if draw.random() < _SILENCE_PROBABILITY:
             return np.zeros(WINDOW_SAMPLES, np.float32)
-        with_tones = draw.random() < _TONES_SHARE
+        with_tones = draw.random() < _TONES_PROBABILITY
         noise = tones(draw, WINDOW_SAMPLES) if with_tones else self._noise(draw)
-        level = 10 ** (draw.uniform(*_LOUDNESS_DB) / 20)
-        return noise * np.float32(level / max(float(np.abs(noise).max()), _QUIETEST))
+        peak = 10 ** (draw.uniform(*_PEAK_DB) / 20)
+        return noise * np.float32(peak / max(float(np.abs(noise).max()), _MIN_PEAK))
 
     def _noise(self, draw: np.random.Generator) -> np.ndarray:
         """Return a window of noise: recorded half the time, where some was."""
@@ -164,32 +265,26 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
-        return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory; `DataLoader` calls this."""
-        return self._changed(torch.Tensor.pin_memory)
+        return self._mapped(torch.Tensor.pin_memory)
 
-    def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        return Batch(
-            features=change(self.features), inputs=change(self.inputs), labels=change(self.labels)
-        )
+    def _mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        return Batch(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
 
 
 class Collate:
-    """Stacks examples into a batch.
-
-    Args:
-        padding: token that pads short rows.
-    """
+    """Stacks examples into a batch."""
 
     def __init__(self, padding: int) -> None:
         self._padding = padding
 
     def __call__(self, examples: list[Example]) -> Batch:
         """Stack examples; padding has no loss."""
-        features: Any = np.stack([one.features for one in examples])
-        rows = [one.tokens for one in examples]
+        features: Any = np.stack([example.features for example in examples])
+        rows = [example.tokens for example in examples]
         width = max(len(row.ids) for row in rows) - 1
         inputs = np.full((len(rows), width), self._padding, np.int64)
         labels: Int64[np.ndarray, "row token"] = np.full_like(inputs, IGNORED_LABEL)
@@ -202,7 +297,3 @@ class Collate:
             inputs=torch.from_numpy(inputs),
             labels=torch.from_numpy(labels),
         )
-
-
-def _put(played: np.ndarray, samples: np.ndarray, run: Placed) -> None:
-    samples[run.at : run.at + played.size] = played

@@ -1,12 +1,9 @@
-"""One training from its settings to its model, in one process or in one of several.
-
-In: settings. Out: the files of `store.py`, and what happens on the way. What is done is not done
-again: the same call continues after the last checkpoint and ends with the same model.
-"""
+"""One training from its settings to its model, in one process or in one of several."""
 
 import functools
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -28,22 +25,22 @@ from corpus_asr.models.whisper.processor import WhisperProcessor
 from corpus_asr.storage.model_files import fetch_checkpoint, full_name, model_revision
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.training.audio_cache import SUMMARY_NAME, AudioCache, prepare
-from corpus_asr.training.augmentation import Augmentation
 from corpus_asr.training.evaluation import Evaluation, Evaluator
-from corpus_asr.training.examples import Examples, ExampleSettings
-from corpus_asr.training.group import Group
-from corpus_asr.training.labels import LabelWriter
-from corpus_asr.training.objective import LossSettings, Objective
-from corpus_asr.training.optimizer import LearningRates, NamedAdamW, freeze
-from corpus_asr.training.sources import utterances_in
+from corpus_asr.training.examples import Examples, LabelWriter
+from corpus_asr.training.objective import Objective
 from corpus_asr.training.store import ADAPTER_FOLDER, MODEL_FOLDER, State, TrainingStore
-from corpus_asr.training.trainer import Record, StepSettings, Trainer
-from corpus_asr.training.windows import Packing
+from corpus_asr.training.trainer import (
+    Group,
+    NamedAdamW,
+    Record,
+    Trainer,
+    freeze,
+)
+from corpus_asr.training.utterances import utterances_in
 
-_DECODE_TIMEOUT_S = 600.0
 _WEIGHTS, _MOMENTS = "weights.", "moments."
 # Settings that change no result, apart from rounding: they may differ when resuming.
-_ELSEWHERE: dict[str, Any] = {
+_RESUMABLE: dict[str, Any] = {
     "output": True, "cluster": True,
     "evaluation": {"eval_steps", "per_device_eval_batch_size"},
     "model": {"device"},
@@ -57,16 +54,8 @@ _ELSEWHERE: dict[str, Any] = {
 class Finetune:
     """Everything that one process holds while it trains.
 
-    Args:
-        config: the training.
-        group: who trains together.
-        local_rank: number of this process on its machine; the first prepares the audio.
-
-    Raises:
-        ConfigError: settings contradict each other, or there is no training data.
-        CheckpointError: a checkpoint cannot be had or loaded, or is of no Whisper.
-        EngineError: decoding cannot continue, or machines decode different data.
-        FetchError: a store failed.
+    What is done is not done again: the same settings continue after the last checkpoint and end
+    with the same model. The first process of a machine, of `local_rank` 0, prepares the audio.
     """
 
     def __init__(self, config: FinetuneConfig, *, group: Group, local_rank: int = 0) -> None:
@@ -87,16 +76,28 @@ class Finetune:
             self._processor.tokenizer, max_tokens=self._student.config.max_target_positions
         )
         self.cache = self._prepared("train", local_rank)
-        self._evaluator = self._made_evaluator(local_rank)
-        self._objective = self._made_objective()
+        self._evaluator = None
+        if config.data.validation:
+            self._evaluator = Evaluator(
+                self._prepared("validation", local_rank),
+                self._processor.tokenizer,
+                config.evaluation,
+                windows=config.windows,
+                max_tokens=self._labels.room,
+            )
+        self._objective = Objective(
+            self._student,
+            label_smoothing=config.training.label_smoothing_factor,
+            distillation=config.distillation,
+            teacher=self._teacher(),
+        )
         self._adapters = self._made_adapters()
-        self._optimizer = NamedAdamW(
+        trained = (
             freeze(self._student, config.model.freeze)
             if self._adapters is None
-            else self._adapters.parameters,
-            weight_decay=config.training.weight_decay,
-            betas=(config.training.adam_beta1, config.training.adam_beta2),
+            else self._adapters.parameters
         )
+        self._optimizer = NamedAdamW(trained, config.training)
         self._best: float | None = None
 
     def run(self) -> Iterator[Record | Evaluation]:
@@ -131,16 +132,15 @@ class Finetune:
                 f"loading {redact_uri(str(folder))}: found a {family_of(folder).model_type}, "
                 "expected a Whisper: only these can be trained here"
             )
-        own: dict[str, Any] = (
-            {} if self._config.model.dropout is None else {"dropout": self._config.model.dropout}
-        )
+        dropout = self._config.model.dropout
+        changed: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
         network = WhisperForConditionalGeneration.from_pretrained(
             folder,
             dtype=torch.float32,
             device=self._device,
             # Masks are drawn per window instead, so that they do not depend on micro-batches.
             apply_spec_augment=False,
-            **own,
+            **changed,
         )
         if self._config.training.gradient_checkpointing:
             network.gradient_checkpointing_enable()
@@ -154,19 +154,16 @@ class Finetune:
             prepare(
                 utterances_in(data, name),
                 folder,
+                data,
                 count_tokens=self._labels.count,
                 max_tokens=self._labels.room - 2,
-                max_gap_s=data.max_gap_s,
-                workers=data.workers,
-                timeout_s=_DECODE_TIMEOUT_S,
-                endpoint_url=data.endpoint_url,
             )
         self._group.wait()
-        found = AudioCache.open(folder)
-        self._check_same(found, folder)
-        for language in found.languages():
+        cache = AudioCache.open(folder)
+        self._check_same(cache, folder)
+        for language in cache.languages():
             self._labels.check(language, task=self._config.windows.task)
-        return found
+        return cache
 
     def _check_same(self, cache: AudioCache, folder: Path) -> None:
         """Raise if machines have different utterances, as after a failure of a store."""
@@ -180,49 +177,21 @@ class Finetune:
                 "machines, and run again"
             )
 
-    def _made_evaluator(self, local_rank: int) -> Evaluator | None:
-        config = self._config
-        if not config.data.validation:
-            return None
-        return Evaluator(
-            self._prepared("validation", local_rank),
-            self._processor.tokenizer,
-            max_windows=config.evaluation.max_windows,
-            batch_size=config.evaluation.per_device_eval_batch_size,
-            task=config.windows.task,
-            timestamps=config.windows.timestamp_probability > 0,
-            max_tokens=self._labels.room,
-        )
-
-    def _made_objective(self) -> Objective:
+    def _teacher(self) -> WhisperForConditionalGeneration | None:
         distillation = self._config.distillation
-        teacher = None
-        if distillation.teacher is not None:
-            teacher = WhisperForConditionalGeneration.from_pretrained(
-                fetch_checkpoint(distillation.teacher, revision=distillation.revision),
-                dtype=self._dtype,
-                device=self._device,
-            )
-        return Objective(
-            self._student,
-            LossSettings(
-                label_smoothing=self._config.training.label_smoothing_factor,
-                kl_weight=distillation.kl_weight,
-                temperature=distillation.temperature,
-            ),
-            teacher=teacher,
+        if distillation.teacher is None:
+            return None
+        return WhisperForConditionalGeneration.from_pretrained(
+            fetch_checkpoint(distillation.teacher, revision=distillation.revision),
+            dtype=self._dtype,
+            device=self._device,
         )
 
     def _made_adapters(self) -> LoraAdapters | None:
         lora = self._config.lora
         if lora.rank is None:
             return None
-        config = LoraConfig(
-            rank=lora.rank,
-            alpha=lora.alpha,
-            dropout=lora.dropout,
-            target_modules=lora.target_modules,
-        )
+        config = LoraConfig(**lora.model_dump())
         return LoraAdapters(self._student, config, seed=self._config.training.seed)
 
     @property
@@ -233,53 +202,25 @@ class Finetune:
         return resolve_dtype(asked, self._device)
 
     def _trainer(self) -> Trainer:
-        config, training = self._config, self._config.training
+        config = self._config
         examples = Examples(
             self.cache,
             self._labels,
-            ExampleSettings(
-                num_mel_bins=self._student.config.num_mel_bins,
-                packing=Packing(
-                    share_windows=config.windows.pack,
-                    max_tokens=self._labels.room,
-                    max_pause_s=config.windows.max_pause_s,
-                    speeds=config.augmentation.speed,
-                    no_speech_fraction=config.windows.no_speech_fraction,
-                    truncation_probability=config.windows.truncation_probability,
-                ),
-                augmentation=Augmentation(**config.augmentation.model_dump(exclude={"speed"})),
-                timestamp_probability=config.windows.timestamp_probability,
-                condition_on_prev_probability=config.windows.condition_on_prev_probability,
-                task=config.windows.task,
-                seed=training.seed,
-            ),
+            windows=config.windows,
+            augmentation=config.augmentation,
+            num_mel_bins=self._student.config.num_mel_bins,
+            seed=config.training.seed,
         )
         return Trainer(
             self._student,
             self._objective,
             self._optimizer,
-            LearningRates(
-                peak=training.learning_rate,
-                warmup_steps=training.warmup_steps,
-                steps=training.max_steps,
-                shape=training.lr_scheduler_type,
-            ),
             examples,
+            config=config,
+            dtype=self._dtype,
             padding=self._processor.tokenizer.eot,
-            steps=StepSettings(
-                batch_size=training.per_device_train_batch_size,
-                accumulation_steps=training.gradient_accumulation_steps,
-                max_grad_norm=training.max_grad_norm,
-                seed=training.seed,
-                loader_workers=config.data.workers,
-                dtype=self._dtype,
-                random=_is_random(self._student) or config.lora.dropout > 0,
-                distilled_steps=config.distillation.initial_steps,
-            ),
             group=self._group,
         )
-
-    # What is kept
 
     def _trained(self) -> dict[str, torch.Tensor]:
         """Return the weights that training changes; the others are those of the start."""
@@ -287,10 +228,11 @@ class Finetune:
 
     @property
     def _fingerprint(self) -> str:
-        config = self._config.model_dump(mode="json", exclude=_ELSEWHERE)
+        config = self._config.model_dump(mode="json", exclude=_RESUMABLE)
         config["model"]["checkpoint"] = full_name(self._config.model.checkpoint)
         config["effective_batch_size"] = self._config.effective_batch_size
-        return _digest([config, self._revision, self.cache.summary["fingerprint"]])
+        content = [config, self._revision, self.cache.summary["fingerprint"]]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     def _resumed(self) -> int:
         """Take over the last checkpoint; returns the steps done."""
@@ -328,12 +270,11 @@ class Finetune:
         if self._evaluator is None or not self._group.leads:
             return
         with self._merged():
-            found = self._evaluator(self._student)
-        log.append({"step": step, **asdict(found)})
-        yield found
-        better = found.wer is not None and (self._best is None or found.wer < self._best)
-        if better:
-            self._best = found.wer
+            result = self._evaluator(self._student)
+        log.append({"step": step, **asdict(result)})
+        yield result
+        if result.wer is not None and (self._best is None or result.wer < self._best):
+            self._best = result.wer
             if self._config.evaluation.keep == "best":
                 # The start is written as it was stored; trained weights need all of float32.
                 self._save_model(self._start_dtype if step == 0 else torch.float32)
@@ -363,19 +304,27 @@ def _stored_dtype(folder: Path) -> torch.dtype:
     return functools.reduce(torch.promote_types, [dtype for dtype in dtypes if dtype is not None])
 
 
-def _is_random(model: WhisperForConditionalGeneration) -> bool:
-    """Return whether the forward pass in training draws random numbers."""
-    config = model.config
-    return any(
-        (
-            config.dropout,
-            config.attention_dropout,
-            config.activation_dropout,
-            config.encoder_layerdrop,
-            config.decoder_layerdrop,
+def train(settings: dict[str, Any]) -> None:
+    """Train as one process of several that `torch.distributed` connects."""
+    config = FinetuneConfig.model_validate(settings)
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if config.model.device in ("auto", "cuda"):
+        # Without GPUs of their own, all of them would compute on the first one.
+        device = _gpu(local_rank) if config.cluster.gpus_per_worker else "cpu"
+        config = config.model_copy(
+            update={"model": config.model.model_copy(update={"device": device})}
         )
-    )
+    for _ in Finetune(config, group=Group.current(), local_rank=local_rank).run():
+        pass
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+def _gpu(local_rank: int) -> str:
+    """Choose a worker's GPU: its own, where the workers of a machine see all of theirs."""
+    if not torch.cuda.is_available():
+        raise EngineError(
+            "training on Ray: found no CUDA device in a worker that has a GPU, expected one; "
+            "install a torch with CUDA on that machine, or set cluster.gpus_per_worker to 0"
+        )
+    number = local_rank % torch.cuda.device_count()
+    torch.cuda.set_device(number)
+    return f"cuda:{number}"

@@ -1,7 +1,6 @@
 """The training objective: cross-entropy with the labels, optionally distilled from a teacher.
 
-In: a model, a batch, optionally a teacher model. Out: losses summed over the tokens of the batch,
-so that micro-batches add up to the whole batch. Independent of steps and files.
+Losses are summed over the tokens of a batch, so that micro-batches add up to the whole batch.
 """
 
 from dataclasses import dataclass
@@ -10,22 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from corpus_asr.config.finetune import DistillationSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.layers.lm_head import IGNORED_LABEL
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.training.examples import Batch
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LossSettings:
-    """Weights of the terms of the loss."""
-
-    label_smoothing: float = 0.0
-    """Probability mass spread evenly over all tokens."""
-    kl_weight: float = 0.0
-    """Weight of the divergence from the teacher's token distributions; labels get the rest."""
-    temperature: float = 2.0
-    """Softmax temperature of both distributions in distillation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,25 +29,18 @@ class Losses:
 
 
 class Objective:
-    """Computes the loss of a batch.
-
-    Args:
-        student: model to train.
-        settings: weights of the terms.
-        teacher: model whose token distributions the student learns; None for labels alone.
-
-    Raises:
-        ConfigError: the teacher has another vocabulary or other features than the student.
-    """
+    """Computes the loss of a batch."""
 
     def __init__(
         self,
         student: WhisperForConditionalGeneration,
-        settings: LossSettings,
         *,
+        label_smoothing: float = 0.0,
+        distillation: DistillationSettings,
         teacher: WhisperForConditionalGeneration | None,
     ) -> None:
-        self._settings = settings
+        self._label_smoothing = label_smoothing
+        self._distillation = distillation
         self._teacher = teacher
         if teacher is not None:
             _check_teacher(student, teacher)
@@ -68,28 +49,20 @@ class Objective:
     def __call__(
         self, student: WhisperForConditionalGeneration, batch: Batch, *, distill: bool = True
     ) -> Losses:
-        """Compute the losses of a batch.
-
-        Args:
-            student: model to train.
-            batch: features and tokens.
-            distill: whether to use the teacher, if there is one.
-        """
+        """Compute the losses of a batch."""
         logits = _logits(student, batch)
-        settings = self._settings
         labels = F.cross_entropy(
             logits.float().flatten(0, 1),
             batch.labels.flatten(),
             ignore_index=IGNORED_LABEL,
-            label_smoothing=settings.label_smoothing,
+            label_smoothing=self._label_smoothing,
             reduction="sum",
         )
         parts = {"labels": labels}
         if self._teacher is not None and distill:
-            parts = {
-                "labels": (1.0 - settings.kl_weight) * labels,
-                "teacher": settings.kl_weight * self._divergence(self._teacher, logits, batch),
-            }
+            weight = self._distillation.kl_weight
+            divergence = self._divergence(self._teacher, logits, batch)
+            parts = {"labels": (1.0 - weight) * labels, "teacher": weight * divergence}
         return Losses(
             total=torch.stack(list(parts.values())).sum(),
             tokens=batch.num_labels,
@@ -103,7 +76,7 @@ class Objective:
         with torch.no_grad():
             expected = _logits(teacher, batch)
         counted = batch.labels != IGNORED_LABEL
-        temperature = self._settings.temperature
+        temperature = self._distillation.temperature
         ours = F.log_softmax(logits[counted].float() / temperature, dim=-1)
         theirs = F.log_softmax(expected[counted].float() / temperature, dim=-1)
         # Gradients of softened distributions are smaller (Hinton et al. 2015, section 2).

@@ -1,12 +1,10 @@
-"""What training leaves in its output folder: checkpoints, the model, a log. Any address.
+"""The output folder of a training, at any address.
 
-    checkpoints/step-00000200/state.safetensors   trained weights and optimizer state
-    checkpoints/step-00000200/state.json          written last: the checkpoint is whole
-    model/                                        a checkpoint in Hugging Face layout
-    adapter/                                      LoRA: the adapters alone, in PEFT's layout
-    log.jsonl                                     one line per step or evaluation
-
-Knows what is kept, not what is in it.
+checkpoints/step-00000200/state.safetensors   trained weights and optimizer state
+checkpoints/step-00000200/state.json          written last: the checkpoint is whole
+model/                                        a checkpoint in Hugging Face layout
+adapter/                                      LoRA: the adapters alone, in PEFT's layout
+log.jsonl                                     one line per step or evaluation
 """
 
 import json
@@ -53,13 +51,7 @@ class State:
 
 
 class TrainingStore:
-    """The output folder of one training.
-
-    Args:
-        uri: its address.
-        endpoint_url: the S3 endpoint, where it is not Amazon's.
-        keep: how many checkpoints stay.
-    """
+    """The output folder of one training."""
 
     def __init__(self, uri: str, *, endpoint_url: str | None, keep: int) -> None:
         self.uri = normalise(uri)
@@ -67,12 +59,7 @@ class TrainingStore:
         self._keep = keep
 
     def latest(self) -> State | None:
-        """Return the last whole checkpoint.
-
-        Raises:
-            CheckpointError: it is damaged.
-            FetchError: the store failed.
-        """
+        """Return the last whole checkpoint."""
         names = self._whole()
         if not names:
             return None
@@ -88,11 +75,7 @@ class TrainingStore:
         return State(tensors, account)
 
     def save(self, state: State) -> None:
-        """Write a checkpoint, then remove the oldest beyond those that stay.
-
-        Raises:
-            FetchError: the store failed.
-        """
+        """Write a checkpoint, then remove the oldest beyond those that stay."""
         folder = self._address(_FOLDER, f"step-{state.step:08}")
         with tempfile.TemporaryDirectory() as here:
             path = Path(here) / _TENSORS_NAME
@@ -109,37 +92,20 @@ class TrainingStore:
             remove_folder(self._address(_FOLDER, name))
 
     def save_folder(self, name: str, folder: Path, *, last: str) -> None:
-        """Write the files of a local folder to the folder `name`.
-
-        Args:
-            name: such as `model`.
-            folder: local.
-            last: file without which the folder is not whole; written last.
-
-        Raises:
-            FetchError: the store failed.
-        """
+        """Write the files of a local folder to the folder `name`."""
         for path in sorted(folder.iterdir(), key=lambda path: path.name == last):
             self._put(path, self._address(name, path.name))
 
     def log(self) -> list[dict[str, Any]]:
-        """Return what was logged.
-
-        Raises:
-            FetchError: the store failed.
-        """
+        """Return what was logged."""
         address = self._address(LOG_NAME)
         if address not in (uri for uri, _, _ in self._objects("")):
             return []
         return [json.loads(line) for line in self._read(address).decode().splitlines()]
 
     def write_log(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Replace the log; numbers that are none are null.
-
-        Raises:
-            FetchError: the store failed.
-        """
-        lines = (json.dumps(_told(row), allow_nan=False) + "\n" for row in rows)
+        """Replace the log; numbers that are none are null."""
+        lines = (json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
         self._write(self._address(LOG_NAME), "".join(lines))
 
     def _whole(self) -> list[str]:
@@ -172,8 +138,8 @@ class TrainingStore:
         upload(str(path), uri, self._store)
 
 
-def _told(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     """Return a value as JSON can hold it, which knows no infinity."""
     if isinstance(value, Mapping):
-        return {name: _told(each) for name, each in value.items()}
+        return {name: _finite(each) for name, each in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,47 +1,159 @@
-"""Optimizer steps: examples in, changed weights and a record of each step out.
+"""Optimizer steps: AdamW, learning rates, frozen parameters, and gradients summed over processes.
 
-In: a model, its objective and examples. Out: one record per step; the weights change in place. A
-step depends on its number and the weights before it alone, so that a training that is stopped and
-resumed ends with the same weights. Independent of files.
+A step depends on its number and the weights before it alone, so that a training that is stopped
+and resumed ends with the same weights.
 """
 
 import itertools
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from corpus_asr.errors import EngineError
+from corpus_asr.config.finetune import FinetuneConfig, TrainingSettings
+from corpus_asr.errors import CheckpointError, ConfigError, EngineError
 from corpus_asr.families.layers.side_by_side import run_side_by_side
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.training.examples import Batch, Collate, Examples
-from corpus_asr.training.group import Group
 from corpus_asr.training.objective import Losses, Objective
-from corpus_asr.training.optimizer import LearningRates, NamedAdamW, clip
 
-_MAX_OVERFLOWS = 20
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_MAX_OVERFLOWS = 20  # steps in a row with gradients that are not finite, before giving up
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepSettings:
-    """The make-up of an optimizer step."""
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The processes that train together; by default, this one alone."""
 
-    batch_size: int
-    """Windows per forward pass of a process."""
-    accumulation_steps: int
-    """Forward passes per optimizer step of a process."""
-    max_grad_norm: float
-    seed: int
-    loader_workers: int
-    dtype: torch.dtype
-    random: bool
-    """Whether the forward pass draws random numbers, as for dropout."""
-    distilled_steps: int | None = None
-    """Number of initial steps with the teacher; None: all."""
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> Self:
+        """Return the group that `torch.distributed` was set up with, if it was."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return cls()
+        return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files."""
+        return self.rank == 0
+
+    def add_up(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its sum over the group."""
+        if self.size > 1:
+            for tensor in tensors:
+                torch.distributed.all_reduce(tensor)
+
+    def wait(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+
+def learning_rate(settings: TrainingSettings, step: int) -> float:
+    """Return the rate of a step, counted from 0."""
+    peak, warmup_steps = settings.learning_rate, settings.warmup_steps
+    if step < warmup_steps:
+        return peak * (step + 1) / (warmup_steps + 1)
+    done = (step - warmup_steps) / max(1, settings.max_steps - warmup_steps)
+    if settings.lr_scheduler_type == "linear":
+        return peak * (1.0 - done)
+    if settings.lr_scheduler_type == "cosine":
+        return peak * (1.0 + math.cos(math.pi * done)) / 2
+    return peak
+
+
+def freeze(network: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Parameter]:
+    """Freeze parameters whose names match a pattern; returns the others by name."""
+    names = [name for name, _ in network.named_parameters()]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(
+                f"freezing {pattern!r}: found no parameter of that name among {len(names)}, such "
+                f"as {names[0]}; correct model.freeze, for example model.encoder.*"
+            )
+    trained: dict[str, nn.Parameter] = {}
+    for name, parameter in network.named_parameters():
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            parameter.requires_grad_(False)
+        if parameter.requires_grad:
+            trained[name] = parameter
+    if not trained:
+        raise ConfigError(
+            f"freezing {', '.join(patterns)}: found nothing left to train; correct model.freeze"
+        )
+    return trained
+
+
+class NamedAdamW:
+    """AdamW with its state by parameter names."""
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        settings: TrainingSettings,
+    ) -> None:
+        self.parameters = dict(parameters)
+        matrices = [p for p in self.parameters.values() if p.ndim > 1]
+        vectors = [p for p in self.parameters.values() if p.ndim <= 1]  # norms and biases
+        groups = [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        betas = (settings.adam_beta1, settings.adam_beta2)
+        self._adamw = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+
+    def step(self, rate: float) -> None:
+        """Change the weights by their gradients, and clear those."""
+        for group in self._adamw.param_groups:
+            group["lr"] = rate
+        self._adamw.step()
+        self._adamw.zero_grad()
+
+    def skip(self) -> None:
+        """Clear the gradients and change nothing."""
+        self._adamw.zero_grad()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the moments as tensors by name."""
+        return {
+            f"{moment}.{name}": self._adamw.state[parameter][moment]
+            for name, parameter in self.parameters.items()
+            if parameter in self._adamw.state
+            for moment in _MOMENTS
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Restore moments; parameters without a step yet have none."""
+        known = {name for name in self.parameters if f"{_MOMENTS[0]}.{name}" in state}
+        expected = {f"{moment}.{name}" for name in known for moment in _MOMENTS}
+        if expected != set(state):
+            wrong = sorted(expected ^ set(state))[:3]
+            raise CheckpointError(
+                f"resuming: found moments of other parameters ({', '.join(wrong)} and so on), "
+                "expected those of the trained ones; resume with the same model.freeze and lora"
+            )
+        for name in known:
+            parameter = self.parameters[name]
+            # Fused AdamW wants all of them, the step's number too, where the parameter is.
+            self._adamw.state[parameter] = {
+                moment: state[f"{moment}.{name}"].to(parameter.device, copy=True)
+                for moment in _MOMENTS
+            }
+
+
+def clip(parameters: Iterable[Tensor], max_norm: float) -> float:
+    """Scale the gradient down to a norm of at most `max_norm`; returns its norm before."""
+    return float(nn.utils.clip_grad_norm_(list(parameters), max_norm))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,40 +175,44 @@ class Record:
 
 
 class Trainer:
-    """Trains a model in place.
-
-    Args:
-        student: model to train.
-        objective: its loss.
-        optimizer: updates the weights.
-        rates: learning rate of each step.
-        examples: training windows.
-        padding: token that pads short rows.
-        steps: make-up of a step.
-        group: processes that train together.
-    """
+    """Trains a model in place."""
 
     def __init__(
         self,
         student: WhisperForConditionalGeneration,
         objective: Objective,
         optimizer: NamedAdamW,
-        rates: LearningRates,
         examples: Examples,
         *,
+        config: FinetuneConfig,
+        dtype: torch.dtype,
         padding: int,
-        steps: StepSettings,
         group: Group,
     ) -> None:
         self._student = student
         self._objective = objective
         self._optimizer = optimizer
-        self._rates = rates
         self._examples = examples
+        self._config = config
+        self._settings = config.training
+        self._dtype = dtype
         self._collate = Collate(padding)
-        self._steps = steps
         self._group = group
         self._overflows = 0
+        # Several threads draw from one generator in no certain order: with dropout, windows
+        # cannot be computed by a thread each.
+        network = student.config
+        is_random = config.lora.dropout > 0 or any(
+            (
+                network.dropout,
+                network.attention_dropout,
+                network.activation_dropout,
+                network.encoder_layerdrop,
+                network.decoder_layerdrop,
+            )
+        )
+        one_window = self._settings.per_device_train_batch_size == 1
+        self._thread_per_window = student.device.type == "cpu" and one_window and not is_random
 
     def run(self, done: int) -> Iterator[Record]:
         """Run the steps after the first `done`; yields a record of each.
@@ -105,25 +221,25 @@ class Trainer:
             EngineError: memory does not suffice, or gradients are not finite any more.
         """
         batches = iter(self._loader(done))
-        for step in range(done, self._rates.steps):
+        for step in range(done, self._settings.max_steps):
             try:
                 yield self._step(step, batches)
             except torch.OutOfMemoryError as error:
                 raise EngineError(
                     f"training step {step + 1}: found too little memory on {self._student.device} "
-                    f"for {self._steps.batch_size} windows ({error}); lower "
+                    f"for {self._settings.per_device_train_batch_size} windows ({error}); lower "
                     "training.per_device_train_batch_size and raise "
                     "training.gradient_accumulation_steps by the same factor, or set "
                     "training.gradient_checkpointing"
                 ) from error
 
     def _loader(self, done: int) -> DataLoader[Batch]:
-        workers = self._steps.loader_workers
+        workers = self._config.data.workers
         # Threads that compute side by side take several micro-batches at once.
-        at_once = self._steps.accumulation_steps if self._side_by_side else 0
+        at_once = self._settings.gradient_accumulation_steps if self._thread_per_window else 0
         loader: DataLoader[Batch] = DataLoader(
             self._examples,  # type: ignore[arg-type]
-            batch_sampler=_WindowNumbers(self._steps, self._group, done, self._rates.steps),
+            batch_sampler=_WindowNumbers(self._settings, self._group, done),
             collate_fn=self._collate,
             num_workers=workers,
             prefetch_factor=max(2, -(-at_once // workers)) if workers else None,
@@ -135,20 +251,20 @@ class Trainer:
         began = time.perf_counter()
         sums: dict[str, float] = {}
         tokens = 0
-        learning: list[Tensor] = list(self._optimizer.parameters.values())
-        for losses in self._differentiated(step, self._micro_batches(step, batches), learning):
+        parameters: list[Tensor] = list(self._optimizer.parameters.values())
+        for losses in self._differentiated(step, self._micro_batches(step, batches), parameters):
             tokens += losses.tokens
             for name, part in losses.parts.items():
                 sums[name] = sums.get(name, 0.0) + part
         totals = torch.tensor([float(tokens), *sums.values()], dtype=torch.float64)
         totals = totals.to(self._student.device)
-        gradients = [_gradient(p) for p in learning]
+        gradients = [_gradient(p) for p in parameters]
         self._group.add_up([totals, *gradients])
         tokens = int(totals[0])
         for gradient in gradients:
             gradient /= max(1, tokens)
-        grad_norm = clip(learning, self._steps.max_grad_norm)
-        lr = self._rates.at(step)
+        grad_norm = clip(parameters, self._settings.max_grad_norm)
+        lr = learning_rate(self._settings, step)
         if np.isfinite(grad_norm):  # one window that overflows must not spoil all weights
             self._optimizer.step(lr)
             self._overflows = 0
@@ -167,17 +283,18 @@ class Trainer:
         )
 
     def _differentiated(
-        self, step: int, batches: Iterator[Batch], learning: list[Tensor]
+        self, step: int, batches: Iterator[Batch], parameters: list[Tensor]
     ) -> Iterator[Losses]:
         """Add up the gradients of a step, micro-batch by micro-batch; yields the losses."""
-        distilled = self._steps.distilled_steps
-        distill = distilled is None or step < distilled
+        distilled_steps = self._config.distillation.initial_steps
+        distill = distilled_steps is None or step < distilled_steps
+        device, mixed = self._student.device.type, self._dtype != torch.float32
 
         def losses_of(batch: Batch) -> Losses:
-            with self._computing():
+            with torch.autocast(device, self._dtype, enabled=mixed):
                 return self._objective(self._student, batch, distill=distill)
 
-        if not self._side_by_side:
+        if not self._thread_per_window:
             for batch in batches:
                 losses = losses_of(batch)
                 losses.total.backward()  # type: ignore[no-untyped-call]
@@ -186,38 +303,26 @@ class Trainer:
 
         def differentiated(batch: Batch) -> tuple[Losses, tuple[Tensor | None, ...]]:
             losses = losses_of(batch)
-            gradients = torch.autograd.grad(losses.total, learning, allow_unused=True)
+            gradients = torch.autograd.grad(losses.total, parameters, allow_unused=True)
             return replace(losses, total=losses.total.detach()), gradients
 
         threads = torch.get_num_threads()
         # No more micro-batches than threads at a time: each keeps gradients of all parameters.
         while some := list(itertools.islice(batches, threads)):
             for losses, gradients in run_side_by_side(differentiated, some, inference=False):
-                for parameter, gradient in zip(learning, gradients, strict=True):
+                for parameter, gradient in zip(parameters, gradients, strict=True):
                     if gradient is not None:
                         _gradient(parameter).add_(gradient)
                 yield losses
 
-    @property
-    def _side_by_side(self) -> bool:
-        """Whether windows are computed by a thread each, which do not wait for one another.
-
-        Several draw from one generator in no certain order, so there must be no chance in them.
-        """
-        on_cpu = self._student.device.type == "cpu"
-        return on_cpu and self._steps.batch_size == 1 and not self._steps.random
-
     def _micro_batches(self, step: int, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield the micro-batches of a step."""
         # Dropout depends on the step and the process alone, so that training resumes exactly.
-        torch.manual_seed(_seed(self._steps.seed, step, self._group.rank))
+        entropy = (self._settings.seed, step, self._group.rank)
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         self._student.train()
-        for _ in range(self._steps.accumulation_steps):
+        for _ in range(self._settings.gradient_accumulation_steps):
             yield next(batches).to(self._student.device)
-
-    def _computing(self) -> torch.autocast:
-        dtype = self._steps.dtype
-        return torch.autocast(self._student.device.type, dtype, enabled=dtype != torch.float32)
 
     def _count_overflow(self, step: int) -> None:
         self._overflows += 1
@@ -239,22 +344,18 @@ def _gradient(parameter: Tensor) -> Tensor:
 class _WindowNumbers:
     """Numbers of the windows of each micro-batch of this process, in order."""
 
-    def __init__(self, steps: StepSettings, group: Group, done: int, end: int) -> None:
-        self._size = steps.batch_size
-        self._per_step = steps.accumulation_steps
+    def __init__(self, settings: TrainingSettings, group: Group, done: int) -> None:
+        self._size = settings.per_device_train_batch_size
+        per_step = settings.gradient_accumulation_steps
         self._group = group
-        self._first, self._end = done * self._per_step, end * self._per_step
+        self._micro_batches = range(done * per_step, settings.max_steps * per_step)
 
     def __len__(self) -> int:
-        return self._end - self._first
+        return len(self._micro_batches)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for micro_batch in range(self._first, self._end):
+        for micro_batch in self._micro_batches:
             # Neighboring windows go to different processes: the windows of a step depend on the
             # effective batch size alone.
             start = (micro_batch * self._group.size + self._group.rank) * self._size
             yield list(range(start, start + self._size))
-
-
-def _seed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

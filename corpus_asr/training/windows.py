@@ -1,9 +1,9 @@
-"""Plans of windows: utterances in, the contents of each window of each epoch out.
+"""Plans of windows: which utterances each window of each epoch holds.
 
 Neighboring utterances of a recording stay together with the audio between them, as *runs* of at
 most 30 s; runs of other recordings fill the rest of a window (Radford et al. 2022, section 2.3,
 trains on whole windows). Random numbers depend on seed, epoch and window alone, so that training
-resumes at any step with any number of processes. Independent of samples and tokens.
+resumes at any step with any number of processes.
 """
 
 import bisect
@@ -12,30 +12,23 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from corpus_asr.config.finetune import WindowSettings
 from corpus_asr.training.audio_cache import AudioCache
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
-# Each utterance brings two timestamps.
-_TIMESTAMPS = 2
-_BEGUN_S = 0.3  # of an utterance that is cut off, at least
+_TIMESTAMPS = 2  # of each utterance
+_MIN_TRUNCATED_S = 0.3  # less of an utterance that is cut off could not be recognized as speech
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packing:
     """How windows are filled."""
 
-    share_windows: bool
-    """Whether runs of several recordings share a window; else each has its own."""
+    settings: WindowSettings
     max_tokens: int
-    """Of a window, timestamps included."""
-    max_pause_s: float
-    """Silence put between recordings, and before the first, at most."""
-    speeds: tuple[float, float]
-    """Slowest and fastest that recordings are played."""
-    no_speech_fraction: float
-    """Number of windows without speech per window of speech."""
-    truncation_probability: float
-    """Full windows of several recordings at whose end another begins that does not fit."""
+    """Largest number of tokens in a window, timestamps included."""
+    speeds: tuple[float, float] = (1.0, 1.0)
+    """Range of speed factors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +56,7 @@ class Window:
 
 
 class EpochPlan:
-    """The windows of one epoch, in training order.
-
-    Args:
-        cache: what there is.
-        packing: how windows are filled.
-        seed: of the training run.
-        epoch: from 0.
-    """
+    """The windows of one epoch, in training order."""
 
     def __init__(self, cache: AudioCache, packing: Packing, *, seed: int, epoch: int) -> None:
         self._packing = packing
@@ -87,9 +73,9 @@ class EpochPlan:
         self._languages = _codes(cache)[self._first]
         order = draw.permutation(len(self._first))
         self._windows = (
-            self._filled(order, draw) if packing.share_windows else [[run] for run in order]
+            self._filled(order, draw) if packing.settings.pack else [[run] for run in order]
         )
-        silent = round(packing.no_speech_fraction * len(self._windows))
+        silent = round(packing.settings.no_speech_fraction * len(self._windows))
         self._windows += [[]] * silent
         self._order = draw.permutation(len(self._windows))
 
@@ -112,7 +98,7 @@ class EpochPlan:
             first, end = int(self._first[run]), int(self._end[run])
             placed.append(Placed(first=first, end=end, at=at))
             at += length
-        shared = bool(runs) and self._packing.share_windows
+        shared = bool(runs) and self._packing.settings.pack
         truncated = self._truncated(draw, at, runs[-1], speed) if shared else None
         return Window(seed=seed, speed=speed, runs=tuple(placed), truncated=truncated)
 
@@ -120,13 +106,13 @@ class EpochPlan:
         self, draw: np.random.Generator, at: int, last: int, speed: float
     ) -> Placed | None:
         """Draw an utterance that begins where the last run has ended; None unless it is cut off."""
-        if draw.random() >= self._packing.truncation_probability:
+        if draw.random() >= self._packing.settings.truncation_probability:
             return None
         at += int(self._drawn_pauses(draw, 1)[0])
         alike = np.flatnonzero(self._languages == self._languages[last])
         utterance = int(self._first[draw.choice(alike)])
         length = int(self._cache.end[utterance] - self._cache.start[utterance]) / speed
-        audible = at + _BEGUN_S * SAMPLE_RATE_HZ <= WINDOW_SAMPLES < at + length
+        audible = at + _MIN_TRUNCATED_S * SAMPLE_RATE_HZ <= WINDOW_SAMPLES < at + length
         if not audible or not self._cache.text(utterance).strip():
             return None
         return Placed(first=utterance, end=utterance + 1, at=at)
@@ -142,7 +128,7 @@ class EpochPlan:
 
     def _drawn_pauses(self, draw: np.random.Generator, count: int) -> Float64[np.ndarray, " run"]:
         """Draw silences of any length, mostly short ones, in samples."""
-        return self._packing.max_pause_s * SAMPLE_RATE_HZ * draw.random(count) ** 2
+        return self._packing.settings.max_pause_s * SAMPLE_RATE_HZ * draw.random(count) ** 2
 
     def _filled(self, order: np.ndarray, draw: np.random.Generator) -> list[list[int]]:
         """Put runs into windows in the order drawn; one per language is open at a time."""
@@ -162,13 +148,7 @@ class EpochPlan:
 
 
 class Epochs:
-    """The windows of all epochs, numbered through; one epoch may pack closer than another.
-
-    Args:
-        cache: what there is.
-        packing: how windows are filled.
-        seed: of the training run.
-    """
+    """The windows of all epochs, numbered through; one epoch may pack closer than another."""
 
     def __init__(self, cache: AudioCache, packing: Packing, *, seed: int) -> None:
         self._cache = cache
@@ -190,25 +170,14 @@ class Epochs:
         if epoch not in self._plans:
             # Processes that read ahead are in two epochs at a time, never in three.
             self._plans = {n: plan for n, plan in self._plans.items() if n == epoch - 1}
-            self._plans[epoch] = EpochPlan(
-                self._cache,
-                self._packing,
-                seed=self._seed,
-                epoch=epoch,
-            )
+            self._plans[epoch] = EpochPlan(self._cache, self._packing, seed=self._seed, epoch=epoch)
         return self._plans[epoch]
 
 
 def runs_of(
     cache: AudioCache, *, longest: int, max_tokens: int
 ) -> tuple[Int64[np.ndarray, " run"], Int64[np.ndarray, " run"]]:
-    """Cut the utterances of each region into runs; returns the first of each, and the end.
-
-    Args:
-        cache: its utterances lie in the order of time.
-        longest: samples of a run; an utterance that is longer alone is a run of its own.
-        max_tokens: of a run, timestamps included.
-    """
+    """Cut the utterances of each region into runs; returns the first of each, and the end."""
     firsts: list[int] = []
     begin = until = count = 0
     region = -1
@@ -221,8 +190,8 @@ def runs_of(
             begin, until, count = int(cache.start[at]), int(cache.end[at]), 0
             region = int(cache.region[at])
         count += tokens
-    found = np.asarray(firsts, np.int64)
-    return found, np.append(found[1:], len(cache))
+    starts = np.asarray(firsts, np.int64)
+    return starts, np.append(starts[1:], len(cache))
 
 
 def _codes(cache: AudioCache) -> np.ndarray:

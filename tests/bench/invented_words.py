@@ -13,16 +13,25 @@ import json
 import tempfile
 import time
 import wave
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from corpus_asr.report.accuracy.scoring import normalised
 from corpus_asr.units import SAMPLE_RATE_HZ
-from tests.bench.default_engines import ENGINES
+from tests.bench.recognizers import FasterWhisper, OpenAI, Ours, Recognizer
 from tests.support.signals import read_clip, read_manifest
 from tests.support.wordless import murmur, speech_in_noise, wordless_sounds
 
+ENGINES: dict[str, Callable[[Path, Path], Recognizer]] = {
+    "corpus-asr": partial(Ours, mode="default", dtype="auto"),
+    "corpus-asr, no detection": partial(Ours, mode="default", dtype="auto", detection="none"),
+    "openai-whisper": partial(OpenAI, mode="default"),
+    # Its detector is off by default.
+    "faster-whisper": partial(FasterWhisper, mode="default", vad_filter=True),
+}
 SPEECH = "speech in noise"
 SHOWN_LETTERS = 40
 
@@ -45,10 +54,10 @@ def _measure(arguments: argparse.Namespace) -> None:
             for engine in arguments.engines:
                 own = Path(scratch) / model.name
                 own.mkdir(exist_ok=True)
-                transcribe = ENGINES[engine](model, own)
+                recognize = ENGINES[engine](model, own)
                 for name, path in sounds.items():
                     started = time.monotonic()
-                    text = transcribe(path).strip()
+                    text = recognize(path, language=None, word_times=False).text.strip()
                     found = {
                         "engine": engine, "model": model.name, "sound": name,
                         "audio_s": round(_seconds(path)),

@@ -8,7 +8,7 @@ greedily once, without thresholds, speech detection, previous text or a stop at 
 import importlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -16,14 +16,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from corpus_asr.benchmark.engines.conversion import converted
-from corpus_asr.benchmark.engines.samples import read_samples
+from corpus_asr.benchmark.engines import converted, read_samples
 from corpus_asr.benchmark.orders import Order
 from corpus_asr.config.load import decoding_from
 from corpus_asr.config.stages import ExtractSettings
 from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.report.accuracy.scoring import TimedWord
 from corpus_asr.runtime.transcriber import Transcriber
+from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import Engine
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_FRAMES, WINDOW_SAMPLES
 from tests.support.accuracy import whole
@@ -62,13 +62,23 @@ _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 class Ours:
     """`Transcriber`."""
 
-    def __init__(self, model: Path, scratch: Path, mode: Mode) -> None:
+    def __init__(
+        self,
+        model: Path,
+        scratch: Path,
+        mode: Mode,
+        *,
+        dtype: str = "float32",
+        detection: Literal["silero", "none"] = "silero",
+    ) -> None:
+        if mode == "greedy":
+            detection = "none"
         self._transcriber = Transcriber.from_pretrained(
             str(model),
             device="cpu",
-            dtype="float32",
+            dtype=dtype,
             num_threads=torch.get_num_threads(),
-            extract=ExtractSettings(speech_detection="none") if mode == "greedy" else None,
+            extract=ExtractSettings(speech_detection=detection),
             **(_GREEDY_OURS if mode == "greedy" else {}),
         )
 
@@ -76,12 +86,14 @@ class Ours:
         found = self._transcriber.transcribe(
             str(file), language=language, word_timestamps=word_times
         )
-        words = (word for segment in found.segments for word in segment.words or ())
         return Hypothesis(
-            text=found.text,
-            language=found.language,
-            words=tuple(TimedWord(word.word, word.start_s, word.end_s) for word in words),
+            text=found.text, language=found.language, words=_our_words(found.segments)
         )
+
+
+def _our_words(segments: Sequence[Segment]) -> tuple[TimedWord, ...]:
+    words = (word for segment in segments for word in segment.words or ())
+    return tuple(TimedWord(word.word, word.start_s, word.end_s) for word in words)
 
 
 class OursFilledWithZeros:
@@ -109,12 +121,8 @@ class OursFilledWithZeros:
             {**self._options, "language": language, "word_timestamps": word_times}
         )
         found = self._engine.submit(part, decoding=settings).result()
-        words = (word for segment in found.segments for word in segment.words or ())
-        return Hypothesis(
-            text="".join(segment.text for segment in found.segments).strip(),
-            language=found.language,
-            words=tuple(TimedWord(word.word, word.start_s, word.end_s) for word in words),
-        )
+        text = "".join(segment.text for segment in found.segments).strip()
+        return Hypothesis(text=text, language=found.language, words=_our_words(found.segments))
 
 
 class OpenAI:
@@ -152,9 +160,9 @@ class OpenAI:
 
 
 class FasterWhisper:
-    """`WhisperModel.transcribe`, which has five beams by default."""
+    """`WhisperModel.transcribe`, which has five beams and no speech detection by default."""
 
-    def __init__(self, model: Path, scratch: Path, mode: Mode) -> None:
+    def __init__(self, model: Path, scratch: Path, mode: Mode, *, vad_filter: bool = False) -> None:
         self._seed = importlib.import_module("ctranslate2").set_random_seed
         folder = converted("ctranslate2", _order("faster-whisper", model, scratch))
         self._model = importlib.import_module("faster_whisper").WhisperModel(
@@ -164,16 +172,14 @@ class FasterWhisper:
             cpu_threads=torch.get_num_threads(),
             local_files_only=True,
         )
-        self._options: Mapping[str, Any] = (
-            {
+        self._options: dict[str, Any] = {"vad_filter": vad_filter}
+        if mode == "greedy":
+            self._options |= {
                 **_GREEDY,
                 "log_prob_threshold": None,
                 "beam_size": 1,
                 "condition_on_previous_text": False,
             }
-            if mode == "greedy"
-            else {}
-        )
 
     def __call__(self, file: Path, *, language: str | None, word_times: bool) -> Hypothesis:
         self._seed(0)

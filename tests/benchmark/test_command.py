@@ -11,9 +11,8 @@ from typer.testing import CliRunner
 
 from corpus_asr.benchmark import measuring, orders
 from corpus_asr.benchmark.command import main, run
-from corpus_asr.benchmark.rounds import Row
-from corpus_asr.benchmark.shapes import SHAPES, Shape
-from corpus_asr.benchmark.worker import serve
+from corpus_asr.benchmark.measuring import SHAPES, Shape
+from corpus_asr.benchmark.rounds import Row, serve
 from corpus_asr.cli import main as cli
 from corpus_asr.errors import CheckpointError, ConfigError, DecodeError
 from tests.support.corpora import tiny_model
@@ -115,7 +114,7 @@ def test_the_json_holds_machine_versions_settings_and_every_run(measured):
 
 def test_a_size_is_measured_without_weights_or_audio(monkeypatch, tmp_path):
     nano = Shape(name="tiny", width=64, encoder_layers=1, decoder_layers=1)
-    monkeypatch.setattr("corpus_asr.benchmark.shapes.SHAPES", {**SHAPES, "tiny": nano})
+    monkeypatch.setattr("corpus_asr.benchmark.measuring.SHAPES", {**SHAPES, "tiny": nano})
     monkeypatch.setattr(measuring, "measure", measure_here)
     printed, told = bench(
         "--shape", "tiny", "--peers", "none", "--dtype", "auto,none-such", "--runs", 1,
@@ -150,30 +149,30 @@ def test_a_missing_peer_is_left_out_with_how_to_get_it(model, monkeypatch):
     assert [case.label for case, _ in seen] == ["corpus-asr auto", "transformers float32"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "found neither --model nor --shape"),
-        (["--shape", "huge"], "choosing a shape: found 'huge'"),
-        (["--shape", "tiny", "--model", "x"], "--shape together with a model"),
-        (["--shape", "tiny", "--peers", "wispr"], "choosing peers: found 'wispr'"),
-        (["--shape", "tiny", "--peers", "faster-whisper-batched"], "there is no audio"),
-        (["--shape", "tiny", "--batch", "0"], "--batch: found 0, expected 1 or more"),
-        (["--shape", "tiny", "--runs", "x"], "argument --runs: invalid int value"),
-        (["--shape", "tiny", "--tokens-per-window", "225"], "expected at most 224"),
-        (["--shape", "tiny", "--device", "tpu"], "choosing a device: found 'tpu'"),
-        (["--shape", "tiny", "--json", "no/such/folder.json"], "there is no folder no/such"),
-        (["--shape", "tiny", "--language", "xx"], "--language: choosing the language"),
-        (["--shapee", "tiny"], "unrecognized arguments: --shapee"),
-        (["--model", "MODEL"], "looking for audio: found none"),
-        (["--model", "MODEL", "none.wav"], "opening none.wav: no such file"),
-    ],
-)
-def test_each_mistake_has_one_clear_message(model, arguments, message):
-    words = [str(model) if word == "MODEL" else word for word in arguments]
-    with pytest.raises(ConfigError) as caught:
-        bench(*words)
-    assert message in str(caught.value)
+MISTAKES = [
+    ([], "found neither --model nor --shape"),
+    (["--shape", "huge"], "choosing a shape: found 'huge'"),
+    (["--shape", "tiny", "--model", "x"], "--shape together with a model"),
+    (["--shape", "tiny", "--peers", "wispr"], "choosing peers: found 'wispr'"),
+    (["--shape", "tiny", "--peers", "faster-whisper-batched"], "there is no audio"),
+    (["--shape", "tiny", "--batch", "0"], "--batch: found 0, expected 1 or more"),
+    (["--shape", "tiny", "--runs", "x"], "argument --runs: invalid int value"),
+    (["--shape", "tiny", "--tokens-per-window", "225"], "expected at most 224"),
+    (["--shape", "tiny", "--device", "tpu"], "choosing a device: found 'tpu'"),
+    (["--shape", "tiny", "--json", "no/such/folder.json"], "there is no folder no/such"),
+    (["--shape", "tiny", "--language", "xx"], "--language: choosing the language"),
+    (["--shapee", "tiny"], "unrecognized arguments: --shapee"),
+    (["--model", "MODEL"], "looking for audio: found none"),
+    (["--model", "MODEL", "none.wav"], "opening none.wav: no such file"),
+]
+
+
+def test_each_mistake_has_one_clear_message(model):
+    for arguments, message in MISTAKES:
+        words = [str(model) if word == "MODEL" else word for word in arguments]
+        with pytest.raises(ConfigError) as caught:
+            bench(*words)
+        assert message in str(caught.value), arguments
 
 
 def test_a_missing_checkpoint_or_one_of_another_kind_is_refused(tmp_path):
@@ -217,7 +216,7 @@ absent = {"ray", "av", "pyarrow", "pydantic", "yaml", "typer", "rich", "s3fs", "
 find = PathFinder.find_spec
 PathFinder.find_spec = staticmethod(
     lambda name, *rest: None if name.partition(".")[0] in absent else find(name, *rest))
-import corpus_asr.benchmark.engines.ours_decoding, corpus_asr.benchmark.engines.huggingface
+import corpus_asr.benchmark.ours, corpus_asr.benchmark.peers
 from corpus_asr.benchmark.command import main
 sys.exit(main(["--shape", "huge"]))
 """

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from corpus_asr.benchmark.engines import huggingface, openai, ours_decoding
-from corpus_asr.benchmark.engines.samples import batches
-from corpus_asr.benchmark.engines.windows import WindowTimer
+from corpus_asr.benchmark.engines import WindowsRunner, batches
+from corpus_asr.benchmark.measuring import Shape, write_checkpoint
 from corpus_asr.benchmark.orders import ENGINES, Order
+from corpus_asr.benchmark.ours import OurWindows
+from corpus_asr.benchmark.peers import OpenAIWindows, TransformersWindows
 from corpus_asr.benchmark.rounds import Worker
-from corpus_asr.benchmark.shapes import Shape, write_checkpoint
 from corpus_asr.errors import ConfigError, EngineError
 
 NANO = Shape(name="nano", width=64, encoder_layers=1, decoder_layers=1)
@@ -44,14 +44,14 @@ def order_for(folder: Path, name: str, *, dtype: str = "float32", beams: int = 1
 @pytest.mark.parametrize(
     ("name", "timer"),
     [
-        ("corpus-asr", ours_decoding.Decoding),
-        ("transformers", huggingface.Decoding),
+        ("corpus-asr", OurWindows),
+        ("transformers", TransformersWindows),
         # It is converted in a process of its own first.
-        pytest.param("openai-whisper", openai.Decoding, marks=pytest.mark.slow),
+        pytest.param("openai-whisper", OpenAIWindows, marks=pytest.mark.slow),
     ],
 )
 def test_every_window_gets_exactly_as_many_tokens_as_asked_for(folder, name, timer, beams):
-    one: WindowTimer = timer(order_for(folder, name, beams=beams))
+    one: WindowsRunner = timer(order_for(folder, name, beams=beams))
     run = one.run()
     assert run["audio_s"] == 30.0 * BATCH
     assert list(run["stages"]) == ["encode", "first_token", "tokens"]
@@ -61,8 +61,8 @@ def test_every_window_gets_exactly_as_many_tokens_as_asked_for(folder, name, tim
 
 def test_engines_hear_the_same(folder):
     """Encoders of one checkpoint, fed by each engine's own way in, agree."""
-    ours = ours_decoding.Decoding(order_for(folder, "corpus-asr"))
-    theirs = huggingface.Decoding(order_for(folder, "transformers"))
+    ours = OurWindows(order_for(folder, "corpus-asr"))
+    theirs = TransformersWindows(order_for(folder, "transformers"))
     found = torch.stack(ours.encode())
     assert ours.prompt == theirs.prompt
     np.testing.assert_allclose(found.numpy(), theirs.encode().numpy(), atol=1e-3)
@@ -80,7 +80,7 @@ def test_ctranslate2_does_so_too_in_a_process_without_torch(folder, beams):
 
 
 def test_an_engine_that_says_fewer_tokens_is_no_result(folder):
-    class Terse(ours_decoding.Decoding):
+    class Terse(OurWindows):
         def decode(self, encoded, num_tokens):
             return super().decode(encoded, max(1, num_tokens - 1))
 
@@ -90,8 +90,8 @@ def test_an_engine_that_says_fewer_tokens_is_no_result(folder):
 
 def test_a_type_an_engine_does_not_have_is_refused(folder):
     for name, timer in (
-        ("openai-whisper", openai.Decoding),
-        ("corpus-asr", ours_decoding.Decoding),
+        ("openai-whisper", OpenAIWindows),
+        ("corpus-asr", OurWindows),
     ):
         with pytest.raises(ConfigError, match="float7"):
             timer(order_for(folder, name, dtype="float7"))

@@ -9,11 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.benchmark import results
-from corpus_asr.benchmark.orders import Case
-from corpus_asr.benchmark.recordings import Recording
-from corpus_asr.benchmark.results import ratios, summarise, word_error_rate
+from corpus_asr.benchmark.orders import Case, Recording
+from corpus_asr.benchmark.results import ratios, render, summarise, word_error_rate
 from corpus_asr.benchmark.rounds import Row
-from corpus_asr.benchmark.table import render
 
 SECONDS = st.lists(st.floats(min_value=1e-3, max_value=1e3), min_size=1, max_size=7)
 

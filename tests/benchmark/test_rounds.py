@@ -74,23 +74,20 @@ def test_one_that_fails_says_why_and_the_others_go_on(tmp_path, runner, counted,
     assert any(failed.failed in line for line in told)
 
 
-@pytest.mark.parametrize(
-    ("device", "inherited", "expected"),
-    [
+def test_a_worker_sees_its_own_gpu_alone(tmp_path):
+    for device, inherited, expected in (
         ("cpu", None, None),
         ("cpu", "3", "3"),
         ("cuda:0", None, "0"),
         ("cuda:1", None, "1"),
         ("cuda:1", "4,GPU-77", "GPU-77"),
-    ],
-)
-def test_a_worker_sees_its_own_gpu_alone(tmp_path, device, inherited, expected):
-    one = replace(order("Works", tmp_path)[1], device=device)
-    given = {} if inherited is None else {"CUDA_VISIBLE_DEVICES": inherited}
-    found = environment(one, {**given, "PYTHONPATH": "elsewhere"})
-    assert found.get("CUDA_VISIBLE_DEVICES") == expected
-    assert found["PYTHONPATH"].endswith(f"{os.pathsep}elsewhere")
-    assert found["HF_HUB_OFFLINE"] == "1"
+    ):
+        one = replace(order("Works", tmp_path)[1], device=device)
+        given = {} if inherited is None else {"CUDA_VISIBLE_DEVICES": inherited}
+        found = environment(one, {**given, "PYTHONPATH": "elsewhere"})
+        assert found.get("CUDA_VISIBLE_DEVICES") == expected, (device, inherited)
+        assert found["PYTHONPATH"].endswith(f"{os.pathsep}elsewhere")
+        assert found["HF_HUB_OFFLINE"] == "1"
 
 
 def test_an_order_survives_its_journey(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from corpus_asr.errors import DecodeError, FetchError
-from corpus_asr.labelling.cutting import Clip, ClipCutter, CutRequest, Stretch
+from corpus_asr.labelling.cutting import Clip, ClipCutter, ClipRange, CutRequest
 from corpus_asr.storage.stores.filesystem import describe
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import decode, encode, noise
@@ -25,12 +25,12 @@ def tones(tmp_path: Path) -> Path:
 def cut(
     path: Path, *seconds: tuple[float, float], channel: int | None = None, **options: Any
 ) -> list[Clip]:
-    stretches = tuple(
-        Stretch(channel=channel, start_sample=round(start * SAMPLE_RATE_HZ),
+    ranges = tuple(
+        ClipRange(channel=channel, start_sample=round(start * SAMPLE_RATE_HZ),
                 end_sample=round(end * SAMPLE_RATE_HZ))
         for start, end in seconds
     )  # fmt: skip
-    request = CutRequest(uri=str(path), size_bytes=None, etag=None, stretches=stretches)
+    request = CutRequest(uri=str(path), size_bytes=None, etag=None, ranges=ranges)
     usual: dict[str, Any] = {"endpoint_url": None, "channels": "mix", "audio_format": "flac"}
     return list(ClipCutter(**usual | options)(request))
 
@@ -90,11 +90,11 @@ def test_a_recording_that_ends_earlier_is_refused_behind_what_is_there(
 def test_a_recording_that_was_changed_is_refused(tones: Path, field: str, value: Any) -> None:
     version = describe(str(tones))
     known: dict[str, Any] = {"size_bytes": version.size_bytes, "etag": version.etag}
-    stretches = (Stretch(channel=None, start_sample=0, end_sample=SAMPLE_RATE_HZ),)
+    ranges = (ClipRange(channel=None, start_sample=0, end_sample=SAMPLE_RATE_HZ),)
     cutter = ClipCutter(endpoint_url=None, channels="mix", audio_format="flac")
-    assert list(cutter(CutRequest(uri=str(tones), stretches=stretches, **known)))
+    assert list(cutter(CutRequest(uri=str(tones), ranges=ranges, **known)))
     with pytest.raises(DecodeError, match="which was transcribed") as raised:
-        list(cutter(CutRequest(uri=str(tones), stretches=stretches, **known | {field: value})))
+        list(cutter(CutRequest(uri=str(tones), ranges=ranges, **known | {field: value})))
     assert raised.value.kind == "source_changed"
 
 

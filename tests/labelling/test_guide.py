@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from corpus_asr.config.labelling import DatasetSettings, PseudoLabelConfig, SelectionSettings
 from corpus_asr.config.load import load_config
 from corpus_asr.schemas import EXAMPLES
@@ -14,14 +12,11 @@ GUIDE = (REPOSITORY / "docs" / "pseudo_labels.md").read_text()
 EXAMPLE = REPOSITORY / "configs" / "pseudo_label.yaml"
 
 
-@pytest.mark.parametrize("name", [*BAD, *EXAMPLES.names])
-def test_the_guide_names_every_rule_and_column(name: str) -> None:
-    assert f"`{name}`" in GUIDE
-
-
-@pytest.mark.parametrize("key", SelectionSettings.model_fields)
-def test_the_guide_names_every_setting_of_a_rule(key: str) -> None:
-    assert f"`{key}`" in GUIDE or f"selection.{key}" in GUIDE
+def test_the_guide_names_every_rule_column_and_setting_of_a_rule() -> None:
+    for name in (*BAD, *EXAMPLES.names):
+        assert f"`{name}`" in GUIDE, name
+    for key in SelectionSettings.model_fields:
+        assert f"`{key}`" in GUIDE or f"selection.{key}" in GUIDE, key
 
 
 def test_the_example_shows_every_key_with_its_default() -> None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from corpus_asr.cli import main as cli
 from corpus_asr.config.labelling import PseudoLabelConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
-from corpus_asr.labelling import writing
+from corpus_asr.labelling import dataset
 from corpus_asr.labelling.cutting import CutRequest
 from corpus_asr.labelling.summary import as_data
 from corpus_asr.pipelines import transcribe as pipeline
@@ -39,7 +39,7 @@ WHOLE_SECONDS = {"pad_s": 0}
 @pytest.fixture(autouse=True)
 def in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "isolated" not in request.fixturenames:
-        monkeypatch.setattr(writing, "IsolatedGenerator", InThisProcess)
+        monkeypatch.setattr(dataset, "IsolatedGenerator", InThisProcess)
 
 
 @pytest.fixture
@@ -157,8 +157,8 @@ def test_the_card_says_what_was_kept_and_dropped_by_which_rule(
     assert "| **kept** |  | 3 | 10.0 s |  |  |" in card.text
     assert "| `checkpoint` | some/model |" in card.text
     label(heard.config(output="other", to="hostile", selection=drops))
-    shown = (tmp_path / "hostile" / "README.md").read_text()
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; \\| a \\*b\\* \\# c |" in shown
+    redact_uri = (tmp_path / "hostile" / "README.md").read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; \\| a \\*b\\* \\# c |" in redact_uri
 
 
 def test_selecting_again_needs_another_folder_and_no_transcription(
@@ -215,7 +215,7 @@ def test_an_interrupted_data_set_is_completed_to_the_byte(
             filesystem.upload(path, uri, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(writing, "filesystem", Stops)
+        patched.setattr(dataset, "filesystem", Stops)
         with pytest.raises(KeyboardInterrupt):
             label(heard.config(to="half", dataset=small))
     half = content(tmp_path / "half")
@@ -224,7 +224,7 @@ def test_an_interrupted_data_set_is_completed_to_the_byte(
     assert 0 < done < 5
     uploads.clear()
     with monkeypatch.context() as patched:
-        patched.setattr(writing, "filesystem", Counted)
+        patched.setattr(dataset, "filesystem", Counted)
         label(heard.config(to="half", dataset=small))
     assert len(uploads) == 5 - done  # what was there is not written again
     found = content(tmp_path / "half")

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from corpus_asr.benchmark.shapes import SHAPES
+from corpus_asr.benchmark.measuring import SHAPES
 from corpus_asr.config.stages import ExtractSettings
 from corpus_asr.decoding.sizes import ModelSize
 from corpus_asr.decoding.slots import encode_batch_on
@@ -59,7 +59,7 @@ def test_weights_are_counted_as_published():
 
 @pytest.mark.parametrize("row", rows("model"), ids=lambda row: row[0])
 def test_the_memory_of_slots_is_what_the_engine_reckons(row):
-    name, *shown = row
+    name, *redact_uri = row
     size = size_of(name)
     none, one, all_slots = (
         predicted_bytes(size, slots=slots, encode_batch=ENCODE_BATCH).total for slots in (0, 1, 64)
@@ -70,12 +70,12 @@ def test_the_memory_of_slots_is_what_the_engine_reckons(row):
         fitting_slots(size, free_bytes=gib * GIBIBYTE - taken, encode_batch=ENCODE_BATCH)
         for gib in (8, 16, 24)
     ]
-    assert [float(cell) for cell in shown[:3]] == [
+    assert [float(cell) for cell in redact_uri[:3]] == [
         round(none / MEBIBYTE),
         round((one - none) / MEBIBYTE, 1),
         round(all_slots / GIBIBYTE, 1),
     ]
-    assert [int(cell) for cell in shown[3:]] == fitting
+    assert [int(cell) for cell in redact_uri[3:]] == fitting
 
 
 def test_every_size_is_there():

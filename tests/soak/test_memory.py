@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from corpus_asr.benchmark.shapes import SHAPES
+from corpus_asr.benchmark.measuring import SHAPES
 from corpus_asr.decoding.slots import encode_batch_on
 from corpus_asr.families.device import resolve_precision
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration

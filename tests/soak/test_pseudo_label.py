@@ -18,7 +18,7 @@ import pytest
 
 from corpus_asr.config.labelling import PseudoLabelConfig
 from corpus_asr.config.run import RunConfig
-from corpus_asr.labelling.cutting import ClipCutter, CutRequest, Stretch
+from corpus_asr.labelling.cutting import ClipCutter, ClipRange, CutRequest
 from corpus_asr.pipelines import transcribe
 from corpus_asr.pipelines.pseudo_label import label, run
 from corpus_asr.storage.stores import filesystem
@@ -155,18 +155,16 @@ def test_memory_does_not_grow_with_the_length_of_a_recording(tmp_path: Path) -> 
     (tmp_path / "long.wav").write_bytes(
         wav_bytes(np.zeros((1, lasts_s * SAMPLE_RATE_HZ), np.float32), rate_hz=SAMPLE_RATE_HZ)
     )
-    stretches = tuple(
-        Stretch(channel=None, start_sample=at * SAMPLE_RATE_HZ,
+    ranges = tuple(
+        ClipRange(channel=None, start_sample=at * SAMPLE_RATE_HZ,
                 end_sample=(at + 30) * SAMPLE_RATE_HZ)
         for at in range(0, lasts_s, 60)
     )  # fmt: skip
     cutter = ClipCutter(endpoint_url=None, channels="mix", audio_format="flac")
-    request = CutRequest(
-        uri=str(tmp_path / "long.wav"), size_bytes=None, etag=None, stretches=stretches
-    )
+    request = CutRequest(uri=str(tmp_path / "long.wav"), size_bytes=None, etag=None, ranges=ranges)
     tracemalloc.start()
     try:
-        assert sum(clip.num_samples > 0 for clip in cutter(request)) == len(stretches)
+        assert sum(clip.num_samples > 0 for clip in cutter(request)) == len(ranges)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

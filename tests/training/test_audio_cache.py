@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from corpus_asr.config.finetune import DataSettings
 from corpus_asr.errors import ConfigError
-from corpus_asr.training.audio_cache import AudioCache, prepare
-from corpus_asr.training.samples import joined
+from corpus_asr.training.audio_cache import AudioCache, joined, prepare
 from corpus_asr.training.utterances import Utterance
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import noise, wav_bytes
@@ -26,11 +26,9 @@ def prepared(utterances: list[Utterance], folder: Path, max_gap_s: float = 1.0) 
     return prepare(
         utterances,
         folder,
+        DataSettings(train=("manifest.jsonl",), max_gap_s=max_gap_s),
         count_tokens=lambda text: None if "<|" in text else len(text.split()),
         max_tokens=5,
-        max_gap_s=max_gap_s,
-        workers=2,
-        timeout_s=60.0,
     )
 
 
@@ -178,5 +176,5 @@ def test_what_was_said_before_is_known(tmp_path: Path) -> None:
         ],
         tmp_path / "cache",
     )
-    assert [found.text_before(at, letters=100) for at in range(3)] == ["zero", "zero one", ""]
-    assert found.text_before(1, letters=2) == "one"
+    assert [found.text_before(at, characters=100) for at in range(3)] == ["zero", "zero one", ""]
+    assert found.text_before(1, characters=2) == "one"

@@ -1,13 +1,11 @@
 """Samples and features that are made different."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
 from corpus_asr.audio.bands import band_limited
+from corpus_asr.config.finetune import AugmentationSettings
 from corpus_asr.training.augmentation import (
-    Augmentation,
     change_samples,
     coloured_noise,
     faster,
@@ -30,12 +28,13 @@ def draw() -> np.random.Generator:
 def test_nothing_is_changed_by_default(draw: np.random.Generator) -> None:
     samples = tone(1.0)[0]
     assert (
-        change_samples(samples, Augmentation(), draw, noise=lambda _: noise(1.0)[0]) == samples
+        change_samples(samples, AugmentationSettings(), draw, noise=lambda _: noise(1.0)[0])
+        == samples
     ).all()
 
 
 def test_everything_at_once_keeps_length_and_range(draw: np.random.Generator) -> None:
-    often = Augmentation(
+    often = AugmentationSettings(
         noise_probability=1.0, reverb_probability=1.0, telephone_probability=1.0, gain_db=(6.0, 6.0)
     )
     samples = tone(1.0, amplitude=0.9)[0]
@@ -107,7 +106,7 @@ def test_notes_are_sounds_at_half_tones_that_start_and_end(draw: np.random.Gener
 
 def test_masks_hide_spans_of_the_length_asked(draw: np.random.Generator) -> None:
     features = np.ones((80, 3000), np.float32)
-    settings = Augmentation(
+    settings = AugmentationSettings(
         mask_time_prob=0.03, mask_time_length=50, mask_feature_prob=0.1, mask_feature_length=8
     )
     mask(features, settings, draw)
@@ -116,5 +115,5 @@ def test_masks_hide_spans_of_the_length_asked(draw: np.random.Generator) -> None
     assert 50 <= hidden_frames <= 100
     assert hidden_bins == 8
     untouched = np.ones((80, 3000), np.float32)
-    mask(untouched, dataclasses.replace(settings, mask_time_prob=0.0, mask_feature_prob=0.0), draw)
+    mask(untouched, AugmentationSettings(), draw)
     assert (untouched == 1).all()

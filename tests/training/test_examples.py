@@ -1,42 +1,118 @@
-"""Windows as the model reads them."""
+"""Windows as the model reads them: token rows as Whisper was trained, and their audio."""
 
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from corpus_asr.config.finetune import AugmentationSettings, DataSettings, WindowSettings
+from corpus_asr.errors import ConfigError
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.training.audio_cache import AudioCache, prepare
-from corpus_asr.training.augmentation import Augmentation
-from corpus_asr.training.examples import Examples, ExampleSettings
-from corpus_asr.training.labels import LabelWriter
+from corpus_asr.training.examples import Examples, LabelWriter, TimedText, TokenRow
 from corpus_asr.training.utterances import Utterance
-from corpus_asr.training.windows import Packing
 from corpus_asr.units import TIMESTAMP_STEP_S
 from tests.support.audio import noise, wav_bytes
-from tests.support.training_jobs import tiny_student
+from tests.support.tokenizers import tiny_tokenizer
 
-SETTINGS = ExampleSettings(
-    num_mel_bins=80,
-    packing=Packing(
-        share_windows=True,
-        max_tokens=400,
-        max_pause_s=0.0,
-        speeds=(1.0, 1.0),
-        no_speech_fraction=0.0,
-        truncation_probability=0.0,
-    ),
-    augmentation=Augmentation(),
-    timestamp_probability=1.0,
-    condition_on_prev_probability=0.0,
-    task="transcribe",
-    seed=0,
-)
+TEXTS = (TimedText(0.5, 1.24, "ask what you can do "), TimedText(1.3, 2.0, "for your country."))
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> WhisperTokenizer:
-    return WhisperTokenizer.from_pretrained(tiny_student(tmp_path_factory.mktemp("place")))
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer(folder)
+    return WhisperTokenizer.from_pretrained(folder)
+
+
+def text_of(tokenizer: WhisperTokenizer, ids: tuple[int, ...]) -> str:
+    return str(tokenizer.decode(ids, decode_with_timestamps=True))
+
+
+def row_of(
+    tokenizer: WhisperTokenizer,
+    texts: Sequence[TimedText] = TEXTS,
+    *,
+    max_tokens: int = 100,
+    **options: Any,
+) -> TokenRow:
+    usual: dict[str, Any] = {"language": "en", "task": "transcribe", "timestamps": True}
+    return LabelWriter(tokenizer, max_tokens=max_tokens).row(texts, **usual | options)
+
+
+def test_times_stand_around_each_passage(tokenizer: WhisperTokenizer) -> None:
+    row = row_of(tokenizer)
+    assert row.loss_from == 1
+    assert text_of(tokenizer, row.ids) == (
+        "<|startoftranscript|><|en|><|transcribe|><|0.50|> ask what you can do<|1.24|>"
+        "<|1.30|> for your country.<|2.00|><|endoftext|>"
+    )
+
+
+def test_of_what_is_cut_off_the_time_alone_is_written(tokenizer: WhisperTokenizer) -> None:
+    row = row_of(tokenizer, begins_s=2.5)
+    assert text_of(tokenizer, row.ids).endswith(" for your country.<|2.00|><|2.50|><|endoftext|>")
+    early = row_of(tokenizer, begins_s=1.0)
+    assert text_of(tokenizer, early.ids).endswith("<|2.00|><|2.00|><|endoftext|>")
+
+
+def test_without_times_the_text_runs_on(tokenizer: WhisperTokenizer) -> None:
+    row = row_of(tokenizer, language="de", task="translate", timestamps=False)
+    assert text_of(tokenizer, row.ids) == (
+        "<|startoftranscript|><|de|><|translate|><|notimestamps|> ask what you can do for your "
+        "country.<|endoftext|>"
+    )
+    # as the tokenizer itself writes labels
+    tokenizer.set_prefix_tokens(language="de", task="translate", predict_timestamps=False)
+    own = tokenizer(" ask what you can do for your country.").input_ids
+    assert list(row.ids) == own
+
+
+def test_earlier_text_is_read_and_not_learnt(tokenizer: WhisperTokenizer) -> None:
+    row = row_of(tokenizer, timestamps=False, previous="And so my fellow")
+    before = text_of(tokenizer, row.ids[: row.loss_from])
+    assert before == "<|startofprev|> And so my fellow<|startoftranscript|>"
+    assert tokenizer.decode(row.ids[row.loss_from - 1 : row.loss_from]) == ("<|startoftranscript|>")
+
+
+def test_earlier_text_gives_way(tokenizer: WhisperTokenizer) -> None:
+    long = "your country " * 60
+    bare = row_of(tokenizer, max_tokens=60)
+    row = row_of(tokenizer, max_tokens=60, previous=long)
+    assert row.ids[row.loss_from - 1 :] == bare.ids
+    assert len(row.ids) - 1 <= 60  # what the decoder reads
+    assert row.loss_from - 1 <= 30  # at most half, as in decoding
+    full = row_of(tokenizer, max_tokens=len(bare.ids) - 1, previous=long)
+    assert full == bare
+
+
+def test_silence_is_a_token(tokenizer: WhisperTokenizer) -> None:
+    for texts in ((), (TimedText(0.0, 3.0, ""),)):
+        row = row_of(tokenizer, texts, language=None)
+        assert row.ids == (tokenizer.sot, tokenizer.no_speech, tokenizer.eot)
+
+
+def test_times_never_run_backwards_or_out_of_the_window(tokenizer: WhisperTokenizer) -> None:
+    texts = (TimedText(1.0, 3.0, "ask"), TimedText(2.0, 2.5, "what"), TimedText(29.5, 31.0, "you"))
+    row = row_of(tokenizer, texts)
+    times = [i - tokenizer.timestamp_begin for i in row.ids if i >= tokenizer.timestamp_begin]
+    assert times == [50, 150, 150, 150, 1475, 1500]
+
+
+def test_control_tokens_in_texts_are_found(tokenizer: WhisperTokenizer) -> None:
+    writer = LabelWriter(tokenizer, max_tokens=100)
+    assert writer.count("ask what") == len(
+        tokenizer(" ask what", add_special_tokens=False).input_ids
+    )
+    assert writer.count("") == 0
+    assert writer.count("ask <|endoftext|> what") is None
+    assert writer.count("<|1.00|>") is None
+
+
+def test_a_language_is_asked_for(tokenizer: WhisperTokenizer) -> None:
+    with pytest.raises(ConfigError, match=r"give data\.language"):
+        row_of(tokenizer, language=None)
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +124,9 @@ def prepared(utterances: list[Utterance], labels: LabelWriter, folder: Path) -> 
     return prepare(
         utterances,
         folder / "cache",
+        DataSettings(train=("manifest.jsonl",)),
         count_tokens=labels.count,
         max_tokens=400,
-        max_gap_s=1.0,
-        workers=1,
-        timeout_s=60.0,
     )
 
 
@@ -65,9 +139,20 @@ def test_what_is_cut_off_is_heard_to_the_end_of_the_window(
         path = tmp_path / f"{name}.wav"
         path.write_bytes(wav_bytes(noise(20.0), rate_hz=16_000))
         utterances.append(Utterance(uri=str(path), text=name, language="en"))
-    packing = replace(SETTINGS.packing, truncation_probability=1.0)
-    settings = replace(SETTINGS, packing=packing, timestamp_probability=timestamps)
-    example = Examples(prepared(utterances, labels, tmp_path), labels, settings)[0]
+    windows = WindowSettings(
+        max_pause_s=0.0,
+        no_speech_fraction=0.0,
+        truncation_probability=1.0,
+        timestamp_probability=timestamps,
+    )
+    example = Examples(
+        prepared(utterances, labels, tmp_path),
+        labels,
+        windows=windows,
+        augmentation=AugmentationSettings(),
+        num_mel_bins=80,
+        seed=0,
+    )[0]
     times = [i for i in example.tokens.ids if i >= tokenizer.timestamp_begin]
     level = example.features.mean(axis=0)
     if timestamps:

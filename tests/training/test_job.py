@@ -18,11 +18,10 @@ from corpus_asr.models.convert.folder import convert
 from corpus_asr.pipelines import finetune
 from corpus_asr.training import trainer
 from corpus_asr.training.evaluation import Evaluation, Evaluator
-from corpus_asr.training.group import Group
 from corpus_asr.training.job import Finetune
 from corpus_asr.training.objective import Losses, Objective
 from corpus_asr.training.store import TrainingStore
-from corpus_asr.training.trainer import Record
+from corpus_asr.training.trainer import Group, Record
 from tests.support.checkpoints import tiny_speech2text
 from tests.support.training_jobs import tiny_student, training, write_sets
 
@@ -101,39 +100,33 @@ def test_transformers_loads_the_model(whole: list[Record | Evaluation], place: P
     assert changed == truncated.keys() - fixed
 
 
+def losses_of(place: Path, output: str, **sections: Any) -> list[float]:
+    events = run(training(place, place / "model", output, **sections))
+    return [event.loss for event in events if isinstance(event, Record)]
+
+
 def test_batches_in_pieces_are_the_same_batches(place: Path) -> None:
-    still = {"checkpoint": str(place / "model"), "dropout": 0.0}
     losses = []
     for size, accumulated in ((1, 2), (2, 1)):
-        config = training(
-            place,
-            place / "model",
-            f"pieces-{size}",
-            model=still,
-            training={
-                "per_device_train_batch_size": size,
-                "gradient_accumulation_steps": accumulated,
-                "max_steps": 2,
-            },
-        )
-        losses.append([event.loss for event in run(config) if isinstance(event, Record)])
+        sizes = {
+            "per_device_train_batch_size": size,
+            "gradient_accumulation_steps": accumulated,
+            "max_steps": 2,
+        }
+        still = {"dropout": 0.0}
+        losses.append(losses_of(place, f"pieces-{size}", model=still, training=sizes))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_a_seed_decides_every_step(place: Path, dropout: float) -> None:
     """Threads that compute windows side by side end in no certain order."""
-    losses = []
-    for name in ("first", "again"):
-        config = training(
-            place,
-            place / "model",
-            f"seed-{name}-{dropout}",
-            model={"checkpoint": str(place / "model"), "dropout": dropout},
-            training={"gradient_accumulation_steps": 6, "max_steps": 2},
-        )
-        losses.append([event.loss for event in run(config) if isinstance(event, Record)])
-    assert losses[0] == losses[1]
+    sections = {
+        "model": {"dropout": dropout},
+        "training": {"gradient_accumulation_steps": 6, "max_steps": 2},
+    }
+    first, again = (losses_of(place, f"seed-{n}-{dropout}", **sections) for n in (1, 2))
+    assert first == again
 
 
 def test_windows_are_computed_side_by_side(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,8 +140,7 @@ def test_windows_are_computed_side_by_side(place: Path, monkeypatch: pytest.Monk
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        still = {"checkpoint": str(place / "model"), "dropout": 0.0}
-        run(training(place, place / "model", "side", model=still, training={"max_steps": 1}))
+        losses_of(place, "side", model={"dropout": 0.0}, training={"max_steps": 1})
     finally:
         torch.set_num_threads(threads)
 
@@ -163,26 +155,6 @@ def test_frozen_parts_are_written_as_they_were(place: Path) -> None:
     changed = {name for name, tensor in found.items() if not torch.equal(tensor, truncated[name])}
     assert changed
     assert not any(name.startswith("model.encoder.") for name in changed)
-
-
-@pytest.mark.slow
-def test_the_best_model_is_kept(place: Path) -> None:
-    config = training(
-        place,
-        place / "model",
-        "best",
-        data={"validation": [str(place / "validation" / "manifest.jsonl")]},
-        training={"max_steps": 2},
-        evaluation={"eval_steps": 1, "max_windows": 2},
-    )
-    found = [event for event in run(config) if isinstance(event, Evaluation)]
-    assert [one.windows for one in found] == [2, 2, 2]
-    rates = [one.wer for one in found]
-    assert all(rate is not None for rate in rates)
-    state = TrainingStore(str(place / "best"), endpoint_url=None, keep=1).latest()
-    assert state is not None
-    assert state.account["best"] == min(rate for rate in rates if rate is not None)
-    assert (place / "best" / "model" / "model.safetensors").is_file()
 
 
 def told(monkeypatch: pytest.MonkeyPatch, wers: list[float | None]) -> None:
@@ -203,6 +175,19 @@ def evaluated(place: Path, output: str, **sections: Any) -> FinetuneConfig:
         "evaluation": {"eval_steps": 1, "max_windows": 2},
     }
     return training(place, place / "model", output, **{**given, **sections})
+
+
+@pytest.mark.slow
+def test_the_best_model_is_kept(place: Path) -> None:
+    config = evaluated(place, "best")
+    found = [event for event in run(config) if isinstance(event, Evaluation)]
+    assert [one.windows for one in found] == [2, 2, 2]
+    rates = [one.wer for one in found]
+    assert all(rate is not None for rate in rates)
+    state = TrainingStore(str(place / "best"), endpoint_url=None, keep=1).latest()
+    assert state is not None
+    assert state.account["best"] == min(rate for rate in rates if rate is not None)
+    assert (place / "best" / "model" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -360,11 +345,9 @@ def test_less_memory_than_needed_is_told(place: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 def test_half_precision_learns_the_same(place: Path) -> None:
-    model = {"checkpoint": str(place / "model"), "dropout": 0.0}
-    losses = [
-        [event.loss for event in run(config) if isinstance(event, Record)]
+    full, half = (
+        losses_of(place, dtype, model={"dropout": 0.0, "dtype": dtype})
         for dtype in ("float32", "bfloat16")
-        for config in [training(place, place / "model", dtype, model={**model, "dtype": dtype})]
-    ]
-    assert losses[1] == pytest.approx(losses[0], rel=0.02)
-    assert losses[1] != losses[0]
+    )
+    assert half == pytest.approx(full, rel=0.02)
+    assert half != full

@@ -1,20 +1,22 @@
 """Losses: equal to transformers', to PyTorch's, and zero where there is nothing to learn."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
 
+from corpus_asr.config.finetune import DistillationSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from corpus_asr.training.examples import Batch, Collate, Example
-from corpus_asr.training.labels import TokenRow
-from corpus_asr.training.objective import LossSettings, Objective
+from corpus_asr.training.examples import Batch, Collate, Example, TokenRow
+from corpus_asr.training.objective import Objective
 from tests.support.checkpoints import tiny_whisper
 
 END = 998
+DISTILLATION = DistillationSettings(kl_weight=0.8)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_the_loss_is_that_of_transformers(folder: Path, batch: Batch) -> None:
     theirs = transformers.WhisperForConditionalGeneration.from_pretrained(folder).eval()
     expected = theirs(batch.features, decoder_input_ids=batch.inputs, labels=batch.labels)
     ours = network(folder)
-    found = Objective(ours, LossSettings(), teacher=None)(ours, batch)
+    found = Objective(ours, distillation=DISTILLATION, teacher=None)(ours, batch)
     loss = found.parts["labels"] / batch.num_labels
     assert loss == pytest.approx(expected.loss.item(), abs=1e-4)
     assert found.total.item() == pytest.approx(found.parts["labels"])
@@ -66,7 +68,7 @@ def test_the_loss_is_that_of_transformers(folder: Path, batch: Batch) -> None:
 
 def test_smoothing_is_pytorchs(folder: Path, batch: Batch) -> None:
     ours = network(folder)
-    objective = Objective(ours, LossSettings(label_smoothing=0.1), teacher=None)
+    objective = Objective(ours, label_smoothing=0.1, distillation=DISTILLATION, teacher=None)
     logits = ours(batch.features, decoder_input_ids=batch.inputs).logits
     expected = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), batch.labels.flatten(), label_smoothing=0.1
@@ -78,32 +80,23 @@ def test_smoothing_is_pytorchs(folder: Path, batch: Batch) -> None:
 
 def test_a_teacher_that_agrees_has_nothing_to_teach(folder: Path, batch: Batch) -> None:
     ours = network(folder)
-    weights = LossSettings(kl_weight=0.8)
-    objective = Objective(ours, weights, teacher=network(folder))
+    objective = Objective(ours, distillation=DISTILLATION, teacher=network(folder))
     found = objective(ours, batch)
     assert found.parts["teacher"] == pytest.approx(0.0, abs=1e-3)
-    plain = Objective(ours, LossSettings(), teacher=None)(ours, batch)
+    plain = Objective(ours, distillation=DISTILLATION, teacher=None)(ours, batch)
     assert found.parts["labels"] == pytest.approx(0.2 * plain.parts["labels"], rel=1e-4)
 
 
 def test_a_teacher_that_is_not_asked_changes_nothing(folder: Path, batch: Batch) -> None:
     ours = network(folder)
-    weights = LossSettings(kl_weight=0.8)
-    objective = Objective(ours, weights, teacher=network(folder))
-    plain = Objective(ours, LossSettings(), teacher=None)(ours, batch)
+    objective = Objective(ours, distillation=DISTILLATION, teacher=network(folder))
+    plain = Objective(ours, distillation=DISTILLATION, teacher=None)(ours, batch)
     assert objective(ours, batch, distill=False).parts == plain.parts
 
 
-@pytest.mark.parametrize(
-    ("config", "weights", "told"),
-    [
-        ({"vocab_size": 1100}, LossSettings(kl_weight=0.5), "vocab_size 1100"),
-        ({"num_mel_bins": 128}, LossSettings(kl_weight=0.5), "num_mel_bins 128"),
-    ],
-)
-def test_a_teacher_that_does_not_fit_is_refused(
-    folder: Path, tmp_path: Path, config: dict, weights: LossSettings, told: str
-) -> None:
-    other = tiny_whisper(tmp_path / "other", **{"max_source_positions": 50, **config})
-    with pytest.raises(ConfigError, match=told):
-        Objective(network(folder), weights, teacher=network(other))
+def test_a_teacher_that_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"max_source_positions": 50}
+    for name, value in (("vocab_size", 1100), ("num_mel_bins", 128)):
+        other = tiny_whisper(tmp_path / name, **sizes | {name: value})
+        with pytest.raises(ConfigError, match=f"{name} {value}"):
+            Objective(network(folder), distillation=DISTILLATION, teacher=network(other))

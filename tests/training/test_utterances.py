@@ -1,12 +1,20 @@
-"""Manifests to utterances."""
+"""What may be given as data: manifests, datasets of `label`, Parquet with audio, runs."""
 
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from corpus_asr.config.finetune import DataSettings
 from corpus_asr.errors import ConfigError
-from corpus_asr.training.utterances import Utterance, read_utterances
+from corpus_asr.pipelines.pseudo_label import label
+from corpus_asr.training.audio_cache import AudioCache, prepare
+from corpus_asr.training.utterances import Utterance, read_utterances, utterances_in, utterances_of
+from tests.support.audio import share_of_tone
+from tests.support.labelled import Said, Transcribed, seconds_heard, tone_hz, write_tones
 
 
 def manifest(folder: Path, *rows: dict) -> str:
@@ -57,3 +65,132 @@ def test_a_wrong_row_is_told(tmp_path: Path, row: dict, told: str) -> None:
         list(read_utterances(manifest(tmp_path, row)))
     assert told in str(error.value)
     assert "correct the manifest" in str(error.value)
+
+
+@pytest.fixture
+def heard(tmp_path: Path) -> Transcribed:
+    found = Transcribed(tmp_path)
+    write_tones(found.audio / "a.wav", seconds=8)
+    write_tones(found.audio / "b.wav", seconds=4)
+    said: list[Said] = [(1.0, 3.0, "The ship."), (3.0, 5.0, "Came in.", {"confidence": 0.4})]
+    found.run({"a.wav": said, "b.wav": [(1.0, 3.0, "Go.")]})
+    return found
+
+
+def test_held_out_speakers_are_asked_for_and_not_loss_from(tmp_path: Path) -> None:
+    manifest = tmp_path / "said.jsonl"
+    rows = [
+        {"uri": "a.wav", "text": "I said so", "speaker": "reader_1"},
+        {"uri": "b.wav", "text": "Ja.", "speaker_id": 7},
+        {"uri": "c.wav", "text": "No"},
+    ]
+    manifest.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    data = DataSettings(
+        train=(str(manifest),),
+        validation=(str(manifest),),
+        held_out_speakers=("reader_*", "8"),
+    )
+    assert [one.text for one in utterances_in(data, "train")] == ["Ja.", "No"]
+    assert [one.text for one in utterances_in(data, "validation")] == ["I said so", "Ja.", "No"]
+
+
+def given(uri: Path | str, *, split: str = "train", min_confidence: float = 0.0) -> list[Utterance]:
+    data = DataSettings(train=(str(uri),), language="de", min_confidence=min_confidence)
+    return list(utterances_of(str(uri), data, split=split))
+
+
+def cache(utterances: list[Utterance], folder: Path) -> AudioCache:
+    return prepare(
+        utterances,
+        folder,
+        DataSettings(train=("manifest.jsonl",)),
+        count_tokens=lambda text: len(text.split()),
+        max_tokens=50,
+    )
+
+
+def test_segments_of_a_run_are_utterances(heard: Transcribed) -> None:
+    found = given(heard.folder / "output")
+    assert [(p.text.strip(), p.start_s, p.end_s, p.language) for p in found] == [
+        ("The ship.", 1.0, 3.0, "en"),
+        ("Came in.", 3.0, 5.0, "en"),
+        ("Go.", 1.0, 3.0, "en"),
+    ]
+    assert [p.text.strip() for p in given(heard.folder / "output", min_confidence=0.5)] == [
+        "The ship.",
+        "Go.",
+    ]
+
+
+def test_known_hallucinations_of_a_run_are_no_utterances(tmp_path: Path) -> None:
+    run = Transcribed(tmp_path)
+    write_tones(run.audio / "end.wav", seconds=8)
+    invented = (3.0, 5.0, "Thanks for watching!", {"known_hallucination": True})
+    run.run({"end.wav": [(1.0, 3.0, "Goodbye."), invented]})
+    assert [p.text.strip() for p in given(tmp_path / "output")] == ["Goodbye."]
+
+
+def test_channels_of_a_run_stay_apart(tmp_path: Path) -> None:
+    heard = Transcribed(tmp_path)
+    write_tones(heard.audio / "call.wav", seconds=4, num_channels=2)
+    said = [(1.0, 3.0, "Hello.", {"channel": 0}), (1.0, 3.0, "Yes?", {"channel": 1})]
+    heard.run({"call.wav": said}, extract={"channels": "each"})
+    found = cache(given(tmp_path / "output"), tmp_path / "cache")
+    for at, hz in enumerate((tone_hz(1), tone_hz(1) + 50)):
+        samples = found.audio[found.start[at] : found.start[at] + 16_000] / np.float32(32768)
+        assert share_of_tone(samples.astype(np.float32), hz) > 0.9
+
+
+def test_a_data_set_of_label_is_loss_from_without_its_recordings(heard: Transcribed) -> None:
+    label(heard.config(dataset={"pad_s": 0, "examples": "windows"}), progress=None)
+    for path in heard.audio.iterdir():
+        path.unlink()
+    utterances = given(heard.folder / "set")
+    assert {p.text.strip() for p in utterances} == {"The ship.", "Came in.", "Go."}
+    found = cache(utterances, heard.folder / "cache")
+    said = {found.text(at): at for at in range(len(found))}
+    for text, second in (("The ship.", 1), ("Came in.", 3), ("Go.", 1)):
+        at = said[text]
+        samples = found.audio[found.start[at] : found.end[at]].astype(np.float32) / 32768
+        assert seconds_heard(samples) == [second, second + 1]
+        assert found.language(at) == "en"
+
+
+def test_the_split_of_a_data_set_is_that_of_the_data(heard: Transcribed) -> None:
+    label(heard.config(), progress=None)
+    with pytest.raises(ConfigError, match=r"no data/validation-.*huggingface"):
+        given(heard.folder / "set", split="validation")
+
+
+def test_parquet_with_audio_from_elsewhere_will_do(heard: Transcribed, tmp_path: Path) -> None:
+    data = (heard.audio / "b.wav").read_bytes()
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [{"bytes": data, "path": None}] * 20 + [{"bytes": None, "path": "gone.wav"}]
+    texts = [f"clip {n}" for n in range(21)]
+    pq.write_table(
+        pa.table({"audio": pa.array(rows, kind), "text": texts}),
+        tmp_path / "clips.parquet",
+        row_group_size=6,
+    )
+    utterances = given(tmp_path / "clips.parquet")
+    assert [(p.row, p.text, p.language) for p in utterances[:2]] == [
+        (0, "clip 0", "de"),
+        (1, "clip 1", "de"),
+    ]
+    found = cache(utterances, tmp_path / "cache")
+    assert [found.text(at) for at in range(len(found))] == texts[:20]
+    assert "row 20" in found.summary["failures"][0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"), [({}, "'text'"), ({"text": ["x"], "language": ["klingon"]}, "klingon")]
+)
+def test_a_data_set_without_what_is_needed_is_told(
+    tmp_path: Path, columns: dict, told: str
+) -> None:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    audio = pa.array([{"bytes": b"RIFF", "path": None}], kind)
+    pq.write_table(pa.table({"audio": audio, **columns}), tmp_path / "x.parquet")
+    with pytest.raises(ConfigError, match=r"reading the data set .*row 0.*correct") as error:
+        given(tmp_path / "x.parquet")
+    assert told in str(error.value)

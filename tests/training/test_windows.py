@@ -1,7 +1,7 @@
 """Utterances to windows: nothing is lost, nothing is too long, and all of it is repeatable."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from corpus_asr.config.finetune import WindowSettings
 from corpus_asr.training.audio_cache import AudioCache
 from corpus_asr.training.windows import EpochPlan, Epochs, Packing, runs_of
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_SAMPLES
 
-PACKING = Packing(
-    share_windows=True,
-    max_tokens=60,
-    max_pause_s=1.0,
-    speeds=(0.9, 1.1),
-    no_speech_fraction=0.0,
-    truncation_probability=0.0,
-)
+
+def packing(speeds: tuple[float, float] = (0.9, 1.1), **settings: Any) -> Packing:
+    usual = {"no_speech_fraction": 0.0, "truncation_probability": 0.0}
+    return Packing(settings=WindowSettings(**usual | settings), max_tokens=60, speeds=speeds)
+
+
+PACKING = packing()
 
 
 def cache(
@@ -48,8 +48,7 @@ def test_every_passage_is_in_one_window_and_fits(
     lengths_s: list[list[float]], epoch: int, share: bool
 ) -> None:
     found = cache(lengths_s)
-    packing = replace(PACKING, share_windows=share)
-    plan = EpochPlan(found, packing, seed=1, epoch=epoch)
+    plan = EpochPlan(found, packing(pack=share), seed=1, epoch=epoch)
     seen: list[int] = []
     for number in range(len(plan)):
         window = plan.window(number)
@@ -77,8 +76,8 @@ def test_neighbours_stay_together_and_strangers_share() -> None:
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_full_windows_cut_another_passage_off(share: float) -> None:
     found = cache([[8.0]] * 40, languages=("en", "de"))
-    packing = replace(PACKING, truncation_probability=share, speeds=(1.0, 1.0))
-    plan = EpochPlan(found, packing, seed=0, epoch=0)
+    filled = packing(speeds=(1.0, 1.0), truncation_probability=share)
+    plan = EpochPlan(found, filled, seed=0, epoch=0)
     windows = [plan.window(number) for number in range(len(plan))]
     truncated = [one for one in windows if one.truncated is not None]
     # Windows hold three of eight seconds, all but the last of a language.
@@ -114,17 +113,15 @@ def test_epochs_and_seeds_differ() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_windows_without_speech_come_beside_the_others(share: float) -> None:
-    packing = replace(PACKING, share_windows=False, speeds=(1, 1), no_speech_fraction=share)
-    plan = EpochPlan(cache([[5.0]] * 20), packing, seed=0, epoch=0)
+    apart = packing(speeds=(1, 1), pack=False, no_speech_fraction=share)
+    plan = EpochPlan(cache([[5.0]] * 20), apart, seed=0, epoch=0)
     empty = sum(not plan.window(number).runs for number in range(len(plan)))
     assert (len(plan), empty) == (20 + 20 * share, 20 * share)
 
 
 def test_most_pauses_are_short_and_some_are_long() -> None:
-    packing = replace(
-        PACKING, max_pause_s=4, speeds=(1, 1), share_windows=False, truncation_probability=0
-    )
-    plan = EpochPlan(cache([[1.0]] * 400), packing, seed=0, epoch=0)
+    apart = packing(speeds=(1, 1), pack=False, max_pause_s=4)
+    plan = EpochPlan(cache([[1.0]] * 400), apart, seed=0, epoch=0)
     truncated = [plan.window(number).runs for number in range(len(plan))]
     pauses_s = [runs[0].at / SAMPLE_RATE_HZ for runs in truncated if runs]
     assert np.median(pauses_s) == pytest.approx(1.0, abs=0.2)

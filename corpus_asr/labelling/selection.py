@@ -1,17 +1,16 @@
-"""From the tables of a run to its segments, measured and decided, recording after recording.
+"""Selection: the segments of a run, measured and decided, recording after recording.
 
-In: the output folder of a run, and what it is compared with. Out: the recordings' rows of the
-SELECTION table. Two passes, since how often a text occurs is known at the end of the first only;
-between them rows wait on this machine's disk. In memory are one recording, some 30 bytes per
-segment, and the existing transcripts.
+There are two passes, since how often a text occurs is known at the end of the first only; between
+them rows wait on this machine's disk. In memory are one recording, some 30 bytes per segment, and
+the existing transcripts.
 """
 
 import hashlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +25,70 @@ from corpus_asr.labelling.measures import Comparisons, listed_hashes, measured
 from corpus_asr.labelling.rules import Rule, decide
 from corpus_asr.report.accuracy.scoring import Reference, read_references
 from corpus_asr.schemas import SELECTION
+from corpus_asr.storage.run_state.start import CONFIG_NAME, FINGERPRINT_NAME
 from corpus_asr.storage.run_state.tables import OutputStore, ParquetFile, parquet_batches
 from corpus_asr.storage.stores.uri import redact_uri
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """A run, as a data set made of it knows it."""
+
+    transcripts: str
+    """Its output folder."""
+    fingerprint: str
+    """Of its settings and weights."""
+    checkpoint: str
+    channels: Literal["mix", "each"] | int
+    by_language: dict[str, str] = field(default_factory=dict)
+    decoding: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def revision(self) -> str:
+        """The weights' part of the fingerprint."""
+        return self.fingerprint.partition("-")[2]
+
+    def model(self, language: str | None) -> dict[str, str]:
+        """Return the columns that say which model wrote a text in a language."""
+        model = self.by_language.get(language or "", self.checkpoint)
+        return {"model": model, "model_revision": self.revision}
+
+    def as_data(self) -> dict[str, Any]:
+        """Return what the card says of the run, settings that are null left out."""
+        found = {
+            "checkpoint": self.checkpoint,
+            "revision": self.revision,
+            "by_language": self.by_language or None,
+            "transcripts": self.transcripts,
+            "extract.channels": self.channels,
+            **{f"decoding.{key}": value for key, value in self.decoding.items()},
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
+
+def read_origin(store: OutputStore) -> Origin:
+    """Read what a run notes of itself.
+
+    Raises:
+        ConfigError: it has no notes.
+        FetchError: the store does not answer.
+    """
+    config, fingerprint = (store.read_json(name) for name in (CONFIG_NAME, FINGERPRINT_NAME))
+    if config is None or fingerprint is None:
+        missing = CONFIG_NAME if config is None else FINGERPRINT_NAME
+        raise ConfigError(
+            f"selecting from {redact_uri(store.uri)}: found no {missing}, expected that of the "
+            "run, which says how its audio was read; restore it, or run again"
+        )
+    return Origin(
+        transcripts=redact_uri(store.uri),
+        fingerprint=fingerprint["fingerprint"],
+        checkpoint=config["model"]["checkpoint"],
+        channels=config["extract"]["channels"],
+        by_language=config["model"].get("by_language") or {},
+        decoding=config["decoding"],
+    )
+
 
 _COLUMNS = tuple(
     name for name in (*SCORE_COLUMNS, "language_probability", "speech_fraction")
@@ -62,11 +123,6 @@ def read_sources(
     output_uri: str, settings: SelectionSettings, *, endpoint_url: str | None = None
 ) -> Sources:
     """Read what is there to select from.
-
-    Args:
-        output_uri: the output folder of the run, done or not.
-        settings: the selection.
-        endpoint_url: the S3 endpoint of output and manifests, where it is not Amazon's.
 
     Raises:
         ConfigError: there is no such output, it is compared with itself or with one of other
@@ -108,11 +164,6 @@ def measure(sources: Sources, settings: SelectionSettings, path: str) -> np.ndar
 
     Returns:
         The number of each segment's text, in the order of the file.
-
-    Raises:
-        ConfigError: something is to be compared, and jiwer is not installed.
-        CorpusAsrError: the tables do not hold what they say.
-        FetchError: a store failed beyond its retries.
     """
     listed = listed_hashes(settings.drop_texts)
     references = sources.references or {}
@@ -169,13 +220,7 @@ def _all_of(store: OutputStore, index: Index, ours: Index) -> Iterator[tuple[int
 
 
 def decided(path: str, hashes: np.ndarray, rules: Sequence[Rule]) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of one recording after the other, with what the rules say of each.
-
-    Args:
-        path: the file of measured segments.
-        hashes: of their texts.
-        rules: the selection.
-    """
+    """Yield the rows of one recording after the other, with what the rules say of each."""
     _, number, counts = np.unique(hashes, return_inverse=True, return_counts=True)
     rows = _counted_rows(path, counts[number])
     for _, group in groupby(rows, key=lambda row: row["recording_id"]):

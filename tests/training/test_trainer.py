@@ -1,22 +1,29 @@
-"""LearningRates, frozen parts, and moments that can be kept."""
+"""Learning rates, frozen parts, and moments that can be kept."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from corpus_asr.config.finetune import TrainingSettings
 from corpus_asr.errors import CheckpointError, ConfigError
-from corpus_asr.training.optimizer import LearningRates, NamedAdamW, freeze
+from corpus_asr.training.trainer import NamedAdamW, freeze, learning_rate
+
+
+def rates(steps: Sequence[int], **settings: Any) -> list[float]:
+    given = TrainingSettings(learning_rate=0.5, **settings)
+    return [round(learning_rate(given, step) / 0.5, 2) for step in steps]
 
 
 def test_the_rate_rises_and_falls() -> None:
-    linear = LearningRates(peak=1.0, warmup_steps=4, steps=14, shape="linear")
-    assert [round(linear.at(step), 2) for step in range(6)] == [0.2, 0.4, 0.6, 0.8, 1.0, 0.9]
-    assert linear.at(13) == pytest.approx(0.1)
-    cosine = LearningRates(peak=1.0, warmup_steps=0, steps=10, shape="cosine")
-    assert cosine.at(0) == 1.0
-    assert cosine.at(5) == pytest.approx(0.5)
-    constant = LearningRates(peak=1.0, warmup_steps=2, steps=10, shape="constant")
-    assert [constant.at(step) for step in (2, 9)] == [1.0, 1.0]
+    linear = {"warmup_steps": 4, "max_steps": 14, "lr_scheduler_type": "linear"}
+    assert rates([*range(6), 13], **linear) == [0.2, 0.4, 0.6, 0.8, 1.0, 0.9, 0.1]
+    cosine = {"warmup_steps": 0, "max_steps": 10, "lr_scheduler_type": "cosine"}
+    assert rates([0, 5], **cosine) == [1.0, 0.5]
+    constant = {"warmup_steps": 2, "max_steps": 10, "lr_scheduler_type": "constant"}
+    assert rates([2, 9], **constant) == [1.0, 1.0]
 
 
 def network() -> nn.Sequential:
@@ -51,7 +58,7 @@ def steps(part: nn.Module, optimizer: NamedAdamW, count: int, *, seed: int) -> N
 def test_moments_carry_on_where_they_were_left() -> None:
     def made() -> tuple[nn.Module, NamedAdamW]:
         part = network()
-        return part, NamedAdamW(dict(part.named_parameters()), weight_decay=0.1, betas=(0.9, 0.98))
+        return part, NamedAdamW(dict(part.named_parameters()), TrainingSettings(weight_decay=0.1))
 
     part, optimizer = made()
     steps(part, optimizer, 3, seed=1)
@@ -70,17 +77,17 @@ def test_moments_carry_on_where_they_were_left() -> None:
 
 def test_moments_of_other_parameters_are_refused() -> None:
     part = network()
-    optimizer = NamedAdamW(dict(part.named_parameters()), weight_decay=0.0, betas=(0.9, 0.98))
+    optimizer = NamedAdamW(dict(part.named_parameters()), TrainingSettings())
     steps(part, optimizer, 1, seed=0)
     trained = freeze(network(), ["0.*"])
     with pytest.raises(CheckpointError, match=r"same model\.freeze"):
-        NamedAdamW(trained, weight_decay=0.0, betas=(0.9, 0.98)).restore(optimizer.state())
+        NamedAdamW(trained, TrainingSettings()).restore(optimizer.state())
 
 
 def test_norms_and_biases_do_not_decay() -> None:
     part = network()
     before = {name: p.clone() for name, p in part.named_parameters()}
-    optimizer = NamedAdamW(dict(part.named_parameters()), weight_decay=0.5, betas=(0.9, 0.98))
+    optimizer = NamedAdamW(dict(part.named_parameters()), TrainingSettings(weight_decay=0.5))
     (part(torch.zeros(1, 3)).sum() * 0.0).backward()
     optimizer.step(0.1)
     changed = {n for n, p in part.named_parameters() if not torch.equal(p, before[n])}

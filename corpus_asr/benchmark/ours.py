@@ -1,0 +1,182 @@
+"""This engine: whole recordings as `corpus-asr transcribe` does them, and its network alone."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from corpus_asr.benchmark.engines import Runner, StageClock, WindowsRunner, batches
+from corpus_asr.benchmark.orders import Order
+from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
+from corpus_asr.decoding.slots import SlotScheduler, Steps, check_every_on, encode_batch_on
+from corpus_asr.families.loading import load_slot_model
+
+
+class OurWindows(WindowsRunner):
+    """Times the slot model, driven by the scheduler as ever."""
+
+    def __init__(self, order: Order) -> None:
+        super().__init__(order)
+        torch.set_num_threads(order.threads)
+        folder = Path(order.model)
+        self._model = load_slot_model(folder, device=order.device, dtype=order.dtype)
+        kind = self._model.device.type
+        self._encode_batch = encode_batch_on(kind)
+        self._scheduler = SlotScheduler(
+            self._model,
+            order.batch * order.beams,
+            encode_batch=self._encode_batch,
+            check_every=check_every_on(kind),
+        )
+
+    def encode(self) -> Any:
+        """Encode all windows, in the groups that the engine encodes at once."""
+        groups = batches(torch.from_numpy(self.features), self._encode_batch)
+        return [window for group in groups for window in self._model.encode(group)]
+
+    def decode(self, encoded: Sequence[torch.Tensor], num_tokens: int) -> list[int]:
+        """Decode so many tokens of each window."""
+        counts: list[int] = []
+
+        def done(result: WindowResult | None, error: Exception | None) -> None:
+            if error is not None:
+                raise error
+            assert result is not None
+            counts.append(len(result.tokens))
+
+        for number, window in enumerate(encoded):
+            self._scheduler.add(self._task(number, window, num_tokens), done)
+        while self._scheduler.pending:
+            self._scheduler.advance()
+        return counts
+
+    def _task(self, number: int, encoded: torch.Tensor, num_tokens: int) -> Steps[WindowResult]:
+        result = yield WindowJob(
+            features=self.features[number],
+            window=(number,),
+            prompt=tuple(self.prompt),
+            rules=TokenRules(end=self.end, suppress=(self.end,)),
+            max_new_tokens=num_tokens,
+            search=Search(num_beams=self.order.beams),
+            encoded=encoded,
+        )
+        assert isinstance(result, WindowResult)
+        return result
+
+
+class OurRecordings(Runner):
+    """Times this engine from files to text.
+
+    The total is of the ordinary run, in which extraction (in its own process) overlaps with
+    decoding; the seconds of extraction are taken apart from it, before.
+    """
+
+    def __init__(self, order: Order) -> None:
+        # Sizes alone are timed where the packages of extraction are not installed.
+        from corpus_asr.config.load import decoding_from
+        from corpus_asr.config.stages import ExtractSettings
+        from corpus_asr.decoding.protocols import SlotModel
+        from corpus_asr.runtime.transcriber import Transcriber
+        from corpus_asr.transcription.engine import Engine
+
+        self._paths = order.audio
+        clock = self._clock = StageClock(cuda=order.device.startswith("cuda"))
+        self._busy = _BusyTime()
+
+        class ClockedEngine(Engine):
+            def __init__(self, model: SlotModel, *args: Any, **kwargs: Any) -> None:
+                # The instance's own attribute hides the method, for the engine's thread too.
+                setattr(model, "encode", clock.watch("encode", model.encode))  # noqa: B010
+                super().__init__(model, *args, **kwargs)
+
+        decoding: dict[str, Any] = {
+            "language": order.language,
+            "strategy": order.mode,
+            "num_beams": order.beams,
+            # One try per window for everybody: what is measured must not depend on luck.
+            "temperature": 0.0,
+            "compression_ratio_threshold": None,
+            "logprob_threshold": None,
+            "no_speech_threshold": None,
+        }
+        engine = ClockedEngine.from_folder(
+            Path(order.model),
+            decoding=decoding_from(decoding),
+            device=order.device,
+            dtype=order.dtype,
+            # A slot is a row: a window searched with beams takes one for each.
+            slots=order.batch * order.beams,
+            num_threads=order.threads,
+        )
+        setattr(engine, "submit", self._busy.counted(engine.submit))  # noqa: B010
+        self._transcriber = Transcriber.around(
+            engine, order.model, decoding=decoding, extract=ExtractSettings()
+        )
+
+    def run(self) -> dict[str, Any]:
+        """Extract everything once for its time, then transcribe everything."""
+        started = time.perf_counter()
+        self._extract()
+        extract_s = time.perf_counter() - started
+        started = time.perf_counter()
+        results = {each.uri: each for each in self._transcriber.transcribe_many(self._paths)}
+        total_s = time.perf_counter() - started
+        busy_s = self._busy.take()
+        encode_s = self._clock.take().get("encode", 0.0)
+        texts = [
+            " ".join(segment.text.strip() for segment in results[path].segments)
+            for path in self._paths
+        ]
+        stages = {"features": extract_s, "encode": encode_s, "decode": busy_s - encode_s}
+        return {"total_s": total_s, "stages": stages, "texts": texts}
+
+    def _extract(self) -> None:
+        """Decode the files, find speech and compute features, and drop them."""
+        from corpus_asr.stages.messages import ExtractRequest
+
+        for path in self._paths:
+            for _ in self._transcriber._child.run(ExtractRequest(uri=path)):
+                pass
+
+
+class _BusyTime:
+    """The time in which an engine has any part in flight."""
+
+    def __init__(self) -> None:
+        self._idle = threading.Condition()
+        self._in_flight = 0
+        self._began_s = self._busy_s = 0.0
+
+    def counted(self, submit: Callable[..., Future[Any]]) -> Callable[..., Future[Any]]:
+        """Return `submit` with its parts counted."""
+
+        def counted_submit(*args: Any, **kwargs: Any) -> Future[Any]:
+            with self._idle:
+                if self._in_flight == 0:
+                    self._began_s = time.perf_counter()
+                self._in_flight += 1
+            # Not counted where it raises: then the whole run has failed.
+            future = submit(*args, **kwargs)
+            future.add_done_callback(self._landed)
+            return future
+
+        return counted_submit
+
+    def take(self) -> float:
+        """Return the seconds since the last call, once nothing is in flight."""
+        with self._idle:
+            # Who waits for a part may be told of it before this is.
+            self._idle.wait_for(lambda: self._in_flight == 0)
+            busy_s, self._busy_s = self._busy_s, 0.0
+        return busy_s
+
+    def _landed(self, _: Future[Any]) -> None:
+        with self._idle:
+            self._in_flight -= 1
+            if self._in_flight == 0:
+                self._busy_s += time.perf_counter() - self._began_s
+                self._idle.notify_all()
