@@ -86,8 +86,8 @@ def export(
 ) -> None:
     """Write a run's transcripts as subtitles, text, tables, JSON or a manifest."""
     from corpus_asr.export.cues import CueRules
-    from corpus_asr.export.load import Selection
-    from corpus_asr.export.subtitles import WordStyle
+    from corpus_asr.export.formats import WordStyle
+    from corpus_asr.export.recordings import Selection
     from corpus_asr.export.write import ExportFormat, ExportOptions
     from corpus_asr.export.write import export as write_files
     from corpus_asr.storage.tables import OutputStore

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from corpus_asr.export.recording import Recording
+from corpus_asr.export.recordings import Recording
 from corpus_asr.labelling.alignment import errors_by_piece, rate
 from corpus_asr.report.accuracy import WITHOUT_BLANKS, normalised, units
 from corpus_asr.report.accuracy_references import Reference

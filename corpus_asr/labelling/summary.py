@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from corpus_asr.export.index import Index
+from corpus_asr.export.recordings import Index
 from corpus_asr.labelling.rules import Rule
 from corpus_asr.labelling.tally import Amount, SelectionTally
 from corpus_asr.labelling.writing import LOSSES, Note

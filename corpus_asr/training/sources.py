@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from corpus_asr.config.finetune import DataSettings
-from corpus_asr.export.index import read_index
-from corpus_asr.export.load import SCORE_COLUMNS, Selection, chosen, recordings
+from corpus_asr.export.recordings import SCORE_COLUMNS, Selection, chosen, read_index, recordings
 from corpus_asr.storage.tables import OutputStore
 from corpus_asr.training.datasets import files_of_dataset, holds_audio, read_dataset
 from corpus_asr.training.utterances import Utterance, read_utterances

@@ -5,7 +5,7 @@ recording is named by its identity and looked up in the tables, never by a path.
 HTTP, and nothing of how pages look.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,11 +14,8 @@ import pyarrow.compute as pc
 
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.errors import FetchError, ItemError
-from corpus_asr.export import transcripts as texts_of
-from corpus_asr.export.cues import CueRules, cues_of
+from corpus_asr.export.formats import ExportFormat, file_texts
 from corpus_asr.export.names import Names, common_folder
-from corpus_asr.export.recording import Recording
-from corpus_asr.export.subtitles import srt_text, vtt_text
 from corpus_asr.pages.html import visible
 from corpus_asr.report.advice import advice
 from corpus_asr.storage.addresses import without_secrets
@@ -42,14 +39,8 @@ from corpus_asr.view.search import (
 from corpus_asr.view.sound import MAX_SAMPLES, Readable, Sounds
 from corpus_asr.view.transcripts import BLOCK_ROWS, Transcripts, recording_of
 
-# Files that can be saved, beside their suffixes.
-_SAVED: Mapping[str, Callable[[Recording], str]] = {
-    "srt": lambda recording: srt_text(cues_of(recording, CueRules())),
-    "vtt": lambda recording: vtt_text(cues_of(recording, CueRules())),
-    "txt": texts_of.txt_text,
-    "tsv": texts_of.tsv_text,
-    "json": texts_of.json_text,
-}
+# Formats that can be saved.
+_SAVED = tuple(ExportFormat(name) for name in ("srt", "vtt", "txt", "tsv", "json"))
 _ELSEWHERE = "; if it lies elsewhere now, say where: corpus-asr view ... --audio BEFORE=NOW"
 
 
@@ -207,7 +198,8 @@ class Answers:
         if suffix not in _SAVED or catalogue.rows is LABEL_ROWS:
             raise NotFoundError(f"no format {suffix!r}; there are {', '.join(_SAVED)}")
         transcript = self.transcripts.read(catalogue, position)
-        text = _SAVED[suffix](recording_of(catalogue, position, transcript))
+        recording = recording_of(catalogue, position, transcript)
+        ((_, text),) = file_texts(recording, [ExportFormat(suffix)])
         name = Names(catalogue.recordings.slice(position, 1), [f".{suffix}"])[0]
         return f"{name.rpartition('/')[2]}.{suffix}", text
 

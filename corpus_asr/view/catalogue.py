@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import CorpusAsrError
-from corpus_asr.export.index import Index, index_of, outcomes_names
+from corpus_asr.export.recordings import Index, index_of, outcomes_names
 from corpus_asr.logs import event
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.beginning import CONFIG_NAME, SUCCESS_NAME

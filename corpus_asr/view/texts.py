@@ -15,8 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.export.index import Claims, Index
-from corpus_asr.export.load import claimed_rows
+from corpus_asr.export.recordings import Claims, Index, claimed_rows
 from corpus_asr.storage.results import LABEL_ROWS, PartRows
 from corpus_asr.storage.tables import OutputStore
 from corpus_asr.view.folding import folded_lines

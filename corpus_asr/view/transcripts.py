@@ -15,8 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.export.load import WORD_COLUMNS
-from corpus_asr.export.recording import Recording, segment_from
+from corpus_asr.export.recordings import WORD_COLUMNS, Recording, segment_from
 from corpus_asr.storage.results import LABEL_ROWS
 from corpus_asr.storage.tables import OutputStore
 from corpus_asr.view.catalogue import Catalogue
