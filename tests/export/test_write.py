@@ -13,17 +13,15 @@ import pytest
 from typer.testing import CliRunner
 
 from corpus_asr import cli
-from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError
 from corpus_asr.export.external_sort import ExternalSort
-from corpus_asr.export.formats import WordStyle
+from corpus_asr.export.formats import ExportFormat, WordStyle
 from corpus_asr.export.recordings import TEXT_COLUMNS, Selection, chosen, read_index, recordings
-from corpus_asr.export.write import ExportFormat, ExportOptions, export
-from corpus_asr.storage.beginning import Run
+from corpus_asr.export.write import ExportOptions, export
 from corpus_asr.storage.filesystem import read_bytes
-from corpus_asr.storage.finish import finish
 from corpus_asr.storage.tables import OutputStore
-from tests.support.commits import commit, files, part, results
+from tests.support.commits import commit, part, results
+from tests.support.viewing import finished
 
 
 @pytest.fixture
@@ -61,16 +59,6 @@ def rows(index: int, *words: str) -> list[dict[str, Any]]:
 def heard(name: str, index: int, *words: str, last: bool = True, **values: Any) -> dict[str, Any]:
     return part(name, index, texts=None, last=last, segments=rows(index, *words), language="en",
                 **values)  # fmt: skip
-
-
-def finished(store: OutputStore, *names: str) -> None:
-    config = RunConfig.model_validate(
-        {"source": {"uri": "/"}, "model": {"checkpoint": "m"}, "output": {"uri": store.uri}}
-    )
-    started = "2026-01-01T00:00:00+00:00"
-    run = Run(run_id="run", fingerprint="f-r", started_at=started, continues=False)
-    listing = [files(*names)]
-    finish(store, run, config, model_revision="r", listing=listing, num_listed=len(names))
 
 
 def exported(store: OutputStore, to: Path, *formats: str, **selection: Any) -> dict[str, str]:
@@ -157,7 +145,7 @@ def test_segments_and_recordings_are_chosen(store: OutputStore, to: Path) -> Non
     for wrong in ({"languages": ("klingon",)}, {"min_confidence": 2.0},
                   {"min_confidence": float("nan")}):  # fmt: skip
         with pytest.raises(ConfigError):
-            Selection(**wrong)  # type: ignore[arg-type]
+            Selection(**wrong)
 
 
 def test_known_hallucinations_are_left_out_only_when_that_is_asked_for(

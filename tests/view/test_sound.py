@@ -10,7 +10,7 @@ import pytest
 
 from corpus_asr.errors import ConfigError, DecodeError, FetchError
 from corpus_asr.view import sound as sound_module
-from corpus_asr.view.sound import MAX_SAMPLES, Heard, Sounds
+from corpus_asr.view.sound import MAX_SAMPLES, Sound, Sounds
 from tests.support.audio import encode, noise, tone, wav_bytes
 from tests.support.stores import environment, s3_server
 from tests.support.viewing import of_file, run_of
@@ -48,7 +48,7 @@ def stretch(
 def test_what_browsers_play_is_told_by_container_and_codec(
     uri: str, codec: str | None, errors: int, expected: str | None
 ) -> None:
-    found = Heard(uri=uri, etag=None, size_bytes=None, duration_s=1.0, codec=codec,
+    found = Sound(uri=uri, etag=None, size_bytes=None, duration_s=1.0, codec=codec,
                   decode_errors=errors)  # fmt: skip
     assert found.browser_type == expected
 
