@@ -35,15 +35,13 @@ def test_it_finds_what_reading_every_text_finds(store: OutputStore, library: Lib
         rows = []
         for number in range(6):
             uri = f"/{group}{number}.wav"
-            told = [" ".join(draw.choices(VOCABULARY, k=4)) for _ in range(20)]
-            languages = draw.choices(("en", "de"), k=20)
-            sure = [draw.random() for _ in told]
-            rows.append(spoken(uri, *(
-                passage(at, text, language=language, confidence=confidence)
-                for at, (text, language, confidence)
-                in enumerate(zip(told, languages, sure, strict=True)))))  # fmt: skip
-            everything += [(uri, 2.0 * at, *rest) for at, rest in
-                           enumerate(zip(told, languages, sure, strict=True))]  # fmt: skip
+            segments = []
+            for at in range(20):
+                text = " ".join(draw.choices(VOCABULARY, k=4))
+                language, sure = draw.choice(("en", "de")), draw.random()
+                segments.append(passage(at, text, language=language, confidence=sure))
+                everything.append((uri, 2.0 * at, text, language, sure))
+            rows.append(spoken(uri, *segments))
         commit(store, results(*rows))
     view = library.wait()
     uris = view.catalogue.recordings["uri"].to_pylist()
