@@ -26,7 +26,7 @@ _PANEL = "Subtitles"
 
 
 class FormatName(StrEnum):
-    """The formats by name; the same as `export.write.ExportFormat`."""
+    """The formats by name; the same as `export.formats.ExportFormat`."""
 
     srt = "srt"
     vtt = "vtt"
@@ -38,7 +38,7 @@ class FormatName(StrEnum):
 
 
 class WordsName(StrEnum):
-    """How spoken words are shown; the same as `export.subtitles.WordStyle`."""
+    """How spoken words are shown; the same as `export.formats.WordStyle`."""
 
     plain = "plain"
     highlight = "highlight"
@@ -86,9 +86,9 @@ def export(
 ) -> None:
     """Write a run's transcripts as subtitles, text, tables, JSON or a manifest."""
     from corpus_asr.export.cues import CueRules
-    from corpus_asr.export.load import Selection
-    from corpus_asr.export.subtitles import WordStyle
-    from corpus_asr.export.write import ExportFormat, ExportOptions
+    from corpus_asr.export.formats import ExportFormat, WordStyle
+    from corpus_asr.export.recordings import Selection
+    from corpus_asr.export.write import ExportOptions
     from corpus_asr.export.write import export as write_files
     from corpus_asr.storage.run_state.tables import OutputStore
 

@@ -23,8 +23,7 @@ def show(
     endpoint_url: EndpointUrl = None,
 ) -> None:
     """Print the transcripts of a run with their times, as far as it is."""
-    from corpus_asr.export.index import read_index
-    from corpus_asr.export.load import Selection, chosen, recordings
+    from corpus_asr.export.recordings import Selection, chosen, read_index, recordings
     from corpus_asr.report.text import Format, printer
     from corpus_asr.segments import Transcript
     from corpus_asr.storage.run_state.tables import OutputStore

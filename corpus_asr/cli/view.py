@@ -48,14 +48,14 @@ def view(
 ) -> None:
     """Search a run's transcripts in a browser, click a word and hear it."""
     with readable_errors():
+        import asyncio
         from contextlib import ExitStack, closing
 
         from corpus_asr.runtime.stopping import ended_by_sigterm
         from corpus_asr.storage.run_state.tables import OutputStore
         from corpus_asr.view.answers import Answers
-        from corpus_asr.view.catalogue import Library
+        from corpus_asr.view.catalogue import Library, Transcripts
         from corpus_asr.view.sound import Sounds
-        from corpus_asr.view.transcripts import Transcripts
 
         store = OutputStore(output_uri, endpoint_url=endpoint_url)
         with ExitStack() as opened, ended_by_sigterm():
@@ -63,13 +63,13 @@ def view(
             sounds = Sounds(store, moved=_moved(audio or ()), endpoint_url=audio_endpoint_url)
             opened.enter_context(closing(sounds))
             answers = Answers(library, Transcripts(store), sounds)
-            server = opened.enter_context(_server(answers, host=host, port=port))
+            server = opened.enter_context(closing(_server(answers, host=host, port=port)))
             library.current()  # reading begins before anybody asks
             _tell(server.url, host=host)
             if not no_browser:
                 typer.launch(server.url)
             try:
-                server.serve_forever()
+                asyncio.run(server.serve())
             except KeyboardInterrupt:
                 typer.echo("\nstopped")
 

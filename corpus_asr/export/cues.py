@@ -1,36 +1,48 @@
-"""Subtitles before they are written: stretches of a recording's text with times, in lines.
+"""Subtitle cues: a recording's segments as timed lines that fit a screen.
 
-In: segments, and rules for what fits on a screen. Out: cues in the order of their times. Without
-rules each segment is one cue. With them, a segment that is too long for one is broken at the ends
-of sentences, then at those of clauses, then between words, into stretches of like length. Cues
-never join segments. Knows nothing of the files they go to.
+Without rules each segment is one cue. With them, a segment that is too long for one is broken at
+the ends of sentences, then of clauses, then between words, into spans of similar length. Cues never
+join segments. A word is never broken, except where a script writes no spaces between words.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from operator import add
+from typing import NamedTuple
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.export.breaks import Cost, Piece, best_breaks, break_cost, pieces_of
-from corpus_asr.export.recording import Recording
+from corpus_asr.export.recordings import Recording
 from corpus_asr.segments import Segment
+
+_SENTENCE_END = re.compile(r"[.!?…。！？؟।။]+[\"'”’»)\]」』]*$")  # noqa: RUF001
+_CLAUSE_END = re.compile(r"[,;:，、；：،؛–—]+[\"'”’»)\]」』]*$")  # noqa: RUF001
+# Initials and a few titles end with a full stop, but end no sentence.
+_ABBREVIATION = re.compile(r"^\W*(?:[A-Z]|Mr|Mrs|Ms|Dr|St|Prof|vs|etc|e\.g|i\.e)\.$")
+_LINE_BREAKS = re.compile(r"[\s]*[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+[\s]*")
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1b\x1f\x7f]")
+_WORD = re.compile(r"\s*\S+")
+# Marks, joiners and closing punctuation: a line must not begin with one.
+_NOT_FIRST = frozenset({"Mn", "Mc", "Me", "Cf", "Pe", "Pf", "Po", "Sk"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CueRules:
-    """What fits on a screen; None is no bound.
+    """What fits on a screen; None is no limit.
 
     Raises:
-        ConfigError: a bound makes no sense.
+        ConfigError: a limit makes no sense.
     """
 
     max_line_chars: int | None = None
     max_lines: int | None = None
     max_duration_s: float | None = None
     min_duration_s: float = 0.0
-    """A cue that is shorter stays until then, or until the next one comes."""
+    """A shorter cue stays until then, or until the next one begins."""
     min_gap_s: float = 0.0
-    """A cue ends at least so long before the next."""
+    """A cue ends at least this long before the next."""
 
     def __post_init__(self) -> None:
         wrong = [
@@ -56,6 +68,15 @@ class CueRules:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """Unbreakable text, with the spaces before it."""
+
+    text: str
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Cue:
     """Lines of text, and when they are shown."""
 
@@ -63,7 +84,7 @@ class Cue:
     end_s: float
     lines: tuple[tuple[Piece, ...], ...]
     words_timed: bool
-    """Whether the times of its pieces were heard, not reckoned."""
+    """Whether the model timed its words; otherwise time is divided by characters."""
 
     @property
     def texts(self) -> list[str]:
@@ -72,7 +93,7 @@ class Cue:
 
 
 def cues_of(recording: Recording, rules: CueRules) -> list[Cue]:
-    """Return a recording's cues by their beginning; segments without text have none."""
+    """Return a recording's cues sorted by start; segments without text have none."""
     cues = [
         cue
         for channel in recording.by_channel().values()
@@ -81,35 +102,126 @@ def cues_of(recording: Recording, rules: CueRules) -> list[Cue]:
     return sorted(cues, key=lambda cue: cue.start_s)
 
 
+def one_line(text: str) -> str:
+    """Return a text without line breaks and control characters."""
+    if text.isprintable():  # most are
+        return text
+    return _CONTROLS.sub("", _LINE_BREAKS.sub(" ", text))
+
+
+def _pieces_of(segment: Segment, max_chars: int | None) -> list[Piece]:
+    if segment.words:
+        timed = [Piece(one_line(word.word), word.start_s, word.end_s) for word in segment.words]
+    else:
+        words = _WORD.findall(one_line(segment.text))
+        timed = _timed_by_length(words, segment.start_s, segment.end_s)
+    pieces: list[Piece] = []
+    for piece in timed:
+        if max_chars is None or len(piece.text.strip()) <= max_chars:
+            pieces += [piece] if piece.text.strip() else []
+        else:  # too long for a line, such as a sentence of a script without spaces
+            pieces += _timed_by_length([*_characters(piece.text)], piece.start_s, piece.end_s)
+    return pieces
+
+
+def _timed_by_length(texts: Sequence[str], start_s: float, end_s: float) -> list[Piece]:
+    total = sum(len(text) for text in texts)
+    pieces, before = [], 0
+    for text in texts:
+        after = before + len(text)
+        times = (start_s + (end_s - start_s) * at / total for at in (before, after))
+        pieces.append(Piece(text, *times))
+        before = after
+    return pieces
+
+
+def _characters(text: str) -> Iterator[str]:
+    held = ""
+    for character in text:
+        joins = unicodedata.category(character) in _NOT_FIRST or held.endswith("\u200d")
+        if held.strip() and not joins:
+            yield held
+            held = ""
+        held += character
+    if held:
+        yield held
+
+
+class _Cost(NamedTuple):
+    """What breaks cost, the worst first: one of them outweighs any number of the next."""
+
+    in_clauses: int = 0
+    after_clauses: int = 0
+    breaks: int = 0
+    unevenness: int = 0
+
+    def plus(self, other: "_Cost") -> "_Cost":
+        return _Cost(*map(add, self, other))
+
+
+def _best_breaks(
+    count: int, fits: Callable[[int, int], bool], cost: Callable[[int, int], _Cost]
+) -> list[tuple[int, int]]:
+    """Divide items into spans from start to stop (excluded) that fit, at the least cost."""
+    # A single item always fits. Where a span does not, no longer one from the same start does.
+    best: list[_Cost | None] = [_Cost(), *[None] * count]
+    came_from = [0] * (count + 1)
+    for start in range(count):
+        reached = best[start]
+        assert reached is not None, "a single item always fits"
+        for stop in range(start + 1, count + 1):
+            if stop > start + 1 and not fits(start, stop):
+                break
+            total = reached.plus(cost(start, stop))
+            known = best[stop]
+            if known is None or total < known:
+                best[stop], came_from[stop] = total, start
+    spans, stop = [], count
+    while stop:
+        spans.append((came_from[stop], stop))
+        stop = came_from[stop]
+    return spans[::-1]
+
+
+def _break_cost(pieces: Sequence[Piece], stop: int) -> _Cost:
+    text = pieces[stop - 1].text
+    if stop == len(pieces):
+        return _Cost()
+    if _SENTENCE_END.search(text) and not _ABBREVIATION.match(text):
+        return _Cost(breaks=1)
+    if _CLAUSE_END.search(text):
+        return _Cost(after_clauses=1, breaks=1)
+    return _Cost(in_clauses=1, breaks=1)
+
+
 def _cues_of_segment(segment: Segment, rules: CueRules) -> Iterator[Cue]:
-    pieces = pieces_of(segment, max_chars=rules.max_line_chars)
+    pieces = _pieces_of(segment, rules.max_line_chars)
     if not pieces:
         return
 
     def fits(start: int, stop: int) -> bool:
         return _fits(pieces[start:stop], rules)
 
-    def cost(start: int, stop: int) -> Cost:
+    def cost(start: int, stop: int) -> _Cost:
         length = sum(len(piece.text) for piece in pieces[start:stop])
-        return break_cost(pieces, stop).plus(Cost(unevenness=length**2))
+        return _break_cost(pieces, stop).plus(_Cost(unevenness=length**2))
 
     whole = fits(0, len(pieces))
-    stretches = [(0, len(pieces))] if whole else best_breaks(len(pieces), fits, cost)
-    for start, stop in stretches:
-        chosen = pieces[start:stop]
-        # Segments last as long as their text is heard; parts of them as long as their words.
+    for start, stop in [(0, len(pieces))] if whole else _best_breaks(len(pieces), fits, cost):
+        span = pieces[start:stop]
+        # An unbroken segment without word times keeps its own; its pieces' are estimates.
         timed = bool(segment.words) or not whole
         begin, end = (
-            (chosen[0].start_s, chosen[-1].end_s) if timed else (segment.start_s, segment.end_s)
+            (span[0].start_s, span[-1].end_s) if timed else (segment.start_s, segment.end_s)
         )
         if rules.max_duration_s is not None:
             end = min(end, begin + rules.max_duration_s)
-        yield Cue(begin, max(begin, end), _lines(chosen, rules), bool(segment.words))
+        yield Cue(begin, max(begin, end), _lines(span, rules), bool(segment.words))
 
 
 def _fits(pieces: Sequence[Piece], rules: CueRules) -> bool:
     lasts_s = pieces[-1].end_s - pieces[0].start_s
-    # Files tell thousandths of a second apart.
+    # Subtitle files resolve milliseconds: half of one is rounding.
     if rules.max_duration_s is not None and lasts_s > rules.max_duration_s + 0.0005:
         return False
     if rules.max_line_chars is None or rules.max_lines is None:
@@ -118,7 +230,7 @@ def _fits(pieces: Sequence[Piece], rules: CueRules) -> bool:
 
 
 def _num_lines(pieces: Sequence[Piece], max_chars: int) -> int:
-    """Return how many lines the pieces need at least: each filled before the next begins."""
+    """Return the least number of lines: each is filled before the next begins."""
     lines, used = 1, 0
     for piece in pieces:
         length = len(piece.text) if used else len(piece.text.lstrip())
@@ -129,19 +241,19 @@ def _num_lines(pieces: Sequence[Piece], max_chars: int) -> int:
 
 
 def _lines(pieces: Sequence[Piece], rules: CueRules) -> tuple[tuple[Piece, ...], ...]:
-    """Break a cue into as few lines as can be, of like length."""
-    most = rules.max_line_chars
-    if most is None or _width(pieces) <= most:
+    """Break a cue into as few lines as possible, of similar length."""
+    limit = rules.max_line_chars
+    if limit is None or _width(pieces) <= limit:
         return (tuple(pieces),)
 
-    def cost(start: int, stop: int) -> Cost:
+    def cost(start: int, stop: int) -> _Cost:
         # The number of lines comes first here, and ends of sentences do not matter.
-        return Cost(in_clauses=1, unevenness=_width(pieces[start:stop]) ** 2)
+        return _Cost(in_clauses=1, unevenness=_width(pieces[start:stop]) ** 2)
 
     def fits(start: int, stop: int) -> bool:
-        return _width(pieces[start:stop]) <= most
+        return _width(pieces[start:stop]) <= limit
 
-    return tuple(tuple(pieces[a:b]) for a, b in best_breaks(len(pieces), fits, cost))
+    return tuple(tuple(pieces[a:b]) for a, b in _best_breaks(len(pieces), fits, cost))
 
 
 def _width(pieces: Sequence[Piece]) -> int:
@@ -155,8 +267,7 @@ def _spaced(cues: Sequence[Cue], rules: CueRules) -> Iterator[Cue]:
         return
     in_order = sorted(cues, key=lambda cue: cue.start_s)
     for cue, following in pairwise([*in_order, None]):
-        if cue is None:
-            continue
+        assert cue is not None, "only the last is followed by none"
         end_s = max(cue.end_s, cue.start_s + rules.min_duration_s)
         if following is not None:
             # Where there is no room for a gap, one follows the other at once.

@@ -1,10 +1,9 @@
-"""Names for files made of recordings: like theirs, safe, and no two alike.
+"""Names for files made of recordings: like theirs, safe on any file system, and all distinct.
 
-In: the addresses of all recordings of a folder. Out: for each a name below another folder, without
-a suffix. The folders below the common one are kept. A name is the recording's without its suffix;
-with it, where another recording has the same; with the recording's identity, where that is not
-enough either. Alike are also names that differ in case or in how accents are encoded, which some
-file systems do not tell apart, and a file and a folder. Knows no store.
+Folders below the common one are kept. A name is the recording's without its suffix; with it, where
+another recording has the same; with the recording's ID, where that is not enough either. Names that
+differ in case only, or in how accents are encoded, count as equal, as some file systems have it;
+so do a file and a folder.
 """
 
 import hashlib
@@ -42,14 +41,14 @@ class Names:
         self._room = MAX_NAME_BYTES - max(len(suffix) for suffix in suffixes)
         self._prefix = common_folder(self._uris)
         self._stage = np.zeros(recordings.num_rows, dtype=np.uint8)
-        self._part_the_like()
+        self._make_distinct()
 
     def __getitem__(self, position: int) -> str:
         """Return a recording's name, with slashes between folders."""
         return self._name(self._uris[position].as_py(), self._ids[position].as_py(),
                           int(self._stage[position]))  # fmt: skip
 
-    def _name(self, uri: str, identity: str, stage: int) -> str:
+    def _name(self, uri: str, recording_id: str, stage: int) -> str:
         *folders, name = _steps(uri, self._prefix)
         if stage == 0:
             root, suffix = os.path.splitext(name)
@@ -57,26 +56,26 @@ class Names:
         name = _safe(name, self._room - _HASH_DIGITS - _LAST_STAGE)
         if stage > 1:
             # More than one mark only where somebody has guessed the name with fewer.
-            name += "~" * (stage - 1) + identity
+            name += "~" * (stage - 1) + recording_id
         return "/".join([*(_safe(folder, MAX_NAME_BYTES) for folder in folders), name])
 
-    def _part_the_like(self) -> None:
-        """Give longer names to all that are alike, until none are."""
+    def _make_distinct(self) -> None:
+        """Lengthen all names that are equal, until none are."""
         while True:
             files, folders = self._keys()
             values, counts = np.unique(files, return_counts=True)
-            alike = np.isin(files, values[counts > 1]) | np.isin(files, folders)
-            again = alike.any(axis=1) & (self._stage < _LAST_STAGE)
+            equal = np.isin(files, values[counts > 1]) | np.isin(files, folders)
+            again = equal.any(axis=1) & (self._stage < _LAST_STAGE)
             if not again.any():
                 return
             self._stage[again] += 1
 
     def _keys(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return a number for each file (recording, suffix) and each folder: alike, if equal."""
+        """Return a number for each file (recording, suffix) and each folder: equal, if equal."""
         files = np.zeros((len(self._uris), len(self._suffixes)), dtype=np.uint64)
         folders: set[int] = set()
-        for at, (uri, identity) in enumerate(self._pairs()):
-            name = self._name(uri, identity, int(self._stage[at]))
+        for at, (uri, recording_id) in enumerate(self._pairs()):
+            name = self._name(uri, recording_id, int(self._stage[at]))
             files[at] = [_key(name + suffix) for suffix in self._suffixes]
             while name := name.rpartition("/")[0]:
                 key = _key(name)
@@ -92,18 +91,17 @@ class Names:
 
 
 def common_folder(uris: pa.ChunkedArray) -> str:
-    """Return the beginning that all addresses share, up to a slash; maybe nothing."""
+    """Return the common prefix of all URIs up to a slash, which may be empty."""
     bounds = pc.min_max(uris).as_py()
     if bounds["min"] is None:
         return ""
     low, high = str(bounds["min"]), str(bounds["max"])
-    # What the first and the last in order share is shared by all.
+    # The common prefix of the first and the last in order is common to all.
     same = next((at for at, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
     return low[: low.rfind("/", 0, same) + 1]
 
 
 def _steps(uri: str, prefix: str) -> list[str]:
-    """Return the folders and the name of a recording below the common folder."""
     if scheme_of(uri) in ("http", "https"):
         # A query is no part of a file's name; the common folder may end within it.
         path = uri.partition("?")[0].rstrip("/")
@@ -113,7 +111,6 @@ def _steps(uri: str, prefix: str) -> list[str]:
 
 
 def _safe(step: str, max_bytes: int) -> str:
-    """Return a folder's or a file's name that is one anywhere, and leads nowhere."""
     safe = _UNSAFE.sub(lambda match: _escaped(match.group()), step)
     if not safe.strip(". ") or safe.startswith(".tmp-"):
         safe = safe.replace(".", "%2E").replace(" ", "%20") or "%"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from corpus_asr.export.recording import Recording
+from corpus_asr.export.recordings import Recording
 from corpus_asr.report.accuracy.scoring import (
     WITHOUT_BLANKS,
     Errors,

@@ -18,9 +18,15 @@ import pyarrow.compute as pc
 
 from corpus_asr.config.labelling import SelectionSettings
 from corpus_asr.errors import ConfigError
-from corpus_asr.export.index import Index, read_index
-from corpus_asr.export.load import SCORE_COLUMNS, Selection, chosen, recordings
-from corpus_asr.export.recording import Recording
+from corpus_asr.export.recordings import (
+    SCORE_COLUMNS,
+    Index,
+    Recording,
+    Selection,
+    chosen,
+    read_index,
+    recordings,
+)
 from corpus_asr.labelling.measures import Comparisons, listed_hashes, measured
 from corpus_asr.labelling.rules import Rule, decide
 from corpus_asr.report.accuracy.scoring import Reference, read_references

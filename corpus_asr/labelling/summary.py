@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from corpus_asr.config.labelling import DatasetSettings
-from corpus_asr.export.index import Index
+from corpus_asr.export.recordings import Index
 from corpus_asr.labelling.dataset import DATA_FOLDER, LOSSES, SELECTION_FOLDER, Note, manifest_name
 from corpus_asr.labelling.examples import SPLITS
 from corpus_asr.labelling.rules import Amount, Rule, SelectionTally

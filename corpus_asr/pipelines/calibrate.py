@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.export.index import read_index
-from corpus_asr.export.load import EVIDENCE_COLUMNS, Selection, chosen, recordings
+from corpus_asr.export.recordings import EVIDENCE_COLUMNS, Selection, chosen, read_index, recordings
 from corpus_asr.report.accuracy.calibration import (
     Calibration,
     SegmentOutcome,

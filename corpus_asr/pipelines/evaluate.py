@@ -11,9 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.export.index import Index, read_index
-from corpus_asr.export.load import WORD_COLUMNS, Selection, chosen, recordings
-from corpus_asr.export.recording import Recording
+from corpus_asr.export.recordings import (
+    WORD_COLUMNS,
+    Index,
+    Recording,
+    Selection,
+    chosen,
+    read_index,
+    recordings,
+)
 from corpus_asr.report.accuracy.evaluation import Evaluation, compare, summarise
 from corpus_asr.report.accuracy.scoring import (
     Hypothesis,

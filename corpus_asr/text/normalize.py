@@ -15,7 +15,7 @@ from importlib.resources import files
 from corpus_asr.text.english_numbers import numbers_in_figures
 
 # Letters that the compatibility decomposition leaves whole.
-_PLAIN_LETTERS = {
+PLAIN_LETTERS = {
     "œ": "oe",
     "Œ": "OE",
     "ø": "o",
@@ -198,8 +198,8 @@ def _spaced(character: str) -> str:
 
 def _plain(character: str) -> str:
     """Turn symbols and punctuation into blanks, and letters into plain ones."""
-    if character in _PLAIN_LETTERS:
-        return _PLAIN_LETTERS[character]
+    if character in PLAIN_LETTERS:
+        return PLAIN_LETTERS[character]
     # Decomposition has parted diacritics from their letters.
     return "" if unicodedata.category(character) == "Mn" else _spaced(character)
 

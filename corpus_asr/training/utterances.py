@@ -20,8 +20,7 @@ import pyarrow as pa
 
 from corpus_asr.config.finetune import DataSettings
 from corpus_asr.errors import ConfigError
-from corpus_asr.export.index import read_index
-from corpus_asr.export.load import SCORE_COLUMNS, Selection, chosen, recordings
+from corpus_asr.export.recordings import SCORE_COLUMNS, Selection, chosen, read_index, recordings
 from corpus_asr.labelling.dataset import DATA_FOLDER, SETTINGS_NAME
 from corpus_asr.languages import resolve_language
 from corpus_asr.storage.listing import manifest_rows

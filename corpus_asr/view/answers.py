@@ -1,32 +1,27 @@
-"""What the pages ask for, as values that are written as JSON.
+"""Answers to the requests of the pages, as values that are written as JSON.
 
-In: the parameters of a request. Out: plain values, in which texts show what they would hide. A
-recording is named by its identity and looked up in the tables, never by a path. Knows nothing of
-HTTP, and nothing of how pages look.
+A recording is named by its ID and looked up in the tables, never by a path. Texts show characters
+that would hide or reorder others.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from enum import StrEnum
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
-from corpus_asr.errors import FetchError, ItemError
-from corpus_asr.export import transcripts as texts_of
-from corpus_asr.export.cues import CueRules, cues_of
+from corpus_asr.errors import ConfigError, FetchError, ItemError
+from corpus_asr.export.formats import ExportFormat, file_texts
 from corpus_asr.export.names import Names, common_folder
-from corpus_asr.export.recording import Recording
-from corpus_asr.export.subtitles import srt_text, vtt_text
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.report.html.formatting import visible
-from corpus_asr.storage.run_state.tables import LABEL_ROWS
 from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import SAMPLE_RATE_HZ
-from corpus_asr.view.catalogue import Catalogue, Library
-from corpus_asr.view.parameters import Parameters
-from corpus_asr.view.query import Query, parse_query
+from corpus_asr.view.catalogue import BLOCK_ROWS, Catalogue, Library, Transcripts
 from corpus_asr.view.search import (
     MAX_PAGE,
     PAGE_ROWS,
@@ -39,34 +34,103 @@ from corpus_asr.view.search import (
     recordings_page,
     states,
 )
+from corpus_asr.view.search_text import Query, parse_query
 from corpus_asr.view.sound import MAX_SAMPLES, Readable, Sounds
-from corpus_asr.view.transcripts import BLOCK_ROWS, Transcripts, recording_of
 
-# Files that can be saved, beside their suffixes.
-_SAVED: Mapping[str, Callable[[Recording], str]] = {
-    "srt": lambda recording: srt_text(cues_of(recording, CueRules())),
-    "vtt": lambda recording: vtt_text(cues_of(recording, CueRules())),
-    "txt": texts_of.txt_text,
-    "tsv": texts_of.tsv_text,
-    "json": texts_of.json_text,
-}
+# Formats that can be saved.
+_SAVED = tuple(ExportFormat(name) for name in ("srt", "vtt", "txt", "tsv", "json"))
 _ELSEWHERE = "; if it lies elsewhere now, say where: corpus-asr view ... --audio BEFORE=NOW"
+MAX_CHARS = 2_000
 
 
 class NotFoundError(LookupError):
     """There is no such recording, format or page."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request(Filters):
+    """The parameters of a request."""
+
+    q: str = ""
+    """What to search for, or to mark."""
+    whole_words: bool = False
+    order: Order = Order.recording
+    recording_order: RecordingOrder = RecordingOrder.name
+    page: int = 0
+    block: int = 0
+    """Of a recording's segments."""
+    from_s: float = 0.0
+    back: bool = False
+    decode: bool = False
+    """Whether to decode audio that browsers could play."""
+    channel: int | None = None
+    format: str = ""
+
+    @property
+    def query(self) -> Query:
+        """The parsed query."""
+        return parse_query(self.q, whole_words=self.whole_words)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 2**31:
+        raise ValueError(text)
+    return value
+
+
+def _choice(choices: type[StrEnum]) -> tuple[Callable[[str], Any], str]:
+    return choices, ", ".join(choices)
+
+
+# How parameters that are no text are read, and what they have to be.
+_READ: Mapping[str, tuple[Callable[[str], Any], str]] = {
+    **dict.fromkeys(("whole_words", "back", "decode"), ("1".__eq__, "1")),
+    **dict.fromkeys(("from_s", "min_confidence", "max_confidence"), (_number, "a number")),
+    **dict.fromkeys(("page", "block", "channel"), (_count, "a whole number from 0")),
+    "state": _choice(State),
+    "order": _choice(Order),
+    "recording_order": _choice(RecordingOrder),
+}
+
+
+def parse_request(parameters: Mapping[str, str]) -> Request:
+    """Read the parameters of a request with care; unknown ones are ignored.
+
+    Raises:
+        ConfigError: a value is not allowed.
+    """
+    values: dict[str, Any] = {}
+    for name in (field.name for field in fields(Request)):
+        text = parameters.get(name.removesuffix("_s"), "")
+        if len(text) > MAX_CHARS:
+            raise ConfigError(f"reading {name}: found {len(text)} characters, expected fewer")
+        read, expected = _READ.get(name, (str, "text"))
+        try:
+            if text:
+                values[name] = read(text)
+        except ValueError:
+            raise ConfigError(f"reading {name}: found {text!r}, expected {expected}") from None
+    return Request(**values)
+
+
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Answers requests; each method is one that pages make, by its name."""
+    """Answers requests; each method is a kind of request that pages make, by its name."""
 
     library: Library
     transcripts: Transcripts
     sounds: Sounds
 
-    def run(self, _: Parameters) -> dict[str, Any]:
-        """Tell what is in the output folder."""
+    def run(self, _: Request) -> dict[str, Any]:
+        """Describe the output folder."""
         view = self.library.current()
         table = view.catalogue.recordings
         counts = {each["name"]: each["count"] for each in _counted(states(table))}
@@ -83,51 +147,38 @@ class Answers:
             "states": {state.value: counts.get(state.value, 0) for state in State},
             "languages": _counted(table["language"]),
             "labels": _counted(table["label"]),
-            "classified": view.catalogue.rows is LABEL_ROWS,
+            "classified": view.catalogue.classified,
         }
 
-    def recordings(self, parameters: Parameters) -> dict[str, Any]:
+    def recordings(self, request: Request) -> dict[str, Any]:
         """List recordings."""
-        catalogue = self.library.current().catalogue
+        table = self.library.current().catalogue.recordings
         total, positions = recordings_page(
-            catalogue,
-            _filters(parameters),
-            order=parameters.choice("order", RecordingOrder, RecordingOrder.name),
-            page=parameters.page(),
+            table, request, order=request.recording_order, page=request.page
         )
-        return _page(total) | {"recordings": _rows(catalogue, positions)}
+        return _page(total) | {"recordings": _rows(table, positions)}
 
-    def search(self, parameters: Parameters) -> dict[str, Any]:
-        """Find passages."""
+    def search(self, request: Request) -> dict[str, Any]:
+        """Find segments."""
         view = self.library.current()
         if view.texts is None:
             return {"ready": False, "rows_read": view.rows_read, "problem": view.problem}
-        query = _query(parameters)
-        found = find(
-            view.catalogue,
-            view.texts,
-            query,
-            _filters(parameters),
-            order=parameters.choice("order", Order, Order.recording),
-            page=parameters.page(),
-        )
-        rows = _rows(view.catalogue, [hit.position for hit in found.hits])
-        hits = [_told(hit, row, query) for hit, row in zip(found.hits, rows, strict=True)]
-        return _page(found.total) | {"ready": True, "in": found.recordings, "hits": hits}
+        query, table = request.query, view.catalogue.recordings
+        page = find(table, view.texts, query, request, order=request.order, page=request.page)
+        rows = _rows(table, [hit.position for hit in page.hits])
+        hits = [_hit(hit, row, query) for hit, row in zip(page.hits, rows, strict=True)]
+        return _page(page.total) | {"ready": True, "in": page.recordings, "hits": hits}
 
-    def recording(self, parameters: Parameters) -> dict[str, Any]:
-        """Tell all about a recording but what was said."""
-        catalogue, position = self._named(parameters)
-        row = catalogue.recordings.slice(position, 1).to_pylist()[0]
+    def recording(self, request: Request) -> dict[str, Any]:
+        """Describe a recording, without its segments."""
+        catalogue, position = self._named(request)
+        row = catalogue.row(position)
         transcript = self.transcripts.read(catalogue, position)
-        told = _rows(catalogue, [position])[0] | {
+        same = ("codec", "sample_rate_hz", "channels", "speech_s", "languages")
+        answer = _rows(catalogue.recordings, [position])[0] | {name: row[name] for name in same}
+        answer |= {
             "address": visible(without_secrets(row["uri"])),
             "finished": catalogue.finished,
-            "codec": row["codec"],
-            "sample_rate_hz": row["sample_rate_hz"],
-            "channels": row["channels"],
-            "speech_s": row["speech_s"],
-            "languages": row["languages"],
             "decode_errors": row["decode_errors"] or 0,
             "passages": transcript.rows.num_rows,
             "block_rows": BLOCK_ROWS,
@@ -135,105 +186,81 @@ class Answers:
             "has_words": transcript.has_words,
             "low_confidence": LOW_CONFIDENCE,
             "high_confidence": HIGH_CONFIDENCE,
-            "apart": transcript.has_channels,
-            "saved_as": [] if catalogue.rows is LABEL_ROWS else list(_SAVED),
+            "apart": transcript.channels,
+            "saved_as": [] if catalogue.classified else list(_SAVED),
         }
         if row["error_kind"] is not None:
-            told["error"] = {
+            answer["error"] = {
                 "kind": row["error_kind"],
                 "stage": row["error_stage"],
                 "message": visible(row["error_message"] or ""),
                 "advice": failure_kind(row["error_kind"], retryable=bool(row["retryable"])).advice,
             }
-        return told
+        return answer
 
-    def passages(self, parameters: Parameters) -> dict[str, Any]:
-        """Tell what was said in a block of a recording."""
-        catalogue, position = self._named(parameters)
-        query = _query(parameters)
-        block = self.transcripts.read(catalogue, position).block(parameters.count("block"))
-        return {"passages": [_passage(row, query) for row in block]}
+    def passages(self, request: Request) -> dict[str, Any]:
+        """Return a block of a recording's segments."""
+        block = self.transcripts.read(*self._named(request)).block(request.block)
+        return {"passages": [_passage(row, request.query) for row in block]}
 
-    def unsure(self, parameters: Parameters) -> dict[str, Any]:
-        """Find the next word that the model was not sure of, or the one before."""
-        catalogue, position = self._named(parameters)
-        at_s = self.transcripts.read(catalogue, position).unsure(
-            parameters.number("from") or 0.0,
-            below=LOW_CONFIDENCE,
-            forward=not parameters.flag("back"),
+    def unsure(self, request: Request) -> dict[str, Any]:
+        """Find the next or previous word of low confidence."""
+        transcript = self.transcripts.read(*self._named(request))
+        at_s = transcript.low_confidence(
+            request.from_s, below=LOW_CONFIDENCE, forward=not request.back
         )
         return {"at_s": at_s}
 
-    def sound(self, parameters: Parameters) -> dict[str, Any]:
-        """Tell whether and how a recording can be heard."""
-        catalogue, position = self._named(parameters)
-        sound = self.sounds.of(catalogue.recordings.slice(position, 1).to_pylist()[0])
-        told = {
+    def sound(self, request: Request) -> dict[str, Any]:
+        """Tell whether and how a recording can be played."""
+        catalogue, position = self._named(request)
+        sound = self.sounds.of(catalogue.row(position))
+        answer = {
             "address": visible(without_secrets(sound.uri)),
             "as_it_is": sound.browser_type is not None,
             "longest_s": MAX_SAMPLES / SAMPLE_RATE_HZ,
         }
         if not sound.duration_s:
-            return told | {"state": "nothing", "message": "nothing of it could be decoded"}
+            return answer | {"state": "nothing", "message": "nothing of it could be decoded"}
         try:
             changed = self.sounds.changed(sound)
-            if parameters.flag("decode"):
-                next(self.sounds.decoded(sound, channel=parameters.channel()).read(44, 46))
+            if request.decode:
+                # One sample after the header of the WAV.
+                next(self.sounds.decoded(sound, channel=request.channel).read(44, 46))
+        except FetchError as error:
+            return answer | {"state": "missing", "message": visible(f"{error}{_ELSEWHERE}")}
         except ItemError as error:
-            fetched = not isinstance(error, FetchError)
-            hint = "" if fetched else _ELSEWHERE
-            return told | {
-                "state": "unplayable" if fetched else "missing",
-                "message": visible(f"{error}{hint}"),
-            }
-        return told | {"state": "changed" if changed else "ok", "message": ""}
+            return answer | {"state": "unplayable", "message": visible(str(error))}
+        return answer | {"state": "changed" if changed else "ok", "message": ""}
 
-    def audio(self, parameters: Parameters) -> Readable:
-        """Return the sound of a recording, as it is or decoded.
+    def audio(self, request: Request) -> Readable:
+        """Return the audio of a recording, as it is or decoded.
 
         Raises:
             ItemError: it cannot be read.
         """
-        catalogue, position = self._named(parameters)
-        sound = self.sounds.of(catalogue.recordings.slice(position, 1).to_pylist()[0])
-        if parameters.flag("decode"):
-            return self.sounds.decoded(sound, channel=parameters.channel())
+        catalogue, position = self._named(request)
+        sound = self.sounds.of(catalogue.row(position))
+        if request.decode:
+            return self.sounds.decoded(sound, channel=request.channel)
         return self.sounds.as_it_is(sound)
 
-    def saved(self, parameters: Parameters) -> tuple[str, str]:
-        """Return a name for a file, and what is in it: a recording in one of the formats."""
-        catalogue, position = self._named(parameters)
-        suffix = parameters.text("format")
-        if suffix not in _SAVED or catalogue.rows is LABEL_ROWS:
-            raise NotFoundError(f"no format {suffix!r}; there are {', '.join(_SAVED)}")
-        transcript = self.transcripts.read(catalogue, position)
-        text = _SAVED[suffix](recording_of(catalogue, position, transcript))
-        name = Names(catalogue.recordings.slice(position, 1), [f".{suffix}"])[0]
-        return f"{name.rpartition('/')[2]}.{suffix}", text
+    def saved(self, request: Request) -> tuple[str, str]:
+        """Return name and text of a file: a recording in one of the formats."""
+        catalogue, position = self._named(request)
+        if request.format not in _SAVED or catalogue.classified:
+            raise NotFoundError(f"no format {request.format!r}; there are {', '.join(_SAVED)}")
+        recording = self.transcripts.recording(catalogue, position)
+        ((suffix, text),) = file_texts(recording, [ExportFormat(request.format)])
+        name = Names(catalogue.recordings.slice(position, 1), [suffix])[0]
+        return name.rpartition("/")[2] + suffix, text
 
-    def _named(self, parameters: Parameters) -> tuple[Catalogue, int]:
+    def _named(self, request: Request) -> tuple[Catalogue, int]:
         catalogue = self.library.current().catalogue
-        recording_id = parameters.text("id")
-        position = catalogue.position_of(recording_id)
+        position = catalogue.position_of(request.id)
         if position is None:
-            raise NotFoundError(f"this run has no recording {recording_id!r}")
+            raise NotFoundError(f"this run has no recording {request.id!r}")
         return catalogue, position
-
-
-def _query(parameters: Parameters) -> Query:
-    return parse_query(parameters.text("q"), whole_words=parameters.flag("whole_words"))
-
-
-def _filters(parameters: Parameters) -> Filters:
-    return Filters(
-        recording_id=parameters.text("id"),
-        name=parameters.text("name"),
-        state=parameters.choice("state", State, None),
-        language=parameters.text("language") or None,
-        label=parameters.text("label") or None,
-        min_confidence=parameters.number("min_confidence"),
-        max_confidence=parameters.number("max_confidence"),
-    )
 
 
 def _page(total: int) -> dict[str, Any]:
@@ -246,54 +273,51 @@ def _counted(column: pa.ChunkedArray) -> list[dict[str, Any]]:
     return [{"name": each["values"], "count": each["counts"]} for each in counts]
 
 
-def _rows(catalogue: Catalogue, positions: list[int]) -> list[dict[str, Any]]:
-    folder = common_folder(catalogue.recordings["uri"])
-    rows = catalogue.recordings.take(positions) if positions else catalogue.recordings.slice(0, 0)
+def _rows(recordings: pa.Table, positions: list[int]) -> list[dict[str, Any]]:
+    folder = common_folder(recordings["uri"])
+    rows = recordings.take(pa.array(positions, pa.int64()))
+    same = ("duration_s", "language", "label", "label_probability", "error_kind")
     return [
         {
             "id": row["recording_id"],
             "name": visible(without_secrets(row["uri"].removeprefix(folder))),
-            "duration_s": row["duration_s"],
             "state": state,
-            "language": row["language"],
             "passages": row["segments"],
-            "label": row["label"],
-            "label_probability": row["label_probability"],
-            "error_kind": row["error_kind"],
+            **{name: row[name] for name in same},
         }
         for row, state in zip(rows.to_pylist(), states(rows).to_pylist(), strict=True)
     ]
 
 
-def _told(hit: Hit, row: Mapping[str, Any], query: Query) -> dict[str, Any]:
+def _hit(hit: Hit, row: Mapping[str, Any], query: Query) -> dict[str, Any]:
     values = asdict(hit) | {"id": row["id"], "name": row["name"]}
     del values["position"], values["text"]
     return values | {
         "before": visible(hit.before),
         "after": visible(hit.after),
-        "pieces": [[visible(piece), found] for piece, found in query.pieces(hit.text)],
+        "pieces": [[visible(piece), matches] for piece, matches in query.pieces(hit.text)],
     }
 
 
 def _passage(row: Mapping[str, Any], query: Query) -> dict[str, Any]:
-    """Return a passage with its words, or its pieces; each says whether it was searched for."""
+    """Return a segment with its words, or its pieces; each says whether it matches."""
     text = row["text"] or ""
     pieces = query.pieces(text) if query.wanted else [(text, False)]
     values = {name: row[name] for name in ("start_s", "end_s", "language", "confidence", "channel")}
-    values["pieces"] = [[visible(piece), found] for piece, found in pieces]
+    values["pieces"] = [[visible(piece), matches] for piece, matches in pieces]
     if row["words"] is not None:
         values["words"] = list(_words(row["words"], pieces))
     return values
 
 
 def _words(words: list[dict[str, Any]], pieces: list[tuple[str, bool]]) -> Iterator[list[Any]]:
-    """Yield word, start, end, probability and whether it is part of what was searched for."""
-    marked = "".join(("x" if found else " ") * len(piece) for piece, found in pieces)
-    # Words joined are their passage; if somebody has written others, none of them is marked.
+    """Yield word, start, end, probability and whether it is part of a match."""
+    marked = "".join(("x" if matches else " ") * len(piece) for piece, matches in pieces)
+    # Words joined are their segment; in tables where they are not, none of them is marked.
     fits = sum(len(word["word"]) for word in words) == len(marked)
     at = 0
     for word in words:
         end = at + len(word["word"])
-        found = fits and "x" in marked[at:end]
-        yield [visible(word["word"]), word["start_s"], word["end_s"], word["probability"], found]
+        matches = fits and "x" in marked[at:end]
+        yield [visible(word["word"]), word["start_s"], word["end_s"], word["probability"], matches]
         at = end

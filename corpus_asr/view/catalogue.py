@@ -1,32 +1,38 @@
-"""The recordings of an output folder, and how that view of it is kept up to date.
+"""The recordings of an output folder, their transcripts, and how the view of both is kept current.
 
-In: an output folder, of a run that is done, goes on or was stopped. Out: its recordings with their
-states, and its texts ready to be searched. What is asked for is answered from the last view while
-a new one is read. Knows nothing of pages and requests.
+The run may be finished, in progress or stopped. Requests are answered from the last view while a
+new one is read.
 """
 
 import logging
 import math
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import CorpusAsrError
-from corpus_asr.export.index import Index, index_of, outcomes_names
+from corpus_asr.export.recordings import WORD_COLUMNS, Index, Recording, index_of, outcomes_names
 from corpus_asr.logs import event
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.run_state.finish import PART_COLUMNS, RECORDINGS_PER_OBJECT, aggregate
 from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, counted
 from corpus_asr.storage.run_state.start import CONFIG_NAME, SUCCESS_NAME
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, SEGMENT_ROWS, OutputStore, PartRows
-from corpus_asr.view.texts import TextFiles, Texts
+from corpus_asr.view.search import TextFiles, Texts
 
 REFRESH_S = 10.0
+BLOCK_ROWS = 100
+KEPT = 4  # transcripts in memory
+SHOWN_LABELS = 3
 _DETAILS = (
     "recording_id", "status", "error_stage", "error_kind", "error_message", "retryable", "etag",
     "size_bytes", "codec", "sample_rate_hz", "channels", "decode_errors", "speech_s", "languages",
@@ -38,19 +44,29 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """The recordings at one moment."""
+    """The recordings of a run at one moment."""
 
     rows: PartRows
-    """What the run writes: segments, or labels in their place."""
+    """Segments, or labels in their place."""
     index: Index
     recordings: pa.Table
-    """The columns of the index and those of the table of recordings, sorted by address."""
+    """The columns of the index and those of the table of recordings, sorted by URI."""
     finished: bool
 
+    @property
+    def classified(self) -> bool:
+        """Whether the run wrote labels."""
+        return self.rows is LABEL_ROWS
+
     def position_of(self, recording_id: str) -> int | None:
-        """Return where a recording stands; None if there is no such recording."""
+        """Return the position of a recording; None if there is no such recording."""
         position = pc.index(self.recordings["recording_id"], recording_id).as_py()
         return None if position < 0 else int(position)
+
+    def row(self, position: int) -> dict[str, Any]:
+        """Return a recording's row of the table."""
+        row: dict[str, Any] = self.recordings.slice(position, 1).to_pylist()[0]
+        return row
 
 
 def read_catalogue(store: OutputStore) -> Catalogue:
@@ -76,9 +92,10 @@ def read_catalogue(store: OutputStore) -> Catalogue:
 def _details(
     store: OutputStore, names: Sequence[str], settlement: CommitResolution, ids: pa.Array
 ) -> pa.Table:
-    """Return what parts say together, in the order of `ids`; so many at a time fit in memory."""
+    """Return what a recording's parts say together, in the order of `ids`."""
     schema = pa.schema([OUTCOMES.field(name) for name in PART_COLUMNS])
     found = []
+    # Parts of this many recordings fit in memory.
     for start in range(0, max(1, len(ids)), RECORDINGS_PER_OBJECT):
         some = ids.slice(start, RECORDINGS_PER_OBJECT)
         tables = [schema.empty_table()]
@@ -93,21 +110,21 @@ def _details(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """What is known of an output folder at one moment."""
+    """An output folder at one moment."""
 
     catalogue: Catalogue
     texts: Texts | None
     """None until they have been read for the first time."""
     version: int
-    """One more with each change."""
+    """Higher with each change."""
     rows_read: int = 0
-    """Of the texts, when they were read last."""
+    """Progress of reading the texts."""
     problem: str | None = None
-    """Why the folder could not be read anew."""
+    """Why the folder could not be read again."""
 
 
 class Library:
-    """Keeps a view of an output folder; nothing is read while nobody asks. Safe to use by threads.
+    """Keeps a view of an output folder, which is read only when asked for. Thread-safe.
 
     Raises:
         ConfigError: the folder is not the output of a run.
@@ -117,7 +134,7 @@ class Library:
     def __init__(self, store: OutputStore, *, refresh_s: float = REFRESH_S) -> None:
         self.store = store
         self._refresh_s = refresh_s
-        # Looked at before what they hold is: what comes meanwhile is a change later.
+        # Listed before their contents are read: objects that come in between are a change later.
         self._names = outcomes_names(store)
         self._view = View(catalogue=read_catalogue(store), texts=None, version=0)
         self._files = TextFiles()
@@ -135,7 +152,7 @@ class Library:
         self._files.close()
 
     def current(self) -> View:
-        """Return the last view, and have a new one made if it is old."""
+        """Return the last view, and start reading a new one if it is old."""
         with self._lock:
             due = time.monotonic() - self._checked_s >= self._refresh_s
             if due and not self._busy:
@@ -147,7 +164,7 @@ class Library:
             return self._view
 
     def wait(self) -> View:
-        """Return the view when what is being read now has been."""
+        """Return the view once reading is done."""
         self.current()
         if self._thread is not None:
             self._thread.join()
@@ -182,12 +199,12 @@ class Library:
     def _read_texts(self, catalogue: Catalogue) -> Texts:
         self._replace(rows_read=0)
 
-        def told(count: int) -> None:
+        def progress(count: int) -> None:
             if self._closing.is_set():
                 raise _ClosingError
             self._replace(rows_read=self._view.rows_read + count)
 
-        return self._files.update(self.store, catalogue.index, catalogue.rows, on_rows=told)
+        return self._files.update(self.store, catalogue.index, catalogue.rows, on_rows=progress)
 
     def _replace(self, **changes: object) -> None:
         with self._lock:
@@ -195,4 +212,130 @@ class Library:
 
 
 class _ClosingError(Exception):
-    """Nobody waits for what is being read."""
+    """The library is closed while texts are read."""
+
+
+_ORDER = [(name, "ascending") for name in ("start_s", "channel", "part", "segment")]
+_LABEL_ORDER = [(name, "ascending") for name in ("start_s", "channel", "part", "window", "rank")]
+_LABEL_COLUMNS = ("part", "channel", "window", "start_s", "end_s", "rank", "label", "probability")
+_WINDOWS = pa.schema(
+    [
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("text", pa.string()),
+        ("language", pa.string()),
+        ("confidence", pa.float32()),
+        ("channel", pa.int32()),
+        ("words", pa.list_(pa.null())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """The segments of a recording, sorted by time.
+
+    Rows have start_s, end_s, text, language, confidence, channel and words, which are null without
+    word times.
+    """
+
+    rows: pa.Table
+
+    @property
+    def block_starts_s(self) -> list[float]:
+        """The start of each block."""
+        starts: list[float] = self.rows["start_s"].to_numpy()[::BLOCK_ROWS].tolist()
+        return starts
+
+    @cached_property
+    def has_words(self) -> bool:
+        """Whether a segment has word times."""
+        return bool(self.rows["words"].null_count < self.rows.num_rows)
+
+    @cached_property
+    def channels(self) -> list[int]:
+        """The channels, where each was transcribed separately."""
+        return sorted(self.rows["channel"].unique().drop_null().to_pylist())
+
+    def block(self, number: int) -> list[dict[str, Any]]:
+        """Return the segments of a block; none beyond the last."""
+        rows: list[dict[str, Any]] = self.rows.slice(number * BLOCK_ROWS, BLOCK_ROWS).to_pylist()
+        return rows
+
+    @cached_property
+    def _scores(self) -> tuple[np.ndarray, np.ndarray]:
+        """Start and probability of each word, by time; of each segment, without words."""
+        if self.has_words:
+            words = pc.list_flatten(self.rows["words"].combine_chunks())
+            starts, scores = (
+                pc.struct_field(words, name).to_numpy(zero_copy_only=False)
+                for name in ("start_s", "probability")
+            )
+        else:
+            starts, scores = (self.rows[name].to_numpy() for name in ("start_s", "confidence"))
+        order = np.argsort(starts, kind="stable")
+        return starts[order], scores[order]
+
+    def low_confidence(self, from_s: float, *, below: float, forward: bool = True) -> float | None:
+        """Return the start of the next or previous word with a probability below a threshold.
+
+        A word that starts at `from_s` itself is not returned.
+        """
+        starts, scores = self._scores
+        doubtful = starts[scores < below]
+        later = int(np.searchsorted(doubtful, from_s, side="right" if forward else "left"))
+        at = later if forward else later - 1
+        return float(doubtful[at]) if 0 <= at < len(doubtful) else None
+
+
+class Transcripts:
+    """Reads transcripts and keeps the last few, as Arrow. Thread-safe."""
+
+    def __init__(self, store: OutputStore) -> None:
+        self._store = store
+        self._kept: OrderedDict[Any, Transcript] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, catalogue: Catalogue, position: int) -> Transcript:
+        """Return the transcript of a recording.
+
+        Raises:
+            FetchError: the store does not answer, or a run is just finishing here; try again.
+            CorpusAsrError: an object is no Parquet file.
+        """
+        places = tuple(catalogue.index.places(position))
+        with self._lock:
+            if places in self._kept:
+                self._kept.move_to_end(places)
+                return self._kept[places]
+        columns = _LABEL_COLUMNS if catalogue.classified else WORD_COLUMNS
+        schema = pa.schema([catalogue.rows.schema.field(name) for name in columns])
+        ranges: dict[str, list[tuple[int, int]]] = {}
+        for name, start, stop in places:
+            ranges.setdefault(name, []).append((start, stop))
+        tables = [self._store.rows(name, schema, some) for name, some in ranges.items()]
+        rows = pa.concat_tables([schema.empty_table(), *tables])
+        transcript = Transcript(_windows(rows) if catalogue.classified else rows.sort_by(_ORDER))
+        with self._lock:
+            self._kept[places] = transcript
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        return transcript
+
+    def recording(self, catalogue: Catalogue, position: int) -> Recording:
+        """Return a recording as it is exported."""
+        rows = self.read(catalogue, position).rows
+        return Recording.of(catalogue.row(position), rows.to_pylist())
+
+
+def _windows(labels: pa.Table) -> pa.Table:
+    """Return a row per window, whose text is its likeliest labels."""
+    windows: list[dict[str, Any]] = []
+    rows = labels.filter(pc.less_equal(labels["rank"], SHOWN_LABELS)).sort_by(_LABEL_ORDER)
+    for row in rows.to_pylist():
+        text = f"{row['label']} {row['probability']:.0%}"
+        if row["rank"] == 1:
+            windows.append({**row, "text": text, "confidence": row["probability"]})
+        else:
+            windows[-1]["text"] += f" · {text}"
+    return pa.Table.from_pylist(windows, schema=_WINDOWS)

@@ -1,8 +1,8 @@
-"""Stretches of recordings as samples that any browser plays. Runs in a child process.
+"""Time spans of recordings as samples that any browser plays; runs in a child process.
 
-In: an address, a moment and a length. Out: 16-bit mono samples at 16 kHz, what transcription heard,
-in pieces. Whoever listens on asks for the next stretch, so decoders are kept open where they are.
-Native decoders may crash or hang here; the server that asks never imports this.
+Samples are 16-bit mono at 16 kHz, as they were transcribed, in pieces. A player asks for the next
+span soon, so decoders are kept open where they are. Native decoders may crash or hang here; the
+server never imports this.
 """
 
 import io
@@ -19,29 +19,24 @@ from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary
 from corpus_asr.storage.stores.host_allowlist import HostRules
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import SAMPLE_RATE_HZ
-from corpus_asr.view.excerpt_request import PATIENCE, ExcerptRequest
+from corpus_asr.view.sound import PATIENCE, ExcerptRequest
 
 OPEN_DECODERS = 4
 # A decoder needs some packets before what it gives is right, and a resampler some samples.
 _LEAD_S = 2.0
-# So much is skipped by decoding it; beyond, the file is sought in.
+# Up to this much is skipped by decoding it; beyond, by seeking.
 _SKIP_S = 60.0
 
 
 class Excerpts:
-    """Answers requests; a generator function for `IsolatedGenerator`.
-
-    Args:
-        endpoint_url: the store of the recordings, where it is not the default one.
-        hosts: which hosts web addresses may lead to.
-    """
+    """Answers requests; a generator function for `IsolatedGenerator`."""
 
     def __init__(self, *, endpoint_url: str | None, hosts: HostRules) -> None:
         self._store = StoreOptions(endpoint_url=endpoint_url, policy=PATIENCE, hosts=hosts)
         self._open: OrderedDict[tuple[str, int | None, bool], _Tape] = OrderedDict()
 
     def __call__(self, request: ExcerptRequest) -> Iterator[bytes]:
-        """Yield pieces that are `num_samples` together, silence after the end; empty ones between.
+        """Yield `num_samples` in pieces, silence after the end, and empty pieces as heartbeats.
 
         Raises:
             FetchError: the recording cannot be read.
@@ -81,11 +76,11 @@ class Excerpts:
 
 
 class _Tape:
-    """An open recording that is played forward."""
+    """An open recording, decoded forward."""
 
     def __init__(self, file: io.BufferedReader, decoder: AudioDecoder) -> None:
         self.decoder = decoder
-        self.position = 0  # of the first sample that was not read yet
+        self.position = 0  # of the next sample
         self._file = file
         self._chunks: Iterator[Float32[np.ndarray, "row sample"]] | None = None
         self._rest: Float32[np.ndarray, " sample"] = np.zeros(0, dtype=np.float32)
@@ -95,7 +90,6 @@ class _Tape:
         self._file.close()
 
     def reaches(self, sample: int, *, exact: bool) -> bool:
-        """Tell whether playing on is the way to a sample."""
         ahead = sample - self.position
         return ahead >= 0 and (exact or ahead <= _SKIP_S * SAMPLE_RATE_HZ)
 
@@ -104,7 +98,7 @@ class _Tape:
             skipped = self._next(start - self.position)
             if not len(skipped):
                 break
-            yield b""  # a sign of life
+            yield b""  # a heartbeat
         while count > 0:
             samples = self._next(count)
             if not len(samples):
@@ -114,7 +108,6 @@ class _Tape:
             yield (np.clip(samples, -1.0, 1.0) * 32767.0).astype("<i2").tobytes()
 
     def _next(self, most: int) -> Float32[np.ndarray, " sample"]:
-        """Return the next samples, `most` of them at most; none at the end."""
         if self._chunks is None:
             self._chunks = iter(self.decoder)
         if not len(self._rest):
@@ -127,6 +120,6 @@ class _Tape:
             if chunk is None:
                 return self._rest
             self._rest = chunk[0]
-        found, self._rest = self._rest[:most], self._rest[most:]
-        self.position += len(found)
-        return found
+        samples, self._rest = self._rest[:most], self._rest[most:]
+        self.position += len(samples)
+        return samples

@@ -1,48 +1,175 @@
-"""Searching: which recordings, and which passages of them, a page of hits at a time.
+"""Search over all segments of a run: their texts in mapped files, filters, and pages of hits.
 
-In: a view of an output folder and what is asked for. Out: one page, and how many there are in all.
-Memory is bounded by the pages up to the one asked for, whatever is found. Knows nothing of JSON.
+Texts lie beside their folded forms in unnamed files on this machine, so that they can be searched
+at the speed of memory without being in it: what is kept there are four bytes per segment. Objects
+of segments never change, so of a run in progress only new ones are read. A search takes memory for
+the pages up to the one it returns, however many hits there are.
 """
 
 import re
-from dataclasses import dataclass, field
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.view.catalogue import Catalogue
-from corpus_asr.view.query import Query
-from corpus_asr.view.texts import NOBODY, Chunk, Texts
+from corpus_asr.export.recordings import Claims, Index, claimed_rows
+from corpus_asr.storage.run_state.tables import LABEL_ROWS, OutputStore, PartRows
+from corpus_asr.view.search_text import Query, folded_lines
 
 PAGE_ROWS = 50
 MAX_PAGE = 200
+CHUNK_ROWS = 131_072
+NOBODY = -1
+_SEGMENT_COLUMNS = (
+    "recording_id", "text", "start_s", "end_s", "confidence", "language", "channel",
+)  # fmt: skip
+_LABEL_COLUMNS = (
+    "recording_id", "label", "start_s", "end_s", "probability", "channel", "rank",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows of some objects: text, folded, start_s, end_s, confidence, language, channel, shown."""
+
+    rows: pa.Table
+    spans: tuple[tuple[str, int, int], ...]
+    """Where its rows come from: an object, the first row there, and how many."""
+
+    def owners(self, claims: Mapping[str, Claims]) -> np.ndarray:
+        """Return the position of each row's recording; `NOBODY` for rows that are no hits."""
+        owners = []
+        for name, first, count in self.spans:
+            theirs = np.full(count, NOBODY, dtype=np.int32)
+            if name in claims:
+                counts = claims[name].counts[first : first + count]
+                theirs[counts] = claims[name].owners[first : first + count][counts]
+            owners.append(theirs)
+        whole = np.concatenate(owners)
+        whole[~self.rows["shown"].to_numpy()] = NOBODY
+        return whole
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What can be searched at one moment."""
+
+    chunks: tuple[Chunk, ...] = ()
+    owners: tuple[np.ndarray, ...] = ()
+    """Of each chunk's rows: the position among the recordings, or `NOBODY`."""
+
+
+class TextFiles:
+    """Keeps the files, in a temporary folder of its own."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="corpus-asr-view-")
+        self._chunks: tuple[Chunk, ...] = ()
+
+    def close(self) -> None:
+        """Remove the files."""
+        self._chunks = ()
+        self._folder.cleanup()
+
+    def update(
+        self,
+        store: OutputStore,
+        index: Index,
+        rows: PartRows,
+        *,
+        on_rows: Callable[[int], None] = lambda _: None,
+    ) -> Texts:
+        """Read new objects of an output folder, drop deleted ones, and return what there is now.
+
+        `on_rows` is called with the number of rows whenever some have been read.
+
+        Raises:
+            CorpusAsrError: an object does not hold what its outcomes say.
+            FetchError: the store does not answer, or a run is just finishing here; try again.
+        """
+        claims = dict(index.objects())
+        kept = [chunk for chunk in self._chunks if any(name in claims for name, *_ in chunk.spans)]
+        known = {name for chunk in kept for name, *_ in chunk.spans}
+        fresh = {name: theirs for name, theirs in claims.items() if name not in known}
+        columns = _LABEL_COLUMNS if rows is LABEL_ROWS else _SEGMENT_COLUMNS
+        schema = pa.schema([rows.schema.field(name) for name in columns])
+        read = dict.fromkeys(fresh, 0)
+        waiting: list[pa.Table] = []
+        spans: list[tuple[str, int, int]] = []
+        for name, table, _ in claimed_rows(store, index, fresh, schema):
+            waiting.append(_searchable(table))
+            spans.append((name, read[name], table.num_rows))
+            read[name] += table.num_rows
+            on_rows(table.num_rows)
+            if sum(count for *_, count in spans) >= CHUNK_ROWS:
+                kept.append(Chunk(self._mapped(waiting), tuple(spans)))
+                waiting, spans = [], []
+        if spans:
+            kept.append(Chunk(self._mapped(waiting), tuple(spans)))
+        self._chunks = tuple(kept)
+        return Texts(self._chunks, tuple(chunk.owners(claims) for chunk in kept))
+
+    def _mapped(self, tables: list[pa.Table]) -> pa.Table:
+        path = Path(self._folder.name) / f"{uuid.uuid4().hex}.arrow"
+        rows = pa.concat_tables(tables).combine_chunks()
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, rows.schema) as written:
+            written.write_table(rows)
+        with pa.memory_map(str(path)) as mapped:
+            table = pa.ipc.open_file(mapped).read_all()
+        path.unlink()  # the mapping keeps it as long as somebody searches in it
+        return table
+
+
+def _searchable(rows: pa.Table) -> pa.Table:
+    shown = pa.array(np.ones(rows.num_rows, dtype=bool))
+    language = pa.nulls(rows.num_rows, pa.string())
+    if "label" in rows.schema.names:
+        shown = pc.equal(rows["rank"], 1)
+        rows = rows.rename_columns({"label": "text", "probability": "confidence"})
+    else:
+        language = rows["language"]
+    text = pc.fill_null(rows["text"], "")
+    folded = [f" {line} " for line in folded_lines(text.to_pylist())] if rows.num_rows else []
+    return pa.table(
+        {
+            "text": text.cast(pa.large_string()),
+            "folded": pa.array(folded, pa.large_string()),
+            **{name: rows[name] for name in ("start_s", "end_s", "confidence", "channel")},
+            "language": language,
+            "shown": shown,
+        }
+    )
 
 
 class State(StrEnum):
-    """What became of a recording."""
+    """The state of a recording."""
 
     done = "done"
     no_speech = "no_speech"
     failed = "failed"
-    """All of it or a part."""
+    """At least a part of it."""
     unfinished = "unfinished"
-    """Not all of its parts are there yet."""
+    """Some of its parts are missing."""
 
 
 class Order(StrEnum):
-    """Which passages come first."""
+    """How hits are sorted."""
 
     recording = "recording"
-    """By address, then by time."""
+    """By URI, then by time."""
     least_sure = "least_sure"
     most_sure = "most_sure"
 
 
 class RecordingOrder(StrEnum):
-    """Which recordings come first."""
+    """How recordings are sorted."""
 
     name = "name"
     longest = "longest"
@@ -51,16 +178,16 @@ class RecordingOrder(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """What is left out.
+    """What recordings and segments have to match.
 
     Raises:
-        ConfigError: a bound is none.
+        ConfigError: a confidence is not between 0 and 1.
     """
 
-    recording_id: str = ""
-    """Only this one."""
+    id: str = ""
+    """Of the only recording."""
     name: str = ""
-    """Part of the address, whatever its case; a star stands for anything."""
+    """Part of the URI, in any case; a star stands for anything."""
     state: State | None = None
     language: str | None = None
     label: str | None = None
@@ -75,46 +202,49 @@ class Filters:
                     f"filtering by confidence: found {bound:g}, expected a share between 0 and 1"
                 )
 
-    def recordings(self, catalogue: Catalogue) -> np.ndarray:
-        """Tell which recordings are not left out, by what holds for a whole recording."""
-        table = catalogue.recordings
+    def recordings(self, table: pa.Table) -> np.ndarray:
+        """Return a mask of the recordings that match, by what holds for a whole recording."""
         keep = np.ones(table.num_rows, dtype=bool)
-        if self.recording_id:
-            keep &= pc.equal(table["recording_id"], self.recording_id).to_numpy()
+        if self.id:
+            keep &= pc.equal(table["recording_id"], self.id).to_numpy()
         if self.name:
             pattern = ".*".join(map(re.escape, self.name.split("*")))
-            found = pc.match_substring_regex(table["uri"], pattern, ignore_case=True)
-            keep &= found.to_numpy()
+            keep &= pc.match_substring_regex(table["uri"], pattern, ignore_case=True).to_numpy()
         if self.state is not None:
             keep &= pc.equal(states(table), self.state.value).to_numpy()
         if self.label is not None:
             keep &= pc.fill_null(pc.equal(table["label"], self.label), False).to_numpy()
         return keep
 
-    def rows(self, chunk: Chunk) -> np.ndarray:
-        """Tell which passages of a chunk are not left out, by what holds for each of them."""
-        keep = np.ones(chunk.rows.num_rows, dtype=bool)
-        confidence = chunk.rows["confidence"].to_numpy()
+    def in_language(self, rows: pa.Table) -> np.ndarray:
+        """Return a mask of the rows in the language."""
+        if self.language is None:
+            return np.ones(rows.num_rows, dtype=bool)
+        mask: np.ndarray = pc.fill_null(pc.equal(rows["language"], self.language), False).to_numpy()
+        return mask
+
+    def segments(self, rows: pa.Table) -> np.ndarray:
+        """Return a mask of the segments that match, by what holds for each of them."""
+        keep = self.in_language(rows)
+        confidence = rows["confidence"].to_numpy()
         if self.min_confidence is not None:
             keep &= confidence >= np.float32(self.min_confidence)
         if self.max_confidence is not None:
             keep &= confidence <= np.float32(self.max_confidence)
-        if self.language is not None:
-            spoken = pc.equal(chunk.rows["language"], self.language)
-            keep &= pc.fill_null(spoken, False).to_numpy()
         return keep
 
 
-def states(table: pa.Table) -> pa.ChunkedArray:
-    """Return the state of each recording of a table of the catalogue."""
-    ended = pc.if_else(pc.equal(table["status"], "ok"), State.done.value, table["status"])
-    failed = pc.equal(table["status"], State.failed.value)
-    return pc.if_else(pc.or_(table["complete"], failed), ended, State.unfinished.value)
+def states(recordings: pa.Table) -> pa.ChunkedArray:
+    """Return the state of each recording of the catalogue."""
+    status = recordings["status"]
+    ended = pc.if_else(pc.equal(status, "ok"), State.done.value, status)
+    failed = pc.equal(status, State.failed.value)
+    return pc.if_else(pc.or_(recordings["complete"], failed), ended, State.unfinished.value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hit:
-    """A passage that was found."""
+    """A segment that matches."""
 
     position: int
     """Of its recording in the catalogue."""
@@ -122,7 +252,7 @@ class Hit:
     end_s: float
     text: str
     before: str
-    """The passage before it, by the same speaker channel; "" where none is near."""
+    """The segment before it in the same channel; "" where there is none."""
     after: str
     confidence: float | None
     language: str | None
@@ -130,21 +260,67 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """One page of what was found."""
+class Hits:
+    """One page of hits."""
 
     total: int
     recordings: int
-    """In how many recordings."""
+    """In how many recordings they are."""
     hits: list[Hit]
 
 
-def check_page(page: int) -> None:
-    """Refuse pages that nobody turns to.
+def find(
+    recordings: pa.Table,
+    texts: Texts,
+    query: Query,
+    filters: Filters,
+    *,
+    order: Order = Order.recording,
+    page: int = 0,
+) -> Hits:
+    """Search all segments of a run; recordings and texts are those of one view.
 
     Raises:
         ConfigError: there is no such page.
     """
+    _check_page(page)
+    wanted = filters.recordings(recordings)
+    seen = np.zeros(len(wanted), dtype=bool)
+    total = 0
+    first = [np.empty(0)] * 5  # sort key, owner, start, chunk and row of the first hits
+    for number, (chunk, owners) in enumerate(zip(texts.chunks, texts.owners, strict=True)):
+        keep = owners != NOBODY
+        keep &= wanted[owners] & filters.segments(chunk.rows)
+        if keep.any() and (query.wanted or query.excluded):
+            keep &= query.matches(chunk.rows["folded"])
+        rows = np.flatnonzero(keep)
+        total += len(rows)
+        seen[owners[rows]] = True
+        taken = chunk.rows.select(["confidence", "start_s"]).take(pa.array(rows))
+        columns = (
+            _sort_key(taken["confidence"].to_numpy(), order),
+            owners[rows],
+            taken["start_s"].to_numpy(),
+            np.full(len(rows), number),
+            rows,
+        )
+        merged = [np.concatenate(pair) for pair in zip(first, columns, strict=True)]
+        best = np.lexsort(merged[::-1])[: (page + 1) * PAGE_ROWS]
+        first = [column[best] for column in merged]
+    chunks, rows = (column[page * PAGE_ROWS :].astype(int).tolist() for column in first[3:])
+    hits = [_hit(texts, number, row) for number, row in zip(chunks, rows, strict=True)]
+    return Hits(total=total, recordings=int(seen.sum()), hits=hits)
+
+
+def _sort_key(confidence: np.ndarray, order: Order) -> np.ndarray:
+    if order is Order.recording:
+        return np.zeros(len(confidence))
+    key = confidence if order is Order.least_sure else -confidence
+    # Unknown confidence comes last, either way.
+    return np.where(np.isnan(key), np.inf, key)
+
+
+def _check_page(page: int) -> None:
     if not 0 <= page < MAX_PAGE:
         raise ConfigError(
             f"looking for page {page + 1}: expected one of the first {MAX_PAGE}; search for more "
@@ -152,119 +328,38 @@ def check_page(page: int) -> None:
         )
 
 
-def find(
-    catalogue: Catalogue,
-    texts: Texts,
-    query: Query,
-    filters: Filters,
-    *,
-    order: Order = Order.recording,
-    page: int = 0,
-) -> Found:
-    """Search all passages of a run.
-
-    Args:
-        catalogue, texts: of the same view.
-        query: what a passage says.
-        filters: what is left out.
-        order: what comes first.
-        page: from 0.
-
-    Raises:
-        ConfigError: there is no such page.
-    """
-    check_page(page)
-    wanted = filters.recordings(catalogue)
-    best = _Best(order, limit=(page + 1) * PAGE_ROWS)
-    seen = np.zeros(len(wanted), dtype=bool)
-    total = 0
-    for number, (chunk, owners) in enumerate(zip(texts.chunks, texts.owners, strict=True)):
-        keep = owners != NOBODY
-        keep &= wanted[owners] & filters.rows(chunk)
-        if keep.any() and (query.wanted or query.excluded):
-            keep &= query.matches(chunk.rows["folded"])
-        rows = np.flatnonzero(keep)
-        total += len(rows)
-        seen[owners[rows]] = True
-        best.add(number, rows, owners[rows], chunk)
-    places = best.sorted()[page * PAGE_ROWS :]
-    return Found(
-        total=total,
-        recordings=int(seen.sum()),
-        hits=[_hit(texts, chunk, row) for chunk, row in places],
-    )
-
-
-@dataclass(slots=True)
-class _Best:
-    """The first so many of all hits in an order."""
-
-    order: Order
-    limit: int
-    _columns: list[np.ndarray] = field(default_factory=lambda: [np.empty(0)] * 5)
-
-    def add(self, number: int, rows: np.ndarray, owners: np.ndarray, chunk: Chunk) -> None:
-        taken = pa.array(rows)
-        sure = np.nan_to_num(chunk.rows["confidence"].take(taken).to_numpy(), nan=np.inf)
-        key = {
-            Order.recording: np.zeros(len(rows)),
-            Order.least_sure: sure,
-            Order.most_sure: np.where(np.isinf(sure), sure, -sure),
-        }[self.order]
-        starts = chunk.rows["start_s"].take(taken).to_numpy()
-        new = [key, owners, starts, np.full(len(rows), number), rows]
-        columns = [np.concatenate(pair) for pair in zip(self._columns, new, strict=True)]
-        first = np.lexsort((columns[4], columns[3], columns[2], columns[1], columns[0]))
-        self._columns = [column[first[: self.limit]] for column in columns]
-
-    def sorted(self) -> list[tuple[int, int]]:
-        chunks, rows = self._columns[3:]
-        return list(zip(chunks.astype(int).tolist(), rows.astype(int).tolist(), strict=True))
-
-
 def _hit(texts: Texts, number: int, row: int) -> Hit:
     rows, owners = texts.chunks[number].rows, texts.owners[number]
-    found = {name: rows[name][row].as_py() for name in rows.column_names if name != "folded"}
+    values = rows.select(["start_s", "end_s", "text", "confidence", "language", "channel"])
+    hit = values.slice(row, 1).to_pylist()[0]
 
-    def near(other: int) -> str:
-        beside = 0 <= other < len(owners) and owners[other] == owners[row]
-        if not beside or rows["channel"][other].as_py() != found["channel"]:
+    def neighbour(other: int) -> str:
+        same = 0 <= other < len(owners) and owners[other] == owners[row]
+        if not same or rows["channel"][other].as_py() != hit["channel"]:
             return ""
         return str(rows["text"][other].as_py())
 
     return Hit(
-        position=int(owners[row]),
-        start_s=found["start_s"],
-        end_s=found["end_s"],
-        text=found["text"],
-        before=near(row - 1),
-        after=near(row + 1),
-        confidence=found["confidence"],
-        language=found["language"],
-        channel=found["channel"],
+        position=int(owners[row]), before=neighbour(row - 1), after=neighbour(row + 1), **hit
     )
 
 
 def recordings_page(
-    catalogue: Catalogue,
+    recordings: pa.Table,
     filters: Filters,
     *,
     order: RecordingOrder = RecordingOrder.name,
     page: int = 0,
 ) -> tuple[int, list[int]]:
-    """Return how many recordings are not left out, and the positions of one page of them.
+    """Return how many recordings match, and the positions of one page of them.
 
     Raises:
         ConfigError: there is no such page.
     """
-    check_page(page)
-    keep = filters.recordings(catalogue)
-    if filters.language is not None:
-        spoken = pc.equal(catalogue.recordings["language"], filters.language)
-        keep &= pc.fill_null(spoken, False).to_numpy()
-    positions = np.flatnonzero(keep)
+    _check_page(page)
+    positions = np.flatnonzero(filters.recordings(recordings) & filters.in_language(recordings))
     if order is not RecordingOrder.name:
-        lengths = catalogue.recordings["duration_s"].to_numpy()[positions]
+        lengths = recordings["duration_s"].to_numpy()[positions]
         sign = -1 if order is RecordingOrder.longest else 1
         positions = positions[np.argsort(sign * lengths, kind="stable")]
     return len(positions), positions[page * PAGE_ROWS : (page + 1) * PAGE_ROWS].tolist()

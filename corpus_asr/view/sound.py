@@ -1,12 +1,10 @@
-"""The sound of a run's recordings: their own bytes by ranges, or samples decoded elsewhere.
+"""Audio of a run's recordings for playback: their own bytes, or decoded samples.
 
-In: a recording of the catalogue. Out: something with a size and a type of which any range can be
-read, like a file. What browsers play is handed on as it is; the rest is decoded in a child process
-into a WAV that is never there as a whole, since at a constant rate each of its bytes has a moment.
-Only what the run's own tables name is read. Knows nothing of HTTP.
+What browsers play is passed on as it is; the rest is decoded in a child process into a WAV that
+never exists as a whole, since at a constant rate each of its bytes has a time. Only recordings that
+the run's own tables name are read.
 """
 
-import dataclasses
 import io
 import json
 import os
@@ -14,8 +12,8 @@ import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from corpus_asr.config.stages import SourceSettings
 from corpus_asr.errors import ConfigError
@@ -25,11 +23,14 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import RangeFile, StoreOptions
 from corpus_asr.storage.stores.host_allowlist import HostRules
+from corpus_asr.storage.stores.retry import RetryPolicy
 from corpus_asr.units import SAMPLE_RATE_HZ
-from corpus_asr.view.excerpt_request import PATIENCE, ExcerptRequest
 
+# By name, so that native decoders are imported in the child process alone.
 EXCERPTS = "corpus_asr.view.excerpts:Excerpts"
-# The longest silence of a decoder; on the way to a moment it gives signs of life.
+# Somebody waits: a store that does not answer is reported sooner than in a run.
+PATIENCE = RetryPolicy(attempts=4, patience_s=15.0, request_timeout_s=20.0)
+# The longest silence of a decoder; while it decodes up to a start it sends empty pieces.
 DECODER_TIMEOUT_S = 60.0
 PIECE_BYTES = 256 * 1024
 OPEN_FILES = 8
@@ -38,8 +39,8 @@ _WAV_HEADER_BYTES = 44
 _SAMPLE_BYTES = 2
 # A WAV's sizes have 32 bits: 37 hours.
 MAX_SAMPLES = (2**32 - 1 - _WAV_HEADER_BYTES) // _SAMPLE_BYTES
-# Stretches that are decoded at a time: the first is short, for somebody waits for it.
-_STRETCH_S = (2, 4, 8, 16)
+# Lengths that are decoded at a time: the first is short, for somebody waits for it.
+_EXCERPTS_S = (2, 4, 8, 16)
 
 _PCM = ("pcm_u8", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le")
 _PLAYED: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -57,68 +58,41 @@ _PLAYED: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-class Readable(Protocol):
-    """What can be read by ranges."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExcerptRequest:
+    """A time span of a recording, to be decoded by the child process."""
 
-    @property
-    def size_bytes(self) -> int:
-        """How large it is as a whole."""
-
-    @property
-    def type(self) -> str:
-        """What browsers take it for."""
-
-    def read(self, start: int, stop: int) -> Iterator[bytes]:
-        """Yield bytes `start` to `stop`, in pieces.
-
-        Raises:
-            ItemError: it cannot be read or decoded.
-        """
+    uri: str
+    channel: int | None
+    """The only one; None for a mix of all."""
+    exact: bool
+    """Whether to decode everything before it: the times of damaged recordings are those of what
+    could be decoded, which a seek does not know."""
+    start_sample: int
+    num_samples: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Heard:
-    """A recording, as far as its sound goes."""
+class Sound:
+    """What is known of a recording's audio."""
 
     uri: str
-    """Where its sound lies now."""
+    """Where it lies now."""
     etag: str | None
     size_bytes: int | None
-    """What it was when it was transcribed."""
+    """When it was transcribed."""
     duration_s: float
     codec: str | None
     decode_errors: int
 
     @property
     def browser_type(self) -> str | None:
-        """The type by which browsers play the file as it is; None if they do not."""
+        """The media type by which browsers play the file as it is; None if they do not."""
         suffix = os.path.splitext(self.uri.partition("?")[0])[1].lower()
         kind, codecs = _PLAYED.get(suffix, ("", ()))
         codec = (self.codec or "").removeprefix("lib").removesuffix("float").removesuffix("_fixed")
         # Where packets had to be skipped, a browser's clock and that of the transcript differ.
         return kind if codec in codecs and not self.decode_errors else None
-
-
-def heard(row: Mapping[str, Any], moved: Sequence[tuple[str, str]] = ()) -> Heard:
-    """Return the sound of a row of the catalogue.
-
-    Args:
-        row: of the recordings.
-        moved: beginnings of addresses, and what stands in their place by now.
-    """
-    uri = row["uri"]
-    for before, after in moved:
-        if uri.startswith(before):
-            uri = after + uri.removeprefix(before)
-            break
-    return Heard(
-        uri=uri,
-        etag=row["etag"],
-        size_bytes=row["size_bytes"],
-        duration_s=row["duration_s"],
-        codec=row["codec"],
-        decode_errors=row["decode_errors"] or 0,
-    )
 
 
 class _OpenFile:
@@ -136,11 +110,11 @@ class _OpenFile:
 
 
 class Sounds:
-    """Opens recordings for listening. Safe to use by threads.
+    """Opens recordings for playback. Thread-safe.
 
     Args:
-        store: the output folder; its run tells where recordings are read from.
-        moved: beginnings of addresses, and what stands in their place by now.
+        store: the output folder; its run's settings say how recordings are read.
+        moved: prefixes of URIs, and what replaces them.
         endpoint_url: the store of the recordings, where it is not the run's.
 
     Raises:
@@ -173,12 +147,18 @@ class Sounds:
         with self._decoding:
             self._decoder.close()
 
-    def of(self, row: Mapping[str, Any]) -> Heard:
+    def of(self, row: Mapping[str, Any]) -> Sound:
         """Return the sound of a row of the catalogue."""
-        return heard(row, self._moved)
+        uri = row["uri"]
+        for before, now in self._moved:
+            if uri.startswith(before):
+                uri = now + uri.removeprefix(before)
+                break
+        same = {name: row[name] for name in ("etag", "size_bytes", "duration_s", "codec")}
+        return Sound(uri=uri, decode_errors=row["decode_errors"] or 0, **same)
 
-    def changed(self, sound: Heard) -> bool:
-        """Tell whether a recording is another one than was transcribed, as far as can be told.
+    def changed(self, sound: Sound) -> bool:
+        """Tell whether a recording has changed since it was transcribed, as far as is known.
 
         Raises:
             FetchError: it is gone, or its store does not answer.
@@ -188,16 +168,17 @@ class Sounds:
         pairs = ((sound.etag, now.etag), (sound.size_bytes, now.size_bytes))
         return any(a is not None and b is not None and a != b for a, b in pairs)
 
-    def as_it_is(self, sound: Heard) -> "SourceBytes":
+    def as_it_is(self, sound: Sound) -> "SourceBytes":
         """Return a recording's own bytes.
 
         Raises:
             FetchError: it cannot be read.
         """
-        return SourceBytes(self, sound, self._opened(sound.uri).size_bytes)
+        kind = sound.browser_type or "application/octet-stream"  # browsers look into it themselves
+        return SourceBytes(self, sound.uri, kind, self._opened(sound.uri).size_bytes)
 
-    def decoded(self, sound: Heard, *, channel: int | None = None) -> "DecodedWav":
-        """Return a recording as a WAV, of one channel or of all together."""
+    def decoded(self, sound: Sound, *, channel: int | None = None) -> "DecodedWav":
+        """Return a recording as a WAV, of one channel or of all mixed."""
         return DecodedWav(self, sound, channel)
 
     def bytes_of(self, uri: str, start: int, count: int) -> bytes:
@@ -211,11 +192,11 @@ class Sounds:
             return file.read(start, count)
         except Exception:
             with self._files_lock:
-                self._files.pop(uri, None)  # it may have changed: the next one opens it anew
+                self._files.pop(uri, None)  # it may have changed: the next request opens it again
             raise
 
     def excerpt(self, request: ExcerptRequest) -> bytes:
-        """Have a stretch decoded.
+        """Decode a time span.
 
         Raises:
             ItemError: it cannot be read or decoded.
@@ -244,7 +225,7 @@ class Sounds:
 
 def _source(store: OutputStore) -> SourceSettings:
     config = store.read_json(CONFIG_NAME)
-    if config is None:  # somebody took the tables along without it
+    if config is None:  # the tables were copied without it
         return SourceSettings()
     try:
         return SourceSettings.model_validate_json(json.dumps(config["source"]))
@@ -261,22 +242,18 @@ class SourceBytes:
     """A recording's own bytes."""
 
     sounds: Sounds
-    sound: Heard
+    uri: str
+    type: str
     size_bytes: int
 
-    @property
-    def type(self) -> str:
-        """What browsers take it for; they look into it themselves."""
-        return self.sound.browser_type or "application/octet-stream"
-
     def read(self, start: int, stop: int) -> Iterator[bytes]:
-        """Yield bytes `start` to `stop`.
+        """Yield bytes `start` to `stop`, in pieces.
 
         Raises:
-            FetchError: it cannot be read, or is no longer the same.
+            FetchError: it cannot be read, or has changed.
         """
         while start < stop:
-            piece = self.sounds.bytes_of(self.sound.uri, start, min(PIECE_BYTES, stop - start))
+            piece = self.sounds.bytes_of(self.uri, start, min(PIECE_BYTES, stop - start))
             if not piece:
                 return
             start += len(piece)
@@ -284,11 +261,11 @@ class SourceBytes:
 
 
 class DecodedWav:
-    """A recording as 16-bit mono at 16 kHz; decoded where it is read."""
+    """A recording as 16-bit mono at 16 kHz, decoded where it is read."""
 
     type = "audio/wav"
 
-    def __init__(self, sounds: Sounds, sound: Heard, channel: int | None) -> None:
+    def __init__(self, sounds: Sounds, sound: Sound, channel: int | None) -> None:
         self._sounds = sounds
         self._num_samples = min(MAX_SAMPLES, round(sound.duration_s * SAMPLE_RATE_HZ))
         self._request = ExcerptRequest(
@@ -301,36 +278,33 @@ class DecodedWav:
         self.size_bytes = _WAV_HEADER_BYTES + _SAMPLE_BYTES * self._num_samples
 
     def read(self, start: int, stop: int) -> Iterator[bytes]:
-        """Yield bytes `start` to `stop`.
+        """Yield bytes `start` to `stop`, in pieces.
 
         Raises:
             ItemError: it cannot be read or decoded.
             EngineError: no process can be started here.
         """
         if start < _WAV_HEADER_BYTES:
-            yield wav_header(self._num_samples)[start:stop]
+            yield _wav_header(self._num_samples)[start:stop]
             start = _WAV_HEADER_BYTES
-        stretches = iter(_STRETCH_S)
+        lengths = iter(_EXCERPTS_S)
         length_s = 0
         while start < stop:
-            length_s = next(stretches, length_s)
+            length_s = next(lengths, length_s)
             first, odd = divmod(start - _WAV_HEADER_BYTES, _SAMPLE_BYTES)
             left = -(-(stop - _WAV_HEADER_BYTES) // _SAMPLE_BYTES) - first
-            request = dataclasses.replace(
-                self._request,
-                start_sample=first,
-                num_samples=min(left, length_s * SAMPLE_RATE_HZ),
-            )
+            count = min(left, length_s * SAMPLE_RATE_HZ)
+            request = replace(self._request, start_sample=first, num_samples=count)
             piece = self._sounds.excerpt(request)[odd : odd + stop - start]
             start += len(piece)
             yield piece
 
 
-def wav_header(num_samples: int) -> bytes:
-    """Return what stands before 16-bit mono samples at 16 kHz.
+Readable = SourceBytes | DecodedWav
 
-    Source: Microsoft and IBM, Multimedia Programming Interface and Data Specifications 1.0.
-    """
+
+def _wav_header(num_samples: int) -> bytes:
+    # Microsoft and IBM, Multimedia Programming Interface and Data Specifications 1.0.
     num_bytes = _SAMPLE_BYTES * num_samples
     rate = (SAMPLE_RATE_HZ, SAMPLE_RATE_HZ * _SAMPLE_BYTES, _SAMPLE_BYTES, 8 * _SAMPLE_BYTES)
     return struct.pack(

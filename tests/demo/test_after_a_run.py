@@ -16,8 +16,8 @@ from corpus_asr.pipelines.pseudo_label import label
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.text.english_numbers import numbers_in_figures
 from corpus_asr.view.catalogue import Library
-from corpus_asr.view.query import parse_query
-from corpus_asr.view.search import Filters, Order, find
+from corpus_asr.view.search import Filters, find
+from corpus_asr.view.search_text import parse_query
 from tests.demo.conftest import Heard
 from tests.demo.test_transcripts import MAX_WER
 from tests.support.spoken import NAMES, REFERENCES, Sentence, error_rate, spoken
@@ -72,9 +72,7 @@ def test_long_words_are_found_where_they_are_said(output: Path) -> None:
                     continue
                 wanted += 1
                 query = parse_query(word["word"], whole_words=True)
-                hits = find(
-                    view.catalogue, view.texts, query, Filters(), order=Order.recording, page=0
-                ).hits
+                hits = find(view.catalogue.recordings, view.texts, query, Filters()).hits
                 middle_s = (word["start_s"] + word["end_s"]) / 2
                 found += any(hit.start_s <= middle_s <= hit.end_s for hit in hits)
     assert wanted > 30

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,41 +22,26 @@ def texts(text: str, rules: CueRules, *, seconds: float = 4.0, words: bool = Fal
     return ["|".join(cue.texts) for cue in cues_of(found, rules)]
 
 
-def test_without_rules_a_segment_is_a_cue() -> None:
+def test_a_segment_that_fits_is_one_cue() -> None:
     text = " A long one. " * 40
     assert texts(text, CueRules(), seconds=30.0) == [text.strip()]
-
-
-def test_a_segment_that_fits_is_left_whole() -> None:
     assert texts(" One. Two. Three.", SCREEN) == ["One. Two. Three."]
 
 
-@pytest.mark.parametrize("words", [False, True])
-def test_breaks_come_at_ends_of_sentences_first(words: bool) -> None:
-    found = texts(" I came here. You saw me, and he left us all.", SCREEN, words=words)
-    assert found == ["I came here.", "You saw me, and|he left us all."]
-
-
-def test_then_at_ends_of_clauses() -> None:
+def test_breaks_come_at_ends_of_sentences_then_of_clauses_then_between_words() -> None:
+    for words in (False, True):
+        found = texts(" I came here. You saw me, and he left us all.", SCREEN, words=words)
+        assert found == ["I came here.", "You saw me, and|he left us all."]
     found = texts(" when all of it was over, they said that none of it had happened", SCREEN)
     assert found[0].replace("|", " ") == "when all of it was over,"
-
-
-def test_then_between_words_into_like_lengths() -> None:
-    assert texts(" aa bb cc dd ee ff", CueRules(max_line_chars=14, max_lines=1)) == [
-        "aa bb cc",
-        "dd ee ff",
-    ]
-
-
-def test_titles_and_initials_end_no_sentence() -> None:
-    found = texts(
-        " We met Mr. J. Smith there. He was out.", CueRules(max_line_chars=27, max_lines=1)
-    )
+    rules = CueRules(max_line_chars=14, max_lines=1)
+    assert texts(" aa bb cc dd ee ff", rules) == ["aa bb cc", "dd ee ff"]
+    rules = CueRules(max_line_chars=27, max_lines=1)
+    found = texts(" We met Mr. J. Smith there. He was out.", rules)
     assert found == ["We met Mr. J. Smith there.", "He was out."]
 
 
-def test_languages_without_blanks_are_broken_between_letters() -> None:
+def test_scripts_without_spaces_are_broken_between_characters() -> None:
     text = "今日は天気がいいですね。明日も晴れるでしょう。"
     found = texts(text, CueRules(max_line_chars=8, max_lines=1))
     assert "".join(found) == text
@@ -70,12 +56,9 @@ def test_marks_stay_with_their_letters() -> None:
     assert not any(line.startswith("\u0301") for line in found)
 
 
-def test_long_segments_are_broken_by_time_too() -> None:
+def test_long_segments_are_broken_by_time_and_long_words_cut_short() -> None:
     found = cues_of(recording(segment(" a b c d e f g h i j", 0.0, 20.0)), SCREEN)
     assert [round(cue.end_s - cue.start_s) for cue in found] == [4, 4, 4, 4, 4]
-
-
-def test_one_word_that_lasts_too_long_is_shown_as_long_as_allowed() -> None:
     (cue,) = cues_of(recording(segment(" hm", 1.0, 20.0)), SCREEN)
     assert (cue.start_s, cue.end_s) == (1.0, 6.0)
 
@@ -96,21 +79,15 @@ def test_channels_do_not_cut_each_other_short() -> None:
     assert [(cue.texts, cue.end_s) for cue in cues] == [(["left"], 4.0), (["right"], 2.0)]
 
 
-@pytest.mark.parametrize(
-    "bounds",
-    [
-        {"max_line_chars": 0},
-        {"max_lines": 2},
-        {"max_lines": 0, "max_line_chars": 9},
-        {"max_duration_s": 0.0},
-        {"max_duration_s": float("nan")},
-        {"min_gap_s": -1.0},
+def test_bounds_that_make_no_sense_are_refused() -> None:
+    wrong: list[dict[str, Any]] = [
+        {"max_line_chars": 0}, {"max_lines": 2}, {"max_lines": 0, "max_line_chars": 9},
+        {"max_duration_s": 0.0}, {"max_duration_s": float("nan")}, {"min_gap_s": -1.0},
         {"min_duration_s": 3.0, "max_duration_s": 2.0},
-    ],
-)
-def test_bounds_that_make_no_sense_are_refused(bounds: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match="rules for subtitles"):
-        CueRules(**bounds)  # type: ignore[arg-type]
+    ]  # fmt: skip
+    for bounds in wrong:
+        with pytest.raises(ConfigError, match="rules for subtitles"):
+            CueRules(**bounds)
 
 
 WORDS = st.lists(st.text("ab.,é。 \n<&", min_size=1, max_size=12), max_size=25)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,15 @@ import pytest
 from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
-from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.export.index import read_index
-from corpus_asr.export.load import TEXT_COLUMNS, Selection, chosen, recordings
-from corpus_asr.export.spill import Spill
-from corpus_asr.export.subtitles import WordStyle
-from corpus_asr.export.write import ExportFormat, ExportOptions, export
-from corpus_asr.storage.run_state.finish import finish
-from corpus_asr.storage.run_state.start import Run
+from corpus_asr.export.external_sort import ExternalSort
+from corpus_asr.export.formats import ExportFormat, WordStyle
+from corpus_asr.export.recordings import TEXT_COLUMNS, Selection, chosen, read_index, recordings
+from corpus_asr.export.write import ExportOptions, export
 from corpus_asr.storage.run_state.tables import OutputStore
-from tests.support.commits import commit, files, part, results
+from corpus_asr.storage.stores.filesystem import read_bytes
+from tests.support.commits import commit, part, results
+from tests.support.viewing import finished
 
 
 @pytest.fixture
@@ -62,6 +61,11 @@ def heard(name: str, index: int, *words: str, last: bool = True, **values: Any) 
                 **values)  # fmt: skip
 
 
+def exported(store: OutputStore, to: Path, *formats: str, **selection: Any) -> dict[str, str]:
+    export(store, str(to), options(*formats or ("txt",)), Selection(**selection))
+    return texts(to)
+
+
 def test_parts_from_many_objects_come_together_in_the_order_of_time(
     store: OutputStore, to: Path
 ) -> None:
@@ -75,15 +79,13 @@ def test_parts_from_many_objects_come_together_in_the_order_of_time(
 def test_what_was_committed_twice_is_there_once(store: OutputStore, to: Path) -> None:
     commit(store, results(heard("a.wav", 0, "one", "two"), heard("b.wav", 0, "b")))
     commit(store, results(heard("c.wav", 0, "c"), heard("a.wav", 0, "again", "and", "more")))
-    export(store, str(to), options("txt"), Selection())
-    assert texts(to) == {"a.txt": "one\ntwo\n", "b.txt": "b\n", "c.txt": "c\n"}
+    assert exported(store, to) == {"a.txt": "one\ntwo\n", "b.txt": "b\n", "c.txt": "c\n"}
 
 
 def test_new_content_replaces_old_and_success_a_failure(store: OutputStore, to: Path) -> None:
     commit(store, results(heard("a.wav", 0, "old"), part("b.wav", 0, texts=None, status="failed")))
     commit(store, results(heard("a.wav", 0, "new", etag="v2"), heard("b.wav", 0, "b")))
-    export(store, str(to), options("txt"), Selection())
-    assert texts(to) == {"a.txt": "new\n", "b.txt": "b\n"}
+    assert exported(store, to) == {"a.txt": "new\n", "b.txt": "b\n"}
 
 
 def test_what_is_unfinished_failed_or_silent_is_told(store: OutputStore, to: Path) -> None:
@@ -111,45 +113,39 @@ def test_a_finished_output_says_the_same(store: OutputStore, to: Path) -> None:
         commit(store, results(heard(f"{name}.wav", 1, *words[name][1:])))
     commit(store, results(*(heard(f"{n}.wav", 0, words[n][0], last=False) for n in words)))
     commit(store, results(heard("a.wav", 1, "again"), heard("b.wav", 1, "again")))
-    export(store, str(to / "before"), options("txt"), Selection())
-    config = RunConfig.model_validate(
-        {"source": {"uri": "/"}, "model": {"checkpoint": "m"}, "output": {"uri": store.uri}}
-    )
-    started = "2026-01-01T00:00:00+00:00"
-    run = Run(run_id="run", fingerprint="f-r", started_at=started, continues=False)
-    listing = [files(*(f"{name}.wav" for name in words))]
-    finish(store, run, config, model_revision="r", listing=listing, num_listed=len(words))
+    before = exported(store, to / "before")
+    finished(store, *(f"{name}.wav" for name in words))
     assert len(store.names("outcomes")) < 8
-    export(store, str(to / "after"), options("txt"), Selection())
     expected = {f"{name}.txt": "".join(f"{w}\n" for w in words[name]) for name in words}
-    assert texts(to / "before") == texts(to / "after") == expected
+    assert before == exported(store, to / "after") == expected
 
 
 def test_orphans_are_not_seen(store: OutputStore, to: Path) -> None:
     commit(store, results(heard("a.wav", 0, "one")))
     found = commit(store, results(heard("b.wav", 0, "orphan")))
     store.remove(found.outcomes_name)
-    export(store, str(to), options("txt"), Selection())
-    assert texts(to) == {"a.txt": "one\n"}
+    assert exported(store, to) == {"a.txt": "one\n"}
 
 
 def test_segments_and_recordings_are_chosen(store: OutputStore, to: Path) -> None:
-    german = [row | {"language": "de"} for row in rows(0, "ja")]
-    both = [*rows(0, "yes"), *[row | {"segment": 1} for row in german]]
+    (ja,) = (row | {"language": "de"} for row in rows(0, "ja"))
+    both = [*rows(0, "yes"), ja | {"segment": 1}]
     commit(
         store,
         results(
-            part("x/de.mp3", 0, texts=None, segments=german),
+            part("x/de.mp3", 0, texts=None, segments=[ja]),
             part("x/en.wav", 0, texts=None, segments=rows(0, "a", "b", "c")),
             part("y/both.mp3", 0, texts=None, segments=both),
         ),
     )
-    export(store, str(to / "1"), options("txt"), Selection(languages=("German",)))
-    assert texts(to / "1") == {"x/de.txt": "ja\n", "y/both.txt": "ja\n"}
-    export(store, str(to / "2"), options("txt"), Selection(uris=("*.mp3", "*none*")))
-    assert set(texts(to / "2")) == {"x/de.txt", "y/both.txt"}
-    export(store, str(to / "3"), options("txt"), Selection(min_confidence=0.65))
-    assert texts(to / "3")["x/en.txt"] == "c\n"
+    german = exported(store, to / "1", languages=("German",))
+    assert german == {"x/de.txt": "ja\n", "y/both.txt": "ja\n"}
+    assert set(exported(store, to / "2", uris=("*.mp3", "*none*"))) == {"x/de.txt", "y/both.txt"}
+    assert exported(store, to / "3", min_confidence=0.65)["x/en.txt"] == "c\n"
+    for wrong in ({"languages": ("klingon",)}, {"min_confidence": 2.0},
+                  {"min_confidence": float("nan")}):  # fmt: skip
+        with pytest.raises(ConfigError):
+            Selection(**wrong)
 
 
 def test_known_hallucinations_are_left_out_only_when_that_is_asked_for(
@@ -161,19 +157,8 @@ def test_known_hallucinations_are_left_out_only_when_that_is_asked_for(
         for row, mark in zip(rows(0, "a", "b", "c"), marks, strict=True)
     ]
     commit(store, results(part("a.wav", 0, texts=None, segments=marked)))
-    export(store, str(to / "1"), options("txt"), Selection())
-    assert texts(to / "1") == {"a.txt": "a\nb\nc\n"}
-    export(store, str(to / "2"), options("txt"), Selection(drop_known_hallucinations=True))
-    assert texts(to / "2") == {"a.txt": "a\nc\n"}
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"languages": ("klingon",)}, {"min_confidence": 2.0}, {"min_confidence": float("nan")}],
-)
-def test_what_cannot_be_chosen_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError):
-        Selection(**wrong)
+    assert exported(store, to / "1") == {"a.txt": "a\nb\nc\n"}
+    assert exported(store, to / "2", drop_known_hallucinations=True) == {"a.txt": "a\nc\n"}
 
 
 def test_json_has_whispers_and_whisperxs_shape_and_nemo_reads_lines(
@@ -228,35 +213,35 @@ def test_all_recordings_in_one_file(folder: str, store: OutputStore, tmp_path: P
     summary = export(store, to, asked, Selection())
     assert (summary.files, summary.recordings) == (5, 2)
     read = OutputStore(to)
-    tsv = pd.read_csv(pa.BufferReader(bytes_of(read, "transcripts.tsv")), sep="\t", quoting=3)
+    tsv = pd.read_csv(
+        pa.BufferReader(read_bytes(read.address("transcripts.tsv"))), sep="\t", quoting=3
+    )
     assert tsv.to_dict("list") == {
         "uri": ["/a, .wav", "/b.wav", "/b.wav"],
         "start": [0, 0, 1000],
         "end": [1000, 1000, 2000],
         "text": ["a", "b 1", "2"],
     }
-    lines = bytes_of(read, "transcripts.jsonl").splitlines()
+    lines = read_bytes(read.address("transcripts.jsonl")).splitlines()
     assert [json.loads(line)["uri"] for line in lines] == ["/a,\n.wav", "/b.wav"]
-    assert len(bytes_of(read, "transcripts.nemo.jsonl").splitlines()) == 3
-    assert len(bytes_of(read, "transcripts.whisperx.jsonl").splitlines()) == 2
-    assert bytes_of(read, "transcripts.txt") == b"a\nb\t1\n2\n"
+    assert len(read_bytes(read.address("transcripts.nemo.jsonl")).splitlines()) == 3
+    assert len(read_bytes(read.address("transcripts.whisperx.jsonl")).splitlines()) == 2
+    assert read_bytes(read.address("transcripts.txt")) == b"a\nb\t1\n2\n"
 
 
-def bytes_of(store: OutputStore, name: str) -> bytes:
-    from corpus_asr.storage.stores.filesystem import read_bytes
-
-    return read_bytes(store.address(name))
-
-
-@pytest.mark.parametrize(
-    ("formats", "values"),
-    [(("srt",), {"single": True}), (("srt", "vtt"), {"words": WordStyle.karaoke})],
-)
-def test_what_does_not_go_together_is_refused(
-    formats: tuple[str, ...], values: dict[str, Any]
-) -> None:
-    with pytest.raises(ConfigError, match="expected"):
-        options(*formats, **values)
+def test_what_cannot_be_exported_is_refused(store: OutputStore, tmp_path: Path, to: Path) -> None:
+    for formats, values in ((("srt",), {"single": True}),
+                            (("srt", "vtt"), {"words": WordStyle.karaoke})):  # fmt: skip
+        with pytest.raises(ConfigError, match="expected"):
+            options(*formats, **values)
+    with pytest.raises(ConfigError, match="found a web address"):
+        export(store, "https://example.org/x", options("txt"), Selection())
+    with pytest.raises(ConfigError, match="found neither outcomes nor _run/"):
+        exported(OutputStore(str(tmp_path)), to)
+    label = {"window": 0, "start_s": 0.0, "end_s": 1.0, "rank": 1, "label": "en"}
+    commit(store, results(part("a.wav", 0, texts=None, labels=[label])))
+    with pytest.raises(ConfigError, match="found labels/, expected the segments"):
+        exported(store, to)
 
 
 def test_hostile_names_stay_in_the_folder(store: OutputStore, to: Path) -> None:
@@ -266,23 +251,6 @@ def test_hostile_names_stay_in_the_folder(store: OutputStore, to: Path) -> None:
     summary = export(store, str(to), options("srt", "json"), Selection())
     assert (summary.recordings, len(texts(to))) == (8, 16)
     assert set(to.parent.iterdir()) == {to, Path(store.uri)}
-
-
-def test_the_web_is_no_place_to_write_to(store: OutputStore) -> None:
-    with pytest.raises(ConfigError, match="found a web address"):
-        export(store, "https://example.org/x", options("txt"), Selection())
-
-
-def test_a_folder_that_is_no_output_is_refused(tmp_path: Path, to: Path) -> None:
-    with pytest.raises(ConfigError, match="found neither outcomes nor _run/"):
-        export(OutputStore(str(tmp_path)), str(to), options("txt"), Selection())
-
-
-def test_a_run_that_classified_has_nothing_to_export(store: OutputStore, to: Path) -> None:
-    label = {"window": 0, "start_s": 0.0, "end_s": 1.0, "rank": 1, "label": "en"}
-    commit(store, results(part("a.wav", 0, texts=None, labels=[label])))
-    with pytest.raises(ConfigError, match="found labels/, expected the segments"):
-        export(store, str(to), options("txt"), Selection())
 
 
 @pytest.mark.parametrize("change", ["fewer", "others"])
@@ -304,15 +272,15 @@ def test_many_recordings_pass_through_small_buckets(tmp_path: Path) -> None:
     counts = rng.integers(0, 9, 400)
     counts[17] = 500  # more than a bucket holds
     owners = rng.permutation(np.repeat(np.arange(400), counts))
-    with Spill(counts, order=["at"], bucket_rows=50, waiting_bytes=4_000) as spill:
-        folder = Path(spill._folder.name)
+    with ExternalSort(counts, order=["at"], bucket_rows=50, waiting_bytes=4_000) as sorting:
+        folder = Path(sorting._folder.name)
         for start in range(0, len(owners), 64):
             some = owners[start : start + 64]
-            spill.add(pa.table({"at": np.arange(start, start + len(some))}), some)
-            waiting = sum(table.num_rows for each in spill._waiting.values() for table in each)
+            sorting.add(pa.table({"at": np.arange(start, start + len(some))}), some)
+            waiting = sum(table.num_rows for each in sorting._waiting.values() for table in each)
             assert waiting < 400
         assert len(list(folder.iterdir())) > 20
-        found = [(owner, table["at"].to_pylist()) for owner, table in spill.by_owner()]
+        found = [(owner, table["at"].to_pylist()) for owner, table in sorting.by_owner()]
     assert [owner for owner, _ in found] == np.flatnonzero(counts).tolist()
     assert all(at == np.flatnonzero(owners == owner).tolist() for owner, at in found)
     assert not folder.exists()
@@ -340,11 +308,30 @@ def test_the_command_writes_files_and_says_so(store: OutputStore, to: Path) -> N
     assert done.exit_code == 0, done.output
     assert done.stdout == (f"{to}: 1 recording, 1 segment in 2 files\nleft out: 1 not done yet\n")
     assert (to / "a.srt").read_text() == "1\n00:00:00,000 --> 00:00:01,000\none\n\n"
-
-
-def test_a_wrong_command_line_ends_with_2(store: OutputStore, to: Path) -> None:
-    done = CliRunner().invoke(
-        cli.app, ["export", store.uri, "--to", str(to), "--format", "srt", "--max-lines", "2"]
-    )
+    wrong = ["export", store.uri, "--to", str(to), "--format", "srt", "--max-lines", "2"]
+    done = CliRunner().invoke(cli.app, wrong)
     assert done.exit_code == 2
     assert "max_lines without max_line_chars" in done.stderr
+
+
+# Polars is no tool of this project's tests.
+GUIDE = (Path(__file__).parents[2] / "docs" / "reading.md").read_text()
+EXAMPLES = [
+    code
+    for code in re.findall(r"^```python\n(.*?)^```$", GUIDE, re.M | re.S)
+    if "polars" not in code
+]
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=["duckdb", "pandas"])
+def test_an_example_of_the_guide_to_reading_shows_every_recording(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = OutputStore("output/demo")
+    commit(store, results(part("a.wav", 0, texts=[" Hi."]), part("b.wav", 0, texts=[" Ho."])))
+    finished(store, "a.wav", "b.wav")
+    exec(code, {})
+    shown = capsys.readouterr().out
+    assert "a.wav" in shown
+    assert "b.wav" in shown

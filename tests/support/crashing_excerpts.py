@@ -5,8 +5,8 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
-from corpus_asr.view.excerpt_request import ExcerptRequest
 from corpus_asr.view.excerpts import Excerpts
+from corpus_asr.view.sound import ExcerptRequest
 
 
 class Crashing(Excerpts):

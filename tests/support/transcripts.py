@@ -2,7 +2,7 @@
 
 import re
 
-from corpus_asr.export.recording import Recording
+from corpus_asr.export.recordings import Recording
 from corpus_asr.segments import Segment, Word
 
 

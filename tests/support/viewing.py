@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from corpus_asr.storage.run_state.start import CONFIG_NAME
+from corpus_asr.config.run import RunConfig
+from corpus_asr.storage.run_state.finish import finish
+from corpus_asr.storage.run_state.start import CONFIG_NAME, Run
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import describe
 from corpus_asr.storage.stores.uri import recording_id
-from tests.support.commits import commit, part, results
+from tests.support.commits import commit, files, part, results
 
 PASSAGE_S = 2.0
 
@@ -58,6 +60,17 @@ def run_of(folder: Path, *rows: dict[str, Any], **config: Any) -> OutputStore:
     if rows:
         commit(store, results(*rows))
     return store
+
+
+def finished(store: OutputStore, *names: str) -> None:
+    """End a run as one that listed these recordings."""
+    config = RunConfig.model_validate(
+        {"source": {"uri": "/"}, "model": {"checkpoint": "m"}, "output": {"uri": store.uri}}
+    )
+    started = "2026-01-01T00:00:00+00:00"
+    run = Run(run_id="run", fingerprint="f-r", started_at=started, continues=False)
+    listing = [files(*names)]
+    finish(store, run, config, model_revision="r", listing=listing, num_listed=len(names))
 
 
 @dataclass(frozen=True)

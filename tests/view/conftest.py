@@ -1,8 +1,9 @@
 """A small run with sound, and a server that shows it."""
 
+import asyncio
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import pytest
 
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.answers import Answers
-from corpus_asr.view.catalogue import Library
+from corpus_asr.view.catalogue import Library, Transcripts, View
+from corpus_asr.view.search import Filters, Hits, Order, find
+from corpus_asr.view.search_text import parse_query
 from corpus_asr.view.server import ViewServer
 from corpus_asr.view.sound import Sounds
-from corpus_asr.view.transcripts import Transcripts
 from tests.support.audio import encode, tone, wav_bytes
 from tests.support.commits import part
 from tests.support.viewing import id_of, of_file, passage, run_of, spoken
@@ -72,11 +74,51 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     with (
         closing(Library(store)) as library,
         closing(Sounds(store)) as sounds,
-        ViewServer(Answers(library, Transcripts(store), sounds)) as server,
+        closing(ViewServer(Answers(library, Transcripts(store), sounds))) as server,
     ):
         library.wait()
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield Shown(folder, store, server)
-        server.shutdown()
-        thread.join()
+        with served(server):
+            yield Shown(folder, store, server)
+
+
+@contextmanager
+def served(server: ViewServer) -> Iterator[None]:
+    """Let a server answer in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    serving = loop.create_task(server.serve())
+
+    def run() -> None:
+        with suppress(asyncio.CancelledError):
+            loop.run_until_complete(serving)
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    yield
+    loop.call_soon_threadsafe(serving.cancel)
+    thread.join()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> OutputStore:
+    return run_of(tmp_path / "output")
+
+
+@pytest.fixture
+def library(store: OutputStore) -> Iterator[Library]:
+    with closing(Library(store, refresh_s=0.0)) as opened:
+        yield opened
+
+
+def search(view: View, typed: str = "", *, whole: bool = False, **values: Any) -> Hits:
+    order, page = values.pop("order", Order.recording), values.pop("page", 0)
+    query = parse_query(typed, whole_words=whole)
+    assert view.texts is not None
+    return find(
+        view.catalogue.recordings, view.texts, query, Filters(**values), order=order, page=page
+    )
+
+
+def said(found: Hits) -> list[str]:
+    return [hit.text.strip() for hit in found.hits]

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
@@ -40,34 +39,19 @@ def test_it_serves_until_it_is_interrupted_and_leaves_nothing(tmp_path: Path) ->
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--audio", "nonsense"], "expected BEFORE=NOW"),
-        (["--host", "192.0.2.1"], "expected a free port of this machine"),
-    ],
-)
-def test_options_that_cannot_be_used_are_refused(
-    tmp_path: Path, arguments: list[str], words: str
-) -> None:
-    run_of(tmp_path)
-    done = CliRunner().invoke(cli.app, ["view", str(tmp_path), "--no-browser", *arguments])
-    assert done.exit_code == 2
-    assert words in done.output
-
-
-def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
-    run_of(tmp_path)
+def test_what_cannot_be_shown_is_refused(tmp_path: Path) -> None:
+    run_of(tmp_path / "output")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        done = CliRunner().invoke(cli.app, ["view", str(tmp_path), "--no-browser", "--port", port])
-    assert done.exit_code == 2
-    assert f"port {port}" in done.output
-
-
-def test_a_folder_that_is_no_output_is_refused(tmp_path: Path) -> None:
-    done = CliRunner().invoke(cli.app, ["view", str(tmp_path), "--no-browser"])
-    assert done.exit_code == 2
-    assert "expected the output folder of a run" in done.output
+        for folder, arguments, words in (
+            ("output", ["--audio", "nonsense"], "expected BEFORE=NOW"),
+            ("output", ["--host", "192.0.2.1"], "expected a free port of this machine"),
+            ("output", ["--port", port], f"port {port}"),
+            ("", [], "expected the output folder of a run"),
+        ):
+            command = ["view", str(tmp_path / folder), "--no-browser", *arguments]
+            done = CliRunner().invoke(cli.app, command)
+            assert done.exit_code == 2
+            assert words in done.output

@@ -1,69 +1,31 @@
 """Search over a run: equal to reading every text, in any order, page by page, whatever goes on."""
 
 import random
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
-from corpus_asr.storage.run_state.finish import finish
-from corpus_asr.storage.run_state.start import Run
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.view.catalogue import Library, View
-from corpus_asr.view.query import parse_query
+from corpus_asr.view.catalogue import Library
 from corpus_asr.view.search import (
     MAX_PAGE,
     PAGE_ROWS,
     Filters,
-    Found,
     Order,
     RecordingOrder,
     State,
-    find,
     recordings_page,
     states,
 )
-from tests.support.commits import commit, files, part, results
+from tests.support.commits import commit, part, results
 from tests.support.viewing import passage, run_of, spoken
+from tests.view.conftest import said, search
 
-VOCABULARY = (
-    "Ask",
-    "not",
-    "what",
-    "Été",
-    "straße,",
-    "war",
-    "peace",
-    "Well-known",
-    "日本",
-    "don\u2019t",
-)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> OutputStore:
-    return run_of(tmp_path / "output")
-
-
-@pytest.fixture
-def library(store: OutputStore) -> Iterator[Library]:
-    with closing(Library(store, refresh_s=0.0)) as opened:
-        yield opened
-
-
-def search(view: View, typed: str = "", *, whole: bool = False, **values: Any) -> Found:
-    order, page = values.pop("order", Order.recording), values.pop("page", 0)
-    query = parse_query(typed, whole_words=whole)
-    assert view.texts is not None
-    return find(view.catalogue, view.texts, query, Filters(**values), order=order, page=page)
-
-
-def said(found: Found) -> list[str]:
-    return [hit.text.strip() for hit in found.hits]
+VOCABULARY = ("Ask", "not", "what", "Été", "straße,", "war", "peace", "Well-known", "日本",
+              "don\u2019t")  # fmt: skip
 
 
 def test_it_finds_what_reading_every_text_finds(store: OutputStore, library: Library) -> None:
@@ -73,15 +35,13 @@ def test_it_finds_what_reading_every_text_finds(store: OutputStore, library: Lib
         rows = []
         for number in range(6):
             uri = f"/{group}{number}.wav"
-            told = [" ".join(draw.choices(VOCABULARY, k=4)) for _ in range(20)]
-            languages = draw.choices(("en", "de"), k=20)
-            sure = [draw.random() for _ in told]
-            rows.append(spoken(uri, *(
-                passage(at, text, language=language, confidence=confidence)
-                for at, (text, language, confidence)
-                in enumerate(zip(told, languages, sure, strict=True)))))  # fmt: skip
-            everything += [(uri, 2.0 * at, *rest) for at, rest in
-                           enumerate(zip(told, languages, sure, strict=True))]  # fmt: skip
+            segments = []
+            for at in range(20):
+                text = " ".join(draw.choices(VOCABULARY, k=4))
+                language, sure = draw.choice(("en", "de")), draw.random()
+                segments.append(passage(at, text, language=language, confidence=sure))
+                everything.append((uri, 2.0 * at, text, language, sure))
+            rows.append(spoken(uri, *segments))
         commit(store, results(*rows))
     view = library.wait()
     uris = view.catalogue.recordings["uri"].to_pylist()
@@ -150,15 +110,15 @@ def test_recordings_are_filtered_by_name_state_and_language(
             part("half.wav", 0, texts=["a"], last=False),
         ),
     )
-    catalogue = library.wait().catalogue
-    uris = catalogue.recordings["uri"].to_pylist()
+    table = library.wait().catalogue.recordings
+    uris = table["uri"].to_pylist()
 
     def listed(order: RecordingOrder = RecordingOrder.name, **values: Any) -> list[str]:
-        total, positions = recordings_page(catalogue, Filters(**values), order=order)
+        total, positions = recordings_page(table, Filters(**values), order=order)
         assert total == len(positions)
         return [uris[position] for position in positions]
 
-    found = states(catalogue.recordings).to_pylist()
+    found = states(table).to_pylist()
     assert found == ["failed", "unfinished", "no_speech", "done", "done"]
     assert listed(name="TALKS/o") == ["/talks/One.wav"]
     assert listed(name="t*o[1]") == ["/talks/two[1].wav"]
@@ -178,47 +138,6 @@ def test_what_does_not_count_is_not_found(store: OutputStore, library: Library) 
     assert said(search(library.wait())) == ["first", "newer"]
 
 
-def test_a_run_that_goes_on_is_followed(store: OutputStore, library: Library) -> None:
-    assert search(library.wait()).total == 0
-    commit(store, results(spoken("/b.wav", passage(0, "one"))))
-    first = library.wait()
-    commit(store, results(spoken("/a.wav", passage(0, "two"))))
-    second = library.wait()
-    assert second.version > first.version
-    assert (said(search(first)), said(search(second))) == (["one"], ["two", "one"])
-    config = RunConfig.model_validate(
-        {"source": {"uri": "/"}, "model": {"checkpoint": "m"}, "output": {"uri": store.uri}}
-    )
-    started = "2026-01-01T00:00:00+00:00"
-    run = Run(run_id="run", fingerprint="f-r", started_at=started, continues=False)
-    listing = [files("a.wav", "b.wav")]
-    finish(store, config=config, run=run, model_revision="r", listing=listing, num_listed=2)
-    finished = library.wait()
-    assert finished.catalogue.finished
-    assert said(search(finished)) == ["two", "one"]
-    # What was rewritten into larger files was read anew; nothing is held twice.
-    assert finished.texts is not None
-    assert sum(chunk.rows.num_rows for chunk in finished.texts.chunks) == 2
-
-
-def test_a_broken_object_is_told_and_the_last_view_stays(
-    store: OutputStore, library: Library
-) -> None:
-    commit(store, results(spoken("/a.wav", passage(0, "one"))))
-    assert library.wait().problem is None
-    written = commit(store, results(spoken("/b.wav", passage(0, "two"))))
-    assert written.segments_name is not None
-    whole = Path(store.address(written.segments_name)).read_bytes()
-    store.write_bytes(written.segments_name, b"no parquet")
-    view = library.wait()
-    assert view.problem is not None
-    assert "no readable Parquet" in view.problem
-    assert said(search(view)) == ["one"]
-    store.write_bytes(written.segments_name, whole)
-    assert said(search(library.wait())) == ["one", "two"]
-    assert library.wait().problem is None
-
-
 def test_labels_are_searched_like_texts(tmp_path: Path) -> None:
     store = run_of(tmp_path / "labels", pipeline="classify_audio")
     windows = [
@@ -236,22 +155,3 @@ def test_labels_are_searched_like_texts(tmp_path: Path) -> None:
         assert search(view, "nl").total == 0  # only the likeliest label of a window
         assert search(view, label="de").total == 2
         assert search(view, label="nl").total == 0
-
-
-def test_bounds_and_folders_that_are_none_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="between 0 and 1"):
-        Filters(min_confidence=1.5)
-    with pytest.raises(ConfigError, match="expected the output folder of a run"):
-        Library(OutputStore(str(tmp_path)))
-
-
-def test_rows_of_another_recording_are_not_shown_as_this_ones(
-    store: OutputStore, library: Library
-) -> None:
-    one = commit(store, results(spoken("/a.wav", passage(0, "one"))))
-    other = commit(store, results(spoken("/b.wav", passage(0, "two"))))
-    assert one.segments_name is not None
-    assert other.segments_name is not None
-    swapped = Path(store.address(other.segments_name)).read_bytes()
-    store.write_bytes(one.segments_name, swapped)
-    assert "those of other recordings" in str(library.wait().problem)

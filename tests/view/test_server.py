@@ -3,6 +3,8 @@
 import http.client
 import json
 import urllib.parse
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import numpy as np
 import pytest
 
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
-from corpus_asr.view.server import Span, UnsatisfiableError, asked_span
+from corpus_asr.errors import FetchError
+from corpus_asr.view.sound import SourceBytes
 from tests.support.viewing import asked, fetch
 from tests.view.conftest import HOSTILE_TEXT, PASSAGES, SECONDS, Shown
 
@@ -21,24 +24,28 @@ def answer(shown: Shown, what: str, /, **parameters: Any) -> Any:
     return json.loads(found.body)
 
 
-@pytest.mark.parametrize("page", ["", "recording", "style.css", "view.css", "player.js"])
-def test_pages_are_there_and_may_do_nothing_but_ask_this_server(shown: Shown, page: str) -> None:
-    found = fetch(shown.url + page)
-    assert found.status == 200
-    policy = found.headers["Content-Security-Policy"]
-    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
-    assert "unsafe" not in policy
-    assert found.headers["X-Content-Type-Options"] == "nosniff"
-    assert found.headers["Referrer-Policy"] == "no-referrer"
-    assert found.headers["Cache-Control"] == "no-store"
+def connection(shown: Shown) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection(urllib.parse.urlsplit(shown.url).netloc, timeout=30)
+
+
+def test_pages_may_do_nothing_but_ask_this_server(shown: Shown) -> None:
+    for page in ("", "recording", "style.css", "view.css", "player.js", "nowhere", "api/run"):
+        found = fetch(shown.url + page)
+        assert found.status == (404 if page == "nowhere" else 200)
+        policy = found.headers["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+        assert "unsafe" not in policy
+        assert found.headers["X-Content-Type-Options"] == "nosniff"
+        assert found.headers["Referrer-Policy"] == "no-referrer"
+        assert found.headers["Cache-Control"] == "no-store"
+        assert found.headers["Server"] == "corpus-asr"
 
 
 def test_pages_hold_no_script_and_style_but_in_files_and_lead_nowhere(shown: Shown) -> None:
     for page in ("", "recording"):
         text = fetch(shown.url + page).body.decode()
-        assert "://" not in text
-        assert " style=" not in text
-        assert " onclick=" not in text
+        for dangerous in ("://", " style=", " onclick="):
+            assert dangerous not in text
         assert text.count("<script") == text.count('<script type="module" src="')
     for script in ("page.js", "search.js", "player.js", "transcript.js", "recording.js"):
         text = fetch(shown.url + script).body.decode()
@@ -60,69 +67,59 @@ def test_without_the_token_there_is_nothing(shown: Shown) -> None:
         assert b"open the whole address" in found.body
 
 
-@pytest.mark.parametrize(
-    ("host", "status"),
-    [
-        ("evil.example", 403),
-        ("localhost.evil.example:80", 403),
-        ("", 403),
-        ("localhost:1", 200),
-        ("127.0.0.1", 200),
-        ("[::1]:9", 200),
-    ],
-)
-def test_a_foreign_name_that_points_here_is_refused(shown: Shown, host: str, status: int) -> None:
-    assert fetch(shown.url, Host=host).status == status
+def test_a_foreign_name_that_points_here_is_refused(shown: Shown) -> None:
+    for host in ("evil.example", "localhost.evil.example:80", "", "[", "127.0.0.1.evil.example"):
+        assert fetch(shown.url, Host=host).status == 403, host
+    for host in ("localhost:1", "127.0.0.1", "[::1]:9"):
+        assert fetch(shown.url, Host=host).status == 200, host
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
-def test_nothing_can_be_changed(shown: Shown, method: str) -> None:
-    assert fetch(asked(shown.url, "api/run"), method=method).status == 501
+def test_nothing_can_be_changed(shown: Shown) -> None:
+    for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
+        assert fetch(asked(shown.url, "api/run"), method=method).status == 405
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["../../etc/passwd", "..%2f..%2fetc%2fpasswd", "static/../server.py", "%2e%2e/server.py",
-     "server.py", "api/close", "api/__init__", "api/_named", "audio/etc/passwd", "api/library"],
-)  # fmt: skip
-def test_no_path_leads_to_a_file_or_to_what_is_no_answer(shown: Shown, path: str) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", shown.server.server_port, timeout=30)
-    connection.request("GET", f"/{shown.server.token}/{path}")
-    response = connection.getresponse()
-    assert response.status == 404
-    assert b"root:" not in response.read()
-    connection.close()
+def test_no_path_leads_to_a_file_or_to_what_is_no_answer(shown: Shown) -> None:
+    for path in (
+        "../../etc/passwd", "..%2f..%2fetc%2fpasswd", "static/../server.py", "%2e%2e/server.py",
+        "server.py", "api/close", "api/__init__", "api/_named", "audio/etc/passwd", "api/library",
+    ):  # fmt: skip
+        with closing(connection(shown)) as asking:
+            asking.request("GET", f"/{shown.server.token}/{path}")
+            response = asking.getresponse()
+            assert response.status == 404, path
+            assert b"root:" not in response.read()
 
 
-@pytest.mark.parametrize(
-    "name", ["/etc/passwd", "file:///etc/passwd", "http://127.0.0.1/", "0" * 16]
-)
-@pytest.mark.parametrize("what", ["audio", "api/sound", "api/recording", "api/passages", "saved"])
-def test_only_what_the_tables_name_is_read(shown: Shown, what: str, name: str) -> None:
-    found = fetch(asked(shown.url, what, id=name, format="srt"))
-    assert found.status == 404
-    assert "has no recording" in json.loads(found.body)["error"]
+def test_only_what_the_tables_name_is_read(shown: Shown) -> None:
+    for what in ("audio", "api/sound", "api/recording", "api/passages", "saved"):
+        for name in ("/etc/passwd", "file:///etc/passwd", "http://127.0.0.1/", "0" * 16):
+            found = fetch(asked(shown.url, what, id=name, format="srt"))
+            assert found.status == 404
+            assert "has no recording" in json.loads(found.body)["error"]
 
 
 @pytest.mark.parametrize(
     ("what", "parameters", "words"),
     [
         ("api/search", {"q": "?!"}, "no letter or figure"),
-        ("api/search", {"page": "-1"}, "whole number"),
-        ("api/search", {"page": "1e9"}, "one of the first"),
+        ("api/search", {"page": "-1"}, "expected a whole number from 0"),
+        ("api/search", {"page": "1.5"}, "found '1.5', expected a whole number"),
+        ("api/search", {"page": "300"}, "one of the first"),
         ("api/search", {"min_confidence": "nan"}, "expected a number"),
+        ("api/search", {"max_confidence": "2"}, "between 0 and 1"),
         ("api/search", {"order": "sideways"}, "expected recording, least_sure, most_sure"),
         ("api/recordings", {"state": "gone"}, "expected done"),
         ("api/recordings", {"name": "x" * 3000}, "expected fewer"),
-        ("api/recordings", {f"p{at}": at for at in range(30)}, "fewer parameters"),
+        ("api/recordings", {"name": "x" * 10_000}, None),
     ],
 )
 def test_what_cannot_be_answered_is_refused_in_words(
-    shown: Shown, what: str, parameters: dict[str, Any], words: str
+    shown: Shown, what: str, parameters: dict[str, Any], words: str | None
 ) -> None:
     found = fetch(asked(shown.url, what, **parameters))
     assert found.status == 400
-    assert words in json.loads(found.body)["error"]
+    assert words is None or words in json.loads(found.body)["error"]
 
 
 def test_a_recording_is_told_with_its_passages_and_words(shown: Shown) -> None:
@@ -175,32 +172,6 @@ def test_a_transcript_is_saved_under_a_name_that_is_one_anywhere(shown: Shown) -
     assert fetch(asked(shown.url, "saved", id=shown.id("plain.wav"), format="exe")).status == 404
 
 
-@pytest.mark.parametrize(
-    ("header", "expected"),
-    [
-        (None, None),
-        ("bytes=0-9", Span(0, 10)),
-        ("bytes=90-", Span(90, 100)),
-        ("bytes=90-1000", Span(90, 100)),
-        ("bytes=-10", Span(90, 100)),
-        ("bytes=-1000", Span(0, 100)),
-        ("bytes=9-0", None),
-        ("bytes=0-1,5-6", None),
-        ("lines=0-1", None),
-        ("bytes=-", None),
-        ("bytes=a-b", None),
-    ],
-)
-def test_ranges_are_read_as_the_standard_says(header: str | None, expected: Span | None) -> None:
-    assert asked_span(header, 100) == expected
-
-
-@pytest.mark.parametrize("header", ["bytes=100-", "bytes=-0", "bytes=500-600"])
-def test_ranges_beyond_the_end_are_refused(header: str) -> None:
-    with pytest.raises(UnsatisfiableError):
-        asked_span(header, 100)
-
-
 def test_sound_is_served_by_ranges(shown: Shown) -> None:
     whole = Path(shown.folder / "plain.wav").read_bytes()
     url = asked(shown.url, "audio", id=shown.id("plain.wav"))
@@ -208,9 +179,17 @@ def test_sound_is_served_by_ranges(shown: Shown) -> None:
     assert (found.status, found.body) == (200, whole)
     assert found.headers["Content-Type"] == "audio/wav"
     assert found.headers["Accept-Ranges"] == "bytes"
-    found = fetch(url, Range="bytes=100000-100999")
-    assert (found.status, found.body) == (206, whole[100_000:101_000])
-    assert found.headers["Content-Range"] == f"bytes 100000-100999/{len(whole)}"
+    for header, start, stop in (
+        ("bytes=100000-100999", 100_000, 101_000),
+        (f"bytes={len(whole) - 10}-", len(whole) - 10, len(whole)),
+        (f"bytes={len(whole) - 10}-{2 * len(whole)}", len(whole) - 10, len(whole)),
+        ("bytes=-10", len(whole) - 10, len(whole)),
+    ):
+        found = fetch(url, Range=header)
+        assert (found.status, found.body) == (206, whole[start:stop]), header
+        assert found.headers["Content-Range"] == f"bytes {start}-{stop - 1}/{len(whole)}"
+    for ignored in ("bytes=9-0", "bytes=0-1,5-6", "lines=0-1", "bytes=-", "bytes=a-b"):
+        assert fetch(url, method="HEAD", Range=ignored).status == 200, ignored
     head = fetch(url, method="HEAD")
     assert (head.status, head.body) == (200, b"")
     assert head.headers["Content-Length"] == str(len(whole))
@@ -238,9 +217,19 @@ def test_decoded_sound_is_a_wav_of_which_any_range_can_be_had(shown: Shown) -> N
 
 
 def test_a_listener_who_leaves_harms_nobody(shown: Shown) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", shown.server.server_port, timeout=30)
-    path = urllib.parse.urlsplit(asked(shown.url, "audio", id=shown.id("odd.aiff"), decode=1))
-    connection.request("GET", f"{path.path}?{path.query}")
-    connection.getresponse().read(100)
-    connection.close()
+    with closing(connection(shown)) as asking:
+        asking.request("GET", asked(shown.url, "audio", id=shown.id("odd.aiff"), decode=1))
+        asking.getresponse().read(100)
     assert answer(shown, "run")["recordings"] == 4
+
+
+def test_sound_that_ends_early_ends_its_connection(
+    shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: SourceBytes, start: int, stop: int) -> Iterator[bytes]:
+        yield b"x"
+        raise FetchError("the store has gone away")
+
+    monkeypatch.setattr(SourceBytes, "read", broken)
+    with pytest.raises(http.client.IncompleteRead):
+        fetch(asked(shown.url, "audio", id=shown.id("plain.wav")))

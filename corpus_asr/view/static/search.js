@@ -141,8 +141,8 @@ function passage(hit, query) {
 }
 
 async function showRecordings(values, signal) {
-  const { q: _, show: __, order: ___, whole_words: ____, recording_order, ...filters } = values;
-  const found = await ask("recordings", { ...filters, order: recording_order, page }, signal);
+  const { q: _, show: __, order: ___, whole_words: ____, ...filters } = values;
+  const found = await ask("recordings", { ...filters, page }, signal);
   byId("told").textContent = counted(found.total, "recording");
   results(found.recordings.map(recording), found.pages);
 }

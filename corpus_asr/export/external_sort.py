@@ -1,8 +1,8 @@
-"""Rows of many recordings brought together by recording, through files on this machine's disk.
+"""An external sort: rows of many recordings, grouped by recording through files on local disk.
 
-In: rows in any order, each with its owner's number. Out: the rows of one owner after the other, by
-number. In memory are the rows that wait to be written, and then one bucket: as many owners as have
-`bucket_rows` rows together, or one that has more. Knows nothing of what the rows say.
+Rows come in any order, each with its owner's number; they leave owner by owner, by number. Memory
+holds the rows that wait to be written, and then one bucket: as many owners as have `bucket_rows`
+rows together, or one that has more.
 """
 
 import tempfile
@@ -19,7 +19,7 @@ WAITING_BYTES = 64 * MEBIBYTE
 OWNER = "owner"
 
 
-class Spill:
+class ExternalSort:
     """Buckets of rows on disk; a context manager that removes them.
 
     Args:
@@ -46,7 +46,7 @@ class Spill:
         self._waiting_bytes = 0
         self._folder = tempfile.TemporaryDirectory(prefix="corpus-asr-export-")
 
-    def __enter__(self) -> "Spill":
+    def __enter__(self) -> "ExternalSort":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -57,8 +57,7 @@ class Spill:
         rows = rows.append_column(OWNER, pa.array(owners, pa.int64()))
         buckets = self._bucket_of_owner[owners]
         order = np.argsort(buckets, kind="stable")
-        edges = np.flatnonzero(np.diff(buckets[order])) + 1
-        for positions in np.split(order, edges):
+        for positions in np.split(order, np.flatnonzero(np.diff(buckets[order])) + 1):
             if len(positions):
                 some = rows.take(pa.array(positions))
                 self._waiting.setdefault(int(buckets[positions[0]]), []).append(some)

@@ -1,16 +1,17 @@
-"""Transcripts of any length: block by block, in the order of time, and where words are doubtful."""
+"""Views of runs in progress, and transcripts of any length: block by block, sorted by time."""
 
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from corpus_asr.errors import ConfigError
 from corpus_asr.storage.run_state import tables
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.view.catalogue import Library
-from corpus_asr.view.transcripts import BLOCK_ROWS, KEPT, Transcript, Transcripts
+from corpus_asr.view.catalogue import BLOCK_ROWS, KEPT, Library, Transcript, Transcripts
 from tests.support.commits import commit, part, results
-from tests.support.viewing import passage, run_of, spoken
+from tests.support.viewing import finished, passage, run_of, spoken
+from tests.view.conftest import said, search
 
 
 def transcript_of(store: OutputStore, position: int = 0) -> Transcript:
@@ -42,19 +43,19 @@ def test_doubtful_words_are_found_in_both_directions(tmp_path: Path) -> None:
     ]
     found = transcript_of(run_of(tmp_path, spoken("/a.wav", *rows)))
     moments, at = [], 0.0
-    while (after := found.unsure(at, below=0.5)) is not None:
+    while (after := found.low_confidence(at, below=0.5)) is not None:
         moments.append(at := after)
     assert moments == [1.0, 2.0, 5.0]
-    assert found.unsure(5.0, below=0.5, forward=False) == 2.0
-    assert found.unsure(1.0, below=0.5, forward=False) is None
+    assert found.low_confidence(5.0, below=0.5, forward=False) == 2.0
+    assert found.low_confidence(1.0, below=0.5, forward=False) is None
 
 
 def test_without_words_passages_are_doubtful(tmp_path: Path) -> None:
     rows = [passage(0, "a", confidence=0.9), passage(1, "b", confidence=0.2),
             passage(2, "c", confidence=None)]  # fmt: skip
     found = transcript_of(run_of(tmp_path, spoken("/a.wav", *rows)))
-    assert found.unsure(0.0, below=0.5) == 2.0
-    assert found.unsure(2.0, below=0.5) is None
+    assert found.low_confidence(0.0, below=0.5) == 2.0
+    assert found.low_confidence(2.0, below=0.5) is None
 
 
 def test_channels_apart_are_named_and_in_the_order_of_time(tmp_path: Path) -> None:
@@ -65,7 +66,7 @@ def test_channels_apart_are_named_and_in_the_order_of_time(tmp_path: Path) -> No
     )
     found = transcript_of(store)
     assert [row["text"] for row in found.block(0)] == [" left", " right", " too", " again"]
-    assert found.has_channels == [0, 1]
+    assert found.channels == [0, 1]
 
 
 def test_a_few_transcripts_are_kept(tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_windows_of_a_classification_are_told_by_their_likeliest_labels(tmp_path
     rows = [(row["start_s"], row["text"], row["confidence"]) for row in found.block(0)]
     text = "de 75% · nl 20% · en 4%"
     assert rows == [(0.0, text, 0.75), (30.0, text, 0.75)]
-    assert found.unsure(0.0, below=0.8) == 30.0
+    assert found.low_confidence(0.0, below=0.8) == 30.0
 
 
 def test_only_the_rows_of_a_recording_are_read_across_row_groups(
@@ -112,3 +113,55 @@ def test_only_the_rows_of_a_recording_are_read_across_row_groups(
         assert sorted(row["text"].strip() for row in found) == [
             f"{name}{part}.{at}" for part in range(3) for at in range(6)
         ]
+
+
+def test_a_run_that_goes_on_is_followed(store: OutputStore, library: Library) -> None:
+    assert search(library.wait()).total == 0
+    commit(store, results(spoken("/b.wav", passage(0, "one"))))
+    first = library.wait()
+    commit(store, results(spoken("/a.wav", passage(0, "two"))))
+    second = library.wait()
+    assert second.version > first.version
+    assert (said(search(first)), said(search(second))) == (["one"], ["two", "one"])
+    finished(store, "a.wav", "b.wav")
+    last = library.wait()
+    assert last.catalogue.finished
+    assert said(search(last)) == ["two", "one"]
+    # What was rewritten into larger files was read again; nothing is held twice.
+    assert last.texts is not None
+    assert sum(chunk.rows.num_rows for chunk in last.texts.chunks) == 2
+
+
+def test_a_broken_object_is_told_and_the_last_view_stays(
+    store: OutputStore, library: Library
+) -> None:
+    commit(store, results(spoken("/a.wav", passage(0, "one"))))
+    assert library.wait().problem is None
+    written = commit(store, results(spoken("/b.wav", passage(0, "two"))))
+    assert written.segments_name is not None
+    whole = Path(store.address(written.segments_name)).read_bytes()
+    store.write_bytes(written.segments_name, b"no parquet")
+    view = library.wait()
+    assert view.problem is not None
+    assert "no readable Parquet" in view.problem
+    assert said(search(view)) == ["one"]
+    store.write_bytes(written.segments_name, whole)
+    assert said(search(library.wait())) == ["one", "two"]
+    assert library.wait().problem is None
+
+
+def test_rows_of_another_recording_are_not_shown_as_this_ones(
+    store: OutputStore, library: Library
+) -> None:
+    one = commit(store, results(spoken("/a.wav", passage(0, "one"))))
+    other = commit(store, results(spoken("/b.wav", passage(0, "two"))))
+    assert one.segments_name is not None
+    assert other.segments_name is not None
+    swapped = Path(store.address(other.segments_name)).read_bytes()
+    store.write_bytes(one.segments_name, swapped)
+    assert "those of other recordings" in str(library.wait().problem)
+
+
+def test_a_folder_that_is_no_output_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected the output folder of a run"):
+        Library(OutputStore(str(tmp_path)))

@@ -1,0 +1,134 @@
+"""Subtitle files: openai-whisper's byte for byte, and what real parsers read back."""
+
+import html
+import io
+import random
+import re
+from typing import Any
+
+import pysubs2
+import pytest
+import webvtt
+from whisper.utils import get_writer
+
+from corpus_asr.export.cues import CueRules, cues_of
+from corpus_asr.export.formats import ExportFormat, WordStyle, file_texts, srt_text, vtt_text
+from corpus_asr.export.recordings import Recording
+from tests.support.transcripts import recording, segment
+
+TEXTS = (
+    " Four score and seven years ago, our fathers brought forth a new nation.",
+    " «Größe», sagte er — 10 % mehr!",
+    " 这是一个测试。",
+    " it's",
+)
+
+
+def spoken(*, words: bool, start_s: float = 0.0) -> Recording:
+    rng = random.Random(words)
+    segments = []
+    for text in TEXTS:
+        segments.append(segment(text, start_s, start_s + rng.uniform(1, 6), words=words))
+        start_s = segments[-1].end_s + rng.uniform(0, 2)
+    return recording(*segments)
+
+
+def whisper_result(found: Recording) -> dict[str, Any]:
+    segments = []
+    for each in found.segments:
+        values: dict[str, Any] = {"start": each.start_s, "end": each.end_s, "text": each.text}
+        if each.words is not None:
+            values["words"] = [
+                {"word": w.word, "start": w.start_s, "end": w.end_s} for w in each.words
+            ]
+        segments.append(values)
+    return {"segments": segments}
+
+
+def whispers(kind: str, found: Recording, **options: Any) -> str:
+    file = io.StringIO()
+    get_writer(kind, ".").write_result(whisper_result(found), file=file, **options)
+    return file.getvalue()
+
+
+def test_files_are_whispers_to_the_byte() -> None:
+    formats = [ExportFormat(name) for name in ("srt", "vtt", "tsv", "txt")]
+    for words in (False, True):
+        for start_s in (0.0, 3599.2, 360_000.0):
+            found = spoken(words=words, start_s=start_s)
+            for suffix, text in file_texts(found, formats):
+                assert text == whispers(suffix[1:], found), (words, start_s, suffix)
+    cues = cues_of(found, CueRules())
+    assert srt_text(cues, WordStyle.highlight) == whispers("srt", found, highlight_words=True)
+    assert vtt_text(cues, WordStyle.highlight) == whispers("vtt", found, highlight_words=True)
+
+
+def test_lines_are_whispers_where_nothing_can_be_balanced() -> None:
+    text = " aaaa bbbb cccc dddd eeee ffff gggg hhhh"
+    found = recording(segment(text, 0.0, 8.0, words=True))
+    cues = cues_of(found, CueRules(max_line_chars=9, max_lines=2))
+    assert srt_text(cues) == whispers("srt", found, max_line_width=9, max_line_count=2)
+
+
+HOSTILE = (
+    " a --> b",
+    " <i>no</i> & <b",
+    " 1 < 2 && 3 > 2 &amp; &lt;",
+    " one\n\n2\n00:00:00,000 -->\nno cue",
+    " one\r\n\r\nNOTE none\u2028two\x85three\x00",
+    " {\\an8}top <00:00:00.500>now",
+    " STYLE",
+    " WEBVTT",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_whatever_a_text_holds_it_stays_one_cue_of_text(text: str) -> None:
+    for words in (False, True):
+        parts = segment(text, 0.0, 2.0, words=words), segment(" End.", 2.0, 3.0, words=words)
+        cues = cues_of(recording(*parts), CueRules())
+        for style in WordStyle:
+            parsed = webvtt.from_string(vtt_text(cues, style)).captions
+            captions = [html.unescape(caption.text) for caption in parsed]
+            assert set(captions) == {shown(text), "End."}, (words, style)
+            one_cue = style is not WordStyle.highlight or not words
+            if one_cue:
+                assert [caption.end for caption in parsed] == ["00:00:02.000", "00:00:03.000"]
+            if style is not WordStyle.karaoke:
+                lines = pysubs2.SSAFile.from_string(srt_text(cues, style), format_="srt")
+                assert {guarded(line.plaintext) for line in lines} == {guarded(shown(text)), "End."}
+                assert not one_cue or len(lines) == 2
+
+
+def shown(text: str) -> str:
+    for character in ("\r\n\r\n", "\n\n", "\n", "\u2028", "\x85"):
+        text = text.replace(character, " ")
+    return text.replace("\x00", "").strip()
+
+
+def guarded(text: str) -> str:
+    """Return a text as a reader of SubRip is to see it, but for its blanks."""
+    text = re.sub(r"<(?=[a-z/])", "\u2039", text.replace("-->", "->"))
+    # This parser hides whatever stands in braces; players only what begins with a backslash.
+    return re.sub(r"\{.*?\}", "", text).replace(" ", "")
+
+
+def test_what_players_take_for_instructions_is_none_of_them() -> None:
+    found = srt_text(cues_of(recording(segment(" {\\an8}top <i>", 0.0, 2.0)), CueRules()))
+    assert found.splitlines()[2] == "{ \\an8}top \u2039i>"
+
+
+def test_only_words_with_times_are_marked() -> None:
+    timed = recording(segment(" one two three", 1.0, 4.0, words=True))
+    assert vtt_text(cues_of(timed, CueRules()), WordStyle.karaoke) == (
+        "WEBVTT\n\n00:01.000 --> 00:04.000\none <00:02.000>two <00:03.000>three\n\n"
+    )
+    cues = cues_of(recording(segment(" one two", 1.0, 4.0)), CueRules())
+    for style in WordStyle:
+        assert vtt_text(cues, style) == "WEBVTT\n\n00:01.000 --> 00:04.000\none two\n\n"
+
+
+def test_a_recording_without_text_has_no_cue() -> None:
+    for text in ("", "  ", "\n"):
+        assert cues_of(recording(segment(text, 0.0, 1.0)), CueRules()) == []
+    assert (srt_text([]), vtt_text([])) == ("", "WEBVTT\n\n")
