@@ -26,8 +26,8 @@ from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import Engine
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_FRAMES, WINDOW_SAMPLES
-from tests.support.accuracy import whole
-from tests.support.alignment import align_with
+from tests.bench.reference_speech import whole
+from tests.support.references import align_with
 
 Mode = Literal["default", "greedy"]
 

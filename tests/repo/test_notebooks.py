@@ -24,8 +24,8 @@ from corpus_asr.schemas import FILES, RECORDINGS
 from corpus_asr.storage.run_state.finish import finish
 from corpus_asr.storage.run_state.start import Run
 from corpus_asr.storage.run_state.tables import OutputStore
-from tests.support.commits import commit, part, results
 from tests.support.corpora import demo_corpus, job, tiny_model
+from tests.support.tables import commit, part, results
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "notebooks"

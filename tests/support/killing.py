@@ -26,8 +26,7 @@ from typing import Any
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
-from tests.support.engines import ScriptedEngine, scripted_engine
-from tests.support.scripted import script, scripted_job
+from tests.support.engines import ScriptedEngine, script, scripted_engine, scripted_job
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # What differs between two runs that did the same.

@@ -26,8 +26,7 @@ from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.resources import resolve_resources, this_machine
 from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
-from tests.support.engines import ScriptedEngine
-from tests.support.scripted import committer_of, outcomes_by_part, scripted_job
+from tests.support.engines import ScriptedEngine, committer_of, outcomes_by_part, scripted_job
 from tests.support.tables import packs_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
