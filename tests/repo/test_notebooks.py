@@ -91,11 +91,7 @@ class Kernel:
         self._manager = AsyncKernelManager(kernel_name="python3")
 
     def execute(self, name: str, **settings: str | Path) -> Any:
-        """Execute a notebook with these parameters and return it with its outputs.
-
-        Raises:
-            CellExecutionError: a cell failed; the rest was not executed.
-        """
+        """Execute a notebook with these parameters and return it with its outputs."""
         found = notebook(name)
         for cell in code_cells(found):
             cell.outputs = []

@@ -124,13 +124,7 @@ def share_of_tone(samples: np.ndarray, hz: float) -> float:
 
 
 class BreakingFile(io.BytesIO):
-    """A store that answers until a byte offset is asked for, and then raises or ends early.
-
-    Args:
-        data: what the store holds.
-        error: raised by `read` from `offset` on; None to give no more bytes instead.
-        offset: the first byte that cannot be read.
-    """
+    """A store that answers until a byte offset is asked for, and then raises or ends early."""
 
     def __init__(self, data: bytes, *, error: Exception | None, offset: int) -> None:
         super().__init__(data)

@@ -32,24 +32,7 @@ def tiny_whisper(
     spread: float = 0.1,
     **config: Any,
 ) -> Path:
-    """Write a random checkpoint and return its folder.
-
-    Args:
-        folder: made if needed.
-        seed: of the weights.
-        d_model: width of both towers.
-        layers: of encoder and decoder each; `config` may set `encoder_layers` alone.
-        heads: likewise.
-        num_mel_bins: 80 or 128.
-        vocab_size: default 1,000, or the tokenizer's.
-        tokenizer: folder written by `tests.support.tokenizers`; its files are copied and its
-            special tokens used. Without one the last two tokens are end and start.
-        weights: how they are stored.
-        dtype: type they are stored in.
-        spread: standard deviation of the weights; at the usual 0.02 a tiny network hardly tells
-            inputs apart.
-        config: further keys of config.json.
-    """
+    """Write a random checkpoint and return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     ids = _token_ids(tokenizer)
     size = vocab_size or (_vocab_size(tokenizer) if tokenizer else _DEFAULT_VOCAB_SIZE)
@@ -97,20 +80,7 @@ def tiny_speech2text(
     features: dict[str, Any] | None = None,
     **config: Any,
 ) -> Path:
-    """Write a random Speech2Text checkpoint and return its folder.
-
-    Args:
-        folder: made if needed.
-        seed: of the weights.
-        d_model: width of both towers.
-        layers: of encoder and decoder each.
-        heads: likewise.
-        vocab_size: default 1,000, or the tokenizer's.
-        tokenizer: folder written by `tests.support.tokenizers`; its files are copied.
-        spread: as for `tiny_whisper`.
-        features: settings of the feature extractor.
-        config: further keys of config.json.
-    """
+    """Write a random Speech2Text checkpoint and return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if tokenizer is not None:
         vocab_size = vocab_size or len(json.loads((tokenizer / "vocab.json").read_text()))

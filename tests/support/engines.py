@@ -151,13 +151,7 @@ def scripted_job(folder: Path, **sections: Any) -> RunConfig:
 def script(
     put: Callable[[Any, str, Any], None], *, engine: Any, extractor: str = EXTRACTOR
 ) -> None:
-    """Have the pipeline transcribe with this engine and, run locally, extract with this extractor.
-
-    Args:
-        put: such as a monkeypatch's `setattr`.
-        engine: an `EngineFactory`.
-        extractor: as `module:callable`.
-    """
+    """Have the pipeline transcribe with this engine and, run locally, extract with this extractor."""
     replaced = {
         (driver, "run_local"): functools.partial(run_local, extractor=extractor),
         (transcribe, "load_engine"): engine,

@@ -110,13 +110,7 @@ def write_hours(path: Path, *, hours: float, sound: bytes) -> None:
 
 
 def measured(recording: Path, folder: Path) -> Found:
-    """Run over a recording in a process of its own.
-
-    Args:
-        recording: the file.
-        folder: holds the model's `config.json` and `preprocessor_config.json` below `model`; the
-            output goes there.
-    """
+    """Run over a recording in a process of its own."""
     command = [sys.executable, "-m", "tests.support.long_recordings", str(recording), str(folder)]
     ran = subprocess.run(
         command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True,

@@ -80,13 +80,7 @@ class Nights:
     def night(
         self, *, choices: Choices | None = None, down: float = 0.0, killed_after: int | None = None
     ) -> RunCounts | None:
-        """Run; None if it was killed, after so many changes to the output.
-
-        Args:
-            choices: of the command line.
-            down: share of files that the store does not give.
-            killed_after: changes to the output before the run dies.
-        """
+        """Run; None if it was killed, after so many changes to the output."""
         if killed_after is None:
             return self._run(choices or Choices(), down)
         left = iter(range(killed_after))
@@ -197,14 +191,7 @@ QUICK = Timing(heartbeat_s=0.05, looks=3, settle_s=0.0)
 
 
 class Archive:
-    """A folder of recordings and a job over it.
-
-    Args:
-        folder: where everything lies.
-        patch: lets the pipeline work by script.
-        source: more keys of its section.
-        nightly: keys of its section.
-    """
+    """A folder of recordings and a job over it."""
 
     def __init__(
         self,
@@ -270,7 +257,6 @@ class Archive:
         progress: Progress,
         **_: Any,
     ) -> None:
-        """Do what `run_local` does."""
         for pack in packs:
             for file in pack["files"].to_pylist()[0]:
                 rows = results(*self._rows(file))

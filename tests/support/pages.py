@@ -289,12 +289,7 @@ class Seen:
 
 
 def browsed(path: Path, *, click: str = "") -> Seen:
-    """Open a page in a browser, wide and narrow, and perhaps click elements one by one.
-
-    Args:
-        path: the page.
-        click: selectors, parted by blanks.
-    """
+    """Open a page in a browser, wide and narrow, and perhaps click elements one by one."""
     if chromium_path() is None:
         pytest.skip("no Chromium is installed: apt-get install chromium")
     with Chromium.start() as browser:

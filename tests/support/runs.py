@@ -150,13 +150,7 @@ NAMES = ("a.wav", "b.wav", "c.wav")
 
 
 class ManualRun:
-    """A job over some files, done step by step.
-
-    Args:
-        folder: where its source and its output lie.
-        names: of the files.
-        sections: of its configuration.
-    """
+    """A job over some files, done step by step."""
 
     def __init__(self, folder: Path, names: Sequence[str] = NAMES, **sections: Any) -> None:
         self.source = folder / "source"

@@ -318,14 +318,7 @@ def faulty_store(
     seed: int,
     max_in_a_row: int | None = None,
 ) -> Iterator[FaultyStore]:
-    """Run the proxy while the context is open.
-
-    Args:
-        upstream: http://host:port of the real store.
-        rates: see `FaultyStore`.
-        seed: the same one, the same faults in the order of requests.
-        max_in_a_row: see `FaultyStore`.
-    """
+    """Run the proxy while the context is open."""
 
     def state(url: str) -> FaultyStore:
         return FaultyStore(url, upstream, dict(rates), seed, max_in_a_row)

@@ -148,12 +148,7 @@ def made_words(count: int, seed: int = 0) -> list[str]:
 
 @cache
 def trained_model(kind: str = "unigram", languages: tuple[str, ...] = TARGETS) -> bytes:
-    """Train a model of about a hundred pieces in a twentieth of a second.
-
-    Args:
-        kind: `unigram` or `bpe`.
-        languages: those that have a token `<lang:code>`.
-    """
+    """Train a model of about a hundred pieces in a twentieth of a second."""
     words = made_words(300)
     lines = (" ".join(words[i : i + 6]) for i in range(0, 300, 6))
     model = io.BytesIO()
@@ -181,15 +176,7 @@ def tiny_speech2text_tokenizer(
     saved: bool = True,
     **settings: Any,
 ) -> Path:
-    """Write a tokenizer's files and return the folder.
-
-    Args:
-        folder: made if needed.
-        kind: `unigram` or `bpe`.
-        languages: target languages; with all eight, `lang_codes="mustc"` may be given.
-        saved: whether transformers writes its own files too, or there are but the two.
-        settings: of the tokenizer.
-    """
+    """Write a tokenizer's files and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     model = trained_model(kind, languages)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
