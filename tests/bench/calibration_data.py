@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from corpus_asr.units import SAMPLE_RATE_HZ
-from tests.bench.reference_speech import manifest
+from tests.bench.recognizers import manifest
 from tests.support.audio import wav_bytes
 from tests.support.references import read_audio
 

@@ -151,7 +151,7 @@ def scripted_job(folder: Path, **sections: Any) -> RunConfig:
 def script(
     put: Callable[[Any, str, Any], None], *, engine: Any, extractor: str = EXTRACTOR
 ) -> None:
-    """Have the pipeline transcribe with this engine and, run locally, extract with this extractor."""
+    """Have the pipeline use this engine and, run locally, this extractor."""
     replaced = {
         (driver, "run_local"): functools.partial(run_local, extractor=extractor),
         (transcribe, "load_engine"): engine,
