@@ -21,7 +21,6 @@ import numpy as np
 from av.audio.frame import AudioFrame
 from jaxtyping import Float32
 
-from corpus_asr.audio.channels import Channels
 from corpus_asr.audio.probe import (
     MAX_SAMPLE_RATE_HZ,
     MIN_SAMPLE_RATE_HZ,
@@ -32,7 +31,7 @@ from corpus_asr.audio.probe import (
     open_container,
     select_stream,
 )
-from corpus_asr.audio.resample import Run
+from corpus_asr.audio.resample import Channels, Run
 from corpus_asr.errors import DecodeError
 from corpus_asr.units import SAMPLE_RATE_HZ
 

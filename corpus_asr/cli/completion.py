@@ -68,8 +68,7 @@ def _assignments(incomplete: str, keys: dict[str, Any]) -> list[str]:
 
 def _job() -> dict[str, Any]:
     """Return the keys of every pipeline with their types, in the order of the file."""
-    from corpus_asr.config.labelling import PseudoLabelConfig
-    from corpus_asr.config.run import RunConfig
+    from corpus_asr.config.run import PseudoLabelConfig, RunConfig
 
     # Of a key that both have, the general type says more: `pipeline`.
     return dict(_keys(PseudoLabelConfig, "")) | dict(_keys(RunConfig, ""))

@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from corpus_asr.cli import completion
-from corpus_asr.cli.evaluate import evaluate
-from corpus_asr.cli.export import export
 from corpus_asr.cli.failures import (
     EXIT_INTERRUPTED,
     EXIT_SOME_FAILED,
@@ -29,15 +27,10 @@ from corpus_asr.cli.failures import (
     readable_errors,
     say,
 )
-from corpus_asr.cli.finetune import finetune
 from corpus_asr.cli.init import init
-from corpus_asr.cli.label import label
-from corpus_asr.cli.model_option import note_model_of
-from corpus_asr.cli.nightly import nightly
-from corpus_asr.cli.options import run_pipeline
-from corpus_asr.cli.plan import plan
-from corpus_asr.cli.report import report
-from corpus_asr.cli.show import show
+from corpus_asr.cli.jobs import finetune, label, nightly, plan
+from corpus_asr.cli.options import note_model_of, run_pipeline
+from corpus_asr.cli.results import evaluate, export, report, show
 from corpus_asr.cli.transcribe import transcribe
 from corpus_asr.cli.view import view
 from corpus_asr.logs import LogFormat, LogLevel, LogSettings, configure, speaks_json

@@ -12,7 +12,7 @@ import typer
 
 from corpus_asr.cli import completion
 from corpus_asr.cli.failures import EXIT_SOME_FAILED, readable_errors, say
-from corpus_asr.cli.model_option import Model, model_or_default
+from corpus_asr.cli.options import Model, model_or_default
 from corpus_asr.errors import ItemError
 from corpus_asr.report.text import Format, printer
 

@@ -1,5 +1,6 @@
 """What every settings model shares: frozen, strict, unknown keys refused."""
 
+import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -11,3 +12,22 @@ class Settings(BaseModel):
     """Base of all settings; `load.py` turns its validation errors into `ConfigError`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+MASK = "***"
+
+# user:password@ (or token@) between a scheme and a host. The last @ before the first slash ends
+# it, because a password may hold an @ of its own; an @ in an object's key is left alone.
+_USER_INFO = re.compile(r"(?<=://)[^/\s?#]*@")
+
+# Signed links carry their credentials in the query: X-Amz-Signature, sig, AWSAccessKeyId, token...
+_QUERY_SECRET = re.compile(
+    r"(?P<name>[?&][^=&\s]*(?:sig|token|key|secret|credential|passw|auth|policy)[^=&\s]*=)[^&#\s]+",
+    re.IGNORECASE,
+)
+
+
+def hide_secrets(text: str) -> str:
+    """Mask user names, passwords and signatures in the addresses that `text` holds."""
+    without_user = _USER_INFO.sub(f"{MASK}@", text)
+    return _QUERY_SECRET.sub(rf"\g<name>{MASK}", without_user)

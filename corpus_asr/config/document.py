@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from corpus_asr.config.secrets import hide_secrets
+from corpus_asr.config.base import hide_secrets
 from corpus_asr.errors import ConfigError
 
 KeyPath = tuple[str, ...]

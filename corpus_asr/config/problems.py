@@ -13,9 +13,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from corpus_asr.config.base import Settings
+from corpus_asr.config.base import Settings, hide_secrets
 from corpus_asr.config.document import KeyPath, Problem
-from corpus_asr.config.secrets import hide_secrets
 
 _LONGEST_VALUE = 80
 

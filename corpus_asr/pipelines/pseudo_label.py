@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from corpus_asr.config.choices import CONTINUE, Choices
-from corpus_asr.config.labelling import PseudoLabelConfig
-from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run import PseudoLabelConfig, RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.labelling.dataset import (
     SelectionTable,

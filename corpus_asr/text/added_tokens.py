@@ -126,3 +126,11 @@ def _pattern(tokens: Iterable[str]) -> re.Pattern[str]:
     longest_first = sorted(tokens, key=len, reverse=True)
     # Without tokens, what is never found.
     return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+
+
+TOKENIZER_NAME = "tokenizer.json"
+VOCAB_NAME = "vocab.json"
+MERGES_NAME = "merges.txt"
+ADDED_NAME = "added_tokens.json"
+SPECIAL_NAME = "special_tokens_map.json"
+SETTINGS_NAME = "tokenizer_config.json"

@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.text.tokenizer_files import (
+from corpus_asr.text.added_tokens import (
     ADDED_NAME,
     MERGES_NAME,
     SETTINGS_NAME,

@@ -32,6 +32,7 @@ from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.run_files import write_snapshot
 from corpus_asr.storage.run_state.start import begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore
+from tests.support.commits import commit, part, results
 from tests.support.logs import logging_put_back
 from tests.support.snapshots import snapshot
 
@@ -448,3 +449,88 @@ def test_an_interrupted_run_ends_although_a_thread_is_busy():
     assert done.returncode == 130
     assert "run the same command again to continue" in done.stderr
     assert done.stdout == "tidied up\n"
+
+
+INTERRUPTED_WHILE_READING = """
+import sys
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+from corpus_asr.__main__ import main
+
+main()
+"""
+
+
+def test_an_interrupt_while_packages_are_read_is_no_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_WHILE_READING],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == "corpus-asr: interrupted\n"
+    assert done.stdout == ""
+    assert done.returncode == 130
+
+
+def test_python_runs_it_as_a_module_too() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "corpus_asr", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "transcribe" in done.stdout
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> str:
+    """A run that is not done: two recordings that speak, one in two parts, one silent, one bad."""
+    store = OutputStore(str(tmp_path / "output"))
+    german = {"segment": 0, "text": " Guten Tag.", "start_s": 0.5, "end_s": 1.25,
+              "tokens": [1], "language": "de", "task": "transcribe", "confidence": 0.9}  # fmt: skip
+    commit(
+        store,
+        results(
+            part("talk.mp3", 1, texts=["the end"], last=False),
+            part("talk.mp3", 0, texts=["one\n\x1b[2Jtwo"], last=False),
+            part("gruss.wav", 0, texts=None, segments=[german]),
+            part("still.wav", 0, texts=None, status="no_speech"),
+            part("bad.mp3", 0, texts=None, status="failed", error_kind="not_audio"),
+        ),
+    )
+    return store.uri
+
+
+def show(output: str, *options: str) -> Result:
+    done = CliRunner().invoke(cli.app, ["show", output, *options])
+    assert done.exit_code == 0, done.output
+    return done
+
+
+def test_transcripts_stand_below_their_names_by_time(output: str) -> None:
+    assert show(output).stdout.splitlines() == [
+        "/gruss.wav:",
+        "[00:00.500 --> 00:01.250] Guten Tag.",
+        "/still.wav:",
+        "/talk.mp3:",
+        "[00:00.000 --> 00:01.000] one [2Jtwo",
+        "[00:00.000 --> 00:01.000] the end",
+    ]
+
+
+@pytest.mark.parametrize(
+    "options", [("--uri", "*.wav"), ("--language", "german"), ("--min-confidence", "0.5")]
+)
+def test_what_is_not_asked_for_is_left_out(output: str, options: tuple[str, str]) -> None:
+    shown = show(output, *options).stdout
+    assert "Guten Tag." in shown
+    assert "the end" not in shown
+
+
+def test_no_output_is_refused(tmp_path: Path) -> None:
+    refused = CliRunner().invoke(cli.app, ["show", str(tmp_path / "nothing")])
+    assert refused.exit_code == 2
+    assert "expected the output folder of a run" in refused.stderr

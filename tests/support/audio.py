@@ -14,8 +14,8 @@ import numpy as np
 from av.audio.plane import AudioPlane
 from jaxtyping import Float32
 
-from corpus_asr.audio.channels import Channels
 from corpus_asr.audio.decode import open_audio
+from corpus_asr.audio.resample import Channels
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 Samples = Float32[np.ndarray, "channel sample"]

@@ -15,12 +15,12 @@ import numpy as np
 import sentencepiece
 from jaxtyping import Float32, Int64
 
+from corpus_asr.features.fbank import kaldi_fbank, mean_variance_normalised
 from corpus_asr.models.speech2text import (
     Speech2TextFeatureExtractor,
     Speech2TextProcessor,
     Speech2TextTokenizer,
 )
-from corpus_asr.spectral.fbank import kaldi_fbank, mean_variance_normalised
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.oracles import read_audio
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from corpus_asr.config.labelling import PseudoLabelConfig
-from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run import PseudoLabelConfig, RunConfig
 from corpus_asr.storage.run_state.start import begin_run
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import describe

@@ -11,11 +11,11 @@ from transformers.models.whisper import english_normalizer as theirs
 from whisper.normalizers import BasicTextNormalizer as OpenaiBasic
 from whisper.normalizers import EnglishTextNormalizer as OpenaiEnglish
 
-from corpus_asr.text.english_numbers import numbers_in_figures
 from corpus_asr.text.normalize import (
     BasicTextNormalizer,
     EnglishTextNormalizer,
     american_spellings,
+    numbers_in_figures,
 )
 
 ENGLISH = EnglishTextNormalizer()

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from silero_vad import load_silero_vad
 from silero_vad.utils_vad import get_speech_timestamps_from_probs
 
-from corpus_asr.audio import activity
-from corpus_asr.audio.activity import (
+from corpus_asr.audio import vad as activity
+from corpus_asr.audio.vad import (
     BLOCK_SAMPLES,
     LEVEL_TARGET,
     STEP_SAMPLES,
