@@ -1,8 +1,4 @@
-"""The languages Whisper knows: their codes, names and other names.
-
-In: what a person wrote (`en`, `English`, `<|en|>`). Out: Whisper's code for it. Knows no token id:
-which of these languages a checkpoint has is its tokenizer's business.
-"""
+"""The languages Whisper knows: their codes, names and other names."""
 
 import difflib
 from collections.abc import Collection, Iterable
@@ -151,9 +147,6 @@ def resolve_language(text: str, *, known: Collection[str] = LANGUAGES.keys()) ->
     Args:
         text: `en`, `English` or `<|en|>`; case and outer blanks do not matter.
         known: the codes to choose among, such as those one checkpoint has.
-
-    Raises:
-        ValueError: no such language, or it is not among `known`; names the nearest one.
     """
     name = _plain(text)
     code = CODES_BY_NAME.get(name, name)

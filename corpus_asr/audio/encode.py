@@ -1,8 +1,4 @@
-"""Samples to the bytes of an audio file.
-
-In: 16 kHz mono samples of a clip. Out: a FLAC, Ogg Opus or WAV file, the same bytes for the same
-samples. Knows nothing of where files go.
-"""
+"""Samples to the bytes of an audio file."""
 
 import io
 from fractions import Fraction
@@ -31,9 +27,6 @@ def encode_audio(samples: Float32[np.ndarray, " sample"], audio_format: AudioFor
     Args:
         samples: in [-1, 1]; what is louder is clipped.
         audio_format: the file's.
-
-    Raises:
-        ValueError: there are no samples.
     """
     if not len(samples):
         raise ValueError("found no samples, expected those of a clip")

@@ -1,9 +1,4 @@
-"""Cut a recording that streams by into parts.
-
-In: 16 kHz mono samples, in chunks of any size. Out: `AudioPart`s that follow each other without
-gap or overlap, none longer than asked for, with the speech found in each. Cuts fall into silence
-where there is any. Knows nothing of files or features; holds about one part in memory.
-"""
+"""Cut a recording that streams by into parts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -102,7 +97,6 @@ class PartCutter:
             yield self._take(self._num_buffered, self._heard_well(self._num_buffered), last=True)
 
     def _complete_parts(self) -> Iterator[AudioPart]:
-        """Cut while there is more than one part and all of that one has been listened to."""
         num_steps = self._part_samples // STEP_SAMPLES
         while self._num_buffered > self._part_samples and (
             self._detector is None or len(self._probabilities) >= num_steps
@@ -113,13 +107,11 @@ class PartCutter:
             yield self._take(cut * STEP_SAMPLES, heard, last=False)
 
     def _buffer(self) -> Float32[np.ndarray, " sample"]:
-        """Return all samples that are waiting, in one piece."""
         if len(self._chunks) != 1:
             self._chunks = [np.concatenate(self._chunks)]
         return self._chunks[0]
 
     def _heard_well(self, num_samples: int) -> Float32[np.ndarray, " step"] | None:
-        """Return probabilities of the first samples waiting, quiet speech included."""
         if self._detector is None:
             return None
         return listen_again(
@@ -132,7 +124,6 @@ class PartCutter:
         )
 
     def _find_cut(self, num_steps: int, probabilities: Float32[np.ndarray, " step"] | None) -> int:
-        """Return how many steps the part gets."""
         search_s = min(MAX_SEARCH_S, SEARCH_FRACTION * self._part_samples / SAMPLE_RATE_HZ)
         first = num_steps - int(search_s * SAMPLE_RATE_HZ) // STEP_SAMPLES
         if probabilities is not None:
@@ -144,7 +135,6 @@ class PartCutter:
     def _take(
         self, num_samples: int, probabilities: Float32[np.ndarray, " step"] | None, *, last: bool
     ) -> AudioPart:
-        """Remove the first samples waiting and make a part of them."""
         buffer = self._buffer()
         part = AudioPart(
             start_sample=self._start_sample,

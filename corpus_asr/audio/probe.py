@@ -1,10 +1,4 @@
-"""Open a recording and find its audio: what kind of file it is and what its header claims.
-
-In: a seekable binary file object. Out: an open libav container, the audio stream to decode, and
-`AudioInfo`; or a `DecodeError` that says what was found. Knows nothing of samples, and of stores
-only that reading can fail: `GuardedFile` keeps such a failure from looking like the end of the
-file. Nothing the header claims is relied on elsewhere.
-"""
+"""Open a recording and find its audio: what kind of file it is and what its header claims."""
 
 import functools
 import re
@@ -288,6 +282,8 @@ def _wav_claims(head: bytes) -> str:
     return f", a WAV header of {rate_hz} Hz, {channels} channels, {bits} bits, format {tag}"
 
 
+# An object of the corpus must never make a worker open another file, a host or a device, nor render
+# pictures or text: libav does all of that for a file that looks the part, whatever its name.
 # These name other files, hosts or devices.
 _LEAD_ELSEWHERE = """
     concat hls hds dash smoothstreaming webm_dash_manifest imf image2 image2pipe lavfi avisynth
@@ -349,10 +345,6 @@ def open_limited(file: Any) -> av.container.InputContainer:
 
     Args:
         file: seekable, with a `name`; at its start.
-
-    Raises:
-        av.error.FFmpegError: libav does not recognise it, or may not read it.
-        ValueError: its header is absurd.
     """
     container: av.container.InputContainer = av.open(
         file,

@@ -1,9 +1,4 @@
-"""Decoded frames to rows at 16 kHz: one run of frames of equal rate, format and channels.
-
-In: libav audio frames of any sample format, or samples decoded elsewhere. Out: float32 rows at
-16 kHz, in pieces that depend on the samples alone, not on the frames' sizes. Knows nothing of
-files, packets or codecs.
-"""
+"""Decoded frames to rows at 16 kHz: one run of frames of equal rate, format and channels."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -63,6 +58,8 @@ def mono_shares(names: Sequence[str]) -> Float32[np.ndarray, " channel"]:
     return normalised
 
 
+# What is chosen depends on the blocks' limits: callers cut blocks by count, never by how the bytes
+# happened to arrive.
 class MonoMixer:
     """Mix blocks to one row; where the channels cancel each other, take the loudest instead."""
 
@@ -315,12 +312,9 @@ def _resampling_graph(rate_hz: int) -> Graph:
 
 
 def _to_array(frame: AudioFrame, *, num_channels: int) -> Float32[np.ndarray, "channel sample"]:
-    """Copy a frame's samples out, as finite float32.
-
-    `AudioFrame.to_ndarray` reads past the planes of 8-channel planar frames and kills the process
-    (PyAV 18.1), since it looks for their end by a null pointer that is not there; so each plane is
-    taken by its number.
-    """
+    """Copy a frame's samples out, as finite float32."""
+    # `AudioFrame.to_ndarray` reads past the planes of 8-channel planar frames and kills the process
+    # (PyAV 18.1): it looks for their end by a null pointer that is not there.
     packed = frame.format.name.removesuffix("p")
     sample_type, scale = _SAMPLE_TYPES[packed]
     if packed != frame.format.name:

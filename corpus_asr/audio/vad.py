@@ -1,9 +1,4 @@
-"""Where somebody speaks.
-
-In: 16 kHz mono samples, in chunks of any size. Out: one speech probability per step of 32 ms, and
-spans of speech in samples. Knows nothing of files, parts or models of text. Quiet speech must not
-be lost: what looks empty is listened to again with the level brought up.
-"""
+"""Where somebody speaks."""
 
 import math
 from dataclasses import dataclass, field
@@ -155,7 +150,6 @@ def _network_path() -> Path:
 
 
 def _in_steps(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, "step offset"]:
-    """Cut into whole steps, the last one filled up with zeros."""
     num_steps = -(-samples.size // STEP_SAMPLES)
     steps = np.zeros((num_steps, STEP_SAMPLES), dtype=np.float32)
     steps.reshape(-1)[: samples.size] = samples
@@ -290,7 +284,6 @@ def listen_again(
 
 
 def _sure(probabilities: Float32[np.ndarray, " step"]) -> Float32[np.ndarray, " step"]:
-    """Take back the runs of speech that nowhere reach `SURE_AT_EVEN_LEVEL`."""
     kept = probabilities.copy()
     for first, last in speech_runs(probabilities)[0]:
         if probabilities[first:last].max() < SURE_AT_EVEN_LEVEL:
@@ -306,7 +299,6 @@ def true_runs(mask: Bool[np.ndarray, " step"]) -> list[StepRun]:
 
 
 def _between(spans: list[SampleSpan], num_samples: int) -> list[SampleSpan]:
-    """Return what lies outside the spans."""
     starts = [0, *(end for _, end in spans)]
     ends = [*(start for start, _ in spans), num_samples]
     return [(start, end) for start, end in zip(starts, ends, strict=True) if end > start]
@@ -315,13 +307,7 @@ def _between(spans: list[SampleSpan], num_samples: int) -> list[SampleSpan]:
 def _hear_loud(
     detector: SileroDetector, samples: Float32[np.ndarray, " sample"], *, mirrored_steps: int
 ) -> Float32[np.ndarray, " step"]:
-    """Return probabilities of a piece, heard at an even level, with silence after it.
-
-    Args:
-        detector: computes them.
-        samples: the piece.
-        mirrored_steps: so much of its beginning is heard backwards before it; 0 for silence.
-    """
+    """Return probabilities of a piece, heard at an even level, with silence after it."""
     num_steps = -(-samples.size // STEP_SAMPLES)
     centred = samples - samples.mean()
     if np.abs(centred).max() < QUIETEST_PEAK:
@@ -335,7 +321,6 @@ def _hear_loud(
 
 
 def _loudest_near(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " step"]:
-    """Return the peak within `LEVEL_REACH_S` of each step."""
     starts = np.arange(0, samples.size, STEP_SAMPLES)
     peaks = np.maximum(np.maximum.reduceat(samples, starts), -np.minimum.reduceat(samples, starts))
     reach = round(LEVEL_REACH_S * SAMPLE_RATE_HZ / STEP_SAMPLES)

@@ -1,7 +1,4 @@
-"""What every command does with failures: one message on stderr, and an exit code.
-
-In: exceptions. Out: words for people, or a log line where lines are JSON. Knows no command.
-"""
+"""What every command does with failures: one message on stderr, and an exit code."""
 
 import logging
 import os

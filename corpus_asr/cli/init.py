@@ -1,8 +1,4 @@
-"""`corpus-asr init`: writes the YAML of a job, with a comment on every key.
-
-In: the command line, or answers to questions. Out: a file that was read back, and what to do next.
-Imports nothing that `--help` would have to wait for.
-"""
+"""`corpus-asr init`: writes the YAML of a job, with a comment on every key."""
 
 import sys
 import tempfile
@@ -108,7 +104,6 @@ def _answer(ask: bool, question: str, given: str | None, default: str) -> str:
 
 
 def _write(file: Path, pipeline: str, chosen: dict[str, str], *, full: bool) -> None:
-    """Write the file, once it is known that it can be read."""
     from corpus_asr.config.load import load_config, written
 
     text = (

@@ -1,8 +1,4 @@
-"""`corpus-asr plan`: its options, and how a plan is shown.
-
-In: the command line. Out: YAML that could be saved and run, and comments on what it comes to.
-Imports nothing that `--help` would have to wait for.
-"""
+"""`corpus-asr plan`: its options, and how a plan is shown."""
 
 import json
 import sys
@@ -77,7 +73,6 @@ def plan(
 
 
 def _print_settings(settings: "list[Setting]") -> None:
-    """Print every value as YAML that could be saved and run, defaults marked as such."""
     from corpus_asr.config.load import yaml_value
 
     section = ""

@@ -250,7 +250,6 @@ def bench(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> No
 
 
 def _mostly(config: "RunConfig") -> str:
-    """Show the commonest failure of the run that has ended, and what to do about it."""
     from corpus_asr.failure_kinds import failure_kind
     from corpus_asr.storage.run_state.run_files import read_snapshot
     from corpus_asr.storage.run_state.tables import OutputStore

@@ -1,8 +1,4 @@
-"""`corpus-asr export`: its options, and what it says when it is done.
-
-In: the command line. Out: files through `export/`, and a line or two. Imports nothing that `--help`
-would have to wait for.
-"""
+"""`corpus-asr export`: its options, and what it says when it is done."""
 
 import json
 from enum import StrEnum

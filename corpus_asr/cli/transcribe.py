@@ -1,8 +1,4 @@
-"""`corpus-asr transcribe`: its options, and what is told before a model is loaded.
-
-In: the command line. Out: transcripts on stdout, failures on stderr, an exit code. Imports nothing
-that `--help` would have to wait for.
-"""
+"""`corpus-asr transcribe`: its options, and what is told before a model is loaded."""
 
 import os
 from enum import StrEnum

@@ -1,17 +1,27 @@
-"""What every settings model shares: frozen, strict, unknown keys refused."""
+"""What every settings model shares, and the mask over credentials in addresses."""
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic.fields import FieldInfo
 
 Auto = Literal["auto"]
+ONE_OR_MANY = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+Texts = Annotated[tuple[str, ...], ONE_OR_MANY]
+"""Texts, of which one alone need not be in a list."""
 
 
 class Settings(BaseModel):
     """Base of all settings; `load.py` turns its validation errors into `ConfigError`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def section_of(field: FieldInfo) -> type[Settings] | None:
+    """Return the model of the keys below a key; None for a single value."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Settings) else None
 
 
 MASK = "***"

@@ -213,9 +213,6 @@ def check_english_only(decoding: DecodingSettings, *, checkpoint: str = "this ch
     Args:
         decoding: what is asked of the checkpoint.
         checkpoint: its name, for the message.
-
-    Raises:
-        ConfigError: names the key, the checkpoint, and models that can do this.
     """
     wanted = (decoding.language,) if isinstance(decoding.language, str) else decoding.language
     others = [code for code in wanted if code not in ("auto", "en")]

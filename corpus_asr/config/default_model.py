@@ -1,8 +1,4 @@
-"""The model that transcribes where none is named, and the line that says so.
-
-In: how a larger model is named where the line is shown. Out: the line. Imports nothing, for
-commands whose `--help` waits for it.
-"""
+"""The model that transcribes where none is named, and the line that says so."""
 
 from typing import Final
 

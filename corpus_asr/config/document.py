@@ -1,9 +1,5 @@
 """A YAML file as plain values, before anything is known about which keys exist.
 
-In: the path of a file and the `--set` overrides. Out: nested dicts and lists, the place each key
-came from, and the problems found so far, so that they can be told together with those of the
-settings. Knows nothing of the settings models.
-
 YAML is read with the plain scalars of its version 1.2: only `true` and `false` are booleans and
 dates are text. Version 1.1, PyYAML's own choice, reads the language code `no` as false.
 """
@@ -206,11 +202,7 @@ class _Budget:
     characters: int = MAX_CHARACTERS
 
     def spend(self, node: yaml.Node) -> None:
-        """Take a node into account.
-
-        Raises:
-            ConfigError: there is too much of it.
-        """
+        """Take a node into account."""
         self.nodes -= 1
         self.characters -= len(node.value) if isinstance(node, yaml.ScalarNode) else 0
         if self.nodes < 0 or self.characters < 0:
@@ -307,9 +299,6 @@ def override_value(text: str, where: str) -> Any:
 
     Lists, mappings, numbers, booleans and quoted text are YAML. Other text is taken as it stands,
     so that an address may hold `#`, or begin with `*`, which mean something else in YAML.
-
-    Raises:
-        ConfigError: `text` opens a list, mapping or quotation that it does not close.
     """
     stripped = text.strip()
     quoted = stripped.startswith(('"', "'", "[", "{"))

@@ -5,7 +5,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from corpus_asr.confidence import LOW_CONFIDENCE
-from corpus_asr.config.base import Auto, Settings
+from corpus_asr.config.base import ONE_OR_MANY, Auto, Settings, Texts
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.default_model import PACKAGED_CHECKPOINT
 
@@ -22,7 +22,7 @@ SIDECAR_PATTERNS = tuple(
 class SourceSettings(Settings):
     """Which recordings: addresses to list, or a manifest that names them."""
 
-    uri: tuple[str, ...] = Field(
+    uri: Texts = Field(
         default=(),
         description="Files, folders or globs (`**` crosses folders); any fsspec scheme. "
         "A folder means every object below it.",
@@ -35,7 +35,7 @@ class SourceSettings(Settings):
     endpoint_url: str | None = Field(
         default=None, description="S3 endpoint for the source, where it is not Amazon's."
     )
-    exclude: tuple[str, ...] = Field(
+    exclude: Texts = Field(
         default=SIDECAR_PATTERNS,
         description="Name patterns (any case) left out of listings; addresses named in full and "
         "manifests are never filtered.",
@@ -44,16 +44,11 @@ class SourceSettings(Settings):
         default=False,
         description="Let a manifest that is read from a remote store name files of this machine.",
     )
-    allow_hosts: tuple[str, ...] | None = Field(
+    allow_hosts: Annotated[tuple[str, ...] | None, ONE_OR_MANY] = Field(
         default=None,
         description="The only hosts that http(s) addresses may lead to, beside those in this "
         "section: names, *.wildcards, networks. null: what the user names, and public hosts.",
     )
-
-    @field_validator("uri", "exclude", "allow_hosts", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "SourceSettings":
@@ -210,7 +205,7 @@ class ClassificationSettings(Settings):
         description="`language`: which one is spoken, with any multilingual Whisper checkpoint; "
         "`classify`: the classes of a WhisperForAudioClassification checkpoint.",
     )
-    languages: tuple[str, ...] = Field(
+    languages: Texts = Field(
         default=(),
         description="Codes to choose among, two or more; left out, all that the checkpoint knows.",
     )
@@ -223,11 +218,6 @@ class ClassificationSettings(Settings):
     top_k: int = Field(
         default=5, ge=1, le=1000, description="Rows written for each window, likeliest label first."
     )
-
-    @field_validator("languages", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
 
     @field_validator("languages")
     @classmethod
@@ -349,7 +339,7 @@ class SelectionSettings(Settings):
     max_duration_s: Annotated[float, Field(gt=0, le=30)] = Field(
         default=30.0, description="Longer segments are dropped."
     )
-    languages: tuple[str, ...] = Field(
+    languages: Texts = Field(
         default=(),
         description="Codes; segments in other languages are dropped, and without any those not in "
         "the language that the existing transcript names.",
@@ -394,7 +384,7 @@ class SelectionSettings(Settings):
     max_word_letters: Count | None = Field(
         default=40, description="Letters of the longest word, where words are parted."
     )
-    drop_texts: tuple[str, ...] = Field(
+    drop_texts: Texts = Field(
         default=(),
         description="Whole texts to drop, compared after Whisper's normaliser, such as "
         '"thanks for watching".',
@@ -421,11 +411,6 @@ class SelectionSettings(Settings):
     max_wer: Rate = Field(
         default=0.1, description="Word errors per word of them; where `references` is set."
     )
-
-    @field_validator("languages", "drop_texts", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
 
 
 class DatasetSettings(Settings):

@@ -1,8 +1,4 @@
-"""Whisper's log-mel features.
-
-In: samples. Out: mel filter weights, and log-mel frames scaled as Whisper was trained on.
-Knows nothing of files, checkpoints or the 30 s window: padding is the caller's.
-"""
+"""Whisper's log-mel features."""
 
 import math
 from collections.abc import Iterator
@@ -22,11 +18,7 @@ BLOCK_FRAMES = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Analysis:
-    """How samples are cut into frames and transformed.
-
-    Raises:
-        ValueError: a size is less than one, or the dither is negative.
-    """
+    """How samples are cut into frames and transformed."""
 
     fft_samples: int = FFT_SAMPLES
     hop_samples: int = HOP_SAMPLES
@@ -88,8 +80,6 @@ def power_spectra(
     Frame k is centred on sample `k * hop_samples`; the array is mirrored at both ends. Memory
     beyond `samples` does not depend on their number.
 
-    Raises:
-        ValueError: `samples` is shorter than one hop, so that there is no frame.
 
     Source: `whisper/audio.py` log_mel_spectrogram (torch.stft with center=True, last frame
     dropped); the dither as in `transformers/audio_utils.py` spectrogram, frame by frame.
@@ -125,7 +115,6 @@ def _noise(frames: int, analysis: Analysis) -> Float[np.ndarray, "frame sample"]
 def _stretch(
     samples: Float32[np.ndarray, " sample"], first: int, end: int, analysis: Analysis
 ) -> Float32[np.ndarray, " seen"]:
-    """Return the samples that frames `first` to `end - 1` see, mirrored past the array's ends."""
     hop, reach = analysis.hop_samples, analysis.reach_samples
     start = first * hop - reach
     stop = (end - 1) * hop - reach + analysis.fft_samples
@@ -183,8 +172,6 @@ def mel_filters(
 
     Triangles evenly spaced in mels from 0 Hz to `TOP_HZ`, each of unit area.
 
-    Raises:
-        ValueError: `num_mel_bins` is not positive.
 
     Source: Slaney 1998; equal to `transformers.audio_utils.mel_filter_bank(norm="slaney",
     mel_scale="slaney")` and to openai-whisper's `mel_filters.npz` within 1e-7.
@@ -210,9 +197,6 @@ def log10_mel(
     """Compute log10 mel power, not below `LOG10_FLOOR`, frame by frame.
 
     Memory beyond the result is that of one block of frames.
-
-    Raises:
-        ValueError: `samples` is shorter than one hop, or `num_mel_bins` is not positive.
     """
     filters = mel_filters(
         num_mel_bins, fft_samples=analysis.fft_samples, sample_rate_hz=analysis.sample_rate_hz

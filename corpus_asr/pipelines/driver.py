@@ -258,7 +258,6 @@ class CorpusRun:
 
     @contextmanager
     def _shown(self, plan: Plan, run_id: str, resources: Resources) -> Iterator[Progress]:
-        """Print what the run will use, and show and record its progress meanwhile."""
         line_writer(self.progress)(resources.describe())
         progress = Progress(
             total_files=plan.num_remaining,

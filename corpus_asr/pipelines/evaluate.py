@@ -87,7 +87,6 @@ def evaluate(
 
 
 def _scores(store: OutputStore, said: Mapping[str, Reference], manifest: str) -> dict[str, Score]:
-    """Return the scores of the recordings that have references, by recording."""
     index = read_index(store)
     found = {
         identity: score(said[identity], heard) for identity, heard in _heard(store, index, said)
@@ -158,12 +157,6 @@ def calibrate(
         references: address of the manifest of references.
         language: of references that say none.
         endpoint_url: the S3 endpoint, where it is not Amazon's.
-
-    Raises:
-        ConfigError: no such output, a run of several models, unusable references, or too few
-            segments or errors.
-        CorpusAsrError: the tables do not hold what they say.
-        FetchError: a store failed beyond its retries.
     """
     store = OutputStore(output_uri, endpoint_url=endpoint_url)
     name, revision = _model_of(store)
@@ -188,7 +181,6 @@ def calibrate(
 
 
 def _model_of(store: OutputStore) -> tuple[str, str]:
-    """Return the checkpoint of a run, as configured, and the revision of its weights."""
     config, fingerprint = (store.read_json(name) for name in (CONFIG_NAME, FINGERPRINT_NAME))
     if config is None or fingerprint is None:
         missing = CONFIG_NAME if config is None else FINGERPRINT_NAME

@@ -131,11 +131,9 @@ class _Attempt:
         self.summary = run.finish()
 
     def _spent(self, failing: list[Failing]) -> list[Failing]:
-        """Return what failed first, and then again in as many nights as it may."""
         return [one for one in failing if one.tries > self.config.nightly.retry_nights]
 
     def told(self, error: BaseException | None) -> Night:
-        """Judge the night, write its summary and tell the webhook."""
         nightly = self.config.nightly
         folder = nightly.summaries or join(self.config.output.uri, SUMMARIES_FOLDER)
         summaries = OutputStore(folder, endpoint_url=self.config.output.endpoint_url)
@@ -190,7 +188,6 @@ class _Attempt:
         )
 
     def _with_findings(self, night: Night) -> Night:
-        """Add what the output folder says of the night."""
         low = self.config.nightly.low_confidence
         if self.summary is not None:
             night = replace(

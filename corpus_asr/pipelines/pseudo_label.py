@@ -70,7 +70,6 @@ def run(
 
 
 def _check(config: PseudoLabelConfig) -> None:
-    """Refuse, before hours of transcription, what cannot be selected after them."""
     rules_of(config.selection)
     _check_apart(config)
     if config.selection.references is not None:
@@ -178,7 +177,6 @@ def _with_examples(
     table: SelectionTable,
     languages: set[str],
 ) -> Iterator[tuple[dict[str, Any], list[Example]]]:
-    """Yield each recording's examples, having counted and noted its rows."""
     for rows in recordings:
         examples = examples_of(rows, config.dataset)
         split = split_of(rows[0]["recording_id"], config.dataset)

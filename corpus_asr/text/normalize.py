@@ -1,9 +1,7 @@
 """Whisper's text normalisers: what is left of a text when only its words are compared.
 
-In: any text, as a person or a model wrote it. Out: lower case without punctuation, fillers and
-remarks in brackets; in English also without contractions, British spellings and spelled-out
-numbers. Every published word error rate of Whisper was computed on such texts, so results equal
-those of openai-whisper and `transformers` character for character. Knows no tokens and no audio.
+Every published word error rate of Whisper was computed on such texts, so results equal those of
+openai-whisper and `transformers` character for character.
 """
 
 import re
@@ -174,7 +172,6 @@ def american_spellings() -> Mapping[str, str]:
 
 
 def _without_remarks(text: str) -> str:
-    """Leave out what stands in brackets of any kind."""
     return _IN_PARENTHESES.sub("", _BRACKETED.sub("", text))
 
 
@@ -191,12 +188,10 @@ class _Letters(dict[int, str]):
 
 
 def _spaced(character: str) -> str:
-    """Turn marks, symbols and punctuation into blanks."""
     return " " if unicodedata.category(character)[0] in "MSP" else character
 
 
 def _plain(character: str) -> str:
-    """Turn symbols and punctuation into blanks, and letters into plain ones."""
     if character in PLAIN_LETTERS:
         return PLAIN_LETTERS[character]
     # Decomposition has parted diacritics from their letters.
@@ -349,7 +344,6 @@ class _Reader:
         self._value = fraction.numerator if fraction.denominator == 1 else bare
 
     def _read_unit(self, word: str, after: str) -> None:
-        """Take a sign before a number, or a currency or percentage after it."""
         if word in _SIGNS:
             self._end_number()
             if _may_be_number(after):
@@ -396,7 +390,6 @@ class _Reader:
         return multiplier
 
     def _end_number(self, word: str | None = None) -> None:
-        """Write the number so far, if any, and then a word."""
         if self._value is not None:
             self._write(str(self._value))
         if word is not None:
@@ -432,7 +425,6 @@ def _fraction(text: str) -> Fraction | None:
 
 
 def _separated(text: str) -> str:
-    """Write `and a half` as decimals, and put blanks between letters and figures."""
     *halves, last = _HALF.split(text)
     parts = []
     for part in halves:

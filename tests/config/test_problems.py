@@ -6,7 +6,7 @@ import pytest
 from pydantic import Field, PositiveInt, ValidationError
 
 from corpus_asr.config.base import Settings
-from corpus_asr.config.problems import booleans_in_the_wrong_place, expected, problems_in
+from corpus_asr.config.load import booleans_in_the_wrong_place, expected, problems_in
 
 
 class Inner(Settings):
