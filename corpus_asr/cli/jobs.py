@@ -1,16 +1,28 @@
-"""`corpus-asr plan`: its options, and how a plan is shown."""
+"""`corpus-asr plan`, `nightly`, `label` and `finetune`: jobs of a configuration.
 
-import json
-import sys
+Imports nothing that `--help` would have to wait for.
+"""
+
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from corpus_asr.cli import completion
 from corpus_asr.cli.failures import EXIT_LOCKED, EXIT_SOME_FAILED, readable_errors, say
-from corpus_asr.cli.options import note_model_of, prepare_pipeline
+from corpus_asr.cli.options import (
+    AsJson,
+    Config,
+    Local,
+    Overrides,
+    StealLock,
+    config_file,
+    note_model_of,
+    overrides_of,
+    prepare_pipeline,
+    print_result,
+    progress_lines,
+)
 from corpus_asr.errors import LockedError
-from corpus_asr.logs import speaks_json
 from corpus_asr.runtime.stopping import ended_by_sigterm
 from corpus_asr.threads import one_thread_for_arrays
 
@@ -21,22 +33,8 @@ if TYPE_CHECKING:
 
 
 def plan(
-    config: Annotated[
-        str,
-        typer.Argument(
-            metavar="CONFIG",
-            help="A YAML file, such as configs/podcasts.yaml.",
-        ),
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Override a key, such as extract.part_s=300.",
-            autocompletion=completion.override,
-        ),
-    ] = None,
+    config: Config,
+    overrides: Overrides = None,
     check: Annotated[
         bool,
         typer.Option("--check", help="Also decode a recording, load the model, reckon memory."),
@@ -106,22 +104,12 @@ def _size(num_bytes: int) -> str:
 
 
 def nightly(
-    config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/nightly.yaml.")
-    ],
+    config: Annotated[str, config_file("such as configs/nightly.yaml")],
     overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Override a key, such as nightly.max_failed=9.",
-            autocompletion=completion.override,
-        ),
+        list[str] | None, overrides_of("Override a key, such as nightly.max_failed=9.")
     ] = None,
-    local: Annotated[
-        bool, typer.Option("--local", help="Run in this process, without Ray.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    local: Local = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run a job as every night: what is new, within its time and budget, with a summary."""
     from corpus_asr.config.load import load_config
@@ -129,15 +117,13 @@ def nightly(
     from corpus_asr.report.nightly import as_data, markdown
 
     def show(night: "Night") -> None:
-        data = json.dumps(as_data(night), indent=2, ensure_ascii=False)
-        typer.echo(data if as_json else markdown(night).rstrip("\n"))
+        print_result(as_data(night), markdown(night).rstrip("\n"), as_json=as_json)
 
     with readable_errors(on_interrupt="the next night goes on"), ended_by_sigterm():
         settings = load_config(config, overrides or ())
         note_model_of(settings)
-        lines = None if speaks_json() else sys.stderr
         try:
-            night = run_night(settings, local=local, progress=lines, show=show)
+            night = run_night(settings, local=local, progress=progress_lines(), show=show)
         except LockedError as error:
             say(str(error))
             raise typer.Exit(EXIT_LOCKED) from None
@@ -147,23 +133,12 @@ def nightly(
 
 
 def label(
-    config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="A YAML file, as configs/pseudo_label.yaml.")
-    ],
+    config: Annotated[str, config_file("as configs/pseudo_label.yaml")],
     overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Override a key, as selection.min_confidence=0.8.",
-            autocompletion=completion.override,
-        ),
+        list[str] | None, overrides_of("Override a key, as selection.min_confidence=0.8.")
     ] = None,
-    steal_lock: Annotated[
-        bool,
-        typer.Option("--steal-lock", help="Take over a lock without a sign of life for 90 s."),
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    steal_lock: StealLock = False,
+    as_json: AsJson = False,
 ) -> None:
     """Select training data from what a run has transcribed, and write it; transcribes nothing."""
     from corpus_asr.config.load import load_config
@@ -181,24 +156,15 @@ def label(
         from corpus_asr.labelling.summary import as_data, render
         from corpus_asr.pipelines.pseudo_label import label as select_and_write
 
-        lines = None if speaks_json() else sys.stderr
-        found = select_and_write(settings, progress=lines, steal_lock=steal_lock)
-        data = json.dumps(as_data(found), indent=2, ensure_ascii=False)
-        typer.echo(data if as_json else render(found))
+        found = select_and_write(settings, progress=progress_lines(), steal_lock=steal_lock)
+        print_result(as_data(found), render(found), as_json=as_json)
 
 
 def finetune(
-    config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="A YAML file, such as configs/finetune.yaml.")
-    ],
+    config: Annotated[str, config_file("such as configs/finetune.yaml")],
     overrides: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Override a key: training.steps=300.",
-            autocompletion=completion.training_override,
-        ),
+        overrides_of("Override a key: training.steps=300.", completion.training_override),
     ] = None,
 ) -> None:
     """Fine-tune a Whisper checkpoint on labelled audio, or resume a training that was stopped."""
@@ -208,7 +174,7 @@ def finetune(
         from corpus_asr.pipelines.finetune import run
 
         settings = load_finetune(config, overrides or ())
-        done = run(settings, progress=None if speaks_json() else sys.stderr)
+        done = run(settings, progress=progress_lines())
         for step, wer in done.error_rates:
             typer.echo(f"step {step:,}: wer {wer:.2%}")
         if done.kept_step == 0:

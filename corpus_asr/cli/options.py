@@ -1,13 +1,16 @@
-"""Options that several commands have, and the pipeline that a configuration asks for."""
+"""Options and output that several commands have, and the pipeline that a job asks for."""
 
+import json
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from corpus_asr.cli import completion
 from corpus_asr.cli.failures import note
 from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, default_model_notice
+from corpus_asr.logs import speaks_json
 
 if TYPE_CHECKING:
     from corpus_asr.config.run import RunConfig
@@ -15,6 +18,24 @@ if TYPE_CHECKING:
     from corpus_asr.runtime.weights import Weights
     from corpus_asr.stages.transcribe import EngineFactory
 
+
+def config_file(example: str) -> Any:
+    """Return the argument CONFIG."""
+    return typer.Argument(metavar="CONFIG", help=f"A YAML file, {example}.")
+
+
+def overrides_of(words: str, complete: Callable[[str], list[str]] = completion.override) -> Any:
+    """Return the option --set."""
+    return typer.Option("--set", metavar="KEY=VALUE", help=words, autocompletion=complete)
+
+
+Config = Annotated[str, config_file("such as configs/podcasts.yaml")]
+Overrides = Annotated[list[str] | None, overrides_of("Override a key, such as extract.part_s=300.")]
+Local = Annotated[bool, typer.Option("--local", help="Run in this process, without Ray.")]
+StealLock = Annotated[
+    bool, typer.Option("--steal-lock", help="Take over a lock without a sign of life for 90 s.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 OutputUri = Annotated[
     str, typer.Argument(metavar="OUTPUT_URI", help="The output.uri of a run, done or not.")
 ]
@@ -36,6 +57,16 @@ DropKnownHallucinations = Annotated[
 MinConfidence = Annotated[
     float, typer.Option(help="Only segments of this confidence or more, 0-1.")
 ]
+
+
+def progress_lines() -> TextIO | None:
+    """Return where lines about progress go; None where stderr holds nothing but JSON."""
+    return None if speaks_json() else sys.stderr
+
+
+def print_result(data: object, words: str, *, as_json: bool) -> None:
+    """Print what a command found, for people or as JSON."""
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False) if as_json else words)
 
 
 def run_pipeline(config: "RunConfig", **options: Any) -> "RunSummary":

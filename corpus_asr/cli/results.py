@@ -1,4 +1,7 @@
-"""`corpus-asr export`: its options, and what it says when it is done."""
+"""`corpus-asr report`, `show`, `export` and `evaluate`: what a run has written.
+
+Imports nothing that `--help` would have to wait for.
+"""
 
 import json
 from enum import StrEnum
@@ -8,12 +11,14 @@ import typer
 
 from corpus_asr.cli.failures import EXIT_SOME_FAILED, readable_errors, say
 from corpus_asr.cli.options import (
+    AsJson,
     DropKnownHallucinations,
     EndpointUrl,
     Languages,
     MinConfidence,
     OutputUri,
     Uris,
+    print_result,
 )
 
 if TYPE_CHECKING:
@@ -160,7 +165,7 @@ def evaluate(
         str | None, typer.Option(help="Language of references that say none.")
     ] = None,
     endpoint_url: EndpointUrl = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare a run's transcripts with references: word and character error rates."""
     if not_worse and against is None:
@@ -223,7 +228,7 @@ def _worse(beside: "Comparison | None") -> str | None:
 def report(
     output_uri: OutputUri,
     endpoint_url: EndpointUrl = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    as_json: AsJson = False,
     page: Annotated[
         str | None,
         typer.Option("--html", metavar="FILE", help="Write the run's page there: charts, samples."),
@@ -239,7 +244,7 @@ def report(
         store = OutputStore(output_uri, endpoint_url=endpoint_url)
         found = load_report(store) if page is None else write_page(store, page)
         data = as_data(found)
-        typer.echo(json.dumps(data, indent=2, ensure_ascii=False) if as_json else render(found))
+        print_result(data, render(found), as_json=as_json)
         store.write_json(REPORT_NAME, data)
 
 

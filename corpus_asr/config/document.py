@@ -160,7 +160,9 @@ def _parse(text: str, name: str) -> Document:
     if node is None:
         raise ConfigError(f"reading {name}: the file is empty, expected keys such as source:")
     if not isinstance(node, yaml.MappingNode):
-        kind = "a list" if isinstance(node, yaml.SequenceNode) else f"the single value {node.value!r}"
+        kind = (
+            "a list" if isinstance(node, yaml.SequenceNode) else f"the single value {node.value!r}"
+        )
         raise ConfigError(
             f"reading {name}: line {node.start_mark.line + 1}: found {kind}, "
             "expected keys such as source: and model: at the top level"
