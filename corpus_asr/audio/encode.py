@@ -24,9 +24,7 @@ _FULL_SCALE = 32_767
 def encode_audio(samples: Float32[np.ndarray, " sample"], audio_format: AudioFormat) -> bytes:
     """Return a clip as an audio file of 16 kHz, mono; FLAC and WAV with 16 bits.
 
-    Args:
-        samples: in [-1, 1]; what is louder is clipped.
-        audio_format: the file's.
+    Samples lie in [-1, 1]; what is louder is clipped.
     """
     if not len(samples):
         raise ValueError("found no samples, expected those of a clip")

@@ -201,10 +201,7 @@ def language_window_starts(
 ) -> list[float]:
     """Spread up to three windows over a stretch, the first one where its decoding starts.
 
-    Args:
-        speech: detected speech, in order; None without detection.
-        start_s: of the stretch.
-        end_s: of the stretch.
+    Features are cut and decoded at these starts, so both sides call this.
 
     Returns:
         One start at least. All windows but the first lie inside the stretch and do not overlap.

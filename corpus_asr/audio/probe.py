@@ -181,11 +181,6 @@ def select_stream(
 ) -> av.AudioStream:
     """Choose the audio stream FFmpeg would choose, and make the demuxer skip all others.
 
-    Args:
-        container: just opened.
-        file: what it reads from; left where it is.
-        uri: names the recording in messages.
-
     Raises:
         DecodeError: kind `no_audio_stream`, `bad_stream` (the header's sample rate or channel
             count is absurd) or `unsupported_codec`.
@@ -341,11 +336,7 @@ def _limits() -> dict[str, str]:
 
 
 def open_limited(file: Any) -> av.container.InputContainer:
-    """Open a media file with allowed containers and audio codecs only.
-
-    Args:
-        file: seekable, with a `name`; at its start.
-    """
+    """Open a media file with allowed containers and audio codecs only."""
     container: av.container.InputContainer = av.open(
         file,
         mode="r",

@@ -44,8 +44,7 @@ _STAY = 10.0 ** (-6 / 10)
 def mono_shares(names: Sequence[str]) -> Float32[np.ndarray, " channel"]:
     """Give each channel's share of the mono mix; the shares add up to one, so nothing clips.
 
-    Args:
-        names: the loudspeaker names of libav's channel layouts; unknown names share equally.
+    Names are the loudspeakers' of libav's channel layouts; unknown names share equally.
 
     Source: `build_matrix` of FFmpeg's libswresample/rematrix.c, mono output, normalised.
     """
@@ -141,13 +140,7 @@ _ROLL_OFF_HZ = 100.0
 def band_limited(
     samples: Float32[np.ndarray, " sample"], low_hz: float, high_hz: float
 ) -> Float32[np.ndarray, " sample"]:
-    """Take away what lies outside a band; within 100 Hz inside its ends it fades.
-
-    Args:
-        samples: one at least.
-        low_hz: where the band begins; 0 takes nothing away there.
-        high_hz: where it ends.
-    """
+    """Take away what lies outside a band; within 100 Hz inside its ends it fades."""
     spectrum = np.fft.rfft(samples)
     frequency = np.fft.rfftfreq(samples.size, 1 / SAMPLE_RATE_HZ)
     below = np.clip((frequency - low_hz) / _ROLL_OFF_HZ, 0, 1) if low_hz else 1.0

@@ -166,13 +166,8 @@ def speech_runs(
 ) -> tuple[list[StepRun], bool]:
     """Find runs of speech, in steps, and whether speech is still running after the last step.
 
-    Args:
-        probabilities: one per step.
-        threshold: speech begins at a step that reaches it.
-        negative_threshold: speech ends with the last step before `min_silence_s` without reaching
-            `threshold`, counted from the first step below this.
-        min_silence_s: see there.
-        running: whether speech was running before the first step.
+    Speech begins at a step that reaches `threshold`, and ends with the last step before
+    `min_silence_s` without reaching it, counted from the first step below `negative_threshold`.
 
     Source: the state machine of `silero_vad/utils_vad.py` get_speech_timestamps_from_probs.
     """
@@ -210,17 +205,9 @@ def speech_spans(
 ) -> list[SampleSpan]:
     """Turn probabilities into padded spans of speech, in samples, apart from each other.
 
-    Args:
-        probabilities: one per step.
-        num_samples: the length of what they were computed on.
-        pad_s: added on both sides of each run, up to the ends; spans that then meet are one.
-        threshold: see `speech_runs`.
-        negative_threshold: see `speech_runs`.
-        min_speech_s: runs no longer than this are dropped.
-        min_speech_at_end_s: the same for a run that reaches the end.
-        min_silence_s: see `speech_runs`.
-        running: whether speech was running before the first step.
-        goes_on: whether samples follow; speech that reaches the end is then kept however short.
+    Each run is padded by `pad_s` on both sides; spans that then meet are one. Runs no longer than
+    `min_speech_s` are dropped (`min_speech_at_end_s` for one that reaches the end), unless samples
+    follow it (`goes_on`) or speech was running before the first step. See also `speech_runs`.
     """
     runs, still_running = speech_runs(
         probabilities,

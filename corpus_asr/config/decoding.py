@@ -208,12 +208,7 @@ ADVICE = "name a multilingual model, such as --model base (model.checkpoint: bas
 
 
 def check_english_only(decoding: DecodingSettings, *, checkpoint: str = "this checkpoint") -> None:
-    """Refuse other languages than English, translation, and detection of languages.
-
-    Args:
-        decoding: what is asked of the checkpoint.
-        checkpoint: its name, for the message.
-    """
+    """Refuse other languages than English, translation, and detection of languages."""
     wanted = (decoding.language,) if isinstance(decoding.language, str) else decoding.language
     others = [code for code in wanted if code not in ("auto", "en")]
     if others:

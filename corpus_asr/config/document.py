@@ -100,10 +100,6 @@ for _tag, _pattern, _first in _SCALARS:
 def read_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
     """Read a YAML file, apply overrides, fill in environment variables.
 
-    Args:
-        path: the file; a relative one is relative to the current directory.
-        overrides: `a.b=c` each; the value is YAML, an unquoted text is taken as it stands.
-
     Raises:
         ConfigError: the file is missing, unreadable, empty, not YAML, or not a mapping; an
             override has no `=`. Everything else is left in `Document.problems`.

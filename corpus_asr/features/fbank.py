@@ -151,11 +151,6 @@ def mean_variance_normalised(
     A bin of one value throughout, as in digital silence, becomes 0 where `transformers` divides by
     zero.
 
-    Args:
-        values: at least one frame.
-        means: False leaves means as they are.
-        variances: False leaves variances as they are.
-
     Source: `transformers` Speech2TextFeatureExtractor.utterance_cmvn.
     """
     # Asked of the values: the rounding of a mean leaves a little variance where there is none.

@@ -228,11 +228,7 @@ def _float32_log10(
 
 
 def scale_floor(peak: float) -> float:
-    """Return the value that silence has after `scale_log10_mel`.
-
-    Args:
-        peak: the largest log10 mel power of the array.
-    """
+    """Return the value that silence has after `scale_log10_mel`."""
     return (max(LOG10_FLOOR, peak - DYNAMIC_RANGE) + 4.0) / 4.0
 
 

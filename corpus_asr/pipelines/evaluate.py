@@ -58,13 +58,6 @@ def evaluate(
 ) -> Evaluation:
     """Compare what a run heard with what was said.
 
-    Args:
-        output_uri: the output folder of the run.
-        references: address of the manifest of references.
-        against: the output folder of another run over the same recordings.
-        language: of references that say none.
-        endpoint_url: the S3 endpoint, where it is not Amazon's.
-
     Raises:
         ConfigError: no such output, unusable references, none of which is of a recording here, or
             jiwer is not installed.
@@ -150,14 +143,7 @@ def calibrate(
     language: str | None = None,
     endpoint_url: str | None = None,
 ) -> Calibration:
-    """Fit confidence to a run's segments, and write the calibration into its output folder.
-
-    Args:
-        output_uri: the output folder of the run.
-        references: address of the manifest of references.
-        language: of references that say none.
-        endpoint_url: the S3 endpoint, where it is not Amazon's.
-    """
+    """Fit confidence to a run's segments, and write the calibration into its output folder."""
     store = OutputStore(output_uri, endpoint_url=endpoint_url)
     name, revision = _model_of(store)
     outcomes = _outcomes(store, references, language)

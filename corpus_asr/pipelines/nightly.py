@@ -57,12 +57,7 @@ def run(
 ) -> Night:
     """Do what is left of the job, as far as the night's time goes, and tell what came of it.
 
-    Args:
-        config: the job; its section `nightly` says what a night may take.
-        local: in this process, without Ray.
-        progress: where lines about the run go; None for none.
-        show: given the night once it was told, also one that broke off.
-        timing: of the lock, for tests.
+    `show` is given the night once it was reported, also one that broke off.
 
     Raises:
         LockedError: another run is at work on the output folder; nothing was done or told.

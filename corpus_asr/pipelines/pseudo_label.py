@@ -43,20 +43,7 @@ from corpus_asr.storage.stores.uri import normalise, redact_uri
 def run(
     config: RunConfig, *, local: bool, progress: Stream | None, choices: Choices = CONTINUE
 ) -> RunSummary:
-    """Transcribe what is left; if that is all, select and write.
-
-    Args:
-        config: the job.
-        local: transcribe in this process, without Ray.
-        progress: where lines about the run go; None for none.
-        choices: how what earlier runs left is treated.
-
-    Raises:
-        ConfigError: the job cannot be done as configured.
-        CheckpointError: a model cannot be had or loaded.
-        EngineError: the work could not go on; what was written is kept.
-        FetchError: a store failed beyond its retries.
-    """
+    """Transcribe what is left; if that is all, select and write."""
     assert isinstance(config, PseudoLabelConfig)
     _check(config)
     summary = transcribe.run(config, local=local, progress=progress, choices=choices)
@@ -88,18 +75,7 @@ def _check_apart(config: PseudoLabelConfig) -> None:
 def label(
     config: PseudoLabelConfig, *, progress: Stream | None = None, steal_lock: bool = False
 ) -> Labelled:
-    """Select from what is transcribed, and write the data set, or what is missing of it.
-
-    Args:
-        config: the job; nothing is transcribed.
-        progress: where lines about the work go; None for none.
-        steal_lock: take over the lock of a process that shows no sign of life.
-
-    Raises:
-        ConfigError: the job cannot be done as configured, or the folder holds another data set.
-        EngineError: decoding could not go on; what was written is kept.
-        FetchError: a store failed beyond its retries.
-    """
+    """Select from what is transcribed, and write the data set, or what is missing of it."""
     store = OutputStore(config.dataset.uri, endpoint_url=config.dataset.endpoint_url)
     _check_apart(config)
     rules = rules_of(config.selection)

@@ -163,11 +163,6 @@ class BytePairEncoding:
     ) -> str:
         """Join tokens to text; unknown ids become nothing.
 
-        Args:
-            token_ids: as they follow each other; a character may be spread over several.
-            skip_special_tokens: leave special tokens out.
-            errors: what becomes of bytes that are no UTF-8, as `bytes.decode` has it: U+FFFD here.
-
         Raises:
             ValueError: an id is negative, such as a label's padding; or bytes are no UTF-8 and
                 `errors` is `strict`.

@@ -36,8 +36,8 @@ from tests.support.commits import commit, part, results
 from tests.support.logs import logging_put_back
 from tests.support.snapshots import snapshot
 
-DEMO = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
-REPOSITORY = Path(__file__).parents[1]
+DEMO = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
+REPOSITORY = Path(__file__).parents[2]
 # So that no line says which model is the default one.
 NAMED = ("--set", "model.checkpoint=lab/model")
 
