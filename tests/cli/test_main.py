@@ -90,9 +90,7 @@ class FakePipeline:
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     fake = FakePipeline()
-    module = ModuleType("corpus_asr.pipelines.transcribe")
-    module.__dict__["run"] = fake.run
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("corpus_asr.pipelines.transcribe.run", fake.run)
     monkeypatch.delenv("CORPUS_ASR_DEBUG", raising=False)
     return fake
 
