@@ -13,23 +13,9 @@ from importlib.resources import files
 
 # Letters that the compatibility decomposition leaves whole.
 PLAIN_LETTERS = {
-    "œ": "oe",
-    "Œ": "OE",
-    "ø": "o",
-    "Ø": "O",
-    "æ": "ae",
-    "Æ": "AE",
-    "ß": "ss",
-    "ẞ": "SS",
-    "đ": "d",
-    "Đ": "D",
-    "ð": "d",
-    "Ð": "D",
-    "þ": "th",
-    "Þ": "th",
-    "ł": "l",
-    "Ł": "L",
-}
+    "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "æ": "ae", "Æ": "AE", "ß": "ss", "ẞ": "SS",
+    "đ": "d", "Đ": "D", "ð": "d", "Ð": "D", "þ": "th", "Þ": "th", "ł": "l", "Ł": "L",
+}  # fmt: skip
 
 _BRACKETED = re.compile(r"[<\[][^>\]]*[>\]]")
 _IN_PARENTHESES = re.compile(r"\(([^)]+?)\)")
@@ -38,61 +24,26 @@ _BLANKS = re.compile(r"\s+")
 _FILLERS = re.compile(r"\b(hmm|mm|mhm|mmm|uh|um)\b")
 _BLANK_APOSTROPHE = re.compile(r"\s+'")
 _SHORT_WORDS = {
-    "won't": "will not",
-    "can't": "can not",
-    "let's": "let us",
-    "ain't": "aint",
-    "y'all": "you all",
-    "wanna": "want to",
-    "gotta": "got to",
-    "gonna": "going to",
-    "i'ma": "i am going to",
-    "imma": "i am going to",
-    "woulda": "would have",
-    "coulda": "could have",
-    "shoulda": "should have",
-    "ma'am": "madam",
-}
+    "won't": "will not", "can't": "can not", "let's": "let us", "ain't": "aint",
+    "y'all": "you all", "wanna": "want to", "gotta": "got to", "gonna": "going to",
+    "i'ma": "i am going to", "imma": "i am going to", "woulda": "would have",
+    "coulda": "could have", "shoulda": "should have", "ma'am": "madam",
+}  # fmt: skip
 _TITLES = {
-    "mr": "mister",
-    "mrs": "missus",
-    "st": "saint",
-    "dr": "doctor",
-    "prof": "professor",
-    "capt": "captain",
-    "gov": "governor",
-    "ald": "alderman",
-    "gen": "general",
-    "sen": "senator",
-    "rep": "representative",
+    "mr": "mister", "mrs": "missus", "st": "saint", "dr": "doctor", "prof": "professor",
+    "capt": "captain", "gov": "governor", "ald": "alderman", "gen": "general", "sen": "senator",
     "pres": "president",  # codespell:ignore pres
-    "rev": "reverend",
-    "hon": "honorable",
-    "asst": "assistant",
-    "assoc": "associate",
-    "lt": "lieutenant",
-    "col": "colonel",
-    "jr": "junior",
-    "sr": "senior",
-    "esq": "esquire",
-}
+    "rep": "representative", "rev": "reverend", "hon": "honorable",
+    "asst": "assistant", "assoc": "associate", "lt": "lieutenant", "col": "colonel",
+    "jr": "junior", "sr": "senior", "esq": "esquire",
+}  # fmt: skip
 # Perfect tenses come first: `'d` and `'s` mean something else before other words.
 _ENDINGS = {
-    "'d been": " had been",
-    "'s been": " has been",
-    "'d gone": " had gone",
-    "'s gone": " has gone",
-    "'d done": " had done",
-    "'s got": " has got",
-    "n't": " not",
-    "'re": " are",
-    "'s": " is",
-    "'d": " would",
-    "'ll": " will",
-    "'t": " not",
-    "'ve": " have",
+    "'d been": " had been", "'s been": " has been", "'d gone": " had gone",
+    "'s gone": " has gone", "'d done": " had done", "'s got": " has got", "n't": " not",
+    "'re": " are", "'s": " is", "'d": " would", "'ll": " will", "'t": " not", "'ve": " have",
     "'m": " am",
-}
+}  # fmt: skip
 # One after the other: a later one sees what the earlier ones left.
 _REPLACEMENTS = tuple(
     (re.compile(pattern), replacement)
@@ -249,15 +200,9 @@ _SUFFIXED_MULTIPLIERS = {
 
 _SIGNS = {"minus": "-", "negative": "-", "plus": "+", "positive": "+"}
 _CURRENCIES = {
-    "pound": "£",
-    "pounds": "£",
-    "euro": "€",
-    "euros": "€",
-    "dollar": "$",
-    "dollars": "$",
-    "cent": "¢",
-    "cents": "¢",
-}
+    "pound": "£", "pounds": "£", "euro": "€", "euros": "€", "dollar": "$", "dollars": "$",
+    "cent": "¢", "cents": "¢",
+}  # fmt: skip
 _PREFIXES = frozenset((*_SIGNS.values(), *_CURRENCIES.values()))
 _SPECIAL = ("and", "double", "triple", "point")
 _REPEATS = {"double": 2, "triple": 3}
