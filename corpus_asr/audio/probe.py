@@ -35,19 +35,14 @@ class BinarySource(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AudioInfo:
-    """What a recording's audio is, once its first samples were decoded.
-
-    Args:
-        codec: libav's name of the codec.
-        sample_rate_hz: of the first decoded samples, before resampling.
-        channels: of the first decoded samples.
-        header_duration_s: what the header claims; wrong in damaged and in streamed files.
-    """
+    """What a recording's audio is, once its first samples were decoded."""
 
     codec: str
     sample_rate_hz: int
+    """Before resampling."""
     channels: int
     header_duration_s: float | None
+    """What the header claims; wrong in damaged and in streamed files."""
 
 
 class GuardedFile:
@@ -56,10 +51,6 @@ class GuardedFile:
     libav calls `read` from C, where an exception has no way out: it would end the recording early,
     and a broken store would look like a short recording. So a failure is kept, libav sees the end
     of the file, and `check` raises the failure.
-
-    Args:
-        file: read from its start; must be seekable. Stays open.
-        uri: names the recording in messages and, by its suffix, the likely container.
     """
 
     def __init__(self, file: BinarySource, *, uri: str) -> None:

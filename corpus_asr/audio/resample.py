@@ -170,10 +170,8 @@ _SAMPLE_TYPES: dict[str, tuple[type[np.generic], float]] = {
 class Run:
     """A stretch of frames with the same rate, sample format and channels, on its way to rows.
 
-    Args:
-        frame: the first frame; what later ones must agree with. Not fed yet.
-        channels: which rows to make.
-        num_rows: how many rows the whole recording has.
+    The first frame, with which later ones must agree, is not fed yet. `num_rows` is how many rows
+    the whole recording has.
     """
 
     def __init__(self, frame: AudioFrame, *, channels: Channels, num_rows: int) -> None:

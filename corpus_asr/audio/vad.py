@@ -159,15 +159,13 @@ def _in_steps(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, "s
 def speech_runs(
     probabilities: Float32[np.ndarray, " step"],
     *,
-    threshold: float = THRESHOLD,
-    negative_threshold: float = NEGATIVE_THRESHOLD,
     min_silence_s: float = MIN_SILENCE_S,
     running: bool = False,
 ) -> tuple[list[StepRun], bool]:
     """Find runs of speech, in steps, and whether speech is still running after the last step.
 
-    Speech begins at a step that reaches `threshold`, and ends with the last step before
-    `min_silence_s` without reaching it, counted from the first step below `negative_threshold`.
+    Speech begins at a step that reaches `THRESHOLD`, and ends with the last step before
+    `min_silence_s` without reaching it, counted from the first step below `NEGATIVE_THRESHOLD`.
 
     Source: the state machine of `silero_vad/utils_vad.py` get_speech_timestamps_from_probs.
     """
@@ -176,11 +174,11 @@ def speech_runs(
     start: int | None = 0 if running else None
     silent_from: int | None = None
     for step, probability in enumerate(probabilities.tolist()):
-        if probability >= threshold:
+        if probability >= THRESHOLD:
             silent_from = None
             if start is None:
                 start = step
-        elif probability < negative_threshold and start is not None:
+        elif probability < NEGATIVE_THRESHOLD and start is not None:
             silent_from = step if silent_from is None else silent_from
             if step - silent_from >= min_silence_steps:
                 runs.append((start, silent_from))
@@ -195,8 +193,6 @@ def speech_spans(
     *,
     num_samples: int,
     pad_s: float,
-    threshold: float = THRESHOLD,
-    negative_threshold: float = NEGATIVE_THRESHOLD,
     min_speech_s: float = MIN_SPEECH_S,
     min_speech_at_end_s: float = MIN_SPEECH_AT_END_S,
     min_silence_s: float = MIN_SILENCE_S,
@@ -209,13 +205,7 @@ def speech_spans(
     `min_speech_s` are dropped (`min_speech_at_end_s` for one that reaches the end), unless samples
     follow it (`goes_on`) or speech was running before the first step. See also `speech_runs`.
     """
-    runs, still_running = speech_runs(
-        probabilities,
-        threshold=threshold,
-        negative_threshold=negative_threshold,
-        min_silence_s=min_silence_s,
-        running=running,
-    )
+    runs, still_running = speech_runs(probabilities, min_silence_s=min_silence_s, running=running)
     pad_samples = round(pad_s * SAMPLE_RATE_HZ)
     spans: list[SampleSpan] = []
     for index, (first, last) in enumerate(runs):
