@@ -88,8 +88,8 @@ def test_a_wav_at_16_khz_comes_out_as_it_is(sample_type):
     np.testing.assert_allclose(found, samples, atol=step)
 
 
-@pytest.mark.parametrize("num_samples", [1, 2, 160, 16001])
-@pytest.mark.parametrize("rate_hz", [8000, 16000, 44100])
+@pytest.mark.parametrize("num_samples", [1, 2, 33, 64, 65, 500, 16001])
+@pytest.mark.parametrize("rate_hz", [1000, 8000, 16000, 44100, 192_000])
 def test_the_shortest_recordings_yield_what_they_have(num_samples, rate_hz):
     samples = np.full((1, num_samples), 0.5, dtype=np.float32)
     found = decode(wav_bytes(samples, rate_hz=rate_hz))
@@ -98,12 +98,6 @@ def test_the_shortest_recordings_yield_what_they_have(num_samples, rate_hz):
 
 
 # Channels.
-
-
-def test_stereo_is_mixed_to_the_mean():
-    samples = noise(2, num_channels=2)
-    found = decode(wav_bytes(samples, rate_hz=16000))
-    np.testing.assert_allclose(found[0], samples.mean(axis=0), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["mp3", "flac", "m4a"])
@@ -128,7 +122,7 @@ def test_speech_in_the_centre_of_five_plus_one_is_audible():
     assert level(decode(data)) == pytest.approx(0.29 * level(samples[2]), rel=0.02)
 
 
-@pytest.mark.parametrize("num_channels", [3, 8, 64, 255])
+@pytest.mark.parametrize("num_channels", [2, 3, 8, 64, 255])
 def test_many_channels_are_averaged(num_channels):
     samples = noise(0.5, num_channels=num_channels)
     found = decode(wav_bytes(samples, rate_hz=16000))
