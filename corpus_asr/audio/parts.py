@@ -1,4 +1,4 @@
-"""Cut a recording that streams by into parts."""
+"""Cut a recording that streams by into parts, and find where its language is listened for."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Open a recording and find its audio: what kind of file it is and what its header claims."""
+"""Open a recording with allowed containers and codecs only, and find its audio stream."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""Decoded frames to rows at 16 kHz: one run of frames of equal rate, format and channels."""
+"""Decoded frames to rows at 16 kHz: channels are mixed, runs of equal frames resampled."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence

@@ -2,6 +2,7 @@
 
 Addresses without a scheme are local paths. Relative ones (`source.uri`, `source.manifest`,
 `model.checkpoint`, `output.uri`) are relative to the current directory, not to the YAML file.
+The way back, from a pipeline and chosen values to commented YAML, is `written`.
 """
 
 import difflib

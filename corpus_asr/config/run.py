@@ -1,4 +1,4 @@
-"""One settings model per stage, in the order data flows."""
+"""One job, the whole YAML file: a settings model per section, in the order data flows."""
 
 from typing import Annotated, Final, Literal, Self
 

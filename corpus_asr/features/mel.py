@@ -1,4 +1,4 @@
-"""Whisper's log-mel features."""
+"""Whisper's log-mel features, from power spectra that are computed a block at a time."""
 
 import math
 from collections.abc import Iterator

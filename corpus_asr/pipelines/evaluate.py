@@ -1,7 +1,7 @@
-"""Compare a run's transcripts with references: tables and a manifest in, an evaluation out.
+"""Compare a run's transcripts with references, and fit `confidence` to the comparison.
 
-Only the order of things is decided here; each is done elsewhere. Nothing is transcribed and nothing
-written; the run may be finished or not.
+Nothing is transcribed, and rows already written keep their confidences; runs that come after a
+calibration use it.
 """
 
 import datetime

@@ -1,4 +1,4 @@
-"""Tokens beside a vocabulary, which texts are split at before anything else looks at them."""
+"""Tokens beside a vocabulary, which texts are split at first, and the names of tokenizers' files."""
 
 import re
 from collections.abc import Iterable, Mapping
