@@ -1,7 +1,4 @@
-"""What every command does with failures: one message on stderr, and an exit code.
-
-In: exceptions. Out: words for people, or a log line where lines are JSON. Knows no command.
-"""
+"""What every command does with failures: one message on stderr, and an exit code."""
 
 import logging
 import os
@@ -78,7 +75,7 @@ def note(message: str) -> None:
 
 def say(message: str) -> None:
     """Tell people, or whatever reads log lines, what went wrong."""
-    from corpus_asr.config.secrets import hide_secrets
+    from corpus_asr.config.base import hide_secrets
 
     if speaks_json():
         event(_LOG, logging.ERROR, "failed", message=message)

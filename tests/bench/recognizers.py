@@ -19,7 +19,7 @@ import torch
 from corpus_asr.benchmark.engines import converted, read_samples
 from corpus_asr.benchmark.orders import Order
 from corpus_asr.config.load import decoding_from
-from corpus_asr.config.stages import ExtractSettings
+from corpus_asr.config.run import ExtractSettings
 from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.report.accuracy.scoring import TimedWord
 from corpus_asr.runtime.transcriber import Transcriber

@@ -15,7 +15,7 @@ from huggingface_hub import DatasetCard
 from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
-from corpus_asr.config.labelling import PseudoLabelConfig
+from corpus_asr.config.run import PseudoLabelConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
 from corpus_asr.labelling import dataset
 from corpus_asr.labelling.cutting import CutRequest

@@ -8,8 +8,7 @@ import pytest
 import transformers
 
 from corpus_asr.config.load import load_config
-from corpus_asr.config.run import RunConfig
-from corpus_asr.config.stages import ExtractSettings
+from corpus_asr.config.run import ExtractSettings, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.pipelines.transcribe import run
 from corpus_asr.runtime.transcriber import Transcriber

@@ -21,8 +21,7 @@ from jsonschema import Draft202012Validator
 from corpus_asr.benchmark.measuring import SHAPES
 from corpus_asr.cli.main import app
 from corpus_asr.config.load import load_config
-from corpus_asr.config.run import RunConfig
-from corpus_asr.config.stages import ExtractSettings
+from corpus_asr.config.run import ExtractSettings, RunConfig
 from corpus_asr.decoding.sizes import ModelSize
 from corpus_asr.decoding.slots import encode_batch_on
 from corpus_asr.runtime import resources as sizes
@@ -180,7 +179,8 @@ def test_a_wrong_field_or_value_is_refused() -> None:
         ("nightly.yaml", "spec/timezone", "Etc/UTC"),
         ("nightly.yaml", "status", {}),
     ):
-        document = found = resource(name)
+        document = resource(name)
+        found: Any = document
         *above, last = (int(key) if key.isdigit() else key for key in path.split("/"))
         for key in above:
             found = found[key]
@@ -387,8 +387,8 @@ def named_values(value: Any) -> list[str]:
     children = value.values() if isinstance(value, dict) else value
     if not isinstance(value, dict | list):
         return []
-    is_pair = isinstance(value, dict) and {"name", "value"} <= set(value)
-    own = [value["name"]] if is_pair else []
+    is_pair = isinstance(value, dict) and "name" in value and "value" in value
+    own = [str(dict(value)["name"])] if is_pair else []
     return own + [name for child in children for name in named_values(child)]
 
 

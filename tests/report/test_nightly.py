@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from corpus_asr.config.nightly import NightlySettings
+from corpus_asr.config.run import NightlySettings
 from corpus_asr.report.nightly import (
     Archive,
     Night,

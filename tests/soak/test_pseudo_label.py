@@ -16,8 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from corpus_asr.config.labelling import PseudoLabelConfig
-from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run import PseudoLabelConfig, RunConfig
 from corpus_asr.labelling.cutting import ClipCutter, ClipRange, CutRequest
 from corpus_asr.pipelines import transcribe
 from corpus_asr.pipelines.pseudo_label import label, run

@@ -7,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pytest
 
-from corpus_asr.config.run import RunConfig
-from corpus_asr.config.stages import SourceSettings
+from corpus_asr.config.run import RunConfig, SourceSettings
 from corpus_asr.errors import FetchError
 from corpus_asr.storage.listing import list_files
 from corpus_asr.storage.run_state.finish import finish

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from corpus_asr.config.stages import SourceSettings
+from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.listing import list_files, manifest_rows

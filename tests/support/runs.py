@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from corpus_asr.config.labelling import PseudoLabelConfig
-from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run import PseudoLabelConfig, RunConfig
 from corpus_asr.schemas import RESULTS
 from corpus_asr.storage.listing import list_files
 from corpus_asr.storage.run_state.finish import finish as finish_run

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from corpus_asr.config.classification import ClassificationSettings
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.run import ClassificationSettings
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.loading import load_classifier

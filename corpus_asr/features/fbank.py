@@ -1,9 +1,4 @@
-"""Kaldi's log mel filter bank, which Speech2Text was trained on.
-
-In: samples. Out: one row of natural logarithms of mel energy per 10 ms, and such rows normalised.
-Frames lie within the samples (Kaldi's "snip edges"): nothing is padded or mirrored. Knows nothing
-of files, checkpoints or windows.
-"""
+"""Kaldi's log mel filter bank, which Speech2Text was trained on."""
 
 import math
 from functools import lru_cache
@@ -47,8 +42,6 @@ def kaldi_filters(
 
     Triangles of height 1, evenly spaced and straight in mels, from 20 Hz to half the sample rate.
 
-    Raises:
-        ValueError: `num_mel_bins` is not positive, or half the sample rate is below 20 Hz.
 
     Source: Kaldi `feat/mel-computations.cc`; equal to `transformers.audio_utils.mel_filter_bank`
     with `mel_scale="kaldi"` and `triangularize_in_mel_space=True` within 1e-12.
@@ -126,11 +119,9 @@ def kaldi_fbank(
 def _conditioned(
     seen: Float32[np.ndarray, " seen"], dither: float
 ) -> Float64[np.ndarray, "frame sample"]:
-    """Cut samples into frames without offset, high frequencies raised, windowed.
-
-    A frame's first sample, for which Kaldi takes itself as the one before, is multiplied by the
-    window's zero: it may hold anything.
-    """
+    """Cut samples into frames without offset, high frequencies raised, windowed."""
+    # Kaldi takes a frame's first sample as the one before it, too. Here it may hold anything: the
+    # window multiplies it by zero.
     scaled = seen.astype(np.float64) * FULL_SCALE
     frames = _framed(scaled)
     if dither:
@@ -159,11 +150,6 @@ def mean_variance_normalised(
 
     A bin of one value throughout, as in digital silence, becomes 0 where `transformers` divides by
     zero.
-
-    Args:
-        values: at least one frame.
-        means: False leaves means as they are.
-        variances: False leaves variances as they are.
 
     Source: `transformers` Speech2TextFeatureExtractor.utterance_cmvn.
     """

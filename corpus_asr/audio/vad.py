@@ -1,9 +1,4 @@
-"""Where somebody speaks.
-
-In: 16 kHz mono samples, in chunks of any size. Out: one speech probability per step of 32 ms, and
-spans of speech in samples. Knows nothing of files, parts or models of text. Quiet speech must not
-be lost: what looks empty is listened to again with the level brought up.
-"""
+"""Where somebody speaks."""
 
 import math
 from dataclasses import dataclass, field
@@ -155,7 +150,6 @@ def _network_path() -> Path:
 
 
 def _in_steps(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, "step offset"]:
-    """Cut into whole steps, the last one filled up with zeros."""
     num_steps = -(-samples.size // STEP_SAMPLES)
     steps = np.zeros((num_steps, STEP_SAMPLES), dtype=np.float32)
     steps.reshape(-1)[: samples.size] = samples
@@ -165,20 +159,13 @@ def _in_steps(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, "s
 def speech_runs(
     probabilities: Float32[np.ndarray, " step"],
     *,
-    threshold: float = THRESHOLD,
-    negative_threshold: float = NEGATIVE_THRESHOLD,
     min_silence_s: float = MIN_SILENCE_S,
     running: bool = False,
 ) -> tuple[list[StepRun], bool]:
     """Find runs of speech, in steps, and whether speech is still running after the last step.
 
-    Args:
-        probabilities: one per step.
-        threshold: speech begins at a step that reaches it.
-        negative_threshold: speech ends with the last step before `min_silence_s` without reaching
-            `threshold`, counted from the first step below this.
-        min_silence_s: see there.
-        running: whether speech was running before the first step.
+    Speech begins at a step that reaches `THRESHOLD`, and ends with the last step before
+    `min_silence_s` without reaching it, counted from the first step below `NEGATIVE_THRESHOLD`.
 
     Source: the state machine of `silero_vad/utils_vad.py` get_speech_timestamps_from_probs.
     """
@@ -187,11 +174,11 @@ def speech_runs(
     start: int | None = 0 if running else None
     silent_from: int | None = None
     for step, probability in enumerate(probabilities.tolist()):
-        if probability >= threshold:
+        if probability >= THRESHOLD:
             silent_from = None
             if start is None:
                 start = step
-        elif probability < negative_threshold and start is not None:
+        elif probability < NEGATIVE_THRESHOLD and start is not None:
             silent_from = step if silent_from is None else silent_from
             if step - silent_from >= min_silence_steps:
                 runs.append((start, silent_from))
@@ -206,8 +193,6 @@ def speech_spans(
     *,
     num_samples: int,
     pad_s: float,
-    threshold: float = THRESHOLD,
-    negative_threshold: float = NEGATIVE_THRESHOLD,
     min_speech_s: float = MIN_SPEECH_S,
     min_speech_at_end_s: float = MIN_SPEECH_AT_END_S,
     min_silence_s: float = MIN_SILENCE_S,
@@ -216,25 +201,11 @@ def speech_spans(
 ) -> list[SampleSpan]:
     """Turn probabilities into padded spans of speech, in samples, apart from each other.
 
-    Args:
-        probabilities: one per step.
-        num_samples: the length of what they were computed on.
-        pad_s: added on both sides of each run, up to the ends; spans that then meet are one.
-        threshold: see `speech_runs`.
-        negative_threshold: see `speech_runs`.
-        min_speech_s: runs no longer than this are dropped.
-        min_speech_at_end_s: the same for a run that reaches the end.
-        min_silence_s: see `speech_runs`.
-        running: whether speech was running before the first step.
-        goes_on: whether samples follow; speech that reaches the end is then kept however short.
+    Each run is padded by `pad_s` on both sides; spans that then meet are one. Runs no longer than
+    `min_speech_s` are dropped (`min_speech_at_end_s` for one that reaches the end), unless samples
+    follow it (`goes_on`) or speech was running before the first step. See also `speech_runs`.
     """
-    runs, still_running = speech_runs(
-        probabilities,
-        threshold=threshold,
-        negative_threshold=negative_threshold,
-        min_silence_s=min_silence_s,
-        running=running,
-    )
+    runs, still_running = speech_runs(probabilities, min_silence_s=min_silence_s, running=running)
     pad_samples = round(pad_s * SAMPLE_RATE_HZ)
     spans: list[SampleSpan] = []
     for index, (first, last) in enumerate(runs):
@@ -290,7 +261,6 @@ def listen_again(
 
 
 def _sure(probabilities: Float32[np.ndarray, " step"]) -> Float32[np.ndarray, " step"]:
-    """Take back the runs of speech that nowhere reach `SURE_AT_EVEN_LEVEL`."""
     kept = probabilities.copy()
     for first, last in speech_runs(probabilities)[0]:
         if probabilities[first:last].max() < SURE_AT_EVEN_LEVEL:
@@ -306,7 +276,6 @@ def true_runs(mask: Bool[np.ndarray, " step"]) -> list[StepRun]:
 
 
 def _between(spans: list[SampleSpan], num_samples: int) -> list[SampleSpan]:
-    """Return what lies outside the spans."""
     starts = [0, *(end for _, end in spans)]
     ends = [*(start for start, _ in spans), num_samples]
     return [(start, end) for start, end in zip(starts, ends, strict=True) if end > start]
@@ -315,13 +284,7 @@ def _between(spans: list[SampleSpan], num_samples: int) -> list[SampleSpan]:
 def _hear_loud(
     detector: SileroDetector, samples: Float32[np.ndarray, " sample"], *, mirrored_steps: int
 ) -> Float32[np.ndarray, " step"]:
-    """Return probabilities of a piece, heard at an even level, with silence after it.
-
-    Args:
-        detector: computes them.
-        samples: the piece.
-        mirrored_steps: so much of its beginning is heard backwards before it; 0 for silence.
-    """
+    """Return probabilities of a piece, heard at an even level, with silence after it."""
     num_steps = -(-samples.size // STEP_SAMPLES)
     centred = samples - samples.mean()
     if np.abs(centred).max() < QUIETEST_PEAK:
@@ -335,7 +298,6 @@ def _hear_loud(
 
 
 def _loudest_near(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " step"]:
-    """Return the peak within `LEVEL_REACH_S` of each step."""
     starts = np.arange(0, samples.size, STEP_SAMPLES)
     peaks = np.maximum(np.maximum.reduceat(samples, starts), -np.minimum.reduceat(samples, starts))
     reach = round(LEVEL_REACH_S * SAMPLE_RATE_HZ / STEP_SAMPLES)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from corpus_asr.config.labelling import PseudoLabelConfig
 from corpus_asr.config.load import load_config
+from corpus_asr.config.run import PseudoLabelConfig
 from corpus_asr.errors import ConfigError
 
 MINIMAL = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from corpus_asr.config.secrets import hide_secrets
+from corpus_asr.config.base import hide_secrets
 
 
 @pytest.mark.parametrize(

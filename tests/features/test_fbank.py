@@ -7,7 +7,7 @@ import pytest
 from transformers import Speech2TextFeatureExtractor
 from transformers.audio_utils import mel_filter_bank, window_function
 
-from corpus_asr.spectral.fbank import (
+from corpus_asr.features.fbank import (
     ENERGY_FLOOR,
     kaldi_fbank,
     kaldi_filters,

@@ -5,6 +5,7 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 from silero_vad import load_silero_vad
 from silero_vad.utils_vad import get_speech_timestamps_from_probs
 
-from corpus_asr.audio import activity
-from corpus_asr.audio.activity import (
+from corpus_asr.audio import vad
+from corpus_asr.audio.vad import (
     BLOCK_SAMPLES,
     LEVEL_TARGET,
     STEP_SAMPLES,
@@ -98,26 +99,24 @@ def test_finish_and_reset_forget_the_recording(detector: SileroDetector) -> None
 
 def test_the_detector_keeps_torch_out() -> None:
     program = (
-        "import sys; from corpus_asr.audio.activity import SileroDetector; SileroDetector(); "
+        "import sys; from corpus_asr.audio.vad import SileroDetector; SileroDetector(); "
         "sys.exit(any(name in sys.modules for name in ('torch', 'silero_vad')))"
     )
     root = Path(__file__).resolve().parents[2]
     assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(activity, "find_spec", lambda name: None)
-    with pytest.raises(EngineError, match=r"no package silero_vad.*speech_detection: none"):
-        SileroDetector()
-
-
-def test_a_missing_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    class Spec:
-        submodule_search_locations = (str(tmp_path),)
-
-    monkeypatch.setattr(activity, "find_spec", lambda name: Spec())
-    with pytest.raises(EngineError, match=r"no file .*silero_vad_16k_sequence\.onnx"):
-        SileroDetector()
+def test_a_missing_package_or_file_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    empty = SimpleNamespace(submodule_search_locations=(str(tmp_path),))
+    for spec, words in (
+        (None, r"no package silero_vad.*speech_detection: none"),
+        (empty, r"no file .*silero_vad_16k_sequence\.onnx"),
+    ):
+        monkeypatch.setattr(vad, "find_spec", lambda name, spec=spec: spec)
+        with pytest.raises(EngineError, match=words):
+            SileroDetector()
 
 
 def test_detection_is_far_faster_than_real_time(detector: SileroDetector) -> None:
