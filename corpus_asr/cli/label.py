@@ -13,7 +13,7 @@ import typer
 from corpus_asr.cli import completion
 from corpus_asr.cli.failures import readable_errors
 from corpus_asr.logs import speaks_json
-from corpus_asr.runtime.stopping import ended_by_sigterm
+from corpus_asr.runtime.shutdown import ended_by_sigterm
 
 
 def label(

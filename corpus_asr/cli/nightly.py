@@ -15,7 +15,7 @@ from corpus_asr.cli.failures import EXIT_LOCKED, EXIT_SOME_FAILED, readable_erro
 from corpus_asr.cli.model_option import note_model_of
 from corpus_asr.errors import LockedError
 from corpus_asr.logs import speaks_json
-from corpus_asr.runtime.stopping import ended_by_sigterm
+from corpus_asr.runtime.shutdown import ended_by_sigterm
 
 if TYPE_CHECKING:
     from corpus_asr.report.nightly import Night

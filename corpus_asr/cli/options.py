@@ -7,9 +7,8 @@ import typer
 
 if TYPE_CHECKING:
     from corpus_asr.config.run import RunConfig
-    from corpus_asr.runtime.summary import RunSummary
-    from corpus_asr.runtime.weights import Weights
-    from corpus_asr.stages.transcribe import EngineFactory
+    from corpus_asr.runtime.checkpoints import Checkpoint
+    from corpus_asr.runtime.progress import RunSummary
 
 OutputUri = Annotated[
     str, typer.Argument(metavar="OUTPUT_URI", help="The output.uri of a run, done or not.")
@@ -46,8 +45,8 @@ def run_pipeline(config: "RunConfig", **options: Any) -> "RunSummary":
     return run(config, **options)
 
 
-def prepare_pipeline(config: "RunConfig") -> "tuple[Weights, EngineFactory]":
-    """Fetch the checkpoints of a configuration and choose its engine."""
+def prepare_pipeline(config: "RunConfig") -> "Checkpoint":
+    """Fetch and check the checkpoints of a configuration."""
     from corpus_asr.pipelines import classify, transcribe
 
     prepare = classify.prepare if config.pipeline == "classify_audio" else transcribe.prepare

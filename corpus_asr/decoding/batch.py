@@ -12,11 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from corpus_asr.decoding.alignment import align_window
-from corpus_asr.decoding.checks import check_numbers
-from corpus_asr.decoding.graphs import Recorder, StepGraphs
-from corpus_asr.decoding.lanes import frames_heard, pad_prompts
-from corpus_asr.decoding.loops import LoopWatch
+from corpus_asr.decoding.device import FinishedFlags, Recorder, StepGraphs, download, upload
 from corpus_asr.decoding.options import SlotOptions, Texts
 from corpus_asr.decoding.protocols import (
     AlignJob,
@@ -26,10 +22,12 @@ from corpus_asr.decoding.protocols import (
     SlotModel,
     WindowJob,
     WindowResult,
+    check_numbers,
 )
+from corpus_asr.decoding.repetition import RepetitionDetector
 from corpus_asr.decoding.rules import SlotRules
 from corpus_asr.decoding.samplers import choose
-from corpus_asr.decoding.transfers import Lookout, download, upload
+from corpus_asr.decoding.search_queue import frames_heard, pad_prompts
 
 
 class SlotBatch:
@@ -52,7 +50,7 @@ class SlotBatch:
         self._state: Any = model.new_state(slots)
         length, device = model.max_target_positions, model.device
         self._rules = SlotRules(slots, model.vocab_size, device)
-        self._loops = LoopWatch(slots, model.vocab_size, device)
+        self._loops = RepetitionDetector(slots, model.vocab_size, device)
         # Prompt and text; a column to spare, for what finished slots say until they are collected.
         self._text = torch.zeros(slots, length + 1, dtype=torch.long, device=device)
         self._logprob = torch.zeros(slots, length + 1, device=device)
@@ -69,7 +67,9 @@ class SlotBatch:
         self._score = torch.zeros(slots, device=device)
         self._slots = torch.arange(slots, device=device)
         self._options = SlotOptions(Texts(self._text, self._length, self._ended))
-        self._lookout = Lookout(self._ended, behind=recorder is not None or device.type == "cuda")
+        self._lookout = FinishedFlags(
+            self._ended, behind=recorder is not None or device.type == "cuda"
+        )
         self._graphs = StepGraphs(slots, recorder) if recorder else None
         self._heard_short = False  # whether a step has to tell windows of several lengths apart
         self._jobs: list[WindowJob | None] = [None] * slots
@@ -318,3 +318,21 @@ class SlotBatch:
             scores=scores,
             logits=logits,
         )
+
+
+@torch.inference_mode()
+def align_window(model: SlotModel, state: Any, slot: int, job: AlignJob) -> AlignResult:
+    """Read the job's tokens over the window in `slot`.
+
+    Raises:
+        EngineError: the model gave no finite number.
+    """
+    tokens = torch.tensor(job.tokens, device=model.device)
+    weights, logits = model.align(state, slot, tokens, job.heads)
+    among = logits[:-1, : job.choices].log_softmax(dim=1)
+    said = tokens[1:]
+    chosen = said.clamp(max=among.shape[1] - 1)
+    told = among.gather(1, chosen.unsqueeze(1)).squeeze(1)
+    logprobs: list[float] = told.masked_fill(chosen != said, -torch.inf).tolist()
+    check_numbers(logprobs, model)
+    return AlignResult(weights=weights.float().cpu().numpy(), logprobs=tuple(logprobs))

@@ -6,28 +6,152 @@ which job sits where is the scheduler's business.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from corpus_asr.decoding.beam_results import result_of
-from corpus_asr.decoding.beams import OUT, Beams, pick, repeats_itself
-from corpus_asr.decoding.checks import check_numbers
-from corpus_asr.decoding.lanes import frames_heard, pad_prompts
-from corpus_asr.decoding.options import SlotOptions, Texts
-from corpus_asr.decoding.processors import should_stop
-from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult
+from corpus_asr.decoding.device import FinishedFlags, download, upload
+from corpus_asr.decoding.options import SlotOptions, Texts, should_stop
+from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult, check_numbers
+from corpus_asr.decoding.repetition import repeats_itself
 from corpus_asr.decoding.rules import SlotRules
-from corpus_asr.decoding.transfers import Lookout, download, upload
+from corpus_asr.decoding.search_queue import frames_heard, pad_prompts
 
 _UNTIL_FULL, _NEVER = 1, 2
 _EARLY_STOPPING: dict[bool | str, int] = {False: 0, True: _UNTIL_FULL, "never": _NEVER}
 
 _LOOK_FOR_LOOPS = 8
 """Tokens between looks, which cost more here than where nothing takes another's place."""
+
+
+# A score nothing real has, where minus infinity would make 0 * score not a number. The value of
+# transformers, so that ties fall alike.
+OUT = -1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Beams:
+    """Sequences of every place, one beside the other: running, finished or considered."""
+
+    score: Float[Tensor, "place beam"]
+    """Sum of log-probabilities; of finished ones with their length penalty."""
+    length: Int[Tensor, "place beam"]
+    """Tokens of prompt and text."""
+    text: Int[Tensor, "place beam token"]
+    """Prompt and text."""
+    logprob: Float[Tensor, "place beam token"]
+    """Of each token under the rules."""
+    parent: Int[Tensor, "place beam token"]
+    """The beam each token was appended to."""
+    looped: Bool[Tensor, "place beam"]
+    """Whether it was ended because it repeated itself."""
+
+    @classmethod
+    def new(cls, places: int, beams: int, max_length: int, device: torch.device) -> "Beams":
+        """Allocate beams that hold nothing."""
+        shape = (places, beams, max_length)
+        return cls(
+            torch.full((places, beams), OUT, device=device),
+            torch.zeros((places, beams), dtype=torch.long, device=device),
+            torch.zeros(shape, dtype=torch.long, device=device),
+            torch.zeros(shape, device=device),
+            torch.zeros(shape, dtype=torch.long, device=device),
+            torch.zeros((places, beams), dtype=torch.bool, device=device),
+        )
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Everything held, place by place."""
+        return self.score, self.length, self.text, self.logprob, self.parent, self.looped
+
+    def of(self, places: Int[Tensor, " place"]) -> "Beams":
+        """Copy what `places` hold."""
+        return Beams(*(tensor[places] for tensor in self.tensors()))
+
+    def pick(self, beams: Int[Tensor, "place choice"]) -> "Beams":
+        """Copy some beams of each place, possibly several times."""
+        return Beams(*(pick(tensor, beams) for tensor in self.tensors()))
+
+    def beside(self, other: "Beams") -> "Beams":
+        """Put the beams of `other` after these."""
+        pairs = zip(self.tensors(), other.tensors(), strict=True)
+        return Beams(*(torch.cat(pair, dim=1) for pair in pairs))
+
+    def with_token(
+        self,
+        token: Int[Tensor, "place beam"],
+        *,
+        score: Float[Tensor, "place beam"],
+        logprob: Float[Tensor, "place beam"],
+        parent: Int[Tensor, "place beam"],
+    ) -> "Beams":
+        """Append a token to each sequence, in place."""
+        at = self.length.unsqueeze(2)
+        for held, new in ((self.text, token), (self.logprob, logprob), (self.parent, parent)):
+            held.scatter_(2, at, new.unsqueeze(2))
+        return replace(self, score=score, length=self.length + 1)
+
+    def write(
+        self,
+        places: Int[Tensor, " place"],
+        new: "Beams",
+        *,
+        where: Bool[Tensor, " place"],
+    ) -> None:
+        """Replace what `places` hold, in place, where `where` is true."""
+        for held, values in zip(self.tensors(), new.tensors(), strict=True):
+            keep = where.view(-1, *[1] * (values.ndim - 1))
+            held[places] = torch.where(keep, values, held[places])
+
+
+def pick(values: Tensor, beams: Int[Tensor, "place choice"]) -> Tensor:
+    """Copy some beams' values of each place."""
+    index = beams.view(*beams.shape, *[1] * (values.ndim - 2))
+    return torch.take_along_dim(values, index, dim=1)
+
+
+def result_of(
+    found: Sequence[Tensor],
+    job: WindowJob,
+    *,
+    token_score: float | None,
+    scores: Tensor | None,
+    logits: Tensor | None,
+) -> WindowResult:
+    """Make a result of the finished sequences of one window, best first.
+
+    Args:
+        found: the tensors of `Beams`, in their order, without the axis of places.
+        job: what was asked for.
+        token_score: probability of its `score_token`.
+        scores: kept of each beam and token, where asked for: (beam, token, vocab).
+        logits: likewise.
+    """
+    score, length, text, logprob, parent, looped = found
+    results = []
+    for beam in range(job.search.num_return_sequences):
+        new = slice(len(job.prompt), int(length[beam]))
+        tokens: list[int] = text[beam, new].tolist()
+        logprobs: list[float] = logprob[beam, new].tolist()
+        # What a token was chosen from is what the beam saw that it was appended to.
+        parents = parent[beam, new]
+        steps = torch.arange(len(parents))
+        end_logprob = logprobs.pop() if tokens and tokens[-1] == job.rules.end else None
+        results.append(
+            WindowResult(
+                tokens=tuple(tokens[: len(logprobs)]),
+                logprobs=tuple(logprobs),
+                end_logprob=end_logprob,
+                score=token_score,
+                looped=bool(looped[beam]),
+                scores=None if scores is None else scores[parents, steps],
+                logits=None if logits is None else logits[parents, steps],
+                sequence_score=float(score[beam]),
+            )
+        )
+    return replace(results[0], others=tuple(results[1:]))
 
 
 class BeamBatch:
@@ -72,7 +196,7 @@ class BeamBatch:
         self._ended = torch.zeros(places, num_beams, dtype=torch.bool, device=device)
         texts = self._running.text.flatten(0, 1), self._running.length.flatten()
         self._options = SlotOptions(Texts(*texts, self._ended.flatten()))
-        self._lookout = Lookout(self._ended[:, 0], behind=device.type == "cuda")
+        self._lookout = FinishedFlags(self._ended[:, 0], behind=device.type == "cuda")
         self._jobs: list[WindowJob | None] = [None] * places
         self._scores: list[float | None] = [None] * places
         self._counts = [0] * places

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from corpus_asr.decoding.device import to_device
 from corpus_asr.decoding.protocols import TokenRules
-from corpus_asr.decoding.transfers import to_device
 
 FORBIDDEN = float("-inf")
 

@@ -8,7 +8,7 @@ corpora and tests; one engine, on one GPU at most.
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, closing, contextmanager
 from typing import TypeAlias
@@ -17,12 +17,12 @@ import pyarrow as pa
 
 from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
-from corpus_asr.runtime.commit import CommitBuffer, Committer
-from corpus_asr.runtime.progress import Progress, tally_of
+from corpus_asr.runtime.commit import Committer, tally_of
+from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.resources import Resources
-from corpus_asr.runtime.stopping import Stop, stoppable
+from corpus_asr.runtime.shutdown import Stop, stoppable
 from corpus_asr.stages.extract import EXTRACTOR, ExtractStage
-from corpus_asr.stages.transcribe import EngineFactory, TranscribeStage, load_engine
+from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, TranscribeStage, load_engine
 from corpus_asr.storage.stores.host_allowlist import HostRules
 
 # A commit is two objects: worth it for one long part or a hundred short recordings ...
@@ -76,16 +76,10 @@ def run_local(
     buffer = CommitBuffer(commit, min_bytes=MIN_BYTES_PER_COMMIT, max_age_s=MAX_COMMIT_AGE_S)
     with ExitStack() as stack:
         stop = stack.enter_context(stoppable(lambda: progress.files_left, at=stop_at))
-        stage = TranscribeStage(
-            config.model.checkpoint,
-            revision=config.model.revision,
-            decoding=config.decoding,
-            device=resources.device,
-            dtype=config.model.dtype,
-            slots=config.transcribe.slots,
-            num_threads=resources.transcribe_threads,
-            engine_factory=engine_factory,
+        spec = EngineSpec.of(
+            config, device=resources.device, num_threads=resources.transcribe_threads
         )
+        stage = TranscribeStage(spec, engine_factory=engine_factory)
         stack.enter_context(_closed(stage))
         extracting = [_extract_stage(config, extractor) for _ in range(resources.extract_workers)]
         progress.watch(
@@ -235,6 +229,51 @@ def _extract(
         found.put(error)
     else:
         found.put(None)
+
+
+class CommitBuffer:
+    """Collects small results so that a commit is worth its two objects.
+
+    Args:
+        commit: what is called with the rows collected.
+        min_bytes: rows are committed once they are this large, ...
+        max_age_s: ... or the oldest has waited this long and `add` or `poll` is called.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        commit: Callable[[pa.Table], None],
+        *,
+        min_bytes: int,
+        max_age_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._commit = commit
+        self._min_bytes = min_bytes
+        self._max_age_s = max_age_s
+        self._clock = clock
+        self._waiting: list[pa.Table] = []
+        self._since = 0.0
+
+    def add(self, results: pa.Table) -> None:
+        """Take rows, and commit if that is due."""
+        if not self._waiting:
+            self._since = self._clock()
+        self._waiting.append(results)
+        self.poll()
+
+    def poll(self) -> None:
+        """Commit if that is due."""
+        size = sum(table.nbytes for table in self._waiting)
+        if size >= self._min_bytes or self._clock() - self._since >= self._max_age_s:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit everything that waits."""
+        if self._waiting:
+            self._commit(pa.concat_tables(self._waiting).combine_chunks())
+            self._waiting = []
 
 
 class _Room:

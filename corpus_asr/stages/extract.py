@@ -19,8 +19,8 @@ from corpus_asr.config.stages import ExtractSettings
 from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, EngineError
 from corpus_asr.logs import event
 from corpus_asr.schemas import FILES, PARTS
+from corpus_asr.stages.extract_protocol import GIGABYTE, ExtractedPart, ExtractRequest, check_size
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.stages.messages import GIGABYTE, ExtractedPart, ExtractRequest, check_size
 from corpus_asr.stages.stage import NO_SPEECH, OK, failure_fields, one_row
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.stores.filesystem import BLOCK_BYTES

@@ -9,7 +9,8 @@ Knows nothing of tables, packs or of what is done with a failure.
 import io
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -24,8 +25,7 @@ from corpus_asr.audio.parts import AudioPart, PartCutter
 from corpus_asr.errors import DecodeError
 from corpus_asr.families.family import PartFeatures
 from corpus_asr.families.registry import family_of, resolve
-from corpus_asr.stages.ahead import OpenedAhead
-from corpus_asr.stages.messages import ExtractedPart, ExtractRequest, check_size
+from corpus_asr.stages.extract_protocol import ExtractedPart, ExtractRequest, check_size
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary
 from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
 from corpus_asr.storage.stores.retry import retries_so_far
@@ -291,3 +291,48 @@ def _in_seconds(
     if spans is None:
         return None
     return tuple((start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ) for start, end in spans)
+
+
+Opener = Callable[[str], io.BufferedIOBase]
+
+
+class OpenedAhead:
+    """Open files before they are asked for. For use by one thread.
+
+    Args:
+        opener: opens one address; called in threads.
+        threads: how many are opened at a time.
+    """
+
+    def __init__(self, opener: Opener, *, threads: int) -> None:
+        self._opener = opener
+        self._threads = threads
+        self._executor: ThreadPoolExecutor | None = None
+        self._files: dict[str, Future[io.BufferedIOBase]] = {}
+
+    def expect(self, uris: Iterable[str]) -> None:
+        """Begin to open these, and close what was opened before and is not among them."""
+        wanted = dict.fromkeys(uris)
+        for uri in [uri for uri in self._files if uri not in wanted]:
+            file = self._files.pop(uri)
+            if not file.cancel():
+                file.add_done_callback(_close)
+        for uri in wanted:
+            if uri not in self._files:
+                if self._executor is None:
+                    self._executor = ThreadPoolExecutor(self._threads, "open-ahead")
+                self._files[uri] = self._executor.submit(self._opener, uri)
+
+    def take(self, uri: str) -> io.BufferedIOBase:
+        """Hand over a file, opened now if it was not expected; the caller closes it.
+
+        Raises:
+            FetchError: it cannot be opened.
+        """
+        file = self._files.pop(uri, None)
+        return self._opener(uri) if file is None else file.result()
+
+
+def _close(file: Future[io.BufferedIOBase]) -> None:
+    if file.exception() is None:
+        file.result().close()

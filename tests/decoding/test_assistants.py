@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from corpus_asr.decoding.assistants import check_assistant, listens
+from corpus_asr.decoding.protocols import check_assistant, listens
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.families.whisper.slot_model import WhisperDecoderSlots, WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration

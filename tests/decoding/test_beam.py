@@ -16,11 +16,16 @@ from torch import Tensor
 
 from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.beam import BeamBatch
-from corpus_asr.decoding.beams import repeats_itself
-from corpus_asr.decoding.checks import check_job
-from corpus_asr.decoding.lanes import encode_windows
-from corpus_asr.decoding.loops import LoopWatch
-from corpus_asr.decoding.protocols import Job, Search, TokenRules, WindowJob, WindowResult
+from corpus_asr.decoding.protocols import (
+    Job,
+    Search,
+    TokenRules,
+    WindowJob,
+    WindowResult,
+    check_job,
+)
+from corpus_asr.decoding.repetition import RepetitionDetector, repeats_itself
+from corpus_asr.decoding.search_queue import encode_windows
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.errors import EngineError
 from corpus_asr.families.whisper.slot_model import WhisperSlotModel
@@ -305,7 +310,7 @@ def test_loops_are_those_of_the_plain_lane(
     hypothesis.assume(len(said) > start)
     one = replace(job(0, limit=1, stop_loops=True), prompt=(1,) * max(start, 1))
     one = replace(one, rules=TokenRules(end=END, timestamp_begin=8), prompt=(1,) * start)
-    watch = LoopWatch(1, VOCAB, torch.device("cpu"))
+    watch = RepetitionDetector(1, VOCAB, torch.device("cpu"))
     watch.admit([0], [one])
     text, row = torch.zeros(1, 400, dtype=torch.long), torch.tensor([0])
     text[0, : len(said)] = torch.tensor(said)

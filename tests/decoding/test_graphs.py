@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus_asr.decoding.batch import SlotBatch
-from corpus_asr.decoding.graphs import CudaRecorder, Recorder, StepGraphs
-from corpus_asr.decoding.lanes import encode_windows
+from corpus_asr.decoding.device import CudaRecorder, Recorder, StepGraphs
 from corpus_asr.decoding.protocols import (
     AlignJob,
     Job,
@@ -23,6 +22,7 @@ from corpus_asr.decoding.protocols import (
     WindowJob,
     WindowResult,
 )
+from corpus_asr.decoding.search_queue import encode_windows
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.layers import cache
 from tests.support.markov import BEGIN, END, NO_TIMESTAMPS, MarkovModel, window

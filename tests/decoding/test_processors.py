@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
-from corpus_asr.decoding.processors import (
+from corpus_asr.decoding.options import (
     apply_after_rules,
     apply_before_rules,
     forbid_repeated_ngrams,

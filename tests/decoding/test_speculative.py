@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from corpus_asr.decoding.lanes import encode_windows
 from corpus_asr.decoding.protocols import Search, SlotModel, TokenRules, WindowJob, WindowResult
+from corpus_asr.decoding.search_queue import encode_windows
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.decoding.speculative import SpeculativeBatch
 from corpus_asr.errors import EngineError

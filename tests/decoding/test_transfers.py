@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus_asr.decoding.transfers import Lookout, download, upload, upload_stack
+from corpus_asr.decoding.device import FinishedFlags, download, upload, upload_stack
 
 CPU = torch.device("cpu")
 longs = st.integers(-(2**63), 2**63 - 1)
@@ -53,7 +53,7 @@ def test_rows_are_stacked_in_their_own_type() -> None:
 @pytest.mark.parametrize("behind", [False, True])
 def test_a_lookout_tells_what_was_so_when_it_was_asked(behind: bool) -> None:
     flags = torch.zeros(3, dtype=torch.bool)
-    lookout = Lookout(flags, behind=behind)
+    lookout = FinishedFlags(flags, behind=behind)
     assert lookout.read(3) == [False] * 3
     flags[0] = True
     lookout.ask()

@@ -7,7 +7,7 @@ import pytest
 
 from corpus_asr.benchmark.measuring import SHAPES
 from corpus_asr.config.stages import ExtractSettings
-from corpus_asr.decoding.sizes import ModelSize
+from corpus_asr.decoding.protocols import ModelSize
 from corpus_asr.decoding.slots import encode_batch_on
 from corpus_asr.runtime import resources as sizes
 from corpus_asr.transcription.slot_budget import fitting_slots, predicted_bytes

@@ -15,7 +15,7 @@ import yaml
 from corpus_asr.cli.main import app
 from corpus_asr.runtime import resources as sizes
 from corpus_asr.runtime.resources import resolve_resources
-from corpus_asr.runtime.stopping import DRAIN_S, GRACE_S
+from corpus_asr.runtime.shutdown import DRAIN_S, GRACE_S
 from tests.support.custom_resources import StrictSchema
 from tests.support.manifests import (
     FOLDER,

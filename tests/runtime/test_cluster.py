@@ -5,20 +5,20 @@ import pytest
 import ray
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.runtime.board import MAX_REPLACEMENTS, Board, start_board
-from corpus_asr.runtime.cluster import (
+from corpus_asr.runtime.coordinator import MAX_REPLACEMENTS, RunCoordinator, start_coordinator
+from corpus_asr.runtime.progress import Tally
+from corpus_asr.runtime.ray_cluster import (
     MIN_LOGICAL_CPUS,
     Cluster,
     check_reachable,
     connected,
     local_machine,
 )
-from corpus_asr.runtime.progress import Tally
 from tests.support.stores import web_server
 
 
 def test_a_board_adds_up_and_remembers_what_was_begun():
-    board = Board()
+    board = RunCoordinator()
     board.add(Tally(parts=1, audio_s=2.0))
     board.add(Tally(parts=2, audio_s=3.0))
     assert board.read() == Tally(parts=3, audio_s=5.0)
@@ -29,7 +29,7 @@ def test_a_board_adds_up_and_remembers_what_was_begun():
 
 
 def test_workers_are_replaced_as_long_as_parts_are_finished():
-    board = Board()
+    board = RunCoordinator()
     assert all(board.replace("device lost") for _ in range(MAX_REPLACEMENTS))
     assert not board.replace("device lost")
     board.end([("a", 0)])
@@ -39,7 +39,7 @@ def test_workers_are_replaced_as_long_as_parts_are_finished():
 
 
 def test_the_wish_to_stop_is_passed_on():
-    board = Board()
+    board = RunCoordinator()
     assert not board.stopping()
     board.stop()
     assert board.stopping()
@@ -91,7 +91,7 @@ def test_a_ray_that_is_there_is_used_and_left_running(ray_session: Cluster):
     assert ray_session.store_bytes > 0
     with connected("auto", store_bytes=1) as cluster:
         assert cluster == ray_session
-        board = start_board()
+        board = start_coordinator()
         ray.get(board.add.remote(Tally(parts=1)))
         assert ray.get(board.read.remote()) == Tally(parts=1)
         # One that died is replaced by an empty one: what is counted and remembered starts anew.

@@ -1,6 +1,6 @@
 import pyarrow as pa
 
-from corpus_asr.runtime.commit import CommitBuffer
+from corpus_asr.runtime.local import CommitBuffer
 from tests.support.tables import results_of
 
 

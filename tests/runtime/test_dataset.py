@@ -12,12 +12,12 @@ import ray
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, EngineError, FetchError
-from corpus_asr.runtime.board import BoardMemory, start_board
-from corpus_asr.runtime.cluster import Cluster
-from corpus_asr.runtime.dataset import own_error, run_on_ray
+from corpus_asr.runtime.coordinator import CoordinatorClient, start_coordinator
 from corpus_asr.runtime.progress import Progress, Tally
+from corpus_asr.runtime.ray_cluster import Cluster
+from corpus_asr.runtime.ray_dataset import own_error, run_on_ray
 from corpus_asr.runtime.resources import resolve_resources
-from corpus_asr.runtime.stopping import RunStoppedError
+from corpus_asr.runtime.shutdown import RunStoppedError
 from tests.support.engines import broken_engine, scripted_engine
 from tests.support.killing import slow_engine
 from tests.support.scripted import EXTRACTOR, committer_of, outcomes_by_part, scripted_job
@@ -129,8 +129,8 @@ def ask_until_dead(board: Any) -> None:
 
 @pytest.mark.ray
 def test_a_lost_board_is_a_memory_without_memories(ray_session: Cluster):
-    board = start_board()
-    memory = BoardMemory(board)
+    board = start_coordinator()
+    memory = CoordinatorClient(board)
     memory.begin([("a", 0)])
     assert memory.unfinished([("a", 0), ("b", 0)]) == [1, 0]
     ray.kill(board)

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from corpus_asr.runtime.recorder import History
+from corpus_asr.runtime.progress import History
 from corpus_asr.storage.run_state.run_files import Moment, snapshot_from
 from tests.support.snapshots import snapshot
 

@@ -8,9 +8,8 @@ import pytest
 import ray
 
 from corpus_asr.activity import Activity
-from corpus_asr.runtime import metrics as exporting
-from corpus_asr.runtime.board import Board, Reporter, start_board
-from corpus_asr.runtime.metrics import (
+from corpus_asr.runtime import coordinator as exporting
+from corpus_asr.runtime.coordinator import (
     COMMIT_SECONDS,
     COMMITTED,
     NOW,
@@ -18,6 +17,9 @@ from corpus_asr.runtime.metrics import (
     RECORDINGS,
     WORKED,
     Metrics,
+    Reporter,
+    RunCoordinator,
+    start_coordinator,
 )
 from corpus_asr.runtime.progress import Tally
 
@@ -87,7 +89,7 @@ def test_gauges_show_now(exported: Exported) -> None:
 
 
 def test_the_board_adds_up_workers_and_replaces_what_one_sent_before(exported: Exported) -> None:
-    board = Board()
+    board = RunCoordinator()
     board.report("one", Activity(tokens=3))
     board.report("two", Activity(tokens=4, slots=8))
     board.report("one", Activity(tokens=5))
@@ -102,7 +104,7 @@ def test_the_board_adds_up_workers_and_replaces_what_one_sent_before(exported: E
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_metrics_cost_nothing_where_nobody_exports_them() -> None:
-    board = start_board()
+    board = start_coordinator()
     Reporter(board, lambda: Activity(tokens=3, slot_steps=1, slot_room=2)).send()
     board.add.remote(Tally(parts=1, files=1, audio_s=3.0), Activity(commits=1, commit_s=0.1))
     assert ray.get(board.read.remote()).audio_s == 3.0

@@ -2,7 +2,8 @@ import io
 from dataclasses import replace
 
 from corpus_asr.activity import Activity, FailureCount
-from corpus_asr.runtime.progress import Progress, Tally, tally_of
+from corpus_asr.runtime.commit import tally_of
+from corpus_asr.runtime.progress import Progress, Tally
 from tests.support.tables import results_of
 
 FAILED = {

@@ -4,11 +4,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.runtime.quarantine import PartKey, Quarantine
+from corpus_asr.runtime.coordinator import PartKey, Quarantine
 from corpus_asr.schemas import PARTS
 from corpus_asr.stages.stage import one_row
-from corpus_asr.stages.transcribe import TranscribeStage
+from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
 from tests.support.engines import ScriptedEngine, always
 
 
@@ -57,7 +56,7 @@ def parts_of(*names: str) -> pa.Table:
 
 
 def quarantine(engine: ScriptedEngine, memory: Notebook) -> Quarantine:
-    stage = TranscribeStage("c", decoding=DecodingSettings(), engine_factory=always(engine))
+    stage = TranscribeStage(EngineSpec(checkpoint="c"), engine_factory=always(engine))
     return Quarantine(stage, memory)
 
 

@@ -7,9 +7,8 @@ import pytest
 
 from corpus_asr.activity import Activity
 from corpus_asr.errors import FetchError
-from corpus_asr.runtime import recorder as recording
-from corpus_asr.runtime.progress import Progress, Tally
-from corpus_asr.runtime.recorder import Recorder
+from corpus_asr.runtime import progress as recording
+from corpus_asr.runtime.progress import Progress, ProgressWriter, Tally
 from corpus_asr.runtime.resources import resolve_resources, this_machine
 from corpus_asr.storage.run_state.plan import Plan
 from corpus_asr.storage.run_state.run_files import Snapshot, read_snapshot
@@ -23,9 +22,11 @@ PLAN = Plan(
 )  # fmt: skip
 
 
-def recorder(store: OutputStore, progress: Progress, folder: Path, every_s: float) -> Recorder:
+def recorder(
+    store: OutputStore, progress: Progress, folder: Path, every_s: float
+) -> ProgressWriter:
     config = scripted_job(folder, extract={"workers": 3}, transcribe={"workers": 1})
-    return Recorder(
+    return ProgressWriter(
         store,
         progress,
         run_id="run-1",

@@ -11,15 +11,11 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from corpus_asr.runtime import local, stopping
+from corpus_asr.runtime import local
+from corpus_asr.runtime import shutdown as stopping
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.resources import resolve_resources, this_machine
-from corpus_asr.runtime.stopping import (
-    DRAIN_S,
-    RunStoppedError,
-    ended_by_sigterm,
-    stoppable,
-)
+from corpus_asr.runtime.shutdown import DRAIN_S, RunStoppedError, ended_by_sigterm, stoppable
 from tests.support.engines import ScriptedEngine, always
 from tests.support.killing import PAUSE, killable_job, tables_of
 from tests.support.scripted import EXTRACTOR, committer_of, outcomes_by_part, scripted_job

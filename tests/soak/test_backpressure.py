@@ -19,8 +19,9 @@ import ray
 
 from corpus_asr.config.base import Auto
 from corpus_asr.config.run import RunConfig
-from corpus_asr.runtime.cluster import Cluster
-from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
+from corpus_asr.runtime.ray_cluster import Cluster
+from corpus_asr.stages.extract_protocol import ExtractedPart, ExtractRequest
+from corpus_asr.stages.transcribe import EngineSpec
 from corpus_asr.units import MEBIBYTE
 from tests.runtime import test_dataset, test_local
 from tests.support.engines import ScriptedEngine
@@ -70,7 +71,7 @@ class NotingEngine(ScriptedEngine):
         return future
 
 
-def noting_engine(checkpoint: str, **options: Any) -> NotingEngine:
+def noting_engine(spec: EngineSpec) -> NotingEngine:
     """Meet `EngineFactory`."""
     return NotingEngine()
 

@@ -4,7 +4,7 @@ import threading
 import pytest
 
 from corpus_asr.errors import FetchError
-from corpus_asr.stages.ahead import OpenedAhead
+from corpus_asr.stages.extraction import OpenedAhead
 
 
 class Opener:

@@ -14,8 +14,8 @@ from corpus_asr.decoding.protocols import WindowResult
 from corpus_asr.errors import DecodeError, EngineError, FetchError
 from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.stages import extraction
+from corpus_asr.stages.extract_protocol import ExtractedPart, ExtractRequest
 from corpus_asr.stages.extraction import PartExtractor
-from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
 from corpus_asr.transcription.language import find_language
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES

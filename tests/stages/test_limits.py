@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from corpus_asr.errors import DecodeError, FetchError
-from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
+from corpus_asr.stages.extract_protocol import ExtractedPart, ExtractRequest
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.stages.test_extraction import extract, extractor, write_noise
 from tests.support.audio import encode, tone

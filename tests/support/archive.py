@@ -19,15 +19,15 @@ import pytest
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import EngineError
+from corpus_asr.families.registry import FAMILIES
 from corpus_asr.pipelines import driver
 from corpus_asr.pipelines import nightly as pipeline
 from corpus_asr.report.nightly import Night
-from corpus_asr.runtime.commit import Committer
-from corpus_asr.runtime.progress import Progress, tally_of
-from corpus_asr.runtime.weights import Weights
+from corpus_asr.runtime.checkpoints import Checkpoint
+from corpus_asr.runtime.commit import Committer, tally_of
+from corpus_asr.runtime.progress import Progress
 from corpus_asr.storage.run_state.lock import Timing
 from tests.support.commits import part, results
-from tests.support.engines import scripted_engine
 
 QUICK = Timing(heartbeat_s=0.05, looks=3, settle_s=0.0)
 
@@ -61,8 +61,10 @@ class Archive:
                 "nightly": nightly,
             }
         )
-        weights = Weights(folder=folder / "model", revision="weights")
-        prepared = (weights, scripted_engine)
+        model = folder / "model"
+        prepared = Checkpoint(
+            name=str(model), folder=model, family=FAMILIES["whisper"], revision="weights"
+        )
         patch.setitem(pipeline._PREPARE, "transcribe_corpus", lambda config: prepared)
         patch.setattr(driver, "run_local", self._work)
 

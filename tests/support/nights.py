@@ -18,8 +18,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from corpus_asr.config.choices import Choices
 from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run_options import RunOptions
 from corpus_asr.storage.run_state.finish import RunCounts, finish
 from corpus_asr.storage.run_state.lock import Lock, Timing
 from corpus_asr.storage.run_state.plan import make_plan, read_listing, read_packs
@@ -75,36 +75,40 @@ class Nights:
                 change(name)
 
     def night(
-        self, *, choices: Choices | None = None, down: float = 0.0, killed_after: int | None = None
+        self,
+        *,
+        options: RunOptions | None = None,
+        down: float = 0.0,
+        killed_after: int | None = None,
     ) -> RunCounts | None:
         """Run; None if it was killed, after so many changes to the output.
 
         Args:
-            choices: of the command line.
+            options: of the command line.
             down: share of files that the store does not give.
             killed_after: changes to the output before the run dies.
         """
         if killed_after is None:
-            return self._run(choices or Choices(), down)
+            return self._run(options or RunOptions(), down)
         left = iter(range(killed_after))
         with pytest.MonkeyPatch.context() as patch:
             for name in ("write_atomic", "remove", "move"):
                 patch.setattr(filesystem, name, dying(getattr(filesystem, name), left))
             try:
-                return self._run(choices or Choices(), down)
+                return self._run(options or RunOptions(), down)
             except Killed:
                 return None
 
-    def _run(self, choices: Choices, down: float) -> RunCounts:
+    def _run(self, options: RunOptions, down: float) -> RunCounts:
         # A killed run leaves its lock; its process, the test's, lives on.
         with Lock(self.store, new_run_id(), steal=True, timing=QUICK) as lock:
-            plan = make_plan(self.config, self.store, model_revision=REVISION, choices=choices)
+            plan = make_plan(self.config, self.store, model_revision=REVISION, options=options)
             run = begin_run(
                 self.store,
                 self.config,
                 fingerprint(self.config, REVISION),
                 run_id=lock.run_id,
-                new_run=choices.new_run,
+                new_run=options.new_run,
             )
             for pack in read_packs(self.store, plan):
                 rows = [row for file in pack["files"].to_pylist()[0]

@@ -39,7 +39,7 @@ def script(
     """
     replaced = {
         (driver, "run_local"): functools.partial(run_local, extractor=extractor),
-        (transcribe, "load_engine"): engine,
+        (driver, "load_engine"): engine,
         (transcribe, "check_transcribes"): lambda *_: None,  # there is no tokenizer
     }
     for (module, name), value in replaced.items():

@@ -18,7 +18,7 @@ from corpus_asr.errors import ConfigError, DecodeError
 from corpus_asr.runtime.resources import Resources, resolve_resources, store_bytes_for, this_machine
 from corpus_asr.schemas import PACKS
 from corpus_asr.stages.extract import ExtractStage
-from corpus_asr.stages.transcribe import EngineFactory
+from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, load_engine
 from corpus_asr.storage.run_state.plan import Plan, read_packs
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.host_allowlist import HostRules
@@ -30,7 +30,10 @@ _GIBIBYTE = 1024 * MEBIBYTE
 
 
 def check_ready(
-    config: RunConfig, store: OutputStore, plan: Plan, engine_factory: EngineFactory
+    config: RunConfig,
+    store: OutputStore,
+    plan: Plan,
+    engine_factory: EngineFactory = load_engine,
 ) -> Iterator[str]:
     """Try what the job needs, and yield a line on each.
 
@@ -102,7 +105,7 @@ def _resources(config: RunConfig, plan: Plan) -> Resources:
     if config.cluster.address == "local":
         return resolve_resources(config, (this_machine(),), num_packs=num_packs)
     # Ray takes seconds to import, and jobs of one machine do without it here.
-    from corpus_asr.runtime.cluster import connected
+    from corpus_asr.runtime.ray_cluster import connected
 
     with connected(config.cluster.address, store_bytes=0) as cluster:
         return resolve_resources(
@@ -113,18 +116,14 @@ def _resources(config: RunConfig, plan: Plan) -> Resources:
 def _loaded(config: RunConfig, resources: Resources, engine_factory: EngineFactory) -> str:
     began_s = time.monotonic()
     remote = config.cluster.address != "local"
-    with closing(
-        engine_factory(
-            config.model.checkpoint,
-            revision=config.model.revision,
-            decoding=config.decoding,
-            # The GPUs of a cluster are not those of the machine that drives it.
-            device="auto" if remote else resources.device,
-            dtype="auto" if remote else config.model.dtype,
-            slots=config.transcribe.slots,
-            num_threads=resources.transcribe_threads,
-        )
-    ) as engine:
+    spec = EngineSpec.of(
+        config,
+        # The GPUs of a cluster are not those of the machine that drives it.
+        device="auto" if remote else resources.device,
+        dtype="auto" if remote else None,
+        num_threads=resources.transcribe_threads,
+    )
+    with closing(engine_factory(spec)) as engine:
         spent_s = time.monotonic() - began_s
         checkpoint = redact_uri(config.model.checkpoint)
         return f"{checkpoint} loaded in {spent_s:.1f} s on {engine.device_name}"

@@ -1,7 +1,7 @@
 """A lane: one kind of search, its places, and the jobs that wait for one.
 
 In: running tasks whose next job belongs here. Out: their results, and those tasks whose next job
-belongs to another lane. Knows nothing of how a `LaneBatch` searches, nor what the tasks are for.
+belongs to another lane. Knows nothing of how a `SearchBatch` searches, nor what the tasks are for.
 """
 
 from collections import deque
@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from corpus_asr.activity import Activity
+from corpus_asr.decoding.device import upload_stack
 from corpus_asr.decoding.protocols import Job, Result, SlotModel, WindowJob, WindowResult
-from corpus_asr.decoding.statistics import EngineStatistics
-from corpus_asr.decoding.transfers import upload_stack
 
 T = TypeVar("T")
 Steps = Generator[Job, Any, T]
@@ -24,7 +24,7 @@ Task = Steps[Any]
 Done = Callable[[Any, Exception | None], None]
 
 
-class LaneBatch(Protocol):
+class SearchBatch(Protocol):
     """Places on the device in which one kind of search goes on side by side.
 
     The occupied places are always the first ones. What a place gives never depends on what the
@@ -165,7 +165,7 @@ class Running:
         self.done(None, error)
 
 
-class Lane:
+class SearchQueue:
     """Keeps the places of one batch full.
 
     Windows are encoded in batches of `encode_batch`: with those that are needed now go some of
@@ -180,12 +180,12 @@ class Lane:
 
     def __init__(
         self,
-        batch: LaneBatch,
+        batch: SearchBatch,
         *,
         encode_batch: int,
         check: Callable[[Job], None],
-        lane_of: Callable[[Job], "Lane"],
-        statistics: EngineStatistics,
+        lane_of: Callable[[Job], "SearchQueue"],
+        statistics: Activity,
     ) -> None:
         """Take over a batch.
 

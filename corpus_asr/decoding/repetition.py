@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from corpus_asr.decoding.device import upload
 from corpus_asr.decoding.protocols import WindowJob
-from corpus_asr.decoding.transfers import upload
 
 LONGEST_PHRASE = 64
 """Tokens; a fifth of a window's text could hold no longer one five times."""
@@ -21,7 +21,7 @@ MIN_REPEATED_TOKENS = 48
 """A short phrase must go on for so long: people do say "no, no, no, no", but not for 50 tokens."""
 
 
-class LoopWatch:
+class RepetitionDetector:
     """Counts, for every slot and every phrase length, how long the text has repeated itself.
 
     A slot is caught in a loop when its last tokens are one phrase of at most `LONGEST_PHRASE`
@@ -95,3 +95,33 @@ class LoopWatch:
         for tensor in (self._repeated, self._start, self._alike_from, self._watched):
             tensor[target] = tensor[source]
         self._watches[target] = self._watches[source]
+
+
+def repeats_itself(
+    texts: Int[Tensor, "batch token"],
+    lengths: Int[Tensor, " batch"],
+    *,
+    starts: Int[Tensor, " batch"],
+    alike_from: Int[Tensor, " batch"],
+) -> Bool[Tensor, " batch"]:
+    """Tell which texts end in a loop, as `loops.RepetitionDetector` defines it.
+
+    Looks at the texts alone, where beams that take each other's place could keep no count.
+
+    Args:
+        texts: prompt and text.
+        lengths: tokens in each.
+        starts: of them in the prompts.
+        alike_from: tokens from here on, the timestamps, count as one.
+    """
+    device = texts.device
+    period = torch.arange(1, LONGEST_PHRASE + 1, device=device).unsqueeze(1)
+    needed = (MIN_REPEATS * period).clamp(min=MIN_REPEATED_TOKENS)
+    back = torch.arange(1, int(needed.max()) + 1, device=device)  # from the end of the text
+    alike = texts.minimum(alike_from.unsqueeze(1))
+    now = lengths.view(-1, 1, 1) - back  # (batch, 1, back)
+    before = now - period  # (batch, period, back)
+    rows = torch.arange(len(texts), device=device).view(-1, 1, 1)
+    same = alike[rows, now.clamp(min=0)] == alike[rows, before.clamp(min=0)]
+    same &= before >= starts.view(-1, 1, 1)
+    return (same | (back > needed)).all(dim=2).any(dim=1)
