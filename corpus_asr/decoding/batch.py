@@ -1,7 +1,6 @@
 """The decoder's slots on the device: admit windows, advance all by one token, collect what ended.
 
-In: encoded windows and their jobs. Out: results per slot. The occupied slots are always the first
-ones, so a step computes nothing for empty ones; which job sits where is `slots.py`'s business.
+The occupied slots are always the first ones, so a step computes nothing for empty ones.
 """
 
 from collections.abc import Sequence
@@ -38,13 +37,7 @@ class SlotBatch:
     """
 
     def __init__(self, model: SlotModel, slots: int, *, recorder: Recorder | None = None) -> None:
-        """Allocate `slots`.
-
-        Args:
-            model: decodes.
-            slots: windows side by side.
-            recorder: records steps for replays; None has each step run as it is.
-        """
+        """Allocate `slots`."""
         self.model = model
         self.places = slots
         self._state: Any = model.new_state(slots)
@@ -125,11 +118,7 @@ class SlotBatch:
         return [slot for slot, flag in enumerate(flags) if flag or slot in self._aligned]
 
     def collect(self, slots: Sequence[int]) -> list[Result]:
-        """Read the results of finished slots.
-
-        Raises:
-            EngineError: the model gave no finite number.
-        """
+        """Read the results of finished slots."""
         decoded = [slot for slot in slots if slot not in self._aligned]
         found: dict[int, Result] = dict(zip(decoded, self._read(decoded), strict=True))
         return [found[slot] if slot in found else self._aligned.pop(slot) for slot in slots]
@@ -221,17 +210,7 @@ class SlotBatch:
         sampled: bool,
         watched: bool,
     ) -> None:
-        """Choose the next tokens from logits the rules have been applied to.
-
-        What slots say that have ended is not kept.
-
-        Args:
-            allowed: one row per slot.
-            index: the slots.
-            slots: the same for the host.
-            sampled: whether any of their jobs has a temperature above 0.
-            watched: whether any of them is to end when it goes round in circles.
-        """
+        """Choose the next tokens from logits the rules have been applied to."""
         self._options.after_rules(allowed, slots)
         length = self._length[index]
         if sampled:
@@ -322,11 +301,7 @@ class SlotBatch:
 
 @torch.inference_mode()
 def align_window(model: SlotModel, state: Any, slot: int, job: AlignJob) -> AlignResult:
-    """Read the job's tokens over the window in `slot`.
-
-    Raises:
-        EngineError: the model gave no finite number.
-    """
+    """Read the job's tokens over the window in `slot`."""
     tokens = torch.tensor(job.tokens, device=model.device)
     weights, logits = model.align(state, slot, tokens, job.heads)
     among = logits[:-1, : job.choices].log_softmax(dim=1)

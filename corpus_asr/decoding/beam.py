@@ -1,8 +1,7 @@
 """Beam search over many windows side by side.
 
-In: encoded windows and their jobs. Out: the best sequences of each. A place is one window with
-`num_beams` neighbouring slots of the model; the occupied places are always the first ones, and
-which job sits where is the scheduler's business.
+A place is one window with `num_beams` neighbouring slots of the model; the occupied places are
+always the first ones.
 """
 
 from collections.abc import Sequence
@@ -120,15 +119,7 @@ def result_of(
     scores: Tensor | None,
     logits: Tensor | None,
 ) -> WindowResult:
-    """Make a result of the finished sequences of one window, best first.
-
-    Args:
-        found: the tensors of `Beams`, in their order, without the axis of places.
-        job: what was asked for.
-        token_score: probability of its `score_token`.
-        scores: kept of each beam and token, where asked for: (beam, token, vocab).
-        logits: likewise.
-    """
+    """Make a result of the finished sequences of one window, best first."""
     score, length, text, logprob, parent, looped = found
     results = []
     for beam in range(job.search.num_return_sequences):
@@ -166,11 +157,7 @@ class BeamBatch:
     """
 
     def __init__(self, model: SlotModel, places: int, num_beams: int) -> None:
-        """Allocate `places` times `num_beams` slots.
-
-        Raises:
-            ValueError: there are no places or beams, or too many beams for the vocabulary.
-        """
+        """Allocate `places` times `num_beams` slots."""
         if places < 1 or not 1 <= num_beams <= model.vocab_size // 2:
             raise ValueError(
                 f"allocating beam search: found {places} places of {num_beams} beams, expected at "
@@ -217,9 +204,6 @@ class BeamBatch:
         """Run the jobs' prompts in `places`, whose windows are filled, and choose first tokens.
 
         The jobs must have passed `checks.check_job`.
-
-        Raises:
-            ValueError: a job asks for another search than this.
         """
         for job in jobs:
             self._check(job)
@@ -250,13 +234,6 @@ class BeamBatch:
 
         Places that ended since the last `collect` go round on their last position; what they say
         is dropped.
-
-        Args:
-            active: occupied places.
-            sampled: must be false: beams are not sampled.
-
-        Raises:
-            ValueError: `sampled` is true.
         """
         if sampled:
             raise ValueError("advancing beams: they are not sampled; use temperature 0")
@@ -279,11 +256,7 @@ class BeamBatch:
         return [place for place, flag in enumerate(flags) if flag]
 
     def collect(self, places: Sequence[int]) -> list[WindowResult]:
-        """Read the results of finished places: the best beam, and beside it the next best.
-
-        Raises:
-            EngineError: the model gave no finite number.
-        """
+        """Read the results of finished places: the best beam, and beside it the next best."""
         (index,) = upload(self.model.device, list(places))
         found = download(*self._finished.of(index).tensors())
         results: list[WindowResult] = []

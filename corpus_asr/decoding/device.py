@@ -1,8 +1,7 @@
-"""Steps recorded once and replayed: on a GPU as CUDA graphs, which start in one call.
+"""What keeps a GPU busy: steps replayed as CUDA graphs, and copies that seldom make the host wait.
 
-In: a step as a function without arguments, and a key that names everything it depends on but the
-contents of tensors. Out: the step's effects. Knows nothing of what a step does; it must read and
-write tensors that stay where they are, and have no shape that depends on their values.
+On a GPU a plain copy of pageable memory waits for everything the device still has to do. Here
+uploads are pinned, and what comes back comes in one piece, or is read after more work is queued.
 """
 
 import logging
@@ -131,12 +130,7 @@ def to_device(host: Tensor, device: torch.device) -> Tensor:
 
 
 def upload(device: torch.device, *parts: Sequence[int] | Sequence[float] | Tensor) -> list[Tensor]:
-    """Copy numbers to the device in one piece; returns one tensor for each part.
-
-    Args:
-        device: where to.
-        parts: integers, floats, or tensors of int64 or float64. Floats arrive as float64.
-    """
+    """Copy numbers or 64-bit tensors to the device in one piece; floats arrive as float64."""
     tensors = [part if isinstance(part, Tensor) else _numbers(part) for part in parts]
     packed = torch.cat([tensor.reshape(-1).view(torch.long) for tensor in tensors])
     there = to_device(packed, device)
@@ -156,11 +150,7 @@ def upload_stack(rows: Sequence[Tensor], device: torch.device) -> Tensor:
 
 
 def download(*columns: Tensor) -> list[Tensor]:
-    """Copy tensors of as many rows each to the host in one piece; floats arrive as float64.
-
-    Args:
-        columns: tensors (row, ...), all on one device.
-    """
+    """Copy tensors of as many rows each to the host in one piece; floats arrive as float64."""
     rows = len(columns[0])
     wide = [
         (column.double() if column.is_floating_point() else column.long()).reshape(rows, -1)
@@ -183,12 +173,7 @@ class FinishedFlags:
     """
 
     def __init__(self, flags: Bool[Tensor, " slot"], *, behind: bool) -> None:
-        """Watch some flags.
-
-        Args:
-            flags: they keep their place in memory.
-            behind: whether to read what was asked for, in place of what is true now.
-        """
+        """Watch some flags."""
         self._flags = flags
         self._behind = behind
         self._asked = False

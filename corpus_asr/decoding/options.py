@@ -1,7 +1,9 @@
-"""What the searches in the slots ask for beyond the likeliest token.
+"""What a search asks for beyond the likeliest token: processors, sampling, kept scores.
 
-In: a batch's scores, as it decodes. Out: the same, under the options of those slots that have any,
-and what their results are to carry. Every method returns at once where no slot has options.
+Keeps no state but the texts, so no row's result depends on another's.
+
+Source of order and meaning: `transformers`' logits processors; equal to them
+(tests/decoding/test_options.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -68,24 +70,14 @@ class SlotOptions:
         *,
         logits: Float[Tensor, "batch vocab"] | None = None,
     ) -> None:
-        """Apply, in place, what comes before the token rules.
-
-        Args:
-            scores: of `slots`, as yet unchanged.
-            slots: the slot of each row.
-            logits: as the model gave them; left out where the scores are just that.
-        """
+        """Apply, in place, what comes before the token rules."""
         for row in self._rows(slots, lambda search: search.keep_logits):
             kept = scores if logits is None else logits
             self._slots[slots[row]].logits.append(kept[row].clone())
         self._apply(apply_before_rules, scores, slots, self._rows(slots, _changes_before_rules))
 
     def after_rules(self, scores: Float[Tensor, "batch vocab"], slots: Sequence[int]) -> None:
-        """Apply, in place, what comes after the token rules.
-
-        Raises:
-            ValueError: these and what came before them forbid every token.
-        """
+        """Apply, in place, what comes after the token rules."""
         for row in self._rows(slots, lambda search: bool(search.early_processors)):
             if bool(scores[row].isneginf().all()):
                 length = int(self._texts.lengths[slots[row]])
@@ -218,13 +210,7 @@ def apply_before_rules(
     """Apply, in place, what comes before the `TokenRules`.
 
     First the penalty for repeats, then the rule against repeated n-grams, then the caller's early
-    processors.
-
-    Args:
-        scores: of the next token of each row.
-        searches: one per row.
-        texts: prompt and text of each row; what lies behind its length is not read.
-        lengths: tokens in each row.
+    processors. What lies behind the length of a text is not read.
     """
     penalised = [row for row, search in enumerate(searches) if search.repetition_penalty != 1.0]
     if penalised:
@@ -310,11 +296,7 @@ def run_processors(
     text: Int[Tensor, " token"],
     scores: Float[Tensor, " vocab"],
 ) -> Float[Tensor, " vocab"]:
-    """Let processors change the scores of one row, one after the other.
-
-    Raises:
-        ValueError: one gives something else than scores of the same shape, or forbids every token.
-    """
+    """Let processors change the scores of one row, one after the other."""
     row = scores.unsqueeze(0)
     for processor in processors:
         given: Any = processor(text.unsqueeze(0).clone(), row.clone())
@@ -339,16 +321,7 @@ def should_stop(
     text: Int[Tensor, " token"],
     scores: Sequence[Float[Tensor, " vocab"]] | None,
 ) -> bool:
-    """Ask the criteria whether a text is long enough; each is asked, as it may keep count.
-
-    Args:
-        criteria: from the caller.
-        text: prompt and text so far.
-        scores: of each token so far, where the search keeps them.
-
-    Raises:
-        ValueError: one gives neither a bool nor one truth value.
-    """
+    """Ask the criteria whether a text is long enough; each is asked, as it may keep count."""
     past = None if scores is None else tuple(step.unsqueeze(0) for step in scores)
     answers: list[Any] = [criterion(text.unsqueeze(0).clone(), past) for criterion in criteria]
     for criterion, answer in zip(criteria, answers, strict=True):

@@ -1,7 +1,4 @@
-"""What search needs from a network, and the jobs and results it deals in.
-
-Token ids and tensors only: nothing here knows text, audio or a particular model.
-"""
+"""What search needs from a network, the jobs and results it deals in, and which jobs fit a network."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -408,11 +405,7 @@ def check_job(job: Job, model: SlotModel) -> None:
 
 
 def check_numbers(logprobs: Sequence[float], model: SlotModel) -> None:
-    """Make sure that a model's output are numbers.
-
-    Raises:
-        EngineError: one is not.
-    """
+    """Make sure that a model's output are numbers."""
     if any(math.isnan(logprob) for logprob in logprobs):
         raise EngineError(
             f"decoding in {model.dtype}: the model's output is not a number, expected "
@@ -490,12 +483,7 @@ def listens(assistant: SlotModel) -> bool:
 
 
 def check_assistant(model: SlotModel, assistant: SlotModel) -> None:
-    """Make sure that one model can draft for another.
-
-    Raises:
-        ValueError: their vocabularies, lengths or devices differ, or the assistant cannot read
-            what the model encodes.
-    """
+    """Make sure that one model can draft for another."""
     if assistant.vocab_size != model.vocab_size:
         raise ValueError(
             f"drafting with an assistant of {assistant.vocab_size} tokens for a model of "

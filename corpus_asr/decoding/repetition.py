@@ -1,8 +1,4 @@
-"""Noticing that a window has begun to say the same thing for ever.
-
-In: each token as it is said. Out: which slots are caught in a loop. Works on the device, a few
-operations per step, and reads nothing back. Knows token ids only.
-"""
+"""Noticing that a window has entered a repetition loop."""
 
 from collections.abc import Sequence
 
@@ -71,15 +67,7 @@ class RepetitionDetector:
         lengths: Int[Tensor, " batch"],
         going: Bool[Tensor, " batch"],
     ) -> Bool[Tensor, " batch"]:
-        """Note what `slots` say, and tell which of them are caught in a loop.
-
-        Args:
-            tokens: one per slot.
-            slots: those that speak.
-            texts: prompt and text of all slots.
-            lengths: tokens in the texts of `slots`, the new ones left out.
-            going: which of `slots` speak; what the others seem to say is not noted.
-        """
+        """Note what `slots` say, and tell which of them are caught in a loop."""
         before = lengths.unsqueeze(1) - self._period  # (batch, period)
         earlier = texts[slots.unsqueeze(1), before.clamp(min=0)]
         alike_from = self._alike_from[slots].unsqueeze(1)
@@ -107,12 +95,6 @@ def repeats_itself(
     """Tell which texts end in a loop, as `loops.RepetitionDetector` defines it.
 
     Looks at the texts alone, where beams that take each other's place could keep no count.
-
-    Args:
-        texts: prompt and text.
-        lengths: tokens in each.
-        starts: of them in the prompts.
-        alike_from: tokens from here on, the timestamps, count as one.
     """
     device = texts.device
     period = torch.arange(1, LONGEST_PHRASE + 1, device=device).unsqueeze(1)

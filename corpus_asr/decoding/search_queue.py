@@ -1,8 +1,4 @@
-"""A lane: one kind of search, its places, and the jobs that wait for one.
-
-In: running tasks whose next job belongs here. Out: their results, and those tasks whose next job
-belongs to another lane. Knows nothing of how a `SearchBatch` searches, nor what the tasks are for.
-"""
+"""One kind of search: its places on the device, and the jobs that wait for one."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -51,12 +47,7 @@ class SearchBatch(Protocol):
         """Start the jobs in `places`, whose windows are filled; a job may end at once."""
 
     def step(self, active: int, *, sampled: bool) -> None:
-        """Advance the first `active` places; those that have ended stay as they are.
-
-        Args:
-            active: places in use.
-            sampled: whether any of their jobs has a temperature above 0.
-        """
+        """Advance the first `active` places; those that have ended stay as they are."""
 
     def look(self) -> None:
         """Ask which places have finished by now, for `ended` to tell; does not wait."""
@@ -76,11 +67,7 @@ class SearchBatch(Protocol):
 
 
 def encode_windows(model: SlotModel, jobs: Sequence[Job]) -> Float[Tensor, "batch pos width"]:
-    """Encode the jobs' features; a job that brings its encoding is not encoded again.
-
-    Raises:
-        ValueError: encodings that are brought are not of the shape of the others.
-    """
+    """Encode the jobs' features; a job that brings its encoding is not encoded again."""
     with torch.inference_mode():
         rows: dict[int, Tensor] = {
             row: job.encoded.to(model.device, model.dtype)
@@ -187,15 +174,7 @@ class SearchQueue:
         lane_of: Callable[[Job], "SearchQueue"],
         statistics: Activity,
     ) -> None:
-        """Take over a batch.
-
-        Args:
-            batch: the places.
-            encode_batch: windows encoded at once, which bounds the encoder's memory.
-            check: raises on a job that nobody could do.
-            lane_of: where a job belongs.
-            statistics: what is counted is added to these.
-        """
+        """Take over a batch."""
         self._batch = batch
         self._encode_batch = encode_batch
         self._check = check

@@ -97,12 +97,7 @@ class Committer:
     """Looked at before each commit; None where nobody else can be at work."""
 
     def __call__(self, results: pa.Table) -> None:
-        """Commit RESULTS rows as one segments object and one outcomes object.
-
-        Raises:
-            EngineError: another run took over the output.
-            FetchError: the output store failed beyond its retries.
-        """
+        """Commit RESULTS rows as one segments object and one outcomes object."""
         if self.lock is not None:
             self.lock.check()
         OutputStore(self.uri, endpoint_url=self.endpoint_url).commit(
@@ -115,12 +110,7 @@ class Committer:
         )
 
     def timed(self, results: pa.Table) -> Activity:
-        """Commit, and return what that took.
-
-        Raises:
-            EngineError: another run took over the output.
-            FetchError: the output store failed beyond its retries.
-        """
+        """Commit, and return what that took."""
         began_s, retries = time.monotonic(), retries_so_far()
         self(results)
         spent = Activity(

@@ -1,7 +1,8 @@
-"""What the workers of a run on Ray tell each other, and how one that is unusable is replaced.
+"""What the workers of a run on Ray share: counts, metrics, requests to stop, and deaths.
 
-One actor per run counts results, remembers which parts were begun, and passes on the wish to
-stop. Without an answer of it nothing is known and work goes on.
+One actor per run counts results and remembers which parts were begun; without its answer work
+goes on. Parts that were begun in a worker that died are tried again alone, so that the next death
+names the culprit, and one that has seen too many deaths becomes a failure row of kind `poison`.
 """
 
 import collections
@@ -220,12 +221,7 @@ def start_coordinator() -> Any:
 
 
 class Reporter(threading.Thread):
-    """Sends a worker's counts to the coordinator every few seconds, and when told to.
-
-    Args:
-        coordinator: the run's coordinator.
-        read: returns the counts, from any thread.
-    """
+    """Sends a worker's counts to the coordinator every few seconds, and when told to."""
 
     def __init__(self, coordinator: Any, read: Callable[[], Activity]) -> None:
         super().__init__(name="report-activity", daemon=True)
@@ -319,12 +315,7 @@ class Quarantine:
         self._turns = _Turns()
 
     def __call__(self, parts: pa.Table) -> pa.Table:
-        """Return one RESULTS row per part, in order.
-
-        Raises:
-            EngineError: the engine cannot go on.
-            CheckpointError: the weights cannot be loaded.
-        """
+        """Return one RESULTS row per part, in order."""
         keys = _keys(parts)
         if keys:
             self._stage.wait_until_loaded()

@@ -1,8 +1,7 @@
 """The pipeline in this process, without Ray: the same stages, the same tables.
 
-Extraction runs in threads (each with a child process that does the work), so that it overlaps
-with transcription; what waits between them is bounded in bytes. For scripts, notebooks, small
-corpora and tests; one engine, on one GPU at most.
+Extraction runs in threads, each with a child process, so that it overlaps with transcription; what
+waits between them is bounded in bytes. One engine, on one GPU at most.
 """
 
 import queue
@@ -50,16 +49,6 @@ def run_local(
     stop_at: float | None = None,
 ) -> None:
     """Transcribe `packs` in this process and commit all results.
-
-    Args:
-        config: the job.
-        packs: PACKS tables.
-        committer: where results go.
-        resources: from `resolve_resources` for this machine.
-        progress: told what was committed; entered and left by the caller.
-        engine_factory: what loads the engine.
-        extractor: what extracts, as `module:callable`.
-        stop_at: when, by `time.monotonic()`, nothing new is begun; None never.
 
     Raises:
         EngineError: the engine cannot go on.
@@ -140,11 +129,7 @@ def _transcribed(
 
 
 def _transcribing(stage: TranscribeStage, parts: pa.Table, room: "_Room") -> Future[pa.Table]:
-    """Call the stage in a thread of its own.
-
-    Not in an executor's: Python waits for those when it ends, and a run that breaks off would hang
-    on an engine that never answers.
-    """
+    """Call the stage in a thread of its own."""
     future: Future[pa.Table] = Future()
 
     def call() -> None:
@@ -155,6 +140,8 @@ def _transcribing(stage: TranscribeStage, parts: pa.Table, room: "_Room") -> Fut
         finally:
             room.give_back(parts.nbytes)
 
+    # Not in an executor: Python waits for its threads when it ends, and a run that breaks off would
+    # hang on an engine that never answers.
     threading.Thread(target=call, name="transcribe", daemon=True).start()
     return future
 
@@ -232,14 +219,7 @@ def _extract(
 
 
 class CommitBuffer:
-    """Collects small results so that a commit is worth its two objects.
-
-    Args:
-        commit: what is called with the rows collected.
-        min_bytes: rows are committed once they are this large, ...
-        max_age_s: ... or the oldest has waited this long and `add` or `poll` is called.
-        clock: seconds, for tests.
-    """
+    """Collects small results so that a commit is worth its two objects."""
 
     def __init__(
         self,
@@ -277,11 +257,7 @@ class CommitBuffer:
 
 
 class _Room:
-    """Bytes for features that are not transcribed yet; who has more waits.
-
-    Args:
-        num_bytes: how many there are; something larger gets them once nobody else has any.
-    """
+    """Bytes for features that are not transcribed yet; who has more waits."""
 
     def __init__(self, num_bytes: int) -> None:
         self._num_bytes = num_bytes
@@ -293,6 +269,7 @@ class _Room:
         """Wait until there are so many, or the room is closed, and take them."""
         with self._changed:
             self._changed.wait_for(
+                # Something larger than all there are gets them once nobody else has any.
                 lambda: (
                     self._closed or not self._taken or self._taken + num_bytes <= self._num_bytes
                 )

@@ -1,8 +1,7 @@
-"""Whether a job can be done, found out in a minute instead of in the night.
+"""Whether a job can be done, tried in a minute: a line per thing that went well.
 
-In: a job and its plan. Out: a line per thing that was tried and went well; what does not is raised
-as the run itself would raise it. Works in this process: of a cluster it sees the machines and their
-GPUs, and not whether each of them has the model's memory.
+Works in this process: of a cluster it sees the machines and their GPUs, not whether each of them
+has the model's memory.
 """
 
 import os
@@ -36,12 +35,6 @@ def check_ready(
     engine_factory: EngineFactory = load_engine,
 ) -> Iterator[str]:
     """Try what the job needs, and yield a line on each.
-
-    Args:
-        config: the job.
-        store: its output, which the plan was written to.
-        plan: what is to do; not removed yet.
-        engine_factory: what loads the engine.
 
     Raises:
         ConfigError: the machines have not got what the job asks for.
@@ -130,11 +123,7 @@ def _loaded(config: RunConfig, resources: Resources, engine_factory: EngineFacto
 
 
 def _memory(config: RunConfig, resources: Resources) -> str:
-    """Reckon a machine's memory; the model's share is what this process came to need.
-
-    Raises:
-        ConfigError: it is less than the job needs.
-    """
+    """Reckon a machine's memory; the model's share is what this process came to need."""
     there = this_machine().memory_bytes
     model = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if config.cluster.address != "local":

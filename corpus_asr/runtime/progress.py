@@ -51,14 +51,7 @@ REDRAW_EVERY_S = 0.5
 
 
 class Progress:
-    """A line about a run, kept up to date by a thread while the context is open.
-
-    Args:
-        total_files: recordings this run has left to do.
-        total_bytes: their size; the time left is estimated from it.
-        stream: where the line goes; None says nothing at all.
-        clock: seconds, for tests.
-    """
+    """A line about a run, kept up to date by a thread while the context is open."""
 
     def __init__(
         self,
@@ -271,16 +264,7 @@ class History:
 
 
 class ProgressWriter:
-    """Writes snapshots while its context is open, one at its beginning and one at its end.
-
-    Args:
-        store: the output folder.
-        progress: what is counted; entered before this and left after it.
-        run_id: the run.
-        plan: what it has to do.
-        resources: what it does it with.
-        every_s: time between snapshots.
-    """
+    """Writes snapshots while its context is open, one at its beginning and one at its end."""
 
     def __init__(
         self,

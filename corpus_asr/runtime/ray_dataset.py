@@ -1,7 +1,7 @@
 """The pipeline as a Ray dataset: plan, extract, transcribe, commit.
 
 Everything Ray Data would otherwise choose in a way that loses, doubles or hangs is set here, with
-the reason beside it. The stages themselves know nothing of Ray.
+the reason beside it. Workers commit, so a killed driver loses nothing that was written.
 """
 
 import logging
@@ -126,16 +126,6 @@ def run_on_ray(
     stop_at: float | None = None,
 ) -> None:
     """Transcribe what a plan names on the connected Ray and commit all of it.
-
-    Args:
-        config: the job.
-        plan_uri: folder of the packs' table.
-        committer: where results go.
-        resources: from `resolve_resources` for this Ray's machines.
-        progress: told once a second what was committed; entered and left by the caller.
-        engine_factory: what loads the engine in each worker.
-        extractor: what extracts, as `module:callable`.
-        stop_at: when, by `time.monotonic()`, nothing new is begun; None never.
 
     Raises:
         EngineError: workers became unusable one after the other, or nothing happened for too long.
@@ -329,13 +319,7 @@ class _Poll(threading.Thread):
 
 
 class ResultsSink(Datasink[int]):
-    """Commits each bundle of results it is given.
-
-    Args:
-        committer: where to.
-        coordinator: the run's coordinator, told what was committed.
-        min_bytes: results are held back until so many wait, since a commit is two small objects.
-    """
+    """Commits each bundle of results it is given."""
 
     def __init__(self, committer: Committer, *, coordinator: Any, min_bytes: int) -> None:
         self._committer = committer
@@ -344,11 +328,7 @@ class ResultsSink(Datasink[int]):
         self._logs = LogSettings.from_environment()  # of the driver; it is pickled with the rest
 
     def write(self, blocks: Iterable[Block], ctx: Any) -> int:
-        """Commit the rows of `blocks` together and return their number.
-
-        Raises:
-            FetchError: the output store failed beyond its retries.
-        """
+        """Commit the rows of `blocks` together and return their number."""
         configure(self._logs, redact=without_secrets)
         tables = [block for block in blocks if block.num_rows]
         if not tables:
@@ -360,5 +340,8 @@ class ResultsSink(Datasink[int]):
 
     @property
     def min_bytes_per_write(self) -> int:
-        """Bundle small results; also keeps the write from running inside the stage before it."""
+        """Bundle small results, since a commit is two small objects.
+
+        Also keeps the write from running inside the stage before it.
+        """
         return self._min_bytes

@@ -1,8 +1,4 @@
-"""How many workers of which size: every `auto` of a configuration and a machine, resolved once.
-
-In: the settings and the machines' shape. Out: numbers with their reasons in plain sight, which
-`describe` prints. Knows no Ray; nothing here changes a result.
-"""
+"""How many workers of which size: every `auto` of a job and the machines' shapes, resolved once."""
 
 import math
 import os
@@ -284,13 +280,11 @@ def _cpus_per_worker(
 def _threads(
     config: RunConfig, node: NodeShape, gpus_each: float, *, workers_per_node: int
 ) -> int | None:
-    """Return the model's threads on a CPU.
-
-    All cores, though only half are reserved: extraction is many times faster than the model, so
-    its processes wait for room most of the time.
-    """
+    """Return the model's threads on a CPU."""
     if gpus_each > 0:
         return None
+    # All cores, though only half are reserved: extraction is many times faster than the model, so
+    # its processes wait for room most of the time.
     if config.transcribe.cpus_per_worker != "auto":
         return max(1, round(config.transcribe.cpus_per_worker))
     return max(1, node.cores // workers_per_node)

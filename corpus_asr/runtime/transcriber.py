@@ -1,8 +1,4 @@
-"""Transcription for scripts and notebooks: files in, transcripts out, without Ray and tables.
-
-Uses what the pipeline uses: the extract stage's child process, so that a broken file cannot take
-the caller's process down, and the engine, whose slots all files share.
-"""
+"""Transcription for scripts and notebooks: files in, transcripts out, without Ray and tables."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping

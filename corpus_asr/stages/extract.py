@@ -1,8 +1,7 @@
 """PACKS in, PARTS out: each recording of a pack becomes one row per part, one table at a time.
 
-The work is done by `corpus_asr.stages.extraction` in a child process; this side turns what comes
-back into rows and failures into failure rows, so a crashing, hanging or memory-eating decoder
-costs one recording. Knows no decoder, no feature and no model.
+`stages.extraction` does the work in a child process, so a crashing, hanging or memory-eating
+decoder costs one recording.
 """
 
 import logging
@@ -39,19 +38,7 @@ _TOLD = ["recording_id", "part", "uri", "status", "error_kind", "decode_s"]
 
 
 class ExtractStage:
-    """Extract the recordings of packs, one after another.
-
-    Args:
-        checkpoint: folder, address or hub name of the model; only its small files are fetched.
-        revision: of a hub checkpoint.
-        settings: the `extract` section.
-        endpoint_url: the store of the recordings, where it is not the default one.
-        hosts: which hosts web addresses may lead to.
-        extractor: `module:callable` run in the child; another one in tests.
-
-    Raises:
-        CheckpointError: the model's configuration cannot be had.
-    """
+    """Extract the recordings of packs, one after another."""
 
     def __init__(
         self,
@@ -94,12 +81,7 @@ class ExtractStage:
         return replace(found, extract_alive_s=now_s - self._began_s)
 
     def __call__(self, packs: pa.Table) -> Iterator[pa.Table]:
-        """Yield one PARTS table per part, as soon as the part after it is known or there is none.
-
-        Raises:
-            CheckpointError: the model's feature settings are unusable.
-            EngineError: extraction cannot go on for any recording.
-        """
+        """Yield one PARTS table per part, as soon as the part after it is known or there is none."""
         for files in packs.column("files").to_pylist():
             for index, file in enumerate(files, start=1):
                 with closing(self._extract(file, files[index:])) as found:

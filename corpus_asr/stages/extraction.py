@@ -1,9 +1,7 @@
 """One recording in, its parts out: speech spans, features and times. Runs in a child process.
 
 Bytes are read in ranges, decoded as a stream, cut in silence and turned into log-mel features; at
-no time is more than about two parts' audio in memory. Native decoders may crash or hang here:
-`corpus_asr.stages.extract` runs this behind `IsolatedGenerator` and never imports what it imports.
-Knows nothing of tables, packs or of what is done with a failure.
+no time is more than about two parts' audio in memory.
 """
 
 import io
@@ -71,10 +69,6 @@ class PartExtractor:
         hosts: which hosts web addresses may lead to.
         part_s, channels, speech_detection, speech_pad_s, max_file_gb, max_duration_h: as in the
             `extract` settings; without the limits nothing is too large or too long.
-
-    Raises:
-        CheckpointError: `folder` names no known model family or lacks feature settings.
-        EngineError: the speech detector is not installed.
     """
 
     def __init__(
@@ -105,12 +99,7 @@ class PartExtractor:
         self._ahead = OpenedAhead(self._open, threads=OPENED_AT_A_TIME)
 
     def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart]:
-        """Yield the recording's parts in order; done parts come without their features.
-
-        Raises:
-            FetchError: the store failed.
-            DecodeError: the bytes hold no usable audio, or no sample of it, or too much.
-        """
+        """Yield the recording's parts in order; done parts come without their features."""
         begun = _Begun.now()
         uri = redact_uri(request.uri)  # from here on it is only said
         window: _LanguageWindow | None = None
@@ -164,11 +153,7 @@ class PartExtractor:
         return file
 
     def _cut(self, decoder: AudioDecoder, *, uri: str) -> Iterator[tuple[int | None, AudioPart]]:
-        """Yield (channel, part) in the order in which parts are complete, channel by channel.
-
-        Raises:
-            DecodeError: the recording is damaged or too long; the parts before were yielded.
-        """
+        """Yield (channel, part) in the order in which parts are complete, channel by channel."""
         apart = self._channels == "each"
         cutters = self._cutters(decoder.num_channels, uri=uri)
         names = [number if apart else None for number in range(len(cutters))]
@@ -297,12 +282,7 @@ Opener = Callable[[str], io.BufferedIOBase]
 
 
 class OpenedAhead:
-    """Open files before they are asked for. For use by one thread.
-
-    Args:
-        opener: opens one address; called in threads.
-        threads: how many are opened at a time.
-    """
+    """Open files before they are asked for. For use by one thread."""
 
     def __init__(self, opener: Opener, *, threads: int) -> None:
         self._opener = opener
@@ -324,11 +304,7 @@ class OpenedAhead:
                 self._files[uri] = self._executor.submit(self._opener, uri)
 
     def take(self, uri: str) -> io.BufferedIOBase:
-        """Hand over a file, opened now if it was not expected; the caller closes it.
-
-        Raises:
-            FetchError: it cannot be opened.
-        """
+        """Hand over a file, opened now if it was not expected; the caller closes it."""
         file = self._files.pop(uri, None)
         return self._opener(uri) if file is None else file.result()
 

@@ -1,10 +1,4 @@
-"""What a stage is, and how rows and features become Arrow tables and come back.
-
-A stage is called with one table and gives one table or an iterator of tables; its schemas are
-named in `corpus_asr.schemas`. It knows neither Ray nor where its table came from, so the same
-object runs in an actor, in a thread, or in a test. Failure is data: an `ItemError` of one row
-becomes that row's status; anything that makes the worker useless propagates.
-"""
+"""Rows and features as Arrow tables, and failures as the status columns of a row."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
@@ -55,9 +49,6 @@ def one_row(schema: pa.Schema, row: Mapping[str, Any]) -> pa.Table:
     """Build a table of one row; arrays in list columns of halves are taken without a copy.
 
     Columns that `row` does not name are null.
-
-    Raises:
-        ValueError: `row` names a column that `schema` does not have.
     """
     if unknown := set(row) - set(schema.names):
         raise ValueError(f"columns {sorted(unknown)} are not in the schema {schema.names}")

@@ -159,24 +159,13 @@ class TranscribeStage:
         self._loaded_s = time.monotonic()
 
     def wait_until_loaded(self) -> None:
-        """Return once the engine is there, so that no part is blamed for what loading does.
-
-        Raises:
-            CheckpointError: the weights cannot be loaded.
-            ConfigError: the checkpoint cannot do what is asked.
-            EngineError: the device cannot be used.
-        """
+        """Return once the engine is there, so that no part is blamed for what loading does."""
         self._engine.result()
 
     def __call__(self, parts: pa.Table) -> pa.Table:
         """Return one RESULTS row per row of `parts`, in the same order.
 
         Safe to call from several threads at once.
-
-        Raises:
-            CheckpointError: the weights cannot be loaded.
-            ConfigError: the checkpoint cannot do what is asked.
-            EngineError: the engine cannot go on.
         """
         with self._lock:
             self._begun += parts.num_rows
