@@ -1,4 +1,4 @@
-"""What search needs from a network, the jobs and results it deals in, and which jobs fit a network."""
+"""What search needs from a network, its jobs and results, and which jobs fit a network."""
 
 import math
 from collections.abc import Callable, Sequence

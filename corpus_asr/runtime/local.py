@@ -22,7 +22,6 @@ from corpus_asr.runtime.resources import Resources
 from corpus_asr.runtime.shutdown import Stop, stoppable
 from corpus_asr.stages.extract import EXTRACTOR, ExtractStage
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, TranscribeStage, load_engine
-from corpus_asr.storage.stores.host_allowlist import HostRules
 
 # A commit is two objects: worth it for one long part or a hundred short recordings ...
 MIN_BYTES_PER_COMMIT = 64 * 1024
@@ -70,7 +69,9 @@ def run_local(
         )
         stage = TranscribeStage(spec, engine_factory=engine_factory)
         stack.enter_context(_closed(stage))
-        extracting = [_extract_stage(config, extractor) for _ in range(resources.extract_workers)]
+        extracting = [
+            ExtractStage.of(config, extractor=extractor) for _ in range(resources.extract_workers)
+        ]
         progress.watch(
             lambda: Activity.total(
                 (committed, stage.activity, *(one.activity for one in extracting))
@@ -151,17 +152,6 @@ def _ready(running: set[Future[pa.Table]], *, timeout_s: float) -> Iterator[pa.T
     for future in done:
         running.remove(future)
         yield future.result()
-
-
-def _extract_stage(config: RunConfig, extractor: str) -> ExtractStage:
-    return ExtractStage(
-        config.model.checkpoint,
-        revision=config.model.revision,
-        settings=config.extract,
-        endpoint_url=config.source.endpoint_url,
-        hosts=HostRules.of(config.source),
-        extractor=extractor,
-    )
 
 
 def _extracted(

@@ -20,7 +20,6 @@ from corpus_asr.stages.extract import ExtractStage
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, load_engine
 from corpus_asr.storage.run_state.plan import Plan, read_packs
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores.host_allowlist import HostRules
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE
 
@@ -53,13 +52,7 @@ def check_ready(
 
 def _decoded(config: RunConfig, store: OutputStore, plan: Plan) -> str:
     """Decode the beginning of a recording; one of the first few, since some may be broken."""
-    stage = ExtractStage(
-        config.model.checkpoint,
-        revision=config.model.revision,
-        settings=config.extract,
-        endpoint_url=config.source.endpoint_url,
-        hosts=HostRules.of(config.source),
-    )
+    stage = ExtractStage.of(config)
     failures: list[str] = []
     try:
         for pack in _single(store, plan):

@@ -1,4 +1,4 @@
-"""A Ray to work on: one started here, or an existing one; only what is started here is shut down."""
+"""A Ray instance to work on: an existing one, or one started here, and then shut down."""
 
 import contextlib
 import logging

@@ -38,7 +38,6 @@ from corpus_asr.schemas import RESULTS
 from corpus_asr.stages.extract import EXTRACTOR, ExtractStage
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, TranscribeStage, load_engine
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_store
-from corpus_asr.storage.stores.host_allowlist import HostRules
 from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import MEBIBYTE
 
@@ -67,10 +66,12 @@ _RAY_ADVICE = "\nFailed to apply UDF transform"
 class ExtractWorker:
     """The extract stage of one actor, which begins nothing new once the run is to stop."""
 
-    def __init__(self, *arguments: Any, coordinator: Any, logs: LogSettings, **stage: Any) -> None:
+    def __init__(
+        self, config: RunConfig, *, coordinator: Any, logs: LogSettings, extractor: str
+    ) -> None:
         configure(logs, redact=without_secrets)
         self._coordinator = CoordinatorClient(coordinator)
-        self._stage = ExtractStage(*arguments, **stage)
+        self._stage = ExtractStage.of(config, extractor=extractor)
         self._reporter = Reporter(coordinator, lambda: self._stage.activity)
         self._reporter.start()
 
@@ -93,10 +94,17 @@ class ExtractWorker:
 class TranscribeWorker:
     """The transcribe stage of one actor, with the run's coordinator as its memory of deaths."""
 
-    def __init__(self, *, coordinator: Any, logs: LogSettings, **stage: Any) -> None:
+    def __init__(
+        self,
+        spec: EngineSpec,
+        *,
+        coordinator: Any,
+        logs: LogSettings,
+        engine_factory: EngineFactory,
+    ) -> None:
         configure(logs, redact=without_secrets)
         self._coordinator = CoordinatorClient(coordinator)
-        own = TranscribeStage(**stage)
+        own = TranscribeStage(spec, engine_factory=engine_factory)
         self._stage = Quarantine(own, self._coordinator)
         self._reporter = Reporter(coordinator, lambda: own.activity)
         self._reporter.start()
@@ -196,14 +204,10 @@ def build(
     packs = ray.data.read_parquet(path, filesystem=filesystem)
     parts = packs.repartition(target_num_rows_per_block=1).map_batches(
         ExtractWorker,
-        fn_constructor_args=(config.model.checkpoint,),
+        fn_constructor_args=(config,),
         fn_constructor_kwargs={
             "coordinator": coordinator,
             "logs": LogSettings.from_environment(),
-            "revision": config.model.revision,
-            "settings": config.extract,
-            "endpoint_url": config.source.endpoint_url,
-            "hosts": HostRules.of(config.source),
             "extractor": extractor,
         },
         compute=ActorPoolStrategy(

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from corpus_asr.activity import Activity
+from corpus_asr.config.run import RunConfig
 from corpus_asr.config.stages import ExtractSettings
 from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, EngineError
 from corpus_asr.logs import event
@@ -71,6 +72,18 @@ class ExtractStage:
         self._activity = Activity()
         self._doing = ("", 0.0)  # which seconds are growing, since when
 
+    @classmethod
+    def of(cls, config: RunConfig, *, extractor: str = EXTRACTOR) -> "ExtractStage":
+        """Return the stage of a job."""
+        return cls(
+            config.model.checkpoint,
+            revision=config.model.revision,
+            settings=config.extract,
+            endpoint_url=config.source.endpoint_url,
+            hosts=HostRules.of(config.source),
+            extractor=extractor,
+        )
+
     @property
     def activity(self) -> Activity:
         """What was done so far; from any thread."""
@@ -81,7 +94,7 @@ class ExtractStage:
         return replace(found, extract_alive_s=now_s - self._began_s)
 
     def __call__(self, packs: pa.Table) -> Iterator[pa.Table]:
-        """Yield one PARTS table per part, as soon as the part after it is known or there is none."""
+        """Yield one PARTS table per part, as soon as it is known whether it is the last."""
         for files in packs.column("files").to_pylist():
             for index, file in enumerate(files, start=1):
                 with closing(self._extract(file, files[index:])) as found:

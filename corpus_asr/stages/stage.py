@@ -1,7 +1,7 @@
 """Rows and features as Arrow tables, and failures as the status columns of a row."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,16 +15,6 @@ NO_SPEECH = "no_speech"
 FAILED = "failed"
 # A failure that is our own mistake or the machine's, not the recording's.
 INTERNAL = "internal"
-
-
-class Stage(Protocol):
-    """One step of a pipeline: Arrow table in, Arrow table or tables out."""
-
-    def __call__(self, table: pa.Table, /) -> pa.Table | Iterator[pa.Table]:
-        """Work on one batch."""
-
-    def close(self) -> None:
-        """Give back processes, threads and memory; the stage is not used afterwards."""
 
 
 def failure_fields(error: Exception, *, stage: Literal["extract", "transcribe"]) -> dict[str, Any]:

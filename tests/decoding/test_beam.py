@@ -1,9 +1,8 @@
 """Beam search is transformers', token for token, whatever sits in the other places."""
 
-from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hypothesis
 import numpy as np
@@ -17,7 +16,6 @@ from torch import Tensor
 from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.protocols import (
-    Job,
     Search,
     TokenRules,
     WindowJob,
@@ -32,6 +30,7 @@ from corpus_asr.families.whisper.slot_model import WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.beams import beam_search
 from tests.support.checkpoints import tiny_whisper
+from tests.support.tasks import run_jobs
 
 # Sums of up to 40 float32 log-probabilities, from products in another order.
 SCORE_TOLERANCE = 1e-3
@@ -365,19 +364,7 @@ def test_a_job_of_another_search_is_an_error(pairs: list[Pair]) -> None:
 def test_beams_and_plain_searches_share_a_scheduler(pairs: list[Pair]) -> None:
     jobs = [job(0, num_beams=2), job(1), job(2, GRAMMAR, num_beams=5), job(0, GRAMMAR, num_beams=2)]
     scheduler = SlotScheduler(pairs[0].model, 4)
-    found: list[WindowResult] = []
-
-    def task() -> Generator[Job, Any, None]:
-        for one in jobs:
-            result = yield one
-            found.append(result)
-
-    def done(value: None, error: Exception | None) -> None:
-        assert error is None, error
-
-    scheduler.add(task(), done)
-    while scheduler.pending:
-        scheduler.advance()
+    found = [cast("WindowResult", result) for result in run_jobs(scheduler, [jobs])[0]]
     beams = [number for number in range(4) if number != 1]
     check(pairs[0], [jobs[number] for number in beams], [found[number] for number in beams])
     assert found[1].sequence_score is None
