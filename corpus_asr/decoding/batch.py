@@ -43,7 +43,7 @@ class SlotBatch:
         self._state: Any = model.new_state(slots)
         length, device = model.max_target_positions, model.device
         self._rules = SlotRules(slots, model.vocab_size, device)
-        self._loops = RepetitionDetector(slots, model.vocab_size, device)
+        self._repetition = RepetitionDetector(slots, model.vocab_size, device)
         # Prompt and text; a column to spare, for what finished slots say until they are collected.
         self._text = torch.zeros(slots, length + 1, dtype=torch.long, device=device)
         self._logprob = torch.zeros(slots, length + 1, device=device)
@@ -60,7 +60,7 @@ class SlotBatch:
         self._score = torch.zeros(slots, device=device)
         self._slots = torch.arange(slots, device=device)
         self._options = SlotOptions(Texts(self._text, self._length, self._ended))
-        self._lookout = FinishedFlags(
+        self._flags = FinishedFlags(
             self._ended, behind=recorder is not None or device.type == "cuda"
         )
         self._graphs = StepGraphs(slots, recorder) if recorder else None
@@ -82,7 +82,7 @@ class SlotBatch:
         """Start the jobs in `slots`, whose windows are filled.
 
         Prompts are run and first tokens chosen; alignments are done at once. The jobs must have
-        passed `checks.check_job`.
+        passed `check_job`.
         """
         windows = {s: job for s, job in zip(slots, jobs, strict=True) if isinstance(job, WindowJob)}
         for slot, job in zip(slots, jobs, strict=True):
@@ -98,7 +98,7 @@ class SlotBatch:
         Slots that ended since the last `collect` go round on their last position; what they say is
         dropped.
         """
-        watched = self._loops.watches(range(active))
+        watched = self._repetition.watches(range(active))
         if self._graphs is None or self._options.any:
             self._advance(active, sampled=sampled, watched=watched)
             return
@@ -110,11 +110,11 @@ class SlotBatch:
 
     def look(self) -> None:
         """Ask which slots have finished by now; does not wait."""
-        self._lookout.ask()
+        self._flags.ask()
 
     def ended(self, active: int) -> list[int]:
         """The slots among the first `active` that are known to have finished."""
-        flags = self._lookout.read(active)
+        flags = self._flags.read(active)
         return [slot for slot, flag in enumerate(flags) if flag or slot in self._aligned]
 
     def collect(self, slots: Sequence[int]) -> list[Result]:
@@ -128,7 +128,7 @@ class SlotBatch:
         """Make slot `target` what slot `source` is; `source` is free afterwards."""
         self.model.move(self._state, source, target)
         self._rules.move(source, target)
-        self._loops.move(source, target)
+        self._repetition.move(source, target)
         self._options.move(source, target)
         for tensor in (
             self._text, self._logprob, self._token, self._length, self._limit, self._end,
@@ -181,7 +181,7 @@ class SlotBatch:
             self._jobs[slot] = job
         rules = [job.rules for job in jobs]
         self._rules.admit(index, rules)
-        self._loops.admit(slots, jobs)
+        self._repetition.admit(slots, jobs)
         self._options.admit(slots, [job.search for job in jobs])
 
         self._options.before_rules(logits, slots)
@@ -190,7 +190,7 @@ class SlotBatch:
             index,
             slots=slots,
             sampled=any(job.search.temperature > 0 for job in jobs),
-            watched=self._loops.watches(slots),
+            watched=self._repetition.watches(slots),
         )
 
     def _advance(self, count: int, *, sampled: bool, watched: bool) -> None:
@@ -229,7 +229,7 @@ class SlotBatch:
         self._length[index] = length + going
         ended = (token == self._end[index]) | (length + 1 >= self._limit[index])
         if watched:
-            looped = self._loops.update(token, index, self._text, length, going) & ~ended
+            looped = self._repetition.update(token, index, self._text, length, going) & ~ended
             self._looped[index] |= looped
             ended |= looped
         # In place, as the options look at the very same tensor.

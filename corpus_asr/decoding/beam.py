@@ -183,7 +183,7 @@ class BeamBatch:
         self._ended = torch.zeros(places, num_beams, dtype=torch.bool, device=device)
         texts = self._running.text.flatten(0, 1), self._running.length.flatten()
         self._options = SlotOptions(Texts(*texts, self._ended.flatten()))
-        self._lookout = FinishedFlags(self._ended[:, 0], behind=device.type == "cuda")
+        self._flags = FinishedFlags(self._ended[:, 0], behind=device.type == "cuda")
         self._jobs: list[WindowJob | None] = [None] * places
         self._scores: list[float | None] = [None] * places
         self._counts = [0] * places
@@ -203,7 +203,7 @@ class BeamBatch:
     def admit(self, places: Sequence[int], jobs: Sequence[WindowJob]) -> None:
         """Run the jobs' prompts in `places`, whose windows are filled, and choose first tokens.
 
-        The jobs must have passed `checks.check_job`.
+        The jobs must have passed `check_job`.
         """
         for job in jobs:
             self._check(job)
@@ -248,11 +248,11 @@ class BeamBatch:
 
     def look(self) -> None:
         """Ask which places have finished by now; does not wait."""
-        self._lookout.ask()
+        self._flags.ask()
 
     def ended(self, active: int) -> list[int]:
         """The places among the first `active` that are known to have finished."""
-        flags = self._lookout.read(active)
+        flags = self._flags.read(active)
         return [place for place, flag in enumerate(flags) if flag]
 
     def collect(self, places: Sequence[int]) -> list[WindowResult]:

@@ -142,7 +142,7 @@ class SpeculativeBatch(SlotBatch):
                 index,
                 slots=going,
                 sampled=sampled,
-                watched=self._loops.watches(going),
+                watched=self._repetition.watches(going),
             )
             if number == last:
                 return

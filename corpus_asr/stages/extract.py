@@ -31,11 +31,11 @@ from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 _LOG = logging.getLogger(__name__)
 
 # Opened while an earlier file is decoded: a store that takes 100 ms to answer delays none of them.
-FILES_AHEAD = 16
-BYTES_AHEAD = 16 * MEBIBYTE
+PREFETCH_FILES = 16
+PREFETCH_BYTES = 16 * MEBIBYTE
 
 EXTRACTOR = "corpus_asr.stages.extraction:PartExtractor"
-_TOLD = ["recording_id", "part", "uri", "status", "error_kind", "decode_s"]
+_LOGGED = ["recording_id", "part", "uri", "status", "error_kind", "decode_s"]
 
 
 class ExtractStage:
@@ -100,7 +100,7 @@ class ExtractStage:
                 with closing(self._extract(file, files[index:])) as found:
                     for parts in found:
                         self._count(parts_extracted=parts.num_rows)
-                        _tell(parts)
+                        _log_parts(parts)
                         self._begin("hand_over_s")
                         yield parts
                         self._end()
@@ -160,8 +160,8 @@ class ExtractStage:
     def _upcoming(self, following: list[dict[str, Any]]) -> tuple[str, ...]:
         """Choose what may be opened ahead: a few, whose first blocks fit into memory."""
         uris: list[str] = []
-        left = BYTES_AHEAD
-        for file in following[:FILES_AHEAD]:
+        left = PREFETCH_BYTES
+        for file in following[:PREFETCH_FILES]:
             num_bytes = BLOCK_BYTES if file["size_bytes"] is None else file["size_bytes"]
             left -= min(num_bytes, BLOCK_BYTES)
             if left < 0:
@@ -182,12 +182,12 @@ class ExtractStage:
         self._activity += Activity(**counts)
 
 
-def _tell(parts: pa.Table) -> None:
+def _log_parts(parts: pa.Table) -> None:
     if not _LOG.isEnabledFor(logging.INFO):
         return
-    for row in parts.select(_TOLD).to_pylist():
-        told = row | {"uri": redact_uri(row["uri"])}
-        event(_LOG, logging.INFO, "part_extracted", **told)
+    for row in parts.select(_LOGGED).to_pylist():
+        logged = row | {"uri": redact_uri(row["uri"])}
+        event(_LOG, logging.INFO, "part_extracted", **logged)
 
 
 def _changed(uri: str, parts: int, done: frozenset[int]) -> DecodeError:

@@ -35,7 +35,7 @@ MAX_CHANNELS_APART = 64
 # Audio buffered over all channels; with more channels parts get shorter, never below 30 s.
 MAX_BUFFERED_S = 3600.0
 MIN_PART_S = 30.0
-OPENED_AT_A_TIME = 16
+PREFETCH_THREADS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,7 @@ class PartExtractor:
         self._speech_pad_s = speech_pad_s
         self._max_file_gb = max_file_gb
         self._max_duration_h = max_duration_h
-        self._ahead = OpenedAhead(self._open, threads=OPENED_AT_A_TIME)
+        self._prefetcher = FilePrefetcher(self._open, threads=PREFETCH_THREADS)
 
     def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart]:
         """Yield the recording's parts in order; done parts come without their features."""
@@ -105,9 +105,9 @@ class PartExtractor:
         window: _LanguageWindow | None = None
         part = -1
         if request.upcoming:
-            self._ahead.expect((request.uri, *request.upcoming))
+            self._prefetcher.expect((request.uri, *request.upcoming))
         with (
-            self._ahead.take(request.uri) as file,
+            self._prefetcher.take(request.uri) as file,
             open_audio(file, uri=uri, channels=self._channels) as decoder,
         ):
             for part, (channel, audio) in enumerate(self._cut(decoder, uri=uri)):
@@ -281,7 +281,7 @@ def _in_seconds(
 Opener = Callable[[str], io.BufferedIOBase]
 
 
-class OpenedAhead:
+class FilePrefetcher:
     """Open files before they are asked for. For use by one thread."""
 
     def __init__(self, opener: Opener, *, threads: int) -> None:

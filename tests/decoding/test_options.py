@@ -199,13 +199,6 @@ def test_what_was_kept_is_handed_over_and_forgotten() -> None:
     assert options.kept(0) == (None, None)
 
 
-def test_nothing_is_kept_unless_asked_for() -> None:
-    [result] = run(MarkovModel(), [job()])
-    assert result.scores is None
-    assert result.logits is None
-    assert not result.looped
-
-
 @pytest.mark.parametrize("check_every", [1, 5])
 def test_criteria_end_a_window_and_see_every_length_once(check_every: int) -> None:
     seen: list[int] = []
@@ -259,12 +252,6 @@ def test_a_window_that_loops_ends_early_where_asked_for(check_every: int) -> Non
     assert len(whole.tokens) == 400
     assert 48 < len(early.tokens) < 120
     assert early.tokens == whole.tokens[: len(early.tokens)]
-
-
-def test_scores_are_ordinary_tensors() -> None:
-    [result] = run(MarkovModel(), [job(keep_scores=True)])
-    assert result.scores is not None
-    assert not result.scores.is_inference()
 
 
 @pytest.mark.parametrize(

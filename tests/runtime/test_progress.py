@@ -76,12 +76,6 @@ def test_on_a_terminal_the_line_is_redrawn():
     assert "2/2 files" in stream.getvalue()
 
 
-def test_no_stream_means_silence():
-    with Progress(total_files=1, total_bytes=0, stream=None) as progress:
-        progress.add(Tally(parts=1))
-    assert progress.tally.parts == 1
-
-
 def test_what_is_watched_is_read_when_asked():
     now_s = iter([0.0, 0.0, 10.0, 10.0])
     progress = Progress(total_files=4, total_bytes=0, stream=None, clock=lambda: next(now_s))

@@ -16,7 +16,7 @@ from corpus_asr.errors import DecodeError, EngineError, FetchError
 from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.stages import extraction
 from corpus_asr.stages.extract_protocol import ExtractedPart, ExtractRequest
-from corpus_asr.stages.extraction import OpenedAhead, PartExtractor
+from corpus_asr.stages.extraction import FilePrefetcher, PartExtractor
 from corpus_asr.transcription.language import find_language
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES
@@ -350,7 +350,7 @@ class Opener:
 
 def test_files_are_opened_side_by_side_and_each_once():
     opener = Opener()
-    ahead = OpenedAhead(opener, threads=3)
+    ahead = FilePrefetcher(opener, threads=3)
     ahead.expect(["a", "b", "bad"])
     opener.go.set()
     assert ahead.take("a").read() == b"a"
@@ -364,7 +364,7 @@ def test_files_are_opened_side_by_side_and_each_once():
 
 def test_what_is_not_wanted_any_more_is_closed_or_never_opened():
     opener = Opener()
-    ahead = OpenedAhead(opener, threads=1)
+    ahead = FilePrefetcher(opener, threads=1)
     ahead.expect(["a", "b", "c"])
     while not opener.asked:
         pass
