@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from corpus_asr.cli.completion import device
+from corpus_asr.families import device
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.device import resolve_dtype

@@ -200,19 +200,19 @@ def test_an_interrupted_data_set_is_completed_to_the_byte(
         """The store, of which the third upload does not come about."""
 
         @staticmethod
-        def upload(path: str, uri: str, **options: Any) -> None:
+        def upload(path: str, uri: str, *options: Any) -> None:
             uploads.append(uri)
             if len(uploads) == 3:
                 raise KeyboardInterrupt
-            filesystem.upload(path, uri, **options)
+            filesystem.upload(path, uri, *options)
 
     class Counted:
         """The store, counting."""
 
         @staticmethod
-        def upload(path: str, uri: str, **options: Any) -> None:
+        def upload(path: str, uri: str, *options: Any) -> None:
             uploads.append(uri)
-            filesystem.upload(path, uri, **options)
+            filesystem.upload(path, uri, *options)
 
     with monkeypatch.context() as patched:
         patched.setattr(dataset, "filesystem", Stops)
