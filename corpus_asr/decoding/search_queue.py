@@ -118,7 +118,7 @@ class Running:
     filled: bool = False
     """Whether the place it sits in already holds the job's window."""
     encoded: Tensor | None = None
-    """The job's window, once encoded: ahead of need, or for a lane the task is in later."""
+    """The job's window, once encoded: ahead of need, or for a search the task asks for later."""
 
     @property
     def is_encoded(self) -> bool:

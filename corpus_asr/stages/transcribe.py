@@ -111,7 +111,7 @@ def load_engine(spec: EngineSpec) -> TranscribingEngine:
     from corpus_asr.transcription.routing import RoutedEngine, only_language
 
     only = only_language(spec.decoding) if spec.by_language else None
-    if only in spec.by_language:
+    if only is not None and only in spec.by_language:
         # In a given language its own checkpoint is the only one needed.
         folder = fetch_checkpoint(spec.by_language[only])
     else:
