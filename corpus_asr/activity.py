@@ -1,15 +1,23 @@
 """What the workers of a run have been doing, as counts and seconds that add up."""
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Literal, Self
+
+EngineStage = Literal["encode_s", "fill_s", "prefill_s", "step_s", "wait_s"]
 
 EXAMPLES = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Activity:
-    """Counts of one worker since it began, or their sums over workers; adds up."""
+    """Counts of one engine or worker since it began, or their sums over workers; adds up.
+
+    Seconds of an engine are the host's: on a CPU those of the work, on a GPU those of handing the
+    work over, where what the device takes beyond that shows as `wait_s`.
+    """
 
     extract_alive_s: float = 0.0
     """Time since an extract worker began."""
@@ -31,19 +39,27 @@ class Activity:
     prefill_s: float = 0.0
     step_s: float = 0.0
     wait_s: float = 0.0
-    """These five: as in the engine's statistics."""
+    """Looking for ended slots and reading results."""
     slots: int = 0
     """Of one worker, the largest; the only count that does not add up."""
     halvings: int = 0
+    """How often memory did not suffice, so that slots or encoder batches were halved."""
     steps: int = 0
+    """Decoding steps of all kinds of search."""
     slot_steps: int = 0
+    """Occupied slots, summed over the steps."""
     slot_room: int = 0
+    """Slots there were, summed over the steps."""
     body_slot_steps: int = 0
+    """As `slot_steps`, over those steps only that had as many tasks as slots, or more."""
     body_slot_room: int = 0
     windows: int = 0
+    """Windows encoded."""
     encoder_batches: int = 0
     refills: int = 0
+    """Jobs that took the place of one that ended."""
     tokens: int = 0
+    """Tokens decoded, end tokens left out."""
     parts_begun: int = 0
     """Parts handed to an engine, those that were without speech included."""
     parts_transcribed: int = 0
@@ -68,6 +84,24 @@ class Activity:
     def from_data(cls, data: dict[str, Any]) -> Self:
         """Return what JSON holds; counts of another version are left out, or 0."""
         return cls(**{name: data[name] for name in _NAMES if name in data})
+
+    def count_steps(self, steps: int, *, active: int, places: int, pending: int) -> None:
+        """Note that so many steps were run with `active` of `places` in use."""
+        self.steps += steps
+        self.slot_steps += steps * active
+        self.slot_room += steps * places
+        if pending >= places:
+            self.body_slot_steps += steps * active
+            self.body_slot_room += steps * places
+
+    @contextmanager
+    def timing(self, stage: EngineStage) -> Iterator[None]:
+        """Add the time the block takes to a stage."""
+        started_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, stage, getattr(self, stage) + time.perf_counter() - started_s)
 
     @property
     def engine_s(self) -> float:

@@ -15,8 +15,8 @@ from corpus_asr.pipelines.driver import CorpusRun
 def main(path: str, *overrides: str) -> None:
     """Classify what the configuration names."""
     config = load_config(path, overrides)
-    weights, engine = prepare(config)  # fetch the checkpoint, refuse what it cannot do
-    with CorpusRun.open(config, weights, engine, progress=sys.stderr) as run:  # lock the output
+    checkpoint = prepare(config)  # fetch the checkpoint, refuse what it cannot do
+    with CorpusRun.open(config, checkpoint, progress=sys.stderr) as run:  # lock the output
         run.start()  # list the source, leave out what is committed
         run.process()  # decode and extract on CPUs, classify, commit tables as they come
         summary = run.finish()  # compact and count the tables, write report.json and the page

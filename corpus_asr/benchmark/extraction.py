@@ -23,9 +23,9 @@ from corpus_asr.benchmark.orders import Recording, find_recordings
 from corpus_asr.benchmark.results import EXIT_UNUSABLE, aligned, say, tell
 from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import ConfigError, CorpusAsrError, EngineError
+from corpus_asr.stages.extract_protocol import ExtractRequest
 from corpus_asr.stages.extraction import PartExtractor
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.stages.messages import ExtractRequest
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 PROGRAM = "python -m corpus_asr.benchmark.extraction"

@@ -10,7 +10,7 @@ import typer
 
 from corpus_asr.errors import CheckpointError, ConfigError, CorpusAsrError, FetchError
 from corpus_asr.logs import event, speaks_json
-from corpus_asr.runtime.stopping import RunStoppedError
+from corpus_asr.runtime.shutdown import RunStoppedError
 
 EXIT_SOME_FAILED = 1
 EXIT_UNUSABLE = 2

@@ -23,7 +23,7 @@ from corpus_asr.cli.options import (
     progress_lines,
 )
 from corpus_asr.errors import LockedError
-from corpus_asr.runtime.stopping import ended_by_sigterm
+from corpus_asr.runtime.shutdown import ended_by_sigterm
 from corpus_asr.threads import one_thread_for_arrays
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def plan(
 ) -> None:
     """Show what a run would do: every setting, the listing, what is done already."""
     from corpus_asr.config.load import load_config, settings_of
-    from corpus_asr.runtime.weights import fetch_weights
+    from corpus_asr.runtime.checkpoints import fetch_checkpoints
     from corpus_asr.storage.run_state.plan import make_plan
     from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
 
@@ -53,15 +53,15 @@ def plan(
         store = OutputStore(settings.output.uri, endpoint_url=settings.output.endpoint_url)
         # Weights are large; they matter here only where results of the same ones may lie.
         begun = bool(store.names(OUTCOMES_FOLDER))
-        weights = fetch_weights(settings, hashed=begun)
-        drawn = make_plan(settings, store, model_revision=weights.name if begun else None)
+        checkpoint = fetch_checkpoints(settings, hashed=begun)
+        drawn = make_plan(settings, store, model_revision=checkpoint.fingerprint if begun else None)
         try:
             _print_plan(drawn, store.uri)
             if check:
-                from corpus_asr.runtime.readiness import check_ready
+                from corpus_asr.runtime.preflight import check_ready
 
-                _, engine_factory = prepare_pipeline(settings)
-                for line in check_ready(settings, store, drawn, engine_factory):
+                prepare_pipeline(settings)
+                for line in check_ready(settings, store, drawn):
                     typer.echo(f"# {line}")
                 typer.echo("# ready")
         finally:

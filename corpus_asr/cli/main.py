@@ -44,12 +44,12 @@ from corpus_asr.cli.results import evaluate, export, report, show
 from corpus_asr.cli.transcribe import transcribe
 from corpus_asr.cli.view import view
 from corpus_asr.logs import LogFormat, LogLevel, LogSettings, configure
-from corpus_asr.runtime.stopping import ended_by_sigterm
+from corpus_asr.runtime.shutdown import ended_by_sigterm
 from corpus_asr.threads import spin_briefly
 
 if TYPE_CHECKING:
     from corpus_asr.config.run import RunConfig
-    from corpus_asr.runtime.summary import RunSummary
+    from corpus_asr.runtime.progress import RunSummary
 
 WATCH_EVERY_S = 5.0
 
@@ -115,18 +115,18 @@ def run(
     steal_lock: StealLock = False,
 ) -> None:
     """Transcribe or classify a corpus, or continue where an earlier run stopped."""
-    from corpus_asr.config.choices import Choices, Retry
     from corpus_asr.config.load import load_config
+    from corpus_asr.config.run_options import Retry, RunOptions
 
     advice = "run the same command again to continue"
     with readable_errors(on_interrupt=advice), ended_by_sigterm():
         settings = load_config(config, overrides or ())
         note_model_of(settings)
         retry = Retry.retryable if retry_failed else Retry.none
-        choices = Choices(
+        options = RunOptions(
             steal_lock=steal_lock, new_run=new_run, retry=Retry.all if retry_all_failed else retry
         )
-        summary = run_pipeline(settings, local=local, progress=progress_lines(), choices=choices)
+        summary = run_pipeline(settings, local=local, progress=progress_lines(), options=options)
         typer.echo(_summary_words(summary))
         allowed = settings.output.max_failed_fraction
         if summary.failed_fraction > allowed:

@@ -14,9 +14,8 @@ from corpus_asr.logs import speaks_json
 
 if TYPE_CHECKING:
     from corpus_asr.config.run import RunConfig
-    from corpus_asr.runtime.summary import RunSummary
-    from corpus_asr.runtime.weights import Weights
-    from corpus_asr.stages.transcribe import EngineFactory
+    from corpus_asr.runtime.checkpoints import Checkpoint
+    from corpus_asr.runtime.progress import RunSummary
 
 
 def config_file(example: str) -> Any:
@@ -81,8 +80,8 @@ def run_pipeline(config: "RunConfig", **options: Any) -> "RunSummary":
     return run(config, **options)
 
 
-def prepare_pipeline(config: "RunConfig") -> "tuple[Weights, EngineFactory]":
-    """Fetch the checkpoints of a configuration and choose its engine."""
+def prepare_pipeline(config: "RunConfig") -> "Checkpoint":
+    """Fetch and check the checkpoints of a configuration."""
     from corpus_asr.pipelines import classify, transcribe
 
     prepare = classify.prepare if config.pipeline == "classify_audio" else transcribe.prepare

@@ -47,7 +47,7 @@ def view(
         import asyncio
         from contextlib import ExitStack, closing
 
-        from corpus_asr.runtime.stopping import ended_by_sigterm
+        from corpus_asr.runtime.shutdown import ended_by_sigterm
         from corpus_asr.storage.run_state.tables import OutputStore
         from corpus_asr.view.answers import Answers
         from corpus_asr.view.catalogue import Library, Transcripts

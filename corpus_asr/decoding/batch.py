@@ -1,7 +1,6 @@
 """The decoder's slots on the device: admit windows, advance all by one token, collect what ended.
 
-In: encoded windows and their jobs. Out: results per slot. The occupied slots are always the first
-ones, so a step computes nothing for empty ones; which job sits where is `slots.py`'s business.
+The occupied slots are always the first ones, so a step computes nothing for empty ones.
 """
 
 from collections.abc import Sequence
@@ -12,11 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from corpus_asr.decoding.alignment import align_window
-from corpus_asr.decoding.checks import check_numbers
-from corpus_asr.decoding.graphs import Recorder, StepGraphs
-from corpus_asr.decoding.lanes import frames_heard, pad_prompts
-from corpus_asr.decoding.loops import LoopWatch
+from corpus_asr.decoding.device import FinishedFlags, Recorder, StepGraphs, download, upload
 from corpus_asr.decoding.options import SlotOptions, Texts
 from corpus_asr.decoding.protocols import (
     AlignJob,
@@ -26,10 +21,12 @@ from corpus_asr.decoding.protocols import (
     SlotModel,
     WindowJob,
     WindowResult,
+    check_numbers,
 )
+from corpus_asr.decoding.repetition import RepetitionDetector
 from corpus_asr.decoding.rules import SlotRules
 from corpus_asr.decoding.samplers import choose
-from corpus_asr.decoding.transfers import Lookout, download, upload
+from corpus_asr.decoding.search_queue import frames_heard, pad_prompts
 
 
 class SlotBatch:
@@ -40,19 +37,13 @@ class SlotBatch:
     """
 
     def __init__(self, model: SlotModel, slots: int, *, recorder: Recorder | None = None) -> None:
-        """Allocate `slots`.
-
-        Args:
-            model: decodes.
-            slots: windows side by side.
-            recorder: records steps for replays; None has each step run as it is.
-        """
+        """Allocate `slots`."""
         self.model = model
         self.places = slots
         self._state: Any = model.new_state(slots)
         length, device = model.max_target_positions, model.device
         self._rules = SlotRules(slots, model.vocab_size, device)
-        self._loops = LoopWatch(slots, model.vocab_size, device)
+        self._repetition = RepetitionDetector(slots, model.vocab_size, device)
         # Prompt and text; a column to spare, for what finished slots say until they are collected.
         self._text = torch.zeros(slots, length + 1, dtype=torch.long, device=device)
         self._logprob = torch.zeros(slots, length + 1, device=device)
@@ -69,7 +60,9 @@ class SlotBatch:
         self._score = torch.zeros(slots, device=device)
         self._slots = torch.arange(slots, device=device)
         self._options = SlotOptions(Texts(self._text, self._length, self._ended))
-        self._lookout = Lookout(self._ended, behind=recorder is not None or device.type == "cuda")
+        self._flags = FinishedFlags(
+            self._ended, behind=recorder is not None or device.type == "cuda"
+        )
         self._graphs = StepGraphs(slots, recorder) if recorder else None
         self._heard_short = False  # whether a step has to tell windows of several lengths apart
         self._jobs: list[WindowJob | None] = [None] * slots
@@ -89,7 +82,7 @@ class SlotBatch:
         """Start the jobs in `slots`, whose windows are filled.
 
         Prompts are run and first tokens chosen; alignments are done at once. The jobs must have
-        passed `checks.check_job`.
+        passed `check_job`.
         """
         windows = {s: job for s, job in zip(slots, jobs, strict=True) if isinstance(job, WindowJob)}
         for slot, job in zip(slots, jobs, strict=True):
@@ -105,7 +98,7 @@ class SlotBatch:
         Slots that ended since the last `collect` go round on their last position; what they say is
         dropped.
         """
-        watched = self._loops.watches(range(active))
+        watched = self._repetition.watches(range(active))
         if self._graphs is None or self._options.any:
             self._advance(active, sampled=sampled, watched=watched)
             return
@@ -117,19 +110,15 @@ class SlotBatch:
 
     def look(self) -> None:
         """Ask which slots have finished by now; does not wait."""
-        self._lookout.ask()
+        self._flags.ask()
 
     def ended(self, active: int) -> list[int]:
         """The slots among the first `active` that are known to have finished."""
-        flags = self._lookout.read(active)
+        flags = self._flags.read(active)
         return [slot for slot, flag in enumerate(flags) if flag or slot in self._aligned]
 
     def collect(self, slots: Sequence[int]) -> list[Result]:
-        """Read the results of finished slots.
-
-        Raises:
-            EngineError: the model gave no finite number.
-        """
+        """Read the results of finished slots."""
         decoded = [slot for slot in slots if slot not in self._aligned]
         found: dict[int, Result] = dict(zip(decoded, self._read(decoded), strict=True))
         return [found[slot] if slot in found else self._aligned.pop(slot) for slot in slots]
@@ -139,7 +128,7 @@ class SlotBatch:
         """Make slot `target` what slot `source` is; `source` is free afterwards."""
         self.model.move(self._state, source, target)
         self._rules.move(source, target)
-        self._loops.move(source, target)
+        self._repetition.move(source, target)
         self._options.move(source, target)
         for tensor in (
             self._text, self._logprob, self._token, self._length, self._limit, self._end,
@@ -192,7 +181,7 @@ class SlotBatch:
             self._jobs[slot] = job
         rules = [job.rules for job in jobs]
         self._rules.admit(index, rules)
-        self._loops.admit(slots, jobs)
+        self._repetition.admit(slots, jobs)
         self._options.admit(slots, [job.search for job in jobs])
 
         self._options.before_rules(logits, slots)
@@ -201,7 +190,7 @@ class SlotBatch:
             index,
             slots=slots,
             sampled=any(job.search.temperature > 0 for job in jobs),
-            watched=self._loops.watches(slots),
+            watched=self._repetition.watches(slots),
         )
 
     def _advance(self, count: int, *, sampled: bool, watched: bool) -> None:
@@ -221,17 +210,7 @@ class SlotBatch:
         sampled: bool,
         watched: bool,
     ) -> None:
-        """Choose the next tokens from logits the rules have been applied to.
-
-        What slots say that have ended is not kept.
-
-        Args:
-            allowed: one row per slot.
-            index: the slots.
-            slots: the same for the host.
-            sampled: whether any of their jobs has a temperature above 0.
-            watched: whether any of them is to end when it goes round in circles.
-        """
+        """Choose the next tokens from logits the rules have been applied to."""
         self._options.after_rules(allowed, slots)
         length = self._length[index]
         if sampled:
@@ -250,7 +229,7 @@ class SlotBatch:
         self._length[index] = length + going
         ended = (token == self._end[index]) | (length + 1 >= self._limit[index])
         if watched:
-            looped = self._loops.update(token, index, self._text, length, going) & ~ended
+            looped = self._repetition.update(token, index, self._text, length, going) & ~ended
             self._looped[index] |= looped
             ended |= looped
         # In place, as the options look at the very same tensor.
@@ -318,3 +297,17 @@ class SlotBatch:
             scores=scores,
             logits=logits,
         )
+
+
+@torch.inference_mode()
+def align_window(model: SlotModel, state: Any, slot: int, job: AlignJob) -> AlignResult:
+    """Read the job's tokens over the window in `slot`."""
+    tokens = torch.tensor(job.tokens, device=model.device)
+    weights, logits = model.align(state, slot, tokens, job.heads)
+    among = logits[:-1, : job.choices].log_softmax(dim=1)
+    said = tokens[1:]
+    chosen = said.clamp(max=among.shape[1] - 1)
+    told = among.gather(1, chosen.unsqueeze(1)).squeeze(1)
+    logprobs: list[float] = told.masked_fill(chosen != said, -torch.inf).tolist()
+    check_numbers(logprobs, model)
+    return AlignResult(weights=weights.float().cpu().numpy(), logprobs=tuple(logprobs))

@@ -1,33 +1,148 @@
 """Beam search over many windows side by side.
 
-In: encoded windows and their jobs. Out: the best sequences of each. A place is one window with
-`num_beams` neighbouring slots of the model; the occupied places are always the first ones, and
-which job sits where is the scheduler's business.
+A place is one window with `num_beams` neighbouring slots of the model; the occupied places are
+always the first ones.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from corpus_asr.decoding.beam_results import result_of
-from corpus_asr.decoding.beams import OUT, Beams, pick, repeats_itself
-from corpus_asr.decoding.checks import check_numbers
-from corpus_asr.decoding.lanes import frames_heard, pad_prompts
-from corpus_asr.decoding.options import SlotOptions, Texts
-from corpus_asr.decoding.processors import should_stop
-from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult
+from corpus_asr.decoding.device import FinishedFlags, download, upload
+from corpus_asr.decoding.options import SlotOptions, Texts, should_stop
+from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult, check_numbers
+from corpus_asr.decoding.repetition import repeats_itself
 from corpus_asr.decoding.rules import SlotRules
-from corpus_asr.decoding.transfers import Lookout, download, upload
+from corpus_asr.decoding.search_queue import frames_heard, pad_prompts
 
 _UNTIL_FULL, _NEVER = 1, 2
 _EARLY_STOPPING: dict[bool | str, int] = {False: 0, True: _UNTIL_FULL, "never": _NEVER}
 
 _LOOK_FOR_LOOPS = 8
 """Tokens between looks, which cost more here than where nothing takes another's place."""
+
+
+# A score nothing real has, where minus infinity would make 0 * score not a number. The value of
+# transformers, so that ties fall alike.
+OUT = -1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Beams:
+    """Sequences of every place, one beside the other: running, finished or considered."""
+
+    score: Float[Tensor, "place beam"]
+    """Sum of log-probabilities; of finished ones with their length penalty."""
+    length: Int[Tensor, "place beam"]
+    """Tokens of prompt and text."""
+    text: Int[Tensor, "place beam token"]
+    """Prompt and text."""
+    logprob: Float[Tensor, "place beam token"]
+    """Of each token under the rules."""
+    parent: Int[Tensor, "place beam token"]
+    """The beam each token was appended to."""
+    looped: Bool[Tensor, "place beam"]
+    """Whether it was ended because it repeated itself."""
+
+    @classmethod
+    def new(cls, places: int, beams: int, max_length: int, device: torch.device) -> "Beams":
+        """Allocate beams that hold nothing."""
+        shape = (places, beams, max_length)
+        return cls(
+            torch.full((places, beams), OUT, device=device),
+            torch.zeros((places, beams), dtype=torch.long, device=device),
+            torch.zeros(shape, dtype=torch.long, device=device),
+            torch.zeros(shape, device=device),
+            torch.zeros(shape, dtype=torch.long, device=device),
+            torch.zeros((places, beams), dtype=torch.bool, device=device),
+        )
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Everything held, place by place."""
+        return self.score, self.length, self.text, self.logprob, self.parent, self.looped
+
+    def of(self, places: Int[Tensor, " place"]) -> "Beams":
+        """Copy what `places` hold."""
+        return Beams(*(tensor[places] for tensor in self.tensors()))
+
+    def pick(self, beams: Int[Tensor, "place choice"]) -> "Beams":
+        """Copy some beams of each place, possibly several times."""
+        return Beams(*(pick(tensor, beams) for tensor in self.tensors()))
+
+    def beside(self, other: "Beams") -> "Beams":
+        """Put the beams of `other` after these."""
+        pairs = zip(self.tensors(), other.tensors(), strict=True)
+        return Beams(*(torch.cat(pair, dim=1) for pair in pairs))
+
+    def with_token(
+        self,
+        token: Int[Tensor, "place beam"],
+        *,
+        score: Float[Tensor, "place beam"],
+        logprob: Float[Tensor, "place beam"],
+        parent: Int[Tensor, "place beam"],
+    ) -> "Beams":
+        """Append a token to each sequence, in place."""
+        at = self.length.unsqueeze(2)
+        for held, new in ((self.text, token), (self.logprob, logprob), (self.parent, parent)):
+            held.scatter_(2, at, new.unsqueeze(2))
+        return replace(self, score=score, length=self.length + 1)
+
+    def write(
+        self,
+        places: Int[Tensor, " place"],
+        new: "Beams",
+        *,
+        where: Bool[Tensor, " place"],
+    ) -> None:
+        """Replace what `places` hold, in place, where `where` is true."""
+        for held, values in zip(self.tensors(), new.tensors(), strict=True):
+            keep = where.view(-1, *[1] * (values.ndim - 1))
+            held[places] = torch.where(keep, values, held[places])
+
+
+def pick(values: Tensor, beams: Int[Tensor, "place choice"]) -> Tensor:
+    """Copy some beams' values of each place."""
+    index = beams.view(*beams.shape, *[1] * (values.ndim - 2))
+    return torch.take_along_dim(values, index, dim=1)
+
+
+def result_of(
+    found: Sequence[Tensor],
+    job: WindowJob,
+    *,
+    token_score: float | None,
+    scores: Tensor | None,
+    logits: Tensor | None,
+) -> WindowResult:
+    """Make a result of the finished sequences of one window, best first."""
+    score, length, text, logprob, parent, looped = found
+    results = []
+    for beam in range(job.search.num_return_sequences):
+        new = slice(len(job.prompt), int(length[beam]))
+        tokens: list[int] = text[beam, new].tolist()
+        logprobs: list[float] = logprob[beam, new].tolist()
+        # What a token was chosen from is what the beam saw that it was appended to.
+        parents = parent[beam, new]
+        steps = torch.arange(len(parents))
+        end_logprob = logprobs.pop() if tokens and tokens[-1] == job.rules.end else None
+        results.append(
+            WindowResult(
+                tokens=tuple(tokens[: len(logprobs)]),
+                logprobs=tuple(logprobs),
+                end_logprob=end_logprob,
+                score=token_score,
+                looped=bool(looped[beam]),
+                scores=None if scores is None else scores[parents, steps],
+                logits=None if logits is None else logits[parents, steps],
+                sequence_score=float(score[beam]),
+            )
+        )
+    return replace(results[0], others=tuple(results[1:]))
 
 
 class BeamBatch:
@@ -42,11 +157,7 @@ class BeamBatch:
     """
 
     def __init__(self, model: SlotModel, places: int, num_beams: int) -> None:
-        """Allocate `places` times `num_beams` slots.
-
-        Raises:
-            ValueError: there are no places or beams, or too many beams for the vocabulary.
-        """
+        """Allocate `places` times `num_beams` slots."""
         if places < 1 or not 1 <= num_beams <= model.vocab_size // 2:
             raise ValueError(
                 f"allocating beam search: found {places} places of {num_beams} beams, expected at "
@@ -72,7 +183,7 @@ class BeamBatch:
         self._ended = torch.zeros(places, num_beams, dtype=torch.bool, device=device)
         texts = self._running.text.flatten(0, 1), self._running.length.flatten()
         self._options = SlotOptions(Texts(*texts, self._ended.flatten()))
-        self._lookout = Lookout(self._ended[:, 0], behind=device.type == "cuda")
+        self._flags = FinishedFlags(self._ended[:, 0], behind=device.type == "cuda")
         self._jobs: list[WindowJob | None] = [None] * places
         self._scores: list[float | None] = [None] * places
         self._counts = [0] * places
@@ -92,10 +203,7 @@ class BeamBatch:
     def admit(self, places: Sequence[int], jobs: Sequence[WindowJob]) -> None:
         """Run the jobs' prompts in `places`, whose windows are filled, and choose first tokens.
 
-        The jobs must have passed `checks.check_job`.
-
-        Raises:
-            ValueError: a job asks for another search than this.
+        The jobs must have passed `check_job`.
         """
         for job in jobs:
             self._check(job)
@@ -126,13 +234,6 @@ class BeamBatch:
 
         Places that ended since the last `collect` go round on their last position; what they say
         is dropped.
-
-        Args:
-            active: occupied places.
-            sampled: must be false: beams are not sampled.
-
-        Raises:
-            ValueError: `sampled` is true.
         """
         if sampled:
             raise ValueError("advancing beams: they are not sampled; use temperature 0")
@@ -147,19 +248,15 @@ class BeamBatch:
 
     def look(self) -> None:
         """Ask which places have finished by now; does not wait."""
-        self._lookout.ask()
+        self._flags.ask()
 
     def ended(self, active: int) -> list[int]:
         """The places among the first `active` that are known to have finished."""
-        flags = self._lookout.read(active)
+        flags = self._flags.read(active)
         return [place for place, flag in enumerate(flags) if flag]
 
     def collect(self, places: Sequence[int]) -> list[WindowResult]:
-        """Read the results of finished places: the best beam, and beside it the next best.
-
-        Raises:
-            EngineError: the model gave no finite number.
-        """
+        """Read the results of finished places: the best beam, and beside it the next best."""
         (index,) = upload(self.model.device, list(places))
         found = download(*self._finished.of(index).tensors())
         results: list[WindowResult] = []

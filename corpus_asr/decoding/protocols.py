@@ -1,17 +1,17 @@
-"""What search needs from a network, and the jobs and results it deals in.
-
-Token ids and tensors only: nothing here knows text, audio or a particular model.
-"""
+"""What search needs from a network, its jobs and results, and which jobs fit a network."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from corpus_asr.errors import EngineError
+from corpus_asr.units import FRAMES_PER_SECOND
 
 
 class SlotModel(Protocol):
@@ -250,7 +250,7 @@ class WindowJob:
     score_position: int = 0
     num_frames: int | None = None
     """Frames of the window that are heard, a multiple of 100 or of the model's own step
-    (`decoding.sizes.TellsFrameStep`); None for the whole window."""
+    (`TellsFrameStep`); None for the whole window."""
     encoded: Float[Tensor, "pos width"] | None = None
     """The encoder's output, where the caller has it already; `features` are then read only by an
     assistant that listens for itself."""
@@ -317,3 +317,193 @@ class AlignResult:
 
 Job = WindowJob | AlignJob
 Result = WindowResult | AlignResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSize:
+    """The shape of an encoder-decoder, and the bytes of its weights."""
+
+    layers: int
+    """Of the decoder."""
+    width: int
+    """Of hidden states, in both towers."""
+    inner_width: int
+    """Of the encoder's feed-forward layers."""
+    vocab_size: int
+    tokens: int
+    """Longest sequence of the decoder."""
+    positions: int
+    """Encoder positions of a window."""
+    window_values: int
+    """Values of a window's features."""
+    element_bytes: int
+    """Of a weight, a hidden state, a cached key."""
+    weight_bytes: int
+
+
+@runtime_checkable
+class TellsSize(Protocol):
+    """A model that can tell how large it is."""
+
+    @property
+    def size(self) -> ModelSize:
+        """Its shape and weights."""
+
+
+@runtime_checkable
+class TellsFrameStep(Protocol):
+    """A model that hears windows of finer lengths than whole seconds."""
+
+    @property
+    def frame_step(self) -> int:
+        """Windows are heard up to any multiple of so many frames: 1 for all lengths."""
+
+
+@runtime_checkable
+class FitsWindows(Protocol):
+    """A model that can be had for windows of several lengths; shorter ones take less memory."""
+
+    window_frames: int
+    """Of the windows it is for now."""
+
+    def for_windows(self, num_frames: int) -> SlotModel:
+        """Return the same model, sharing all weights, for windows of so many frames at most."""
+
+
+@runtime_checkable
+class ReadsWindows(Protocol):
+    """A model that can tell what encoded windows it reads."""
+
+    @property
+    def window_shape(self) -> tuple[int, int]:
+        """Positions and width of an encoded window."""
+
+
+@runtime_checkable
+class MayListen(Protocol):
+    """A model that can tell whether it encodes windows itself."""
+
+    @property
+    def has_encoder(self) -> bool:
+        """False for a decoder that reads what its main model has encoded."""
+
+
+def check_job(job: Job, model: SlotModel) -> None:
+    """Make sure that a job's tokens fit the model.
+
+    Raises:
+        ValueError: too many tokens, none, or some that the vocabulary lacks; no heads to align by;
+            too many beams, an assistant that does not fit, an encoding of another model, or a
+            part of the window that cannot be heard alone.
+    """
+    _check_encoded(job, model)
+    _check_heard(job, model)
+    if isinstance(job, WindowJob):
+        _check_window(job, model)
+    else:
+        _check_align(job, model)
+
+
+def check_numbers(logprobs: Sequence[float], model: SlotModel) -> None:
+    """Make sure that a model's output are numbers."""
+    if any(math.isnan(logprob) for logprob in logprobs):
+        raise EngineError(
+            f"decoding in {model.dtype}: the model's output is not a number, expected "
+            "log-probabilities; set model.dtype to bfloat16 or float32"
+        )
+
+
+def _check_window(job: WindowJob, model: SlotModel) -> None:
+    length, room = len(job.prompt), model.max_target_positions
+    if length < 1 or length >= room or job.max_new_tokens < 1:
+        raise ValueError(
+            f"decoding {job.max_new_tokens} new tokens after a prompt of {length}: the decoder "
+            f"holds {room}, expected at least one of each; shorten the prompt"
+        )
+    if job.score_token is not None and not 0 <= job.score_position < length:
+        raise ValueError(
+            f"scoring token {job.score_token} after position {job.score_position}: the prompt has "
+            f"positions 0 to {length - 1}; correct score_position"
+        )
+    _check_ids(job.prompt, model, what="prompt")
+    if job.search.assistant is not None:
+        check_assistant(model, job.search.assistant)
+    if job.search.num_beams > model.vocab_size // 2:
+        raise ValueError(
+            f"searching with {job.search.num_beams} beams: a vocabulary of {model.vocab_size} "
+            f"gives at most {model.vocab_size // 2} something to say; correct num_beams"
+        )
+
+
+def _check_align(job: AlignJob, model: SlotModel) -> None:
+    if not 1 <= len(job.tokens) <= model.max_target_positions:
+        raise ValueError(
+            f"aligning {len(job.tokens)} tokens: expected 1 to {model.max_target_positions}, what "
+            "the decoder holds; align fewer at once"
+        )
+    if not job.heads:
+        raise ValueError(
+            "aligning tokens by no attention heads: expected (layer, head) pairs; name some"
+        )
+    _check_ids(job.tokens, model, what="text to align")
+
+
+def _check_encoded(job: Job, model: SlotModel) -> None:
+    if job.encoded is None or not isinstance(model, ReadsWindows):
+        return
+    if tuple(job.encoded.shape) != model.window_shape:
+        raise ValueError(
+            f"decoding an encoded window: found shape {tuple(job.encoded.shape)}, expected "
+            f"{model.window_shape} (positions, width); encode it with this very model"
+        )
+
+
+def _check_heard(job: Job, model: SlotModel) -> None:
+    whole = job.features.shape[1]
+    step = model.frame_step if isinstance(model, TellsFrameStep) else FRAMES_PER_SECOND
+    if job.num_frames is not None and (not 0 < job.num_frames <= whole or job.num_frames % step):
+        raise ValueError(
+            f"hearing {job.num_frames} frames of a window: expected a multiple of "
+            f"{step}, at most {whole}; correct num_frames"
+        )
+
+
+def _check_ids(tokens: Sequence[int], model: SlotModel, *, what: str) -> None:
+    low, high = min(tokens), max(tokens)
+    if low < 0 or high >= model.vocab_size:
+        raise ValueError(
+            f"reading a {what}: found token {low if low < 0 else high}, expected 0 to "
+            f"{model.vocab_size - 1}; use the tokenizer of this checkpoint"
+        )
+
+
+def listens(assistant: SlotModel) -> bool:
+    """Tell whether an assistant encodes windows itself, as those do that do not say otherwise."""
+    return not isinstance(assistant, MayListen) or assistant.has_encoder
+
+
+def check_assistant(model: SlotModel, assistant: SlotModel) -> None:
+    """Make sure that one model can draft for another."""
+    if assistant.vocab_size != model.vocab_size:
+        raise ValueError(
+            f"drafting with an assistant of {assistant.vocab_size} tokens for a model of "
+            f"{model.vocab_size}: expected one vocabulary; use an assistant of the same kind"
+        )
+    if assistant.max_target_positions < model.max_target_positions:
+        raise ValueError(
+            f"drafting with an assistant of {assistant.max_target_positions} positions for a model "
+            f"of {model.max_target_positions}: expected as many at least; use another assistant"
+        )
+    if assistant.device != model.device:
+        raise ValueError(
+            f"drafting with an assistant on {assistant.device} for a model on {model.device}: "
+            "expected one device; move the assistant"
+        )
+    if listens(assistant) or not isinstance(assistant, ReadsWindows):
+        return
+    if isinstance(model, ReadsWindows) and model.window_shape != assistant.window_shape:
+        raise ValueError(
+            f"drafting with a decoder that reads windows of {assistant.window_shape} (positions, "
+            f"width) for a model that encodes {model.window_shape}: expected the same; use an "
+            "assistant made for this model, or one with an encoder of its own"
+        )

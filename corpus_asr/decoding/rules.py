@@ -1,9 +1,4 @@
-"""What each slot may say next: suppression and Whisper's timestamp grammar, vectorised over slots.
-
-In: raw logits of the active slots and the rules they were admitted with. Out: the same tensor,
-forbidden tokens at minus infinity. Knows token ids only; keeps its state on the logits' device and
-never reads it back.
-"""
+"""What each slot may say next: suppression and Whisper's timestamp grammar, on the device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from corpus_asr.decoding.device import to_device
 from corpus_asr.decoding.protocols import TokenRules
-from corpus_asr.decoding.transfers import to_device
 
 FORBIDDEN = float("-inf")
 
@@ -58,11 +53,7 @@ class SlotRules:
         return self._timestamp_begin, self._end
 
     def admit(self, slots: Int[Tensor, " batch"], rules: Sequence[TokenRules]) -> None:
-        """Give `slots` new rules and forget what they said before.
-
-        Raises:
-            ValueError: `rules` place the timestamps elsewhere than earlier rules did.
-        """
+        """Give `slots` new rules and forget what they said before."""
         for rule in rules:
             self._note_layout(rule)
         masks = [self._mask(rule) for rule in rules]

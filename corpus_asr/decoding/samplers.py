@@ -1,8 +1,6 @@
-"""Choosing the next token of each slot.
+"""Choosing the next token: noise is a pure function of (seed, position, token).
 
-In: logits with forbidden tokens at minus infinity. Out: one token per slot. Noise is a pure
-function of (seed, position, token), so a choice never depends on a slot's neighbours, the batch
-size or the device.
+So a choice never depends on a slot's neighbours, the batch size or the device.
 """
 
 import torch
@@ -38,12 +36,6 @@ def keep_likeliest(
     top_p: Float[Tensor, " slot"],
 ) -> Float[Tensor, "slot vocab"]:
     """Forbid all but the likeliest tokens; those as likely as the last one kept are kept too.
-
-    Args:
-        logits: under the rules.
-        temperatures: above 0; probabilities are those of softmax(logits / temperature).
-        top_k: keep so many.
-        top_p: of those keep the likeliest that together reach this probability; 1 for all.
 
     Source: Fan et al. 2018, section 5.1; Holtzman et al. 2020, section 3.1. Equal to
     `transformers`' TopKLogitsWarper, then TopPLogitsWarper (tests/decoding/test_samplers.py).

@@ -11,14 +11,13 @@ from collections.abc import Callable
 
 import torch
 
+from corpus_asr.activity import Activity
 from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.beam import BeamBatch
-from corpus_asr.decoding.checks import check_job
-from corpus_asr.decoding.graphs import Recorder, default_recorder
-from corpus_asr.decoding.lanes import Done, Lane, LaneBatch, Running, Steps, Task
-from corpus_asr.decoding.protocols import Job, Search, SlotModel, WindowJob
+from corpus_asr.decoding.device import Recorder, default_recorder
+from corpus_asr.decoding.protocols import Job, Search, SlotModel, WindowJob, check_job
+from corpus_asr.decoding.search_queue import Done, Running, SearchBatch, SearchQueue, Steps, Task
 from corpus_asr.decoding.speculative import SpeculativeBatch
-from corpus_asr.decoding.statistics import EngineStatistics
 from corpus_asr.errors import EngineError
 
 __all__ = ["Done", "SlotScheduler", "Steps", "Task", "check_every_on", "encode_batch_on"]
@@ -85,8 +84,8 @@ class SlotScheduler:
         self._check_every = check_every
         self._recorder = recorder
         self._search = search or Search()
-        self.statistics = EngineStatistics(slots=slots)
-        self._lanes: dict[_Kind, Lane] = {}
+        self.statistics = Activity(slots=slots)
+        self._lanes: dict[_Kind, SearchQueue] = {}
         self._stranded: deque[Running] = deque()  # tasks whose lane is to be made anew
         self._halve_while_needed(self._settle)
 
@@ -181,13 +180,13 @@ class SlotScheduler:
         for lane in self._lanes.values():
             self._stranded.extend(lane.empty())
 
-    def _lane_of(self, job: Job) -> Lane:
+    def _lane_of(self, job: Job) -> SearchQueue:
         search = job.search if isinstance(job, WindowJob) else Search()
         return self._lane(_kind(search), search)
 
-    def _lane(self, kind: _Kind, search: Search) -> Lane:
+    def _lane(self, kind: _Kind, search: Search) -> SearchQueue:
         if kind not in self._lanes:
-            self._lanes[kind] = Lane(
+            self._lanes[kind] = SearchQueue(
                 self._batch(search),
                 encode_batch=self._encode_batch,
                 check=self._check,
@@ -196,7 +195,7 @@ class SlotScheduler:
             )
         return self._lanes[kind]
 
-    def _batch(self, search: Search) -> LaneBatch:
+    def _batch(self, search: Search) -> SearchBatch:
         # The rows of a lane, not its places, are what costs memory and time.
         places = max(1, self._slots // search.num_beams)
         try:

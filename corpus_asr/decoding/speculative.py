@@ -1,8 +1,4 @@
-"""Speculation: a small model drafts several tokens, and the large one checks them all at once.
-
-In: encoded windows and their jobs. Out: the results that `SlotBatch` gives for them, in fewer runs
-of the large model. Knows nothing of how either model is made.
-"""
+"""Speculation: a small model drafts several tokens, and the large one checks them all at once."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,12 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from corpus_asr.decoding.assistants import check_assistant, listens
 from corpus_asr.decoding.batch import SlotBatch
-from corpus_asr.decoding.lanes import encode_windows, frames_heard
-from corpus_asr.decoding.protocols import Job, SlotModel, WindowJob
+from corpus_asr.decoding.device import upload
+from corpus_asr.decoding.protocols import Job, SlotModel, WindowJob, check_assistant, listens
 from corpus_asr.decoding.samplers import choose
-from corpus_asr.decoding.transfers import upload
+from corpus_asr.decoding.search_queue import encode_windows, frames_heard
 
 
 class SpeculativeBatch(SlotBatch):
@@ -36,17 +31,7 @@ class SpeculativeBatch(SlotBatch):
     def __init__(
         self, model: SlotModel, assistant: SlotModel, places: int, num_draft_tokens: int
     ) -> None:
-        """Allocate `places` slots of both models.
-
-        Args:
-            model: says what is said.
-            assistant: drafts; with an encoder of its own, or reading what `model` encodes.
-            places: windows side by side.
-            num_draft_tokens: drafted before each check.
-
-        Raises:
-            ValueError: the assistant does not fit the model, or drafts nothing.
-        """
+        """Allocate `places` slots of both models."""
         check_assistant(model, assistant)
         if num_draft_tokens < 1:
             raise ValueError(
@@ -109,10 +94,8 @@ class SpeculativeBatch(SlotBatch):
         *,
         sampled: bool,
     ) -> Int[Tensor, "slot draft"]:
-        """Let the assistant go on from each slot's newest token, by the slot's `TokenRules`.
-
-        Other options do not guide the drafts: these may be wrong, and are cheaper so.
-        """
+        """Let the assistant go on from each slot's newest token, by the slot's `TokenRules`."""
+        # Options beyond the rules do not guide drafts: these may be wrong, and are cheaper so.
         index = torch.arange(active, device=start.device)
         said = self._rules.snapshot()
         # It has not read the last draft that was right, so it reads the two newest tokens.
@@ -159,7 +142,7 @@ class SpeculativeBatch(SlotBatch):
                 index,
                 slots=going,
                 sampled=sampled,
-                watched=self._loops.watches(going),
+                watched=self._repetition.watches(going),
             )
             if number == last:
                 return

@@ -7,8 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.decoding.sizes import FitsWindows
+from corpus_asr.decoding.protocols import FitsWindows, SlotModel
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.device import resolve_device, resolve_precision
 from corpus_asr.families.registry import family_of, resolve

@@ -1,31 +1,30 @@
 """Classify a corpus into a table of labels with probabilities, such as the language spoken."""
 
-from functools import partial
-
-from corpus_asr.config.choices import CONTINUE, Choices
 from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run_options import DEFAULT_OPTIONS, RunOptions
 from corpus_asr.pipelines.driver import run_over_corpus
-from corpus_asr.runtime.progress import Stream
-from corpus_asr.runtime.summary import RunSummary
-from corpus_asr.runtime.weights import Weights, check_classifies, fetch_weights
-from corpus_asr.stages.classify import load_label_engine
-from corpus_asr.stages.transcribe import EngineFactory
+from corpus_asr.runtime.checkpoints import Checkpoint, check_classifies, fetch_checkpoints
+from corpus_asr.runtime.progress import RunSummary, Stream
 
 
 def run(
-    config: RunConfig, *, local: bool, progress: Stream | None, choices: Choices = CONTINUE
+    config: RunConfig,
+    *,
+    local: bool,
+    progress: Stream | None,
+    options: RunOptions = DEFAULT_OPTIONS,
 ) -> RunSummary:
     """Do what is left of the job; see `run_over_corpus` for the arguments and errors."""
-    return run_over_corpus(config, prepare, local=local, progress=progress, choices=choices)
+    return run_over_corpus(config, prepare, local=local, progress=progress, options=options)
 
 
-def prepare(config: RunConfig) -> tuple[Weights, EngineFactory]:
-    """Fetch the job's checkpoint, and choose what loads the engine.
+def prepare(config: RunConfig) -> Checkpoint:
+    """Fetch the job's checkpoint.
 
     Raises:
         ConfigError: the checkpoint does not predict such labels.
         CheckpointError: the model cannot be had.
     """
-    weights = fetch_weights(config)
-    check_classifies(weights.folder, config.classification)
-    return weights, partial(load_label_engine, classification=config.classification)
+    checkpoint = fetch_checkpoints(config)
+    check_classifies(checkpoint, config.classification)
+    return checkpoint

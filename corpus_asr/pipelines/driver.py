@@ -7,19 +7,17 @@ from dataclasses import asdict, dataclass, field
 
 from corpus_asr.activity import Activity
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel
-from corpus_asr.config.choices import CONTINUE, Choices
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
+from corpus_asr.config.run_options import DEFAULT_OPTIONS, RunOptions
 from corpus_asr.errors import EngineError
 from corpus_asr.logs import name_run
 from corpus_asr.report.html.page import write_page_at_the_end
-from corpus_asr.runtime.commit import Committer
+from corpus_asr.runtime.checkpoints import Checkpoint
+from corpus_asr.runtime.commit import Committer, Tally
 from corpus_asr.runtime.local import run_local
-from corpus_asr.runtime.progress import Progress, Stream, Tally
-from corpus_asr.runtime.recorder import Recorder
+from corpus_asr.runtime.progress import Progress, ProgressWriter, RunSummary, Stream
 from corpus_asr.runtime.resources import Resources, resolve_resources, store_bytes_for, this_machine
-from corpus_asr.runtime.summary import RunSummary
-from corpus_asr.runtime.weights import Weights
-from corpus_asr.stages.transcribe import EngineFactory
+from corpus_asr.stages.transcribe import load_engine
 from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.finish import finish
 from corpus_asr.storage.run_state.lock import Lock
@@ -28,8 +26,8 @@ from corpus_asr.storage.run_state.run_files import calibration_for
 from corpus_asr.storage.run_state.start import Run, begin_run, fingerprint, new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
 
-Prepare = Callable[[RunConfig], tuple[Weights, EngineFactory]]
-"""Fetches a job's checkpoints and chooses what loads its engine."""
+Prepare = Callable[[RunConfig], Checkpoint]
+"""Fetches and checks a job's checkpoints."""
 
 
 def run_over_corpus(
@@ -38,7 +36,7 @@ def run_over_corpus(
     *,
     local: bool,
     progress: Stream | None,
-    choices: Choices = CONTINUE,
+    options: RunOptions = DEFAULT_OPTIONS,
 ) -> RunSummary:
     """Do what is left of a job, and finish its output folder.
 
@@ -49,10 +47,8 @@ def run_over_corpus(
         EngineError: the work could not go on; what was committed is kept.
         FetchError: the output store or the listing failed.
     """
-    weights, engine = prepare(config)
-    with CorpusRun.open(
-        config, weights, engine, local=local, progress=progress, choices=choices
-    ) as run:
+    checkpoint = prepare(config)
+    with CorpusRun.open(config, checkpoint, local=local, progress=progress, options=options) as run:
         run.start()
         run.process()
         return run.finish()
@@ -67,16 +63,14 @@ class CorpusRun:
     """
 
     config: RunConfig
-    weights: Weights
-    engine_factory: EngineFactory
-    """What loads the engine in each worker; pickled by reference."""
+    checkpoint: Checkpoint
     store: OutputStore
     """The output folder."""
     lock: Lock
     """Of that folder, held by this run."""
     local: bool = False
     progress: Stream | None = None
-    choices: Choices = CONTINUE
+    options: RunOptions = DEFAULT_OPTIONS
     plan: Plan | None = None
     """What there is to do, once the source is listed."""
     _begun: Run | None = None
@@ -90,12 +84,11 @@ class CorpusRun:
     def open(
         cls,
         config: RunConfig,
-        weights: Weights,
-        engine_factory: EngineFactory,
+        checkpoint: Checkpoint,
         *,
         local: bool = False,
         progress: Stream | None = None,
-        choices: Choices = CONTINUE,
+        options: RunOptions = DEFAULT_OPTIONS,
     ) -> Iterator["CorpusRun"]:
         """Lock the output folder for a run, as long as the context is open.
 
@@ -105,35 +98,35 @@ class CorpusRun:
         """
         store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
         say = line_writer(progress)
-        with Lock(store, new_run_id(), steal=choices.steal_lock, say=say) as lock:
+        with Lock(store, new_run_id(), steal=options.steal_lock, say=say) as lock:
             yield cls(
                 config=config,
-                weights=weights,
-                engine_factory=engine_factory,
+                checkpoint=checkpoint,
                 store=store,
                 lock=lock,
                 local=local,
                 progress=progress,
-                choices=choices,
+                options=options,
             )
 
     def start(self) -> Plan:
         """List the source, leave out what is committed, and write what belongs to the run."""
         config, store = self.config, self.store
+        revision, name = self.checkpoint.revision, self.checkpoint.fingerprint
         calibrates = config.pipeline != CLASSIFY_AUDIO
         if calibrates and config.model.calibration is not None:  # before old results are archived
-            self._calibration = calibration_for(config, store, model_revision=self.weights.revision)
-        self.plan = make_plan(config, store, model_revision=self.weights.name, choices=self.choices)
+            self._calibration = calibration_for(config, store, model_revision=revision)
+        self.plan = make_plan(config, store, model_revision=name, options=self.options)
         self._begun = begin_run(
             store,
             config,
-            fingerprint(config, self.weights.name),
+            fingerprint(config, name),
             run_id=self.lock.run_id,
-            new_run=self.choices.new_run,
+            new_run=self.options.new_run,
         )
         name_run(self._begun.run_id)
         if calibrates and config.model.calibration is None:
-            self._calibration = calibration_for(config, store, model_revision=self.weights.revision)
+            self._calibration = calibration_for(config, store, model_revision=revision)
         return self.plan
 
     def process(self) -> None:
@@ -148,8 +141,8 @@ class CorpusRun:
             endpoint_url=config.output.endpoint_url,
             run_id=self._begun.run_id,
             model=full_name(config.model.checkpoint),
-            model_revision=self.weights.revision,
-            by_language=self.weights.by_language,
+            model_revision=self.checkpoint.revision,
+            by_language=self.checkpoint.models_by_language,
             calibration=self._calibration,
             lock=self.lock.key,
         )
@@ -172,7 +165,7 @@ class CorpusRun:
             store,
             self._begun,
             self.config,
-            model_revision=self.weights.name,
+            model_revision=self.checkpoint.fingerprint,
             listing=read_listing(store, plan),
             num_listed=plan.num_files,
             plan_name=plan.name,
@@ -206,7 +199,7 @@ class CorpusRun:
         )
 
     def _out_of_time(self) -> bool:
-        stop_at = self.choices.stop_at
+        stop_at = self.options.stop_at
         return stop_at is not None and time.monotonic() >= stop_at
 
     def _process_here(self, plan: Plan, committer: Committer) -> Progress:
@@ -218,15 +211,15 @@ class CorpusRun:
                 committer,
                 resources=resources,
                 progress=progress,
-                engine_factory=self.engine_factory,
-                stop_at=self.choices.stop_at,
+                engine_factory=load_engine,
+                stop_at=self.options.stop_at,
             )
         return progress
 
     def _process_on_ray(self, plan: Plan, committer: Committer) -> Progress:
         # Ray takes seconds to import, and local runs do without it.
-        from corpus_asr.runtime.cluster import connected, local_machine
-        from corpus_asr.runtime.dataset import run_on_ray
+        from corpus_asr.runtime.ray_cluster import connected, local_machine
+        from corpus_asr.runtime.ray_dataset import run_on_ray
 
         config, address = self.config, self.config.cluster.address
         with connected(address, store_bytes=store_bytes_for(config, local_machine())) as cluster:
@@ -244,8 +237,8 @@ class CorpusRun:
                     committer,
                     resources=resources,
                     progress=progress,
-                    engine_factory=self.engine_factory,
-                    stop_at=self.choices.stop_at,
+                    engine_factory=load_engine,
+                    stop_at=self.options.stop_at,
                 )
         return progress
 
@@ -257,7 +250,9 @@ class CorpusRun:
             total_bytes=plan.num_remaining_bytes,
             stream=self.progress,
         )
-        recorder = Recorder(self.store, progress, run_id=run_id, plan=plan, resources=resources)
+        recorder = ProgressWriter(
+            self.store, progress, run_id=run_id, plan=plan, resources=resources
+        )
         with progress, recorder:
             yield progress
 

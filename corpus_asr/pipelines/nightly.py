@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from corpus_asr.config.choices import Choices, Retry
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
+from corpus_asr.config.run_options import Retry, RunOptions
 from corpus_asr.errors import ConfigError, LockedError
 from corpus_asr.logs import event
 from corpus_asr.pipelines import classify, transcribe
@@ -27,9 +27,8 @@ from corpus_asr.report.nightly import (
     tell,
     warnings_of,
 )
-from corpus_asr.runtime.progress import Stream
-from corpus_asr.runtime.stopping import RunStoppedError
-from corpus_asr.runtime.summary import RunSummary
+from corpus_asr.runtime.progress import RunSummary, Stream
+from corpus_asr.runtime.shutdown import RunStoppedError
 from corpus_asr.storage.run_state.ledger import Failing, count_tries, note_tries
 from corpus_asr.storage.run_state.lock import USUAL, Lock, Timing
 from corpus_asr.storage.run_state.plan import Plan
@@ -105,17 +104,15 @@ class _Attempt:
         failing = count_tries(self.store)
         note_tries(self.store, failing)
         self.alone = frozenset(one.recording_id for one in self._spent(failing))
-        weights, engine = _PREPARE[config.pipeline](config)
         hours = config.nightly.stop_after_h
         run = CorpusRun(
             config=config,
-            weights=weights,
-            engine_factory=engine,
+            checkpoint=_PREPARE[config.pipeline](config),
             store=self.store,
             lock=lock,
             local=local,
             progress=progress,
-            choices=Choices(
+            options=RunOptions(
                 retry=Retry.retryable,
                 leave_alone=self.alone,
                 stop_at=None if hours is None else self.begun_s + 3600 * hours,

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from corpus_asr.config.choices import CONTINUE, Choices
 from corpus_asr.config.run import PseudoLabelConfig, RunConfig
+from corpus_asr.config.run_options import DEFAULT_OPTIONS, RunOptions
 from corpus_asr.errors import ConfigError
 from corpus_asr.labelling.dataset import (
     SelectionTable,
@@ -30,9 +30,8 @@ from corpus_asr.pipelines import transcribe
 from corpus_asr.pipelines.driver import line_writer
 from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.report.text import duration
-from corpus_asr.runtime.progress import Stream
+from corpus_asr.runtime.progress import RunSummary, Stream
 from corpus_asr.runtime.resources import this_machine
-from corpus_asr.runtime.summary import RunSummary
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.start import new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -41,16 +40,20 @@ from corpus_asr.storage.stores.uri import normalise, redact_uri
 
 
 def run(
-    config: RunConfig, *, local: bool, progress: Stream | None, choices: Choices = CONTINUE
+    config: RunConfig,
+    *,
+    local: bool,
+    progress: Stream | None,
+    options: RunOptions = DEFAULT_OPTIONS,
 ) -> RunSummary:
     """Transcribe what is left; if that is all, select and write."""
     assert isinstance(config, PseudoLabelConfig)
     _check(config)
-    summary = transcribe.run(config, local=local, progress=progress, choices=choices)
+    summary = transcribe.run(config, local=local, progress=progress, options=options)
     if summary.left:  # what is selected now would be another data set when the rest is done
         told = f"nothing selected yet: {summary.left:,} recordings are left to be transcribed"
     else:
-        told = render(label(config, progress=progress, steal_lock=choices.steal_lock))
+        told = render(label(config, progress=progress, steal_lock=options.steal_lock))
     if progress is not None:
         progress.write(told + "\n")
     return summary

@@ -1,24 +1,83 @@
-"""Results in, committed objects out; picklable, so that it works in any process of a run.
+"""Results counted, and committed as objects of the output folder, from any process of a run.
 
-Knows neither Ray nor the pipeline. Committing the same part twice is harmless: the finish keeps
-one.
+Committing the same part twice is harmless: the finish keeps one.
 """
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from corpus_asr.activity import Activity
+from corpus_asr.activity import Activity, FailureCount, merged
 from corpus_asr.confidence import ConfidenceModel
 from corpus_asr.logs import event
+from corpus_asr.stages.stage import FAILED
 from corpus_asr.storage.run_state.lock import LockKey
 from corpus_asr.storage.run_state.tables import ModelName, OutputStore
 from corpus_asr.storage.stores.retry import retries_so_far
+from corpus_asr.storage.stores.uri import public, redact_uri
 
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """Counts of committed results; adds up."""
+
+    parts: int = 0
+    files: int = 0
+    """Recordings whose last part was committed."""
+    failed: int = 0
+    """Recordings with a failed part; one that fails twice counts twice until the finish."""
+    audio_s: float = 0.0
+    size_bytes: int = 0
+    """Sizes of the recordings in `files`."""
+    retried: int = 0
+    """Parts that were tried more than once."""
+    failures: tuple[FailureCount, ...] = ()
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(
+            parts=self.parts + other.parts,
+            files=self.files + other.files,
+            failed=self.failed + other.failed,
+            audio_s=self.audio_s + other.audio_s,
+            size_bytes=self.size_bytes + other.size_bytes,
+            retried=self.retried + other.retried,
+            failures=merged((*self.failures, *other.failures)),
+        )
+
+
+def tally_of(results: pa.Table) -> Tally:
+    """Count RESULTS rows."""
+    last = results.filter(results.column("last_part"))
+    failed = results.filter(pc.equal(results.column("status"), FAILED))
+    return Tally(
+        parts=results.num_rows,
+        files=last.num_rows,
+        failed=failed.num_rows,
+        audio_s=pc.sum(results.column("duration_s")).as_py() or 0.0,
+        size_bytes=pc.sum(last.column("size_bytes")).as_py() or 0,
+        retried=pc.sum(pc.greater(results.column("attempts"), 1)).as_py() or 0,
+        failures=merged(_failure_of(row) for row in failed.select(_FAILURE).to_pylist()),
+    )
+
+
+_FAILURE = ["error_stage", "error_kind", "retryable", "uri"]
+
+
+def _failure_of(row: dict[str, Any]) -> FailureCount:
+    return FailureCount(
+        stage=row["error_stage"] or "unknown",
+        kind=row["error_kind"] or "unknown",
+        count=1,
+        retryable=bool(row["retryable"]),
+        examples=(redact_uri(public(row["uri"])),),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +97,7 @@ class Committer:
     """Looked at before each commit; None where nobody else can be at work."""
 
     def __call__(self, results: pa.Table) -> None:
-        """Commit RESULTS rows as one segments object and one outcomes object.
-
-        Raises:
-            EngineError: another run took over the output.
-            FetchError: the output store failed beyond its retries.
-        """
+        """Commit RESULTS rows as one segments object and one outcomes object."""
         if self.lock is not None:
             self.lock.check()
         OutputStore(self.uri, endpoint_url=self.endpoint_url).commit(
@@ -56,12 +110,7 @@ class Committer:
         )
 
     def timed(self, results: pa.Table) -> Activity:
-        """Commit, and return what that took.
-
-        Raises:
-            EngineError: another run took over the output.
-            FetchError: the output store failed beyond its retries.
-        """
+        """Commit, and return what that took."""
         began_s, retries = time.monotonic(), retries_so_far()
         self(results)
         spent = Activity(
@@ -74,48 +123,3 @@ class Committer:
             commit_s=round(spent.commit_s, 3), retries=spent.commit_retries,
         )  # fmt: skip
         return spent
-
-
-class CommitBuffer:
-    """Collects small results so that a commit is worth its two objects.
-
-    Args:
-        commit: what is called with the rows collected.
-        min_bytes: rows are committed once they are this large, ...
-        max_age_s: ... or the oldest has waited this long and `add` or `poll` is called.
-        clock: seconds, for tests.
-    """
-
-    def __init__(
-        self,
-        commit: Callable[[pa.Table], None],
-        *,
-        min_bytes: int,
-        max_age_s: float,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._commit = commit
-        self._min_bytes = min_bytes
-        self._max_age_s = max_age_s
-        self._clock = clock
-        self._waiting: list[pa.Table] = []
-        self._since = 0.0
-
-    def add(self, results: pa.Table) -> None:
-        """Take rows, and commit if that is due."""
-        if not self._waiting:
-            self._since = self._clock()
-        self._waiting.append(results)
-        self.poll()
-
-    def poll(self) -> None:
-        """Commit if that is due."""
-        size = sum(table.nbytes for table in self._waiting)
-        if size >= self._min_bytes or self._clock() - self._since >= self._max_age_s:
-            self.flush()
-
-    def flush(self) -> None:
-        """Commit everything that waits."""
-        if self._waiting:
-            self._commit(pa.concat_tables(self._waiting).combine_chunks())
-            self._waiting = []

@@ -1,14 +1,13 @@
 """The pipeline in this process, without Ray: the same stages, the same tables.
 
-Extraction runs in threads (each with a child process that does the work), so that it overlaps
-with transcription; what waits between them is bounded in bytes. For scripts, notebooks, small
-corpora and tests; one engine, on one GPU at most.
+Extraction runs in threads, each with a child process, so that it overlaps with transcription; what
+waits between them is bounded in bytes. One engine, on one GPU at most.
 """
 
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack, closing, contextmanager
 from typing import TypeAlias
@@ -17,13 +16,12 @@ import pyarrow as pa
 
 from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
-from corpus_asr.runtime.commit import CommitBuffer, Committer
-from corpus_asr.runtime.progress import Progress, tally_of
+from corpus_asr.runtime.commit import Committer, tally_of
+from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.resources import Resources
-from corpus_asr.runtime.stopping import Stop, stoppable
+from corpus_asr.runtime.shutdown import Stop, stoppable
 from corpus_asr.stages.extract import EXTRACTOR, ExtractStage
-from corpus_asr.stages.transcribe import EngineFactory, TranscribeStage, load_engine
-from corpus_asr.storage.stores.host_allowlist import HostRules
+from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, TranscribeStage, load_engine
 
 # A commit is two objects: worth it for one long part or a hundred short recordings ...
 MIN_BYTES_PER_COMMIT = 64 * 1024
@@ -51,16 +49,6 @@ def run_local(
 ) -> None:
     """Transcribe `packs` in this process and commit all results.
 
-    Args:
-        config: the job.
-        packs: PACKS tables.
-        committer: where results go.
-        resources: from `resolve_resources` for this machine.
-        progress: told what was committed; entered and left by the caller.
-        engine_factory: what loads the engine.
-        extractor: what extracts, as `module:callable`.
-        stop_at: when, by `time.monotonic()`, nothing new is begun; None never.
-
     Raises:
         EngineError: the engine cannot go on.
         CheckpointError: the model cannot be loaded.
@@ -76,18 +64,14 @@ def run_local(
     buffer = CommitBuffer(commit, min_bytes=MIN_BYTES_PER_COMMIT, max_age_s=MAX_COMMIT_AGE_S)
     with ExitStack() as stack:
         stop = stack.enter_context(stoppable(lambda: progress.files_left, at=stop_at))
-        stage = TranscribeStage(
-            config.model.checkpoint,
-            revision=config.model.revision,
-            decoding=config.decoding,
-            device=resources.device,
-            dtype=config.model.dtype,
-            slots=config.transcribe.slots,
-            num_threads=resources.transcribe_threads,
-            engine_factory=engine_factory,
+        spec = EngineSpec.of(
+            config, device=resources.device, num_threads=resources.transcribe_threads
         )
+        stage = TranscribeStage(spec, engine_factory=engine_factory)
         stack.enter_context(_closed(stage))
-        extracting = [_extract_stage(config, extractor) for _ in range(resources.extract_workers)]
+        extracting = [
+            ExtractStage.of(config, extractor=extractor) for _ in range(resources.extract_workers)
+        ]
         progress.watch(
             lambda: Activity.total(
                 (committed, stage.activity, *(one.activity for one in extracting))
@@ -146,11 +130,7 @@ def _transcribed(
 
 
 def _transcribing(stage: TranscribeStage, parts: pa.Table, room: "_Room") -> Future[pa.Table]:
-    """Call the stage in a thread of its own.
-
-    Not in an executor's: Python waits for those when it ends, and a run that breaks off would hang
-    on an engine that never answers.
-    """
+    """Call the stage in a thread of its own."""
     future: Future[pa.Table] = Future()
 
     def call() -> None:
@@ -161,6 +141,8 @@ def _transcribing(stage: TranscribeStage, parts: pa.Table, room: "_Room") -> Fut
         finally:
             room.give_back(parts.nbytes)
 
+    # Not in an executor: Python waits for its threads when it ends, and a run that breaks off would
+    # hang on an engine that never answers.
     threading.Thread(target=call, name="transcribe", daemon=True).start()
     return future
 
@@ -170,17 +152,6 @@ def _ready(running: set[Future[pa.Table]], *, timeout_s: float) -> Iterator[pa.T
     for future in done:
         running.remove(future)
         yield future.result()
-
-
-def _extract_stage(config: RunConfig, extractor: str) -> ExtractStage:
-    return ExtractStage(
-        config.model.checkpoint,
-        revision=config.model.revision,
-        settings=config.extract,
-        endpoint_url=config.source.endpoint_url,
-        hosts=HostRules.of(config.source),
-        extractor=extractor,
-    )
 
 
 def _extracted(
@@ -237,12 +208,46 @@ def _extract(
         found.put(None)
 
 
-class _Room:
-    """Bytes for features that are not transcribed yet; who has more waits.
+class CommitBuffer:
+    """Collects small results so that a commit is worth its two objects."""
 
-    Args:
-        num_bytes: how many there are; something larger gets them once nobody else has any.
-    """
+    def __init__(
+        self,
+        commit: Callable[[pa.Table], None],
+        *,
+        min_bytes: int,
+        max_age_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._commit = commit
+        self._min_bytes = min_bytes
+        self._max_age_s = max_age_s
+        self._clock = clock
+        self._waiting: list[pa.Table] = []
+        self._since = 0.0
+
+    def add(self, results: pa.Table) -> None:
+        """Take rows, and commit if that is due."""
+        if not self._waiting:
+            self._since = self._clock()
+        self._waiting.append(results)
+        self.poll()
+
+    def poll(self) -> None:
+        """Commit if that is due."""
+        size = sum(table.nbytes for table in self._waiting)
+        if size >= self._min_bytes or self._clock() - self._since >= self._max_age_s:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit everything that waits."""
+        if self._waiting:
+            self._commit(pa.concat_tables(self._waiting).combine_chunks())
+            self._waiting = []
+
+
+class _Room:
+    """Bytes for features that are not transcribed yet; who has more waits."""
 
     def __init__(self, num_bytes: int) -> None:
         self._num_bytes = num_bytes
@@ -254,6 +259,7 @@ class _Room:
         """Wait until there are so many, or the room is closed, and take them."""
         with self._changed:
             self._changed.wait_for(
+                # Something larger than all there are gets them once nobody else has any.
                 lambda: (
                     self._closed or not self._taken or self._taken + num_bytes <= self._num_bytes
                 )

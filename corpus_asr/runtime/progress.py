@@ -1,25 +1,36 @@
-"""Committed results in, one line about the run out: files done, failed and left, speed, time left.
+"""How far a run is: a line on the terminal, snapshots in the output, a summary at the end."""
 
-On a terminal the line is redrawn in place; elsewhere it is printed every half minute, and the
-first and the last always are. Knows neither Ray nor storage: who commits results adds a `Tally`.
-"""
-
+import datetime
+import logging
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self, TextIO, cast
+from typing import Literal, Protocol, Self, TextIO, cast
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from corpus_asr.activity import Activity, FailureCount, merged
-from corpus_asr.stages.stage import FAILED
-from corpus_asr.storage.stores.uri import public, redact_uri
+from corpus_asr.activity import Activity
+from corpus_asr.errors import FetchError
+from corpus_asr.logs import event
+from corpus_asr.runtime.commit import Tally
+from corpus_asr.runtime.resources import Resources
+from corpus_asr.storage.run_state.plan import Plan
+from corpus_asr.storage.run_state.run_files import (
+    EVERY_S,
+    RUNNING,
+    STOPPED,
+    TRANSCRIBED,
+    Moment,
+    Snapshot,
+    write_snapshot,
+)
+from corpus_asr.storage.run_state.tables import OutputStore
 
 
 class Stream(Protocol):
@@ -39,71 +50,8 @@ PLAIN_EVERY_S = 30.0
 REDRAW_EVERY_S = 0.5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
-    """Counts of committed results; adds up."""
-
-    parts: int = 0
-    files: int = 0
-    """Recordings whose last part was committed."""
-    failed: int = 0
-    """Recordings with a failed part; one that fails twice counts twice until the finish."""
-    audio_s: float = 0.0
-    size_bytes: int = 0
-    """Sizes of the recordings in `files`."""
-    retried: int = 0
-    """Parts that were tried more than once."""
-    failures: tuple[FailureCount, ...] = ()
-
-    def __add__(self, other: "Tally") -> "Tally":
-        return Tally(
-            parts=self.parts + other.parts,
-            files=self.files + other.files,
-            failed=self.failed + other.failed,
-            audio_s=self.audio_s + other.audio_s,
-            size_bytes=self.size_bytes + other.size_bytes,
-            retried=self.retried + other.retried,
-            failures=merged((*self.failures, *other.failures)),
-        )
-
-
-def tally_of(results: pa.Table) -> Tally:
-    """Count RESULTS rows."""
-    last = results.filter(results.column("last_part"))
-    failed = results.filter(pc.equal(results.column("status"), FAILED))
-    return Tally(
-        parts=results.num_rows,
-        files=last.num_rows,
-        failed=failed.num_rows,
-        audio_s=pc.sum(results.column("duration_s")).as_py() or 0.0,
-        size_bytes=pc.sum(last.column("size_bytes")).as_py() or 0,
-        retried=pc.sum(pc.greater(results.column("attempts"), 1)).as_py() or 0,
-        failures=merged(_failure_of(row) for row in failed.select(_FAILURE).to_pylist()),
-    )
-
-
-_FAILURE = ["error_stage", "error_kind", "retryable", "uri"]
-
-
-def _failure_of(row: dict[str, Any]) -> FailureCount:
-    return FailureCount(
-        stage=row["error_stage"] or "unknown",
-        kind=row["error_kind"] or "unknown",
-        count=1,
-        retryable=bool(row["retryable"]),
-        examples=(redact_uri(public(row["uri"])),),
-    )
-
-
 class Progress:
-    """A line about a run, kept up to date by a thread while the context is open.
-
-    Args:
-        total_files: recordings this run has left to do.
-        total_bytes: their size; the time left is estimated from it.
-        stream: where the line goes; None says nothing at all.
-        clock: seconds, for tests.
-    """
+    """A line about a run, kept up to date by a thread while the context is open."""
 
     def __init__(
         self,
@@ -245,3 +193,175 @@ def _clock_time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """One run over the output folder's recordings, earlier runs of the same folder included."""
+
+    output_uri: str
+    run_id: str
+    files: int
+    """Recordings listed now."""
+    done: int
+    """Of these, those with segments or without speech."""
+    failed: int
+    no_speech: int
+    left: int
+    """Neither done nor failed: the run's time was over. 0 for a run without such a limit."""
+    segments: int
+    """Or labels, of a classification."""
+    audio_s: float
+    """Audio decoded over all runs of the folder."""
+    processed_files: int
+    """Recordings that this run had left to do."""
+    processed_audio_s: float
+    """Audio this run committed."""
+    wall_s: float
+    made: Literal["segments", "labels"] = "segments"
+
+    @property
+    def failed_fraction(self) -> float:
+        """Share of failed recordings; 0 where there are none at all."""
+        return self.failed / self.files if self.files else 0.0
+
+    @property
+    def speed(self) -> float:
+        """Hours of audio this run committed per hour."""
+        return self.processed_audio_s / self.wall_s if self.wall_s > 0 else 0.0
+
+
+_LOG = logging.getLogger(__name__)
+
+MOST_MOMENTS = 120
+
+
+class History:
+    """Moments of a run, about evenly spaced and never many, however long it takes.
+
+    Args:
+        every_s: their distance, until there are too many of them.
+        most: how many that is; then every second one is forgotten, and the distance doubles.
+    """
+
+    def __init__(self, every_s: float, most: int = MOST_MOMENTS) -> None:
+        self._tick_s = self._every_s = every_s
+        self._most = most
+        self._kept: list[Moment] = []
+
+    def with_now(self, now: Moment) -> tuple[Moment, ...]:
+        """Return all of them, this one the last; it is kept if it is far enough from the others."""
+        # Moments come a little early or late.
+        apart_s = self._every_s - self._tick_s / 2
+        if self._kept and now.elapsed_s - self._kept[-1].elapsed_s < apart_s:
+            return (*self._kept, now)
+        self._kept.append(now)
+        found = tuple(self._kept)
+        if len(found) > self._most:
+            self._kept = self._kept[::2]
+            self._every_s *= 2
+        return found
+
+
+class ProgressWriter:
+    """Writes snapshots while its context is open, one at its beginning and one at its end."""
+
+    def __init__(
+        self,
+        store: OutputStore,
+        progress: Progress,
+        *,
+        run_id: str,
+        plan: Plan,
+        resources: Resources,
+        every_s: float = EVERY_S,
+    ) -> None:
+        self._store, self._progress = store, progress
+        self._run_id, self._plan, self._resources = run_id, plan, resources
+        self._every_s = every_s
+        self._history = History(every_s)
+        self._started_at = _iso(datetime.datetime.now(datetime.UTC))
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._write_on, name="snapshots", daemon=True)
+
+    def snapshot(self, state: str = RUNNING) -> Snapshot:
+        """Return what is to be written now."""
+        progress, plan = self._progress, self._plan
+        tally, elapsed_s, committed_at = progress.tally, progress.elapsed_s, progress.committed_at
+        activity = progress.activity
+        return Snapshot(
+            run_id=self._run_id,
+            state=state,
+            started_at=self._started_at,
+            written_at=_iso(datetime.datetime.now(datetime.UTC)),
+            elapsed_s=elapsed_s,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            listed=plan.num_files,
+            done_before=plan.num_done,
+            planned=plan.num_remaining,
+            planned_bytes=plan.num_remaining_bytes,
+            files=tally.files,
+            failed=tally.failed,
+            parts=tally.parts,
+            parts_retried=tally.retried,
+            audio_s=tally.audio_s,
+            speed=tally.audio_s / elapsed_s if elapsed_s > 0 else 0.0,
+            time_left_s=progress.time_left_s(),
+            last_commit_at=None
+            if committed_at is None
+            else _iso(datetime.datetime.fromtimestamp(committed_at, datetime.UTC)),
+            extract_workers=self._resources.extract_workers,
+            transcribe_workers=self._resources.transcribe_workers,
+            failures=tally.failures,
+            activity=activity,
+            history=self._history.with_now(_moment(elapsed_s, tally, activity)),
+        )
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._write(TRANSCRIBED if error is None else STOPPED)
+
+    def _write_on(self) -> None:
+        self._write(RUNNING)
+        while not self._ended.wait(self._every_s):
+            self._write(RUNNING)
+
+    def _write(self, state: str) -> None:
+        seen = self.snapshot(state)
+        event(
+            _LOG, logging.INFO, "progress", run_id=seen.run_id, state=state, planned=seen.planned,
+            files=seen.files, failed=seen.failed, left=seen.left, audio_s=round(seen.audio_s, 1),
+            speed=round(seen.speed, 2), time_left_s=seen.time_left_s,
+        )  # fmt: skip
+        try:
+            write_snapshot(self._store, seen)
+        except FetchError as failure:
+            event(_LOG, logging.WARNING, "snapshot_not_written", error=str(failure))
+
+
+def _moment(elapsed_s: float, tally: Tally, activity: Activity) -> Moment:
+    return Moment(
+        elapsed_s=round(elapsed_s, 2),
+        audio_s=round(tally.audio_s, 2),
+        files=tally.files,
+        failed=tally.failed,
+        extract_s=round(activity.extract_s, 2),
+        extract_alive_s=round(activity.extract_alive_s, 2),
+        engine_s=round(activity.engine_s, 2),
+        transcribe_alive_s=round(activity.transcribe_alive_s, 2),
+    )
+
+
+def _iso(when: datetime.datetime) -> str:
+    return when.isoformat(timespec="milliseconds")

@@ -1,8 +1,4 @@
-"""How many workers of which size: every `auto` of a configuration and a machine, resolved once.
-
-In: the settings and the machines' shape. Out: numbers with their reasons in plain sight, which
-`describe` prints. Knows no Ray; nothing here changes a result.
-"""
+"""How many workers of which size: every `auto` of a job and the machines' shapes, resolved once."""
 
 import math
 import os
@@ -13,7 +9,6 @@ from typing import Literal
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
-from corpus_asr.runtime.limits import cpu_limit, memory_limit_bytes
 from corpus_asr.units import FRAMES_PER_SECOND, MEBIBYTE, SAMPLE_RATE_HZ
 
 # Slots assumed for bookkeeping where the engine chooses them itself.
@@ -285,13 +280,11 @@ def _cpus_per_worker(
 def _threads(
     config: RunConfig, node: NodeShape, gpus_each: float, *, workers_per_node: int
 ) -> int | None:
-    """Return the model's threads on a CPU.
-
-    All cores, though only half are reserved: extraction is many times faster than the model, so
-    its processes wait for room most of the time.
-    """
+    """Return the model's threads on a CPU."""
     if gpus_each > 0:
         return None
+    # All cores, though only half are reserved: extraction is many times faster than the model, so
+    # its processes wait for room most of the time.
     if config.transcribe.cpus_per_worker != "auto":
         return max(1, round(config.transcribe.cpus_per_worker))
     return max(1, node.cores // workers_per_node)
@@ -355,3 +348,51 @@ def _part_bytes(config: RunConfig) -> int:
 def _extract_bytes(config: RunConfig) -> int:
     samples = config.extract.part_s * SAMPLE_RATE_HZ * 4  # float32
     return EXTRACT_BASE_BYTES + int(EXTRACT_COPIES_OF_PART * samples)
+
+
+_GROUPS = Path("/proc/self/cgroup")
+_ROOT = Path("/sys/fs/cgroup")
+
+
+def memory_limit_bytes() -> int | None:
+    """Return the smallest memory limit of this process's groups."""
+    limits = [
+        int(text)
+        for folder in (*_folders(""), *_folders("memory"))
+        for name in ("memory.max", "memory.limit_in_bytes")
+        if (text := _read(folder / name)).isdecimal()
+    ]
+    return min(limits, default=None)
+
+
+def cpu_limit() -> int | None:
+    """Return the smallest quota of CPUs of this process's groups, rounded up."""
+    quotas = [
+        math.ceil(int(quota) / int(period))
+        for folder in (*_folders(""), *_folders("cpu"))
+        for quota, period in (
+            (_read(folder / "cpu.max").split() or ["", ""])[:2],
+            (_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")),
+        )
+        if quota.isdecimal() and period.isdecimal()
+    ]
+    return min(quotas, default=None)
+
+
+def _folders(controller: str) -> list[Path]:
+    """Return the folders of this process's group and of those above it; "" is version 2."""
+    for line in _read(_GROUPS).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            base = _ROOT / controller
+            group = base / path.lstrip("/")
+            # Within a container only the top is there, whatever the path says.
+            return [base, group, *(one for one in group.parents if base in one.parents)]
+    return []
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

@@ -1,8 +1,4 @@
-"""Transcription for scripts and notebooks: files in, transcripts out, without Ray and tables.
-
-Uses what the pipeline uses: the extract stage's child process, so that a broken file cannot take
-the caller's process down, and the engine, whose slots all files share.
-"""
+"""Transcription for scripts and notebooks: files in, transcripts out, without Ray and tables."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,11 +13,11 @@ from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, default_model_n
 from corpus_asr.config.load import decoding_from
 from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import ConfigError, ItemError
-from corpus_asr.runtime.weights import check_transcribes, fetch_model, fetch_others
+from corpus_asr.runtime.checkpoints import Checkpoint, check_transcribes, fetch_others
 from corpus_asr.segments import Segment, SpeechSpan, Transcript
 from corpus_asr.stages.extract import EXTRACTOR
+from corpus_asr.stages.extract_protocol import ExtractedPart, ExtractRequest
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
 from corpus_asr.storage.run_state.run_files import read_calibration
 from corpus_asr.transcription.engine import Engine, PartRequest, PartTranscript
 from corpus_asr.transcription.language import spoken_most
@@ -97,11 +93,12 @@ class Transcriber:
             _LOG.warning("%s", default_model_notice('Transcriber("small") or "large-v3"'))
         settings = decoding_from(decoding)
         fitted = DEFAULT_MODEL if calibration is None else read_calibration(calibration)
-        folder = fetch_model(checkpoint, revision=revision, weights=False)
-        check_transcribes(folder, settings, checkpoint)
-        others = fetch_others(folder, by_language or {}, checkpoint=checkpoint, weights=True)
-        folder = fetch_model(checkpoint, revision=revision)
-        load = partial(RoutedEngine.from_folders, folder, others)
+        main = Checkpoint.fetch(checkpoint, revision=revision)
+        check_transcribes(main, settings)
+        others = fetch_others(main, by_language or {}, weights=True)
+        folder = main.with_weights().folder
+        folders = {code: other.folder for code, other in others.items()}
+        load = partial(RoutedEngine.from_folders, folder, folders)
         engine: Engine | RoutedEngine = (load if others else partial(Engine.from_folder, folder))(
             decoding=settings,
             device=device,

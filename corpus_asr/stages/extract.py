@@ -1,8 +1,7 @@
 """PACKS in, PARTS out: each recording of a pack becomes one row per part, one table at a time.
 
-The work is done by `corpus_asr.stages.extraction` in a child process; this side turns what comes
-back into rows and failures into failure rows, so a crashing, hanging or memory-eating decoder
-costs one recording. Knows no decoder, no feature and no model.
+`stages.extraction` does the work in a child process, so a crashing, hanging or memory-eating
+decoder costs one recording.
 """
 
 import logging
@@ -15,12 +14,12 @@ from typing import Any
 import pyarrow as pa
 
 from corpus_asr.activity import Activity
-from corpus_asr.config.run import ExtractSettings
+from corpus_asr.config.run import ExtractSettings, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, EngineError
 from corpus_asr.logs import event
 from corpus_asr.schemas import FILES, PARTS
+from corpus_asr.stages.extract_protocol import GIGABYTE, ExtractedPart, ExtractRequest, check_size
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.stages.messages import GIGABYTE, ExtractedPart, ExtractRequest, check_size
 from corpus_asr.stages.stage import NO_SPEECH, OK, failure_fields, one_row
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.stores.filesystem import BLOCK_BYTES
@@ -31,27 +30,15 @@ from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 _LOG = logging.getLogger(__name__)
 
 # Opened while an earlier file is decoded: a store that takes 100 ms to answer delays none of them.
-FILES_AHEAD = 16
-BYTES_AHEAD = 16 * MEBIBYTE
+PREFETCH_FILES = 16
+PREFETCH_BYTES = 16 * MEBIBYTE
 
 EXTRACTOR = "corpus_asr.stages.extraction:PartExtractor"
-_TOLD = ["recording_id", "part", "uri", "status", "error_kind", "decode_s"]
+_LOGGED = ["recording_id", "part", "uri", "status", "error_kind", "decode_s"]
 
 
 class ExtractStage:
-    """Extract the recordings of packs, one after another.
-
-    Args:
-        checkpoint: folder, address or hub name of the model; only its small files are fetched.
-        revision: of a hub checkpoint.
-        settings: the `extract` section.
-        endpoint_url: the store of the recordings, where it is not the default one.
-        hosts: which hosts web addresses may lead to.
-        extractor: `module:callable` run in the child; another one in tests.
-
-    Raises:
-        CheckpointError: the model's configuration cannot be had.
-    """
+    """Extract the recordings of packs, one after another."""
 
     def __init__(
         self,
@@ -84,6 +71,18 @@ class ExtractStage:
         self._activity = Activity()
         self._doing = ("", 0.0)  # which seconds are growing, since when
 
+    @classmethod
+    def of(cls, config: RunConfig, *, extractor: str = EXTRACTOR) -> "ExtractStage":
+        """Return the stage of a job."""
+        return cls(
+            config.model.checkpoint,
+            revision=config.model.revision,
+            settings=config.extract,
+            endpoint_url=config.source.endpoint_url,
+            hosts=HostRules.of(config.source),
+            extractor=extractor,
+        )
+
     @property
     def activity(self) -> Activity:
         """What was done so far; from any thread."""
@@ -94,18 +93,13 @@ class ExtractStage:
         return replace(found, extract_alive_s=now_s - self._began_s)
 
     def __call__(self, packs: pa.Table) -> Iterator[pa.Table]:
-        """Yield one PARTS table per part, as soon as the part after it is known or there is none.
-
-        Raises:
-            CheckpointError: the model's feature settings are unusable.
-            EngineError: extraction cannot go on for any recording.
-        """
+        """Yield one PARTS table per part, as soon as it is known whether it is the last."""
         for files in packs.column("files").to_pylist():
             for index, file in enumerate(files, start=1):
                 with closing(self._extract(file, files[index:])) as found:
                     for parts in found:
                         self._count(parts_extracted=parts.num_rows)
-                        _tell(parts)
+                        _log_parts(parts)
                         self._begin("hand_over_s")
                         yield parts
                         self._end()
@@ -165,8 +159,8 @@ class ExtractStage:
     def _upcoming(self, following: list[dict[str, Any]]) -> tuple[str, ...]:
         """Choose what may be opened ahead: a few, whose first blocks fit into memory."""
         uris: list[str] = []
-        left = BYTES_AHEAD
-        for file in following[:FILES_AHEAD]:
+        left = PREFETCH_BYTES
+        for file in following[:PREFETCH_FILES]:
             num_bytes = BLOCK_BYTES if file["size_bytes"] is None else file["size_bytes"]
             left -= min(num_bytes, BLOCK_BYTES)
             if left < 0:
@@ -187,12 +181,12 @@ class ExtractStage:
         self._activity += Activity(**counts)
 
 
-def _tell(parts: pa.Table) -> None:
+def _log_parts(parts: pa.Table) -> None:
     if not _LOG.isEnabledFor(logging.INFO):
         return
-    for row in parts.select(_TOLD).to_pylist():
-        told = row | {"uri": redact_uri(row["uri"])}
-        event(_LOG, logging.INFO, "part_extracted", **told)
+    for row in parts.select(_LOGGED).to_pylist():
+        logged = row | {"uri": redact_uri(row["uri"])}
+        event(_LOG, logging.INFO, "part_extracted", **logged)
 
 
 def _changed(uri: str, parts: int, done: frozenset[int]) -> DecodeError:

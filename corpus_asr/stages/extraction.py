@@ -1,15 +1,14 @@
 """One recording in, its parts out: speech spans, features and times. Runs in a child process.
 
 Bytes are read in ranges, decoded as a stream, cut in silence and turned into log-mel features; at
-no time is more than about two parts' audio in memory. Native decoders may crash or hang here:
-`corpus_asr.stages.extract` runs this behind `IsolatedGenerator` and never imports what it imports.
-Knows nothing of tables, packs or of what is done with a failure.
+no time is more than about two parts' audio in memory.
 """
 
 import io
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -23,8 +22,7 @@ from corpus_asr.audio.vad import SileroDetector
 from corpus_asr.errors import DecodeError
 from corpus_asr.families.family import PartFeatures
 from corpus_asr.families.registry import family_of, resolve
-from corpus_asr.stages.ahead import OpenedAhead
-from corpus_asr.stages.messages import ExtractedPart, ExtractRequest, check_size
+from corpus_asr.stages.extract_protocol import ExtractedPart, ExtractRequest, check_size
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary
 from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
 from corpus_asr.storage.stores.retry import retries_so_far
@@ -36,7 +34,7 @@ MAX_CHANNELS_APART = 64
 # Audio buffered over all channels; with more channels parts get shorter, never below 30 s.
 MAX_BUFFERED_S = 3600.0
 MIN_PART_S = 30.0
-OPENED_AT_A_TIME = 16
+PREFETCH_THREADS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +68,6 @@ class PartExtractor:
         hosts: which hosts web addresses may lead to.
         part_s, channels, speech_detection, speech_pad_s, max_file_gb, max_duration_h: as in the
             `extract` settings; without the limits nothing is too large or too long.
-
-    Raises:
-        CheckpointError: `folder` names no known model family or lacks feature settings.
-        EngineError: the speech detector is not installed.
     """
 
     def __init__(
@@ -101,23 +95,18 @@ class PartExtractor:
         self._speech_pad_s = speech_pad_s
         self._max_file_gb = max_file_gb
         self._max_duration_h = max_duration_h
-        self._ahead = OpenedAhead(self._open, threads=OPENED_AT_A_TIME)
+        self._prefetcher = FilePrefetcher(self._open, threads=PREFETCH_THREADS)
 
     def __call__(self, request: ExtractRequest) -> Iterator[ExtractedPart]:
-        """Yield the recording's parts in order; done parts come without their features.
-
-        Raises:
-            FetchError: the store failed.
-            DecodeError: the bytes hold no usable audio, or no sample of it, or too much.
-        """
+        """Yield the recording's parts in order; done parts come without their features."""
         begun = _Begun.now()
         uri = redact_uri(request.uri)  # from here on it is only said
         window: _LanguageWindow | None = None
         part = -1
         if request.upcoming:
-            self._ahead.expect((request.uri, *request.upcoming))
+            self._prefetcher.expect((request.uri, *request.upcoming))
         with (
-            self._ahead.take(request.uri) as file,
+            self._prefetcher.take(request.uri) as file,
             open_audio(file, uri=uri, channels=self._channels) as decoder,
         ):
             for part, (channel, audio) in enumerate(self._cut(decoder, uri=uri)):
@@ -163,11 +152,7 @@ class PartExtractor:
         return file
 
     def _cut(self, decoder: AudioDecoder, *, uri: str) -> Iterator[tuple[int | None, AudioPart]]:
-        """Yield (channel, part) in the order in which parts are complete, channel by channel.
-
-        Raises:
-            DecodeError: the recording is damaged or too long; the parts before were yielded.
-        """
+        """Yield (channel, part) in the order in which parts are complete, channel by channel."""
         apart = self._channels == "each"
         cutters = self._cutters(decoder.num_channels, uri=uri)
         names = [number if apart else None for number in range(len(cutters))]
@@ -290,3 +275,39 @@ def _in_seconds(
     if spans is None:
         return None
     return tuple((start / SAMPLE_RATE_HZ, end / SAMPLE_RATE_HZ) for start, end in spans)
+
+
+Opener = Callable[[str], io.BufferedIOBase]
+
+
+class FilePrefetcher:
+    """Open files before they are asked for. For use by one thread."""
+
+    def __init__(self, opener: Opener, *, threads: int) -> None:
+        self._opener = opener
+        self._threads = threads
+        self._executor: ThreadPoolExecutor | None = None
+        self._files: dict[str, Future[io.BufferedIOBase]] = {}
+
+    def expect(self, uris: Iterable[str]) -> None:
+        """Begin to open these, and close what was opened before and is not among them."""
+        wanted = dict.fromkeys(uris)
+        for uri in [uri for uri in self._files if uri not in wanted]:
+            file = self._files.pop(uri)
+            if not file.cancel():
+                file.add_done_callback(_close)
+        for uri in wanted:
+            if uri not in self._files:
+                if self._executor is None:
+                    self._executor = ThreadPoolExecutor(self._threads, "open-ahead")
+                self._files[uri] = self._executor.submit(self._opener, uri)
+
+    def take(self, uri: str) -> io.BufferedIOBase:
+        """Hand over a file, opened now if it was not expected; the caller closes it."""
+        file = self._files.pop(uri, None)
+        return self._opener(uri) if file is None else file.result()
+
+
+def _close(file: Future[io.BufferedIOBase]) -> None:
+    if file.exception() is None:
+        file.result().close()

@@ -1,9 +1,5 @@
 """A generator run in one warm child process, so that what crashes or hangs there costs one item.
 
-In: a function's name and picklable items. Out: the messages it yields for each item, as they come;
-its exceptions with their types kept; a `DecodeError` when the child dies or falls silent over one,
-after which the next item gets a fresh child. Knows nothing of audio, tables or Ray.
-
     parent  -- item -->  requests pipe  -->  child: function(item)
             <- message, message, ..., end or error --  replies pipe
 
@@ -66,12 +62,7 @@ class _Reply(enum.IntEnum):
 
 
 class _DiedError(Exception):
-    """The child's end of the replies pipe is closed, or the child is gone.
-
-    Args:
-        how: in words.
-        killed: whether somebody else ended it.
-    """
+    """The child's end of the replies pipe is closed, or the child is gone."""
 
     def __init__(self, how: str, *, killed: bool = False) -> None:
         super().__init__(how)
@@ -253,20 +244,12 @@ class _Child:
         )
 
     def check_alive(self) -> None:
-        """Return if the child runs.
-
-        Raises:
-            _DiedError: the child is gone.
-        """
+        """Return if the child runs."""
         if self._process.poll() is not None:
             raise self._death()
 
     def send(self, value: Any) -> None:
-        """Send a request.
-
-        Raises:
-            _DiedError: the child is gone.
-        """
+        """Send a request."""
         data = pickle.dumps(value, protocol=_PICKLE_PROTOCOL)
         try:
             self._requests.write(_HEADER.pack(0, len(data)) + data)
@@ -275,12 +258,7 @@ class _Child:
             raise self._death() from None
 
     def receive(self, timeout_s: float) -> tuple[_Reply, Any]:
-        """Wait for the next reply; an exception comes as a value.
-
-        Raises:
-            _DiedError: the child is gone.
-            _SilentError: it was not complete within `timeout_s`.
-        """
+        """Wait for the next reply; an exception comes as a value."""
         deadline = time.monotonic() + timeout_s
         kind, num_bytes = _HEADER.unpack(self._read(_HEADER.size, deadline))
         data = self._read(num_bytes, deadline) if num_bytes else b""
@@ -380,11 +358,9 @@ def serve(requests_fd: int, replies_fd: int, life_fd: int) -> None:
 
 
 def _end_with_parent(life_fd: int) -> None:
-    """Have the kernel end this process when the parent's end of a pipe is closed.
-
-    Not from a thread that reads: native code that hangs with Python's lock held would stop that,
-    too. Not PR_SET_PDEATHSIG: a child would end with the thread that started it.
-    """
+    """Have the kernel end this process when the parent's end of a pipe is closed."""
+    # Not from a thread that reads: native code that hangs with Python's lock held would stop that,
+    # too. Not PR_SET_PDEATHSIG: a child would end with the thread that started it.
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     fcntl.fcntl(life_fd, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(life_fd, fcntl.F_SETFL, fcntl.fcntl(life_fd, fcntl.F_GETFL) | os.O_ASYNC)

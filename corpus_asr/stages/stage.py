@@ -1,13 +1,7 @@
-"""What a stage is, and how rows and features become Arrow tables and come back.
+"""Rows and features as Arrow tables, and failures as the status columns of a row."""
 
-A stage is called with one table and gives one table or an iterator of tables; its schemas are
-named in `corpus_asr.schemas`. It knows neither Ray nor where its table came from, so the same
-object runs in an actor, in a thread, or in a test. Failure is data: an `ItemError` of one row
-becomes that row's status; anything that makes the worker useless propagates.
-"""
-
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,16 +15,6 @@ NO_SPEECH = "no_speech"
 FAILED = "failed"
 # A failure that is our own mistake or the machine's, not the recording's.
 INTERNAL = "internal"
-
-
-class Stage(Protocol):
-    """One step of a pipeline: Arrow table in, Arrow table or tables out."""
-
-    def __call__(self, table: pa.Table, /) -> pa.Table | Iterator[pa.Table]:
-        """Work on one batch."""
-
-    def close(self) -> None:
-        """Give back processes, threads and memory; the stage is not used afterwards."""
 
 
 def failure_fields(error: Exception, *, stage: Literal["extract", "transcribe"]) -> dict[str, Any]:
@@ -55,9 +39,6 @@ def one_row(schema: pa.Schema, row: Mapping[str, Any]) -> pa.Table:
     """Build a table of one row; arrays in list columns of halves are taken without a copy.
 
     Columns that `row` does not name are null.
-
-    Raises:
-        ValueError: `row` names a column that `schema` does not have.
     """
     if unknown := set(row) - set(schema.names):
         raise ValueError(f"columns {sorted(unknown)} are not in the schema {schema.names}")

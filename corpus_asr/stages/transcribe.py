@@ -1,19 +1,17 @@
-"""PARTS in, RESULTS out: every part with speech is handed to the engine, the rest passes through.
+"""PARTS in, RESULTS out: parts with speech are handed to the engine, the rest passes through.
 
-What the engine finds, segments or labels, is the engine's choice: so this is the stage of
-classifications too.
-
-The engine decodes many parts at once in a thread of its own, so this stage is called from several
-threads: while one call waits for its last part, others keep the engine's slots full. Knows no
-network and no audio; torch is only reached through the engine, which loads in the background so
-that extraction can begin meanwhile.
+The engine finds segments or labels and decodes many parts at once in a thread of its own, so this
+stage is called from several threads: while one call waits for its last part, others keep the
+engine's slots full. The engine loads in the background, so that extraction begins meanwhile.
 """
 
 import logging
 import threading
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -23,6 +21,7 @@ from jaxtyping import Float16
 from corpus_asr.activity import Activity
 from corpus_asr.config.base import Auto
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.run import CLASSIFY_AUDIO, ClassificationSettings, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
 from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS, RESULTS
@@ -33,7 +32,6 @@ from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.threads import spin_briefly
 
 if TYPE_CHECKING:  # imports torch
-    from corpus_asr.decoding.statistics import EngineStatistics
     from corpus_asr.transcription.engine import PartTranscript
     from corpus_asr.transcription.windows import PartRequest
 
@@ -54,91 +52,90 @@ class TranscribingEngine(Protocol):
     def submit(self, request: "PartRequest") -> "Future[PartTranscript]":
         """Queue one part; thread-safe."""
 
-    def statistics(self) -> "EngineStatistics":
+    def statistics(self) -> Activity:
         """What was done since the engine began."""
 
     def close(self) -> None:
         """Give the device back."""
 
 
-class EngineFactory(Protocol):
-    """Makes the engine of one worker; pickled by reference, so a function of a module."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSpec:
+    """What the engine of one worker is: its checkpoints, its device, and what it decides."""
 
-    def __call__(
-        self,
-        checkpoint: str,
-        *,
-        revision: str | None,
-        decoding: DecodingSettings,
-        device: str,
-        dtype: str,
-        slots: int | Auto,
-        num_threads: int | None,
-    ) -> TranscribingEngine:
-        """Load the model."""
+    checkpoint: str
+    """Folder, URI or hub name."""
+    revision: str | None = None
+    """Hub branch, tag or commit."""
+    decoding: DecodingSettings = field(default_factory=DecodingSettings)
+    device: str = "auto"
+    dtype: str = "auto"
+    slots: int | Auto = "auto"
+    num_threads: int | None = None
+    """CPU threads of the model; None leaves torch's own choice."""
+    by_language: Mapping[str, str] = field(default_factory=dict)
+    """Checkpoints that transcribe these languages instead."""
+    classification: ClassificationSettings | None = None
+    """Set where parts are labelled, not transcribed; `decoding` is then ignored."""
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, *, device: str, num_threads: int | None, dtype: str | None = None
+    ) -> "EngineSpec":
+        """Return a job's engine; `dtype` overrides the job's."""
+        classifies = config.pipeline == CLASSIFY_AUDIO
+        return cls(
+            checkpoint=config.model.checkpoint,
+            revision=config.model.revision,
+            decoding=config.decoding,
+            device=device,
+            dtype=dtype or config.model.dtype,
+            slots=config.transcribe.slots,
+            num_threads=num_threads,
+            by_language={} if classifies else config.model.by_language,
+            classification=config.classification if classifies else None,
+        )
 
 
-def load_engine(
-    checkpoint: str,
-    *,
-    revision: str | None,
-    decoding: DecodingSettings,
-    device: str,
-    dtype: str,
-    slots: int | Auto,
-    num_threads: int | None,
-) -> TranscribingEngine:
+EngineFactory = Callable[[EngineSpec], TranscribingEngine]
+"""Loads the engine of one worker; pickled by reference, so a function of a module."""
+
+
+def load_engine(spec: EngineSpec) -> TranscribingEngine:
     """Fetch the weights to this machine, once, and load the engine."""
     spin_briefly()
-    from corpus_asr.transcription.engine import Engine  # imports torch: in the worker only
+    # Import torch: in the worker only.
+    from corpus_asr.transcription.engine import Engine
+    from corpus_asr.transcription.labels import label_engine
+    from corpus_asr.transcription.routing import RoutedEngine, only_language
 
-    folder = fetch_checkpoint(checkpoint, revision=revision)
-    return Engine.from_folder(
-        folder,
-        decoding=decoding,
-        device=device,
-        dtype=dtype,
-        slots=slots,
-        num_threads=num_threads,
+    only = only_language(spec.decoding) if spec.by_language else None
+    if only is not None and only in spec.by_language:
+        # In a given language its own checkpoint is the only one needed.
+        folder = fetch_checkpoint(spec.by_language[only])
+    else:
+        folder = fetch_checkpoint(spec.checkpoint, revision=spec.revision)
+    load: Callable[..., TranscribingEngine]
+    if spec.classification is not None:
+        load = partial(label_engine, folder, classification=spec.classification)
+    elif spec.by_language and only is None:
+        others = {code: fetch_checkpoint(other) for code, other in spec.by_language.items()}
+        load = partial(RoutedEngine.from_folders, folder, others, decoding=spec.decoding)
+    else:
+        load = partial(Engine.from_folder, folder, decoding=spec.decoding)
+    return load(
+        device=spec.device, dtype=spec.dtype, slots=spec.slots, num_threads=spec.num_threads
     )
 
 
 class TranscribeStage:
-    """Transcribe batches of parts on one engine.
+    """Transcribe batches of parts on one engine, which loads while other calls may wait."""
 
-    Args:
-        checkpoint: folder, address or hub name of the model.
-        revision: of a hub checkpoint.
-        decoding: everything that changes the text.
-        device, dtype, slots, num_threads: as in the `model` and `transcribe` settings.
-        engine_factory: what loads the engine; another one in tests.
-    """
-
-    def __init__(
-        self,
-        checkpoint: str,
-        *,
-        revision: str | None = None,
-        decoding: DecodingSettings,
-        device: str = "auto",
-        dtype: str = "auto",
-        slots: int | Auto = "auto",
-        num_threads: int | None = None,
-        engine_factory: EngineFactory = load_engine,
-    ) -> None:
+    def __init__(self, spec: EngineSpec, *, engine_factory: EngineFactory = load_engine) -> None:
         # Loaded in the background: a failure to load surfaces in the first call with its own
         # type, which an exception raised here would lose on its way out of a Ray actor.
         loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load-engine")
-        self._engine = loader.submit(
-            engine_factory,
-            checkpoint,
-            revision=revision,
-            decoding=decoding,
-            device=device,
-            dtype=dtype,
-            slots=slots,
-            num_threads=num_threads,
-        )
+        self._engine = loader.submit(engine_factory, spec)
         loader.shutdown(wait=False)
         self._began_s, self._loaded_s = time.monotonic(), float("inf")
         self._engine.add_done_callback(self._note_loaded)
@@ -154,34 +151,20 @@ class TranscribeStage:
             return parts
         now_s = time.monotonic()
         loaded_s = min(now_s, self._loaded_s)
-        return parts + Activity(
-            load_s=loaded_s - self._began_s,
-            transcribe_alive_s=now_s - loaded_s,
-            **asdict(self._engine.result().statistics()),
-        )
+        loading = Activity(load_s=loaded_s - self._began_s, transcribe_alive_s=now_s - loaded_s)
+        return parts + loading + self._engine.result().statistics()
 
     def _note_loaded(self, _: "Future[TranscribingEngine]") -> None:
         self._loaded_s = time.monotonic()
 
     def wait_until_loaded(self) -> None:
-        """Return once the engine is there, so that no part is blamed for what loading does.
-
-        Raises:
-            CheckpointError: the weights cannot be loaded.
-            ConfigError: the checkpoint cannot do what is asked.
-            EngineError: the device cannot be used.
-        """
+        """Return once the engine is there, so that no part is blamed for what loading does."""
         self._engine.result()
 
     def __call__(self, parts: pa.Table) -> pa.Table:
         """Return one RESULTS row per row of `parts`, in the same order.
 
         Safe to call from several threads at once.
-
-        Raises:
-            CheckpointError: the weights cannot be loaded.
-            ConfigError: the checkpoint cannot do what is asked.
-            EngineError: the engine cannot go on.
         """
         with self._lock:
             self._begun += parts.num_rows

@@ -15,10 +15,10 @@ from typing import Literal
 
 import torch
 
+from corpus_asr.activity import Activity
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batch_on
-from corpus_asr.decoding.statistics import EngineStatistics
 from corpus_asr.errors import EngineError
 from corpus_asr.families.device import device_name
 from corpus_asr.families.loading import load_slot_model
@@ -29,7 +29,7 @@ from corpus_asr.transcription.language import Language
 from corpus_asr.transcription.slot_budget import auto_slots
 from corpus_asr.transcription.windows import PartRequest
 
-__all__ = ["Engine", "EngineStatistics", "PartRequest", "PartTranscript"]
+__all__ = ["Engine", "PartRequest", "PartTranscript"]
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ class Engine:
         """Windows decoded side by side; fewer than at first where memory did not suffice."""
         return self._scheduler.slots
 
-    def statistics(self) -> EngineStatistics:
+    def statistics(self) -> Activity:
         """What has been done since the engine began, as of now; at any time, from any thread."""
         return replace(self._scheduler.statistics)
 

@@ -9,16 +9,16 @@ slots of each are reckoned with the memory that the others leave. Knows no files
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from corpus_asr.activity import Activity
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.decoding.statistics import EngineStatistics
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.loading import load_slot_model
 from corpus_asr.threads import run_apart
@@ -144,14 +144,10 @@ class RoutedEngine:
         self._main.submit(part, decoding=settings).add_done_callback(detected)
         return future
 
-    def statistics(self) -> EngineStatistics:
+    def statistics(self) -> Activity:
         """What has been done since the engines began, all together."""
-        total = EngineStatistics()
-        for engine in self._engines:
-            found = engine.statistics()
-            for field in fields(EngineStatistics):
-                setattr(total, field.name, getattr(total, field.name) + getattr(found, field.name))
-        return total
+        each = [engine.statistics() for engine in self._engines]
+        return replace(Activity.total(each), slots=sum(one.slots for one in each))
 
     def close(self) -> None:
         """Stop within a decoding step; what is not done yet fails with `EngineError`."""

@@ -8,9 +8,8 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from corpus_asr.decoding.loops import LONGEST_PHRASE
-from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.decoding.sizes import ModelSize, TellsSize
+from corpus_asr.decoding.protocols import ModelSize, SlotModel, TellsSize
+from corpus_asr.decoding.repetition import LONGEST_PHRASE
 
 _CPU_SLOTS = 8
 _MAX_CUDA_SLOTS = 64

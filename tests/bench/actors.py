@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from corpus_asr.runtime.cluster import connected
-from corpus_asr.runtime.dataset import run_on_ray
 from corpus_asr.runtime.progress import Progress
+from corpus_asr.runtime.ray_cluster import connected
+from corpus_asr.runtime.ray_dataset import run_on_ray
 from corpus_asr.runtime.resources import resolve_resources
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.engines import EXTRACTOR, committer_of, scripted_job

@@ -15,8 +15,8 @@ from corpus_asr.cli import main as cli
 from corpus_asr.config.load import load_config
 from corpus_asr.errors import ConfigError
 from corpus_asr.pipelines import transcribe
-from corpus_asr.runtime import weights
-from corpus_asr.runtime.weights import fetch_others
+from corpus_asr.runtime import checkpoints as weights
+from corpus_asr.runtime.checkpoints import Checkpoint, fetch_others
 from corpus_asr.storage import model_files
 from corpus_asr.storage.model_files import PACKAGED_FOLDER
 from tests.support.checkpoints import tiny_whisper
@@ -152,9 +152,9 @@ def test_models_of_languages_need_one_that_detects_and_ones_that_know_them(
     with pytest.raises(ConfigError, match=r"found whisper-tiny\.en as model\.checkpoint.*as base"):
         transcribe.prepare(load_config(job, [f"model.by_language.de={many}"]))
     with pytest.raises(ConfigError, match=r"by_language\.de: .*whisper-tiny\.en is English-only"):
-        fetch_others(many, {"de": "whisper-tiny.en"}, checkpoint=str(many), weights=False)
-    english = fetch_others(many, {"en": "whisper-tiny.en"}, checkpoint=str(many), weights=False)
-    assert english == {"en": PACKAGED_FOLDER / "whisper-tiny.en"}
+        fetch_others(Checkpoint.fetch(str(many)), {"de": "whisper-tiny.en"}, weights=False)
+    english = fetch_others(Checkpoint.fetch(str(many)), {"en": "whisper-tiny.en"}, weights=False)
+    assert english["en"].folder == PACKAGED_FOLDER / "whisper-tiny.en"
 
 
 def _not_loaded(*_: object, **__: object) -> None:

@@ -14,7 +14,8 @@ from typer.testing import CliRunner, Result
 
 from corpus_asr.cli import main as cli
 from corpus_asr.languages import check_known
-from corpus_asr.runtime import limits, readiness
+from corpus_asr.runtime import preflight as readiness
+from corpus_asr.runtime import resources as limits
 from corpus_asr.storage.stores.s3 import from_exception
 from tests.support.checkpoints import tiny_whisper
 from tests.support.logs import logging_put_back

@@ -15,9 +15,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from corpus_asr.cli import main as cli
-from corpus_asr.config.choices import CONTINUE, Choices, Retry
 from corpus_asr.config.load import load_config
 from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run_options import DEFAULT_OPTIONS, Retry, RunOptions
 from corpus_asr.errors import (
     CheckpointError,
     ConfigError,
@@ -26,7 +26,7 @@ from corpus_asr.errors import (
     FetchError,
     ItemError,
 )
-from corpus_asr.runtime.summary import RunSummary
+from corpus_asr.runtime.progress import RunSummary
 from corpus_asr.segments import Segment, Transcript
 from corpus_asr.storage.run_state.plan import make_plan
 from corpus_asr.storage.run_state.run_files import write_snapshot
@@ -72,14 +72,14 @@ class FakePipeline:
 
     outcome: RunSummary | BaseException = SUMMARY
     calls: list[tuple[RunConfig, bool]] = field(default_factory=list)
-    choices: list[Choices] = field(default_factory=list)
+    options: list[RunOptions] = field(default_factory=list)
     progress: list[object] = field(default_factory=list)
 
     def run(
-        self, config: RunConfig, *, local: bool, progress: object, choices: Choices
+        self, config: RunConfig, *, local: bool, progress: object, options: RunOptions
     ) -> RunSummary:
         self.calls.append((config, local))
-        self.choices.append(choices)
+        self.options.append(options)
         self.progress.append(progress)
         if isinstance(self.outcome, BaseException):
             raise self.outcome
@@ -113,20 +113,20 @@ def segment(start_s: float, text: str, confidence: float = 0.9) -> Segment:
 
 
 @pytest.mark.parametrize(
-    ("options", "choices"),
+    ("arguments", "expected"),
     [
-        ((), CONTINUE),
-        (("--retry-failed",), Choices(retry=Retry.retryable)),
-        (("--retry-all-failed",), Choices(retry=Retry.all)),
-        (("--retry-failed", "--retry-all-failed"), Choices(retry=Retry.all)),
-        (("--new-run", "--steal-lock"), Choices(new_run=True, steal_lock=True)),
+        ((), DEFAULT_OPTIONS),
+        (("--retry-failed",), RunOptions(retry=Retry.retryable)),
+        (("--retry-all-failed",), RunOptions(retry=Retry.all)),
+        (("--retry-failed", "--retry-all-failed"), RunOptions(retry=Retry.all)),
+        (("--new-run", "--steal-lock"), RunOptions(new_run=True, steal_lock=True)),
     ],
 )
 def test_run_passes_on_what_is_chosen(
-    pipeline: FakePipeline, options: tuple[str, ...], choices: Choices
+    pipeline: FakePipeline, arguments: tuple[str, ...], expected: RunOptions
 ) -> None:
-    assert call("run", DEMO, *options).exit_code == 0
-    assert pipeline.choices == [choices]
+    assert call("run", DEMO, *arguments).exit_code == 0
+    assert pipeline.options == [expected]
 
 
 class FakeTranscriber:

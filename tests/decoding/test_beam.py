@@ -1,9 +1,8 @@
 """Beam search is transformers', token for token, whatever sits in the other places."""
 
-from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hypothesis
 import numpy as np
@@ -16,17 +15,22 @@ from torch import Tensor
 
 from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.beam import BeamBatch
-from corpus_asr.decoding.beams import repeats_itself
-from corpus_asr.decoding.checks import check_job
-from corpus_asr.decoding.lanes import encode_windows
-from corpus_asr.decoding.loops import LoopWatch
-from corpus_asr.decoding.protocols import Job, Search, TokenRules, WindowJob, WindowResult
+from corpus_asr.decoding.protocols import (
+    Search,
+    TokenRules,
+    WindowJob,
+    WindowResult,
+    check_job,
+)
+from corpus_asr.decoding.repetition import RepetitionDetector, repeats_itself
+from corpus_asr.decoding.search_queue import encode_windows
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.errors import EngineError
 from corpus_asr.families.whisper.slot_model import WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
 from tests.support.references import beam_search
+from tests.support.slots import run_jobs
 
 # Sums of up to 40 float32 log-probabilities, from products in another order.
 SCORE_TOLERANCE = 1e-3
@@ -305,7 +309,7 @@ def test_loops_are_those_of_the_plain_lane(
     hypothesis.assume(len(said) > start)
     one = replace(job(0, limit=1, stop_loops=True), prompt=(1,) * max(start, 1))
     one = replace(one, rules=TokenRules(end=END, timestamp_begin=8), prompt=(1,) * start)
-    watch = LoopWatch(1, VOCAB, torch.device("cpu"))
+    watch = RepetitionDetector(1, VOCAB, torch.device("cpu"))
     watch.admit([0], [one])
     text, row = torch.zeros(1, 400, dtype=torch.long), torch.tensor([0])
     text[0, : len(said)] = torch.tensor(said)
@@ -360,19 +364,7 @@ def test_a_job_of_another_search_is_an_error(pairs: list[Pair]) -> None:
 def test_beams_and_plain_searches_share_a_scheduler(pairs: list[Pair]) -> None:
     jobs = [job(0, num_beams=2), job(1), job(2, GRAMMAR, num_beams=5), job(0, GRAMMAR, num_beams=2)]
     scheduler = SlotScheduler(pairs[0].model, 4)
-    found: list[WindowResult] = []
-
-    def task() -> Generator[Job, Any, None]:
-        for one in jobs:
-            result = yield one
-            found.append(result)
-
-    def done(value: None, error: Exception | None) -> None:
-        assert error is None, error
-
-    scheduler.add(task(), done)
-    while scheduler.pending:
-        scheduler.advance()
+    found = [cast("WindowResult", result) for result in run_jobs(scheduler, [jobs])[0]]
     beams = [number for number in range(4) if number != 1]
     check(pairs[0], [jobs[number] for number in beams], [found[number] for number in beams])
     assert found[1].sequence_score is None

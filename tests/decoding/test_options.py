@@ -1,10 +1,11 @@
 """What searches may ask for, through the scheduler: against transformers' processors in order."""
 
-from collections.abc import Generator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import (
     GenerationConfig,
     LogitsProcessorList,
@@ -18,10 +19,20 @@ from transformers import (
     WhisperTimeStampLogitsProcessor,
 )
 
-from corpus_asr.decoding.options import SlotOptions, Texts
-from corpus_asr.decoding.protocols import Job, Search, TokenRules, WindowJob, WindowResult
+from corpus_asr.decoding.options import (
+    SlotOptions,
+    Texts,
+    apply_after_rules,
+    apply_before_rules,
+    forbid_repeated_ngrams,
+    penalise_repeats,
+    run_processors,
+    should_stop,
+)
+from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import SlotScheduler
 from tests.support.markov import BEGIN, END, NO_TIMESTAMPS, VOCAB, MarkovModel, window
+from tests.support.slots import run_jobs
 
 RULES = TokenRules(
     end=END,
@@ -78,20 +89,8 @@ def run(
     model: MarkovModel, jobs: list[WindowJob], *, slots: int = 3, check_every: int = 1
 ) -> list[WindowResult]:
     scheduler = SlotScheduler(model, slots, check_every=check_every)
-    found: dict[int, WindowResult] = {}
-
-    def task(index: int) -> Generator[Job, WindowResult, None]:
-        found[index] = yield jobs[index]
-
-    def done(_: None, error: Exception | None) -> None:
-        if error is not None:
-            raise error
-
-    for index in range(len(jobs)):
-        scheduler.add(task(index), done)
-    while scheduler.pending:
-        scheduler.advance()
-    return [found[index] for index in range(len(jobs))]
+    results = run_jobs(scheduler, [[job] for job in jobs])
+    return [cast("WindowResult", result) for (result,) in results]
 
 
 def oracle(job: WindowJob) -> Any:
@@ -200,13 +199,6 @@ def test_what_was_kept_is_handed_over_and_forgotten() -> None:
     assert options.kept(0) == (None, None)
 
 
-def test_nothing_is_kept_unless_asked_for() -> None:
-    [result] = run(MarkovModel(), [job()])
-    assert result.scores is None
-    assert result.logits is None
-    assert not result.looped
-
-
 @pytest.mark.parametrize("check_every", [1, 5])
 def test_criteria_end_a_window_and_see_every_length_once(check_every: int) -> None:
     seen: list[int] = []
@@ -262,12 +254,6 @@ def test_a_window_that_loops_ends_early_where_asked_for(check_every: int) -> Non
     assert early.tokens == whole.tokens[: len(early.tokens)]
 
 
-def test_scores_are_ordinary_tensors() -> None:
-    [result] = run(MarkovModel(), [job(keep_scores=True)])
-    assert result.scores is not None
-    assert not result.scores.is_inference()
-
-
 @pytest.mark.parametrize(
     ("search", "message"),
     [
@@ -290,3 +276,123 @@ def test_impossible_searches_are_refused_where_they_are_made(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Search(**search)
+
+
+SMALL_VOCAB = 12
+
+text = st.lists(st.integers(0, SMALL_VOCAB - 1), min_size=1, max_size=14)
+texts = st.lists(text, min_size=1, max_size=5)
+
+
+def padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of tokens with rubbish behind them, and their lengths."""
+    matrix = torch.randint(0, SMALL_VOCAB, (len(rows), 16))
+    for row, text in enumerate(rows):
+        matrix[row, : len(text)] = torch.tensor(text)
+    return matrix, torch.tensor([len(text) for text in rows])
+
+
+def row_by_row(processor: Any, rows: list[list[int]], scores: torch.Tensor) -> torch.Tensor:
+    return torch.cat(
+        [
+            processor(torch.tensor([text]), scores[row : row + 1].clone())
+            for row, text in enumerate(rows)
+        ]
+    )
+
+
+@given(rows=texts, penalty=st.floats(0.5, 3.0), seed=st.integers(0, 99))
+def test_repeats_are_penalised_as_transformers_does(
+    rows: list[list[int]], penalty: float, seed: int
+) -> None:
+    scores = torch.randn(len(rows), SMALL_VOCAB, generator=torch.Generator().manual_seed(seed))
+    found = penalise_repeats(scores, *padded(rows), torch.full((len(rows),), penalty))
+    expected = row_by_row(RepetitionPenaltyLogitsProcessor(penalty), rows, scores)
+    torch.testing.assert_close(found, expected)
+
+
+@given(rows=texts, size=st.integers(1, 6))
+def test_ngrams_are_forbidden_as_transformers_does(rows: list[list[int]], size: int) -> None:
+    scores = torch.zeros(len(rows), SMALL_VOCAB)
+    found = forbid_repeated_ngrams(scores, *padded(rows), size)
+    assert torch.equal(found, row_by_row(NoRepeatNGramLogitsProcessor(size), rows, scores))
+
+
+def test_ngrams_longer_than_any_text_forbid_nothing() -> None:
+    scores = torch.zeros(1, SMALL_VOCAB)
+    assert torch.equal(forbid_repeated_ngrams(scores, *padded([[1, 1, 1]]), 17), scores)
+
+
+def test_each_row_gets_its_own_search_s_rules_in_transformers_order() -> None:
+    rows = [[1, 2, 1], [1, 2, 1], [1, 2, 1], [3, 3]]
+    scores = torch.randn(4, SMALL_VOCAB, generator=torch.Generator().manual_seed(1))
+    seen: list[Any] = []
+
+    def note(ids: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+        seen.append((ids.tolist(), given[0].isneginf().nonzero().flatten().tolist()))
+        given[0, 5] = 7.0
+        return given
+
+    searches = [
+        Search(),
+        Search(repetition_penalty=1.5, no_repeat_ngram_size=2, early_processors=(note,)),
+        Search(repetition_penalty=2.0),
+        Search(no_repeat_ngram_size=1),
+    ]
+    found = apply_before_rules(scores.clone(), searches, *padded(rows))
+    assert torch.equal(found[0], scores[0])
+    assert seen == [([rows[1]], [2])]  # the n-gram rule came first
+    both = row_by_row(RepetitionPenaltyLogitsProcessor(1.5), rows, scores)[1]
+    both[2], both[5] = float("-inf"), 7.0
+    torch.testing.assert_close(found[1], both)
+    assert found[3].isneginf().nonzero().flatten().tolist() == [3]
+    late = apply_after_rules(scores.clone(), [Search(processors=(note,))] * 4, *padded(rows))
+    assert (late[:, 5] == 7.0).all()
+
+
+def test_a_processor_that_gives_no_scores_is_named() -> None:
+    text, scores = torch.tensor([1]), torch.zeros(SMALL_VOCAB)
+
+    def forgets_to_return(ids: torch.Tensor, given: torch.Tensor) -> Any:
+        return None
+
+    with pytest.raises(ValueError, match=r"forgets_to_return: it gave a NoneType"):
+        run_processors([forgets_to_return], text, scores)
+    with pytest.raises(ValueError, match=r"it gave a tensor of shape \(1, 3\).*\(1, 12\)"):
+        run_processors([lambda ids, given: given[:, :3]], text, scores)
+    with pytest.raises(ValueError, match="leaves none of 12 tokens"):
+        run_processors([lambda ids, given: given - float("inf")], text, scores)
+
+
+def test_processors_get_copies_and_work_in_turn() -> None:
+    scores = torch.zeros(SMALL_VOCAB)
+
+    def add(ids: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+        given += 1
+        return given
+
+    def double(ids: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+        return given.double() * 2
+
+    found = run_processors([add, double], torch.tensor([1]), scores)
+    assert found.dtype == torch.float32
+    assert (found == 2).all()
+    assert (scores == 0).all()
+
+
+def test_criteria_are_all_asked_and_any_of_them_stops() -> None:
+    asked: list[str] = []
+
+    def never(ids: torch.Tensor, scores: Any) -> bool:
+        asked.append("never")
+        return False
+
+    def at_three(ids: torch.Tensor, scores: Any) -> torch.Tensor:
+        asked.append("at three")
+        return torch.tensor([ids.shape[1] >= 3])
+
+    assert should_stop([at_three, never], torch.tensor([1, 2, 3]), None)
+    assert not should_stop([never, at_three], torch.tensor([1, 2]), None)
+    assert asked == ["at three", "never", "never", "at three"]
+    with pytest.raises(ValueError, match="tensor of shape \\(2,\\), expected a bool"):
+        should_stop([lambda ids, scores: torch.tensor([True, False])], torch.tensor([1]), None)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from corpus_asr.decoding.checks import check_job
 from corpus_asr.decoding.protocols import (
     AlignJob,
     AlignResult,
@@ -20,6 +19,7 @@ from corpus_asr.decoding.protocols import (
     TokenRules,
     WindowJob,
     WindowResult,
+    check_job,
 )
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.layers import cache

@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from corpus_asr.decoding.lanes import encode_windows
-from corpus_asr.decoding.protocols import Search, SlotModel, TokenRules, WindowJob, WindowResult
+from corpus_asr.decoding.protocols import (
+    Search,
+    SlotModel,
+    TokenRules,
+    WindowJob,
+    WindowResult,
+    check_assistant,
+    listens,
+)
+from corpus_asr.decoding.search_queue import encode_windows
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.decoding.speculative import SpeculativeBatch
 from corpus_asr.errors import EngineError
@@ -22,6 +30,7 @@ from corpus_asr.families.whisper.slot_model import (
 )
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
+from tests.support.slots import ScriptedModel, run_jobs
 
 VOCAB, END, NO_TIMESTAMPS, BEGIN, POSITIONS, SOURCE = 60, 30, 39, 40, 48, 20
 PLAIN = TokenRules(end=END)
@@ -121,21 +130,7 @@ def job(
 
 def run(model: SlotModel, jobs: list[WindowJob], *, slots: int = 3, every: int = 1) -> list[Any]:
     scheduler = SlotScheduler(model, slots, check_every=every)
-    found: dict[int, WindowResult] = {}
-
-    def reader(one: WindowJob) -> Generator[WindowJob, WindowResult, WindowResult]:
-        return (yield one)
-
-    for number, one in enumerate(jobs):
-
-        def done(value: Any, error: Exception | None, number: int = number) -> None:
-            assert error is None, error
-            found[number] = value
-
-        scheduler.add(reader(one), done)
-    while scheduler.pending:
-        scheduler.advance()
-    return [found[number] for number in range(len(jobs))]
+    return [result for (result,) in run_jobs(scheduler, [[one] for one in jobs])]
 
 
 def assisted(jobs: list[WindowJob], assistant: SlotModel, drafts: int) -> list[WindowJob]:
@@ -297,3 +292,27 @@ def test_an_assistant_that_does_not_fit_ends_its_own_task_alone(
 def test_drafting_nothing_is_an_error(model: WhisperSlotModel, assistants: Assistants) -> None:
     with pytest.raises(ValueError, match="drafting 0 tokens at a time"):
         SpeculativeBatch(model, assistants["another"], 1, 0)
+
+
+def test_what_can_draft_for_what(tmp_path: Path) -> None:
+    sizes: dict[str, dict[str, Any]] = {
+        "own": {}, "longer": {"max_target_positions": POSITIONS + 16},
+        "shorter": {"max_target_positions": POSITIONS - 1}, "narrow": {"d_model": 8},
+        "wide vocabulary": {"vocab_size": VOCAB + 1},
+    }  # fmt: skip
+    networks = {name: load(tmp_path / name, **size) for name, size in sizes.items()}
+    model = networks["own"].slot_model()
+    for fits in (model, decoder_of(networks["own"]), networks["longer"].slot_model()):
+        check_assistant(model, fits)
+    check_assistant(model, networks["narrow"].slot_model())  # listens for itself
+    assert listens(model)
+    assert not listens(decoder_of(networks["own"]))
+    assert listens(ScriptedModel([[1]]))
+    for assistant, message in (
+        (networks["wide vocabulary"].slot_model(), "an assistant of 61 tokens for a model of 60"),
+        (networks["shorter"].slot_model(), f"{POSITIONS - 1} positions for a model of {POSITIONS}"),
+        (decoder_of(networks["narrow"]), rf"windows of \({SOURCE}, 8\).*encodes \({SOURCE}, 16\)"),
+        (networks["longer"].to("meta").slot_model(), "an assistant on meta for a model on cpu"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_assistant(model, assistant)

@@ -16,8 +16,8 @@ from corpus_asr.families.family import Family
 from corpus_asr.families.registry import FAMILIES, family_of, resolve
 from corpus_asr.models import auto
 from corpus_asr.models.auto import AutoConfig, AutoProcessor, AutoTokenizer
+from corpus_asr.stages.extract_protocol import ExtractRequest
 from corpus_asr.stages.extraction import PartExtractor
-from corpus_asr.stages.messages import ExtractRequest
 from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.family_jobs import JOBS, family_jobs
 from corpus_asr.transcription.windows import PartRequest

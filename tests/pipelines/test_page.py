@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 import corpus_asr.pipelines.transcribe as pipeline
-from corpus_asr.config.choices import Choices
 from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run_options import RunOptions
 from corpus_asr.errors import FetchError
 from corpus_asr.report.html import page
 from corpus_asr.storage.run_state.start import PAGE_NAME, SUCCESS_NAME
@@ -38,14 +38,14 @@ def test_a_run_leaves_its_page_and_a_new_one_moves_it_aside(config: RunConfig) -
     other = config.model_copy(
         update={"decoding": config.decoding.model_copy(update={"language": "de"})}
     )
-    pipeline.run(other, local=True, progress=None, choices=Choices(new_run=True))
+    pipeline.run(other, local=True, progress=None, options=RunOptions(new_run=True))
     [earlier] = (output / "_earlier").iterdir()
     assert state_on(earlier / PAGE_NAME) == "Finished"
     assert state_on(output / PAGE_NAME) == "Finished"
 
 
 def test_a_run_whose_time_is_over_says_so_on_its_page(config: RunConfig) -> None:
-    pipeline.run(config, local=True, progress=None, choices=Choices(stop_at=0.0))
+    pipeline.run(config, local=True, progress=None, options=RunOptions(stop_at=0.0))
     assert state_on(Path(config.output.uri) / PAGE_NAME) == "Not running"
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import corpus_asr.pipelines.transcribe as pipeline
-from corpus_asr.config.choices import Choices, Retry
 from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run_options import Retry, RunOptions
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.pipelines import driver
 from corpus_asr.runtime.local import run_local
@@ -87,10 +87,10 @@ def test_failures_are_done_again_part_by_part(config: RunConfig) -> None:
     assert (first.files, first.failed) == (4, 1)
     before = outcomes_by_part(config)
     for retry in (Retry.none, Retry.retryable):
-        choices = Choices(retry=retry)
-        assert pipeline.run(config, local=True, progress=None, choices=choices).processed_files == 0
-    choices = Choices(retry=Retry.all)
-    again = pipeline.run(config, local=True, progress=None, choices=choices)
+        options = RunOptions(retry=retry)
+        assert pipeline.run(config, local=True, progress=None, options=options).processed_files == 0
+    options = RunOptions(retry=Retry.all)
+    again = pipeline.run(config, local=True, progress=None, options=options)
     assert (again.processed_files, again.failed) == (1, 1)
     after = outcomes_by_part(config)
     assert after.keys() == before.keys()
@@ -107,7 +107,7 @@ def test_a_new_run_begins_anew_and_keeps_the_earlier_one(config: RunConfig) -> N
         pipeline.run(other, local=True, progress=None)
     assert OutputStore(config.output.uri).exists("_SUCCESS")
     for processed in (4, 0):  # the second time it only continues
-        anew = pipeline.run(other, local=True, progress=None, choices=Choices(new_run=True))
+        anew = pipeline.run(other, local=True, progress=None, options=RunOptions(new_run=True))
         assert anew.processed_files == processed
     earlier = Path(config.output.uri) / "_earlier"
     [folder] = earlier.iterdir()

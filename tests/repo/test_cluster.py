@@ -22,11 +22,11 @@ from corpus_asr.benchmark.measuring import SHAPES
 from corpus_asr.cli.main import app
 from corpus_asr.config.load import load_config
 from corpus_asr.config.run import ExtractSettings, RunConfig
-from corpus_asr.decoding.sizes import ModelSize
+from corpus_asr.decoding.protocols import ModelSize
 from corpus_asr.decoding.slots import encode_batch_on
 from corpus_asr.runtime import resources as sizes
 from corpus_asr.runtime.resources import NodeShape, resolve_resources
-from corpus_asr.runtime.stopping import DRAIN_S, GRACE_S
+from corpus_asr.runtime.shutdown import DRAIN_S, GRACE_S
 from corpus_asr.transcription.slot_budget import fitting_slots, predicted_bytes
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 

@@ -9,9 +9,9 @@ import pytest
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, EngineError
-from corpus_asr.runtime.commit import Committer
-from corpus_asr.runtime.local import run_local
-from corpus_asr.runtime.progress import Progress, Tally
+from corpus_asr.runtime.commit import Committer, Tally
+from corpus_asr.runtime.local import CommitBuffer, run_local
+from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.resources import resolve_resources, this_machine
 from corpus_asr.units import MEBIBYTE
 from tests.support.engines import (
@@ -24,7 +24,7 @@ from tests.support.engines import (
     scripted_engine,
     scripted_job,
 )
-from tests.support.tables import packs_of
+from tests.support.tables import packs_of, results_of
 
 
 def run(
@@ -157,3 +157,42 @@ def test_a_committer_that_fails_ends_the_run(tmp_path: Path):
             engine_factory=scripted_engine,
             extractor=EXTRACTOR,
         )
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_small_results_are_committed_together_and_in_order():
+    commits: list[pa.Table] = []
+    buffer = CommitBuffer(commits.append, min_bytes=1 << 20, max_age_s=10, clock=Clock())
+    for part in range(3):
+        buffer.add(results_of({"part": part}))
+    assert commits == []
+    buffer.flush()
+    buffer.flush()
+    assert [table.column("part").to_pylist() for table in commits] == [[0, 1, 2]]
+
+
+def test_a_large_result_is_committed_at_once():
+    commits: list[pa.Table] = []
+    buffer = CommitBuffer(commits.append, min_bytes=1000, max_age_s=10, clock=Clock())
+    buffer.add(results_of({"error_message": "x" * 2000}))
+    assert len(commits) == 1
+
+
+def test_nothing_waits_longer_than_its_age():
+    commits: list[pa.Table] = []
+    clock = Clock()
+    buffer = CommitBuffer(commits.append, min_bytes=1 << 20, max_age_s=10, clock=clock)
+    buffer.add(results_of({}))
+    clock.now_s += 9
+    buffer.poll()
+    assert commits == []
+    clock.now_s += 1
+    buffer.poll()
+    assert len(commits) == 1

@@ -1,9 +1,22 @@
 import io
-from dataclasses import replace
+import itertools
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
 
 from corpus_asr.activity import Activity, FailureCount
-from corpus_asr.runtime.progress import Progress, Tally, tally_of
-from tests.support.tables import results_of
+from corpus_asr.errors import FetchError
+from corpus_asr.runtime import progress as recording
+from corpus_asr.runtime.commit import Tally, tally_of
+from corpus_asr.runtime.progress import History, Progress, ProgressWriter
+from corpus_asr.runtime.resources import resolve_resources, this_machine
+from corpus_asr.storage.run_state.plan import Plan
+from corpus_asr.storage.run_state.run_files import Moment, Snapshot, read_snapshot, snapshot_from
+from corpus_asr.storage.run_state.tables import OutputStore
+from tests.support.engines import scripted_job
+from tests.support.tables import results_of, snapshot
 
 FAILED = {
     "uri": "https://host/a.mp3?sig=secret", "status": "failed", "duration_s": None,
@@ -62,12 +75,6 @@ def test_on_a_terminal_the_line_is_redrawn():
     assert "2/2 files" in stream.getvalue()
 
 
-def test_no_stream_means_silence():
-    with Progress(total_files=1, total_bytes=0, stream=None) as progress:
-        progress.add(Tally(parts=1))
-    assert progress.tally.parts == 1
-
-
 def test_what_is_watched_is_read_when_asked():
     now_s = iter([0.0, 0.0, 10.0, 10.0])
     progress = Progress(total_files=4, total_bytes=0, stream=None, clock=lambda: next(now_s))
@@ -84,3 +91,119 @@ def test_what_is_watched_is_read_when_asked():
         assert progress.activity.steps == 3
         assert progress.elapsed_s == 10.0
         assert progress.time_left_s() == 30.0
+
+
+PLAN = Plan(
+    uri="plan", name="plan", num_files=10, num_bytes=1000, num_unknown_sizes=0, num_done=6,
+    num_remaining=4, num_remaining_bytes=400, num_new=4, num_changed=0, num_retried=0, num_packs=1,
+    num_excluded=0, num_duplicates=0,
+)  # fmt: skip
+
+
+def recorder(
+    store: OutputStore, progress: Progress, folder: Path, every_s: float
+) -> ProgressWriter:
+    config = scripted_job(folder, extract={"workers": 3}, transcribe={"workers": 1})
+    return ProgressWriter(
+        store,
+        progress,
+        run_id="run-1",
+        plan=PLAN,
+        resources=resolve_resources(config, (this_machine(),), num_packs=4),
+        every_s=every_s,
+    )
+
+
+def wait_for(store: OutputStore, files: int) -> Snapshot:
+    for _ in range(600):
+        seen = read_snapshot(store)
+        if seen is not None and seen.files == files:
+            return seen
+        time.sleep(0.1)
+    return pytest.fail(f"no snapshot with {files} files within a minute")
+
+
+def test_snapshots_follow_the_run_and_the_last_says_how_it_ended(tmp_path: Path) -> None:
+    store = OutputStore(str(tmp_path / "output"))
+    with Progress(total_files=4, total_bytes=400, stream=None) as progress:
+        progress.watch(lambda: Activity(steps=3))
+        with recorder(store, progress, tmp_path, every_s=0.05):
+            first = wait_for(store, 0)
+            assert first.state == "running"
+            assert (first.listed, first.done_before, first.planned, first.left) == (10, 6, 4, 4)
+            assert first.last_commit_at is None
+            progress.add(Tally(parts=2, files=1, audio_s=3600.0, size_bytes=100))
+            then = wait_for(store, 1)
+            assert then.last_commit_at is not None
+            assert then.left == 3
+            assert then.speed > 0
+            assert then.activity.steps == 3
+            progress.add(Tally(files=3))
+    last = read_snapshot(store)
+    assert last is not None
+    assert (last.state, last.files) == ("transcribed", 4)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Progress(total_files=4, total_bytes=0, stream=None) as progress,
+        recorder(store, progress, tmp_path, every_s=60.0),
+    ):
+        raise KeyboardInterrupt
+    last = read_snapshot(store)
+    assert last is not None
+    assert last.state == "stopped"
+
+
+def test_a_snapshot_that_cannot_be_written_is_logged_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise FetchError("writing: no space", kind="fetch")
+
+    monkeypatch.setattr(recording, "write_snapshot", refuse)
+    store = OutputStore(str(tmp_path / "output"))
+    with (
+        Progress(total_files=4, total_bytes=0, stream=None) as progress,
+        recorder(store, progress, tmp_path, every_s=60.0),
+    ):
+        progress.add(Tally(files=4))
+    assert "event=snapshot_not_written error='writing: no space'" in caplog.text
+
+
+def moment(elapsed_s: float) -> Moment:
+    return Moment(
+        elapsed_s=elapsed_s,
+        audio_s=10 * elapsed_s,
+        files=0,
+        failed=0,
+        extract_s=0.0,
+        extract_alive_s=0.0,
+        engine_s=0.0,
+        transcribe_alive_s=0.0,
+    )
+
+
+@pytest.mark.parametrize("seconds", [0.0, 15.1, 300.0, 3_000.0, 400_000.0])
+def test_moments_are_even_few_and_end_now(seconds: float) -> None:
+    history = History(15.0, most=20)
+    found = history.with_now(moment(0.0))
+    number = 0
+    while number * 15.1 < seconds:
+        number += 1
+        found = history.with_now(moment(number * 15.1))
+    times = [each.elapsed_s for each in found]
+    assert times[0] == 0.0
+    assert times[-1] == number * 15.1
+    assert len(times) <= 21
+    gaps = [after - before for before, after in itertools.pairwise(times[:-1])]
+    assert not gaps or max(gaps) <= 1.05 * min(gaps) + 15.1
+    if number >= 20:
+        assert len(times) >= 10
+
+
+def test_history_survives_a_file_and_may_be_missing() -> None:
+    seen = snapshot(history=(moment(0.0), moment(15.0)))
+    data = asdict(seen)
+    assert snapshot_from(data) == seen
+    del data["history"]
+    assert snapshot_from(data) == snapshot()
+    assert snapshot_from(asdict(seen) | {"history": [{"elapsed_s": 3}]}) is None

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from corpus_asr.config.choices import Choices, Retry
+from corpus_asr.config.run_options import Retry, RunOptions
 from tests.support.nightly import Nights
 
-RETRY = Choices(retry=Retry.retryable)
-RETRY_ALL = Choices(retry=Retry.all)
+RETRY = RunOptions(retry=Retry.retryable)
+RETRY_ALL = RunOptions(retry=Retry.all)
 
 
 def spend(nights: Nights, count: int, *, seed: int) -> int:
@@ -18,12 +18,12 @@ def spend(nights: Nights, count: int, *, seed: int) -> int:
     killed = 0
     for number in range(count):
         nights.day()
-        choices = RETRY if number % 3 == 1 else Choices()
+        options = RETRY if number % 3 == 1 else RunOptions()
         down = 0.3 if number % 4 == 2 else 0.0
         dying = chance.randint(0, 2)  # so often
         for attempt in range(dying + 1):
             after = None if attempt == dying else chance.randint(1, 40)
-            counts = nights.night(choices=choices, down=down, killed_after=after)
+            counts = nights.night(options=options, down=down, killed_after=after)
             killed += counts is None
         nights.check()
     return killed
@@ -31,16 +31,16 @@ def spend(nights: Nights, count: int, *, seed: int) -> int:
 
 def settle(nights: Nights) -> None:
     """See that one quiet night mends what the store did, and that the next has nothing to do."""
-    nights.night(choices=RETRY)
+    nights.night(options=RETRY)
     assert not nights.down & nights.listed().keys()
     nights.check()
     before = sorted(nights.store.all_names("outcomes"))
-    counts = nights.night(choices=RETRY)
+    counts = nights.night(options=RETRY)
     assert counts is not None
     assert counts.left == 0
     assert counts.listed == len(nights.listed()) == counts.ok + counts.no_speech + counts.failed
     assert sorted(nights.store.all_names("outcomes")) == before
-    nights.night(choices=RETRY_ALL)
+    nights.night(options=RETRY_ALL)
     nights.check()
 
 
@@ -67,9 +67,9 @@ def test_another_model_in_the_middle_of_the_week(tmp_path: Path) -> None:
     decoding = nights.config.decoding.model_copy(update={"language": "de"})
     nights.config = nights.config.model_copy(update={"decoding": decoding})
     for after in (2, 4, 6, 9, 13):
-        assert nights.night(choices=Choices(new_run=True), killed_after=after) is None
+        assert nights.night(options=RunOptions(new_run=True), killed_after=after) is None
     nights.day()
-    nights.night(choices=Choices(new_run=True))
+    nights.night(options=RunOptions(new_run=True))
     nights.check()
     assert {row["text"].split()[-1] for row in nights.read("segments")} == {"de"}
     [earlier] = (nights.output / "_earlier").iterdir()

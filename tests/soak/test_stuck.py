@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import corpus_asr.pipelines.transcribe as pipeline
-from corpus_asr.config.choices import Choices, Retry
 from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run_options import Retry, RunOptions
+from corpus_asr.pipelines import driver
 from corpus_asr.storage.stores.filesystem import open_store, write_atomic
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import tone, wav_bytes
@@ -73,7 +74,7 @@ def test_a_store_that_drips_costs_the_recordings_that_drip(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """Every byte that comes is a sign of life: only the limits of a whole end this."""
-    monkeypatch.setattr(pipeline, "load_engine", scripted_engine)
+    monkeypatch.setattr(driver, "load_engine", scripted_engine)
     usual = job(Path(), tiny_model(tmp_path), Path())
     config = RunConfig.model_validate(
         usual.model_dump()
@@ -102,5 +103,5 @@ def test_a_store_that_drips_costs_the_recordings_that_drip(
     }
     store.dripping = None
     retry = Retry.retryable if kind == "timeout" else Retry.all
-    pipeline.run(config, local=True, progress=None, choices=Choices(retry=retry))
+    pipeline.run(config, local=True, progress=None, options=RunOptions(retry=retry))
     assert {row["status"] for row in tables_of(config)["recordings"]} == {"ok"}

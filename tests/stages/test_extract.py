@@ -10,8 +10,9 @@ from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import CheckpointError
 from corpus_asr.schemas import PACKS, PARTS
 from corpus_asr.stages.extract import ExtractStage
+from corpus_asr.stages.extract_protocol import ExtractRequest
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.stages.messages import ExtractRequest
+from tests.support.fuzzing import fuzz
 from tests.support.tables import packs_of
 
 SCRIPTED = "tests.support.extractors:make"
@@ -172,3 +173,10 @@ def test_only_as_much_is_opened_ahead_as_fits_into_memory(
     # After the first: 4 MiB (unknown), 4 (a block of 5), 3, nearly nothing, 4; one more is 4 again.
     assert asked[0].upcoming == tuple(names[1:6])
     assert asked[-1].upcoming == ()
+
+
+def test_mutated_files_end_exactly_once(tmp_path: Path):
+    counts = fuzz(tmp_path, 48, seed=1, item_timeout_s=300)
+    assert sum(counts.values()) == 48
+    assert "internal" not in counts
+    assert counts["ok"] + counts["no_speech"] > 10  # what can be read still is

@@ -1,4 +1,5 @@
 import io
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ from corpus_asr.decoding.protocols import WindowResult
 from corpus_asr.errors import DecodeError, EngineError, FetchError
 from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.stages import extraction
-from corpus_asr.stages.extraction import PartExtractor
-from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
+from corpus_asr.stages.extract_protocol import ExtractedPart, ExtractRequest
+from corpus_asr.stages.extraction import FilePrefetcher, PartExtractor
 from corpus_asr.transcription.language import find_language
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES
 from tests.support import dialects as languages
-from tests.support.audio import DamagedContainer, noise, tone, wav_bytes
+from tests.support.audio import DamagedContainer, encode, noise, tone, wav_bytes
 from tests.support.corpora import CLIPS, tiny_model
 
 
@@ -288,3 +289,88 @@ def test_features_are_those_of_the_whole_part(model: Path, tmp_path: Path):
     expected = WhisperPartFeatures.from_folder(model)(samples[0])
     np.testing.assert_allclose(part.features, expected.values, atol=2e-3)
     assert part.pad_value == pytest.approx(float(expected.pad_value), abs=1e-3)
+
+
+def test_a_recording_that_decodes_for_too_long_is_kept_up_to_the_limit(model: Path, tmp_path: Path):
+    """Silence in FLAC: some kilobytes that decode to minutes, as others do to years."""
+    seconds = 300
+    data = encode(tone(seconds, amplitude=0.0), rate_hz=SAMPLE_RATE_HZ, container="flac",
+                  codec="flac", sample_format="s16")  # fmt: skip
+    assert len(data) < seconds * SAMPLE_RATE_HZ * 2 / 100
+    path = tmp_path / "bomb.flac"
+    path.write_bytes(data)
+    parts: list[ExtractedPart] = []
+    limited = extractor(model, speech_detection="none", max_duration_h=0.025)
+    with pytest.raises(DecodeError, match=r"more than 0\.025 h .* raise the limit") as caught:
+        parts.extend(limited(ExtractRequest(uri=str(path))))
+    assert caught.value.kind == "too_long"
+    assert 80 <= sum(part.num_samples for part in parts) / SAMPLE_RATE_HZ <= 90
+    assert extract(model, str(path), speech_detection="none", max_duration_h=0.1)
+
+
+def test_a_file_that_is_too_large_is_refused_by_its_size(model: Path, tmp_path: Path):
+    uri = write_noise(tmp_path / "noise.wav", 2)
+    with pytest.raises(DecodeError, match=r"6\.4e-05 GB, expected at most 6e-05") as caught:
+        extract(model, uri, max_file_gb=6e-5)
+    assert caught.value.kind == "too_large"
+    assert extract(model, uri, max_file_gb=7e-5)
+
+
+def test_what_was_opened_ahead_is_what_is_extracted(model: Path, tmp_path: Path):
+    uris = [write_noise(tmp_path / f"{number}.wav", 1 + number) for number in range(4)]
+    missing = str(tmp_path / "missing.wav")
+    ours = extractor(model, speech_detection="none")
+    order = [uris[0], missing, *uris[1:]]
+    for index, uri in enumerate(order):
+        request = ExtractRequest(uri=uri, upcoming=tuple(order[index + 1 : index + 3]))
+        if uri == missing:
+            with pytest.raises(FetchError, match="missing"):
+                list(ours(request))
+        else:
+            (part,) = ours(request)
+            assert part.num_samples == (1 + uris.index(uri)) * SAMPLE_RATE_HZ
+
+
+class Opener:
+    """Tells what was asked for; opens nothing before it is let go."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.opened: list[io.BytesIO] = []
+        self.go = threading.Event()
+
+    def __call__(self, uri: str) -> io.BufferedIOBase:
+        self.asked.append(uri)
+        assert self.go.wait(60)
+        if "bad" in uri:
+            raise FetchError(f"reading {uri}: scripted")
+        file = io.BytesIO(uri.encode())
+        self.opened.append(file)
+        return file
+
+
+def test_files_are_opened_side_by_side_and_each_once():
+    opener = Opener()
+    ahead = FilePrefetcher(opener, threads=3)
+    ahead.expect(["a", "b", "bad"])
+    opener.go.set()
+    assert ahead.take("a").read() == b"a"
+    ahead.expect(["b", "bad"])
+    with pytest.raises(FetchError, match="bad: scripted"):
+        ahead.take("bad")
+    assert ahead.take("b").read() == b"b"
+    assert ahead.take("z").read() == b"z"  # not expected: opened now
+    assert sorted(opener.asked) == ["a", "b", "bad", "z"]
+
+
+def test_what_is_not_wanted_any_more_is_closed_or_never_opened():
+    opener = Opener()
+    ahead = FilePrefetcher(opener, threads=1)
+    ahead.expect(["a", "b", "c"])
+    while not opener.asked:
+        pass
+    ahead.expect(["c"])
+    opener.go.set()
+    assert ahead.take("c").read() == b"c"
+    assert opener.asked == ["a", "c"]
+    assert opener.opened[0].closed

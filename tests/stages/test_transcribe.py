@@ -6,11 +6,10 @@ import pyarrow as pa
 import pytest
 
 from corpus_asr.activity import Activity
-from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import EngineError, ItemError
 from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.stages.stage import one_row
-from corpus_asr.stages.transcribe import TranscribeStage, refuse
+from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage, refuse
 from tests.support.engines import ScriptedEngine, always, broken_engine, scripted_engine
 
 MEL = 4
@@ -55,14 +54,12 @@ def failed_row(recording: str) -> pa.Table:
 
 
 def stage_with(engine: ScriptedEngine) -> TranscribeStage:
-    return TranscribeStage("checkpoint", decoding=DecodingSettings(), engine_factory=always(engine))
+    return TranscribeStage(EngineSpec(checkpoint="c"), engine_factory=always(engine))
 
 
 @pytest.fixture
 def stage() -> TranscribeStage:
-    return TranscribeStage(
-        "checkpoint", decoding=DecodingSettings(), engine_factory=scripted_engine
-    )
+    return TranscribeStage(EngineSpec(checkpoint="c"), engine_factory=scripted_engine)
 
 
 def test_results_come_in_input_order_whatever_is_ready_first():
@@ -131,7 +128,7 @@ def test_silence_and_failures_pass_through_without_the_engine():
 
 
 def test_a_batch_without_speech_does_not_wait_for_the_engine():
-    stage = TranscribeStage("c", decoding=DecodingSettings(), engine_factory=broken_engine)
+    stage = TranscribeStage(EngineSpec(checkpoint="c"), engine_factory=broken_engine)
     assert stage(silent_row("a")).column("status").to_pylist() == ["no_speech"]
 
 
@@ -168,7 +165,7 @@ def test_an_engine_error_propagates(stage: TranscribeStage):
 
 
 def test_an_engine_that_cannot_load_says_so_in_the_first_call():
-    stage = TranscribeStage("c", decoding=DecodingSettings(), engine_factory=broken_engine)
+    stage = TranscribeStage(EngineSpec(checkpoint="c"), engine_factory=broken_engine)
     with pytest.raises(EngineError, match="no device"):
         stage(part_row("a"))
     stage.close()
@@ -205,7 +202,7 @@ def test_what_was_done_is_counted():
 
 
 def test_an_engine_that_was_never_loaded_has_done_nothing():
-    stage = TranscribeStage("checkpoint", decoding=DecodingSettings(), engine_factory=broken_engine)
+    stage = TranscribeStage(EngineSpec(checkpoint="c"), engine_factory=broken_engine)
     with pytest.raises(EngineError):
         stage.wait_until_loaded()
     assert stage.activity == Activity()

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from corpus_asr.config.choices import Choices
 from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run_options import RunOptions
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.run import load_report
 from corpus_asr.schemas import SEGMENTS
@@ -85,7 +85,7 @@ def test_results_of_unknown_origin_are_refused(memory: str) -> None:
         begin_run(store, config(), "f")
 
 
-NEW = Choices(new_run=True)
+NEW = RunOptions(new_run=True)
 
 
 def settings(language: str) -> RunConfig:
@@ -206,8 +206,8 @@ def test_a_plan_for_a_new_run_covers_everything_and_moves_nothing(
     begin(store, old)
     uri = str(tmp_path / "a.mp3")
     commit(store, results(part("a", 0, texts=["x"], uri=uri, etag=None)))
-    assert make_plan(old, store, model_revision="w", choices=NEW).num_remaining == 0
-    assert make_plan(other, store, model_revision="w", choices=NEW).num_remaining == 1
+    assert make_plan(old, store, model_revision="w", options=NEW).num_remaining == 0
+    assert make_plan(other, store, model_revision="w", options=NEW).num_remaining == 1
     with pytest.raises(ConfigError, match="--new-run"):
         make_plan(other, store, model_revision="w")
     assert texts(store) == ["x"]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from corpus_asr.runtime.cluster import Cluster, connected
+from corpus_asr.runtime.ray_cluster import Cluster, connected
 
 OBJECT_STORE_BYTES = 250 * 1024 * 1024
 

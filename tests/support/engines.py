@@ -13,18 +13,16 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
-from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
-from corpus_asr.decoding.statistics import EngineStatistics
 from corpus_asr.errors import EngineError, ItemError
 from corpus_asr.pipelines import driver, transcribe
 from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.local import run_local
 from corpus_asr.segments import Segment, Word
-from corpus_asr.stages.transcribe import EngineFactory
+from corpus_asr.stages.transcribe import EngineFactory, EngineSpec
 from corpus_asr.storage.run_state.tables import OutputStore
 
 
@@ -44,9 +42,9 @@ class ScriptedEngine:
 
     device_name = "scripted"
 
-    def __init__(self, *, held: bool = False, options: dict[str, Any] | None = None) -> None:
+    def __init__(self, *, held: bool = False, spec: EngineSpec | None = None) -> None:
         self.requests: list[Any] = []
-        self.options = options or {}
+        self.spec = spec
         self.closed = False
         self.submitted = threading.Condition()
         self._held: list[tuple[Any, Future[Any]]] | None = [] if held else None
@@ -69,8 +67,8 @@ class ScriptedEngine:
         for request, future in reversed(held):
             _answer(request, future)
 
-    def statistics(self) -> EngineStatistics:
-        return EngineStatistics(slots=1, windows=len(self.requests))
+    def statistics(self) -> Activity:
+        return Activity(slots=1, windows=len(self.requests))
 
     def close(self) -> None:
         self.closed = True
@@ -112,24 +110,19 @@ def _segment(request: Any) -> Segment:
     )
 
 
-def scripted_engine(checkpoint: str, **options: Any) -> ScriptedEngine:
+def scripted_engine(spec: EngineSpec) -> ScriptedEngine:
     """Meet `EngineFactory`; pickled by reference into Ray's actors."""
-    assert isinstance(options["decoding"], DecodingSettings)
-    return ScriptedEngine(options=SimpleNamespace(checkpoint=checkpoint, **options).__dict__)
+    return ScriptedEngine(spec=spec)
 
 
-def broken_engine(checkpoint: str, **options: Any) -> ScriptedEngine:
+def broken_engine(spec: EngineSpec) -> ScriptedEngine:
     """Fail as an engine does whose device is gone."""
-    raise EngineError(f"loading {checkpoint}: no device (scripted)")
+    raise EngineError(f"loading {spec.checkpoint}: no device (scripted)")
 
 
 def always(engine: ScriptedEngine) -> EngineFactory:
     """Return an `EngineFactory` that gives this engine, for stages in the test's own process."""
-
-    def make(_: str, **__: Any) -> ScriptedEngine:
-        return engine
-
-    return cast("EngineFactory", make)
+    return lambda spec: engine
 
 
 EXTRACTOR = "tests.support.extractors:make"
@@ -154,7 +147,7 @@ def script(
     """Have the pipeline use this engine and, run locally, this extractor."""
     replaced = {
         (driver, "run_local"): functools.partial(run_local, extractor=extractor),
-        (transcribe, "load_engine"): engine,
+        (driver, "load_engine"): engine,
         (transcribe, "check_transcribes"): lambda *_: None,  # there is no tokenizer
     }
     for (module, name), value in replaced.items():

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from corpus_asr.config.run import RunConfig
+from corpus_asr.stages.transcribe import EngineSpec
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
-from tests.support.engines import ScriptedEngine, script, scripted_engine, scripted_job
+from tests.support.engines import ScriptedEngine, script, scripted_job
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # What differs between two runs that did the same.
@@ -37,7 +38,7 @@ _COMMAND_LINE = "from corpus_asr.cli.main import main; main()"
 _TITLES = {
     "extract": "ExtractWorker",
     "transcribe": "TranscribeWorker",
-    "board": "ray::Board",
+    "board": "ray::RunCoordinator",
     "training": "RayTrainWorker",
     "decoder": "corpus_asr.stages.isolation import serve",
 }
@@ -69,9 +70,8 @@ class SlowEngine(ScriptedEngine):
         super().close()
 
 
-def slow_engine(checkpoint: str, **options: Any) -> ScriptedEngine:
+def slow_engine(spec: EngineSpec) -> ScriptedEngine:
     """Meet `EngineFactory`."""
-    scripted_engine(checkpoint, **options)  # checks what it is given
     return SlowEngine(pause_s=float(os.environ.get(PAUSE, "0.02")))
 
 
@@ -347,7 +347,8 @@ def command_line(pid: int) -> str:
 def _main() -> None:
     """Be the command line, with a scripted engine and extractor and a commit per result."""
     from corpus_asr.cli import main as cli
-    from corpus_asr.runtime import dataset, local
+    from corpus_asr.runtime import local
+    from corpus_asr.runtime import ray_dataset as dataset
 
     local.MIN_BYTES_PER_COMMIT = 1
     script(setattr, engine=slow_engine, extractor=_SLOW_EXTRACTOR)

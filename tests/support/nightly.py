@@ -12,23 +12,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from corpus_asr.config.choices import Choices
 from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run_options import RunOptions
 from corpus_asr.errors import EngineError
+from corpus_asr.families.registry import FAMILIES
 from corpus_asr.pipelines import driver
 from corpus_asr.pipelines import nightly as pipeline
 from corpus_asr.report.nightly import Archive as ArchiveCounts
 from corpus_asr.report.nightly import Findings, Night, NightState, PastNight
-from corpus_asr.runtime.commit import Committer
-from corpus_asr.runtime.progress import Progress, tally_of
-from corpus_asr.runtime.weights import Weights
+from corpus_asr.runtime.checkpoints import Checkpoint
+from corpus_asr.runtime.commit import Committer, tally_of
+from corpus_asr.runtime.progress import Progress
 from corpus_asr.storage.run_state.finish import RunCounts, finish
 from corpus_asr.storage.run_state.lock import Lock, Timing
 from corpus_asr.storage.run_state.plan import make_plan, read_listing, read_packs
 from corpus_asr.storage.run_state.start import begin_run, fingerprint, new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
-from tests.support.engines import scripted_engine
 from tests.support.stores import Killed, dying
 from tests.support.tables import commit, part, results
 
@@ -78,30 +78,34 @@ class Nights:
                 change(name)
 
     def night(
-        self, *, choices: Choices | None = None, down: float = 0.0, killed_after: int | None = None
+        self,
+        *,
+        options: RunOptions | None = None,
+        down: float = 0.0,
+        killed_after: int | None = None,
     ) -> RunCounts | None:
         """Run; None if it was killed, after so many changes to the output."""
         if killed_after is None:
-            return self._run(choices or Choices(), down)
+            return self._run(options or RunOptions(), down)
         left = iter(range(killed_after))
         with pytest.MonkeyPatch.context() as patch:
             for name in ("write_atomic", "remove", "move"):
                 patch.setattr(filesystem, name, dying(getattr(filesystem, name), left))
             try:
-                return self._run(choices or Choices(), down)
+                return self._run(options or RunOptions(), down)
             except Killed:
                 return None
 
-    def _run(self, choices: Choices, down: float) -> RunCounts:
+    def _run(self, options: RunOptions, down: float) -> RunCounts:
         # A killed run leaves its lock; its process, the test's, lives on.
         with Lock(self.store, new_run_id(), steal=True, timing=QUICK) as lock:
-            plan = make_plan(self.config, self.store, model_revision=REVISION, choices=choices)
+            plan = make_plan(self.config, self.store, model_revision=REVISION, options=options)
             run = begin_run(
                 self.store,
                 self.config,
                 fingerprint(self.config, REVISION),
                 run_id=lock.run_id,
-                new_run=choices.new_run,
+                new_run=options.new_run,
             )
             for pack in read_packs(self.store, plan):
                 rows = [row for file in pack["files"].to_pylist()[0]
@@ -212,8 +216,10 @@ class Archive:
                 "nightly": nightly,
             }
         )
-        weights = Weights(folder=folder / "model", revision="weights")
-        prepared = (weights, scripted_engine)
+        model = folder / "model"
+        prepared = Checkpoint(
+            name=str(model), folder=model, family=FAMILIES["whisper"], revision="weights"
+        )
         patch.setitem(pipeline._PREPARE, "transcribe_corpus", lambda config: prepared)
         patch.setattr(driver, "run_local", self._work)
 

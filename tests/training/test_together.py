@@ -12,7 +12,7 @@ from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.stored_weights import stored_tensors
 from corpus_asr.pipelines import finetune
-from corpus_asr.runtime.cluster import Cluster
+from corpus_asr.runtime.ray_cluster import Cluster
 from corpus_asr.training.store import TrainingStore
 from tests.support.cluster import ray_session
 from tests.support.killing import kill_below

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from corpus_asr.activity import Activity
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.statistics import EngineStatistics
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.segments import Segment
-from corpus_asr.stages.routes import load_routed_engine
+from corpus_asr.stages.transcribe import EngineSpec, load_engine
 from corpus_asr.transcription.engine import Engine, PartTranscript
 from corpus_asr.transcription.routing import RoutedEngine
 from corpus_asr.transcription.windows import PartRequest
@@ -67,8 +67,8 @@ class ScriptedOne(Engine):
         )
         return future
 
-    def statistics(self) -> EngineStatistics:
-        return EngineStatistics(slots=2, windows=len(self.asked), encode_s=0.5)
+    def statistics(self) -> Activity:
+        return Activity(slots=2, windows=len(self.asked), encode_s=0.5)
 
     def close(self) -> None:
         self.closed = True
@@ -127,7 +127,7 @@ def test_engines_are_counted_and_closed_once_each() -> None:
     engine = routed(main, de=other, at=other)
     engine.submit(PART).result()
     assert engine.slots == 4
-    assert engine.statistics() == EngineStatistics(slots=4, windows=2, encode_s=1.0)
+    assert engine.statistics() == Activity(slots=4, windows=2, encode_s=1.0)
     engine.close()
     assert main.closed
     assert other.closed
@@ -164,16 +164,15 @@ def load(main: Path, others: dict[str, Path], **decoding: Any) -> Any:
 
 
 def test_of_a_given_language_only_its_model_is_loaded(folders: dict[str, Path]) -> None:
-    engine = load_routed_engine(
-        "nowhere/at/all",
-        revision=None,
+    spec = EngineSpec(
+        checkpoint="nowhere/at/all",
         decoding=DecodingSettings(language="de"),
         device="cpu",
         dtype="float32",
         slots=1,
-        num_threads=None,
         by_language={"de": str(folders["other"])},
     )
+    engine = load_engine(spec)
     assert isinstance(engine, Engine)
     engine.close()
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from corpus_asr.decoding.transfers import to_device
+from corpus_asr.decoding.device import to_device
 from corpus_asr.families.layers.slot_texts import SlotTexts
 
 # oneDNN compiles a bfloat16 product for every shape it meets and keeps a thousand of them: with a

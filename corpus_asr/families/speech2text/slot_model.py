@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corpus_asr.decoding.sizes import ModelSize
-from corpus_asr.decoding.transfers import to_device
+from corpus_asr.decoding.device import to_device
+from corpus_asr.decoding.protocols import ModelSize
 from corpus_asr.families.layers.decoder_slots import DecoderSlots
 from corpus_asr.families.speech2text.cached_decoder import cached_speech2text_decoder
 from corpus_asr.families.speech2text.encoder import (

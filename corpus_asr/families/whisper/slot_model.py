@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from corpus_asr.decoding.sizes import ModelSize
+from corpus_asr.decoding.protocols import ModelSize
 from corpus_asr.families.layers.decoder_slots import DecoderSlots
 from corpus_asr.families.whisper.cached_decoder import cached_whisper_decoder
 from corpus_asr.families.whisper.encoder import check_heard

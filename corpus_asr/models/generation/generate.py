@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from corpus_asr.decoding.assistants import listens
-from corpus_asr.decoding.protocols import SlotModel, TokenRules
+from corpus_asr.decoding.protocols import SlotModel, TokenRules, listens
 from corpus_asr.families.whisper.generation_config import GenerationConfig
 from corpus_asr.models.generation import arguments
 from corpus_asr.models.generation import config as configs

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.config.choices import CONTINUE, Choices, Retry
 from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run_options import DEFAULT_OPTIONS, Retry, RunOptions
 from corpus_asr.schemas import FILES, PACK_FILE, PACKS
 from corpus_asr.storage.listing import list_files
 from corpus_asr.storage.run_state.ledger import REMAINING, Ledger, Reason
@@ -77,7 +77,7 @@ def make_plan(
     store: OutputStore,
     *,
     model_revision: str | None = None,
-    choices: Choices = CONTINUE,
+    options: RunOptions = DEFAULT_OPTIONS,
 ) -> Plan:
     """List the source, drop what is done, pack the rest and write the packs.
 
@@ -85,7 +85,7 @@ def make_plan(
         config: the job.
         store: its output folder.
         model_revision: if given, the folder is checked to hold nothing made otherwise.
-        choices: what is done again; for a new run, results made otherwise are planned for as if
+        options: what is done again; for a new run, results made otherwise are planned for as if
             they were put aside already.
 
     Raises:
@@ -94,16 +94,16 @@ def make_plan(
     earlier = Earlier.same
     if model_revision is not None:
         name = fingerprint(config, model_revision)
-        earlier = check_fingerprint(store, config, name, new_run=choices.new_run)
+        earlier = check_fingerprint(store, config, name, new_run=options.new_run)
     ledger = (
         Ledger.empty()
         if earlier is Earlier.other
-        else Ledger.load(store, leave_alone=choices.leave_alone)
+        else Ledger.load(store, leave_alone=options.leave_alone)
     )
     name = f"{PLANS_FOLDER}/{unique_stem()}"
     with tempfile.TemporaryDirectory(prefix="corpus-asr-plan-") as folder:
         drawer = _Drawer(config, store, name, str(Path(folder) / "remaining.parquet"))
-        drawer.list_source(ledger, choices.retry)
+        drawer.list_source(ledger, options.retry)
         num_packs = drawer.write_packs(config.extract.pack_mb * MEBIBYTE)
     return Plan(
         uri=store.address(f"{name}/packs"),

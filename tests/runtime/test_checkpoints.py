@@ -7,7 +7,7 @@ import pytest
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError
-from corpus_asr.runtime.weights import fetch_weights
+from corpus_asr.runtime.checkpoints import fetch_checkpoints
 from corpus_asr.storage.model_files import model_revision
 from corpus_asr.storage.run_state.start import fingerprint
 from tests.support.checkpoints import tiny_whisper
@@ -43,15 +43,20 @@ def job_with(folder: Path, main: str = "a", **others: str) -> RunConfig:
 
 def test_every_checkpoint_is_in_the_name_and_in_the_fingerprint(folder: Path) -> None:
     a, b, c = (model_revision(folder / name) for name in "abc")
-    weights = fetch_weights(job_with(folder, fr="c", de="b"))
-    assert weights.name == f"{a},de={b},fr={c}"
-    assert weights.by_language == {"de": (str(folder / "b"), b), "fr": (str(folder / "c"), c)}
-    alone = fetch_weights(job_with(folder))
-    assert alone.name == a
+    weights = fetch_checkpoints(job_with(folder, fr="c", de="b"))
+    assert weights.fingerprint == f"{a},de={b},fr={c}"
+    assert weights.models_by_language == {
+        "de": (str(folder / "b"), b),
+        "fr": (str(folder / "c"), c),
+    }
+    alone = fetch_checkpoints(job_with(folder))
+    assert alone.fingerprint == a
     jobs = [job_with(folder), job_with(folder, de="b"), job_with(folder, de="c")]
-    names = {fingerprint(job, fetch_weights(job).name) for job in jobs}
+    names = {fingerprint(job, fetch_checkpoints(job).fingerprint) for job in jobs}
     assert len(names) == 3
-    assert fingerprint(jobs[0], alone.name) == fingerprint(jobs[2], alone.name)  # weights decide
+    assert fingerprint(jobs[0], alone.fingerprint) == fingerprint(
+        jobs[2], alone.fingerprint
+    )  # weights decide
 
 
 @pytest.mark.parametrize("hashed", [True, False])
@@ -72,7 +77,7 @@ def test_checkpoints_that_do_not_fit_together_are_refused(
     folder: Path, main: str, others: dict[str, str], told: str, hashed: bool
 ) -> None:
     with pytest.raises(ConfigError, match=told):
-        fetch_weights(job_with(folder, main, **others), hashed=hashed)
+        fetch_checkpoints(job_with(folder, main, **others), hashed=hashed)
 
 
 def test_another_family_hears_other_features(folder: Path, tmp_path: Path) -> None:
@@ -81,9 +86,9 @@ def test_another_family_hears_other_features(folder: Path, tmp_path: Path) -> No
     (other / "config.json").write_text('{"model_type": "speech_to_text"}')
     (other / "preprocessor_config.json").write_text('{"feature_size": 80}')
     with pytest.raises(ConfigError, match="is speech_to_text with 80 mel bins, expected whisper"):
-        fetch_weights(job_with(folder, de=str(other)), hashed=False)
+        fetch_checkpoints(job_with(folder, de=str(other)), hashed=False)
 
 
 def test_a_checkpoint_that_is_not_there_is_told(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
-        fetch_weights(job_with(folder, de="nowhere"))
+        fetch_checkpoints(job_with(folder, de="nowhere"))

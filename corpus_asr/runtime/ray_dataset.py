@@ -1,7 +1,7 @@
 """The pipeline as a Ray dataset: plan, extract, transcribe, commit.
 
 Everything Ray Data would otherwise choose in a way that loses, doubles or hangs is set here, with
-the reason beside it. The stages themselves know nothing of Ray.
+the reason beside it. Workers commit, so a killed driver loses nothing that was written.
 """
 
 import logging
@@ -10,30 +10,34 @@ import signal
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset, ExecutionResources
+from ray.data import ActorPoolStrategy, DataContext, Dataset, Datasink, ExecutionResources
+from ray.data.block import Block
+from ray.data.datasource import WriteResult  # noqa: F401  (named in the base class)
 
 from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CorpusAsrError, EngineError
 from corpus_asr.logs import LogSettings, configure, event
-from corpus_asr.runtime.board import BoardMemory, Reporter, start_board
-from corpus_asr.runtime.commit import Committer
+from corpus_asr.runtime.commit import Committer, tally_of
+from corpus_asr.runtime.coordinator import (
+    CoordinatorClient,
+    Quarantine,
+    Reporter,
+    start_coordinator,
+)
 from corpus_asr.runtime.progress import Progress
-from corpus_asr.runtime.quarantine import Quarantine
 from corpus_asr.runtime.resources import STORE_SHARE_AHEAD, Resources
-from corpus_asr.runtime.sink import ResultsSink
-from corpus_asr.runtime.stopping import Stop, stoppable
+from corpus_asr.runtime.shutdown import Stop, stoppable
 from corpus_asr.schemas import RESULTS
 from corpus_asr.stages.extract import EXTRACTOR, ExtractStage
-from corpus_asr.stages.transcribe import EngineFactory, TranscribeStage, load_engine
+from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, TranscribeStage, load_engine
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_store
-from corpus_asr.storage.stores.host_allowlist import HostRules
 from corpus_asr.storage.stores.uri import without_secrets
 from corpus_asr.units import MEBIBYTE
 
@@ -62,48 +66,57 @@ _RAY_ADVICE = "\nFailed to apply UDF transform"
 class ExtractWorker:
     """The extract stage of one actor, which begins nothing new once the run is to stop."""
 
-    def __init__(self, *arguments: Any, board: Any, logs: LogSettings, **stage: Any) -> None:
+    def __init__(
+        self, config: RunConfig, *, coordinator: Any, logs: LogSettings, extractor: str
+    ) -> None:
         configure(logs, redact=without_secrets)
-        self._board = BoardMemory(board)
-        self._stage = ExtractStage(*arguments, **stage)
-        self._reporter = Reporter(board, lambda: self._stage.activity)
+        self._coordinator = CoordinatorClient(coordinator)
+        self._stage = ExtractStage.of(config, extractor=extractor)
+        self._reporter = Reporter(coordinator, lambda: self._stage.activity)
         self._reporter.start()
 
     def __call__(self, packs: pa.Table) -> Iterator[pa.Table]:
         """Yield PARTS tables; those of a run that stops are not all."""
-        if self._board.stopping():
+        if self._coordinator.stopping():
             return
         try:
             for parts in self._stage(packs):
                 yield parts
-                if self._board.stopping():
+                if self._coordinator.stopping():
                     return
         except EngineError as error:
-            self._board.leave(error)
+            self._coordinator.leave(error)
             raise
         finally:
             self._reporter.send()
 
 
 class TranscribeWorker:
-    """The transcribe stage of one actor, with the run's board as its memory of deaths."""
+    """The transcribe stage of one actor, with the run's coordinator as its memory of deaths."""
 
-    def __init__(self, *, board: Any, logs: LogSettings, **stage: Any) -> None:
+    def __init__(
+        self,
+        spec: EngineSpec,
+        *,
+        coordinator: Any,
+        logs: LogSettings,
+        engine_factory: EngineFactory,
+    ) -> None:
         configure(logs, redact=without_secrets)
-        self._board = BoardMemory(board)
-        own = TranscribeStage(**stage)
-        self._stage = Quarantine(own, self._board)
-        self._reporter = Reporter(board, lambda: own.activity)
+        self._coordinator = CoordinatorClient(coordinator)
+        own = TranscribeStage(spec, engine_factory=engine_factory)
+        self._stage = Quarantine(own, self._coordinator)
+        self._reporter = Reporter(coordinator, lambda: own.activity)
         self._reporter.start()
 
     def __call__(self, parts: pa.Table) -> pa.Table:
         """Return one RESULTS row per part, or none of a run that stops; several calls at once."""
-        if self._board.stopping():
+        if self._coordinator.stopping():
             return RESULTS.empty_table()
         try:
             return self._stage(parts)
         except EngineError as error:
-            self._board.leave(error)
+            self._coordinator.leave(error)
             raise
         finally:
             self._reporter.send()
@@ -122,38 +135,28 @@ def run_on_ray(
 ) -> None:
     """Transcribe what a plan names on the connected Ray and commit all of it.
 
-    Args:
-        config: the job.
-        plan_uri: folder of the packs' table.
-        committer: where results go.
-        resources: from `resolve_resources` for this Ray's machines.
-        progress: told once a second what was committed; entered and left by the caller.
-        engine_factory: what loads the engine in each worker.
-        extractor: what extracts, as `module:callable`.
-        stop_at: when, by `time.monotonic()`, nothing new is begun; None never.
-
     Raises:
         EngineError: workers became unusable one after the other, or nothing happened for too long.
         RunStoppedError: a signal asked the run to end.
         CorpusAsrError: whatever else of this package ended the run, with its own type.
     """
-    board = start_board()
+    coordinator = start_coordinator()
     with (
         stoppable(lambda: progress.files_left, at=stop_at) as stop,
         DataContext.current(_context(config, resources)),
-        _Poll(board, progress, stop),
+        _Poll(coordinator, progress, stop),
     ):
         dataset = build(
             config,
             plan_uri,
             resources=resources,
-            board=board,
+            coordinator=coordinator,
             engine=engine_factory,
             extractor=extractor,
         )
         try:
             dataset.write_datasink(
-                ResultsSink(committer, board=board, min_bytes=resources.commit_bytes),
+                ResultsSink(committer, coordinator=coordinator, min_bytes=resources.commit_bytes),
                 ray_remote_args={"num_cpus": WRITE_CPUS},
             )
         except Exception as error:
@@ -192,7 +195,7 @@ def build(
     plan_uri: str,
     *,
     resources: Resources,
-    board: Any,
+    coordinator: Any,
     engine: EngineFactory,
     extractor: str,
 ) -> Dataset:
@@ -201,14 +204,10 @@ def build(
     packs = ray.data.read_parquet(path, filesystem=filesystem)
     parts = packs.repartition(target_num_rows_per_block=1).map_batches(
         ExtractWorker,
-        fn_constructor_args=(config.model.checkpoint,),
+        fn_constructor_args=(config,),
         fn_constructor_kwargs={
-            "board": board,
+            "coordinator": coordinator,
             "logs": LogSettings.from_environment(),
-            "revision": config.model.revision,
-            "settings": config.extract,
-            "endpoint_url": config.source.endpoint_url,
-            "hosts": HostRules.of(config.source),
             "extractor": extractor,
         },
         compute=ActorPoolStrategy(
@@ -226,15 +225,11 @@ def build(
     return parts.map_batches(
         TranscribeWorker,
         fn_constructor_kwargs={
-            "board": board,
+            "coordinator": coordinator,
             "logs": LogSettings.from_environment(),
-            "checkpoint": config.model.checkpoint,
-            "revision": config.model.revision,
-            "decoding": config.decoding,
-            "device": resources.device,
-            "dtype": config.model.dtype,
-            "slots": config.transcribe.slots,
-            "num_threads": resources.transcribe_threads,
+            "spec": EngineSpec.of(
+                config, device=resources.device, num_threads=resources.transcribe_threads
+            ),
             "engine_factory": engine,
         },
         compute=ActorPoolStrategy(
@@ -288,11 +283,11 @@ def _no_room(error: BaseException) -> EngineError:
 
 
 class _Poll(threading.Thread):
-    """Carries counts from the board, and the wish to stop to it, while the context is open."""
+    """Copies counts from the coordinator, and requests to stop to it."""
 
-    def __init__(self, board: Any, progress: Progress, stop: Stop) -> None:
-        super().__init__(name="poll-board", daemon=True)
-        self._board = board
+    def __init__(self, coordinator: Any, progress: Progress, stop: Stop) -> None:
+        super().__init__(name="poll-coordinator", daemon=True)
+        self._coordinator = coordinator
         self._progress = progress
         self._stop_asked = stop
         self._finished = threading.Event()
@@ -316,12 +311,41 @@ class _Poll(threading.Thread):
     def _copy(self) -> None:
         try:
             if self._stop_asked.requested:
-                self._board.stop.remote()
-            self._progress.set(ray.get(self._board.read.remote(), timeout=POLL_S))
-            found: Activity = ray.get(self._board.activity.remote(), timeout=POLL_S)
+                self._coordinator.stop.remote()
+            self._progress.set(ray.get(self._coordinator.read.remote(), timeout=POLL_S))
+            found: Activity = ray.get(self._coordinator.activity.remote(), timeout=POLL_S)
             self._progress.watch(lambda: found)
-            for why in ray.get(self._board.take_replaced.remote(), timeout=POLL_S):
+            for why in ray.get(self._coordinator.take_replaced.remote(), timeout=POLL_S):
                 event(_LOG, logging.WARNING, "worker_replaced", why=why)
         except ray.exceptions.RayError:
             # Only the line is late; if Ray is gone, the run itself says so.
             event(_LOG, logging.DEBUG, "board_not_read", exc_info=True)
+
+
+class ResultsSink(Datasink[int]):
+    """Commits each bundle of results it is given."""
+
+    def __init__(self, committer: Committer, *, coordinator: Any, min_bytes: int) -> None:
+        self._committer = committer
+        self._coordinator = coordinator
+        self._min_bytes = min_bytes
+        self._logs = LogSettings.from_environment()  # of the driver; it is pickled with the rest
+
+    def write(self, blocks: Iterable[Block], ctx: Any) -> int:
+        """Commit the rows of `blocks` together and return their number."""
+        configure(self._logs, redact=without_secrets)
+        tables = [block for block in blocks if block.num_rows]
+        if not tables:
+            return 0
+        results = pa.concat_tables(tables).cast(RESULTS).combine_chunks()
+        # Nobody waits for it: only progress is lost.
+        self._coordinator.add.remote(tally_of(results), self._committer.timed(results))
+        return int(results.num_rows)
+
+    @property
+    def min_bytes_per_write(self) -> int:
+        """Bundle small results, since a commit is two small objects.
+
+        Also keeps the write from running inside the stage before it.
+        """
+        return self._min_bytes

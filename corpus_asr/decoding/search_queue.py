@@ -1,8 +1,4 @@
-"""A lane: one kind of search, its places, and the jobs that wait for one.
-
-In: running tasks whose next job belongs here. Out: their results, and those tasks whose next job
-belongs to another lane. Knows nothing of how a `LaneBatch` searches, nor what the tasks are for.
-"""
+"""One kind of search: its places on the device, and the jobs that wait for one."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -13,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from corpus_asr.activity import Activity
+from corpus_asr.decoding.device import upload_stack
 from corpus_asr.decoding.protocols import Job, Result, SlotModel, WindowJob, WindowResult
-from corpus_asr.decoding.statistics import EngineStatistics
-from corpus_asr.decoding.transfers import upload_stack
 
 T = TypeVar("T")
 Steps = Generator[Job, Any, T]
@@ -24,7 +20,7 @@ Task = Steps[Any]
 Done = Callable[[Any, Exception | None], None]
 
 
-class LaneBatch(Protocol):
+class SearchBatch(Protocol):
     """Places on the device in which one kind of search goes on side by side.
 
     The occupied places are always the first ones. What a place gives never depends on what the
@@ -51,12 +47,7 @@ class LaneBatch(Protocol):
         """Start the jobs in `places`, whose windows are filled; a job may end at once."""
 
     def step(self, active: int, *, sampled: bool) -> None:
-        """Advance the first `active` places; those that have ended stay as they are.
-
-        Args:
-            active: places in use.
-            sampled: whether any of their jobs has a temperature above 0.
-        """
+        """Advance the first `active` places; those that have ended stay as they are."""
 
     def look(self) -> None:
         """Ask which places have finished by now, for `ended` to tell; does not wait."""
@@ -76,11 +67,7 @@ class LaneBatch(Protocol):
 
 
 def encode_windows(model: SlotModel, jobs: Sequence[Job]) -> Float[Tensor, "batch pos width"]:
-    """Encode the jobs' features; a job that brings its encoding is not encoded again.
-
-    Raises:
-        ValueError: encodings that are brought are not of the shape of the others.
-    """
+    """Encode the jobs' features; a job that brings its encoding is not encoded again."""
     with torch.inference_mode():
         rows: dict[int, Tensor] = {
             row: job.encoded.to(model.device, model.dtype)
@@ -131,7 +118,7 @@ class Running:
     filled: bool = False
     """Whether the place it sits in already holds the job's window."""
     encoded: Tensor | None = None
-    """The job's window, once encoded: ahead of need, or for a lane the task is in later."""
+    """The job's window, once encoded: ahead of need, or for a search the task asks for later."""
 
     @property
     def is_encoded(self) -> bool:
@@ -165,7 +152,7 @@ class Running:
         self.done(None, error)
 
 
-class Lane:
+class SearchQueue:
     """Keeps the places of one batch full.
 
     Windows are encoded in batches of `encode_batch`: with those that are needed now go some of
@@ -180,22 +167,14 @@ class Lane:
 
     def __init__(
         self,
-        batch: LaneBatch,
+        batch: SearchBatch,
         *,
         encode_batch: int,
         check: Callable[[Job], None],
-        lane_of: Callable[[Job], "Lane"],
-        statistics: EngineStatistics,
+        lane_of: Callable[[Job], "SearchQueue"],
+        statistics: Activity,
     ) -> None:
-        """Take over a batch.
-
-        Args:
-            batch: the places.
-            encode_batch: windows encoded at once, which bounds the encoder's memory.
-            check: raises on a job that nobody could do.
-            lane_of: where a job belongs.
-            statistics: what is counted is added to these.
-        """
+        """Take over a batch."""
         self._batch = batch
         self._encode_batch = encode_batch
         self._check = check

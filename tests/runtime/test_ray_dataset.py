@@ -12,12 +12,13 @@ import ray
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, EngineError, FetchError
-from corpus_asr.runtime.board import BoardMemory, start_board
-from corpus_asr.runtime.cluster import Cluster
-from corpus_asr.runtime.dataset import own_error, run_on_ray
-from corpus_asr.runtime.progress import Progress, Tally
+from corpus_asr.runtime.commit import Tally
+from corpus_asr.runtime.coordinator import CoordinatorClient, start_coordinator
+from corpus_asr.runtime.progress import Progress
+from corpus_asr.runtime.ray_cluster import Cluster
+from corpus_asr.runtime.ray_dataset import own_error, run_on_ray
 from corpus_asr.runtime.resources import resolve_resources
-from corpus_asr.runtime.stopping import RunStoppedError
+from corpus_asr.runtime.shutdown import RunStoppedError
 from tests.support.engines import (
     EXTRACTOR,
     broken_engine,
@@ -127,21 +128,21 @@ def test_a_signal_lets_workers_end_what_they_began(ray_session: Cluster, tmp_pat
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def ask_until_dead(board: Any) -> None:
+def ask_until_dead(coordinator: Any) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:  # one that was killed answers for a moment yet
-        ray.get(board.read.remote(), timeout=60)
+        ray.get(coordinator.read.remote(), timeout=60)
 
 
 @pytest.mark.ray
 def test_a_lost_board_is_a_memory_without_memories(ray_session: Cluster):
-    board = start_board()
-    memory = BoardMemory(board)
+    coordinator = start_coordinator()
+    memory = CoordinatorClient(coordinator)
     memory.begin([("a", 0)])
     assert memory.unfinished([("a", 0), ("b", 0)]) == [1, 0]
-    ray.kill(board)
+    ray.kill(coordinator)
     with pytest.raises(ray.exceptions.RayActorError):
-        ask_until_dead(board)
+        ask_until_dead(coordinator)
     memory.begin([("a", 0)])
     assert memory.unfinished([("a", 0), ("b", 0)]) == [0, 0]
     memory.end([("a", 0)])

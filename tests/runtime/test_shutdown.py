@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
-from corpus_asr.runtime import local, stopping
+from corpus_asr.runtime import local
+from corpus_asr.runtime import shutdown as stopping
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.resources import resolve_resources, this_machine
-from corpus_asr.runtime.stopping import (
+from corpus_asr.runtime.shutdown import (
     DRAIN_S,
     RunStoppedError,
     ended_by_sigterm,

@@ -1,8 +1,4 @@
-"""Noticing that a window has begun to say the same thing for ever.
-
-In: each token as it is said. Out: which slots are caught in a loop. Works on the device, a few
-operations per step, and reads nothing back. Knows token ids only.
-"""
+"""Noticing that a window has entered a repetition loop."""
 
 from collections.abc import Sequence
 
@@ -10,8 +6,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from corpus_asr.decoding.device import upload
 from corpus_asr.decoding.protocols import WindowJob
-from corpus_asr.decoding.transfers import upload
 
 LONGEST_PHRASE = 64
 """Tokens; a fifth of a window's text could hold no longer one five times."""
@@ -21,7 +17,7 @@ MIN_REPEATED_TOKENS = 48
 """A short phrase must go on for so long: people do say "no, no, no, no", but not for 50 tokens."""
 
 
-class LoopWatch:
+class RepetitionDetector:
     """Counts, for every slot and every phrase length, how long the text has repeated itself.
 
     A slot is caught in a loop when its last tokens are one phrase of at most `LONGEST_PHRASE`
@@ -71,15 +67,7 @@ class LoopWatch:
         lengths: Int[Tensor, " batch"],
         going: Bool[Tensor, " batch"],
     ) -> Bool[Tensor, " batch"]:
-        """Note what `slots` say, and tell which of them are caught in a loop.
-
-        Args:
-            tokens: one per slot.
-            slots: those that speak.
-            texts: prompt and text of all slots.
-            lengths: tokens in the texts of `slots`, the new ones left out.
-            going: which of `slots` speak; what the others seem to say is not noted.
-        """
+        """Note what `slots` say, and tell which of them are caught in a loop."""
         before = lengths.unsqueeze(1) - self._period  # (batch, period)
         earlier = texts[slots.unsqueeze(1), before.clamp(min=0)]
         alike_from = self._alike_from[slots].unsqueeze(1)
@@ -95,3 +83,27 @@ class LoopWatch:
         for tensor in (self._repeated, self._start, self._alike_from, self._watched):
             tensor[target] = tensor[source]
         self._watches[target] = self._watches[source]
+
+
+def repeats_itself(
+    texts: Int[Tensor, "batch token"],
+    lengths: Int[Tensor, " batch"],
+    *,
+    starts: Int[Tensor, " batch"],
+    alike_from: Int[Tensor, " batch"],
+) -> Bool[Tensor, " batch"]:
+    """Tell which texts end in a loop, as `loops.RepetitionDetector` defines it.
+
+    Looks at the texts alone, where beams that take each other's place could keep no count.
+    """
+    device = texts.device
+    period = torch.arange(1, LONGEST_PHRASE + 1, device=device).unsqueeze(1)
+    needed = (MIN_REPEATS * period).clamp(min=MIN_REPEATED_TOKENS)
+    back = torch.arange(1, int(needed.max()) + 1, device=device)  # from the end of the text
+    alike = texts.minimum(alike_from.unsqueeze(1))
+    now = lengths.view(-1, 1, 1) - back  # (batch, 1, back)
+    before = now - period  # (batch, period, back)
+    rows = torch.arange(len(texts), device=device).view(-1, 1, 1)
+    same = alike[rows, now.clamp(min=0)] == alike[rows, before.clamp(min=0)]
+    same &= before >= starts.view(-1, 1, 1)
+    return (same | (back > needed)).all(dim=2).any(dim=1)

@@ -17,7 +17,7 @@ class Retry(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choices:
+class RunOptions:
     """The choices of one run; the defaults continue what is there and touch nothing else."""
 
     steal_lock: bool = False
@@ -32,4 +32,4 @@ class Choices:
     """Where the results were made with other settings: put them aside and begin anew."""
 
 
-CONTINUE = Choices()
+DEFAULT_OPTIONS = RunOptions()

@@ -1,8 +1,6 @@
-"""Training by several processes at once, on one machine or many, by Ray Train.
+"""Training by several processes, on one machine or many, by Ray Train.
 
-In: a function by its name, its settings, and how many run it. Out: nothing; what they make, they
-write. If a worker dies, all are replaced, and they go on from the last checkpoint. Knows nothing of
-what is trained.
+If a worker dies, all are replaced, and they continue from the last checkpoint.
 """
 
 import logging
@@ -36,15 +34,9 @@ def train_together(
     gpus_per_worker: float,
     cpus_per_worker: float,
 ) -> None:
-    """Run a function in several processes that can add tensors up by `torch.distributed`.
+    """Run a function of an installed module in processes joined by `torch.distributed`.
 
-    Args:
-        work: pickled by reference, so a function of an installed module. It runs in the folder that
-            this process is in, where the worker's machine has it: relative paths mean the same.
-        settings: what each is called with; plain data.
-        workers: how many processes.
-        gpus_per_worker: of each.
-        cpus_per_worker: of each.
+    It runs in this process's folder where the machine has it, so that relative paths mean the same.
 
     Raises:
         CorpusAsrError: a process raised it; they are not started anew then.

@@ -1,7 +1,4 @@
-"""What travels between the extract stage and its child process.
-
-Apart from both, so that neither has to import what the other needs.
-"""
+"""What travels between the extract stage and its child process, apart from what either imports."""
 
 from dataclasses import dataclass
 
@@ -55,11 +52,6 @@ class ExtractedPart:
 
 def check_size(num_bytes: int, *, uri: str, max_file_gb: float) -> None:
     """Refuse a file by its size, before anything is read of it.
-
-    Args:
-        num_bytes: as listed, or as its store says.
-        uri: as it may be shown.
-        max_file_gb: `extract.max_file_gb`.
 
     Raises:
         DecodeError: kind `too_large`.

@@ -1,8 +1,4 @@
-"""A Ray to work on: one started here, or one that is already there; and what it consists of.
-
-Shuts down only what it started. Ships no code and no working directory: machines of a cluster
-have this package installed. Knows nothing of the pipeline that runs on it.
-"""
+"""A Ray instance to work on: an existing one, or one started here, and then shut down."""
 
 import contextlib
 import logging
@@ -55,10 +51,6 @@ def local_machine() -> NodeShape:
 def connected(address: str, *, store_bytes: int) -> Iterator[Cluster]:
     """Connect to Ray for the length of the context; a connection that is there is used as it is.
 
-    Args:
-        address: `local`, `auto` or `host:port`.
-        store_bytes: size of the object store of a Ray started here.
-
     Raises:
         ConfigError: there is no Ray at `address`.
     """
@@ -85,6 +77,8 @@ def _connect(address: str, *, store_bytes: int) -> None:
             "object_store_memory": store_bytes,
             "include_dashboard": False,
         }
+    # Ray would make SIGTERM an exit with code 1 that stops its processes before results are
+    # committed.
     with _sigterm_kept():
         try:
             ray.init(address=address, **options)
@@ -94,10 +88,7 @@ def _connect(address: str, *, store_bytes: int) -> None:
 
 @contextlib.contextmanager
 def _sigterm_kept() -> Iterator[None]:
-    """Keep what SIGTERM does: Ray makes it an exit with code 1 that stops its processes first.
-
-    They stop at every exit; and results that are there want to be committed before.
-    """
+    """Keep what SIGTERM does: Ray makes it an exit with code 1 that stops its processes first."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -126,13 +117,8 @@ def check_reachable(address: str) -> None:
 
 
 def _check_greeting(connection: socket.socket) -> None:
-    """Refuse what does not speak HTTP/2, as Ray's port does and its dashboard does not.
-
-    Raises:
-        OSError: nothing, or something else, is answered.
-
-    Source: RFC 9113, sections 3.4 and 4.1; a server begins with a SETTINGS frame.
-    """
+    """Refuse what does not speak HTTP/2, as Ray's port does and its dashboard does not."""
+    # RFC 9113, sections 3.4 and 4.1: a server begins with a SETTINGS frame.
     connection.sendall(_HTTP2_PREFACE + _EMPTY_SETTINGS)
     greeting = connection.recv(_FRAME_HEADER_BYTES)
     if greeting[3:4] != _SETTINGS:

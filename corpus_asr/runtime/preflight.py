@@ -1,8 +1,7 @@
-"""Whether a job can be done, found out in a minute instead of in the night.
+"""Whether a job can be done, tried in a minute: a line per thing that went well.
 
-In: a job and its plan. Out: a line per thing that was tried and went well; what does not is raised
-as the run itself would raise it. Works in this process: of a cluster it sees the machines and their
-GPUs, and not whether each of them has the model's memory.
+Works in this process: of a cluster it sees the machines and their GPUs, not whether each of them
+has the model's memory.
 """
 
 import os
@@ -18,10 +17,9 @@ from corpus_asr.errors import ConfigError, DecodeError
 from corpus_asr.runtime.resources import Resources, resolve_resources, store_bytes_for, this_machine
 from corpus_asr.schemas import PACKS
 from corpus_asr.stages.extract import ExtractStage
-from corpus_asr.stages.transcribe import EngineFactory
+from corpus_asr.stages.transcribe import EngineFactory, EngineSpec, load_engine
 from corpus_asr.storage.run_state.plan import Plan, read_packs
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores.host_allowlist import HostRules
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import MEBIBYTE
 
@@ -30,15 +28,12 @@ _GIBIBYTE = 1024 * MEBIBYTE
 
 
 def check_ready(
-    config: RunConfig, store: OutputStore, plan: Plan, engine_factory: EngineFactory
+    config: RunConfig,
+    store: OutputStore,
+    plan: Plan,
+    engine_factory: EngineFactory = load_engine,
 ) -> Iterator[str]:
     """Try what the job needs, and yield a line on each.
-
-    Args:
-        config: the job.
-        store: its output, which the plan was written to.
-        plan: what is to do; not removed yet.
-        engine_factory: what loads the engine.
 
     Raises:
         ConfigError: the machines have not got what the job asks for.
@@ -57,13 +52,7 @@ def check_ready(
 
 def _decoded(config: RunConfig, store: OutputStore, plan: Plan) -> str:
     """Decode the beginning of a recording; one of the first few, since some may be broken."""
-    stage = ExtractStage(
-        config.model.checkpoint,
-        revision=config.model.revision,
-        settings=config.extract,
-        endpoint_url=config.source.endpoint_url,
-        hosts=HostRules.of(config.source),
-    )
+    stage = ExtractStage.of(config)
     failures: list[str] = []
     try:
         for pack in _single(store, plan):
@@ -102,7 +91,7 @@ def _resources(config: RunConfig, plan: Plan) -> Resources:
     if config.cluster.address == "local":
         return resolve_resources(config, (this_machine(),), num_packs=num_packs)
     # Ray takes seconds to import, and jobs of one machine do without it here.
-    from corpus_asr.runtime.cluster import connected
+    from corpus_asr.runtime.ray_cluster import connected
 
     with connected(config.cluster.address, store_bytes=0) as cluster:
         return resolve_resources(
@@ -113,29 +102,21 @@ def _resources(config: RunConfig, plan: Plan) -> Resources:
 def _loaded(config: RunConfig, resources: Resources, engine_factory: EngineFactory) -> str:
     began_s = time.monotonic()
     remote = config.cluster.address != "local"
-    with closing(
-        engine_factory(
-            config.model.checkpoint,
-            revision=config.model.revision,
-            decoding=config.decoding,
-            # The GPUs of a cluster are not those of the machine that drives it.
-            device="auto" if remote else resources.device,
-            dtype="auto" if remote else config.model.dtype,
-            slots=config.transcribe.slots,
-            num_threads=resources.transcribe_threads,
-        )
-    ) as engine:
+    spec = EngineSpec.of(
+        config,
+        # The GPUs of a cluster are not those of the machine that drives it.
+        device="auto" if remote else resources.device,
+        dtype="auto" if remote else None,
+        num_threads=resources.transcribe_threads,
+    )
+    with closing(engine_factory(spec)) as engine:
         spent_s = time.monotonic() - began_s
         checkpoint = redact_uri(config.model.checkpoint)
         return f"{checkpoint} loaded in {spent_s:.1f} s on {engine.device_name}"
 
 
 def _memory(config: RunConfig, resources: Resources) -> str:
-    """Reckon a machine's memory; the model's share is what this process came to need.
-
-    Raises:
-        ConfigError: it is less than the job needs.
-    """
+    """Reckon a machine's memory; the model's share is what this process came to need."""
     there = this_machine().memory_bytes
     model = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if config.cluster.address != "local":

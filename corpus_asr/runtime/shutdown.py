@@ -1,8 +1,7 @@
-"""Ending a run on request: a first Ctrl-C or SIGTERM is a wish, a second one an order.
+"""Ending a run on request: the first signal asks for a graceful stop, the second one forces it.
 
-After the first, nothing new is begun and what is being decoded may end within a grace; whoever
-runs the work asks `Stop` for that. A run whose time is over ends in the same way, but as one that
-is done for now. Knows neither Ray nor the work itself.
+After the first, no new work is started, and what is being decoded may end within a grace period. A
+run whose time is over ends in the same way, but is no error.
 """
 
 import os
@@ -23,12 +22,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class RunStoppedError(KeyboardInterrupt):
-    """A run ended because a signal asked it to; what was committed is kept.
-
-    Args:
-        message: what is left and how to go on.
-        signal_number: what asked.
-    """
+    """A run ended because a signal asked it to; what was committed is kept."""
 
     def __init__(self, message: str = "", *, signal_number: int = signal.SIGINT) -> None:
         super().__init__(message)
@@ -73,11 +67,7 @@ class Stop:
         return self.signal_number is None and self.expired
 
     def request(self, number: int) -> None:
-        """Ask the run to end.
-
-        Raises:
-            KeyboardInterrupt: it was asked before, or its time is over anyway.
-        """
+        """Ask the run to end."""
         if self.signal_number is not None or self.expired:
             raise KeyboardInterrupt
         self.signal_number = number

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from corpus_asr.decoding.loops import (
+from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob
+from corpus_asr.decoding.repetition import (
     LONGEST_PHRASE,
     MIN_REPEATED_TOKENS,
     MIN_REPEATS,
-    LoopWatch,
+    RepetitionDetector,
 )
-from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob
 from tests.support.markov import window
 
 VOCAB, BEGIN = 1000, 900
@@ -33,7 +33,7 @@ def job(*, watched: bool = True, grammar: bool = True, prompt: tuple[int, ...] =
 def caught(texts: list[list[int]], **options: Any) -> list[int | None]:
     """After how many tokens each slot is found to loop; texts are read side by side."""
     own = job(**options)
-    watch = LoopWatch(len(texts), VOCAB, torch.device("cpu"))
+    watch = RepetitionDetector(len(texts), VOCAB, torch.device("cpu"))
     slots = torch.arange(len(texts))
     watch.admit(range(len(texts)), [own] * len(texts))
     start = len(own.prompt)
@@ -90,7 +90,7 @@ def test_the_prompt_is_no_part_of_a_loop() -> None:
 
 
 def test_slots_that_are_not_watched_or_readmitted_or_moved() -> None:
-    watch = LoopWatch(3, VOCAB, torch.device("cpu"))
+    watch = RepetitionDetector(3, VOCAB, torch.device("cpu"))
     watch.admit([0, 1, 2], [job(), job(watched=False), job()])
     assert watch.watches([1, 2])
     assert not watch.watches([1])

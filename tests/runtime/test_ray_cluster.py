@@ -5,44 +5,16 @@ import pytest
 import ray
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.runtime.board import MAX_REPLACEMENTS, Board, start_board
-from corpus_asr.runtime.cluster import (
+from corpus_asr.runtime.commit import Tally
+from corpus_asr.runtime.coordinator import start_coordinator
+from corpus_asr.runtime.ray_cluster import (
     MIN_LOGICAL_CPUS,
     Cluster,
     check_reachable,
     connected,
     local_machine,
 )
-from corpus_asr.runtime.progress import Tally
 from tests.support.stores import web_server
-
-
-def test_a_board_adds_up_and_remembers_what_was_begun():
-    board = Board()
-    board.add(Tally(parts=1, audio_s=2.0))
-    board.add(Tally(parts=2, audio_s=3.0))
-    assert board.read() == Tally(parts=3, audio_s=5.0)
-    board.begin([("a", 0), ("b", 0)])
-    board.begin([("a", 0)])
-    board.end([("b", 0), ("never begun", 0)])
-    assert board.unfinished([("a", 0), ("b", 0), ("c", 0)]) == [2, 0, 0]
-
-
-def test_workers_are_replaced_as_long_as_parts_are_finished():
-    board = Board()
-    assert all(board.replace("device lost") for _ in range(MAX_REPLACEMENTS))
-    assert not board.replace("device lost")
-    board.end([("a", 0)])
-    assert board.replace("again")
-    assert board.take_replaced() == ["device lost"] * MAX_REPLACEMENTS + ["again"]
-    assert board.take_replaced() == []
-
-
-def test_the_wish_to_stop_is_passed_on():
-    board = Board()
-    assert not board.stopping()
-    board.stop()
-    assert board.stopping()
 
 
 def test_this_machine_gets_enough_logical_cpus_not_to_wait_for_itself():
@@ -91,13 +63,13 @@ def test_a_ray_that_is_there_is_used_and_left_running(ray_session: Cluster):
     assert ray_session.store_bytes > 0
     with connected("auto", store_bytes=1) as cluster:
         assert cluster == ray_session
-        board = start_board()
-        ray.get(board.add.remote(Tally(parts=1)))
-        assert ray.get(board.read.remote()) == Tally(parts=1)
+        coordinator = start_coordinator()
+        ray.get(coordinator.add.remote(Tally(parts=1)))
+        assert ray.get(coordinator.read.remote()) == Tally(parts=1)
         # One that died is replaced by an empty one: what is counted and remembered starts anew.
-        ray.kill(board, no_restart=False)
+        ray.kill(coordinator, no_restart=False)
         deadline = time.monotonic() + 60
-        while ray.get(board.read.remote(), timeout=60) != Tally():
+        while ray.get(coordinator.read.remote(), timeout=60) != Tally():
             assert time.monotonic() < deadline
             time.sleep(0.1)
     assert ray.is_initialized()

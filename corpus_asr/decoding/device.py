@@ -1,0 +1,209 @@
+"""What keeps a GPU busy: steps replayed as CUDA graphs, and copies that seldom make the host wait.
+
+On a GPU a plain copy of pageable memory waits for everything the device still has to do. Here
+uploads are pinned, and what comes back comes in one piece, or is read after more work is queued.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+Step = Callable[[], None]
+
+
+class Recorder(Protocol):
+    """Turns steps into recordings."""
+
+    warm_ups: int
+    """How often a step is run before it is worth recording; at least once."""
+
+    def warm_up(self, step: Step) -> None:
+        """Run the step, so that whatever is set up once is set up before it is recorded."""
+
+    def record(self, step: Step) -> Step:
+        """Record the step without any effect; returns what replays it.
+
+        What is returned must not hold on to `step`, which holds on to the slots' memory.
+        """
+
+
+class CudaRecorder:
+    """Records CUDA graphs that share one memory pool, as none needs what another left there."""
+
+    # Capturing waits for the device and gives back cached memory: too much for counts of slots that
+    # are passed through at the end of a run. A guess, not measured.
+    warm_ups = 8
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def warm_up(self, step: Step) -> None:
+        """Run the step on the stream it will be recorded on."""
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._stream):
+                step()
+        finally:
+            current.wait_stream(self._stream)
+
+    def record(self, step: Step) -> Step:
+        """Capture the step; other threads may use the device meanwhile."""
+        graph = torch.cuda.CUDAGraph()
+        with (
+            torch.cuda.device(self._device),
+            # A capture that fails leaves its own stream the current one.
+            torch.cuda.stream(torch.cuda.current_stream(self._device)),
+            torch.cuda.graph(
+                graph,
+                pool=self._pool,
+                stream=self._stream,
+                capture_error_mode="thread_local",
+            ),
+        ):
+            step()
+        return graph.replay
+
+
+class StepGraphs:
+    """The recordings of one batch, for a few counts of slots.
+
+    The first steps of each key are run as they are, which warms up; the next is recorded, and it
+    and later ones are replayed. Where recording fails, every step from then on is run as it is.
+    """
+
+    def __init__(self, places: int, recorder: Recorder) -> None:
+        self._places = places
+        self._recorder = recorder
+        self._uses: Counter[Hashable] = Counter()
+        self._replays: dict[Hashable, Step] = {}
+        self._works = True
+
+    def rung(self, active: int) -> int:
+        """The count of slots to step with for `active`: a power of two, or all places."""
+        return min(self._places, 1 << (active - 1).bit_length())
+
+    def run(self, key: Hashable, step: Step) -> None:
+        """Run a step, by a recording where there is one."""
+        if key in self._replays:
+            self._replays[key]()
+        elif not self._works:
+            step()
+        elif self._uses[key] < self._recorder.warm_ups:
+            self._uses[key] += 1
+            self._recorder.warm_up(step)
+        else:
+            self._record(key, step)
+
+    def _record(self, key: Hashable, step: Step) -> None:
+        try:
+            self._replays[key] = self._recorder.record(step)
+        except torch.OutOfMemoryError:
+            raise  # fewer slots may fit
+        except RuntimeError as error:
+            self._works = False
+            logger.warning("recording a decoding step as a CUDA graph: %s; going on without", error)
+            step()
+        else:
+            self._replays[key]()
+
+
+def default_recorder(device: torch.device) -> Recorder | None:
+    """CUDA graphs where there are such."""
+    return CudaRecorder(device) if device.type == "cuda" else None
+
+
+def to_device(host: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to the device; the host goes on at once."""
+    if device.type != "cuda":
+        return host.to(device)
+    return host.pin_memory().to(device, non_blocking=True)
+
+
+def upload(device: torch.device, *parts: Sequence[int] | Sequence[float] | Tensor) -> list[Tensor]:
+    """Copy numbers or 64-bit tensors to the device in one piece; floats arrive as float64."""
+    tensors = [part if isinstance(part, Tensor) else _numbers(part) for part in parts]
+    packed = torch.cat([tensor.reshape(-1).view(torch.long) for tensor in tensors])
+    there = to_device(packed, device)
+    pieces = torch.split_with_sizes(there, [tensor.numel() for tensor in tensors])
+    return [
+        piece.view(tensor.dtype).view(tensor.shape)
+        for piece, tensor in zip(pieces, tensors, strict=True)
+    ]
+
+
+def upload_stack(rows: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Stack tensors of one shape and type on the device; the host goes on at once."""
+    if device.type != "cuda":
+        return torch.stack(list(rows)).to(device)
+    staged = torch.empty(len(rows), *rows[0].shape, dtype=rows[0].dtype, pin_memory=True)
+    return torch.stack(list(rows), out=staged).to(device, non_blocking=True)
+
+
+def download(*columns: Tensor) -> list[Tensor]:
+    """Copy tensors of as many rows each to the host in one piece; floats arrive as float64."""
+    rows = len(columns[0])
+    wide = [
+        (column.double() if column.is_floating_point() else column.long()).reshape(rows, -1)
+        for column in columns
+    ]
+    packed = torch.cat([tensor.view(torch.long) for tensor in wide], dim=1).cpu()
+    pieces = torch.split_with_sizes(packed, [tensor.shape[1] for tensor in wide], dim=1)
+    return [
+        piece.view(tensor.dtype).reshape(column.shape)
+        for piece, tensor, column in zip(pieces, wide, columns, strict=True)
+    ]
+
+
+class FinishedFlags:
+    """Flags on the device, looked at from the host.
+
+    Where the device works behind the host, flags are asked for before the last step is queued and
+    read after it: so the device has a step to do while the host reads. What comes true in between
+    is seen the next time.
+    """
+
+    def __init__(self, flags: Bool[Tensor, " slot"], *, behind: bool) -> None:
+        """Watch some flags."""
+        self._flags = flags
+        self._behind = behind
+        self._asked = False
+        on_gpu = flags.device.type == "cuda"
+        self._copy = torch.zeros(flags.shape, dtype=torch.bool, pin_memory=on_gpu)
+        self._copied = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+
+    def ask(self) -> None:
+        """Ask for the flags as they are when all work queued so far is done."""
+        if not self._behind:
+            return
+        self._copy.copy_(self._flags, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record(torch.cuda.current_stream(self._flags.device))
+        self._asked = True
+
+    def read(self, count: int) -> list[bool]:
+        """The first `count` flags; all false where they were not asked for since the last read."""
+        if not self._behind:
+            now: list[bool] = self._flags[:count].tolist()
+            return now
+        if not self._asked:
+            return [False] * count
+        self._asked = False
+        if self._copied is not None:
+            self._copied.synchronize()
+        then: list[bool] = self._copy[:count].tolist()
+        return then
+
+
+def _numbers(values: Sequence[int] | Sequence[float]) -> Tensor:
+    has_floats = any(isinstance(value, float) for value in values)
+    return torch.tensor(values, dtype=torch.float64 if has_floats else torch.long)

@@ -1,0 +1,204 @@
+"""The checkpoints of a job: fetched, named, and found to fit together before any audio is read.
+
+Free of torch: what only a loaded network shows is checked where it is loaded.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from corpus_asr.config.decoding import DecodingSettings, check_english_only
+from corpus_asr.config.run import CLASSIFY_AUDIO, ClassificationSettings, RunConfig
+from corpus_asr.errors import ConfigError
+from corpus_asr.families.config_file import read_json_object
+from corpus_asr.families.family import Family
+from corpus_asr.families.registry import family_of, resolve
+from corpus_asr.languages import check_known
+from corpus_asr.storage.model_files import fetch_checkpoint, full_name, model_revision
+from corpus_asr.storage.run_state.tables import ModelName
+from corpus_asr.storage.stores.uri import redact_uri
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint of a known family, on this machine."""
+
+    name: str
+    """As configured: a folder, a URI or a hub name."""
+    folder: Path
+    family: Family
+    hub_revision: str | None = None
+    """Hub branch, tag or commit."""
+    revision: str = ""
+    """Hash of the weights; empty where only the small files are here."""
+    by_language: Mapping[str, "Checkpoint"] = field(default_factory=dict)
+    """What transcribes recordings in these languages instead."""
+
+    @classmethod
+    def fetch(cls, name: str, *, revision: str | None = None) -> "Checkpoint":
+        """Fetch a checkpoint's small files, which show whether its weights are worth fetching.
+
+        Raises:
+            CheckpointError: it cannot be had, or is of no known family.
+        """
+        folder = fetch_checkpoint(name, revision=revision, weights=False)
+        return cls(name=name, folder=folder, family=family_of(folder), hub_revision=revision)
+
+    def with_weights(self) -> "Checkpoint":
+        """Fetch the weights as well."""
+        return replace(self, folder=fetch_checkpoint(self.name, revision=self.hub_revision))
+
+    def hashed(self) -> "Checkpoint":
+        """Fetch the weights and fill in `revision`, their hash."""
+        whole = self.with_weights()
+        return replace(whole, revision=model_revision(whole.folder))
+
+    @property
+    def models_by_language(self) -> dict[str, ModelName]:
+        """Full name and weights' revision of each checkpoint of `by_language`."""
+        return {code: (full_name(c.name), c.revision) for code, c in self.by_language.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """Revisions of all weights, `by_language` included, for the run's fingerprint."""
+        others = [f"{code}={c.revision}" for code, c in sorted(self.by_language.items())]
+        return ",".join([self.revision, *others])
+
+    @cached_property
+    def config(self) -> Any:
+        """The family's configuration object, read from config.json."""
+        return resolve(self.family.config).from_pretrained(self.folder)
+
+    @cached_property
+    def language_ids(self) -> Mapping[str, int] | None:
+        """Token of each language; empty if English-only, None if languages are not told apart."""
+        tokenizer = resolve(self.family.tokenizer).from_pretrained(self.folder)
+        return getattr(tokenizer, "language_ids", None)
+
+    @cached_property
+    def feature_kind(self) -> str:
+        """What features the family computes for it, in words."""
+        features = resolve(self.family.part_features).from_folder(self.folder)
+        return f"{self.family.model_type} with {features.num_mel_bins} mel bins"
+
+    @cached_property
+    def is_classifier(self) -> bool:
+        """Whether config.json names a class for audio classification."""
+        names = read_json_object(self.folder / "config.json").get("architectures") or ()
+        return any(str(name).endswith("ForAudioClassification") for name in names)
+
+
+def fetch_checkpoints(config: RunConfig, *, hashed: bool = True) -> Checkpoint:
+    """Fetch what a job needs to this machine; without `hashed` only small files.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be had or read.
+        ConfigError: one for a language does not fit the main one.
+    """
+    main = Checkpoint.fetch(config.model.checkpoint, revision=config.model.revision)
+    names = {} if config.pipeline == CLASSIFY_AUDIO else config.model.by_language
+    others = fetch_others(main, names, weights=hashed)
+    if hashed:
+        main = main.hashed()
+        others = {code: other.hashed() for code, other in others.items()}
+    return replace(main, by_language=others)
+
+
+def fetch_others(
+    main: Checkpoint, others: Mapping[str, str], *, weights: bool
+) -> dict[str, Checkpoint]:
+    """Fetch the checkpoints for some languages, and check that they fit the main one.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be had or read.
+        ConfigError: one does not fit.
+    """
+    if others:
+        _check_detects(main, others)
+    fetched = {}
+    for code, name in others.items():
+        other = Checkpoint.fetch(name)
+        if other.feature_kind != main.feature_kind:
+            raise ConfigError(
+                f"reading model.by_language.{code}: {redact_uri(name)} is {other.feature_kind}, "
+                f"expected {main.feature_kind} as model.checkpoint is: features are extracted once "
+                "for all; use a checkpoint of the same kind"
+            )
+        try:
+            check_transcribes(other, DecodingSettings(language=code))
+        except ConfigError as error:
+            raise ConfigError(f"reading model.by_language.{code}: {error}") from error
+        fetched[code] = other.with_weights() if weights else other
+    return fetched
+
+
+def _check_detects(main: Checkpoint, others: Mapping[str, str]) -> None:
+    if not main.language_ids:
+        raise ConfigError(
+            f"reading model.by_language: found {redact_uri(main.name)} as model.checkpoint, which "
+            "does not detect languages, expected a multilingual Whisper checkpoint; use one, such "
+            "as base, or leave by_language out"
+        )
+    if unknown := sorted(set(others) - set(main.language_ids)):
+        raise ConfigError(
+            f"reading model.by_language: found {', '.join(unknown)}, expected codes of languages "
+            f"that model.checkpoint detects: {', '.join(sorted(main.language_ids))}; correct them"
+        )
+
+
+def check_transcribes(checkpoint: Checkpoint, decoding: DecodingSettings) -> None:
+    """Refuse what a checkpoint cannot do, as far as its tokenizer shows.
+
+    Raises:
+        CheckpointError: its tokenizer is missing or unreadable.
+        ConfigError: it does not know a language that is asked for, or is English-only.
+    """
+    if checkpoint.language_ids is None:
+        return
+    if not checkpoint.language_ids:
+        check_english_only(decoding, checkpoint=redact_uri(checkpoint.name))
+        return
+    wanted = [decoding.language] if isinstance(decoding.language, str) else decoding.language
+    check_known(wanted, checkpoint.language_ids, key="decoding.language")
+
+
+def check_classifies(checkpoint: Checkpoint, classification: ClassificationSettings) -> None:
+    """Refuse a checkpoint that does not tell apart the labels that are asked for.
+
+    Raises:
+        CheckpointError: a file of it is missing or unreadable.
+        ConfigError: it has no classes, or does not detect (these) languages.
+    """
+    if classification.task == "classify":
+        _check_classes(checkpoint)
+        return
+    known = () if checkpoint.is_classifier else tuple(checkpoint.language_ids or ())
+    if not known:
+        raise ConfigError(
+            f"reading classification.task: language needs a multilingual Whisper checkpoint that "
+            f"transcribes, and {checkpoint.folder.name} does not tell languages apart; use one, "
+            "or set task to classify for a checkpoint with classes of its own"
+        )
+    if unknown := [code for code in classification.languages if code not in known]:
+        raise ConfigError(
+            f"reading classification.languages: this checkpoint does not know {', '.join(unknown)}"
+            f", expected some of {', '.join(sorted(known))}; correct them"
+        )
+
+
+def _check_classes(checkpoint: Checkpoint) -> None:
+    if checkpoint.family.audio_classifier is None or not checkpoint.is_classifier:
+        raise ConfigError(
+            f"reading classification.task: classify needs the classes of a "
+            f"WhisperForAudioClassification checkpoint, and {checkpoint.folder.name} has none in "
+            "its config.json (architectures); train it for them, or set task to language"
+        )
+    config = checkpoint.config
+    if config.num_labels < 2 or config.problem_type == "regression":
+        raise ConfigError(
+            f"reading classification.task: {checkpoint.folder.name} gives numbers, not classes "
+            f"(num_labels {config.num_labels}, problem_type {config.problem_type}), expected "
+            "two classes or more; use another checkpoint"
+        )

@@ -1,0 +1,399 @@
+"""What the workers of a run on Ray share: counts, metrics, requests to stop, and deaths.
+
+One actor per run counts results and remembers which parts were begun; without its answer work
+goes on. Parts that were begun in a worker that died are tried again alone, so that the next death
+names the culprit, and one that has seen too many deaths becomes a failure row of kind `poison`.
+"""
+
+import collections
+import contextlib
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+import ray
+from ray.util.metrics import Counter, Gauge, Histogram
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from corpus_asr.activity import Activity
+from corpus_asr.errors import EngineError, ItemError
+from corpus_asr.logs import event
+from corpus_asr.runtime.commit import Tally
+from corpus_asr.stages.stage import OK
+from corpus_asr.stages.transcribe import TranscribeStage, refuse
+from corpus_asr.storage.stores.uri import redact_uri
+
+_LOG = logging.getLogger(__name__)
+
+PartKey = tuple[str, int]
+"""`recording_id` and index of a part."""
+
+# Workers that may become unusable one after the other while no part is finished: what breaks each
+# of them is then not one of them.
+MAX_REPLACEMENTS = 3
+# How often a worker in the middle of something asks whether to stop.
+ASK_EVERY_S = 1.0
+# How often a worker says what it did, beside the ends of its calls.
+REPORT_EVERY_S = 5.0
+NOTHING = Activity()
+_EXIT_CODE = 70  # EX_SOFTWARE; any but 0, which Ray takes for a wish to end
+
+
+PREFIX = "corpus_asr_"
+COMMIT_BOUNDARIES_S = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric: the count it shows, and what it means."""
+
+    name: str
+    count: str
+    description: str
+
+
+COMMITTED = (
+    Metric("audio_seconds_total", "audio_s", "seconds of audio committed"),
+    Metric("parts_total", "parts", "parts committed"),
+    Metric("parts_retried_total", "retried", "parts tried again after their worker died"),
+)
+WORKED = (
+    Metric("extract_seconds_total", "extract_s", "seconds extract workers extracted"),
+    Metric("extract_cpu_seconds_total", "extract_cpu_s", "CPU seconds of extraction"),
+    Metric("hand_over_seconds_total", "hand_over_s", "seconds extracted parts waited to be taken"),
+    Metric("fetch_retries_total", "fetch_retries", "requests for recordings that were repeated"),
+    Metric("encode_seconds_total", "encode_s", "seconds engines encoded"),
+    Metric("step_seconds_total", "step_s", "seconds engines decoded steps"),
+    Metric("engine_wait_seconds_total", "wait_s", "seconds engines waited for results"),
+    Metric("engine_alive_seconds_total", "transcribe_alive_s", "seconds since engines were loaded"),
+    Metric("windows_total", "windows", "windows encoded"),
+    Metric("tokens_total", "tokens", "tokens decoded"),
+    Metric("commit_retries_total", "commit_retries", "requests of commits that were repeated"),
+    Metric("workers_replaced_total", "workers_replaced", "workers replaced as unusable"),
+)
+NOW = (
+    Metric("parts_ready", "parts_ready", "extracted parts that wait for an engine"),
+    Metric("parts_in_engines", "parts_in_engines", "parts handed to engines, without a result"),
+    Metric("slot_occupancy", "occupancy", "share of decoder slots in use in the last steps"),
+)
+RECORDINGS = Metric("recordings_total", "files", "recordings ended; status: done or failed")
+COMMIT_SECONDS = Metric("commit_seconds", "commit_s", "seconds a commit took")
+
+
+class Metrics:
+    """The metrics of one run; kept by its coordinator."""
+
+    def __init__(self) -> None:
+        self._tally, self._activity = Tally(), Activity()
+        self._counters = {
+            metric: Counter(PREFIX + metric.name, metric.description)
+            for metric in (*COMMITTED, *WORKED)
+        }
+        self._gauges = {metric: Gauge(PREFIX + metric.name, metric.description) for metric in NOW}
+        self._recordings = Counter(
+            PREFIX + RECORDINGS.name, RECORDINGS.description, tag_keys=("status",)
+        )
+        self._commits = Histogram(
+            PREFIX + COMMIT_SECONDS.name, COMMIT_SECONDS.description, COMMIT_BOUNDARIES_S
+        )
+
+    def committed(self, seconds: float) -> None:
+        """Note how long one commit took."""
+        self._commits.observe(seconds)
+
+    def update(self, tally: Tally, activity: Activity) -> None:
+        """Show these counts, which only grow unless a worker's are lost."""
+        grown = {metric: _growth(metric, self._tally, tally) for metric in COMMITTED}
+        grown |= {metric: _growth(metric, self._activity, activity) for metric in WORKED}
+        for metric, more in grown.items():
+            if more > 0:
+                self._counters[metric].inc(more)
+        failed = max(0, tally.failed - self._tally.failed)
+        done = max(0, tally.files - self._tally.files - failed)
+        for status, number in (("done", done), ("failed", failed)):
+            if number:
+                self._recordings.inc(number, {"status": status})
+        self._show(activity)
+        self._tally, self._activity = tally, activity
+
+    def _show(self, activity: Activity) -> None:
+        room = activity.slot_room - self._activity.slot_room
+        values: dict[str, float] = {
+            "parts_ready": activity.parts_ready,
+            "parts_in_engines": activity.parts_in_engines,
+        }
+        if room > 0:
+            values["occupancy"] = (activity.slot_steps - self._activity.slot_steps) / room
+        for metric, gauge in self._gauges.items():
+            if metric.count in values:
+                gauge.set(values[metric.count])
+
+
+def _growth(metric: Metric, before: Tally | Activity, now: Tally | Activity) -> float:
+    return float(getattr(now, metric.count) - getattr(before, metric.count))
+
+
+class RunCoordinator:
+    """The actor. A part that was begun and never ended was in an actor that died."""
+
+    def __init__(self) -> None:
+        self._tally = Tally()
+        self._begun: collections.Counter[PartKey] = collections.Counter()
+        self._stopping = False
+        self._replaced_in_a_row = 0
+        self._replaced: list[str] = []
+        self._own = Activity()
+        self._workers: dict[str, Activity] = {}
+        self._metrics = Metrics()
+
+    def add(self, tally: Tally, spent: Activity = NOTHING) -> None:
+        """Count committed results, and what committing them took."""
+        self._tally += tally
+        self._own += spent
+        self._metrics.committed(spent.commit_s)
+        self._metrics.update(self._tally, self.activity())
+
+    def report(self, worker: str, activity: Activity) -> None:
+        """Take a worker's counts since it began, in place of those it sent before."""
+        self._workers[worker] = activity
+        self._metrics.update(self._tally, self.activity())
+
+    def activity(self) -> Activity:
+        """Return what all workers did, dead ones included."""
+        return self._own + Activity.total(self._workers.values())
+
+    def read(self) -> Tally:
+        """Return the count."""
+        return self._tally
+
+    def unfinished(self, parts: Iterable[PartKey]) -> list[int]:
+        """Return how often each part was begun without an end."""
+        return [self._begun[part] for part in parts]
+
+    def begin(self, parts: Iterable[PartKey]) -> None:
+        """Note that a worker starts on these parts."""
+        self._begun.update(parts)
+
+    def end(self, parts: Iterable[PartKey]) -> None:
+        """Note that a worker has these parts' results."""
+        for part in parts:
+            self._begun.pop(part, None)
+        self._replaced_in_a_row = 0
+
+    def stop(self) -> None:
+        """Ask all workers to begin nothing new."""
+        self._stopping = True
+
+    def stopping(self) -> bool:
+        """Return whether nothing new is to be begun."""
+        return self._stopping
+
+    def replace(self, why: str) -> bool:
+        """Note that a worker is unusable; return whether another is to take its place."""
+        self._replaced_in_a_row += 1
+        if self._replaced_in_a_row > MAX_REPLACEMENTS:
+            return False
+        self._replaced.append(why)
+        self._own += Activity(workers_replaced=1)
+        return True
+
+    def take_replaced(self) -> list[str]:
+        """Return why workers were replaced since the last call."""
+        replaced, self._replaced = self._replaced, []
+        return replaced
+
+
+def start_coordinator() -> Any:
+    """Start the run's coordinator and return its handle; it ends with the last handle.
+
+    It lives on the driver's machine, whose end is the run's end anyway, and not on one that may be
+    taken away. Should it die all the same, an empty one takes its place.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    coordinator = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(RunCoordinator)
+    return coordinator.options(scheduling_strategy=here).remote()
+
+
+class Reporter(threading.Thread):
+    """Sends a worker's counts to the coordinator every few seconds, and when told to."""
+
+    def __init__(self, coordinator: Any, read: Callable[[], Activity]) -> None:
+        super().__init__(name="report-activity", daemon=True)
+        self._coordinator, self._read = coordinator, read
+        self._worker = uuid.uuid4().hex
+
+    def run(self) -> None:
+        """Report until the process ends."""
+        while True:
+            time.sleep(REPORT_EVERY_S)
+            self.send()
+
+    def send(self) -> None:
+        """Report now; nobody waits for it: only a count is late."""
+        self._coordinator.report.remote(self._worker, self._read())
+
+
+class CoordinatorClient:
+    """A worker's view of the coordinator: a `Memory`, and what else it asks."""
+
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator = coordinator
+        self._leaving = threading.Lock()
+        self._stopping = False
+        self._asked_s = float("-inf")
+
+    def unfinished(self, parts: Sequence[PartKey]) -> list[int]:
+        """Return how often each part was begun without an end; 0 where that is not known."""
+        counts: list[int] | None = self._ask("unfinished", parts)
+        return [0] * len(parts) if counts is None else counts
+
+    def begin(self, parts: Sequence[PartKey]) -> None:
+        """Note that a worker starts on these parts."""
+        self._ask("begin", parts)
+
+    def end(self, parts: Sequence[PartKey]) -> None:
+        """Note that a worker has these parts' results."""
+        self._ask("end", parts)
+
+    def stopping(self) -> bool:
+        """Return whether nothing new is to be begun; asks at most once a second."""
+        if not self._stopping and time.monotonic() - self._asked_s >= ASK_EVERY_S:
+            self._asked_s = time.monotonic()
+            self._stopping = bool(self._ask("stopping"))
+        return self._stopping
+
+    def leave(self, error: EngineError) -> None:
+        """End this process, so that Ray starts another; return if that was done too often.
+
+        Parts in flight count a death: one of them may be what breaks the engine.
+        """
+        # Every call in flight sees the same error; it is one worker all the same.
+        with self._leaving:
+            if self._ask("replace", str(error)):
+                event(_LOG, logging.ERROR, "worker_unusable", error=str(error))
+                logging.shutdown()
+                os._exit(_EXIT_CODE)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        try:
+            return ray.get(getattr(self._coordinator, method).remote(*arguments))
+        except ray.exceptions.RayError as error:
+            # Only a part that kills its worker is harder to find now.
+            event(_LOG, logging.WARNING, "board_lost", method=method, error=repr(error))
+            return None
+
+
+# A part that was being transcribed in this many workers when they died is given up.
+MAX_DEATHS = 2
+
+
+class Memory(Protocol):
+    """What outlives a worker."""
+
+    def unfinished(self, parts: Sequence[PartKey]) -> list[int]:
+        """Return how often each part was begun without an end."""
+
+    def begin(self, parts: Sequence[PartKey]) -> None:
+        """Note that a worker starts on these parts; returns once that is noted."""
+
+    def end(self, parts: Sequence[PartKey]) -> None:
+        """Note that a worker has these parts' results."""
+
+
+class Quarantine:
+    """Calls `stage` for batches of parts; safe to call from several threads."""
+
+    def __init__(self, stage: TranscribeStage, memory: Memory) -> None:
+        self._stage = stage
+        self._memory = memory
+        self._turns = _Turns()
+
+    def __call__(self, parts: pa.Table) -> pa.Table:
+        """Return one RESULTS row per part, in order."""
+        keys = _keys(parts)
+        if keys:
+            self._stage.wait_until_loaded()
+        if any(self._memory.unfinished(keys)):
+            with self._turns.alone():
+                rows = [self._try_alone(parts.slice(row, 1)) for row in range(parts.num_rows)]
+            return pa.concat_tables(rows)
+        with self._turns.together():
+            self._memory.begin(keys)
+            results = self._stage(parts)
+            self._memory.end(keys)
+        return results
+
+    def close(self) -> None:
+        """Close the stage."""
+        self._stage.close()
+
+    def _try_alone(self, part: pa.Table) -> pa.Table:
+        keys = _keys(part)
+        deaths = max(self._memory.unfinished(keys), default=0)
+        if deaths >= MAX_DEATHS:
+            uri = redact_uri(part.column("uri")[0].as_py())
+            error = ItemError(
+                f"transcribing part {keys[0][1]} of {uri}: the worker died {deaths} times while "
+                "it was being decoded, expected a result; look into the worker's log (out of "
+                "memory?) and try the recording by itself with another output.uri",
+                uri=uri,
+                kind="poison",
+                retryable=True,
+            )
+            return refuse(part, error, attempts=deaths)
+        self._memory.begin(keys)
+        results = self._stage(part)
+        self._memory.end(keys)
+        return _with_attempts(results, deaths + 1)
+
+
+def _keys(parts: pa.Table) -> list[PartKey]:
+    columns = parts.select(["recording_id", "part", "status"]).to_pylist()
+    return [(row["recording_id"], row["part"]) for row in columns if row["status"] == OK]
+
+
+def _with_attempts(results: pa.Table, attempts: int) -> pa.Table:
+    index = results.schema.get_field_index("attempts")
+    column = pa.array([attempts] * results.num_rows, type=pa.int32())
+    return results.set_column(index, results.schema.field(index), column)
+
+
+class _Turns:
+    """Many together, or one alone; whoever wants to be alone goes first."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._waiting_alone = 0
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._inside >= 0 and self._waiting_alone == 0)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._changed:
+            self._waiting_alone += 1
+            self._changed.wait_for(lambda: self._inside == 0)
+            self._waiting_alone -= 1
+            self._inside = -1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside = 0
+                self._changed.notify_all()

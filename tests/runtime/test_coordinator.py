@@ -1,0 +1,249 @@
+import re
+import threading
+from collections import Counter as Counts
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+
+from corpus_asr.activity import Activity
+from corpus_asr.runtime import coordinator as exporting
+from corpus_asr.runtime.commit import Tally
+from corpus_asr.runtime.coordinator import (
+    COMMIT_SECONDS,
+    COMMITTED,
+    MAX_REPLACEMENTS,
+    NOW,
+    PREFIX,
+    RECORDINGS,
+    WORKED,
+    Metrics,
+    PartKey,
+    Quarantine,
+    Reporter,
+    RunCoordinator,
+    start_coordinator,
+)
+from corpus_asr.schemas import PARTS
+from corpus_asr.stages.stage import one_row
+from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
+from tests.support.engines import ScriptedEngine, always
+
+
+class Notebook:
+    """A memory that also writes down what was asked of it."""
+
+    def __init__(self, begun: dict[PartKey, int] | None = None) -> None:
+        self.begun = dict(begun or {})
+        self.said: list[tuple[str, list[PartKey]]] = []
+
+    def unfinished(self, parts: Any) -> list[int]:
+        return [self.begun.get(part, 0) for part in parts]
+
+    def begin(self, parts: Any) -> None:
+        self.said.append(("begin", list(parts)))
+        for part in parts:
+            self.begun[part] = self.begun.get(part, 0) + 1
+
+    def end(self, parts: Any) -> None:
+        self.said.append(("end", list(parts)))
+        for part in parts:
+            self.begun.pop(part, None)
+
+
+def parts_of(*names: str) -> pa.Table:
+    rows = [
+        one_row(
+            PARTS,
+            {
+                "recording_id": name,
+                "uri": f"https://host/{name}?sig=secret",
+                "part": 0,
+                "last_part": True,
+                "part_start_s": 0.0,
+                "part_end_s": 1.0,
+                "status": "ok",
+                "num_samples": 16_000,
+                "num_mel_bins": 4,
+                "features": np.zeros((102, 4), np.float16),
+                "pad_value": -1.5,
+            },
+        )
+        for name in names
+    ]
+    return pa.concat_tables(rows)
+
+
+def quarantine(engine: ScriptedEngine, memory: Notebook) -> Quarantine:
+    stage = TranscribeStage(EngineSpec(checkpoint="c"), engine_factory=always(engine))
+    return Quarantine(stage, memory)
+
+
+def test_untroubled_parts_go_together_and_leave_no_trace():
+    engine, memory = ScriptedEngine(), Notebook()
+    results = quarantine(engine, memory)(parts_of("a", "b"))
+    assert results.column("attempts").to_pylist() == [1, 1]
+    assert [(verb, len(keys)) for verb, keys in memory.said] == [("begin", 2), ("end", 2)]
+    assert memory.begun == {}
+
+
+def test_suspects_are_tried_one_by_one():
+    engine, memory = ScriptedEngine(), Notebook({("a", 0): 1, ("b", 0): 1})
+    results = quarantine(engine, memory)(parts_of("a", "b", "c"))
+    assert results.column("status").to_pylist() == ["ok"] * 3
+    assert results.column("attempts").to_pylist() == [2, 2, 1]
+    assert [len(keys) for _, keys in memory.said] == [1] * 6
+
+
+def test_a_part_that_saw_two_deaths_is_poison_and_the_others_are_not():
+    engine, memory = ScriptedEngine(), Notebook({("a", 0): 2, ("b", 0): 1})
+    rows = quarantine(engine, memory)(parts_of("a", "b")).to_pylist()
+    assert [row["status"] for row in rows] == ["failed", "ok"]
+    assert rows[0]["error_kind"] == "poison"
+    assert rows[0]["attempts"] == 2
+    assert "part 0 of https://host/a?[hidden]: the worker died 2 times" in rows[0]["error_message"]
+    assert [request.recording_id for request in engine.requests] == ["b"]
+
+
+def test_a_suspect_runs_with_nothing_else_in_flight():
+    engine, memory = ScriptedEngine(held=True), Notebook({("suspect", 0): 1})
+    stage = quarantine(engine, memory)
+    usual = threading.Thread(target=stage, args=(parts_of("a"),))
+    usual.start()
+    with engine.submitted:
+        assert engine.submitted.wait_for(lambda: len(engine.requests) == 1, timeout=10)
+    alone = threading.Thread(target=stage, args=(parts_of("suspect"),))
+    alone.start()
+    alone.join(timeout=0.2)
+    assert [request.recording_id for request in engine.requests] == ["a"]
+    engine.release()
+    for caller in (usual, alone):
+        caller.join(timeout=10)
+        assert not caller.is_alive()
+    assert [request.recording_id for request in engine.requests] == ["a", "suspect"]
+
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "watching.md"
+
+
+class Exported:
+    """Stands in for Ray's metrics: keeps what they were given."""
+
+    def __init__(self) -> None:
+        self.added: Counts[str] = Counts()
+        self.shown: dict[str, float] = {}
+
+    def metric(self, name: str, description: str, *_: object, **__: object) -> "Exported.One":
+        assert description
+        return self.One(self, name)
+
+    class One:
+        def __init__(self, exported: "Exported", name: str) -> None:
+            self._exported, self._name = exported, name
+
+        def inc(self, value: float, tags: dict[str, str] | None = None) -> None:
+            assert value > 0
+            self._exported.added[" ".join([self._name, *(tags or {}).values()])] += value  # type: ignore[assignment]
+
+        def set(self, value: float) -> None:
+            self._exported.shown[self._name] = value
+
+        observe = inc
+
+
+@pytest.fixture
+def exported(monkeypatch: pytest.MonkeyPatch) -> Exported:
+    found = Exported()
+    for name in ("Counter", "Gauge", "Histogram"):
+        monkeypatch.setattr(exporting, name, found.metric)
+    return found
+
+
+def test_counters_grow_by_what_is_new_and_never_shrink(exported: Exported) -> None:
+    metrics = Metrics()
+    metrics.update(Tally(files=3, failed=1, audio_s=10.0), Activity(tokens=5, fetch_retries=1))
+    metrics.update(Tally(files=5, failed=2, audio_s=15.0), Activity(tokens=9, fetch_retries=1))
+    metrics.update(Tally(), Activity())  # the coordinator was lost: it begins anew
+    metrics.update(Tally(files=1), Activity(tokens=1))
+    metrics.committed(0.5)
+    assert exported.added == {
+        "corpus_asr_audio_seconds_total": 15.0,
+        "corpus_asr_recordings_total done": 4,
+        "corpus_asr_recordings_total failed": 2,
+        "corpus_asr_tokens_total": 10,
+        "corpus_asr_fetch_retries_total": 1,
+        "corpus_asr_commit_seconds": 0.5,
+    }
+
+
+def test_gauges_show_now(exported: Exported) -> None:
+    metrics = Metrics()
+    metrics.update(Tally(), Activity(slot_steps=8, slot_room=8, parts_extracted=3, parts_begun=1))
+    metrics.update(Tally(), Activity(slot_steps=10, slot_room=16, parts_begun=1))
+    metrics.update(Tally(), Activity(slot_steps=10, slot_room=16))  # nothing was decoded since
+    assert exported.shown == {
+        "corpus_asr_slot_occupancy": 0.25,
+        "corpus_asr_parts_ready": 0,
+        "corpus_asr_parts_in_engines": 0,
+    }
+
+
+def test_the_board_adds_up_workers_and_replaces_what_one_sent_before(exported: Exported) -> None:
+    coordinator = RunCoordinator()
+    coordinator.report("one", Activity(tokens=3))
+    coordinator.report("two", Activity(tokens=4, slots=8))
+    coordinator.report("one", Activity(tokens=5))
+    coordinator.add(Tally(parts=1, files=1), Activity(commits=1, commit_s=0.25))
+    assert coordinator.replace("no memory")
+    assert coordinator.activity() == Activity(
+        tokens=9, slots=8, commits=1, commit_s=0.25, workers_replaced=1
+    )
+    assert exported.added["corpus_asr_tokens_total"] == 9
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_metrics_cost_nothing_where_nobody_exports_them() -> None:
+    coordinator = start_coordinator()
+    Reporter(coordinator, lambda: Activity(tokens=3, slot_steps=1, slot_room=2)).send()
+    coordinator.add.remote(Tally(parts=1, files=1, audio_s=3.0), Activity(commits=1, commit_s=0.1))
+    assert ray.get(coordinator.read.remote()).audio_s == 3.0
+    assert ray.get(coordinator.activity.remote()).tokens == 3
+
+
+def test_every_metric_is_documented_and_no_other() -> None:
+    names = {one.name for one in (*COMMITTED, *WORKED, *NOW, RECORDINGS, COMMIT_SECONDS)}
+    documented = re.findall(rf"`ray_{PREFIX}(\w+)`", DOCUMENT.read_text())
+    assert set(documented) == names
+    assert len(documented) == len(names)
+
+
+def test_a_coordinator_adds_up_and_remembers_what_was_begun():
+    coordinator = RunCoordinator()
+    coordinator.add(Tally(parts=1, audio_s=2.0))
+    coordinator.add(Tally(parts=2, audio_s=3.0))
+    assert coordinator.read() == Tally(parts=3, audio_s=5.0)
+    coordinator.begin([("a", 0), ("b", 0)])
+    coordinator.begin([("a", 0)])
+    coordinator.end([("b", 0), ("never begun", 0)])
+    assert coordinator.unfinished([("a", 0), ("b", 0), ("c", 0)]) == [2, 0, 0]
+
+
+def test_workers_are_replaced_as_long_as_parts_are_finished():
+    coordinator = RunCoordinator()
+    assert all(coordinator.replace("device lost") for _ in range(MAX_REPLACEMENTS))
+    assert not coordinator.replace("device lost")
+    coordinator.end([("a", 0)])
+    assert coordinator.replace("again")
+    assert coordinator.take_replaced() == ["device lost"] * MAX_REPLACEMENTS + ["again"]
+    assert coordinator.take_replaced() == []
+
+
+def test_the_wish_to_stop_is_passed_on():
+    coordinator = RunCoordinator()
+    assert not coordinator.stopping()
+    coordinator.stop()
+    assert coordinator.stopping()
