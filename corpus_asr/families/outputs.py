@@ -1,8 +1,4 @@
-"""What the networks return: named values that can also be taken by key or by position.
-
-In: tensors. Out: the same under the names of `transformers.modeling_outputs`. A value that was not
-asked for is None: it is an attribute, but no key and no position. Knows no network.
-"""
+"""Outputs of the networks: values by name, key or position, named as in transformers."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -11,7 +7,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from corpus_asr.families.past import DecoderCache
+from corpus_asr.families.layers.kv_cache import DecoderCache
 
 States = tuple[Float[Tensor, "batch _ width"], ...]
 """After the embeddings and after every layer; the last one normed."""
@@ -140,11 +136,7 @@ def seq2seq_output(
 def given_encoding(
     input_features: Tensor | None, encoder_outputs: Any, *, running: str
 ) -> BaseModelOutput | None:
-    """Return `encoder_outputs` as an output; None where there are features to encode instead.
-
-    Raises:
-        ValueError: neither is given, or both, or what is given is no encoding.
-    """
+    """Return `encoder_outputs` as an output; None where there are features to encode instead."""
     if (input_features is None) == (encoder_outputs is None):
         found = "neither" if input_features is None else "both"
         raise ValueError(
@@ -155,14 +147,9 @@ def given_encoding(
 
 
 def as_encoder_output(encoder_outputs: Any) -> BaseModelOutput:
-    """Take what a caller gives as `encoder_outputs`.
+    """Convert `encoder_outputs`: an output of the encoder, its last hidden state alone, or a tuple.
 
-    Args:
-        encoder_outputs: an output of the encoder; or its last hidden state alone; or a tuple of
-            that, the hidden states and the attentions, the latter two left out or None.
-
-    Raises:
-        ValueError: it is none of these.
+    The hidden states and attentions of a tuple may be left out or None.
     """
     if isinstance(encoder_outputs, BaseModelOutput):
         return encoder_outputs

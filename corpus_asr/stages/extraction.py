@@ -22,8 +22,7 @@ from corpus_asr.audio.decode import DAMAGED, AudioDecoder, open_audio
 from corpus_asr.audio.language_windows import language_window_starts
 from corpus_asr.audio.parts import AudioPart, PartCutter
 from corpus_asr.errors import DecodeError
-from corpus_asr.families.family import PartFeatures
-from corpus_asr.families.registry import family_of, resolve
+from corpus_asr.families.registry import PartFeatures, family_of, resolve
 from corpus_asr.stages.ahead import OpenedAhead
 from corpus_asr.stages.messages import ExtractedPart, ExtractRequest, check_size
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary

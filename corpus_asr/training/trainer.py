@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from corpus_asr.config.finetune import FinetuneConfig, TrainingSettings
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError
-from corpus_asr.families.layers.side_by_side import run_side_by_side
+from corpus_asr.families.layers.packed import run_side_by_side
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.training.examples import Batch, Collate, Examples
 from corpus_asr.training.objective import Losses, Objective

@@ -7,7 +7,7 @@ import torch
 
 from corpus_asr.decoding.assistants import check_assistant, listens
 from corpus_asr.families.whisper.config import WhisperConfig
-from corpus_asr.families.whisper.slot_model import WhisperDecoderSlots, WhisperSlotModel
+from corpus_asr.families.whisper.slots import WhisperDecoderSlots, WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.models import ScriptedModel
 

@@ -23,7 +23,7 @@ from corpus_asr.decoding.loops import LoopWatch
 from corpus_asr.decoding.protocols import Job, Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.errors import EngineError
-from corpus_asr.families.whisper.slot_model import WhisperSlotModel
+from corpus_asr.families.whisper.slots import WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.beams import beam_search
 from tests.support.checkpoints import tiny_whisper

@@ -24,7 +24,7 @@ from corpus_asr.decoding.protocols import (
     WindowResult,
 )
 from corpus_asr.decoding.slots import SlotScheduler
-from corpus_asr.families.layers import cache
+from corpus_asr.families.layers import kv_cache as cache
 from tests.support.markov import BEGIN, END, NO_TIMESTAMPS, MarkovModel, window
 from tests.support.slots import SOURCE_POSITIONS, load
 from tests.support.tape import TapeRecorder

@@ -14,8 +14,8 @@ from corpus_asr.decoding.protocols import Search, SlotModel, TokenRules, WindowJ
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.decoding.speculative import SpeculativeBatch
 from corpus_asr.errors import EngineError
-from corpus_asr.families.whisper.causal_lm import WhisperForCausalLM
-from corpus_asr.families.whisper.slot_model import (
+from corpus_asr.families.whisper.model import WhisperForCausalLM
+from corpus_asr.families.whisper.slots import (
     WhisperDecoderSlots,
     WhisperSlotModel,
     causal_slot_model,

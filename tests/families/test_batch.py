@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from corpus_asr.families.batch import BatchEncoding, BatchFeature
+from corpus_asr.families.tensors import BatchEncoding, BatchFeature
 
 
 def values():

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.layers.positions import sinusoids
-from corpus_asr.families.stored_weights import stored_tensors
+from corpus_asr.families.layers.stack import sinusoids
+from corpus_asr.families.weights import stored_tensors
 from corpus_asr.families.whisper.model import WhisperModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.checkpoints import Weights, tiny_whisper

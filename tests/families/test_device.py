@@ -7,7 +7,7 @@ import torch
 
 from corpus_asr.cli.completion import device
 from corpus_asr.errors import ConfigError
-from corpus_asr.families.device import (
+from corpus_asr.families.loading import (
     Precision,
     device_name,
     resolve_device,

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli.main import app
 from corpus_asr.errors import CheckpointError, ConfigError
-from corpus_asr.families.int8_weights import INT8_NAME, dequantized, quantized
+from corpus_asr.families.weights import INT8_NAME, dequantized, quantized
 from corpus_asr.families.whisper.classifier import WhisperForAudioClassification
 from corpus_asr.families.whisper.model import WhisperModel
 from corpus_asr.models.auto import AutoModelForSpeechSeq2Seq

@@ -9,10 +9,9 @@ import torch
 from corpus_asr.cli.completion import device
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.errors import CheckpointError, ConfigError
-from corpus_asr.families.device import resolve_dtype
-from corpus_asr.families.layers.int8 import can_use_int8
-from corpus_asr.families.loading import load_slot_model
-from corpus_asr.families.whisper.slot_model import WhisperSlotModel
+from corpus_asr.families.layers.projection import can_use_int8
+from corpus_asr.families.loading import load_slot_model, resolve_dtype
+from corpus_asr.families.whisper.slots import WhisperSlotModel
 from tests.support.slots import begin, load, sequences, windows
 
 CPU = torch.device("cpu")

@@ -12,8 +12,7 @@ import pytest
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families import registry
-from corpus_asr.families.family import Family
-from corpus_asr.families.registry import FAMILIES, family_of, resolve
+from corpus_asr.families.registry import FAMILIES, Family, family_of, resolve
 from corpus_asr.models import auto
 from corpus_asr.models.auto import AutoConfig, AutoProcessor, AutoTokenizer
 from corpus_asr.stages.extraction import PartExtractor

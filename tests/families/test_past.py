@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from corpus_asr.families.layers.past import KeyValues
-from corpus_asr.families.past import DecoderCache, taken
+from corpus_asr.families.layers.kv_cache import DecoderCache, KeyValues, taken
 
 
 def keys(batch: int = 2, tokens: int = 3, heads: int = 2) -> torch.Tensor:

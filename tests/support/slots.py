@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from corpus_asr.families.layers.cache import SlotCache
-from corpus_asr.families.whisper.slot_model import WhisperSlotModel
+from corpus_asr.families.layers.kv_cache import SlotCache
+from corpus_asr.families.whisper.slots import WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from corpus_asr.families.layers.lm_head import IGNORED_LABEL
+from corpus_asr.families.pretrained import IGNORED_LABEL
 from corpus_asr.families.speech2text.tokenizer import Speech2TextTokenizer
 from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
 from tests.support.digits import MEL_BINS, WORDS, Features, Utterance, Utterances

@@ -1,8 +1,4 @@
-"""Pre-norm transformer blocks with Hugging Face's parameter names.
-
-In: hidden states. Out: hidden states of the same shape. Knows no tokens, no audio and no model;
-`CachedDecoderBlock` runs a `DecoderBlock` from caches, as decoding needs it.
-"""
+"""Pre-norm transformer blocks with Hugging Face's parameter names."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from corpus_asr.families.layers.attention import Attention
-from corpus_asr.families.layers.past import LayerPast
+from corpus_asr.families.layers.kv_cache import LayerPast
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -40,11 +36,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation(name: str) -> Activation:
-    """Return the activation function config.json calls `name`.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
+    """Return the activation function config.json calls `name`."""
     try:
         return _ACTIVATIONS[name]
     except KeyError:
@@ -178,8 +170,8 @@ class DecoderBlock(nn.Module):
             mask: added to the scores of self-attention; None lets a token see all before it.
             cross_mask: added to those of cross-attention; None lets a token see all positions.
             past: what earlier calls kept; this call adds to it.
-            head_mask: what each head of self-attention is multiplied with.
-            cross_head_mask: likewise for cross-attention.
+            head_mask: factor of each head's weights in self-attention.
+            cross_head_mask: factor of each head's weights in cross-attention.
             weights: where attention weights are put.
         """
         attended = self.self_attn(
@@ -213,10 +205,7 @@ def _feed_forward(block: EncoderBlock | DecoderBlock, hidden: Tensor) -> Tensor:
 
 
 def _within_float16(hidden: Tensor) -> Tensor:
-    """Keep float16 states finite: large checkpoints overflow in the last encoder layers.
-
-    Source: transformers/models/whisper/modeling_whisper.py, WhisperEncoderLayer.
-    """
+    """Keep float16 states finite: large checkpoints overflow in the last encoder layers."""
     if hidden.dtype != torch.float16:
         return hidden
     limit = torch.finfo(torch.float16).max - 1000

@@ -1,23 +1,183 @@
-"""A decoder of pre-norm blocks, token by token in slots.
-
-In: token ids, positions and slots. Out: hidden states, one per token. How tokens and positions are
-embedded is the family's affair. Knows no text, no sampling, and not the projection to the
-vocabulary.
-"""
+"""A decoder of pre-norm blocks with caches in numbered slots, as search runs it."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
 from typing import Protocol, Self
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from corpus_asr.families.layers.attention import attend_cached, merge_heads, split_heads
 from corpus_asr.families.layers.blocks import DecoderBlock
-from corpus_asr.families.layers.cache import SlotCache, SpanView, StepView
-from corpus_asr.families.layers.cached_block import CachedDecoderBlock
-from corpus_asr.families.layers.side_by_side import run_side_by_side
+from corpus_asr.families.layers.kv_cache import (
+    LayerCache,
+    SlotCache,
+    SpanView,
+    StepView,
+    WindowView,
+)
+from corpus_asr.families.layers.packed import blocks_of, run_side_by_side
+from corpus_asr.families.layers.projection import NormedProjection, Projection
+
+
+class CachedDecoderBlock:
+    """A `DecoderBlock` that keeps the keys and values of many sequences in slots.
+
+    Equal to the block it is made from within rounding; shares its norms, and holds its linear
+    maps fused (queries, keys and values are one product, with the query's scale folded in), with
+    `int8` rounded to 8 bits.
+    """
+
+    def __init__(self, block: DecoderBlock, *, int8: bool = False) -> None:
+        own, cross = block.self_attn, block.encoder_attn
+        self._heads = own.heads
+        # Not the block itself: its linear maps need not stay in memory beside their copies.
+        self._activate = block.activate
+        # A power of two for Whisper's head_dim of 64: folding it in rounds nothing.
+        scale = own.head_dim**-0.5
+        self._qkv = NormedProjection(
+            block.self_attn_layer_norm,
+            [own.q_proj, own.k_proj, own.v_proj],
+            scales=[scale],
+            int8=int8,
+        )
+        self._out = Projection([own.out_proj], int8=int8)
+        self._cross_query = NormedProjection(
+            block.encoder_attn_layer_norm, [cross.q_proj], scales=[scale], int8=int8
+        )
+        # Never in 8 bits: once per window, and every token reads what it gives.
+        self._cross_kv = Projection([cross.k_proj, cross.v_proj])
+        self._cross_out = Projection([cross.out_proj], int8=int8)
+        self._fc1 = NormedProjection(block.final_layer_norm, [block.fc1], int8=int8)
+        self._fc2 = Projection([block.fc2], int8=int8)
+
+    def fill(
+        self, cache: LayerCache, slots: Sequence[int], encoded: Float[Tensor, "batch pos width"]
+    ) -> None:
+        """Write what cross-attention needs of the windows `encoded` into `slots`."""
+        keys, values = self._cross_kv(encoded).chunk(2, dim=-1)
+        cache.write_window(slots, split_heads(keys, self._heads), split_heads(values, self._heads))
+
+    def fill_one(self, cache: LayerCache, slot: int, window: Float[Tensor, "pos width"]) -> None:
+        """Write what cross-attention needs of one window, a few positions at a time.
+
+        The window may be short; on a CPU it is then looked at no further.
+        """
+        blocks = [self._cross_kv.by_block(rows) for rows in blocks_of(window)]
+        found = torch.cat(blocks).unsqueeze(0).chunk(2, dim=-1)
+        held = cache.packed_window(slot, len(window))
+        for there, here in zip(held, found, strict=True):
+            there.copy_(split_heads(here, self._heads))
+
+    def prefill(
+        self,
+        cache: LayerCache,
+        slots: Sequence[int],
+        hidden: Float[Tensor, "batch token width"],
+        windows: WindowView | None = None,
+    ) -> Float[Tensor, "batch token width"]:
+        """Run whole prompts from position 0 and leave their keys and values in `slots`."""
+        query, key, value = (
+            split_heads(part, self._heads) for part in self._qkv(hidden).chunk(3, dim=-1)
+        )
+        cache.write_prompts(slots, key, value)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
+        hidden = hidden + self._out(merge_heads(attended))
+        return self._hear_and_feed_forward(cache, slots, hidden, windows)
+
+    def step(
+        self,
+        cache: LayerCache,
+        view: StepView,
+        hidden: Float[Tensor, "slot 1 width"],
+        windows: WindowView | None = None,
+    ) -> Float[Tensor, "slot 1 width"]:
+        """Run one token of each of the slots 0, 1, ..."""
+        num_slots = len(hidden)
+        qkv = self._qkv(hidden).view(num_slots, 3, self._heads, -1)
+        cache.write_step(view, qkv[:, 1:])
+        attended = attend_cached(
+            qkv[:, 0].unsqueeze(2),  # (slot, head, 1, head_dim)
+            cache.self_keys[:num_slots, :, : view.length],
+            cache.self_values[:num_slots, :, : view.length],
+            unseen=view.unseen,
+        )
+        hidden = hidden + self._out(merge_heads(attended))
+        # Slots that share a window ask it together: that reads it once.
+        together = hidden.view(-1, cache.beams, hidden.shape[2])
+        firsts = range(0, num_slots, cache.beams)
+        together = self._hear_and_feed_forward(cache, firsts, together, windows)
+        return together.view(num_slots, 1, -1)
+
+    def extend(
+        self,
+        cache: LayerCache,
+        view: SpanView,
+        hidden: Float[Tensor, "batch token width"],
+        windows: WindowView | None = None,
+    ) -> Float[Tensor, "batch token width"]:
+        """Run several more tokens of each of the view's slots."""
+        query, key, value = (
+            split_heads(part, self._heads) for part in self._qkv(hidden).chunk(3, dim=-1)
+        )
+        cache.write_span(view, key, value)
+        attended = attend_cached(query, *cache.read_span(view), unseen=view.unseen)
+        hidden = hidden + self._out(merge_heads(attended))
+        return self._hear_and_feed_forward(cache, view.slots, hidden, windows)
+
+    def align(
+        self,
+        cache: LayerCache,
+        slot: int,
+        hidden: Float[Tensor, "1 token width"],
+        heads: Sequence[int],
+        windows: WindowView | None = None,
+    ) -> tuple[Float[Tensor, "1 token width"], Float[Tensor, "head token pos"]]:
+        """Run a whole sequence over the window in `slot`, writing nothing to the cache.
+
+        Also returns how `heads` attend to the window, after the softmax, in float32.
+        """
+        query, key, value = (
+            split_heads(part, self._heads) for part in self._qkv(hidden).chunk(3, dim=-1)
+        )
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
+        hidden = hidden + self._out(merge_heads(attended))
+        ends = windows.ends if windows is not None else ()
+        keys, _ = cache.packed_window(slot, ends[0]) if ends else cache.read_window([slot])
+        query = self._ask_window(hidden)
+        scores = torch.matmul(query[0, list(heads)], keys[0, list(heads)].transpose(-1, -2))
+        if windows is not None and windows.unseen is not None:
+            scores = scores.masked_fill(windows.unseen[0], -torch.inf)
+        weights = scores.float().softmax(dim=-1)  # (head, token, pos)
+        return self._hear_and_feed_forward(cache, [slot], hidden, windows), weights
+
+    def _ask_window(
+        self, hidden: Float[Tensor, "batch token width"]
+    ) -> Float[Tensor, "batch head token head_dim"]:
+        return split_heads(self._cross_query(hidden), self._heads)
+
+    def _hear_and_feed_forward(
+        self,
+        cache: LayerCache,
+        slots: Sequence[int],
+        hidden: Float[Tensor, "batch token width"],
+        windows: WindowView | None,
+    ) -> Float[Tensor, "batch token width"]:
+        query = self._ask_window(hidden)
+        if windows is None:
+            attended = attend_cached(query, *cache.read_window(slots))
+        elif windows.unseen is not None:
+            attended = attend_cached(query, *cache.read_window(slots), unseen=windows.unseen)
+        else:
+            each = zip(torch.split(query, 1), slots, windows.ends, strict=True)
+            parts = [attend_cached(one, *cache.packed_window(slot, end)) for one, slot, end in each]
+            attended = torch.cat(parts)
+        hidden = hidden + self._cross_out(merge_heads(attended))
+        return hidden + self._fc2(self._activate(self._fc1(hidden)))
 
 
 class TokenEmbedding(Protocol):
@@ -39,17 +199,9 @@ class TokenEmbedding(Protocol):
 class CachedDecoder:
     """A stack of `DecoderBlock`s that keeps the keys and values of many sequences in slots.
 
-    Shares the decoder's embeddings and norms; its linear maps are fused copies, with `int8`
-    rounded to 8 bits.
-
-    Args:
-        embedding: of the tokens.
-        layers: the decoder's blocks.
-        layer_norm: comes after them.
-        heads: attention heads.
-        max_source_positions: encoder positions of a window.
-        max_target_positions: longest sequence a slot can hold.
-        int8: whether linear maps are rounded to 8 bits.
+    Shares the decoder's embeddings and norms; its linear maps are fused copies, with `int8` rounded
+    to 8 bits. `max_source_positions` are the encoder positions of a window, `max_target_positions`
+    the longest sequence of a slot.
     """
 
     def __init__(
@@ -101,9 +253,6 @@ class CachedDecoder:
         """Allocate caches for `slots` sequences, of the weights' dtype, where the weights are.
 
         Each `beams` adjacent slots share a window.
-
-        Raises:
-            ValueError: the slots cannot share windows evenly.
         """
         weight = self._embedding.weight
         return SlotCache(
@@ -149,11 +298,7 @@ class CachedDecoder:
     def prefill(
         self, cache: SlotCache, slots: Sequence[int], tokens: Int[Tensor, "batch token"]
     ) -> Float[Tensor, "batch token width"]:
-        """Run prompts from position 0, starting `slots` anew.
-
-        Raises:
-            ValueError: the prompts are longer than the model's positions.
-        """
+        """Run prompts from position 0, starting `slots` anew."""
         hidden = self._embed(tokens)
         windows = cache.view_windows(slots)
         for block, layer in zip(self._blocks, cache.layers, strict=True):
@@ -165,12 +310,7 @@ class CachedDecoder:
     def step(
         self, cache: SlotCache, tokens: Int[Tensor, " slot"], positions: Int[Tensor, " slot"]
     ) -> Float[Tensor, "slot width"]:
-        """Run one token in each of the slots 0, 1, ..., at its own position.
-
-        Raises:
-            ValueError: some slots of a window are left out; on a CPU, a position is outside the
-                model's.
-        """
+        """Run one token in each of the slots 0, 1, ..., at its own position."""
         if len(tokens) % cache.beams:
             raise ValueError(
                 f"advancing {len(tokens)} slots: each {cache.beams} of them share a window, "
@@ -192,11 +332,7 @@ class CachedDecoder:
         tokens: Int[Tensor, "batch token"],
         positions: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch token width"]:
-        """Run several tokens of each of `slots`, the first at `positions`.
-
-        Raises:
-            ValueError: on a CPU, a position is outside the model's.
-        """
+        """Run several tokens of each of `slots`, the first at `positions`."""
         view = SpanView.at(
             slots,
             positions,
@@ -222,9 +358,6 @@ class CachedDecoder:
 
         Also returns how these (layer, head) attend to the window, after the softmax, in float32;
         not at all past its end.
-
-        Raises:
-            ValueError: the model has no such head, or not as many positions.
         """
         asked = self._heads_by_layer(heads)
         windows = cache.view_windows([slot])
@@ -262,3 +395,156 @@ class CachedDecoder:
                 )
             asked[layer].append((row, head))
         return asked
+
+
+class DecoderSlots(ABC):
+    """A decoder and its projection to the vocabulary, with caches in numbered slots.
+
+    Meets `decoding.protocols.SlotModel` but for the encoder, which each family adds. What a slot
+    gives does not depend on what the others hold. The projection is copied and packed, with `int8`
+    rounded to 8 bits.
+    """
+
+    def __init__(
+        self, decoder: CachedDecoder, projection: nn.Linear, *, int8: bool = False
+    ) -> None:
+        self._decoder = decoder
+        self._vocab_size = projection.out_features
+        self._vocabulary = Projection([projection], int8=int8)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._decoder.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights and caches."""
+        return self._decoder.weight.dtype
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return self._vocab_size
+
+    @property
+    def max_target_positions(self) -> int:
+        """Longest token sequence a slot can hold."""
+        return self._decoder.max_target_positions
+
+    @property
+    def window_shape(self) -> tuple[int, int]:
+        """Positions and width of an encoded window."""
+        return self._decoder.max_source_positions, self._decoder.weight.shape[1]
+
+    @abstractmethod
+    def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
+        """Return how many encoder positions so many frames of each of some windows make."""
+
+    def new_state(self, slots: int, *, beams: int = 1) -> SlotCache:
+        """Allocate caches for `slots` sequences, of which each `beams` adjacent share a window."""
+        if slots < 1:
+            raise ValueError(f"allocating {slots} slots: expected at least 1")
+        with torch.inference_mode():
+            return self._decoder.new_cache(slots, beams=beams)
+
+    @torch.inference_mode()
+    def fill(
+        self,
+        state: SlotCache,
+        slots: Sequence[int],
+        encoded: Float[Tensor, "batch pos width"],
+        *,
+        num_frames: Sequence[int] | None = None,
+    ) -> None:
+        """Write the cross-attention keys and values of `encoded` into `slots`, one per window.
+
+        Windows are whole, or were encoded with the same `num_frames`; None means all frames.
+        """
+        if tuple(encoded.shape[1:]) != self.window_shape:
+            raise ValueError(
+                f"filling {len(slots)} slots: found windows of {tuple(encoded.shape[1:])} "
+                f"(positions, width), expected {self.window_shape}; encode them with this model, "
+                "or with one of the same shape"
+            )
+        num_positions: list[int] | None = None
+        if num_frames is not None:
+            num_positions = self.positions_heard(num_frames, windows=len(encoded))
+        self._decoder.fill(state, slots, encoded, num_positions=num_positions)
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        state: SlotCache,
+        slots: Sequence[int],
+        tokens: Int[Tensor, "batch token"],
+        lengths: Sequence[int],
+    ) -> Float[Tensor, "batch token width"]:
+        """Run prompts padded on the right from position 0, starting `slots` anew."""
+        if not all(1 <= length <= tokens.shape[1] for length in lengths):
+            raise ValueError(
+                f"running prompts padded to {tokens.shape[1]} tokens: found lengths "
+                f"{list(lengths)}, expected 1 to {tokens.shape[1]}"
+            )
+        return self._decoder.prefill(state, slots, tokens)
+
+    @torch.inference_mode()
+    def step(
+        self, state: SlotCache, tokens: Int[Tensor, " slot"], positions: Int[Tensor, " slot"]
+    ) -> Float[Tensor, "slot vocab"]:
+        """Advance the first `len(tokens)` slots by one token each, at its own position."""
+        return self.logits(self._decoder.step(state, tokens, positions))
+
+    @torch.inference_mode()
+    def logits(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocab"]:
+        """Project hidden states to the vocabulary, in float32."""
+        return self._vocabulary(hidden).float()
+
+    @torch.inference_mode()
+    def move(self, state: SlotCache, source: int, target: int) -> None:
+        """Copy everything slot `source` holds into slot `target`."""
+        state.move(source, target)
+
+    @torch.inference_mode()
+    def extend(
+        self,
+        state: SlotCache,
+        slots: Sequence[int],
+        tokens: Int[Tensor, "batch token"],
+        positions: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch token vocab"]:
+        """Run several tokens of each of `slots`, the first at `positions`; all are cached.
+
+        A later call may start at an earlier position again: what lies after it is overwritten
+        before it can be seen.
+        """
+        return self.logits(self._decoder.extend(state, slots, tokens, positions))
+
+    @torch.inference_mode()
+    def align(
+        self,
+        state: SlotCache,
+        slot: int,
+        tokens: Int[Tensor, " token"],
+        heads: Sequence[tuple[int, int]],
+    ) -> tuple[Float[Tensor, "head token pos"], Float[Tensor, "token vocab"]]:
+        """Cross-attention, after the softmax, of these (layer, head) while `tokens` are read.
+
+        Also returns the raw logits after each token. Uses the window in `slot`; leaves the slot's
+        self-attention cache as it is. Both are float32. Nothing past the frames that were heard
+        is attended to.
+        """
+        hidden, weights = self._decoder.align(state, slot, tokens, heads)
+        return weights, self.logits(hidden)
+
+    @torch.inference_mode()
+    def reorder(
+        self, state: SlotCache, slots: Sequence[int], sources: Int[Tensor, " slot"]
+    ) -> None:
+        """Give `slots` the self-attention caches of `sources`; windows stay."""
+        state.reorder(slots, sources)
+
+    @torch.inference_mode()
+    def share(self, state: SlotCache, source: int, targets: Sequence[int]) -> None:
+        """Give `targets` the window and the self-attention cache of `source`."""
+        state.share(source, targets)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float, Float32
 
-from corpus_asr.families.batch import BatchFeature
+from corpus_asr.families.tensors import BatchFeature
 from corpus_asr.models.feature_extraction import FILE_NAME, SpeechFeatureExtractor
 from corpus_asr.models.raw_speech import speech_rows
 from corpus_asr.spectral.fbank import (

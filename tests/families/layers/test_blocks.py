@@ -9,8 +9,8 @@ from corpus_asr.families.layers.blocks import (
     EncoderBlock,
     activation,
 )
-from corpus_asr.families.layers.cache import SlotCache, StepView
-from corpus_asr.families.layers.cached_block import CachedDecoderBlock
+from corpus_asr.families.layers.cached_decoder import CachedDecoderBlock
+from corpus_asr.families.layers.kv_cache import SlotCache, StepView
 
 TOLERANCE = 1e-5
 NAMES = ["gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from corpus_asr.families.layers.cache import SlotCache, SpanView, StepView
+from corpus_asr.families.layers.kv_cache import SlotCache, SpanView, StepView
 
 
 def new_cache(slots: int = 4, *, beams: int = 1) -> SlotCache:

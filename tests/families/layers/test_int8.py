@@ -7,8 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from corpus_asr.families.layers.int8 import Int8Weights, can_use_int8, smoothed
-from corpus_asr.families.layers.projection import NormedProjection, Projection
+from corpus_asr.families.layers.projection import (
+    Int8Weights,
+    NormedProjection,
+    Projection,
+    can_use_int8,
+    smoothed,
+)
 
 pytestmark = pytest.mark.skipif(
     not can_use_int8(), reason="this processor or this torch has no fast 8-bit products"

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from corpus_asr.families.layers import packed_block
+from corpus_asr.families.layers import packed as packed_block
 from corpus_asr.families.layers.blocks import EncoderBlock
-from corpus_asr.families.layers.int8 import can_use_int8
-from corpus_asr.families.layers.packed_block import PackedEncoderBlock, blocks_of
+from corpus_asr.families.layers.packed import PackedEncoderBlock, blocks_of
+from corpus_asr.families.layers.projection import can_use_int8
 
 WIDTH, HEADS, INNER = 64, 4, 256
 # Positions that are fewer than a block of rows, one block, one and a bit, and several of both

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from corpus_asr.families.layers.packed_convolution import PackedConvolution
+from corpus_asr.families.layers.packed import PackedConvolution
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.01, torch.float16: 0.002}
 

@@ -5,7 +5,7 @@ import torch
 import whisper.model
 from transformers.models.whisper import modeling_whisper
 
-from corpus_asr.families.layers.positions import sinusoids
+from corpus_asr.families.layers.stack import sinusoids
 
 
 @pytest.mark.parametrize(("length", "width"), [(1500, 384), (7, 4), (1, 64)])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from corpus_asr.families.layers.side_by_side import run_side_by_side
+from corpus_asr.families.layers.packed import run_side_by_side
 
 # A barrier that is never reached must fail a test, not hang it.
 PATIENCE_S = 20.0

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 from transformers.models.speech_to_text import modeling_speech_to_text as reference
 
-from corpus_asr.families.past import DecoderCache
+from corpus_asr.families.layers.kv_cache import DecoderCache
 from corpus_asr.families.speech2text.config import Speech2TextConfig
-from corpus_asr.families.speech2text.encoder import shortened, shorter
+from corpus_asr.families.speech2text.encoder import Speech2TextPositions, shortened, shorter
 from corpus_asr.families.speech2text.model import Speech2TextModel
-from corpus_asr.families.speech2text.positions import Speech2TextPositions
 from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
 from tests.support.speech2text import tiny_network
 

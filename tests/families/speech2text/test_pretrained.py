@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.tensorflow_file import TENSORFLOW_NAME, read_tensorflow
+from corpus_asr.families.foreign_weights import TENSORFLOW_NAME, read_tensorflow
 from corpus_asr.models.auto import AutoModelForSpeechSeq2Seq
 from corpus_asr.models.speech2text import (
     Speech2TextConfig,

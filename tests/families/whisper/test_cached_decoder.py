@@ -7,8 +7,8 @@ import torch
 import transformers
 
 from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.families.whisper.causal_lm import WhisperForCausalLM
-from corpus_asr.families.whisper.slot_model import (
+from corpus_asr.families.whisper.model import WhisperForCausalLM
+from corpus_asr.families.whisper.slots import (
     WhisperDecoderSlots,
     WhisperSlotModel,
     causal_slot_model,

@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from corpus_asr.families.past import DecoderCache
-from corpus_asr.families.whisper.causal_lm import WhisperForCausalLM
+from corpus_asr.families.layers.kv_cache import DecoderCache
 from corpus_asr.families.whisper.classifier import WhisperForAudioClassification
 from corpus_asr.families.whisper.config import WhisperConfig
-from corpus_asr.families.whisper.model import WhisperModel
+from corpus_asr.families.whisper.model import WhisperForCausalLM, WhisperModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 
 VOCAB, BINS, FRAMES, WIDTH, POSITIONS = 50, 80, 40, 24, 16

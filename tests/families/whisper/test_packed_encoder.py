@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from corpus_asr.families.layers.int8 import can_use_int8
+from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.whisper.encoder import WhisperEncoder
-from corpus_asr.families.whisper.packed_encoder import PackedWhisperEncoder
+from corpus_asr.families.whisper.slots import PackedWhisperEncoder
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.slots import begin, load, sequences, windows
 

@@ -12,10 +12,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from corpus_asr.errors import CheckpointError, ConfigError
-from corpus_asr.families.whisper.causal_lm import WhisperForCausalLM
 from corpus_asr.families.whisper.classifier import WhisperForAudioClassification
 from corpus_asr.families.whisper.config import WhisperConfig
-from corpus_asr.families.whisper.model import WhisperModel
+from corpus_asr.families.whisper.model import WhisperForCausalLM, WhisperModel
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.models.whisper.feature_extractor import WhisperFeatureExtractor
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration

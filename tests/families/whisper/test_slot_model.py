@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.families.whisper.slot_model import (
-    WhisperSlotModel,
-)
+from corpus_asr.families.whisper.slots import WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.slots import (
     POSITIONS,

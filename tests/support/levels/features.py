@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from corpus_asr.families.family import PartFeatures
+from corpus_asr.families.registry import PartFeatures
 from corpus_asr.units import HOP_SAMPLES
 
 

@@ -1,33 +1,203 @@
-"""The decoder of all families over whole token sequences, or over their next tokens.
+"""Stacks of blocks that the encoders and decoders of all families share."""
 
-In: token ids and the encoder's hidden states. Out: hidden states, one per token. Knows no text,
-no sampling, not the projection to the vocabulary, and not how positions are embedded.
-"""
-
-from typing import Any
+import math
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from corpus_asr.families.layers.attention import causal_mask
-from corpus_asr.families.layers.blocks import DecoderBlock, Dropouts
-from corpus_asr.families.layers.tower import Record, Tower, head_masks
-from corpus_asr.families.outputs import BaseModelOutputWithPastAndCrossAttentions
-from corpus_asr.families.past import DecoderCache, taken
+from corpus_asr.families.layers.blocks import AttentionWeights, DecoderBlock, Dropouts, EncoderBlock
+from corpus_asr.families.layers.kv_cache import DecoderCache, taken
+from corpus_asr.families.outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
+
+# Wavelengths run from 2 pi to 10,000 * 2 pi positions (Vaswani et al. 2017, section 3.5).
+_LONGEST = 10_000.0
+
+
+def sinusoids(length: int, width: int) -> Float[Tensor, "pos width"]:
+    """Return sines in the first half of the width and cosines in the second.
+
+    Source: whisper/model.py:62; equal to transformers' `sinusoids` exactly.
+    """
+    if width % 2 or width < 4:
+        raise ValueError(f"sinusoidal positions of width {width}: expected an even number above 2")
+    waves = width // 2
+    step = math.log(_LONGEST) / (waves - 1)
+    rates = torch.exp(-step * torch.arange(waves))
+    angles = torch.arange(length).view(-1, 1) * rates.view(1, -1)  # (pos, wave)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+@dataclass(slots=True, kw_only=True)
+class Record:
+    """What a call was asked to return beside the last states."""
+
+    states: list[Tensor] | None
+    """Before every block and after the last norm; None where nobody asks."""
+    weights: AttentionWeights | None
+    """Of attention; None where nobody asks."""
+
+    @classmethod
+    def asked(cls, config: Any, attentions: bool | None, states: bool | None) -> Self:
+        """Make an empty one; None asks the configuration."""
+        attentions = config.output_attentions if attentions is None else attentions
+        states = config.output_hidden_states if states is None else states
+        return cls(
+            states=[] if states else None, weights=AttentionWeights() if attentions else None
+        )
+
+    def add(self, hidden: Float[Tensor, "batch pos width"]) -> None:
+        """Keep states if they are asked for."""
+        if self.states is not None:
+            self.states.append(hidden)
+
+    @property
+    def hidden_states(self) -> tuple[Tensor, ...] | None:
+        """All states kept."""
+        return None if self.states is None else tuple(self.states)
+
+    @property
+    def attentions(self) -> tuple[Tensor, ...] | None:
+        """Weights of self-attention."""
+        return None if self.weights is None else tuple(self.weights.own)
+
+    @property
+    def cross_attentions(self) -> tuple[Tensor, ...] | None:
+        """Weights of cross-attention."""
+        return None if self.weights is None else tuple(self.weights.cross)
+
+
+class Tower(nn.Module):
+    """A stack of blocks.
+
+    Args:
+        layerdrop: probability of leaving out a block in training (Fan et al. 2019).
+    """
+
+    def __init__(self, layerdrop: float) -> None:
+        super().__init__()
+        self.layerdrop = layerdrop
+        self.gradient_checkpointing = False
+        """Whether training computes the states inside a block twice instead of keeping them."""
+
+    def _through(
+        self, block: nn.Module, hidden: Float[Tensor, "batch pos width"], *args: Any, **options: Any
+    ) -> Float[Tensor, "batch pos width"]:
+        # Drawn on the CPU, so that no host waits for a device to know what to run.
+        if self.training and self.layerdrop > 0 and float(torch.rand([])) < self.layerdrop:
+            return hidden
+        if self.training and self.gradient_checkpointing:
+            computed: Tensor = checkpoint(block, hidden, *args, use_reentrant=False, **options)
+        else:
+            computed = block(hidden, *args, **options)
+        return computed
+
+    def _freeze_parameters(self) -> None:
+        """Keep training from changing this tower."""
+        self.requires_grad_(False)
+
+
+def head_masks(mask: Tensor | None, *, layers: int, heads: int, name: str) -> list[Tensor | None]:
+    """Split a mask of (layer, head) into one per layer; without one there is None for each."""
+    if mask is None:
+        return [None] * layers
+    if tuple(mask.shape) != (layers, heads):
+        raise ValueError(
+            f"reading {name}: found shape {tuple(mask.shape)}, expected {layers} layers x "
+            f"{heads} heads"
+        )
+    return list(mask.float())
+
+
+class FeatureEncoder(Tower):
+    """Pre-norm blocks and a last norm; a family adds what comes before."""
+
+    layers: nn.ModuleList
+    layer_norm: nn.LayerNorm
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config.encoder_layerdrop)
+        self.config = config
+
+    def _add_blocks(self, *, key_bias: bool) -> None:
+        """Make the blocks: last, since parameters are listed in this order."""
+        config = self.config
+        self.layers = nn.ModuleList(
+            EncoderBlock(
+                config.d_model,
+                heads=config.encoder_attention_heads,
+                ffn_dim=config.encoder_ffn_dim,
+                activation_name=config.activation_function,
+                key_bias=key_bias,
+                dropouts=Dropouts.of(config),
+                eager=config.attn_implementation == "eager",
+            )
+            for _ in range(config.encoder_layers)
+        )
+        self.layer_norm = nn.LayerNorm(config.d_model)
+
+    def _run_blocks(
+        self,
+        hidden: Float[Tensor, "batch pos width"],
+        *,
+        mask: Float[Tensor, "batch 1 1 pos"] | None,
+        head_mask: Tensor | None,
+        record: Record,
+    ) -> Float[Tensor, "batch pos width"]:
+        """Run embedded positions; put what every layer gives into `record`."""
+        config = self.config
+        heads = config.encoder_attention_heads
+        per_layer = head_masks(head_mask, layers=len(self.layers), heads=heads, name="head_mask")
+        hidden = F.dropout(hidden, config.dropout, self.training)
+        for layer, heard in zip(self.layers, per_layer, strict=True):
+            record.add(hidden)
+            hidden = self._through(
+                layer, hidden, mask=mask, head_mask=heard, weights=record.weights
+            )
+        encoded: Tensor = self.layer_norm(hidden)
+        record.add(encoded)
+        return encoded
+
+    def _output(
+        self,
+        last: Float[Tensor, "batch pos width"],
+        record: Record,
+        return_dict: bool | None,
+    ) -> BaseModelOutput | tuple[Any, ...]:
+        output = BaseModelOutput(
+            last_hidden_state=last,
+            hidden_states=record.hidden_states,
+            attentions=record.attentions,
+        )
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
+
+
+def check_values(features: Tensor, wanted: torch.dtype) -> None:
+    """Check what convolutions would say badly or not at all."""
+    if features.dtype != wanted and not torch.is_autocast_enabled(features.device.type):
+        raise ValueError(
+            f"encoding a window: found features of {features.dtype}, expected {wanted} as the "
+            f"weights are; convert with features.to(model.dtype)"
+        )
+    # Not on a GPU: the host would have to wait for it.
+    if features.device.type == "cpu" and not bool(features.isfinite().all()):
+        rows = (~features.isfinite()).flatten(1).any(dim=1).nonzero().flatten().tolist()
+        raise ValueError(
+            f"encoding a window: found NaN or infinity in the features of rows {rows}, "
+            f"expected finite numbers; look at the audio they were made of"
+        )
 
 
 class TokenDecoder(Tower):
     """Token embeddings, pre-norm blocks and a last norm; a family adds the positions.
 
-    Args:
-        config: sizes and settings.
-        positions: what the family keeps as `embed_positions`.
-        key_bias: whether the projections to keys have a bias.
-
-    Raises:
-        ValueError: the padding token is outside the vocabulary.
+    `positions` is what the family keeps as `embed_positions`.
     """
 
     def __init__(self, config: Any, positions: nn.Module, *, key_bias: bool) -> None:
@@ -170,11 +340,7 @@ class TokenDecoder(Tower):
 def check_tokens(
     ids: Tensor, size: int, *, doing: str, what: str = "token ids", ignored: int | None = None
 ) -> None:
-    """Check that ids are integers and, on a CPU, that each is below `size` or is `ignored`.
-
-    Raises:
-        ValueError: they are not. On a GPU values are not looked at: the host would have to wait.
-    """
+    """Check that ids are integers and, on a CPU, that each is below `size` or is `ignored`."""
     if ids.ndim != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
         raise ValueError(
             f"{doing}: found {what} of shape {tuple(ids.shape)} and {ids.dtype}, expected integers "
@@ -197,11 +363,7 @@ def check_tokens(
 
 
 def check_encoded(encoded: Tensor | None, embedded: Tensor) -> None:
-    """Check that there is one window for each sequence.
-
-    Raises:
-        ValueError: there is not.
-    """
+    """Check that there is one window for each sequence."""
     batch, _, width = embedded.shape
     if encoded is not None and (
         encoded.ndim != 3 or encoded.shape[0] != batch or encoded.shape[2] != width
