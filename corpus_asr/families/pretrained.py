@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.layers.attention import Attention
-from corpus_asr.families.layers.stack import Tower, check_tokens
+from corpus_asr.families.layers.stack import Stack, check_tokens
 from corpus_asr.families.loading import resolve_device
 from corpus_asr.families.model_config import CONFIG_NAME, ModelConfig
 from corpus_asr.families.outputs import Seq2SeqLMOutput, Seq2SeqModelOutput
@@ -273,11 +273,11 @@ class PreTrainedModel(nn.Module, Uploads):
     @property
     def is_gradient_checkpointing(self) -> bool:
         """Whether training computes states twice."""
-        return any(m.gradient_checkpointing for m in self.modules() if isinstance(m, Tower))
+        return any(m.gradient_checkpointing for m in self.modules() if isinstance(m, Stack))
 
     def _set_gradient_checkpointing(self, value: bool) -> None:
         for module in self.modules():
-            if isinstance(module, Tower):
+            if isinstance(module, Stack):
                 module.gradient_checkpointing = value
 
     def _shares(self, target: str, source: str) -> bool:

@@ -19,7 +19,7 @@ class Listable(Protocol):
 
 
 def as_tensors(rows: Any, kind: str | None) -> Any:
-    """Make one numpy array (`np`) or torch tensor (`pt`) of nested rows; None keeps them as they are.
+    """Make one numpy array (`np`) or torch tensor (`pt`) of nested rows; None keeps them.
 
     Whole numbers become int64, what already has a type keeps it, lists of floats become float64 in
     numpy and torch's default type in tensors.

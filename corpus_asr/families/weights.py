@@ -57,7 +57,7 @@ def quantized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def dequantized(values: Tensor, scales: Tensor) -> Tensor:
-    """Multiply int8 `values` (rows, ...) with `scales` (rows, groups); the type is that of the scales."""
+    """Multiply int8 `values` (rows, ...) with `scales` (rows, groups), in the scales' type."""
     grouped = values.reshape(*scales.shape, -1).float()
     return (grouped * scales.float().unsqueeze(-1)).to(scales.dtype).reshape(values.shape)
 

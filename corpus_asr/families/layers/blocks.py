@@ -47,23 +47,47 @@ def activation(name: str) -> Activation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dropouts:
-    """Probabilities of leaving out numbers in training."""
+class BlockSettings:
+    """Sizes and settings of a block."""
 
-    hidden: float = 0.0
+    width: int
+    heads: int
+    ffn_dim: int
+    activation: str = "gelu"
+    key_bias: bool
+    """Whether projections to keys have a bias."""
+    dropout: float = 0.0
     """Of what attention and the second linear layer give."""
-    attention: float = 0.0
+    attention_dropout: float = 0.0
     """Of attention weights."""
-    activation: float = 0.0
+    activation_dropout: float = 0.0
     """Of what the activation gives."""
+    eager: bool = False
+    """Whether attention is plain products always."""
 
     @classmethod
-    def of(cls, config: Any) -> Self:
-        """Return what a configuration asks for, by the names of config.json."""
+    def of(cls, config: Any, *, heads: int, ffn_dim: int, key_bias: bool) -> Self:
+        """Take what encoder and decoder share from a configuration."""
         return cls(
-            hidden=config.dropout,
-            attention=config.attention_dropout,
-            activation=config.activation_dropout,
+            width=config.d_model,
+            heads=heads,
+            ffn_dim=ffn_dim,
+            activation=config.activation_function,
+            key_bias=key_bias,
+            dropout=config.dropout,
+            attention_dropout=config.attention_dropout,
+            activation_dropout=config.activation_dropout,
+            eager=config.attn_implementation == "eager",
+        )
+
+    def attention(self) -> Attention:
+        """Make an attention of these sizes."""
+        return Attention(
+            self.width,
+            self.heads,
+            key_bias=self.key_bias,
+            dropout=self.attention_dropout,
+            eager=self.eager,
         )
 
 
@@ -80,27 +104,16 @@ class AttentionWeights:
 class EncoderBlock(nn.Module):
     """Self-attention, then two linear layers; each normed before and added to its input."""
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        heads: int,
-        ffn_dim: int,
-        activation_name: str,
-        key_bias: bool,
-        dropouts: Dropouts = Dropouts(),
-        eager: bool = False,
-    ) -> None:
+    def __init__(self, settings: BlockSettings) -> None:
         super().__init__()
-        self.dropouts = dropouts
-        self.self_attn = Attention(
-            width, heads, key_bias=key_bias, dropout=dropouts.attention, eager=eager
-        )
+        width = settings.width
+        self.settings = settings
+        self.self_attn = settings.attention()
         self.self_attn_layer_norm = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, ffn_dim)
-        self.fc2 = nn.Linear(ffn_dim, width)
+        self.fc1 = nn.Linear(width, settings.ffn_dim)
+        self.fc2 = nn.Linear(settings.ffn_dim, width)
         self.final_layer_norm = nn.LayerNorm(width)
-        self.activate = activation(activation_name)
+        self.activate = activation(settings.activation)
 
     def forward(
         self,
@@ -117,38 +130,25 @@ class EncoderBlock(nn.Module):
             head_mask=head_mask,
             weights=None if weights is None else weights.own,
         )
-        hidden = hidden + F.dropout(attended, self.dropouts.hidden, self.training)
+        hidden = hidden + F.dropout(attended, self.settings.dropout, self.training)
         return _within_float16(_feed_forward(self, hidden))
 
 
 class DecoderBlock(nn.Module):
     """Causal self-attention, cross-attention, then two linear layers."""
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        heads: int,
-        ffn_dim: int,
-        activation_name: str,
-        key_bias: bool,
-        dropouts: Dropouts = Dropouts(),
-        eager: bool = False,
-    ) -> None:
+    def __init__(self, settings: BlockSettings) -> None:
         super().__init__()
-        self.dropouts = dropouts
-        self.self_attn = Attention(
-            width, heads, key_bias=key_bias, dropout=dropouts.attention, eager=eager
-        )
+        width = settings.width
+        self.settings = settings
+        self.self_attn = settings.attention()
         self.self_attn_layer_norm = nn.LayerNorm(width)
-        self.encoder_attn = Attention(
-            width, heads, key_bias=key_bias, dropout=dropouts.attention, eager=eager
-        )
+        self.encoder_attn = settings.attention()
         self.encoder_attn_layer_norm = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, ffn_dim)
-        self.fc2 = nn.Linear(ffn_dim, width)
+        self.fc1 = nn.Linear(width, settings.ffn_dim)
+        self.fc2 = nn.Linear(settings.ffn_dim, width)
         self.final_layer_norm = nn.LayerNorm(width)
-        self.activate = activation(activation_name)
+        self.activate = activation(settings.activation)
 
     def forward(
         self,
@@ -182,7 +182,7 @@ class DecoderBlock(nn.Module):
             head_mask=head_mask,
             weights=None if weights is None else weights.own,
         )
-        hidden = hidden + F.dropout(attended, self.dropouts.hidden, self.training)
+        hidden = hidden + F.dropout(attended, self.settings.dropout, self.training)
         if encoded is not None:
             attended = self.encoder_attn(
                 self.encoder_attn_layer_norm(hidden),
@@ -192,16 +192,16 @@ class DecoderBlock(nn.Module):
                 head_mask=cross_head_mask,
                 weights=None if weights is None else weights.cross,
             )
-            hidden = hidden + F.dropout(attended, self.dropouts.hidden, self.training)
+            hidden = hidden + F.dropout(attended, self.settings.dropout, self.training)
         return _feed_forward(self, hidden)
 
 
 def _feed_forward(block: EncoderBlock | DecoderBlock, hidden: Tensor) -> Tensor:
     """Run the linear layers of a block and add what they give."""
-    dropouts, training = block.dropouts, block.training
+    settings, training = block.settings, block.training
     inner = block.activate(block.fc1(block.final_layer_norm(hidden)))
-    inner = block.fc2(F.dropout(inner, dropouts.activation, training))
-    return hidden + F.dropout(inner, dropouts.hidden, training)
+    inner = block.fc2(F.dropout(inner, settings.activation_dropout, training))
+    return hidden + F.dropout(inner, settings.dropout, training)
 
 
 def _within_float16(hidden: Tensor) -> Tensor:

@@ -1,10 +1,9 @@
 """A decoder of pre-norm blocks with caches in numbered slots, as search runs it."""
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol, Self
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +19,9 @@ from corpus_asr.families.layers.kv_cache import (
     StepView,
     WindowView,
 )
-from corpus_asr.families.layers.packed import blocks_of, run_side_by_side
+from corpus_asr.families.layers.packed import blocks_of, run_per_sample
 from corpus_asr.families.layers.projection import NormedProjection, Projection
+from corpus_asr.families.layers.stack import TokenDecoder
 
 
 class CachedDecoderBlock:
@@ -81,13 +81,11 @@ class CachedDecoderBlock:
         windows: WindowView | None = None,
     ) -> Float[Tensor, "batch token width"]:
         """Run whole prompts from position 0 and leave their keys and values in `slots`."""
-        query, key, value = (
-            split_heads(part, self._heads) for part in self._qkv(hidden).chunk(3, dim=-1)
-        )
+        query, key, value = self._queries_keys_values(hidden)
         cache.write_prompts(slots, key, value)
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
         hidden = hidden + self._out(merge_heads(attended))
-        return self._hear_and_feed_forward(cache, slots, hidden, windows)
+        return self._attend_window_and_feed_forward(cache, slots, hidden, windows)
 
     def step(
         self,
@@ -110,7 +108,7 @@ class CachedDecoderBlock:
         # Slots that share a window ask it together: that reads it once.
         together = hidden.view(-1, cache.beams, hidden.shape[2])
         firsts = range(0, num_slots, cache.beams)
-        together = self._hear_and_feed_forward(cache, firsts, together, windows)
+        together = self._attend_window_and_feed_forward(cache, firsts, together, windows)
         return together.view(num_slots, 1, -1)
 
     def extend(
@@ -121,13 +119,11 @@ class CachedDecoderBlock:
         windows: WindowView | None = None,
     ) -> Float[Tensor, "batch token width"]:
         """Run several more tokens of each of the view's slots."""
-        query, key, value = (
-            split_heads(part, self._heads) for part in self._qkv(hidden).chunk(3, dim=-1)
-        )
+        query, key, value = self._queries_keys_values(hidden)
         cache.write_span(view, key, value)
         attended = attend_cached(query, *cache.read_span(view), unseen=view.unseen)
         hidden = hidden + self._out(merge_heads(attended))
-        return self._hear_and_feed_forward(cache, view.slots, hidden, windows)
+        return self._attend_window_and_feed_forward(cache, view.slots, hidden, windows)
 
     def align(
         self,
@@ -141,33 +137,34 @@ class CachedDecoderBlock:
 
         Also returns how `heads` attend to the window, after the softmax, in float32.
         """
-        query, key, value = (
-            split_heads(part, self._heads) for part in self._qkv(hidden).chunk(3, dim=-1)
-        )
+        query, key, value = self._queries_keys_values(hidden)
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
         hidden = hidden + self._out(merge_heads(attended))
         ends = windows.ends if windows is not None else ()
         keys, _ = cache.packed_window(slot, ends[0]) if ends else cache.read_window([slot])
-        query = self._ask_window(hidden)
+        query = self._cross_queries(hidden)
         scores = torch.matmul(query[0, list(heads)], keys[0, list(heads)].transpose(-1, -2))
         if windows is not None and windows.unseen is not None:
             scores = scores.masked_fill(windows.unseen[0], -torch.inf)
         weights = scores.float().softmax(dim=-1)  # (head, token, pos)
-        return self._hear_and_feed_forward(cache, [slot], hidden, windows), weights
+        return self._attend_window_and_feed_forward(cache, [slot], hidden, windows), weights
 
-    def _ask_window(
+    def _queries_keys_values(self, hidden: Float[Tensor, "batch token width"]) -> list[Tensor]:
+        return [split_heads(part, self._heads) for part in self._qkv(hidden).chunk(3, dim=-1)]
+
+    def _cross_queries(
         self, hidden: Float[Tensor, "batch token width"]
     ) -> Float[Tensor, "batch head token head_dim"]:
         return split_heads(self._cross_query(hidden), self._heads)
 
-    def _hear_and_feed_forward(
+    def _attend_window_and_feed_forward(
         self,
         cache: LayerCache,
         slots: Sequence[int],
         hidden: Float[Tensor, "batch token width"],
         windows: WindowView | None,
     ) -> Float[Tensor, "batch token width"]:
-        query = self._ask_window(hidden)
+        query = self._cross_queries(hidden)
         if windows is None:
             attended = attend_cached(query, *cache.read_window(slots))
         elif windows.unseen is not None:
@@ -196,246 +193,53 @@ class TokenEmbedding(Protocol):
         """Embed tokens, each at its own position."""
 
 
-class CachedDecoder:
-    """A stack of `DecoderBlock`s that keeps the keys and values of many sequences in slots.
+class DecoderSlots(ABC):
+    """A decoder and its projection to the vocabulary, with caches in numbered slots.
 
-    Shares the decoder's embeddings and norms; its linear maps are fused copies, with `int8` rounded
-    to 8 bits. `max_source_positions` are the encoder positions of a window, `max_target_positions`
-    the longest sequence of a slot.
+    Meets `decoding.protocols.SlotModel` but for the encoder, which each family adds. What a slot
+    gives does not depend on what the others hold. Shares the decoder's embeddings and norms; its
+    linear maps are fused copies, with `int8` rounded to 8 bits.
     """
 
     def __init__(
         self,
         embedding: TokenEmbedding,
-        layers: nn.ModuleList,
-        layer_norm: nn.LayerNorm,
+        decoder: TokenDecoder,
+        projection: nn.Linear,
         *,
-        heads: int,
         max_source_positions: int,
-        max_target_positions: int,
         int8: bool = False,
     ) -> None:
         # Not the decoder itself: its linear maps need not stay in memory beside their copies.
         self._embedding = embedding
-        self._layer_norm = layer_norm
-        self._heads = heads
-        self._max_source_positions = max_source_positions
-        self._max_target_positions = max_target_positions
+        self._layer_norm = decoder.layer_norm
+        self._heads = decoder.heads
         self._blocks = [
             CachedDecoderBlock(block, int8=int8)
-            for block in layers
+            for block in decoder.layers
             if isinstance(block, DecoderBlock)
         ]
-
-    @property
-    def weight(self) -> Float[Tensor, "vocab width"]:
-        """Of the token embedding; its type and device are those of the decoder."""
-        return self._embedding.weight
-
-    @property
-    def max_source_positions(self) -> int:
-        """Encoder positions of a window."""
-        return self._max_source_positions
-
-    @property
-    def max_target_positions(self) -> int:
-        """Longest sequence a slot can hold."""
-        return self._max_target_positions
-
-    def resized(self, *, source_positions: int, target_positions: int) -> Self:
-        """Return this decoder for caches of another size; it shares all weights."""
-        other = copy.copy(self)
-        other._max_source_positions = source_positions
-        other._max_target_positions = target_positions
-        return other
-
-    def new_cache(self, slots: int, *, beams: int = 1) -> SlotCache:
-        """Allocate caches for `slots` sequences, of the weights' dtype, where the weights are.
-
-        Each `beams` adjacent slots share a window.
-        """
-        weight = self._embedding.weight
-        return SlotCache(
-            layers=len(self._blocks),
-            slots=slots,
-            beams=beams,
-            heads=self._heads,
-            head_dim=weight.shape[1] // self._heads,
-            tokens=self._max_target_positions,
-            positions=self._max_source_positions,
-            dtype=weight.dtype,
-            device=weight.device,
-        )
-
-    def fill(
-        self,
-        cache: SlotCache,
-        slots: Sequence[int],
-        encoded: Float[Tensor, "batch pos width"],
-        *,
-        num_positions: Sequence[int] | None = None,
-    ) -> None:
-        """Write the cross-attention keys and values of `encoded` into `slots`.
-
-        Of each window only its `num_positions` are looked at from then on; None means all.
-        """
-        cache.note_windows(slots, num_positions)
-        if cache.on_cpu:
-            ends = num_positions or [encoded.shape[1]] * len(slots)
-            heard = [window[:end] for window, end in zip(encoded, ends, strict=True)]
-            windows = list(zip(slots, heard, strict=True))
-            run_side_by_side(partial(self._fill_one, cache), windows, size=lambda one: len(one[1]))
-            return
-        for block, layer in zip(self._blocks, cache.layers, strict=True):
-            block.fill(layer, slots, encoded)
-
-    def _fill_one(
-        self, cache: SlotCache, slot_and_window: tuple[int, Float[Tensor, "pos width"]]
-    ) -> None:
-        for block, layer in zip(self._blocks, cache.layers, strict=True):
-            block.fill_one(layer, *slot_and_window)
-
-    def prefill(
-        self, cache: SlotCache, slots: Sequence[int], tokens: Int[Tensor, "batch token"]
-    ) -> Float[Tensor, "batch token width"]:
-        """Run prompts from position 0, starting `slots` anew."""
-        hidden = self._embed(tokens)
-        windows = cache.view_windows(slots)
-        for block, layer in zip(self._blocks, cache.layers, strict=True):
-            hidden = block.prefill(layer, slots, hidden, windows)
-        cache.note_prompts(slots, tokens.shape[1])
-        normed: Tensor = self._layer_norm(hidden)
-        return normed
-
-    def step(
-        self, cache: SlotCache, tokens: Int[Tensor, " slot"], positions: Int[Tensor, " slot"]
-    ) -> Float[Tensor, "slot width"]:
-        """Run one token in each of the slots 0, 1, ..., at its own position."""
-        if len(tokens) % cache.beams:
-            raise ValueError(
-                f"advancing {len(tokens)} slots: each {cache.beams} of them share a window, "
-                "expected all of these or none; pass a token for each"
-            )
-        view = StepView.at(positions, max_positions=self._max_target_positions)
-        windows = cache.view_windows(range(0, len(tokens), cache.beams))
-        hidden = self._embedding.at(tokens, positions).unsqueeze(1)  # (slot, 1, width)
-        for block, layer in zip(self._blocks, cache.layers, strict=True):
-            hidden = block.step(layer, view, hidden, windows)
-        cache.note_tokens(view.rows, positions)
-        normed: Tensor = self._layer_norm(hidden.squeeze(1))
-        return normed
-
-    def extend(
-        self,
-        cache: SlotCache,
-        slots: Sequence[int],
-        tokens: Int[Tensor, "batch token"],
-        positions: Int[Tensor, " batch"],
-    ) -> Float[Tensor, "batch token width"]:
-        """Run several tokens of each of `slots`, the first at `positions`."""
-        view = SpanView.at(
-            slots,
-            positions,
-            num_tokens=tokens.shape[1],
-            max_positions=self._max_target_positions,
-        )
-        windows = cache.view_windows(slots)
-        hidden = self._embedding.at(tokens, view.positions)
-        for block, layer in zip(self._blocks, cache.layers, strict=True):
-            hidden = block.extend(layer, view, hidden, windows)
-        cache.note_tokens(view.slot, view.positions)
-        normed: Tensor = self._layer_norm(hidden)
-        return normed
-
-    def align(
-        self,
-        cache: SlotCache,
-        slot: int,
-        tokens: Int[Tensor, " token"],
-        heads: Sequence[tuple[int, int]],
-    ) -> tuple[Float[Tensor, "token width"], Float[Tensor, "head token pos"]]:
-        """Run a sequence over the window in `slot`, writing nothing to the cache.
-
-        Also returns how these (layer, head) attend to the window, after the softmax, in float32;
-        not at all past its end.
-        """
-        asked = self._heads_by_layer(heads)
-        windows = cache.view_windows([slot])
-        hidden = self._embed(tokens.unsqueeze(0))
-        weights = hidden.new_zeros(
-            len(heads), len(tokens), self._max_source_positions, dtype=torch.float32
-        )
-        for number, (block, layer) in enumerate(zip(self._blocks, cache.layers, strict=True)):
-            rows = [row for row, _ in asked[number]]
-            own = [head for _, head in asked[number]]
-            hidden, found = block.align(layer, slot, hidden, own, windows)
-            weights[rows, :, : found.shape[2]] = found
-        normed: Tensor = self._layer_norm(hidden[0])
-        return normed, weights
-
-    def _embed(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token width"]:
-        """Embed sequences that start at position 0."""
-        length = tokens.shape[1]
-        if length > self._max_target_positions:
-            raise ValueError(
-                f"decoding {length} tokens: the model has {self._max_target_positions} positions; "
-                "cut the prompt or the sequence"
-            )
-        return self._embedding.start(tokens)
-
-    def _heads_by_layer(self, heads: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-        """List, for every layer, the asked heads with their places among `heads`."""
-        asked: list[list[tuple[int, int]]] = [[] for _ in self._blocks]
-        for row, (layer, head) in enumerate(heads):
-            if not (0 <= layer < len(self._blocks) and 0 <= head < self._heads):
-                raise ValueError(
-                    f"aligning with head {head} of decoder layer {layer}: the model has "
-                    f"{len(self._blocks)} layers of {self._heads} heads; correct the "
-                    "alignment heads"
-                )
-            asked[layer].append((row, head))
-        return asked
-
-
-class DecoderSlots(ABC):
-    """A decoder and its projection to the vocabulary, with caches in numbered slots.
-
-    Meets `decoding.protocols.SlotModel` but for the encoder, which each family adds. What a slot
-    gives does not depend on what the others hold. The projection is copied and packed, with `int8`
-    rounded to 8 bits.
-    """
-
-    def __init__(
-        self, decoder: CachedDecoder, projection: nn.Linear, *, int8: bool = False
-    ) -> None:
-        self._decoder = decoder
-        self._vocab_size = projection.out_features
         self._vocabulary = Projection([projection], int8=int8)
+        self._max_source_positions = max_source_positions
+        self.vocab_size = projection.out_features
+        """Width of the logits."""
+        self.max_target_positions = decoder.max_target_positions
+        """Longest token sequence a slot can hold."""
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self._decoder.weight.device
+        return self._embedding.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights and caches."""
-        return self._decoder.weight.dtype
-
-    @property
-    def vocab_size(self) -> int:
-        """Width of the logits."""
-        return self._vocab_size
-
-    @property
-    def max_target_positions(self) -> int:
-        """Longest token sequence a slot can hold."""
-        return self._decoder.max_target_positions
+        return self._embedding.weight.dtype
 
     @property
     def window_shape(self) -> tuple[int, int]:
         """Positions and width of an encoded window."""
-        return self._decoder.max_source_positions, self._decoder.weight.shape[1]
+        return self._max_source_positions, self._embedding.weight.shape[1]
 
     @abstractmethod
     def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
@@ -446,7 +250,17 @@ class DecoderSlots(ABC):
         if slots < 1:
             raise ValueError(f"allocating {slots} slots: expected at least 1")
         with torch.inference_mode():
-            return self._decoder.new_cache(slots, beams=beams)
+            return SlotCache(
+                layers=len(self._blocks),
+                slots=slots,
+                beams=beams,
+                heads=self._heads,
+                head_dim=self._embedding.weight.shape[1] // self._heads,
+                tokens=self.max_target_positions,
+                positions=self._max_source_positions,
+                dtype=self.dtype,
+                device=self.device,
+            )
 
     @torch.inference_mode()
     def fill(
@@ -470,7 +284,21 @@ class DecoderSlots(ABC):
         num_positions: list[int] | None = None
         if num_frames is not None:
             num_positions = self.positions_heard(num_frames, windows=len(encoded))
-        self._decoder.fill(state, slots, encoded, num_positions=num_positions)
+        state.note_windows(slots, num_positions)
+        if not state.on_cpu:
+            for block, layer in zip(self._blocks, state.layers, strict=True):
+                block.fill(layer, slots, encoded)
+            return
+        ends = num_positions or [encoded.shape[1]] * len(slots)
+        heard = [window[:end] for window, end in zip(encoded, ends, strict=True)]
+        windows = list(zip(slots, heard, strict=True))
+        run_per_sample(partial(self._fill_one, state), windows, size=lambda one: len(one[1]))
+
+    def _fill_one(
+        self, state: SlotCache, slot_and_window: tuple[int, Float[Tensor, "pos width"]]
+    ) -> None:
+        for block, layer in zip(self._blocks, state.layers, strict=True):
+            block.fill_one(layer, *slot_and_window)
 
     @torch.inference_mode()
     def prefill(
@@ -480,30 +308,45 @@ class DecoderSlots(ABC):
         tokens: Int[Tensor, "batch token"],
         lengths: Sequence[int],
     ) -> Float[Tensor, "batch token width"]:
-        """Run prompts padded on the right from position 0, starting `slots` anew."""
+        """Run prompts padded on the right from position 0; `slots` hold nothing else then."""
         if not all(1 <= length <= tokens.shape[1] for length in lengths):
             raise ValueError(
                 f"running prompts padded to {tokens.shape[1]} tokens: found lengths "
                 f"{list(lengths)}, expected 1 to {tokens.shape[1]}"
             )
-        return self._decoder.prefill(state, slots, tokens)
+        hidden = self._embed(tokens)
+        windows = state.view_windows(slots)
+        for block, layer in zip(self._blocks, state.layers, strict=True):
+            hidden = block.prefill(layer, slots, hidden, windows)
+        state.note_prompts(slots, tokens.shape[1])
+        normed: Tensor = self._layer_norm(hidden)
+        return normed
 
     @torch.inference_mode()
     def step(
         self, state: SlotCache, tokens: Int[Tensor, " slot"], positions: Int[Tensor, " slot"]
     ) -> Float[Tensor, "slot vocab"]:
-        """Advance the first `len(tokens)` slots by one token each, at its own position."""
-        return self.logits(self._decoder.step(state, tokens, positions))
+        """Advance the first `len(tokens)` slots by one token each, at its own position.
+
+        On a GPU positions are not checked: the host would have to wait for it.
+        """
+        if len(tokens) % state.beams:
+            raise ValueError(
+                f"advancing {len(tokens)} slots: each {state.beams} of them share a window, "
+                "expected all of these or none; pass a token for each"
+            )
+        view = StepView.at(positions, max_positions=self.max_target_positions)
+        windows = state.view_windows(range(0, len(tokens), state.beams))
+        hidden = self._embedding.at(tokens, positions).unsqueeze(1)  # (slot, 1, width)
+        for block, layer in zip(self._blocks, state.layers, strict=True):
+            hidden = block.step(layer, view, hidden, windows)
+        state.note_tokens(view.rows, positions)
+        return self.logits(self._layer_norm(hidden.squeeze(1)))
 
     @torch.inference_mode()
     def logits(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocab"]:
         """Project hidden states to the vocabulary, in float32."""
         return self._vocabulary(hidden).float()
-
-    @torch.inference_mode()
-    def move(self, state: SlotCache, source: int, target: int) -> None:
-        """Copy everything slot `source` holds into slot `target`."""
-        state.move(source, target)
 
     @torch.inference_mode()
     def extend(
@@ -516,9 +359,20 @@ class DecoderSlots(ABC):
         """Run several tokens of each of `slots`, the first at `positions`; all are cached.
 
         A later call may start at an earlier position again: what lies after it is overwritten
-        before it can be seen.
+        before it can be seen. On a GPU positions are not checked.
         """
-        return self.logits(self._decoder.extend(state, slots, tokens, positions))
+        view = SpanView.at(
+            slots,
+            positions,
+            num_tokens=tokens.shape[1],
+            max_positions=self.max_target_positions,
+        )
+        windows = state.view_windows(slots)
+        hidden = self._embedding.at(tokens, view.positions)
+        for block, layer in zip(self._blocks, state.layers, strict=True):
+            hidden = block.extend(layer, view, hidden, windows)
+        state.note_tokens(view.slot, view.positions)
+        return self.logits(self._layer_norm(hidden))
 
     @torch.inference_mode()
     def align(
@@ -530,12 +384,26 @@ class DecoderSlots(ABC):
     ) -> tuple[Float[Tensor, "head token pos"], Float[Tensor, "token vocab"]]:
         """Cross-attention, after the softmax, of these (layer, head) while `tokens` are read.
 
-        Also returns the raw logits after each token. Uses the window in `slot`; leaves the slot's
-        self-attention cache as it is. Both are float32. Nothing past the frames that were heard
-        is attended to.
+        Also returns the raw logits after each token. Uses the window in `slot`, past whose frames
+        nothing is attended to; leaves the slot's self-attention cache as it is. Both are float32.
         """
-        hidden, weights = self._decoder.align(state, slot, tokens, heads)
-        return weights, self.logits(hidden)
+        heads_of = self._heads_by_layer(heads)
+        windows = state.view_windows([slot])
+        hidden = self._embed(tokens.unsqueeze(0))
+        weights = hidden.new_zeros(
+            len(heads), len(tokens), self._max_source_positions, dtype=torch.float32
+        )
+        for number, (block, layer) in enumerate(zip(self._blocks, state.layers, strict=True)):
+            rows = [row for row, _ in heads_of[number]]
+            own = [head for _, head in heads_of[number]]
+            hidden, attended = block.align(layer, slot, hidden, own, windows)
+            weights[rows, :, : attended.shape[2]] = attended
+        return weights, self.logits(self._layer_norm(hidden[0]))
+
+    @torch.inference_mode()
+    def move(self, state: SlotCache, source: int, target: int) -> None:
+        """Copy everything slot `source` holds into slot `target`."""
+        state.move(source, target)
 
     @torch.inference_mode()
     def reorder(
@@ -548,3 +416,25 @@ class DecoderSlots(ABC):
     def share(self, state: SlotCache, source: int, targets: Sequence[int]) -> None:
         """Give `targets` the window and the self-attention cache of `source`."""
         state.share(source, targets)
+
+    def _embed(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token width"]:
+        length = tokens.shape[1]
+        if length > self.max_target_positions:
+            raise ValueError(
+                f"decoding {length} tokens: the model has {self.max_target_positions} positions; "
+                "cut the prompt or the sequence"
+            )
+        return self._embedding.start(tokens)
+
+    def _heads_by_layer(self, heads: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+        """List, for every layer, its heads with their places among `heads`."""
+        by_layer: list[list[tuple[int, int]]] = [[] for _ in self._blocks]
+        for row, (layer, head) in enumerate(heads):
+            if not (0 <= layer < len(self._blocks) and 0 <= head < self._heads):
+                raise ValueError(
+                    f"aligning with head {head} of decoder layer {layer}: the model has "
+                    f"{len(self._blocks)} layers of {self._heads} heads; correct the "
+                    "alignment heads"
+                )
+            by_layer[layer].append((row, head))
+        return by_layer

@@ -135,7 +135,7 @@ def taken(past_key_values: Any, *, num_layers: int) -> DecoderCache | None:
     )
 
 
-class SlotTexts:
+class SlotHistory:
     """A number for every token of every slot: equal ones stand for the same keys and values.
 
     Beams of one window mostly differ in their last few tokens alone.
@@ -385,7 +385,7 @@ class SlotCache:
         self.slots = slots
         self.on_cpu = device.type == "cpu"
         # Of no use off the CPU: there a captured step advances without this being told.
-        self._texts = SlotTexts(slots, tokens) if self.on_cpu else None
+        self._texts = SlotHistory(slots, tokens) if self.on_cpu else None
         self._positions = positions
         # How many each window has: on a CPU, and elsewhere.
         self._ends = [positions] * (slots // beams)

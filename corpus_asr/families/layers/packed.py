@@ -30,7 +30,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def run_side_by_side(
+def run_per_sample(
     function: Callable[[Item], Result],
     items: Sequence[Item],
     *,
@@ -158,7 +158,7 @@ class PackedEncoderBlock:
         """Let every position see the first `heard`; changes `hidden`, which is float32."""
         attended = self._attend(hidden, len(hidden) if heard is None else heard)
         blocks = list(zip(blocks_of(hidden), blocks_of(attended), strict=True))
-        run_side_by_side(self._finish, blocks, size=_rows)
+        run_per_sample(self._finish, blocks, size=_rows)
 
     def _finish(self, block: tuple[Float[Tensor, "row width"], Float[Tensor, "row width"]]) -> None:
         rows, attended = block
@@ -171,7 +171,7 @@ class PackedEncoderBlock:
 
     def _attend(self, hidden: Float[Tensor, "pos width"], heard: int) -> Float[Tensor, "pos width"]:
         positions, width = hidden.shape
-        qkv = torch.cat(run_side_by_side(self._qkv.by_block, blocks_of(hidden), size=len))
+        qkv = torch.cat(run_per_sample(self._qkv.by_block, blocks_of(hidden), size=len))
         # (3, head, pos, head_dim)
         query, key, value = qkv.view(positions, 3, self._heads, -1).permute(1, 2, 0, 3).contiguous()
         if not self._by_head:
@@ -208,7 +208,7 @@ def _attend_by_head(
                 scores[:, heard:] = -torch.inf
             torch.mm(scores.softmax(dim=1), values, out=attended[head, rows])
 
-    run_side_by_side(attend, range(len(query)), size=lambda head: 1)
+    run_per_sample(attend, range(len(query)), size=lambda head: 1)
     return attended
 
 
@@ -249,7 +249,7 @@ class PackedConvolution:
         seen = padded.as_strided(
             (positions, self._size * self._inputs), (self._stride * self._inputs, 1)
         )
-        return torch.cat(run_side_by_side(self._multiply, blocks_of(seen), size=len))
+        return torch.cat(run_per_sample(self._multiply, blocks_of(seen), size=len))
 
     def _multiply(self, rows: Float[Tensor, "row seen"]) -> Float[Tensor, "row out"]:
         return self._map.by_block(rows.contiguous(), after=self._after)

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from corpus_asr.families.layers.attention import causal_mask
-from corpus_asr.families.layers.blocks import AttentionWeights, DecoderBlock, Dropouts, EncoderBlock
+from corpus_asr.families.layers.blocks import (
+    AttentionWeights,
+    BlockSettings,
+    DecoderBlock,
+    EncoderBlock,
+)
 from corpus_asr.families.layers.kv_cache import DecoderCache, taken
 from corpus_asr.families.outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 
@@ -72,7 +77,7 @@ class Record:
         return None if self.weights is None else tuple(self.weights.cross)
 
 
-class Tower(nn.Module):
+class Stack(nn.Module):
     """A stack of blocks.
 
     Args:
@@ -114,7 +119,7 @@ def head_masks(mask: Tensor | None, *, layers: int, heads: int, name: str) -> li
     return list(mask.float())
 
 
-class FeatureEncoder(Tower):
+class FeatureEncoder(Stack):
     """Pre-norm blocks and a last norm; a family adds what comes before."""
 
     layers: nn.ModuleList
@@ -127,18 +132,13 @@ class FeatureEncoder(Tower):
     def _add_blocks(self, *, key_bias: bool) -> None:
         """Make the blocks: last, since parameters are listed in this order."""
         config = self.config
-        self.layers = nn.ModuleList(
-            EncoderBlock(
-                config.d_model,
-                heads=config.encoder_attention_heads,
-                ffn_dim=config.encoder_ffn_dim,
-                activation_name=config.activation_function,
-                key_bias=key_bias,
-                dropouts=Dropouts.of(config),
-                eager=config.attn_implementation == "eager",
-            )
-            for _ in range(config.encoder_layers)
+        settings = BlockSettings.of(
+            config,
+            heads=config.encoder_attention_heads,
+            ffn_dim=config.encoder_ffn_dim,
+            key_bias=key_bias,
         )
+        self.layers = nn.ModuleList(EncoderBlock(settings) for _ in range(config.encoder_layers))
         self.layer_norm = nn.LayerNorm(config.d_model)
 
     def _run_blocks(
@@ -194,7 +194,7 @@ def check_values(features: Tensor, wanted: torch.dtype) -> None:
         )
 
 
-class TokenDecoder(Tower):
+class TokenDecoder(Stack):
     """Token embeddings, pre-norm blocks and a last norm; a family adds the positions.
 
     `positions` is what the family keeps as `embed_positions`.
@@ -214,18 +214,10 @@ class TokenDecoder(Tower):
         # What comes after padding does not train its embedding.
         self.embed_tokens = nn.Embedding(config.vocab_size, width, padding_idx=padding)
         self.embed_positions = positions
-        self.layers = nn.ModuleList(
-            DecoderBlock(
-                width,
-                heads=self.heads,
-                ffn_dim=config.decoder_ffn_dim,
-                activation_name=config.activation_function,
-                key_bias=key_bias,
-                dropouts=Dropouts.of(config),
-                eager=config.attn_implementation == "eager",
-            )
-            for _ in range(config.decoder_layers)
+        settings = BlockSettings.of(
+            config, heads=self.heads, ffn_dim=config.decoder_ffn_dim, key_bias=key_bias
         )
+        self.layers = nn.ModuleList(DecoderBlock(settings) for _ in range(config.decoder_layers))
         self.layer_norm = nn.LayerNorm(width)
 
     def _past(self, past_key_values: Any, use_cache: bool | None) -> DecoderCache | None:
@@ -273,18 +265,30 @@ class TokenDecoder(Tower):
         return_dict: bool | None,
     ) -> BaseModelOutputWithPastAndCrossAttentions | tuple[Any, ...]:
         """Run embedded tokens, positions included; arguments as of the families' `forward`."""
-        config = self.config
+        config, layers, heads = self.config, len(self.layers), self.heads
         start = past.get_seq_length() if past else 0
         record = Record.asked(config, output_attentions, output_hidden_states)
-        last = self._run(
-            F.dropout(hidden, config.dropout, self.training),
-            encoded,
-            mask=_mask(attention_mask, start, hidden),
-            cross_mask=cross_mask,
-            past=past,
-            head_masks=self._head_masks(head_mask, cross_attn_head_mask),
-            record=record,
+        mask = _mask(attention_mask, start, hidden)
+        own = head_masks(head_mask, layers=layers, heads=heads, name="decoder_head_mask")
+        cross = head_masks(
+            cross_attn_head_mask, layers=layers, heads=heads, name="cross_attn_head_mask"
         )
+        hidden = F.dropout(hidden, config.dropout, self.training)
+        for i, layer in enumerate(self.layers):
+            record.add(hidden)
+            hidden = self._through(
+                layer,
+                hidden,
+                encoded,
+                mask=mask,
+                cross_mask=cross_mask,
+                past=past.layers[i] if past else None,
+                head_mask=own[i],
+                cross_head_mask=cross[i],
+                weights=record.weights,
+            )
+        last: Tensor = self.layer_norm(hidden)
+        record.add(last)
         output = BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=last,
             past_key_values=past if self._caches(use_cache) else None,
@@ -294,47 +298,6 @@ class TokenDecoder(Tower):
         )
         return_dict = config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
-
-    def _run(
-        self,
-        hidden: Float[Tensor, "batch token width"],
-        encoded: Float[Tensor, "batch pos width"] | None,
-        *,
-        mask: Tensor | None,
-        cross_mask: Tensor | None,
-        past: DecoderCache | None,
-        head_masks: list[tuple[Tensor | None, Tensor | None]],
-        record: Record,
-    ) -> Float[Tensor, "batch token width"]:
-        for i, layer in enumerate(self.layers):
-            record.add(hidden)
-            own, cross = head_masks[i]
-            hidden = self._through(
-                layer,
-                hidden,
-                encoded,
-                mask=mask,
-                cross_mask=cross_mask,
-                past=past.layers[i] if past else None,
-                head_mask=own,
-                cross_head_mask=cross,
-                weights=record.weights,
-            )
-        normed: Tensor = self.layer_norm(hidden)
-        record.add(normed)
-        return normed
-
-    def _head_masks(
-        self, own: Tensor | None, cross: Tensor | None
-    ) -> list[tuple[Tensor | None, Tensor | None]]:
-        layers = len(self.layers)
-        return list(
-            zip(
-                head_masks(own, layers=layers, heads=self.heads, name="decoder_head_mask"),
-                head_masks(cross, layers=layers, heads=self.heads, name="cross_attn_head_mask"),
-                strict=True,
-            )
-        )
 
 
 def check_tokens(

@@ -36,7 +36,7 @@ class Speech2TextPositions(nn.Module):
         start: int = 0,
         like: Tensor,
     ) -> Float[Tensor, "batch pos width"]:
-        """Return a row for each place, of which `counted` are no padding, after `start` counted ones."""
+        """Return a row for each place; those `counted` are no padding, after `start` others."""
         places = (counted.cumsum(dim=1) + start) * counted + self.padding_row
         return self.rows(start + counted.shape[1], like=like)[places]
 

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from corpus_asr.decoding.sizes import ModelSize
 from corpus_asr.decoding.transfers import to_device
 from corpus_asr.families.layers.blocks import EncoderBlock
-from corpus_asr.families.layers.cached_decoder import CachedDecoder, DecoderSlots
+from corpus_asr.families.layers.cached_decoder import DecoderSlots
 from corpus_asr.families.layers.packed import (
     PackedConvolution,
     PackedEncoderBlock,
-    run_side_by_side,
+    run_per_sample,
 )
-from corpus_asr.families.speech2text.decoder import Speech2TextDecoder
 from corpus_asr.families.speech2text.encoder import (
     Speech2TextEncoder,
     Speech2TextPositions,
@@ -70,27 +69,6 @@ class SinusoidalPositions:
         return torch.add(F.embedding(places, self._positions), embedded, alpha=self._scale)
 
 
-def cached_speech2text_decoder(
-    decoder: Speech2TextDecoder, *, positions: int, int8: bool = False
-) -> CachedDecoder:
-    """Make the form of a decoder that keeps the keys and values of many sequences in slots."""
-    length = decoder.max_target_positions
-    return CachedDecoder(
-        SinusoidalPositions(
-            decoder.embed_tokens,
-            decoder.embed_positions,
-            scale=decoder.embed_scale,
-            length=length,
-        ),
-        decoder.layers,
-        decoder.layer_norm,
-        heads=decoder.heads,
-        max_source_positions=positions,
-        max_target_positions=length,
-        int8=int8,
-    )
-
-
 # Positions that rows are filled up to multiples of: oneDNN compiles its products for every shape
 # it meets and keeps a thousand of them. Divides the rows of a block.
 _STEP = 25
@@ -131,7 +109,7 @@ class PackedSpeech2TextEncoder:
     def encode(
         self, rows: Sequence[Float[Tensor, "_ mel"]], num_frames: Sequence[int]
     ) -> list[Float[Tensor, "_ width"]]:
-        """Encode rows, of which `num_frames` each are wanted and attended to; convolutions see all."""
+        """Encode rows, of which `num_frames` are attended to; convolutions see all frames."""
         layers = len(self._convolutions)
         heard = [shorter(number, layers) for number in num_frames]
         counted = torch.ones(1, max(heard), dtype=torch.bool)
@@ -139,7 +117,7 @@ class PackedSpeech2TextEncoder:
         counted &= self._embed_positions.padding_row != 0
         positions = self._embed_positions(counted, like=torch.empty(0))[0]
         items = [_Row(row, positions[:end]) for row, end in zip(rows, heard, strict=True)]
-        return run_side_by_side(self._encode, items, size=lambda row: len(row.features))
+        return run_per_sample(self._encode, items, size=lambda row: len(row.features))
 
     def _encode(self, row: _Row) -> Float[Tensor, "pos width"]:
         heard = len(row.positions)
@@ -180,10 +158,17 @@ class Speech2TextSlotModel(DecoderSlots):
         config, encoder, decoder = model.config, model.model.encoder, model.model.decoder
         self._config = config
         self.window_frames = config.max_source_positions
-        positions = shorter(self.window_frames, config.num_conv_layers)
+        embedding = SinusoidalPositions(
+            decoder.embed_tokens,
+            decoder.embed_positions,
+            scale=decoder.embed_scale,
+            length=decoder.max_target_positions,
+        )
         super().__init__(
-            cached_speech2text_decoder(decoder, positions=positions, int8=int8),
+            embedding,
+            decoder,
             model.lm_head,
+            max_source_positions=shorter(self.window_frames, config.num_conv_layers),
             int8=int8,
         )
         self._encoder: Speech2TextEncoder = encoder
@@ -210,10 +195,8 @@ class Speech2TextSlotModel(DecoderSlots):
                 )
         other = copy.copy(self)
         other.window_frames = num_frames
-        other._decoder = self._decoder.resized(
-            source_positions=shorter(num_frames, config.num_conv_layers),
-            target_positions=max_tokens,
-        )
+        other._max_source_positions = shorter(num_frames, config.num_conv_layers)
+        other.max_target_positions = max_tokens
         return other
 
     @property

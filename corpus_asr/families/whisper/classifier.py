@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from corpus_asr.families.layers.packed import run_side_by_side
+from corpus_asr.families.layers.packed import run_per_sample
 from corpus_asr.families.outputs import (
     BaseModelOutput,
     SequenceClassifierOutput,
@@ -113,8 +113,8 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
         return (torch.stack(states) * weights).sum(dim=0)
 
     def _loss(self, logits: Float[Tensor, "batch label"], labels: Tensor) -> Float[Tensor, ""]:
-        # A regression for a single class, as the reference's text says; transformers 5 takes the cross
-        # entropy, which is zero then.
+        # A regression for a single class, as the reference's text says; transformers 5 takes the
+        # cross entropy, which is zero then.
         labels = labels.to(logits.device)
         classes = logits.shape[1]
         kind = self.config.problem_type
@@ -213,7 +213,7 @@ class WhisperClassifierSlots:
         if self.device.type != "cpu":
             return self._scores(features)
         # One per thread, which also makes each independent of the others to the last bit.
-        return torch.cat(run_side_by_side(self._scores, [row.unsqueeze(0) for row in features]))
+        return torch.cat(run_per_sample(self._scores, [row.unsqueeze(0) for row in features]))
 
     def fill(
         self,

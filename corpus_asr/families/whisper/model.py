@@ -24,7 +24,6 @@ from corpus_asr.families.whisper.generation_config import GenerationConfig
 from corpus_asr.families.whisper.slots import (
     WhisperDecoderSlots,
     WhisperSlotModel,
-    causal_slot_model,
 )
 
 _POSITIONS = "encoder.embed_positions.weight"
@@ -318,7 +317,7 @@ class WhisperForCausalLM(WhisperWithVocabulary):
 
     def slot_model(self) -> WhisperDecoderSlots:
         """Return the form of this model that search drafts with; see `WhisperDecoderSlots`."""
-        return causal_slot_model(self)
+        return WhisperDecoderSlots(self.config, self.model.decoder, self.proj_out)
 
     def generate(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuse: a decoder alone hears nothing."""

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from corpus_asr.decoding.sizes import ModelSize
 from corpus_asr.families.layers.blocks import EncoderBlock
-from corpus_asr.families.layers.cached_decoder import CachedDecoder, DecoderSlots
+from corpus_asr.families.layers.cached_decoder import DecoderSlots
 from corpus_asr.families.layers.packed import (
     PackedConvolution,
     PackedEncoderBlock,
-    run_side_by_side,
+    run_per_sample,
 )
 from corpus_asr.families.whisper.decoder import WhisperDecoder
 from corpus_asr.families.whisper.encoder import WhisperEncoder, check_heard, check_windows
@@ -22,8 +22,7 @@ from corpus_asr.units import FRAMES_PER_POSITION
 
 if TYPE_CHECKING:
     from corpus_asr.families.whisper.config import WhisperConfig
-    from corpus_asr.families.whisper.decoder import WhisperDecoder
-    from corpus_asr.families.whisper.model import WhisperForCausalLM, WhisperSeq2SeqLM
+    from corpus_asr.families.whisper.model import WhisperSeq2SeqLM
 
 
 class LearnedPositions:
@@ -49,19 +48,6 @@ class LearnedPositions:
         """Embed tokens, each at its own position."""
         embedded = F.embedding(tokens, self._tokens.weight)
         return embedded + F.embedding(positions, self._positions.weight)
-
-
-def cached_whisper_decoder(decoder: WhisperDecoder, *, int8: bool = False) -> CachedDecoder:
-    """Make the form of a decoder that keeps the keys and values of many sequences in slots."""
-    return CachedDecoder(
-        LearnedPositions(decoder.embed_tokens, decoder.embed_positions),
-        decoder.layers,
-        decoder.layer_norm,
-        heads=decoder.heads,
-        max_source_positions=decoder.max_source_positions,
-        max_target_positions=decoder.max_target_positions,
-        int8=int8,
-    )
 
 
 class PackedWhisperEncoder:
@@ -94,11 +80,11 @@ class PackedWhisperEncoder:
         check_windows(input_features, num_mel_bins=self._num_mel_bins, num_frames=self._num_frames)
         windows = list(input_features)
         if num_frames is None:
-            return torch.stack(run_side_by_side(self._encode, windows, size=_frames))
+            return torch.stack(run_per_sample(self._encode, windows, size=_frames))
         check_heard(num_frames, windows=len(windows), whole=self._num_frames)
         heard = [window[:, :end] for window, end in zip(windows, num_frames, strict=True)]
         positions = len(self._positions)
-        encoded = run_side_by_side(self._encode, heard, size=_frames)
+        encoded = run_per_sample(self._encode, heard, size=_frames)
         return torch.stack([F.pad(one, (0, 0, 0, positions - len(one))) for one in encoded])
 
     def _encode(self, features: Float[Tensor, "mel frame"]) -> Float[Tensor, "pos width"]:
@@ -126,12 +112,18 @@ class WhisperDecoderSlots(DecoderSlots):
     def __init__(
         self,
         config: "WhisperConfig",
-        decoder: "WhisperDecoder",
+        decoder: WhisperDecoder,
         projection: nn.Linear,
         *,
         int8: bool = False,
     ) -> None:
-        super().__init__(cached_whisper_decoder(decoder, int8=int8), projection, int8=int8)
+        super().__init__(
+            LearnedPositions(decoder.embed_tokens, decoder.embed_positions),
+            decoder,
+            projection,
+            max_source_positions=decoder.max_source_positions,
+            int8=int8,
+        )
         self._config = config
         self._weight_bytes = sum(weight.nbytes for weight in decoder.parameters())
 
@@ -204,8 +196,3 @@ class WhisperSlotModel(WhisperDecoderSlots):
     ) -> Float[Tensor, "batch pos width"]:
         """Encode windows; arguments as for `WhisperEncoder.encode`."""
         return self._encoder.encode(features.to(self.device, self.dtype), num_frames=num_frames)
-
-
-def causal_slot_model(model: "WhisperForCausalLM") -> WhisperDecoderSlots:
-    """Make an assistant of a decoder that reads the windows its main model encodes."""
-    return WhisperDecoderSlots(model.config, model.model.decoder, model.proj_out)

@@ -5,6 +5,7 @@ import torch
 from transformers.activations import ACT2FN
 
 from corpus_asr.families.layers.blocks import (
+    BlockSettings,
     DecoderBlock,
     EncoderBlock,
     activation,
@@ -28,7 +29,7 @@ def test_an_unknown_activation_is_an_error() -> None:
 
 
 def test_float16_states_stay_finite() -> None:
-    block = EncoderBlock(8, heads=2, ffn_dim=16, activation_name="gelu", key_bias=False).half()
+    block = EncoderBlock(BlockSettings(width=8, heads=2, ffn_dim=16, key_bias=False)).half()
     hidden = torch.full((1, 2, 8), torch.finfo(torch.float16).max, dtype=torch.float16)
     with torch.inference_mode():
         block.fc2.bias.fill_(60000.0)
@@ -37,7 +38,7 @@ def test_float16_states_stay_finite() -> None:
 
 @pytest.mark.parametrize("key_bias", [False, True])
 def test_a_cached_block_gives_what_the_block_gives(key_bias: bool) -> None:
-    block = DecoderBlock(32, heads=4, ffn_dim=48, activation_name="gelu", key_bias=key_bias)
+    block = DecoderBlock(BlockSettings(width=32, heads=4, ffn_dim=48, key_bias=key_bias))
     cached = CachedDecoderBlock(block)
     cache = SlotCache(
         layers=1,

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from corpus_asr.families.layers import packed as packed_block
-from corpus_asr.families.layers.blocks import EncoderBlock
+from corpus_asr.families.layers.blocks import BlockSettings, EncoderBlock
 from corpus_asr.families.layers.packed import PackedEncoderBlock, blocks_of
 from corpus_asr.families.layers.projection import can_use_int8
 
@@ -37,7 +37,9 @@ def random_block(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         block = EncoderBlock(
-            WIDTH, heads=HEADS, ffn_dim=inner, activation_name=activation, key_bias=key_bias
+            BlockSettings(
+                width=WIDTH, heads=HEADS, ffn_dim=inner, activation=activation, key_bias=key_bias
+            )
         )
         # Sharp attention, and norms that do something.
         with torch.no_grad():

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from corpus_asr.families.layers.packed import run_side_by_side
+from corpus_asr.families.layers.packed import run_per_sample
 
 # A barrier that is never reached must fail a test, not hang it.
 PATIENCE_S = 20.0
@@ -44,7 +44,7 @@ def threads_of_a_new_thread() -> int:
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 8, 9])
 def test_results_come_in_the_order_of_the_items(threads: int, count: int) -> None:
     items = [torch.full((2,), float(number)) for number in range(count)]
-    found = run_side_by_side(lambda item: item.sum() * 2, items)
+    found = run_per_sample(lambda item: item.sum() * 2, items)
     assert [int(value) for value in found] == [4 * number for number in range(count)]
 
 
@@ -52,7 +52,7 @@ def test_results_come_in_the_order_of_the_items(threads: int, count: int) -> Non
 def test_the_number_of_threads_is_as_before_for_this_thread_and_for_later_ones(
     threads: int, count: int
 ) -> None:
-    run_side_by_side(lambda item: torch.ones(item).sum(), range(1, count + 1))
+    run_per_sample(lambda item: torch.ones(item).sum(), range(1, count + 1))
     assert torch.get_num_threads() == threads
     assert threads_of_a_new_thread() == threads
 
@@ -71,13 +71,13 @@ def test_the_number_of_threads_is_as_before_for_this_thread_and_for_later_ones(
     ],
 )
 def test_each_item_gets_its_share_of_the_threads(count: int, expected: list[int]) -> None:
-    assert run_side_by_side(lambda _: torch.get_num_threads(), range(count)) == expected
+    assert run_per_sample(lambda _: torch.get_num_threads(), range(count)) == expected
 
 
 @pytest.mark.usefixtures("four_threads")
 def test_as_many_items_run_at_once_as_there_are_threads() -> None:
     together = threading.Barrier(4, timeout=PATIENCE_S)
-    names = run_side_by_side(
+    names = run_per_sample(
         lambda _: (together.wait(), threading.current_thread().name)[1], range(8)
     )
     assert all(name.startswith("window") for name in names)
@@ -97,14 +97,14 @@ def test_a_thread_that_is_done_takes_the_next() -> None:
         return number
 
     items = [3, 2, 8, 4, 1, 7, 6, 9]
-    assert run_side_by_side(work, items, size=lambda number: number) == items
+    assert run_per_sample(work, items, size=lambda number: number) == items
 
 
 def test_items_are_begun_by_their_size() -> None:
     begun: list[int] = []
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    run_side_by_side(begun.append, [3, 9, 2, 8], size=lambda number: number)
+    run_per_sample(begun.append, [3, 9, 2, 8], size=lambda number: number)
     torch.set_num_threads(before)
     assert begun == [9, 8, 3, 2]
 
@@ -112,7 +112,7 @@ def test_items_are_begun_by_their_size() -> None:
 def test_it_is_in_inference_mode_whatever_the_caller_is_in(threads: int) -> None:
     weight = torch.ones(3, requires_grad=True)
     for count in (1, 4):
-        for value in run_side_by_side(lambda number: weight * number, range(count)):
+        for value in run_per_sample(lambda number: weight * number, range(count)):
             assert value.is_inference()
             assert not value.requires_grad
     assert torch.is_grad_enabled()
@@ -127,7 +127,7 @@ def test_an_exception_arrives_as_it_is_and_leaves_nothing_behind(threads: int, c
         return number
 
     with pytest.raises(KeyError, match=f"window {count - 1}"):
-        run_side_by_side(fail, range(count))
+        run_per_sample(fail, range(count))
     assert torch.get_num_threads() == threads
     assert threads_of_a_new_thread() == threads
     assert not [t for t in threading.enumerate() if t.name.startswith("window")]
@@ -145,7 +145,7 @@ def test_of_several_exceptions_the_first_item_s_arrives_once_all_are_done() -> N
         raise ValueError(f"window {number}")
 
     with pytest.raises(ValueError, match="window 0"):
-        run_side_by_side(fail, range(4))
+        run_per_sample(fail, range(4))
     assert sorted(done) == [0, 1, 2, 3]
 
 
@@ -173,6 +173,6 @@ def test_threads_that_others_start_meanwhile_get_all_and_take_none_from_the_wind
 
     other = threading.Thread(target=look)
     other.start()
-    assert run_side_by_side(work, range(2)) == [2, 2]
+    assert run_per_sample(work, range(2)) == [2, 2]
     other.join()
     assert found == [4]

@@ -11,7 +11,6 @@ from corpus_asr.families.whisper.model import WhisperForCausalLM
 from corpus_asr.families.whisper.slots import (
     WhisperDecoderSlots,
     WhisperSlotModel,
-    causal_slot_model,
 )
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.slots import (
@@ -166,7 +165,7 @@ def test_a_decoder_alone_reads_what_the_whole_model_encodes(tmp_path: Path) -> N
     network = load(tmp_path)
     model, alone = (
         network.slot_model(),
-        causal_slot_model(WhisperForCausalLM.from_pretrained(tmp_path)),
+        WhisperForCausalLM.from_pretrained(tmp_path).slot_model(),
     )
     found: SlotModel = alone  # checked by mypy
     assert (found.vocab_size, found.max_target_positions) == (500, POSITIONS)
