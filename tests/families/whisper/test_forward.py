@@ -1,5 +1,6 @@
 """What the networks refuse to run, each with one clear error. Their numbers: tests/parity."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,56 @@ import pytest
 import torch
 from torch import Tensor
 
+from corpus_asr.errors import CheckpointError
 from corpus_asr.families.layers.kv_cache import DecoderCache
 from corpus_asr.families.whisper.classifier import WhisperForAudioClassification
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.families.whisper.model import WhisperForCausalLM, WhisperModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from tests.support.checkpoints import tiny_whisper
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> WhisperForConditionalGeneration:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_whisper(folder, max_source_positions=50, max_target_positions=20, vocab_size=300)
+    return WhisperForConditionalGeneration.from_pretrained(folder)
+
+
+def test_a_loaded_model_can_be_trained_but_for_its_encoder_positions(
+    loaded: WhisperForConditionalGeneration,
+) -> None:
+    frozen = {name for name, p in loaded.named_parameters() if not p.requires_grad}
+    assert frozen == {"model.encoder.embed_positions.weight"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("decoder_attention_heads", 3, "3 heads do not divide it"),
+        ("activation_function", "gelo", "expected one of gelu"),
+    ],
+)
+def test_a_configuration_no_network_can_have_names_its_file(
+    tmp_path: Path, key: str, value: object, reason: str
+) -> None:
+    folder = tiny_whisper(tmp_path)
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, key: value}))
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        WhisperModel.from_pretrained(folder)
+    assert str(folder / "config.json") in str(caught.value)
+
+
+def test_a_fresh_model_ties_its_output_projection() -> None:
+    config = WhisperConfig(encoder_layers=1, decoder_layers=1, vocab_size=50, pad_token_id=49)
+    config.d_model = 16
+    with pytest.raises(ValueError, match="6 heads do not divide it"):
+        WhisperForConditionalGeneration(config)
+    config.d_model = 24
+    fresh = WhisperForConditionalGeneration(config)
+    assert fresh.proj_out.weight is fresh.model.decoder.embed_tokens.weight
+
 
 VOCAB, BINS, FRAMES, WIDTH, POSITIONS = 50, 80, 40, 24, 16
 

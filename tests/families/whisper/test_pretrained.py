@@ -126,11 +126,6 @@ def test_keywords_replace_what_the_configuration_says(folder: Path) -> None:
     assert (model.config.apply_spec_augment, model.config.dropout) == (True, 0.3)
 
 
-def test_a_checkpoint_may_lie_below_its_folder(tmp_path: Path) -> None:
-    tiny_whisper(tmp_path / "inner", **SIZES)
-    assert WhisperModel.from_pretrained(tmp_path, subfolder="inner").config.d_model == 24
-
-
 @pytest.mark.parametrize("cls", CLASSES)
 def test_a_checkpoint_that_is_not_there_is_a_checkpoint_error(cls: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):

@@ -1,10 +1,11 @@
-"""Several tokens at once, alignment, and slots that take over what others hold."""
+"""Decoding in slots: the same as whole sequences, whatever other slots hold."""
 
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from torch import Tensor
 
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.families.whisper.model import WhisperForCausalLM
@@ -24,6 +25,11 @@ from tests.support.slots import (
     windows,
 )
 
+# Only BLAS's choice of kernel may differ with the number of slots.
+NEIGHBOUR_TOLERANCE = 1e-5
+# bfloat16 keeps 8 bits: logits of about 10 are rounded to multiples of 1/16, many times over.
+BFLOAT16_TOLERANCE = 0.3
+
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> WhisperForConditionalGeneration:
@@ -33,6 +39,157 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> WhisperForConditionalGe
 @pytest.fixture(scope="module")
 def model(network: WhisperForConditionalGeneration) -> WhisperSlotModel:
     return network.slot_model()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float32, STEP_TOLERANCE), (torch.bfloat16, BFLOAT16_TOLERANCE)],
+    ids=["float32", "bfloat16"],
+)
+def test_steps_equal_the_whole_sequence_at_every_position(
+    tmp_path: Path, dtype: torch.dtype, tolerance: float
+) -> None:
+    network = load(tmp_path, dtype)
+    model = network.slot_model()
+    features, tokens = windows(3).to(dtype), sequences(3, POSITIONS)
+    expected = whole(network, features, tokens)
+    state = model.new_state(3)
+    found = begin(model, state, [0, 1, 2], features, tokens[:, :4], [4, 4, 4])
+    assert (found - expected[:, :4]).abs().max() < tolerance
+    for position in range(4, POSITIONS):
+        found = model.step(state, tokens[:, position], torch.full((3,), position))
+        assert found.dtype == torch.float32
+        assert (found - expected[:, position]).abs().max() < tolerance, position
+
+
+def test_slots_stand_at_positions_of_their_own(
+    network: WhisperForConditionalGeneration, model: WhisperSlotModel
+) -> None:
+    features, tokens = windows(3), sequences(3, 30)
+    expected = whole(network, features, tokens)
+    lengths = [2, 9, 5]
+    padded = tokens[:, :9].clone()
+    for row, length in enumerate(lengths):
+        padded[row, length:] = 7
+    state = model.new_state(3)
+    found = begin(model, state, [0, 1, 2], features, padded, lengths)
+    for row, length in enumerate(lengths):
+        assert (found[row, :length] - expected[row, :length]).abs().max() < STEP_TOLERANCE
+    for i in range(20):
+        positions = torch.tensor(lengths) + i
+        found = model.step(state, tokens[range(3), positions], positions)
+        assert (found - expected[range(3), positions]).abs().max() < STEP_TOLERANCE
+
+
+def decode_alone(model: WhisperSlotModel, feature: Tensor, prompt: Tensor, steps: int) -> Tensor:
+    """Decode greedily in a state of one slot; returns the logits of every step."""
+    state = model.new_state(1)
+    length = prompt.shape[1]
+    logits = [begin(model, state, [0], feature, prompt, [length])[:, -1]]
+    for i in range(steps):
+        token = logits[-1].argmax(-1)
+        logits.append(model.step(state, token, torch.tensor([length + i])))
+    return torch.cat(logits)
+
+
+def test_neighbours_do_not_matter(model: WhisperSlotModel) -> None:
+    features, prompts = windows(5), sequences(5, 3)
+    alone = decode_alone(model, features[3:4], prompts[3:4], steps=20)
+    state = model.new_state(6)
+    among = [begin(model, state, [0, 1, 2, 3, 4], features, prompts, [3] * 5)[:, -1]]
+    for i in range(20):
+        token = among[-1].argmax(-1)
+        # The others run ahead of slot 3, so that it sees caches longer than its own.
+        positions = torch.tensor([3 + 2 * i, 3 + i, 3, 3 + i, 3 + i])
+        among.append(model.step(state, token, positions))
+    found = torch.stack(among)[:, 3]
+    assert torch.equal(found.argmax(-1), alone.argmax(-1))
+    torch.testing.assert_close(found, alone, atol=NEIGHBOUR_TOLERANCE, rtol=NEIGHBOUR_TOLERANCE)
+
+
+def test_a_spoilt_slot_spoils_neither_its_neighbours_nor_whoever_comes_next(
+    model: WhisperSlotModel,
+) -> None:
+    features, prompts = windows(2), sequences(2, 3)
+    alone = decode_alone(model, features[:1], prompts[:1], steps=10)
+    state = model.new_state(2)
+    spoilt = torch.full_like(features, torch.nan)
+    assert begin(model, state, [0, 1], spoilt, sequences(2, 40), [40, 40]).isnan().any()
+    logits = [begin(model, state, [0], features[:1], prompts[:1], [3])[:, -1]]
+    for i in range(10):
+        token = torch.cat([logits[-1].argmax(-1), torch.tensor([1])])
+        both = model.step(state, token, torch.tensor([3 + i, 40 + i]))
+        assert both[1].isnan().all()
+        logits.append(both[:1])
+    torch.testing.assert_close(
+        torch.cat(logits), alone, atol=NEIGHBOUR_TOLERANCE, rtol=NEIGHBOUR_TOLERANCE
+    )
+
+
+def test_features_of_another_type_are_converted(model: WhisperSlotModel) -> None:
+    features = windows(1).to(torch.float16)
+    assert torch.equal(model.encode(features), model.encode(features.float()))
+
+
+def test_a_position_past_the_last_is_an_error(model: WhisperSlotModel) -> None:
+    state = model.new_state(2)
+    begin(model, state, [0, 1], windows(2), sequences(2, 3), [3, 3])
+    with pytest.raises(ValueError, match=r"positions 5 to 60: the cache holds 0 to 59"):
+        model.step(state, torch.tensor([1, 1]), torch.tensor([5, POSITIONS]))
+    with pytest.raises(ValueError, match=r"positions -1 to 3"):
+        model.step(state, torch.tensor([1, 1]), torch.tensor([-1, 3]))
+    with pytest.raises(ValueError, match=r"positions 58 to 60: the cache holds 0 to 59"):
+        model.extend(state, [0], sequences(1, 3), torch.tensor([58]))
+
+
+def test_a_prompt_longer_than_the_positions_is_an_error(model: WhisperSlotModel) -> None:
+    tokens = sequences(1, POSITIONS + 1)
+    with pytest.raises(ValueError, match=r"61 tokens: the model has 60 positions"):
+        model.prefill(model.new_state(1), [0], tokens, [POSITIONS + 1])
+
+
+def test_a_length_outside_its_row_is_an_error(model: WhisperSlotModel) -> None:
+    with pytest.raises(ValueError, match=r"lengths \[2, 4\], expected 1 to 3"):
+        model.prefill(model.new_state(2), [0, 1], sequences(2, 3), [2, 4])
+
+
+def test_no_slots_are_an_error(model: WhisperSlotModel) -> None:
+    with pytest.raises(ValueError, match="expected at least 1"):
+        model.new_state(0)
+
+
+def test_off_the_cpu_a_step_never_reads_a_value_and_keeps_its_shape(
+    network: WhisperForConditionalGeneration,
+) -> None:
+    # On the meta device there are no values: whatever would make a GPU's host wait fails.
+    with torch.device("meta"):
+        model = WhisperForConditionalGeneration(network.config).slot_model()
+        state = model.new_state(4)
+        tokens = torch.zeros(3, dtype=torch.long)
+        logits = model.step(state, tokens, tokens)
+    assert logits.shape == (3, 500)
+    assert state.layers[0].self_keys.shape[2] == POSITIONS
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_what_the_cpu_gives_also_from_a_captured_graph(tmp_path: Path) -> None:
+    features, prompts = windows(2), sequences(2, 3)
+    expected = decode_alone(load(tmp_path).slot_model(), features[:1], prompts[:1], steps=5)
+    network = WhisperForConditionalGeneration.from_pretrained(tmp_path, device="cuda")
+    model = network.slot_model()
+    state = model.new_state(1)
+    logits = begin(model, state, [0], features[:1].cuda(), prompts[:1].cuda(), [3])[:, -1]
+    token, position = logits.argmax(-1), torch.tensor([3], device="cuda")
+    model.step(state, token, position)  # warms up; the graph writes the same again
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        stepped = model.step(state, token, position)
+    for i in range(5):
+        graph.replay()
+        assert (stepped[0].cpu() - expected[1 + i]).abs().max() < 1e-3  # TF32 is off by default
+        token.copy_(stepped.argmax(-1))
+        position.add_(1)
 
 
 @pytest.mark.parametrize("slots", [[0, 1, 2], [3, 0, 2]], ids=["adjacent", "scattered"])
@@ -66,12 +223,6 @@ def test_what_lies_after_an_earlier_start_is_overwritten_before_it_is_seen(
     assert (found[0] - expected[8]).abs().max() < STEP_TOLERANCE
 
 
-def test_extending_past_the_last_position_is_an_error(model: WhisperSlotModel) -> None:
-    state = model.new_state(1)
-    with pytest.raises(ValueError, match=r"positions 58 to 60: the cache holds 0 to 59"):
-        model.extend(state, [0], sequences(1, 3), torch.tensor([58]))
-
-
 @pytest.mark.parametrize("length", [1, 24], ids=["one", "many"])
 def test_alignment_equals_the_attention_of_transformers(tmp_path: Path, length: int) -> None:
     model = load(tmp_path).slot_model()
@@ -101,11 +252,6 @@ def test_a_head_the_model_lacks_is_an_error(model: WhisperSlotModel, head: tuple
         model.align(model.new_state(1), 0, torch.tensor([1]), [head])
 
 
-def test_alignment_of_more_tokens_than_positions_is_an_error(model: WhisperSlotModel) -> None:
-    with pytest.raises(ValueError, match="61 tokens: the model has 60 positions"):
-        model.align(model.new_state(1), 0, sequences(1, POSITIONS + 1)[0], [(0, 0)])
-
-
 def test_reordered_slots_go_on_with_the_texts_of_others(
     network: WhisperForConditionalGeneration, model: WhisperSlotModel
 ) -> None:
@@ -120,19 +266,6 @@ def test_reordered_slots_go_on_with_the_texts_of_others(
     tokens = torch.cat([tokens[sources, :39], torch.tensor([[1], [2], [3]])], dim=1)
     found = model.step(state, tokens[:, 39], torch.full((3,), 39))
     expected = whole(network, features, tokens)[:, 39]
-    assert (found - expected).abs().max() < STEP_TOLERANCE
-
-
-def test_a_shared_slot_goes_on_in_all_its_copies(
-    network: WhisperForConditionalGeneration, model: WhisperSlotModel
-) -> None:
-    features, tokens = windows(2), sequences(3, 12)
-    tokens[:, :11] = tokens[0, :11]
-    state = model.new_state(3)
-    begin(model, state, [0, 2], features, tokens[[0, 1], :11], [11, 11])
-    model.share(state, 0, [1, 2])
-    found = model.step(state, tokens[:, 11], torch.full((3,), 11))
-    expected = whole(network, features[:1].expand(3, -1, -1), tokens)[:, 11]
     assert (found - expected).abs().max() < STEP_TOLERANCE
 
 
