@@ -169,7 +169,7 @@ POSITIONS = [1, 99, 100, 125, 126, 333]
 # float32: other order of sums. bfloat16: the block itself rounds its states to 8 bits after every
 # part, the packed one only what goes into products. Relative to what the block adds.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.02}
-# Four products, of which each loses about one part in a hundred; see test_int8.py.
+# Four products, of which each loses about one part in a hundred; see test_projection.py.
 INT8_TOLERANCE = 0.04
 
 needs_int8 = pytest.mark.skipif(
