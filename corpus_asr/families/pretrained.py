@@ -439,8 +439,7 @@ class Vocabulary(TokenTables):
         logits = self.get_output_embeddings()(outputs.last_hidden_state)
         found = {name: outputs[name] for name in outputs if name != "last_hidden_state"}
         output = Seq2SeqLMOutput(loss=token_loss(logits, labels), logits=logits, **found)
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
+        return output.as_asked(self.config, return_dict)
 
     def _check_labels(self, labels: Tensor) -> None:
         size = self.config.vocab_size

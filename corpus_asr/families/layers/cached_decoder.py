@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from corpus_asr.decoding.sizes import ModelSize
 from corpus_asr.families.layers.attention import attend_cached, merge_heads, split_heads
 from corpus_asr.families.layers.blocks import DecoderBlock
 from corpus_asr.families.layers.kv_cache import (
@@ -201,8 +202,15 @@ class DecoderSlots(ABC):
     linear maps are fused copies, with `int8` rounded to 8 bits.
     """
 
+    has_encoder = True
+    """Whether this model encodes windows itself."""
+
+    _weight_bytes: int
+    """Of encoder and decoder."""
+
     def __init__(
         self,
+        config: Any,
         embedding: TokenEmbedding,
         decoder: TokenDecoder,
         projection: nn.Linear,
@@ -211,6 +219,7 @@ class DecoderSlots(ABC):
         int8: bool = False,
     ) -> None:
         # Not the decoder itself: its linear maps need not stay in memory beside their copies.
+        self._config = config
         self._embedding = embedding
         self._layer_norm = decoder.layer_norm
         self._heads = decoder.heads
@@ -240,6 +249,27 @@ class DecoderSlots(ABC):
     def window_shape(self) -> tuple[int, int]:
         """Positions and width of an encoded window."""
         return self._max_source_positions, self._embedding.weight.shape[1]
+
+    @property
+    def size(self) -> ModelSize:
+        """Its shape and weights, for sizing the slots."""
+        positions, width = self.window_shape
+        return ModelSize(
+            layers=len(self._blocks),
+            width=width,
+            inner_width=self._config.encoder_ffn_dim,
+            vocab_size=self.vocab_size,
+            tokens=self.max_target_positions,
+            positions=positions,
+            window_values=self.window_values,
+            element_bytes=self.dtype.itemsize,
+            weight_bytes=self._weight_bytes,
+        )
+
+    @property
+    @abstractmethod
+    def window_values(self) -> int:
+        """Numbers in the features of a window."""
 
     @abstractmethod
     def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:

@@ -174,8 +174,7 @@ class FeatureEncoder(Stack):
             hidden_states=record.hidden_states,
             attentions=record.attentions,
         )
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
+        return output.as_asked(self.config, return_dict)
 
 
 def check_values(features: Tensor, wanted: torch.dtype) -> None:
@@ -296,8 +295,7 @@ class TokenDecoder(Stack):
             attentions=record.attentions,
             cross_attentions=None if encoded is None else record.cross_attentions,
         )
-        return_dict = config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
+        return output.as_asked(config, return_dict)
 
 
 def check_tokens(

@@ -99,8 +99,7 @@ class Speech2TextModel(TokenTables):
             **wanted,
         )
         output = seq2seq_output(encoded, decoded)
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
+        return output.as_asked(self.config, return_dict)
 
     def _heard(self, encoded: BaseModelOutput, attention_mask: Tensor | None) -> Tensor | None:
         if attention_mask is None or encoded.last_hidden_state is None:

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from corpus_asr.decoding.sizes import ModelSize
 from corpus_asr.decoding.transfers import to_device
 from corpus_asr.families.layers.blocks import EncoderBlock
 from corpus_asr.families.layers.cached_decoder import DecoderSlots
@@ -156,7 +155,6 @@ class Speech2TextSlotModel(DecoderSlots):
 
     def __init__(self, model: "Speech2TextSeq2SeqLM", *, int8: bool = False) -> None:
         config, encoder, decoder = model.config, model.model.encoder, model.model.decoder
-        self._config = config
         self.window_frames = config.max_source_positions
         embedding = SinusoidalPositions(
             decoder.embed_tokens,
@@ -165,6 +163,7 @@ class Speech2TextSlotModel(DecoderSlots):
             length=decoder.max_target_positions,
         )
         super().__init__(
+            config,
             embedding,
             decoder,
             model.lm_head,
@@ -200,25 +199,9 @@ class Speech2TextSlotModel(DecoderSlots):
         return other
 
     @property
-    def size(self) -> ModelSize:
-        """Its shape and weights, for sizing the slots."""
-        config = self._config
-        return ModelSize(
-            layers=config.decoder_layers,
-            width=config.d_model,
-            inner_width=config.encoder_ffn_dim,
-            vocab_size=config.vocab_size,
-            tokens=self.max_target_positions,
-            positions=self.window_shape[0],
-            window_values=self._encoder.num_mel_bins * self.window_frames,
-            element_bytes=self.dtype.itemsize,
-            weight_bytes=self._weight_bytes,
-        )
-
-    @property
-    def has_encoder(self) -> bool:
-        """Whether this model encodes windows itself."""
-        return True
+    def window_values(self) -> int:
+        """Numbers in the features of a window."""
+        return self._encoder.num_mel_bins * self.window_frames
 
     def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
         """Return how many encoder positions so many frames of each of some windows make."""

@@ -94,8 +94,7 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
+        return output.as_asked(self.config, return_dict)
 
     def _heard(self, encoded: BaseModelOutput) -> Float[Tensor, "batch pos width"]:
         """Return the last states, or the average over all layers where that was learned."""

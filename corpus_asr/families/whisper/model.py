@@ -154,8 +154,7 @@ class WhisperModel(WhisperWithTokens):
             **wanted,
         )
         output = seq2seq_output(encoded, decoded)
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
+        return output.as_asked(self.config, return_dict)
 
 
 class WhisperSeq2SeqLM(WhisperWithVocabulary):
@@ -312,8 +311,7 @@ class WhisperForCausalLM(WhisperWithVocabulary):
             attentions=decoded.attentions,
             cross_attentions=decoded.cross_attentions,
         )
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
+        return output.as_asked(self.config, return_dict)
 
     def slot_model(self) -> WhisperDecoderSlots:
         """Return the form of this model that search drafts with; see `WhisperDecoderSlots`."""

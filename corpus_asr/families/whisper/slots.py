@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from corpus_asr.decoding.sizes import ModelSize
 from corpus_asr.families.layers.blocks import EncoderBlock
 from corpus_asr.families.layers.cached_decoder import DecoderSlots
 from corpus_asr.families.layers.packed import (
@@ -109,6 +108,8 @@ class WhisperDecoderSlots(DecoderSlots):
     copies made here, so training it further, or moving it, needs new slots.
     """
 
+    has_encoder = False
+
     def __init__(
         self,
         config: "WhisperConfig",
@@ -118,35 +119,21 @@ class WhisperDecoderSlots(DecoderSlots):
         int8: bool = False,
     ) -> None:
         super().__init__(
+            config,
             LearnedPositions(decoder.embed_tokens, decoder.embed_positions),
             decoder,
             projection,
             max_source_positions=decoder.max_source_positions,
             int8=int8,
         )
-        self._config = config
         self._weight_bytes = sum(weight.nbytes for weight in decoder.parameters())
 
     @property
-    def size(self) -> ModelSize:
-        """Its shape and weights, for sizing the slots."""
+    def window_values(self) -> int:
+        """Numbers in the features of a window."""
         config = self._config
-        return ModelSize(
-            layers=config.decoder_layers,
-            width=config.d_model,
-            inner_width=config.encoder_ffn_dim,
-            vocab_size=config.vocab_size,
-            tokens=config.max_target_positions,
-            positions=config.max_source_positions,
-            window_values=config.num_mel_bins * config.max_source_positions * FRAMES_PER_POSITION,
-            element_bytes=self.dtype.itemsize,
-            weight_bytes=self._weight_bytes,
-        )
-
-    @property
-    def has_encoder(self) -> bool:
-        """Whether this model encodes windows itself."""
-        return False
+        values: int = config.num_mel_bins * config.max_source_positions * FRAMES_PER_POSITION
+        return values
 
     def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
         """Return how many encoder positions so many frames of each of some windows make."""
@@ -175,17 +162,14 @@ class WhisperSlotModel(WhisperDecoderSlots):
     encoder is a packed copy.
     """
 
+    has_encoder = True
+
     def __init__(self, model: "WhisperSeq2SeqLM", *, int8: bool = False) -> None:
         super().__init__(model.config, model.model.decoder, model.proj_out, int8=int8)
         encoder = model.model.encoder
         low = self.device.type == "cpu" and (int8 or self.dtype == torch.bfloat16)
         self._encoder = PackedWhisperEncoder(encoder, int8=int8) if low else encoder
         self._weight_bytes += sum(weight.nbytes for weight in encoder.parameters())
-
-    @property
-    def has_encoder(self) -> bool:
-        """Whether this model encodes windows itself."""
-        return True
 
     @torch.inference_mode()
     def encode(

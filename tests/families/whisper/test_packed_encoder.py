@@ -15,7 +15,7 @@ from corpus_asr.families.whisper.slots import PackedWhisperEncoder
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.slots import begin, load, sequences, windows
 
-# float32: other order of sums. bfloat16 and 8 bits: what two blocks lose, see layers/test_packed.py.
+# float32: other order of sums. bfloat16 and 8 bits: what two blocks lose.
 FLOAT32_TOLERANCE, BFLOAT16_TOLERANCE, INT8_TOLERANCE = 1e-4, 0.03, 0.06
 
 needs_int8 = pytest.mark.skipif(
