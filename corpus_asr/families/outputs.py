@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -45,7 +45,7 @@ class ModelOutput(Mapping[str, Any]):
         """Return all values that are not None."""
         return tuple(getattr(self, name) for name in self)
 
-    def as_asked(self, config: Any, return_dict: bool | None) -> Self | tuple[Any, ...]:
+    def as_asked(self, config: Any, return_dict: bool | None) -> Any:
         """Return this output, or a plain tuple; None asks the configuration."""
         return_dict = config.return_dict if return_dict is None else return_dict
         return self if return_dict else self.to_tuple()
