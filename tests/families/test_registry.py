@@ -67,11 +67,11 @@ _HERE = "tests.support.levels"
 LEVELS = Family(
     model_type="levels",
     class_prefix="Levels",
-    config=f"{_HERE}.config:LevelsConfig",
-    generation=f"{_HERE}.config:LevelsConfig",
-    tokenizer=f"{_HERE}.tokenizer:LevelsTokenizer",
-    part_features=f"{_HERE}.features:LevelsFeatures",
-    slot_model=f"{_HERE}.model:LevelsModel",
+    config=f"{_HERE}:LevelsConfig",
+    generation=f"{_HERE}:LevelsConfig",
+    tokenizer=f"{_HERE}:LevelsTokenizer",
+    part_features=f"{_HERE}:LevelsFeatures",
+    slot_model=f"{_HERE}:LevelsModel",
 )
 DECODING = DecodingSettings()
 
@@ -82,7 +82,7 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     known = MappingProxyType({**FAMILIES, LEVELS.model_type: LEVELS})
     for module in (registry, auto):
         monkeypatch.setattr(module, "FAMILIES", known)
-    monkeypatch.setitem(JOBS, LEVELS.model_type, f"{_HERE}.jobs:LevelsJobs")
+    monkeypatch.setitem(JOBS, LEVELS.model_type, f"{_HERE}:LevelsJobs")
     resolve(LEVELS.config)(threshold=0.05).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 

@@ -10,7 +10,7 @@ from corpus_asr.families.speech2text.config import Speech2TextConfig
 from corpus_asr.families.speech2text.encoder import Speech2TextPositions, shortened, shorter
 from corpus_asr.families.speech2text.model import Speech2TextModel
 from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
-from tests.support.speech2text import tiny_network
+from tests.support.checkpoints import tiny_network
 
 # Products of float32 in another order.
 TOLERANCE = 1e-5

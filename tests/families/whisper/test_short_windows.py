@@ -11,8 +11,7 @@ from torch import Tensor
 from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.whisper.slots import PackedWhisperEncoder, WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from tests.support.cut import cut_network
-from tests.support.slots import STEP_TOLERANCE, load, sequences, windows
+from tests.support.slots import STEP_TOLERANCE, cut_network, load, sequences, windows
 
 FRAMES = 200
 LENGTHS = [100, 200, 60, 100, 2]

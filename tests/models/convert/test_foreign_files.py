@@ -18,7 +18,7 @@ from corpus_asr.families.foreign_weights import (
 )
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
-from tests.support.foreign import write_flax, write_tensorflow
+from tests.support.weight_formats import write_flax, write_tensorflow
 
 Write = Callable[[Path, dict[str, Tensor]], None]
 KINDS: dict[str, tuple[str, Any, Any]] = {
