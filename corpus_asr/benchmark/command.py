@@ -72,7 +72,7 @@ def run(
 
     # Only from here on, so that --help does not wait for torch.
     from corpus_asr.benchmark.measuring import Bench, hardware, versions
-    from corpus_asr.families.device import resolve_device
+    from corpus_asr.families.loading import resolve_device
 
     device = resolve_device(options.device)
     bench = Bench(options, device=device, tell=tell)

@@ -34,7 +34,7 @@ from corpus_asr.benchmark.orders import (
 from corpus_asr.benchmark.results import Summary, render, summarise
 from corpus_asr.benchmark.rounds import Row, measure
 from corpus_asr.errors import CheckpointError, ConfigError
-from corpus_asr.families.device import device_name
+from corpus_asr.families.loading import device_name
 from corpus_asr.families.registry import family_of
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.languages import LANGUAGES

@@ -264,7 +264,7 @@ def _load_transformers(order: Order) -> tuple[Any, Any]:
     """Return the library, and the network ready for inference."""
     warnings.simplefilter("ignore")
     torch, library = (importlib.import_module(name) for name in ("torch", "transformers"))
-    from corpus_asr.families.device import resolve_dtype
+    from corpus_asr.families.loading import resolve_dtype
 
     library.logging.set_verbosity_error()
     torch.set_num_threads(order.threads)

@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.config_file import (
+from corpus_asr.families.model_config import CONFIG_NAME
+from corpus_asr.families.saved_files import (
+    Uploads,
+    finish_saving,
+    made_folder,
     plain_values,
     read_json_object,
+    take_source,
     typed_values,
     write_json_object,
 )
-from corpus_asr.families.model_config import CONFIG_NAME
-from corpus_asr.families.saved_files import Uploads, finish_saving, made_folder, take_source
 from corpus_asr.storage.model_files import fetch_checkpoint
 
 GENERATION_NAME = "generation_config.json"

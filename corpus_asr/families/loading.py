@@ -1,30 +1,157 @@
-"""Loading a checkpoint in the form that search runs.
+"""Choose a device and a number type, and load a checkpoint in the form that search runs.
 
-In: a folder, a device and a precision. Out: a slot model. Knows no family by name.
+Nothing is timed: the choice must not differ between two runs on one machine.
 """
 
 import logging
+import re
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from corpus_asr.decoding.protocols import FitsWindows, SlotModel
 from corpus_asr.errors import ConfigError
-from corpus_asr.families.device import resolve_device, resolve_precision
+from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.units import WINDOW_FRAMES
 
 logger = logging.getLogger(__name__)
 
+_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn `auto`, `cpu`, `cuda` or `cuda:N` into a device of this machine.
+
+    Raises:
+        ConfigError: the name is none of these, or the machine has no such GPU.
+    """
+    if name == "cpu":
+        return torch.device("cpu")
+    match = re.fullmatch(r"auto|cuda(?::(\d+))?", name)
+    if match is None:
+        raise ConfigError(
+            f"choosing a device: found {name!r}, expected auto, cpu, cuda or cuda:N; correct it"
+        )
+    available, why = _cuda()
+    if name == "auto" and not available:
+        if why and torch.version.cuda is not None:
+            logger.warning("the model works on the CPU, since CUDA cannot be used%s", why)
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if available else 0
+    index = int(match[1] or 0)
+    if index >= count:
+        raise ConfigError(
+            f"choosing device {name!r}: torch {torch.__version__} sees {count} CUDA devices here"
+            f"{why}; set the device to auto or cpu, or check the driver (nvidia-smi) and "
+            "CUDA_VISIBLE_DEVICES"
+        )
+    return torch.device("cuda", index)
+
+
+def _cuda() -> tuple[bool, str]:
+    """Tell whether CUDA can be used, and what torch says of why not."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        available = torch.cuda.is_available()
+    if not available and torch.version.cuda is None and torch.version.hip is None:
+        return False, ", since it was built without CUDA: pip install torch for CUDA instead"
+    return available, "".join(f" ({one.message})" for one in told[:1]).replace("\n", " ")
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """In which numbers a model computes."""
+
+    dtype: torch.dtype
+    """Of weights and caches, and of whatever is not in 8 bits."""
+    int8: bool = False
+    """Whether linear maps multiply 8-bit integers."""
+
+
+def resolve_precision(name: str, device: torch.device) -> Precision:
+    """Turn `auto`, `int8` or a type's name into what a model on `device` computes in.
+
+    Raises:
+        ConfigError: the name is none of these, or the device cannot compute so.
+    """
+    if name != "int8":
+        return Precision(resolve_dtype(name, device))
+    if device.type != "cpu":
+        raise ConfigError(
+            f"choosing dtype int8: {device_name(device)} has no such path here, only CPUs do; set "
+            "the dtype to auto or float16"
+        )
+    if not can_use_int8():
+        raise ConfigError(
+            "choosing dtype int8: this processor or this torch has no fast 8-bit products "
+            "(AVX-512 VNNI through oneDNN); set the dtype to auto"
+        )
+    return Precision(_cpu_dtype(), int8=True)
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Turn `auto`, `float32`, `float16` or `bfloat16` into a type for `device`.
+
+    `auto` is float16 on CUDA; on CPUs bfloat16 where they compute in it and float32 elsewhere.
+
+    Raises:
+        ConfigError: the name is none of these, or the GPU cannot compute in bfloat16.
+    """
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else _cpu_dtype()
+    if name not in _DTYPES:
+        known = ", ".join(_DTYPES)
+        alias = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+        meant = alias.get(name.lower())
+        hint = f"; did you mean {meant}?" if meant else "; correct it"
+        raise ConfigError(f"choosing a dtype: found {name!r}, expected auto, int8, {known}{hint}")
+    dtype = _DTYPES[name]
+    if (
+        dtype == torch.bfloat16
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise ConfigError(
+            f"choosing dtype bfloat16: {device_name(device)} has no bfloat16 arithmetic; "
+            f"set the dtype to auto or float16"
+        )
+    return dtype
+
+
+def _cpu_dtype() -> torch.dtype:
+    """The fastest type this processor says it has and is seen to compute right in."""
+    has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has and _bfloat16_is_right() else torch.float32
+
+
+def _bfloat16_is_right() -> bool:
+    """Multiply two small matrices: flags have been wrong, on emulated processors above all."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(64, 64, generator=generator) for _ in range(2))
+    exact = left @ right
+    found = (left.bfloat16() @ right.bfloat16()).float()
+    return bool((found - exact).norm() <= 0.02 * exact.norm())
+
+
+def device_name(device: torch.device) -> str:
+    """Name the device as tables do: `cpu`, or `cuda:NVIDIA H200`."""
+    if device.type != "cuda":
+        return device.type
+    return f"cuda:{torch.cuda.get_device_name(device)}"
+
 
 def load_slot_model(folder: Path, *, device: str, dtype: str) -> SlotModel:
-    """Load a checkpoint folder, for windows of 30 s or of what it can hear, if that is less.
+    """Load a checkpoint folder, for windows of 30 s or of the model's own length, if that is less.
 
     What the slot model does not share with the network is freed.
-
-    Args:
-        folder: a checkpoint in Hugging Face layout.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        dtype: `auto`, `float32`, `float16`, `bfloat16` or `int8`.
 
     Raises:
         CheckpointError: the folder cannot be loaded.
@@ -44,12 +171,7 @@ def load_slot_model(folder: Path, *, device: str, dtype: str) -> SlotModel:
 
 
 def load_classifier(folder: Path, *, device: str, dtype: str) -> SlotModel:
-    """Load a checkpoint folder with classes of audio, in the form that says one as a token.
-
-    Args:
-        folder: a checkpoint in Hugging Face layout.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        dtype: `auto`, `float32`, `float16` or `bfloat16`.
+    """Load a checkpoint folder with classes of audio, in the form that gives a class as a token.
 
     Raises:
         CheckpointError: the folder cannot be loaded, or has no head of a classifier.

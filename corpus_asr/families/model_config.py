@@ -1,8 +1,6 @@
-"""What a checkpoint of any family says about itself: config.json.
+"""Read, check and write config.json of any family, without torch.
 
-In: a checkpoint folder, or settings by keyword. Out: a typed value that may be changed; keys it
-does not know are kept for saving. A family adds its own fields and bounds. Knows no weights and
-imports no torch. Names and defaults are those of `transformers.PreTrainedConfig`, version 5.23.
+Names and defaults are those of `transformers.PreTrainedConfig`, version 5.23.
 """
 
 import difflib
@@ -13,13 +11,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.config_file import (
+from corpus_asr.families.saved_files import (
+    Uploads,
+    finish_saving,
+    made_folder,
     plain_values,
     read_json_object,
+    take_source,
     typed_values,
     write_json_object,
 )
-from corpus_asr.families.saved_files import Uploads, finish_saving, made_folder, take_source
 from corpus_asr.storage.model_files import fetch_checkpoint
 
 CONFIG_NAME = "config.json"
@@ -92,13 +93,8 @@ def _other_name(name: str) -> Any:
 class ModelConfig(GeneralSettings, Uploads):
     """Reads, checks and writes the fields of a family, which comes next among the bases.
 
-    Args:
-        num_labels: makes that many classes of audio classification, without names of their own.
-        settings: fields by name; other keywords are kept in `extra`.
-
-    Raises:
-        TypeError: a setting is of the wrong type, or its name is one letter off.
-        ValueError: a setting has a value that no network can have.
+    `num_labels` makes that many unnamed classes of audio classification; keywords that are no
+    fields are kept in `extra`.
     """
 
     model_type: ClassVar[str]
@@ -130,17 +126,14 @@ class ModelConfig(GeneralSettings, Uploads):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
     ) -> Self:
-        """Read config.json of a checkpoint.
+        """Read config.json of a folder, a URI or a name on the hub.
 
-        Args:
-            pretrained_model_name_or_path: a folder, an address, or a name on the hub.
-            kwargs: `revision`, `subfolder`, `cache_dir`, `force_download`, `local_files_only` and
-                `token`, which say where to look; all others replace what the file says.
+        Keywords are `SOURCE_OPTIONS`, which say where to look; all others replace what the file
+        says.
 
         Raises:
-            CheckpointError: the file is missing or broken, is of another model type, or a key
-                holds a value of the wrong type, or one that no network can have.
-            TypeError: a keyword is of the wrong type.
+            CheckpointError: the file is missing or broken, is of another model type, or a key holds
+                a value of the wrong type, or one that no network can have.
         """
         name = str(pretrained_model_name_or_path)
         folder = fetch_checkpoint(name, weights=False, **take_source(kwargs))
@@ -170,12 +163,7 @@ class ModelConfig(GeneralSettings, Uploads):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
-        """Make a configuration of what `to_dict` returns; keywords replace what it says.
-
-        Raises:
-            TypeError: a value is of the wrong type.
-            ValueError: a value is one that no network can have.
-        """
+        """Make a configuration of what `to_dict` returns; keywords replace what it says."""
         return cls._from_content(_replaced(config_dict, kwargs))
 
     @classmethod
@@ -188,11 +176,7 @@ class ModelConfig(GeneralSettings, Uploads):
         return cls(**own, extra=extra)
 
     def validate(self) -> None:
-        """Check that a network can have these sizes and settings.
-
-        Raises:
-            ValueError: it cannot; the message names the key.
-        """
+        """Check that a network can have these sizes and settings."""
         for name in self.sizes:
             self.require(getattr(self, name) >= 1, name, "at least 1")
         for name in self.counts:
@@ -213,11 +197,7 @@ class ModelConfig(GeneralSettings, Uploads):
         self.require(known, "attn_implementation", f"one of {_ATTENTIONS}")
 
     def require(self, right: bool, name: str, expected: str) -> None:
-        """Refuse the value of a field unless it is right.
-
-        Raises:
-            ValueError: it is not; the message names the key.
-        """
+        """Refuse the value of a field unless it is right."""
         if not right:
             raise ValueError(
                 f"making a {type(self).__name__}: {name} is {getattr(self, name)!r}, expected "
@@ -255,12 +235,7 @@ class ModelConfig(GeneralSettings, Uploads):
             self.extra[name] = value
 
     def update(self, config_dict: dict[str, Any]) -> None:
-        """Set fields by name.
-
-        Raises:
-            TypeError: a value is of the wrong type.
-            ValueError: a value is one that no network can have.
-        """
+        """Set fields by name."""
         changed = self._from_content(_replaced(self.to_dict(), config_dict))
         changed.attn_implementation = self.attn_implementation
         vars(self).update(vars(changed))
@@ -287,17 +262,10 @@ class ModelConfig(GeneralSettings, Uploads):
     def save_pretrained(
         self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """Write config.json.
-
-        Args:
-            save_directory: made if needed.
-            push_to_hub: also upload the file to the hub.
-            kwargs: of the upload: `repo_id`, `token`, `private`, `commit_message`, `revision`,
-                `create_pr`.
+        """Write config.json to a folder, made if needed; keywords are those of `push_to_hub`.
 
         Raises:
             CheckpointError: `save_directory` is a file, or the hub does not take the upload.
-            TypeError: an option of the upload is not known.
         """
         folder = made_folder(save_directory)
         write_json_object(folder / CONFIG_NAME, self.to_dict())

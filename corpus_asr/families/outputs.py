@@ -1,17 +1,13 @@
-"""What the networks return: named values that can also be taken by key or by position.
-
-In: tensors. Out: the same under the names of `transformers.modeling_outputs`. A value that was not
-asked for is None: it is an attribute, but no key and no position. Knows no network.
-"""
+"""Outputs of the networks: values by name, key or position, named as in transformers."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 from jaxtyping import Float
 from torch import Tensor
 
-from corpus_asr.families.past import DecoderCache
+from corpus_asr.families.layers.kv_cache import DecoderCache
 
 States = tuple[Float[Tensor, "batch _ width"], ...]
 """After the embeddings and after every layer; the last one normed."""
@@ -48,6 +44,11 @@ class ModelOutput(Mapping[str, Any]):
     def to_tuple(self) -> tuple[Any, ...]:
         """Return all values that are not None."""
         return tuple(getattr(self, name) for name in self)
+
+    def as_asked(self, config: Any, return_dict: bool | None) -> Self | tuple[Any, ...]:
+        """Return this output, or a plain tuple; None asks the configuration."""
+        return_dict = config.return_dict if return_dict is None else return_dict
+        return self if return_dict else self.to_tuple()
 
 
 @dataclass(eq=False)
@@ -140,11 +141,7 @@ def seq2seq_output(
 def given_encoding(
     input_features: Tensor | None, encoder_outputs: Any, *, running: str
 ) -> BaseModelOutput | None:
-    """Return `encoder_outputs` as an output; None where there are features to encode instead.
-
-    Raises:
-        ValueError: neither is given, or both, or what is given is no encoding.
-    """
+    """Return `encoder_outputs` as an output; None where there are features to encode instead."""
     if (input_features is None) == (encoder_outputs is None):
         found = "neither" if input_features is None else "both"
         raise ValueError(
@@ -155,14 +152,9 @@ def given_encoding(
 
 
 def as_encoder_output(encoder_outputs: Any) -> BaseModelOutput:
-    """Take what a caller gives as `encoder_outputs`.
+    """Convert `encoder_outputs`: an output of the encoder, its last hidden state alone, or a tuple.
 
-    Args:
-        encoder_outputs: an output of the encoder; or its last hidden state alone; or a tuple of
-            that, the hidden states and the attentions, the latter two left out or None.
-
-    Raises:
-        ValueError: it is none of these.
+    The hidden states and attentions of a tuple may be left out or None.
     """
     if isinstance(encoder_outputs, BaseModelOutput):
         return encoder_outputs

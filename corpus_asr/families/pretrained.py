@@ -1,8 +1,4 @@
-"""What the networks of all families share: a configuration, loading, saving and fresh weights.
-
-In: a checkpoint, or a configuration. Out: a network of the class asked. Knows no features and no
-tokens, not what a network computes, and no family: those tell their names in class attributes.
-"""
+"""Base classes of the networks: load, save, resize the vocabulary, and compute the loss."""
 
 import functools
 import warnings
@@ -12,16 +8,18 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.checkpoint import load_weights, share_parameter
-from corpus_asr.families.device import resolve_device
 from corpus_asr.families.layers.attention import Attention
-from corpus_asr.families.layers.tower import Tower
+from corpus_asr.families.layers.stack import Stack, check_tokens
+from corpus_asr.families.loading import resolve_device
 from corpus_asr.families.model_config import CONFIG_NAME, ModelConfig
+from corpus_asr.families.outputs import Seq2SeqLMOutput, Seq2SeqModelOutput
 from corpus_asr.families.saved_files import Uploads, finish_saving, made_folder, take_source
-from corpus_asr.families.shards import save_weights
+from corpus_asr.families.weights import load_weights, save_weights, share_parameter
 from corpus_asr.storage.model_files import fetch_checkpoint
 
 GENERATION_NAME = "generation_config.json"
@@ -35,15 +33,9 @@ _DTYPES = {
 
 
 class PreTrainedModel(nn.Module, Uploads):
-    """Base of the networks.
+    """Base of the networks; `state_dict()` keys equal those of the same class in transformers.
 
-    The `state_dict()` keys equal those of the same class in transformers.
-
-    Args:
-        config: sizes and settings; the network keeps it as `config`, without copying it.
-
-    Raises:
-        ValueError: no network can have these sizes or settings.
+    The network keeps `config` without copying it.
     """
 
     base_model_prefix = "model"
@@ -97,27 +89,24 @@ class PreTrainedModel(nn.Module, Uploads):
         """Load a checkpoint, ready for inference.
 
         Args:
-            pretrained_model_name_or_path: a folder, an address or a name on the hub; with weights
-                of this class or of another with the same encoder and decoder.
+            pretrained_model_name_or_path: a folder, a URI or a name on the hub; with weights of
+                this class or of another with the same encoder and decoder.
             config: instead of the checkpoint's config.json.
             dtype: type of the weights, also by name; None keeps the stored one, `auto` takes the
                 one config.json names, else the stored one.
             torch_dtype: the older name of `dtype`.
             device: where the weights go; None means the CPU.
-            device_map: the same as transformers has it: `auto` (a GPU if there is one), a device,
-                a GPU's number, or `{"": device}`. A model is never spread over devices.
-            attn_implementation: `sdpa` (the default), `eager` or `flash_attention_2`; see
-                `GeneralSettings.attn_implementation`.
+            device_map: the same as transformers has it: `auto` (a GPU if there is one), a device, a
+                GPU's number, or `{"": device}`. A model is never spread over devices.
+            attn_implementation: `sdpa` (the default), `eager` or `flash_attention_2`.
             use_safetensors: True reads no pickled weights, False no others; None what there is.
             ignore_mismatched_sizes: draw parameters that are stored in another shape, and warn.
             low_cpu_mem_usage: has no effect: memory never holds more than one copy of the weights.
-            kwargs: `revision`, `subfolder`, `cache_dir`, `force_download`, `local_files_only` and
-                `token`, which say where to look; all others replace what config.json says.
+            kwargs: `SOURCE_OPTIONS`, which say where to look; all others replace what config.json
+                says.
 
         Raises:
             CheckpointError: a file is missing or broken, or does not fit the configuration.
-            TypeError: a keyword is none of these and no key of config.json.
-            ValueError: a keyword has a value that cannot be used.
         """
         del low_cpu_mem_usage
         where = take_source(kwargs)
@@ -193,13 +182,10 @@ class PreTrainedModel(nn.Module, Uploads):
             push_to_hub: also upload the files to the hub.
             max_shard_size: bytes of a file of weights, such as `2GB`.
             safe_serialization: safetensors; False writes pytorch_model.bin.
-            kwargs: of the upload: `repo_id`, `token`, `private`, `commit_message`, `revision`,
-                `create_pr`.
+            kwargs: of the upload, as for `push_to_hub`.
 
         Raises:
             CheckpointError: `save_directory` is a file, or the hub does not take the upload.
-            TypeError: an option of the upload is not known.
-            ValueError: `max_shard_size` is no size.
         """
         if not is_main_process:
             return
@@ -234,12 +220,7 @@ class PreTrainedModel(nn.Module, Uploads):
         return next(self.parameters()).dtype
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Count parameters; those shared count once.
-
-        Args:
-            only_trainable: leave out those that training does not change.
-            exclude_embeddings: leave out the tables of tokens and positions.
-        """
+        """Count parameters; those shared count once."""
         left_out = (
             {p for m in self.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
             if exclude_embeddings
@@ -252,11 +233,7 @@ class PreTrainedModel(nn.Module, Uploads):
         )
 
     def set_attn_implementation(self, attn_implementation: str) -> None:
-        """Choose `sdpa`, `eager` or `flash_attention_2` from now on.
-
-        Raises:
-            ValueError: it is none of these.
-        """
+        """Choose `sdpa`, `eager` or `flash_attention_2` from now on."""
         before = self.config.attn_implementation
         self.config.attn_implementation = attn_implementation
         try:
@@ -281,9 +258,6 @@ class PreTrainedModel(nn.Module, Uploads):
 
         Args:
             gradient_checkpointing_kwargs: `use_reentrant`, which has to be False, as it is.
-
-        Raises:
-            ValueError: it asks for anything else.
         """
         if (gradient_checkpointing_kwargs or {}) not in ({}, {"use_reentrant": False}):
             raise ValueError(
@@ -299,11 +273,11 @@ class PreTrainedModel(nn.Module, Uploads):
     @property
     def is_gradient_checkpointing(self) -> bool:
         """Whether training computes states twice."""
-        return any(m.gradient_checkpointing for m in self.modules() if isinstance(m, Tower))
+        return any(m.gradient_checkpointing for m in self.modules() if isinstance(m, Stack))
 
     def _set_gradient_checkpointing(self, value: bool) -> None:
         for module in self.modules():
-            if isinstance(module, Tower):
+            if isinstance(module, Stack):
                 module.gradient_checkpointing = value
 
     def _shares(self, target: str, source: str) -> bool:
@@ -369,3 +343,132 @@ def _device(device: torch.device | str | None, device_map: Any) -> torch.device:
     name = str(device_map)
     is_known = name in ("auto", "cpu") or name.startswith("cuda")
     return resolve_device(name) if is_known else torch.device(name)
+
+
+IGNORED_LABEL = -100
+"""Label of a token that the loss leaves out."""
+
+
+class TokenTables(PreTrainedModel):
+    """A network whose decoder has a table of token embeddings."""
+
+    _decoder: ClassVar[str] = "decoder"
+    """Where the decoder is in the network."""
+
+    def get_decoder(self) -> Any:
+        """Return the decoder."""
+        return self.get_submodule(self._decoder)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the table of token embeddings."""
+        table: nn.Embedding = self.get_decoder().embed_tokens
+        return table
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the table of token embeddings."""
+        self.get_decoder().embed_tokens = value
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """Return the projection to the vocabulary; None where there is none."""
+        return None
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
+        """Change how many tokens there are; rows of tokens that stay are kept.
+
+        The number is rounded up to `pad_to_multiple_of`; new rows are the mean of the old, or
+        drawn.
+        """
+        size = self.config.vocab_size if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of is not None:
+            size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
+        if size < 1:
+            raise ValueError(f"resizing the vocabulary: found {size} tokens, expected at least 1")
+        embedding, projection = self.get_input_embeddings(), self.get_output_embeddings()
+        tied = all(self._shares(*names) for names in self._tied.items())
+        for table in (embedding,) if tied or projection is None else (embedding, projection):
+            table.weight = nn.Parameter(self._resized(table.weight, size, mean=mean_resizing))
+        embedding.num_embeddings = self.config.vocab_size = size
+        if projection is not None:
+            projection.out_features = size
+            projection.weight = embedding.weight if tied else projection.weight
+        return embedding
+
+    @torch.no_grad()
+    def _resized(
+        self, table: Float[Tensor, "vocab width"], size: int, *, mean: bool
+    ) -> Float[Tensor, "_ width"]:
+        more = max(0, size - len(table))
+        if mean:
+            rows = table.mean(dim=0, keepdim=True).expand(more, -1)
+        else:
+            rows = table.new_empty(more, table.shape[1]).normal_(std=self.config.init_std)
+        return torch.cat([table[:size], rows])
+
+
+class Vocabulary(TokenTables):
+    """A network that also projects to the vocabulary, tied to the token embedding or not."""
+
+    _projection: ClassVar[str]
+    """Where the projection is in the network."""
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """Return the projection to the vocabulary."""
+        projection: nn.Linear = getattr(self, self._projection)
+        return projection
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replace the projection to the vocabulary."""
+        setattr(self, self._projection, new_embeddings)
+
+    def _add_projection(self) -> None:
+        config = self.config
+        projection = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        setattr(self, self._projection, projection)
+        self._draw(f"{self._projection}.weight", projection.weight)
+        self.tie_weights()
+
+    def _scored(
+        self, outputs: Seq2SeqModelOutput, labels: Tensor | None, return_dict: bool | None
+    ) -> Seq2SeqLMOutput | tuple[Any, ...]:
+        """Score the vocabulary after each token, and tell how far labels are."""
+        logits = self.get_output_embeddings()(outputs.last_hidden_state)
+        found = {name: outputs[name] for name in outputs if name != "last_hidden_state"}
+        output = Seq2SeqLMOutput(loss=token_loss(logits, labels), logits=logits, **found)
+        return output.as_asked(self.config, return_dict)
+
+    def _check_labels(self, labels: Tensor) -> None:
+        size = self.config.vocab_size
+        check_tokens(labels, size, doing="training", what="labels", ignored=IGNORED_LABEL)
+
+    def _shifted(self, labels: Tensor) -> Tensor:
+        """Return what the decoder is given for `labels`: each token one place later."""
+        if self.config.pad_token_id is None:
+            raise ValueError(
+                "training: config.pad_token_id is None, expected the token that stands for "
+                "ignored labels; set it, or pass decoder_input_ids"
+            )
+        start = labels.new_full((len(labels), 1), self.config.decoder_start_token_id)
+        shifted = F.pad(labels, (1, -1))
+        shifted = shifted.masked_fill(shifted == IGNORED_LABEL, self.config.pad_token_id)
+        shifted[:, :1] = start
+        return shifted
+
+
+def token_loss(
+    logits: Float[Tensor, "batch token vocab"], labels: Tensor | None
+) -> Float[Tensor, ""] | None:
+    """Return the mean cross entropy of (batch, token) labels; None without labels."""
+    if labels is None:
+        return None
+    if labels.shape != logits.shape[:2]:
+        raise ValueError(
+            f"training: found labels of shape {tuple(labels.shape)}, expected "
+            f"{tuple(logits.shape[:2])}, one for each decoder token"
+        )
+    targets = labels.to(logits.device, torch.long).flatten()
+    return F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORED_LABEL)

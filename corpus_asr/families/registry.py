@@ -1,14 +1,55 @@
-"""Which model families there are, and which one a checkpoint folder belongs to."""
+"""Model families, and the family of a checkpoint folder."""
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float16
+
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.config_file import read_json_object
-from corpus_asr.families.family import Family
+from corpus_asr.families.saved_files import read_json_object
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """Where the parts of one model family are; each reference reads `"module:Name"`."""
+
+    model_type: str
+    """The `model_type` in a checkpoint's config.json."""
+    class_prefix: str
+    """How the names of its classes begin in files that `transformers` wrote."""
+    config: str
+    """Class with `from_pretrained(folder)`: the fields of config.json."""
+    generation: str
+    """Class with `from_pretrained(folder)`: what the checkpoint says of decoding."""
+    tokenizer: str
+    """Class with `from_pretrained(folder)`: text to ids and back."""
+    part_features: str
+    """Class with `from_folder(folder)`: samples of one part to `PartFeatures`; torch-free.
+
+    Its `num_mel_bins` is the width of what it gives; its `language_window_frames` the length of
+    the windows that a part's language is asked for in, None where nobody asks.
+    """
+    slot_model: str
+    """Class with `from_pretrained(folder, dtype=, device=)` and `slot_model()`; imports torch."""
+    audio_classifier: str | None = None
+    """Class with `from_pretrained(folder, dtype=, device=)` that meets `SlotModel`: it says a
+    window's class as one token. None where there is none; imports torch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartFeatures:
+    """What the model hears of one part of a recording."""
+
+    values: Float16[np.ndarray, "frame mel"]
+    """One row per 10 ms; the rows that hold `pad_value` throughout are left out at the end."""
+    pad_value: float
+    """The value of every frame after the last one."""
+
 
 _WHISPER = Family(
     model_type="whisper",
@@ -18,7 +59,7 @@ _WHISPER = Family(
     tokenizer="corpus_asr.families.whisper.tokenizer:WhisperTokenizer",
     part_features="corpus_asr.families.whisper.features:WhisperPartFeatures",
     slot_model="corpus_asr.families.whisper.model:WhisperSeq2SeqLM",
-    audio_classifier="corpus_asr.families.whisper.classifier_slots:WhisperClassifierSlots",
+    audio_classifier="corpus_asr.families.whisper.classifier:WhisperClassifierSlots",
 )
 
 _SPEECH2TEXT = Family(
@@ -95,11 +136,7 @@ def _class_names(family: Family) -> set[str]:
 
 
 def resolve(reference: str) -> Any:
-    """Import what a `Family` reference names.
-
-    Raises:
-        ValueError: `reference` does not read `"module:Name"`.
-    """
+    """Import what a `Family` reference names."""
     module_name, separator, name = reference.partition(":")
     if not (module_name and separator and name.isidentifier()):
         raise ValueError(f'resolving {reference!r}: expected the form "module:Name"')

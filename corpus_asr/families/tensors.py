@@ -1,13 +1,8 @@
-"""Lists of rows into arrays or tensors: where the half without torch makes tensors on request.
-
-In: rows of numbers of equal length. Out: one numpy array or one torch tensor. torch is imported
-only when somebody asks for tensors, so a worker that never does stays without it. Knows neither
-what the numbers mean nor how they were padded.
-"""
+"""Rows of numbers as arrays or tensors, and batches of them; torch is imported only on request."""
 
 import sys
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 
@@ -24,18 +19,10 @@ class Listable(Protocol):
 
 
 def as_tensors(rows: Any, kind: str | None) -> Any:
-    """Make one array or tensor of `rows`.
+    """Make one numpy array (`np`) or torch tensor (`pt`) of nested rows; None keeps them.
 
-    Args:
-        rows: a number, or lists, arrays or tensors nested to the same depth and of equal lengths.
-        kind: `np` for a numpy array, `pt` for a torch tensor, None for `rows` as they are.
-
-    Returns:
-        whole numbers as int64, what already has a type in its own, lists of floats as float64 by
-        numpy and as torch's default type in tensors.
-
-    Raises:
-        ValueError: `kind` is not known, or rows have different lengths.
+    Whole numbers become int64, what already has a type keeps it, lists of floats become float64 in
+    numpy and torch's default type in tensors.
     """
     if kind is None:
         return rows
@@ -114,3 +101,71 @@ def _uneven(rows: Any) -> str:
 def _names(rows: Any) -> str:
     first = rows[0] if isinstance(rows, Sequence) and rows else rows
     return type(first).__name__
+
+
+class BatchFeature(dict[str, Any]):
+    """Named values: `batch["input_features"]` is also `batch.input_features`.
+
+    With `tensor_type` `np` or `pt` all values become arrays or tensors; None keeps them.
+    """
+
+    def __init__(self, data: dict[str, Any] | None = None, tensor_type: str | None = None) -> None:
+        super().__init__(data or {})
+        self.convert_to_tensors(tensor_type)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(
+                f"reading {name!r} of a {type(self).__name__}: found {', '.join(self) or 'nothing'}"
+                f"; choose one of these"
+            ) from None
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The values by name."""
+        return self
+
+    def convert_to_tensors(self, tensor_type: str | None = None) -> Self:
+        """Make arrays (`np`) or tensors (`pt`) of all values; None keeps them."""
+        for key, value in self.items():
+            try:
+                self[key] = as_tensors(value, tensor_type)
+            except ValueError as error:
+                raise ValueError(f"converting {key!r}: {error}") from error
+        return self
+
+    def to(self, *args: Any, non_blocking: bool = False, **kwargs: Any) -> Self:
+        """Move the tensors, here and in place; floating-point ones also change their type.
+
+        Takes a device, a dtype, or both in either order or by name, as `torch.Tensor.to` does.
+        """
+        device, dtype = _target(args, kwargs)
+        for key, value in self.items():
+            if is_tensor(value):
+                kind = dtype if value.is_floating_point() else None
+                self[key] = value.to(device=device, dtype=kind, non_blocking=non_blocking)
+        return self
+
+
+class BatchEncoding(BatchFeature):
+    """Ids of texts and what goes with them: `input_ids`, `attention_mask`, `labels`."""
+
+
+def _target(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Tell the device and the dtype apart; None where not given."""
+    unknown = sorted(kwargs.keys() - {"device", "dtype"})
+    if unknown or len(args) > 2:
+        raise TypeError(
+            f"moving a batch: found {unknown or args}, expected a device, a dtype or both; "
+            f"correct it"
+        )
+    found = dict(kwargs)
+    for value in args:
+        # A torch.dtype is told by its class name, so that nothing is imported to ask.
+        name = "dtype" if type(value).__name__ == "dtype" else "device"
+        if name in found:
+            raise TypeError(f"moving a batch: found two values for the {name}, expected one")
+        found[name] = value
+    return found.get("device"), found.get("dtype")

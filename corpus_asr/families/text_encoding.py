@@ -10,7 +10,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
-from corpus_asr.families.batch import BatchEncoding
+from corpus_asr.families.tensors import BatchEncoding
 from corpus_asr.families.token_roles import TokenRoles
 from corpus_asr.families.tokenizer_rows import Lengths, chosen_lengths, gathered, pad_batch
 

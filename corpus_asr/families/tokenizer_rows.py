@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from corpus_asr.families.batch import BatchEncoding
-from corpus_asr.families.tensors import as_lists, is_tensor
+from corpus_asr.families.tensors import BatchEncoding, as_lists, is_tensor
 from corpus_asr.families.token_settings import NO_LIMIT, check_side
 
 # Lengths above this are no lengths but a file's way to say that there is none.

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.family import Family
-from corpus_asr.families.registry import FAMILIES, family_of, family_of_files, resolve
+from corpus_asr.families.registry import FAMILIES, Family, family_of, family_of_files, resolve
 from corpus_asr.families.saved_files import take_source
 from corpus_asr.storage.model_files import fetch_checkpoint
 

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.batch import BatchFeature
-from corpus_asr.families.config_file import typed_values, write_json_object
 from corpus_asr.families.saved_files import (
     Uploads,
     find_saved,
     finish_saving,
     made_folder,
     take_source,
+    typed_values,
+    write_json_object,
 )
+from corpus_asr.families.tensors import BatchFeature
 from corpus_asr.models.padding import Fit, pad_features, padding_word
 
 FILE_NAME = "preprocessor_config.json"

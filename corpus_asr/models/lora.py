@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from corpus_asr.errors import CheckpointError, ConfigError
-from corpus_asr.families.config_file import write_json_object
+from corpus_asr.families.saved_files import write_json_object
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"

@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from corpus_asr.families.batch import BatchFeature
-from corpus_asr.families.tensors import as_tensors, is_tensor
+from corpus_asr.families.tensors import BatchFeature, as_tensors, is_tensor
 
 Padding = Literal["longest", "max_length", "do_not_pad"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from corpus_asr.families.device import resolve_device
+from corpus_asr.families.loading import resolve_device
 from corpus_asr.families.saved_files import SOURCE_OPTIONS
 from corpus_asr.models.auto import (
     AutoFeatureExtractor,

@@ -10,9 +10,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from corpus_asr.families.batch import BatchFeature
-from corpus_asr.families.config_file import write_json_object
-from corpus_asr.families.saved_files import Uploads, finish_saving, made_folder
+from corpus_asr.families.saved_files import Uploads, finish_saving, made_folder, write_json_object
+from corpus_asr.families.tensors import BatchFeature
 from corpus_asr.models.feature_extraction import FILE_NAME
 from corpus_asr.storage.model_files import SMALL_FILES, fetch_checkpoint
 

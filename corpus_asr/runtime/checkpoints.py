@@ -12,9 +12,8 @@ from typing import Any
 from corpus_asr.config.decoding import DecodingSettings, check_english_only
 from corpus_asr.config.run import CLASSIFY_AUDIO, ClassificationSettings, RunConfig
 from corpus_asr.errors import ConfigError
-from corpus_asr.families.config_file import read_json_object
-from corpus_asr.families.family import Family
-from corpus_asr.families.registry import family_of, resolve
+from corpus_asr.families.registry import Family, family_of, resolve
+from corpus_asr.families.saved_files import read_json_object
 from corpus_asr.languages import check_known
 from corpus_asr.storage.model_files import fetch_checkpoint, full_name, model_revision
 from corpus_asr.storage.run_state.tables import ModelName

@@ -20,8 +20,7 @@ from corpus_asr.audio.decode import DAMAGED, AudioDecoder, open_audio
 from corpus_asr.audio.parts import AudioPart, PartCutter, language_window_starts
 from corpus_asr.audio.vad import SileroDetector
 from corpus_asr.errors import DecodeError
-from corpus_asr.families.family import PartFeatures
-from corpus_asr.families.registry import family_of, resolve
+from corpus_asr.families.registry import PartFeatures, family_of, resolve
 from corpus_asr.stages.extract_protocol import ExtractedPart, ExtractRequest, check_size
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary
 from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules

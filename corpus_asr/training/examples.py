@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from corpus_asr.config.finetune import AugmentationSettings, WindowSettings
 from corpus_asr.errors import ConfigError
-from corpus_asr.families.layers.lm_head import IGNORED_LABEL
+from corpus_asr.families.pretrained import IGNORED_LABEL
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.features.mel import log_mel
 from corpus_asr.training.audio_cache import AudioCache

@@ -15,10 +15,10 @@ import torch
 
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError
-from corpus_asr.families.device import resolve_device, resolve_dtype
+from corpus_asr.families.loading import resolve_device, resolve_dtype
 from corpus_asr.families.model_config import CONFIG_NAME
 from corpus_asr.families.registry import family_of
-from corpus_asr.families.stored_weights import stored_tensors
+from corpus_asr.families.weights import stored_tensors
 from corpus_asr.models.lora import ADAPTER_CONFIG_NAME, LoraAdapters, LoraConfig
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.models.whisper.processor import WhisperProcessor

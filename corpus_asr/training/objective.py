@@ -11,7 +11,7 @@ from torch import Tensor
 
 from corpus_asr.config.finetune import DistillationSettings
 from corpus_asr.errors import ConfigError
-from corpus_asr.families.layers.lm_head import IGNORED_LABEL
+from corpus_asr.families.pretrained import IGNORED_LABEL
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.training.examples import Batch
 

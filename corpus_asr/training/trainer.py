@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from corpus_asr.config.finetune import FinetuneConfig, TrainingSettings
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError
-from corpus_asr.families.layers.side_by_side import run_side_by_side
+from corpus_asr.families.layers.packed import run_per_sample
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.training.examples import Batch, Collate, Examples
 from corpus_asr.training.objective import Losses, Objective
@@ -309,7 +309,7 @@ class Trainer:
         threads = torch.get_num_threads()
         # No more micro-batches than threads at a time: each keeps gradients of all parameters.
         while some := list(itertools.islice(batches, threads)):
-            for losses, gradients in run_side_by_side(differentiated, some, inference=False):
+            for losses, gradients in run_per_sample(differentiated, some, inference=False):
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     if gradient is not None:
                         _gradient(parameter).add_(gradient)

@@ -20,8 +20,7 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batch_on
 from corpus_asr.errors import EngineError
-from corpus_asr.families.device import device_name
-from corpus_asr.families.loading import load_slot_model
+from corpus_asr.families.loading import device_name, load_slot_model
 from corpus_asr.segments import PartLabels, Segment
 from corpus_asr.threads import run_apart
 from corpus_asr.transcription.family_jobs import PartJobs, family_jobs

@@ -26,7 +26,7 @@ from corpus_asr.decoding.repetition import RepetitionDetector, repeats_itself
 from corpus_asr.decoding.search_queue import encode_windows
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.errors import EngineError
-from corpus_asr.families.whisper.slot_model import WhisperSlotModel
+from corpus_asr.families.whisper.slots import WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
 from tests.support.references import beam_search

@@ -32,7 +32,7 @@ from corpus_asr.decoding.protocols import (
 )
 from corpus_asr.decoding.search_queue import encode_windows
 from corpus_asr.decoding.slots import SlotScheduler
-from corpus_asr.families.layers import cache
+from corpus_asr.families.layers import kv_cache as cache
 from tests.support.graph_capture import TapeRecorder
 from tests.support.markov import BEGIN, END, NO_TIMESTAMPS, MarkovModel, window
 from tests.support.slots import SOURCE_POSITIONS, load, run_jobs

@@ -22,9 +22,9 @@ from corpus_asr.decoding.protocols import (
     check_job,
 )
 from corpus_asr.decoding.slots import SlotScheduler
-from corpus_asr.families.layers import cache
-from corpus_asr.families.layers.cache import SlotCache
-from corpus_asr.families.whisper.slot_model import WhisperDecoderSlots, WhisperSlotModel
+from corpus_asr.families.layers import kv_cache as cache
+from corpus_asr.families.layers.kv_cache import SlotCache
+from corpus_asr.families.whisper.slots import WhisperDecoderSlots, WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
 from tests.support.graph_capture import TapeRecorder

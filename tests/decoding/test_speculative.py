@@ -22,11 +22,10 @@ from corpus_asr.decoding.search_queue import encode_windows
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.decoding.speculative import SpeculativeBatch
 from corpus_asr.errors import EngineError
-from corpus_asr.families.whisper.causal_lm import WhisperForCausalLM
-from corpus_asr.families.whisper.slot_model import (
+from corpus_asr.families.whisper.model import WhisperForCausalLM
+from corpus_asr.families.whisper.slots import (
     WhisperDecoderSlots,
     WhisperSlotModel,
-    causal_slot_model,
 )
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
@@ -100,7 +99,7 @@ def assistants(
     wrong = nearly(WhisperForConditionalGeneration.from_pretrained(folder))
     return {
         "the same": network.slot_model(),
-        "the same decoder": causal_slot_model(WhisperForCausalLM.from_pretrained(folder)),
+        "the same decoder": WhisperForCausalLM.from_pretrained(folder).slot_model(),
         "nearly the same": wrong.slot_model(),
         "nearly the same decoder": decoder_of(wrong),
         "another": small.slot_model(),

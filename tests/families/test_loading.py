@@ -1,21 +1,170 @@
-"""Checkpoints in the form that search runs: in which numbers, and what is refused."""
+"""Devices and types by name, and checkpoints in the form that search runs."""
 
-import json
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
 from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.errors import CheckpointError, ConfigError
-from corpus_asr.families import device
-from corpus_asr.families.device import resolve_dtype
-from corpus_asr.families.layers.int8 import can_use_int8
-from corpus_asr.families.loading import load_slot_model
-from corpus_asr.families.whisper.slot_model import WhisperSlotModel
+from corpus_asr.errors import ConfigError
+from corpus_asr.families import loading
+from corpus_asr.families.layers.projection import can_use_int8
+from corpus_asr.families.loading import (
+    Precision,
+    device_name,
+    load_slot_model,
+    resolve_device,
+    resolve_dtype,
+    resolve_precision,
+)
+from corpus_asr.families.whisper.slots import WhisperSlotModel
 from tests.support.slots import begin, load, sequences, windows
 
 CPU = torch.device("cpu")
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_without_a_gpu_auto_is_the_cpu() -> None:
+    assert resolve_device("auto") == CPU
+    assert resolve_device("cpu") == CPU
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_with_gpus_auto_is_the_first() -> None:
+    assert resolve_device("auto") == CUDA
+    assert resolve_device("cuda") == CUDA
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    assert resolve_device("cpu") == CPU
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_asking_for_a_gpu_where_there_is_none_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"'cuda'.* sees 0 CUDA devices"):
+        resolve_device("cuda")
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_asking_for_a_gpu_too_many_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"'cuda:2'.* sees 2 CUDA devices"):
+        resolve_device("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:-1", "cuda:x", "", "CPU", "cuda:0 ", "mps"])
+def test_an_unknown_device_is_an_error(name: str) -> None:
+    with pytest.raises(ConfigError, match="expected auto, cpu, cuda or cuda:N"):
+        resolve_device(name)
+
+
+def test_auto_is_float16_on_cuda() -> None:
+    assert resolve_dtype("auto", CUDA) == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "amx", "right", "expected"),
+    [
+        (True, False, True, torch.bfloat16),
+        (False, True, True, torch.bfloat16),
+        (False, False, True, torch.float32),
+        (True, True, False, torch.float32),
+    ],
+)
+def test_auto_is_bfloat16_on_cpus_that_have_it_and_compute_right_in_it(
+    monkeypatch: pytest.MonkeyPatch, bfloat16: bool, amx: bool, right: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bfloat16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    if not right:
+        monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.relu())
+    assert resolve_dtype("auto", CPU) == expected
+
+
+def test_int8_on_cpus_rounds_the_rest_to_what_auto_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "can_use_int8", lambda: True)
+    assert resolve_precision("int8", CPU) == Precision(resolve_dtype("auto", CPU), int8=True)
+    assert resolve_precision("float32", CPU) == Precision(torch.float32)
+
+
+def test_int8_is_refused_where_it_would_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "can_use_int8", lambda: False)
+    with pytest.raises(ConfigError, match=r"no fast 8-bit products .*set the dtype to auto"):
+        resolve_precision("int8", CPU)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_int8_is_refused_on_gpus() -> None:
+    with pytest.raises(ConfigError, match=r"NVIDIA H200 has no such path.*auto or float16"):
+        resolve_precision("int8", CUDA)
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
+def test_named_types_are_taken_at_their_word(name: str) -> None:
+    assert resolve_dtype(name, CPU) == getattr(torch, name)
+
+
+def test_an_unknown_type_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="'int4', expected auto, int8, float32, float16, bfl"):
+        resolve_precision("int4", CPU)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_bfloat16_is_refused_by_gpus_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    with pytest.raises(ConfigError, match="NVIDIA H200 has no bfloat16 arithmetic"):
+        resolve_dtype("bfloat16", CUDA)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_tables_name_the_device() -> None:
+    assert device_name(CPU) == "cpu"
+    assert device_name(CUDA) == "cuda:NVIDIA H200"
+
+
+def too_old() -> bool:
+    warnings.warn(
+        "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040).",
+        stacklevel=1,
+    )
+    return False
+
+
+def test_a_driver_that_is_too_old_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", too_old)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(ConfigError, match=r"0 CUDA devices here \(.*driver .* is too old.*nvidia"):
+        resolve_device("cuda")
+    assert resolve_device("auto").type == "cpu"
+    assert "works on the CPU" in caplog.text
+    assert "too old" in caplog.text
+
+
+def test_a_torch_without_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(ConfigError, match="built without CUDA"):
+        resolve_device("cuda:0")
+
+
+@pytest.mark.parametrize(("name", "meant"), [("fp16", "float16"), ("bf16", "bfloat16")])
+def test_a_short_name_of_a_type_is_understood(name: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"did you mean {meant}"):
+        resolve_dtype(name, torch.device("cpu"))
+
 
 needs_int8 = pytest.mark.skipif(
     not can_use_int8(), reason="this processor or this torch has no fast 8-bit products"
@@ -69,32 +218,3 @@ def test_8_bits_stand_beside_float32_where_there_is_no_bfloat16(
     assert model.dtype == torch.float32
     expected = logits(load_slot_model(checkpoint, device="cpu", dtype="float32"))
     assert (logits(model) - expected).norm() < TOLERANCES["int8"] * expected.norm()
-
-
-def test_8_bits_are_refused_where_they_would_be_slow(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(device, "can_use_int8", lambda: False)
-    with pytest.raises(ConfigError, match="no fast 8-bit products"):
-        load_slot_model(checkpoint, device="cpu", dtype="int8")
-
-
-@pytest.mark.parametrize(
-    ("where", "dtype", "message"),
-    [("cpu", "float8", "found 'float8', expected auto, int8"), ("gpu", "auto", "found 'gpu'")],
-)
-def test_unknown_numbers_and_devices_are_refused(
-    checkpoint: Path, where: str, dtype: str, message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        load_slot_model(checkpoint, device=where, dtype=dtype)
-
-
-@pytest.mark.parametrize("content", [None, {"model_type": "bert"}])
-def test_a_folder_that_is_no_checkpoint_is_refused(
-    tmp_path: Path, content: dict[str, str] | None
-) -> None:
-    if content is not None:
-        (tmp_path / "config.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError):
-        load_slot_model(tmp_path, device="cpu", dtype="auto")

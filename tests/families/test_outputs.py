@@ -35,11 +35,6 @@ def test_values_are_found_as_in_the_reference() -> None:
         assert float(output["loss"]) == 2.0
 
 
-def test_an_unknown_key_cannot_be_set() -> None:
-    with pytest.raises(KeyError, match="lost"):
-        Seq2SeqLMOutput()["lost"] = LOGITS
-
-
 @pytest.mark.parametrize(
     "name",
     [

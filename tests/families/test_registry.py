@@ -1,12 +1,25 @@
-"""Families by their checkpoints."""
+"""Families by their checkpoints, and what a new family has to bring."""
 
-import json
+from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
-from corpus_asr.errors import CheckpointError
-from corpus_asr.families.registry import FAMILIES, family_of, resolve
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.families import registry
+from corpus_asr.families.registry import FAMILIES, Family, family_of, resolve
+from corpus_asr.models import auto
+from corpus_asr.models.auto import AutoConfig, AutoProcessor, AutoTokenizer
+from corpus_asr.stages.extract_protocol import ExtractRequest
+from corpus_asr.stages.extraction import PartExtractor
+from corpus_asr.transcription.engine import Engine
+from corpus_asr.transcription.family_jobs import JOBS, family_jobs
+from corpus_asr.transcription.windows import PartRequest
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.audio import noise, wav_bytes
 
 
 def test_a_checkpoint_names_its_family(tmp_path):
@@ -50,5 +63,92 @@ def test_a_reference_of_another_form_is_refused(reference):
         resolve(reference)
 
 
-def test_resolving_imports_the_module():
-    assert resolve("json:loads") is json.loads
+_HERE = "tests.support.levels"
+LEVELS = Family(
+    model_type="levels",
+    class_prefix="Levels",
+    config=f"{_HERE}:LevelsConfig",
+    generation=f"{_HERE}:LevelsConfig",
+    tokenizer=f"{_HERE}:LevelsTokenizer",
+    part_features=f"{_HERE}:LevelsFeatures",
+    slot_model=f"{_HERE}:LevelsModel",
+)
+DECODING = DecodingSettings()
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the new family, which the registry knows for this test."""
+    known = MappingProxyType({**FAMILIES, LEVELS.model_type: LEVELS})
+    for module in (registry, auto):
+        monkeypatch.setattr(module, "FAMILIES", known)
+    monkeypatch.setitem(JOBS, LEVELS.model_type, f"{_HERE}:LevelsJobs")
+    resolve(LEVELS.config)(threshold=0.05).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def parts_of(checkpoint: Path, *sounds: Path) -> Iterator[PartRequest]:
+    extractor = PartExtractor(
+        folder=str(checkpoint),
+        endpoint_url=None,
+        part_s=20.0,
+        channels="mix",
+        speech_detection="none",
+        speech_pad_s=0.0,
+    )
+    for sound in sounds:
+        for part in extractor(ExtractRequest(uri=str(sound))):
+            assert part.features is not None
+            assert part.pad_value is not None
+            yield PartRequest(
+                recording_id=sound.name,
+                part=part.part,
+                features=part.features,
+                num_samples=part.num_samples,
+                pad_value=part.pad_value,
+                start_s=part.start_sample / SAMPLE_RATE_HZ,
+                speech=None,
+            )
+
+
+def test_its_checkpoints_are_extracted_and_decoded_by_what_there_is(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    sounds = {"loud.wav": noise(30), "quiet.wav": noise(5) / 100}
+    for name, samples in sounds.items():
+        (tmp_path / name).write_bytes(wav_bytes(samples, rate_hz=SAMPLE_RATE_HZ))
+    parts = list(parts_of(checkpoint, *(tmp_path / name for name in sounds)))
+    with Engine.from_folder(checkpoint, decoding=DECODING, device="cpu", slots=2) as engine:
+        futures = [engine.submit(part) for part in parts]
+        found = [
+            (p.recording_id, p.part, f.result(60)) for p, f in zip(parts, futures, strict=True)
+        ]
+    said = {(name, part): t.segments[0].text for name, part, t in found}
+    assert said == {("loud.wav", 0): " loud", ("quiet.wav", 0): " quiet"}
+    assert [t.segments[-1].end_s for _, _, t in found] == [30.0, 5.0]
+
+
+def test_it_refuses_what_it_cannot_do(checkpoint: Path) -> None:
+    asked = DecodingSettings(word_timestamps=True)
+    with pytest.raises(ConfigError, match=r"decoding\.word_timestamps: found true"):
+        Engine.from_folder(checkpoint, decoding=asked, device="cpu", slots=1)
+    with pytest.raises(CheckpointError, match="the family levels, which has no such class"):
+        AutoProcessor.from_pretrained(checkpoint)
+
+
+def test_its_parts_are_found_by_name(checkpoint: Path) -> None:
+    family = family_of(checkpoint)
+    assert family is LEVELS
+    assert AutoConfig.from_pretrained(checkpoint, threshold=0.5).threshold == 0.5
+    assert AutoTokenizer.from_pretrained(checkpoint).decode([2, 1, 0]) == " loud quiet"
+    family_jobs(checkpoint).check(DECODING)
+
+
+def test_its_config_is_checked_like_any_other(checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="num_words is 0, expected at least 1"):
+        AutoConfig.for_model("levels", num_words=0)
+    with pytest.raises(TypeError, match="found the keyword 'threshold_', expected 'threshold'"):
+        AutoConfig.for_model("levels", threshold_=0.5)
+    (checkpoint / "config.json").write_text('{"model_type": "levels", "threshold": 2}')
+    with pytest.raises(CheckpointError, match=r"threshold is 2\.0, expected within 0 and 1"):
+        AutoConfig.from_pretrained(checkpoint)

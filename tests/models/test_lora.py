@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli.main import app
 from corpus_asr.errors import CheckpointError, ConfigError
-from corpus_asr.families.stored_weights import stored_tensors
+from corpus_asr.families.weights import stored_tensors
 from corpus_asr.models.convert.folder import convert
 from corpus_asr.models.lora import (
     ADAPTER_CONFIG_NAME,

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from corpus_asr.families.past import DecoderCache
+from corpus_asr.families.layers.kv_cache import DecoderCache
 from corpus_asr.families.speech2text.model import Speech2TextModel
 from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
 from tests.support.checkpoints import tiny_network

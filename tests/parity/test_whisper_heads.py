@@ -10,9 +10,8 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
-from corpus_asr.families.whisper.causal_lm import WhisperForCausalLM
 from corpus_asr.families.whisper.classifier import WhisperForAudioClassification
-from corpus_asr.families.whisper.model import WhisperModel
+from corpus_asr.families.whisper.model import WhisperForCausalLM, WhisperModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
 

@@ -18,8 +18,8 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import TokenRules, WindowJob
 from corpus_asr.decoding.slots import Steps
 from corpus_asr.errors import ConfigError
-from corpus_asr.families.family import PartFeatures
 from corpus_asr.families.model_config import GeneralSettings, ModelConfig
+from corpus_asr.families.registry import PartFeatures
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.family_jobs import Add, PartDone
 from corpus_asr.transcription.windows import PartRequest

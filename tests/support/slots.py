@@ -12,9 +12,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from corpus_asr.decoding.protocols import Job, Result
 from corpus_asr.decoding.slots import SlotScheduler
-from corpus_asr.families.layers.cache import SlotCache
+from corpus_asr.families.layers.kv_cache import SlotCache
 from corpus_asr.families.whisper.config import WhisperConfig
-from corpus_asr.families.whisper.slot_model import WhisperSlotModel
+from corpus_asr.families.whisper.slots import WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.units import FRAMES_PER_POSITION
 from tests.support.checkpoints import tiny_whisper

@@ -10,7 +10,7 @@ import torch
 
 from corpus_asr.config.finetune import FinetuneConfig
 from corpus_asr.errors import ConfigError
-from corpus_asr.families.stored_weights import stored_tensors
+from corpus_asr.families.weights import stored_tensors
 from corpus_asr.pipelines import finetune
 from corpus_asr.runtime.ray_cluster import Cluster
 from corpus_asr.training.store import TrainingStore

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.families.layers.int8 import can_use_int8
+from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import Engine, PartRequest
 from corpus_asr.units import HOP_SAMPLES

@@ -13,7 +13,7 @@ from corpus_asr.config.run import ClassificationSettings
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.loading import load_classifier
-from corpus_asr.families.whisper.classifier_slots import WhisperClassifierSlots
+from corpus_asr.families.whisper.classifier import WhisperClassifierSlots
 from corpus_asr.segments import PartLabels, SpeechSpan
 from corpus_asr.transcription.labels import LabelJobs, label_engine
 from corpus_asr.transcription.windows import PartRequest

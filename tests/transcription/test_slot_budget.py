@@ -10,7 +10,7 @@ import torch
 from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.protocols import ModelSize
 from corpus_asr.decoding.samplers import choose
-from corpus_asr.families.whisper.slot_model import WhisperSlotModel
+from corpus_asr.families.whisper.slots import WhisperSlotModel
 from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.transcription.slot_budget import auto_slots, fitting_slots, predicted_bytes

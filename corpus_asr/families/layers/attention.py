@@ -1,16 +1,11 @@
-"""Multi-head attention over whole sequences, and over caches with one query per sequence.
-
-In: hidden states, or queries beside cached keys and values. Out: hidden states of the same shape,
-and the attention weights where asked for. Knows no mask but the causal one and the one it is
-given, and no model.
-"""
+"""Multi-head attention over whole sequences, and over caches with few queries per sequence."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from corpus_asr.families.layers.past import KeyValues
+from corpus_asr.families.layers.kv_cache import KeyValues
 
 # Up to about here plain products beat the fused kernel, which keeps no score matrix: measured on
 # CPUs with 1,500 keys, even at 8 queries in float32 and at 128 in bfloat16.
@@ -18,19 +13,14 @@ _FEW_QUERIES = 16
 
 
 class Attention(nn.Module):
-    """Attention with Hugging Face's parameter names.
-
-    Self-attention where `context` is left out, cross-attention where it is given.
+    """Self-attention, or cross-attention to a `context`, with Hugging Face's parameter names.
 
     Args:
         width: of hidden states, split evenly among the heads.
         heads: attention heads.
         key_bias: whether the key projection has a bias; Whisper's has none.
         dropout: probability of leaving out an attention weight in training.
-        eager: whether plain products are used always, not only where somebody asks for weights.
-
-    Raises:
-        ValueError: `heads` does not divide `width`.
+        eager: whether plain products are used always, not only where weights are returned.
     """
 
     def __init__(
@@ -62,15 +52,16 @@ class Attention(nn.Module):
         """Let each token attend to `context`, or to the tokens themselves.
 
         Args:
-            hidden: what asks.
-            context: what is asked; None means `hidden`.
-            causal: whether a token sees only itself and those before it; `mask`, where given,
-                must say so itself.
-            mask: added to the scores of the tokens themselves, or of `context`.
+            hidden: the queries' states.
+            context: the keys' and values' states; None means `hidden`.
+            causal: whether a token sees only itself and those before it; `mask`, where given, must
+                include that itself.
+            mask: added to the scores.
             kept: keys and values of earlier calls. Those of `hidden` are added to them; those of
                 `context` are computed once.
-            head_mask: what each head's weights are multiplied with.
-            weights: where this call's attention weights (batch, head, token, pos) are put.
+            head_mask: factor of each head's weights.
+            weights: list to which this call's attention weights (batch, head, token, pos) are
+                added.
         """
         # Contiguous heads cost a copy and save more: 3 to 5 % of a window's attention on a CPU.
         query = split_heads(self.q_proj(hidden), self.heads).contiguous()
@@ -180,12 +171,9 @@ def attend_cached(
 def _scores(
     query: Float[Tensor, "batch head token head_dim"], key: Float[Tensor, "batch head pos head_dim"]
 ) -> Float[Tensor, "batch head token pos"]:
-    """Multiply queries with keys.
-
-    On a CPU in bfloat16, keys that are turned are first copied: of one query's 1,500, the same
-    product the other way round takes 0.3 ms where that takes 0.55 (8 slots of whisper-base, two
-    cores with AMX; nothing else was measured). In float32 it takes twice as long.
-    """
+    # On a CPU in bfloat16, transposed keys are copied first: with one query and 1,500 keys, the
+    # product the other way round takes 0.3 ms instead of 0.55 (8 slots of whisper-base, two cores
+    # with AMX; nothing else was measured). In float32 it takes twice as long.
     if query.shape[2] == 1 and query.dtype == torch.bfloat16 and query.device.type == "cpu":
         return torch.matmul(key, query.transpose(-1, -2)).transpose(-1, -2)
     return torch.matmul(query, key.transpose(-1, -2))

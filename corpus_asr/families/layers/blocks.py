@@ -1,8 +1,4 @@
-"""Pre-norm transformer blocks with Hugging Face's parameter names.
-
-In: hidden states. Out: hidden states of the same shape. Knows no tokens, no audio and no model;
-`CachedDecoderBlock` runs a `DecoderBlock` from caches, as decoding needs it.
-"""
+"""Pre-norm transformer blocks with Hugging Face's parameter names."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from corpus_asr.families.layers.attention import Attention
-from corpus_asr.families.layers.past import LayerPast
+from corpus_asr.families.layers.kv_cache import LayerPast
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -40,11 +36,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 
 def activation(name: str) -> Activation:
-    """Return the activation function config.json calls `name`.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
+    """Return the activation function config.json calls `name`."""
     try:
         return _ACTIVATIONS[name]
     except KeyError:
@@ -55,23 +47,47 @@ def activation(name: str) -> Activation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dropouts:
-    """Probabilities of leaving out numbers in training."""
+class BlockSettings:
+    """Sizes and settings of a block."""
 
-    hidden: float = 0.0
+    width: int
+    heads: int
+    ffn_dim: int
+    activation: str = "gelu"
+    key_bias: bool
+    """Whether projections to keys have a bias."""
+    dropout: float = 0.0
     """Of what attention and the second linear layer give."""
-    attention: float = 0.0
+    attention_dropout: float = 0.0
     """Of attention weights."""
-    activation: float = 0.0
+    activation_dropout: float = 0.0
     """Of what the activation gives."""
+    eager: bool = False
+    """Whether attention is plain products always."""
 
     @classmethod
-    def of(cls, config: Any) -> Self:
-        """Return what a configuration asks for, by the names of config.json."""
+    def of(cls, config: Any, *, heads: int, ffn_dim: int, key_bias: bool) -> Self:
+        """Take what encoder and decoder share from a configuration."""
         return cls(
-            hidden=config.dropout,
-            attention=config.attention_dropout,
-            activation=config.activation_dropout,
+            width=config.d_model,
+            heads=heads,
+            ffn_dim=ffn_dim,
+            activation=config.activation_function,
+            key_bias=key_bias,
+            dropout=config.dropout,
+            attention_dropout=config.attention_dropout,
+            activation_dropout=config.activation_dropout,
+            eager=config.attn_implementation == "eager",
+        )
+
+    def attention(self) -> Attention:
+        """Make an attention of these sizes."""
+        return Attention(
+            self.width,
+            self.heads,
+            key_bias=self.key_bias,
+            dropout=self.attention_dropout,
+            eager=self.eager,
         )
 
 
@@ -88,27 +104,16 @@ class AttentionWeights:
 class EncoderBlock(nn.Module):
     """Self-attention, then two linear layers; each normed before and added to its input."""
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        heads: int,
-        ffn_dim: int,
-        activation_name: str,
-        key_bias: bool,
-        dropouts: Dropouts = Dropouts(),
-        eager: bool = False,
-    ) -> None:
+    def __init__(self, settings: BlockSettings) -> None:
         super().__init__()
-        self.dropouts = dropouts
-        self.self_attn = Attention(
-            width, heads, key_bias=key_bias, dropout=dropouts.attention, eager=eager
-        )
+        width = settings.width
+        self.settings = settings
+        self.self_attn = settings.attention()
         self.self_attn_layer_norm = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, ffn_dim)
-        self.fc2 = nn.Linear(ffn_dim, width)
+        self.fc1 = nn.Linear(width, settings.ffn_dim)
+        self.fc2 = nn.Linear(settings.ffn_dim, width)
         self.final_layer_norm = nn.LayerNorm(width)
-        self.activate = activation(activation_name)
+        self.activate = activation(settings.activation)
 
     def forward(
         self,
@@ -125,38 +130,25 @@ class EncoderBlock(nn.Module):
             head_mask=head_mask,
             weights=None if weights is None else weights.own,
         )
-        hidden = hidden + F.dropout(attended, self.dropouts.hidden, self.training)
+        hidden = hidden + F.dropout(attended, self.settings.dropout, self.training)
         return _within_float16(_feed_forward(self, hidden))
 
 
 class DecoderBlock(nn.Module):
     """Causal self-attention, cross-attention, then two linear layers."""
 
-    def __init__(
-        self,
-        width: int,
-        *,
-        heads: int,
-        ffn_dim: int,
-        activation_name: str,
-        key_bias: bool,
-        dropouts: Dropouts = Dropouts(),
-        eager: bool = False,
-    ) -> None:
+    def __init__(self, settings: BlockSettings) -> None:
         super().__init__()
-        self.dropouts = dropouts
-        self.self_attn = Attention(
-            width, heads, key_bias=key_bias, dropout=dropouts.attention, eager=eager
-        )
+        width = settings.width
+        self.settings = settings
+        self.self_attn = settings.attention()
         self.self_attn_layer_norm = nn.LayerNorm(width)
-        self.encoder_attn = Attention(
-            width, heads, key_bias=key_bias, dropout=dropouts.attention, eager=eager
-        )
+        self.encoder_attn = settings.attention()
         self.encoder_attn_layer_norm = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, ffn_dim)
-        self.fc2 = nn.Linear(ffn_dim, width)
+        self.fc1 = nn.Linear(width, settings.ffn_dim)
+        self.fc2 = nn.Linear(settings.ffn_dim, width)
         self.final_layer_norm = nn.LayerNorm(width)
-        self.activate = activation(activation_name)
+        self.activate = activation(settings.activation)
 
     def forward(
         self,
@@ -178,8 +170,8 @@ class DecoderBlock(nn.Module):
             mask: added to the scores of self-attention; None lets a token see all before it.
             cross_mask: added to those of cross-attention; None lets a token see all positions.
             past: what earlier calls kept; this call adds to it.
-            head_mask: what each head of self-attention is multiplied with.
-            cross_head_mask: likewise for cross-attention.
+            head_mask: factor of each head's weights in self-attention.
+            cross_head_mask: factor of each head's weights in cross-attention.
             weights: where attention weights are put.
         """
         attended = self.self_attn(
@@ -190,7 +182,7 @@ class DecoderBlock(nn.Module):
             head_mask=head_mask,
             weights=None if weights is None else weights.own,
         )
-        hidden = hidden + F.dropout(attended, self.dropouts.hidden, self.training)
+        hidden = hidden + F.dropout(attended, self.settings.dropout, self.training)
         if encoded is not None:
             attended = self.encoder_attn(
                 self.encoder_attn_layer_norm(hidden),
@@ -200,23 +192,20 @@ class DecoderBlock(nn.Module):
                 head_mask=cross_head_mask,
                 weights=None if weights is None else weights.cross,
             )
-            hidden = hidden + F.dropout(attended, self.dropouts.hidden, self.training)
+            hidden = hidden + F.dropout(attended, self.settings.dropout, self.training)
         return _feed_forward(self, hidden)
 
 
 def _feed_forward(block: EncoderBlock | DecoderBlock, hidden: Tensor) -> Tensor:
     """Run the linear layers of a block and add what they give."""
-    dropouts, training = block.dropouts, block.training
+    settings, training = block.settings, block.training
     inner = block.activate(block.fc1(block.final_layer_norm(hidden)))
-    inner = block.fc2(F.dropout(inner, dropouts.activation, training))
-    return hidden + F.dropout(inner, dropouts.hidden, training)
+    inner = block.fc2(F.dropout(inner, settings.activation_dropout, training))
+    return hidden + F.dropout(inner, settings.dropout, training)
 
 
 def _within_float16(hidden: Tensor) -> Tensor:
-    """Keep float16 states finite: large checkpoints overflow in the last encoder layers.
-
-    Source: transformers/models/whisper/modeling_whisper.py, WhisperEncoderLayer.
-    """
+    """Keep float16 states finite: large checkpoints overflow in the last encoder layers."""
     if hidden.dtype != torch.float16:
         return hidden
     limit = torch.finfo(torch.float16).max - 1000

@@ -1,23 +1,181 @@
-"""A decoder of pre-norm blocks, token by token in slots.
+"""A decoder of pre-norm blocks with caches in numbered slots, as search runs it."""
 
-In: token ids, positions and slots. Out: hidden states, one per token. How tokens and positions are
-embedded is the family's affair. Knows no text, no sampling, and not the projection to the
-vocabulary.
-"""
-
-import copy
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol, Self
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from corpus_asr.decoding.protocols import ModelSize
+from corpus_asr.families.layers.attention import attend_cached, merge_heads, split_heads
 from corpus_asr.families.layers.blocks import DecoderBlock
-from corpus_asr.families.layers.cache import SlotCache, SpanView, StepView
-from corpus_asr.families.layers.cached_block import CachedDecoderBlock
-from corpus_asr.families.layers.side_by_side import run_side_by_side
+from corpus_asr.families.layers.kv_cache import (
+    LayerCache,
+    SlotCache,
+    SpanView,
+    StepView,
+    WindowView,
+)
+from corpus_asr.families.layers.packed import blocks_of, run_per_sample
+from corpus_asr.families.layers.projection import NormedProjection, Projection
+from corpus_asr.families.layers.stack import TokenDecoder
+
+
+class CachedDecoderBlock:
+    """A `DecoderBlock` that keeps the keys and values of many sequences in slots.
+
+    Equal to the block it is made from within rounding; shares its norms, and holds its linear
+    maps fused (queries, keys and values are one product, with the query's scale folded in), with
+    `int8` rounded to 8 bits.
+    """
+
+    def __init__(self, block: DecoderBlock, *, int8: bool = False) -> None:
+        own, cross = block.self_attn, block.encoder_attn
+        self._heads = own.heads
+        # Not the block itself: its linear maps need not stay in memory beside their copies.
+        self._activate = block.activate
+        # A power of two for Whisper's head_dim of 64: folding it in rounds nothing.
+        scale = own.head_dim**-0.5
+        self._qkv = NormedProjection(
+            block.self_attn_layer_norm,
+            [own.q_proj, own.k_proj, own.v_proj],
+            scales=[scale],
+            int8=int8,
+        )
+        self._out = Projection([own.out_proj], int8=int8)
+        self._cross_query = NormedProjection(
+            block.encoder_attn_layer_norm, [cross.q_proj], scales=[scale], int8=int8
+        )
+        # Never in 8 bits: once per window, and every token reads what it gives.
+        self._cross_kv = Projection([cross.k_proj, cross.v_proj])
+        self._cross_out = Projection([cross.out_proj], int8=int8)
+        self._fc1 = NormedProjection(block.final_layer_norm, [block.fc1], int8=int8)
+        self._fc2 = Projection([block.fc2], int8=int8)
+
+    def fill(
+        self, cache: LayerCache, slots: Sequence[int], encoded: Float[Tensor, "batch pos width"]
+    ) -> None:
+        """Write what cross-attention needs of the windows `encoded` into `slots`."""
+        keys, values = self._cross_kv(encoded).chunk(2, dim=-1)
+        cache.write_window(slots, split_heads(keys, self._heads), split_heads(values, self._heads))
+
+    def fill_one(self, cache: LayerCache, slot: int, window: Float[Tensor, "pos width"]) -> None:
+        """Write what cross-attention needs of one window, a few positions at a time.
+
+        The window may be short; on a CPU it is then looked at no further.
+        """
+        blocks = [self._cross_kv.by_block(rows) for rows in blocks_of(window)]
+        found = torch.cat(blocks).unsqueeze(0).chunk(2, dim=-1)
+        held = cache.packed_window(slot, len(window))
+        for there, here in zip(held, found, strict=True):
+            there.copy_(split_heads(here, self._heads))
+
+    def prefill(
+        self,
+        cache: LayerCache,
+        slots: Sequence[int],
+        hidden: Float[Tensor, "batch token width"],
+        windows: WindowView | None = None,
+    ) -> Float[Tensor, "batch token width"]:
+        """Run whole prompts from position 0 and leave their keys and values in `slots`."""
+        query, key, value = self._queries_keys_values(hidden)
+        cache.write_prompts(slots, key, value)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
+        hidden = hidden + self._out(merge_heads(attended))
+        return self._attend_window_and_feed_forward(cache, slots, hidden, windows)
+
+    def step(
+        self,
+        cache: LayerCache,
+        view: StepView,
+        hidden: Float[Tensor, "slot 1 width"],
+        windows: WindowView | None = None,
+    ) -> Float[Tensor, "slot 1 width"]:
+        """Run one token of each of the slots 0, 1, ..."""
+        num_slots = len(hidden)
+        qkv = self._qkv(hidden).view(num_slots, 3, self._heads, -1)
+        cache.write_step(view, qkv[:, 1:])
+        attended = attend_cached(
+            qkv[:, 0].unsqueeze(2),  # (slot, head, 1, head_dim)
+            cache.self_keys[:num_slots, :, : view.length],
+            cache.self_values[:num_slots, :, : view.length],
+            unseen=view.unseen,
+        )
+        hidden = hidden + self._out(merge_heads(attended))
+        # Slots that share a window ask it together: that reads it once.
+        together = hidden.view(-1, cache.beams, hidden.shape[2])
+        firsts = range(0, num_slots, cache.beams)
+        together = self._attend_window_and_feed_forward(cache, firsts, together, windows)
+        return together.view(num_slots, 1, -1)
+
+    def extend(
+        self,
+        cache: LayerCache,
+        view: SpanView,
+        hidden: Float[Tensor, "batch token width"],
+        windows: WindowView | None = None,
+    ) -> Float[Tensor, "batch token width"]:
+        """Run several more tokens of each of the view's slots."""
+        query, key, value = self._queries_keys_values(hidden)
+        cache.write_span(view, key, value)
+        attended = attend_cached(query, *cache.read_span(view), unseen=view.unseen)
+        hidden = hidden + self._out(merge_heads(attended))
+        return self._attend_window_and_feed_forward(cache, view.slots, hidden, windows)
+
+    def align(
+        self,
+        cache: LayerCache,
+        slot: int,
+        hidden: Float[Tensor, "1 token width"],
+        heads: Sequence[int],
+        windows: WindowView | None = None,
+    ) -> tuple[Float[Tensor, "1 token width"], Float[Tensor, "head token pos"]]:
+        """Run a whole sequence over the window in `slot`, writing nothing to the cache.
+
+        Also returns how `heads` attend to the window, after the softmax, in float32.
+        """
+        query, key, value = self._queries_keys_values(hidden)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
+        hidden = hidden + self._out(merge_heads(attended))
+        ends = windows.ends if windows is not None else ()
+        keys, _ = cache.packed_window(slot, ends[0]) if ends else cache.read_window([slot])
+        query = self._cross_queries(hidden)
+        scores = torch.matmul(query[0, list(heads)], keys[0, list(heads)].transpose(-1, -2))
+        if windows is not None and windows.unseen is not None:
+            scores = scores.masked_fill(windows.unseen[0], -torch.inf)
+        weights = scores.float().softmax(dim=-1)  # (head, token, pos)
+        return self._attend_window_and_feed_forward(cache, [slot], hidden, windows), weights
+
+    def _queries_keys_values(self, hidden: Float[Tensor, "batch token width"]) -> list[Tensor]:
+        return [split_heads(part, self._heads) for part in self._qkv(hidden).chunk(3, dim=-1)]
+
+    def _cross_queries(
+        self, hidden: Float[Tensor, "batch token width"]
+    ) -> Float[Tensor, "batch head token head_dim"]:
+        return split_heads(self._cross_query(hidden), self._heads)
+
+    def _attend_window_and_feed_forward(
+        self,
+        cache: LayerCache,
+        slots: Sequence[int],
+        hidden: Float[Tensor, "batch token width"],
+        windows: WindowView | None,
+    ) -> Float[Tensor, "batch token width"]:
+        query = self._cross_queries(hidden)
+        if windows is None:
+            attended = attend_cached(query, *cache.read_window(slots))
+        elif windows.unseen is not None:
+            attended = attend_cached(query, *cache.read_window(slots), unseen=windows.unseen)
+        else:
+            each = zip(torch.split(query, 1), slots, windows.ends, strict=True)
+            parts = [attend_cached(one, *cache.packed_window(slot, end)) for one, slot, end in each]
+            attended = torch.cat(parts)
+        hidden = hidden + self._cross_out(merge_heads(attended))
+        return hidden + self._fc2(self._activate(self._fc1(hidden)))
 
 
 class TokenEmbedding(Protocol):
@@ -36,223 +194,271 @@ class TokenEmbedding(Protocol):
         """Embed tokens, each at its own position."""
 
 
-class CachedDecoder:
-    """A stack of `DecoderBlock`s that keeps the keys and values of many sequences in slots.
+class DecoderSlots(ABC):
+    """A decoder and its projection to the vocabulary, with caches in numbered slots.
 
-    Shares the decoder's embeddings and norms; its linear maps are fused copies, with `int8`
-    rounded to 8 bits.
-
-    Args:
-        embedding: of the tokens.
-        layers: the decoder's blocks.
-        layer_norm: comes after them.
-        heads: attention heads.
-        max_source_positions: encoder positions of a window.
-        max_target_positions: longest sequence a slot can hold.
-        int8: whether linear maps are rounded to 8 bits.
+    Meets `decoding.protocols.SlotModel` but for the encoder, which each family adds. What a slot
+    gives does not depend on what the others hold. Shares the decoder's embeddings and norms; its
+    linear maps are fused copies, with `int8` rounded to 8 bits.
     """
+
+    has_encoder = True
+    """Whether this model encodes windows itself."""
+
+    _weight_bytes: int
+    """Of encoder and decoder."""
 
     def __init__(
         self,
+        config: Any,
         embedding: TokenEmbedding,
-        layers: nn.ModuleList,
-        layer_norm: nn.LayerNorm,
+        decoder: TokenDecoder,
+        projection: nn.Linear,
         *,
-        heads: int,
         max_source_positions: int,
-        max_target_positions: int,
         int8: bool = False,
     ) -> None:
         # Not the decoder itself: its linear maps need not stay in memory beside their copies.
+        self._config = config
         self._embedding = embedding
-        self._layer_norm = layer_norm
-        self._heads = heads
-        self._max_source_positions = max_source_positions
-        self._max_target_positions = max_target_positions
+        self._layer_norm = decoder.layer_norm
+        self._heads = decoder.heads
         self._blocks = [
             CachedDecoderBlock(block, int8=int8)
-            for block in layers
+            for block in decoder.layers
             if isinstance(block, DecoderBlock)
         ]
+        self._vocabulary = Projection([projection], int8=int8)
+        self._max_source_positions = max_source_positions
+        self.vocab_size = projection.out_features
+        """Width of the logits."""
+        self.max_target_positions = decoder.max_target_positions
+        """Longest token sequence a slot can hold."""
 
     @property
-    def weight(self) -> Float[Tensor, "vocab width"]:
-        """Of the token embedding; its type and device are those of the decoder."""
-        return self._embedding.weight
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._embedding.weight.device
 
     @property
-    def max_source_positions(self) -> int:
-        """Encoder positions of a window."""
-        return self._max_source_positions
+    def dtype(self) -> torch.dtype:
+        """Type of the weights and caches."""
+        return self._embedding.weight.dtype
 
     @property
-    def max_target_positions(self) -> int:
-        """Longest sequence a slot can hold."""
-        return self._max_target_positions
+    def window_shape(self) -> tuple[int, int]:
+        """Positions and width of an encoded window."""
+        return self._max_source_positions, self._embedding.weight.shape[1]
 
-    def resized(self, *, source_positions: int, target_positions: int) -> Self:
-        """Return this decoder for caches of another size; it shares all weights."""
-        other = copy.copy(self)
-        other._max_source_positions = source_positions
-        other._max_target_positions = target_positions
-        return other
-
-    def new_cache(self, slots: int, *, beams: int = 1) -> SlotCache:
-        """Allocate caches for `slots` sequences, of the weights' dtype, where the weights are.
-
-        Each `beams` adjacent slots share a window.
-
-        Raises:
-            ValueError: the slots cannot share windows evenly.
-        """
-        weight = self._embedding.weight
-        return SlotCache(
+    @property
+    def size(self) -> ModelSize:
+        """Its shape and weights, for sizing the slots."""
+        positions, width = self.window_shape
+        return ModelSize(
             layers=len(self._blocks),
-            slots=slots,
-            beams=beams,
-            heads=self._heads,
-            head_dim=weight.shape[1] // self._heads,
-            tokens=self._max_target_positions,
-            positions=self._max_source_positions,
-            dtype=weight.dtype,
-            device=weight.device,
+            width=width,
+            inner_width=self._config.encoder_ffn_dim,
+            vocab_size=self.vocab_size,
+            tokens=self.max_target_positions,
+            positions=positions,
+            window_values=self.window_values,
+            element_bytes=self.dtype.itemsize,
+            weight_bytes=self._weight_bytes,
         )
 
+    @property
+    @abstractmethod
+    def window_values(self) -> int:
+        """Numbers in the features of a window."""
+
+    @abstractmethod
+    def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
+        """Return how many encoder positions so many frames of each of some windows make."""
+
+    def new_state(self, slots: int, *, beams: int = 1) -> SlotCache:
+        """Allocate caches for `slots` sequences, of which each `beams` adjacent share a window."""
+        if slots < 1:
+            raise ValueError(f"allocating {slots} slots: expected at least 1")
+        with torch.inference_mode():
+            return SlotCache(
+                layers=len(self._blocks),
+                slots=slots,
+                beams=beams,
+                heads=self._heads,
+                head_dim=self._embedding.weight.shape[1] // self._heads,
+                tokens=self.max_target_positions,
+                positions=self._max_source_positions,
+                dtype=self.dtype,
+                device=self.device,
+            )
+
+    @torch.inference_mode()
     def fill(
         self,
-        cache: SlotCache,
+        state: SlotCache,
         slots: Sequence[int],
         encoded: Float[Tensor, "batch pos width"],
         *,
-        num_positions: Sequence[int] | None = None,
+        num_frames: Sequence[int] | None = None,
     ) -> None:
-        """Write the cross-attention keys and values of `encoded` into `slots`.
+        """Write the cross-attention keys and values of `encoded` into `slots`, one per window.
 
-        Of each window only its `num_positions` are looked at from then on; None means all.
+        Windows are whole, or were encoded with the same `num_frames`; None means all frames.
         """
-        cache.note_windows(slots, num_positions)
-        if cache.on_cpu:
-            ends = num_positions or [encoded.shape[1]] * len(slots)
-            heard = [window[:end] for window, end in zip(encoded, ends, strict=True)]
-            windows = list(zip(slots, heard, strict=True))
-            run_side_by_side(partial(self._fill_one, cache), windows, size=lambda one: len(one[1]))
+        if tuple(encoded.shape[1:]) != self.window_shape:
+            raise ValueError(
+                f"filling {len(slots)} slots: found windows of {tuple(encoded.shape[1:])} "
+                f"(positions, width), expected {self.window_shape}; encode them with this model, "
+                "or with one of the same shape"
+            )
+        num_positions: list[int] | None = None
+        if num_frames is not None:
+            num_positions = self.positions_heard(num_frames, windows=len(encoded))
+        state.note_windows(slots, num_positions)
+        if not state.on_cpu:
+            for block, layer in zip(self._blocks, state.layers, strict=True):
+                block.fill(layer, slots, encoded)
             return
-        for block, layer in zip(self._blocks, cache.layers, strict=True):
-            block.fill(layer, slots, encoded)
+        ends = num_positions or [encoded.shape[1]] * len(slots)
+        heard = [window[:end] for window, end in zip(encoded, ends, strict=True)]
+        windows = list(zip(slots, heard, strict=True))
+        run_per_sample(partial(self._fill_one, state), windows, size=lambda one: len(one[1]))
 
     def _fill_one(
-        self, cache: SlotCache, slot_and_window: tuple[int, Float[Tensor, "pos width"]]
+        self, state: SlotCache, slot_and_window: tuple[int, Float[Tensor, "pos width"]]
     ) -> None:
-        for block, layer in zip(self._blocks, cache.layers, strict=True):
+        for block, layer in zip(self._blocks, state.layers, strict=True):
             block.fill_one(layer, *slot_and_window)
 
+    @torch.inference_mode()
     def prefill(
-        self, cache: SlotCache, slots: Sequence[int], tokens: Int[Tensor, "batch token"]
+        self,
+        state: SlotCache,
+        slots: Sequence[int],
+        tokens: Int[Tensor, "batch token"],
+        lengths: Sequence[int],
     ) -> Float[Tensor, "batch token width"]:
-        """Run prompts from position 0, starting `slots` anew.
-
-        Raises:
-            ValueError: the prompts are longer than the model's positions.
-        """
+        """Run prompts padded on the right from position 0; `slots` hold nothing else then."""
+        if not all(1 <= length <= tokens.shape[1] for length in lengths):
+            raise ValueError(
+                f"running prompts padded to {tokens.shape[1]} tokens: found lengths "
+                f"{list(lengths)}, expected 1 to {tokens.shape[1]}"
+            )
         hidden = self._embed(tokens)
-        windows = cache.view_windows(slots)
-        for block, layer in zip(self._blocks, cache.layers, strict=True):
+        windows = state.view_windows(slots)
+        for block, layer in zip(self._blocks, state.layers, strict=True):
             hidden = block.prefill(layer, slots, hidden, windows)
-        cache.note_prompts(slots, tokens.shape[1])
+        state.note_prompts(slots, tokens.shape[1])
         normed: Tensor = self._layer_norm(hidden)
         return normed
 
+    @torch.inference_mode()
     def step(
-        self, cache: SlotCache, tokens: Int[Tensor, " slot"], positions: Int[Tensor, " slot"]
-    ) -> Float[Tensor, "slot width"]:
-        """Run one token in each of the slots 0, 1, ..., at its own position.
+        self, state: SlotCache, tokens: Int[Tensor, " slot"], positions: Int[Tensor, " slot"]
+    ) -> Float[Tensor, "slot vocab"]:
+        """Advance the first `len(tokens)` slots by one token each, at its own position.
 
-        Raises:
-            ValueError: some slots of a window are left out; on a CPU, a position is outside the
-                model's.
+        On a GPU positions are not checked: the host would have to wait for it.
         """
-        if len(tokens) % cache.beams:
+        if len(tokens) % state.beams:
             raise ValueError(
-                f"advancing {len(tokens)} slots: each {cache.beams} of them share a window, "
+                f"advancing {len(tokens)} slots: each {state.beams} of them share a window, "
                 "expected all of these or none; pass a token for each"
             )
-        view = StepView.at(positions, max_positions=self._max_target_positions)
-        windows = cache.view_windows(range(0, len(tokens), cache.beams))
+        view = StepView.at(positions, max_positions=self.max_target_positions)
+        windows = state.view_windows(range(0, len(tokens), state.beams))
         hidden = self._embedding.at(tokens, positions).unsqueeze(1)  # (slot, 1, width)
-        for block, layer in zip(self._blocks, cache.layers, strict=True):
+        for block, layer in zip(self._blocks, state.layers, strict=True):
             hidden = block.step(layer, view, hidden, windows)
-        cache.note_tokens(view.rows, positions)
-        normed: Tensor = self._layer_norm(hidden.squeeze(1))
-        return normed
+        state.note_tokens(view.rows, positions)
+        return self.logits(self._layer_norm(hidden.squeeze(1)))
 
+    @torch.inference_mode()
+    def logits(self, hidden: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocab"]:
+        """Project hidden states to the vocabulary, in float32."""
+        return self._vocabulary(hidden).float()
+
+    @torch.inference_mode()
     def extend(
         self,
-        cache: SlotCache,
+        state: SlotCache,
         slots: Sequence[int],
         tokens: Int[Tensor, "batch token"],
         positions: Int[Tensor, " batch"],
-    ) -> Float[Tensor, "batch token width"]:
-        """Run several tokens of each of `slots`, the first at `positions`.
+    ) -> Float[Tensor, "batch token vocab"]:
+        """Run several tokens of each of `slots`, the first at `positions`; all are cached.
 
-        Raises:
-            ValueError: on a CPU, a position is outside the model's.
+        A later call may start at an earlier position again: what lies after it is overwritten
+        before it can be seen. On a GPU positions are not checked.
         """
         view = SpanView.at(
             slots,
             positions,
             num_tokens=tokens.shape[1],
-            max_positions=self._max_target_positions,
+            max_positions=self.max_target_positions,
         )
-        windows = cache.view_windows(slots)
+        windows = state.view_windows(slots)
         hidden = self._embedding.at(tokens, view.positions)
-        for block, layer in zip(self._blocks, cache.layers, strict=True):
+        for block, layer in zip(self._blocks, state.layers, strict=True):
             hidden = block.extend(layer, view, hidden, windows)
-        cache.note_tokens(view.slot, view.positions)
-        normed: Tensor = self._layer_norm(hidden)
-        return normed
+        state.note_tokens(view.slot, view.positions)
+        return self.logits(self._layer_norm(hidden))
 
+    @torch.inference_mode()
     def align(
         self,
-        cache: SlotCache,
+        state: SlotCache,
         slot: int,
         tokens: Int[Tensor, " token"],
         heads: Sequence[tuple[int, int]],
-    ) -> tuple[Float[Tensor, "token width"], Float[Tensor, "head token pos"]]:
-        """Run a sequence over the window in `slot`, writing nothing to the cache.
+    ) -> tuple[Float[Tensor, "head token pos"], Float[Tensor, "token vocab"]]:
+        """Cross-attention, after the softmax, of these (layer, head) while `tokens` are read.
 
-        Also returns how these (layer, head) attend to the window, after the softmax, in float32;
-        not at all past its end.
-
-        Raises:
-            ValueError: the model has no such head, or not as many positions.
+        Also returns the raw logits after each token. Uses the window in `slot`, past whose frames
+        nothing is attended to; leaves the slot's self-attention cache as it is. Both are float32.
         """
-        asked = self._heads_by_layer(heads)
-        windows = cache.view_windows([slot])
+        heads_of = self._heads_by_layer(heads)
+        windows = state.view_windows([slot])
         hidden = self._embed(tokens.unsqueeze(0))
         weights = hidden.new_zeros(
             len(heads), len(tokens), self._max_source_positions, dtype=torch.float32
         )
-        for number, (block, layer) in enumerate(zip(self._blocks, cache.layers, strict=True)):
-            rows = [row for row, _ in asked[number]]
-            own = [head for _, head in asked[number]]
-            hidden, found = block.align(layer, slot, hidden, own, windows)
-            weights[rows, :, : found.shape[2]] = found
-        normed: Tensor = self._layer_norm(hidden[0])
-        return normed, weights
+        for number, (block, layer) in enumerate(zip(self._blocks, state.layers, strict=True)):
+            rows = [row for row, _ in heads_of[number]]
+            own = [head for _, head in heads_of[number]]
+            hidden, attended = block.align(layer, slot, hidden, own, windows)
+            weights[rows, :, : attended.shape[2]] = attended
+        return weights, self.logits(self._layer_norm(hidden[0]))
+
+    @torch.inference_mode()
+    def move(self, state: SlotCache, source: int, target: int) -> None:
+        """Copy everything slot `source` holds into slot `target`."""
+        state.move(source, target)
+
+    @torch.inference_mode()
+    def reorder(
+        self, state: SlotCache, slots: Sequence[int], sources: Int[Tensor, " slot"]
+    ) -> None:
+        """Give `slots` the self-attention caches of `sources`; windows stay."""
+        state.reorder(slots, sources)
+
+    @torch.inference_mode()
+    def share(self, state: SlotCache, source: int, targets: Sequence[int]) -> None:
+        """Give `targets` the window and the self-attention cache of `source`."""
+        state.share(source, targets)
 
     def _embed(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token width"]:
-        """Embed sequences that start at position 0."""
         length = tokens.shape[1]
-        if length > self._max_target_positions:
+        if length > self.max_target_positions:
             raise ValueError(
-                f"decoding {length} tokens: the model has {self._max_target_positions} positions; "
+                f"decoding {length} tokens: the model has {self.max_target_positions} positions; "
                 "cut the prompt or the sequence"
             )
         return self._embedding.start(tokens)
 
     def _heads_by_layer(self, heads: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-        """List, for every layer, the asked heads with their places among `heads`."""
-        asked: list[list[tuple[int, int]]] = [[] for _ in self._blocks]
+        """List, for every layer, its heads with their places among `heads`."""
+        by_layer: list[list[tuple[int, int]]] = [[] for _ in self._blocks]
         for row, (layer, head) in enumerate(heads):
             if not (0 <= layer < len(self._blocks) and 0 <= head < self._heads):
                 raise ValueError(
@@ -260,5 +466,5 @@ class CachedDecoder:
                     f"{len(self._blocks)} layers of {self._heads} heads; correct the "
                     "alignment heads"
                 )
-            asked[layer].append((row, head))
-        return asked
+            by_layer[layer].append((row, head))
+        return by_layer

@@ -1,8 +1,6 @@
-"""What a Speech2Text checkpoint says about itself: config.json.
+"""Read, check and write config.json of Speech2Text checkpoints, without torch.
 
-In: a checkpoint folder, or settings by keyword. Out: a typed value that may be changed; keys it
-does not know are kept for saving. Knows no weights and imports no torch. Names and defaults are
-those of `transformers.Speech2TextConfig`, version 5.23, and so is the meaning of every key.
+Names, defaults and meanings are those of `transformers.Speech2TextConfig`, version 5.23.
 """
 
 from dataclasses import dataclass
@@ -62,16 +60,7 @@ class Speech2TextSettings(GeneralSettings):
 
 
 class Speech2TextConfig(ModelConfig, Speech2TextSettings):
-    """Sizes and settings of a Speech2Text network; the defaults are s2t-small-librispeech-asr's.
-
-    Args:
-        num_labels: makes that many classes of audio classification, without names of their own.
-        settings: fields by name; other keywords are kept in `extra`.
-
-    Raises:
-        TypeError: a setting is of the wrong type, or its name is one letter off.
-        ValueError: a setting has a value that no network can have.
-    """
+    """Sizes and settings of a Speech2Text network; the defaults are s2t-small-librispeech-asr's."""
 
     model_type: ClassVar[str] = "speech_to_text"
     sizes: ClassVar[tuple[str, ...]] = (
@@ -86,11 +75,7 @@ class Speech2TextConfig(ModelConfig, Speech2TextSettings):
     )  # fmt: skip
 
     def validate(self) -> None:
-        """Check that a network can have these sizes and settings.
-
-        Raises:
-            ValueError: it cannot; the message names the key.
-        """
+        """Check that a network can have these sizes and settings."""
         super().validate()
         self.require(self.d_model > 3, "d_model", "at least 4")  # sines of two or more rates
         right = len(self.conv_kernel_sizes) == self.num_conv_layers

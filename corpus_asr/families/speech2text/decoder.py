@@ -1,8 +1,4 @@
-"""Speech2Text's decoder over whole token sequences, or over their next tokens.
-
-In: token ids and the encoder's hidden states. Out: hidden states, one per token. Knows no text,
-no sampling, and not the projection to the vocabulary.
-"""
+"""Speech2Text's decoder over whole token sequences, or over their next tokens."""
 
 import math
 from typing import Any
@@ -11,11 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corpus_asr.families.layers.decoder import TokenDecoder, check_encoded
+from corpus_asr.families.layers.stack import TokenDecoder, check_encoded
 from corpus_asr.families.outputs import BaseModelOutputWithPastAndCrossAttentions
 from corpus_asr.families.speech2text.config import Speech2TextConfig
-from corpus_asr.families.speech2text.encoder import hiding_mask, padding_row
-from corpus_asr.families.speech2text.positions import Speech2TextPositions
+from corpus_asr.families.speech2text.encoder import Speech2TextPositions, hiding_mask, padding_row
 
 
 class Speech2TextDecoder(TokenDecoder):
@@ -49,26 +44,11 @@ class Speech2TextDecoder(TokenDecoder):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutputWithPastAndCrossAttentions | tuple[Any, ...]:
-        """Run tokens; each sees itself, those before it and the sound.
+        """Run tokens; each sees itself, those before it and the sound; padding takes no position.
 
-        Args:
-            input_ids: (batch, token); padding takes no position.
-            attention_mask: (batch, token), those of `past_key_values` included; 0 hides a token.
-            encoder_hidden_states: (batch, pos, width); without it there is no cross-attention.
-            encoder_attention_mask: (batch, pos); 0 hides a position.
-            head_mask: (layer, head), what self-attention's weights are multiplied with.
-            cross_attn_head_mask: likewise for cross-attention.
-            past_key_values: what an earlier call returned; these tokens follow, and are added.
-            inputs_embeds: (batch, token, width), instead of `input_ids`: scaled already, and none
-                of them padding.
-            use_cache: whether to return `past_key_values`; None asks the configuration, as below.
-            output_attentions: whether to return attention weights.
-            output_hidden_states: whether to return the states after every layer.
-            return_dict: False returns a plain tuple.
-
-        Raises:
-            ValueError: an argument is missing, is of a wrong shape, or (on a CPU) holds a token
-                that the model does not have.
+        Arguments are those of transformers; None asks the configuration. Without
+        `encoder_hidden_states` there is no cross-attention; `inputs_embeds` are scaled already, and
+        none of them is padding.
         """
         past = self._past(past_key_values, use_cache)
         embedded = self._embedded(input_ids, inputs_embeds)

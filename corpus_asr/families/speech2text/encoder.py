@@ -1,8 +1,4 @@
-"""Speech2Text's encoder.
-
-In: filter bank features, of any length. Out: one hidden state per four frames (40 ms), or per
-2 ** `num_conv_layers`. Knows no samples, no tokens and no decoder.
-"""
+"""Speech2Text's encoder: sinusoidal positions, gated convolutions and blocks."""
 
 import math
 from collections.abc import Sequence
@@ -13,11 +9,58 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from corpus_asr.families.layers.encoder import FeatureEncoder, check_values
-from corpus_asr.families.layers.tower import Record
+from corpus_asr.families.layers.stack import FeatureEncoder, Record, check_values, sinusoids
 from corpus_asr.families.outputs import BaseModelOutput
 from corpus_asr.families.speech2text.config import Speech2TextConfig
-from corpus_asr.families.speech2text.positions import Speech2TextPositions
+
+
+class Speech2TextPositions(nn.Module):
+    """Sinusoids, counted over what is no padding from `padding_row` + 1 on; that row holds zeros.
+
+    An odd width ends in a zero. Nothing is stored in checkpoints, and there is no greatest length.
+
+    Source: transformers/models/speech_to_text/modeling_speech_to_text.py, which follows fairseq's
+    `SinusoidalPositionalEmbedding`; equal to it exactly.
+    """
+
+    def __init__(self, width: int, padding_row: int) -> None:
+        super().__init__()
+        self.width = width
+        self.padding_row = padding_row
+        self._table: Tensor | None = None
+
+    def forward(
+        self,
+        counted: Bool[Tensor, "batch pos"],
+        *,
+        start: int = 0,
+        like: Tensor,
+    ) -> Float[Tensor, "batch pos width"]:
+        """Return a row for each place; those `counted` are no padding, after `start` others."""
+        places = (counted.cumsum(dim=1) + start) * counted + self.padding_row
+        return self.rows(start + counted.shape[1], like=like)[places]
+
+    def rows(self, length: int, *, like: Tensor) -> Float[Tensor, "row width"]:
+        """Return the table, long enough for `length` places.
+
+        A place that is no padding, counted from 0, has the row `padding_row` + 1 + place.
+        """
+        needed = self.padding_row + 1 + length
+        table = self._table
+        alike = table is not None and (table.dtype, table.device) == (like.dtype, like.device)
+        if table is None or not alike or len(table) < needed:
+            # Twice as long each time: a transcript grows by one token at a time.
+            table = self._made(max(needed, 2 * len(table) if table is not None else 0))
+            table = self._table = table.to(like.device, like.dtype)
+        return table
+
+    @torch.no_grad()
+    def _made(self, rows: int) -> Tensor:
+        even = self.width - self.width % 2
+        table = torch.nn.functional.pad(sinusoids(rows, even), (0, self.width - even))
+        table[self.padding_row] = 0.0
+        return table
+
 
 _NOTHING = Record(states=None, weights=None)
 
@@ -48,13 +91,7 @@ class Conv1dSubsampler(nn.Module):
         features: Float[Tensor, "batch frame mel"],
         num_frames: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch pos width"]:
-        """Shorten features.
-
-        Args:
-            features: rows of equal length.
-            num_frames: of each row, the frames that are there, as if it were no longer; None for
-                all.
-        """
+        """Shorten features; of each row only `num_frames` are used, as if it were no longer."""
         hidden = features.transpose(1, 2)
         for conv in self.conv_layers:
             if num_frames is not None:
@@ -92,20 +129,10 @@ class Speech2TextEncoder(FeatureEncoder):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutput | tuple[Any, ...]:
-        """Encode features.
+        """Encode features (batch, frame, mel) in the weights' type.
 
-        Args:
-            input_features: float (batch, frame, mel) in the weights' type.
-            attention_mask: (batch, frame), 1 for the frames of a row and 0 for those added behind
-                it; these are not attended to, but the convolutions see them.
-            head_mask: (layer, head), what each head's attention weights are multiplied with.
-            output_attentions: whether to return them; None asks the configuration, as below.
-            output_hidden_states: whether to return the states after every layer.
-            return_dict: False returns a plain tuple.
-
-        Raises:
-            ValueError: the features have another type or number of mel bins than the model, no
-                frames, or (where they are on a CPU) hold NaN or infinity; or a mask does not fit.
+        Arguments are those of transformers; None asks the configuration. Frames that
+        `attention_mask` (batch, frame) hides are not attended to, but the convolutions see them.
         """
         check_features(input_features, num_mel_bins=self.num_mel_bins)
         check_values(input_features, self.dtype)
@@ -125,15 +152,8 @@ class Speech2TextEncoder(FeatureEncoder):
     ) -> Float[Tensor, "batch pos width"]:
         """Encode features, and return the last hidden states only.
 
-        Args:
-            input_features: rows of equal length.
-            num_frames: of each row, the frames that are heard, as if there were no more: a row
-                gives what it would give alone. What is returned holds zeros after them. None
-                hears all.
-
-        Raises:
-            ValueError: the features have another number of mel bins than the model or no frames,
-                or no such part of a row can be heard.
+        Of each row only `num_frames` are encoded, as if there were no more: a row gives what it
+        would give alone, with zeros after that. None encodes all.
         """
         check_features(input_features, num_mel_bins=self.num_mel_bins)
         if num_frames is None:
@@ -173,13 +193,7 @@ def heard_positions(
 ) -> Bool[Tensor, "batch pos"]:
     """Return which positions the frames of an attention mask become.
 
-    Args:
-        attention_mask: (batch, frame); only how many ones a row has counts, as in transformers.
-        positions: how many there are.
-        config: says how much the convolutions shorten.
-
-    Raises:
-        ValueError: the mask is of another length, or (on a CPU) a row of it has no frame.
+    Only how many ones a row of the mask (batch, frame) has counts, as in transformers.
     """
     layers = config.num_conv_layers
     shape = tuple(attention_mask.shape)
@@ -224,11 +238,7 @@ def hiding_mask(
 
 
 def padding_row(config: Speech2TextConfig) -> int:
-    """Return the padding token: positions are counted from it.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Return the padding token: positions are counted from it."""
     if config.pad_token_id is None or config.pad_token_id < 0:
         raise ValueError(
             f"making a Speech2Text network: pad_token_id is {config.pad_token_id}, expected 0 or "
@@ -238,11 +248,7 @@ def padding_row(config: Speech2TextConfig) -> int:
 
 
 def check_features(features: Tensor, *, num_mel_bins: int) -> None:
-    """Check that these are features of this model.
-
-    Raises:
-        ValueError: they are not.
-    """
+    """Check that these are features of this model."""
     found = tuple(features.shape)
     if len(found) != 3 or found[2] != num_mel_bins:
         raise ValueError(
@@ -257,11 +263,7 @@ def check_features(features: Tensor, *, num_mel_bins: int) -> None:
 
 
 def check_heard(num_frames: Sequence[int], *, rows: int, longest: int) -> None:
-    """Check that so many frames of each of some rows can be heard.
-
-    Raises:
-        ValueError: they cannot.
-    """
+    """Check that so many frames of each of some rows can be heard."""
     if len(num_frames) != rows or not all(1 <= number <= longest for number in num_frames):
         raise ValueError(
             f"hearing parts of {rows} rows: found {list(num_frames)} frames, expected for each row "

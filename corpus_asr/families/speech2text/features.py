@@ -1,8 +1,7 @@
-"""From the samples of one part to what Speech2Text hears of it, in two steps.
+"""Filter bank features of one part of a recording, without torch, in two steps.
 
-A CPU worker computes the filter bank of a whole part, which goes on as float16; where a window is
-cut from it, each mel bin is normalised over that window, as the checkpoint's own extractor does
-with that stretch of audio. Free of torch. Knows nothing of where windows lie or what speech is.
+A CPU worker computes the filter bank of a whole part, which is passed on as float16. Where a window
+is cut from it, each mel bin is normalised over that window, as the checkpoint's own extractor does.
 """
 
 from pathlib import Path
@@ -12,8 +11,8 @@ import numpy as np
 from jaxtyping import Float16, Float32
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.config_file import read_json_object
-from corpus_asr.families.family import PartFeatures
+from corpus_asr.families.registry import PartFeatures
+from corpus_asr.families.saved_files import read_json_object
 from corpus_asr.families.speech2text.config import Speech2TextConfig
 from corpus_asr.features.fbank import (
     ENERGY_FLOOR,
@@ -47,10 +46,7 @@ _FILES = (("preprocessor_config.json", None), ("processor_config.json", "feature
 class Speech2TextPartFeatures:
     """Compute a part's filter bank, and the windows that are cut from it.
 
-    Args:
-        num_mel_bins: 80 in all published checkpoints.
-        means: whether a window's mel bins are shifted to mean 0.
-        variances: whether they are scaled to variance 1.
+    `means` and `variances` say whether a window's mel bins are brought to mean 0 and variance 1.
     """
 
     language_window_frames: ClassVar[int | None] = None
@@ -113,18 +109,10 @@ class Speech2TextPartFeatures:
     def window(
         self, features: Float16[np.ndarray, "frame mel"], start: int, end: int
     ) -> Float32[np.ndarray, "heard mel"]:
-        """Cut what is heard of the audio from one hop up to another, normalised over itself.
+        """Cut the frames from one 10 ms hop to another, normalised over themselves.
 
-        Args:
-            features: a part's, as computed here.
-            start: in hops of 10 ms from the start of the part.
-            end: likewise.
-
-        Returns:
-            The frames that lie wholly within; none where the stretch is shorter than a frame.
-
-        Source: equal to `transformers.Speech2TextFeatureExtractor` on the same samples, but for
-        the rounding to float16, and for silence of one value throughout, where that divides by 0.
+        Source: equal to `transformers.Speech2TextFeatureExtractor` on the same samples, but for the
+        rounding to float16, and for silence of one value throughout, where that divides by 0.
         """
         cut = features[start : max(start, end - _REACH)].astype(np.float32)
         if not self._means:
@@ -135,11 +123,7 @@ class Speech2TextPartFeatures:
 
 
 def _extractor_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Read how the checkpoint's features are extracted, from whichever file says so.
-
-    Raises:
-        CheckpointError: neither file is there, or one is no JSON object.
-    """
+    """Read how the checkpoint's features are extracted, from whichever file says so."""
     for name, key in _FILES:
         path = folder / name
         if not path.is_file():

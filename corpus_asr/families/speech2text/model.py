@@ -1,15 +1,10 @@
-"""Speech2Text as a whole: the networks by the names of the reference, and the form search runs.
-
-In: a checkpoint, features and token ids. Out: hidden states, logits and losses. Knows no audio, no
-text and no search; `Speech2TextSlotModel` is what search (`decoding.protocols.SlotModel`) runs.
-"""
+"""Speech2Text's networks: encoder and decoder, without and with the projection."""
 
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from corpus_asr.families.generation_config import GenerationConfig
-from corpus_asr.families.layers.lm_head import TokenTables, Vocabulary
 from corpus_asr.families.model_config import ModelConfig
 from corpus_asr.families.outputs import (
     BaseModelOutput,
@@ -18,12 +13,11 @@ from corpus_asr.families.outputs import (
     given_encoding,
     seq2seq_output,
 )
-from corpus_asr.families.registry import resolve
+from corpus_asr.families.pretrained import TokenTables, Vocabulary
 from corpus_asr.families.speech2text.config import Speech2TextConfig
 from corpus_asr.families.speech2text.decoder import Speech2TextDecoder
 from corpus_asr.families.speech2text.encoder import Speech2TextEncoder, heard_positions
-
-_SLOT_MODEL = "corpus_asr.families.speech2text.slot_model:Speech2TextSlotModel"
+from corpus_asr.families.speech2text.slots import Speech2TextSlotModel
 
 # Old checkpoints store what is computed here.
 _COMPUTED = (
@@ -77,30 +71,11 @@ class Speech2TextModel(TokenTables):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Seq2SeqModelOutput | tuple[Any, ...]:
-        """Encode features and run tokens over them.
+        """Encode features (batch, frame, mel) of any length and run tokens over them.
 
-        Args:
-            input_features: (batch, frame, mel), of any length.
-            attention_mask: (batch, frame), 1 for the frames of a row and 0 for those added behind
-                it, which nothing attends to.
-            decoder_input_ids: (batch, token); padding takes no position.
-            decoder_attention_mask: (batch, token), those of `past_key_values` included; 0 hides a
-                token.
-            head_mask: (layer, head), what the encoder's attention weights are multiplied with.
-            decoder_head_mask: likewise for the decoder's self-attention.
-            cross_attn_head_mask: likewise for its cross-attention.
-            encoder_outputs: what the encoder returned, instead of `input_features`.
-            past_key_values: what an earlier call returned; these tokens follow.
-            decoder_inputs_embeds: (batch, token, width), instead of `decoder_input_ids`: scaled
-                already, and none of them padding.
-            use_cache: whether to return `past_key_values`; None asks the configuration, as below.
-            output_attentions: whether to return attention weights.
-            output_hidden_states: whether to return the states after every layer.
-            return_dict: False returns a plain tuple.
-
-        Raises:
-            ValueError: an argument is missing, does not go with another, or is of a wrong shape
-                or type; on a CPU also if features are NaN or infinite, or ids unknown.
+        Arguments are those of transformers; None asks the configuration. Nothing attends to frames
+        that `attention_mask` hides; `decoder_inputs_embeds` are scaled already, and none of them is
+        padding.
         """
         wanted = {
             "output_attentions": output_attentions,
@@ -124,8 +99,7 @@ class Speech2TextModel(TokenTables):
             **wanted,
         )
         output = seq2seq_output(encoded, decoded)
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
+        return output.as_asked(self.config, return_dict)
 
     def _heard(self, encoded: BaseModelOutput, attention_mask: Tensor | None) -> Tensor | None:
         if attention_mask is None or encoded.last_hidden_state is None:
@@ -182,28 +156,11 @@ class Speech2TextSeq2SeqLM(Vocabulary):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Seq2SeqLMOutput | tuple[Any, ...]:
-        """Score every token after each given one, and tell how far `labels` are.
+        """Score every token after each given one, and compute the loss of `labels`.
 
-        Args:
-            input_features: as all others, see `Speech2TextModel.forward`.
-            attention_mask: see there.
-            decoder_input_ids: left out where `labels` are given, they are those, each one place
-                later, after `decoder_start_token_id`.
-            decoder_attention_mask: see there.
-            head_mask: see there.
-            decoder_head_mask: see there.
-            cross_attn_head_mask: see there.
-            encoder_outputs: see there.
-            past_key_values: see there.
-            decoder_inputs_embeds: see there.
-            labels: (batch, token), the tokens to come; the loss leaves out -100.
-            use_cache: see there.
-            output_attentions: see there.
-            output_hidden_states: see there.
-            return_dict: see there.
-
-        Raises:
-            ValueError: as there; or labels are no tokens, or not one for each.
+        Arguments are those of `Speech2TextModel.forward`. Where only `labels` (batch, token) are
+        given, the decoder reads these, each one place later, after `decoder_start_token_id`; the
+        loss leaves out -100.
         """
         if labels is not None:
             self._check_labels(labels)
@@ -227,6 +184,6 @@ class Speech2TextSeq2SeqLM(Vocabulary):
         )
         return self._scored(outputs, labels, return_dict)
 
-    def slot_model(self, *, int8: bool = False) -> Any:
+    def slot_model(self, *, int8: bool = False) -> Speech2TextSlotModel:
         """Return the form of this model that search runs; see `Speech2TextSlotModel`."""
-        return resolve(_SLOT_MODEL)(self, int8=int8)
+        return Speech2TextSlotModel(self, int8=int8)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.config_file import read_json_object, write_json_object
 from corpus_asr.families.pretrained_tokenizer import PretrainedTokenizer, vocabulary_paths
+from corpus_asr.families.saved_files import read_json_object, write_json_object
 from corpus_asr.families.speech2text.tokenizer_encoding import Speech2TextTextEncoding
 from corpus_asr.families.speech2text.tokenizer_settings import TokenizerSettings, saved_tokens
 from corpus_asr.families.text_decoding import TextDecoding, id_lists

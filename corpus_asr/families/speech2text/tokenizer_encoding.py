@@ -8,8 +8,8 @@ Knows no ids to text.
 from collections.abc import Sequence
 from typing import Any
 
-from corpus_asr.families.batch import BatchEncoding
 from corpus_asr.families.speech2text.tokenizer_vocabulary import Speech2TextVocabulary
+from corpus_asr.families.tensors import BatchEncoding
 from corpus_asr.families.text_encoding import Asked, TextEncoding, is_several
 from corpus_asr.families.tokenizer_rows import pad_batch
 

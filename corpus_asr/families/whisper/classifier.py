@@ -1,16 +1,15 @@
-"""Audio classification with Whisper's encoder.
+"""Audio classification with Whisper's encoder, also in the form that search runs."""
 
-In: log-mel features of whole windows. Out: one score per class, and losses. Knows no audio and no
-names of classes; those are in `config.id2label`.
-"""
-
+from collections.abc import Sequence
+from os import PathLike
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from corpus_asr.families.layers.packed import run_per_sample
 from corpus_asr.families.outputs import (
     BaseModelOutput,
     SequenceClassifierOutput,
@@ -18,7 +17,7 @@ from corpus_asr.families.outputs import (
 )
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.families.whisper.encoder import WhisperEncoder
-from corpus_asr.families.whisper.pretrained import WhisperPreTrainedModel
+from corpus_asr.families.whisper.model import WhisperPreTrainedModel
 
 
 class WhisperForAudioClassification(WhisperPreTrainedModel):
@@ -66,21 +65,11 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
         *,
         head_mask: Tensor | None = None,
     ) -> SequenceClassifierOutput | tuple[Any, ...]:
-        """Score the classes of each window.
+        """Score the classes of each whole window (batch, mel, frame).
 
-        Args:
-            input_features: (batch, mel, frame), whole windows.
-            encoder_outputs: what the encoder returned, instead of `input_features`.
-            labels: (batch,) class numbers; numbers to come close to, where there is one class;
-                (batch, label) of 0 and 1 for `multi_label_classification`.
-            output_attentions: whether to return attention weights; None asks the configuration.
-            output_hidden_states: whether to return the states after every layer.
-            return_dict: False returns a plain tuple.
-            head_mask: (layer, head), what the attention weights are multiplied with.
-
-        Raises:
-            ValueError: an argument is missing, does not go with another, or is of a wrong shape
-                or type; on a CPU also if features are NaN or infinite, or labels no classes.
+        Arguments are those of transformers; None asks the configuration. `labels` are (batch,)
+        class numbers; numbers to come close to, where there is one class; (batch, label) of 0 and 1
+        for `multi_label_classification`.
         """
         if (input_features is None) == (encoder_outputs is None):
             found = "neither" if input_features is None else "both"
@@ -105,8 +94,7 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
+        return output.as_asked(self.config, return_dict)
 
     def _heard(self, encoded: BaseModelOutput) -> Float[Tensor, "batch pos width"]:
         """Return the last states, or the average over all layers where that was learned."""
@@ -124,11 +112,8 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
         return (torch.stack(states) * weights).sum(dim=0)
 
     def _loss(self, logits: Float[Tensor, "batch label"], labels: Tensor) -> Float[Tensor, ""]:
-        """Compare with labels as the reference's text says.
-
-        That is a regression for a single class, where transformers 5 takes the cross entropy,
-        which is zero then.
-        """
+        # A regression for a single class, as the reference's text says; transformers 5 takes the
+        # cross entropy, which is zero then.
         labels = labels.to(logits.device)
         classes = logits.shape[1]
         kind = self.config.problem_type
@@ -166,3 +151,144 @@ class WhisperForAudioClassification(WhisperPreTrainedModel):
             nn.init.constant_(parameter, 1.0 / parameter.numel())
         else:
             super()._draw(name, parameter)
+
+
+_TOKENS = 2  # a prompt of one, and the class
+
+
+class _Trained(WhisperForAudioClassification):
+    """One whose head must have been stored: a drawn one would give labels at random."""
+
+    _fresh: ClassVar[tuple[str, ...]] = ()
+
+
+class WhisperClassifierSlots:
+    """A `WhisperForAudioClassification` that says a window's class after any prompt of one token.
+
+    Tokens 0 to n - 1 are the classes; n, which is never likely, is the end that rules ask for.
+    What a slot keeps of its window are the classes' scores, in float32 whatever the weights are.
+    """
+
+    dtype = torch.float32
+    """Of the scores."""
+    max_target_positions = _TOKENS
+
+    def __init__(self, model: WhisperForAudioClassification) -> None:
+        self._model = model
+        self._weights_dtype = next(model.parameters()).dtype
+        self.device = next(model.parameters()).device
+        self.num_labels = int(model.config.num_labels)
+        self.vocab_size = self.num_labels + 1
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | PathLike[str], *, dtype: torch.dtype, device: torch.device
+    ) -> "WhisperClassifierSlots":
+        """Load a checkpoint folder.
+
+        Raises:
+            CheckpointError: it cannot be loaded, or has no head of a classifier.
+        """
+        return cls(_Trained.from_pretrained(folder, dtype=dtype, device=device))
+
+    def new_state(self, slots: int, *, beams: int = 1) -> Float[Tensor, "slot label"]:
+        """Allocate the scores of `slots` windows."""
+        return torch.zeros(slots, self.num_labels, device=self.device)
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        features: Float[Tensor, "batch mel frame"],
+        *,
+        num_frames: Sequence[int] | None = None,
+    ) -> Float[Tensor, "batch 1 label"]:
+        """Score the classes of whole windows."""
+        if num_frames is not None:
+            raise ValueError(
+                f"classifying {len(features)} windows: found parts of them to be heard, expected "
+                "whole windows; leave num_frames out"
+            )
+        features = features.to(self.device, self._weights_dtype)
+        if self.device.type != "cpu":
+            return self._scores(features)
+        # One per thread, which also makes each independent of the others to the last bit.
+        return torch.cat(run_per_sample(self._scores, [row.unsqueeze(0) for row in features]))
+
+    def fill(
+        self,
+        state: Float[Tensor, "slot label"],
+        slots: Sequence[int],
+        encoded: Float[Tensor, "batch 1 label"],
+        *,
+        num_frames: Sequence[int] | None = None,
+    ) -> None:
+        """Keep the scores of windows in `slots`."""
+        state[list(slots)] = encoded[:, 0]
+
+    def prefill(
+        self,
+        state: Float[Tensor, "slot label"],
+        slots: Sequence[int],
+        tokens: Int[Tensor, "batch token"],
+        lengths: Sequence[int],
+    ) -> Float[Tensor, "batch token label"]:
+        """Return the scores of `slots`, after whatever prompt."""
+        return state[list(slots)].unsqueeze(1).expand(-1, tokens.shape[1], -1)
+
+    def step(
+        self,
+        state: Float[Tensor, "slot label"],
+        tokens: Int[Tensor, " batch"],
+        positions: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch vocab"]:
+        """Say the same again: only what was said first is read."""
+        return self.logits(state[: len(tokens)])
+
+    def extend(
+        self,
+        state: Float[Tensor, "slot label"],
+        slots: Sequence[int],
+        tokens: Int[Tensor, "batch token"],
+        positions: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch token vocab"]:
+        """Say the same after each of several tokens."""
+        return self.logits(self.prefill(state, slots, tokens, [tokens.shape[1]] * len(tokens)))
+
+    def align(
+        self,
+        state: Float[Tensor, "slot label"],
+        slot: int,
+        tokens: Int[Tensor, " token"],
+        heads: Sequence[tuple[int, int]],
+    ) -> tuple[Float[Tensor, "head token pos"], Float[Tensor, "token vocab"]]:
+        """Refuse: there is no decoder that looks at the window."""
+        raise ValueError(
+            f"aligning {len(tokens)} tokens with a classifier: it says one class of a whole window "
+            "and attends to no place in it; align with a checkpoint that transcribes"
+        )
+
+    def reorder(
+        self,
+        state: Float[Tensor, "slot label"],
+        slots: Sequence[int],
+        sources: Int[Tensor, " slot"],
+    ) -> None:
+        """Do nothing: what was said before changes nothing."""
+
+    def share(
+        self, state: Float[Tensor, "slot label"], source: int, targets: Sequence[int]
+    ) -> None:
+        """Give `targets` the window of `source`."""
+        state[list(targets)] = state[source]
+
+    def logits(self, hidden: Float[Tensor, "*batch label"]) -> Float[Tensor, "*batch vocab"]:
+        """Add the end to the classes."""
+        return torch.cat([hidden, hidden.new_full((*hidden.shape[:-1], 1), -torch.inf)], dim=-1)
+
+    def move(self, state: Float[Tensor, "slot label"], source: int, target: int) -> None:
+        """Copy what slot `source` holds into slot `target`."""
+        state[target] = state[source]
+
+    def _scores(self, features: Float[Tensor, "batch mel frame"]) -> Float[Tensor, "batch 1 label"]:
+        scores: Tensor = self._model(features, return_dict=True).logits
+        return scores.float().unsqueeze(1)

@@ -1,8 +1,4 @@
-"""Whisper's decoder over whole token sequences, or over their next tokens.
-
-In: token ids and the encoder's hidden states. Out: hidden states, one per token. Knows no text,
-no sampling, and not the projection to the vocabulary.
-"""
+"""Whisper's decoder over whole token sequences, or over their next tokens."""
 
 from typing import Any
 
@@ -10,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from corpus_asr.families.layers.decoder import TokenDecoder, check_encoded, check_tokens
+from corpus_asr.families.layers.stack import TokenDecoder, check_encoded, check_tokens
 from corpus_asr.families.outputs import BaseModelOutputWithPastAndCrossAttentions
 from corpus_asr.families.whisper.config import WhisperConfig
 
@@ -20,9 +16,6 @@ class WhisperDecoder(TokenDecoder):
 
     Token embeddings are never scaled: transformers reads `scale_embedding` but does not apply it,
     and every released checkpoint has it false.
-
-    Raises:
-        ValueError: the padding token is outside the vocabulary.
 
     Source: Radford et al. 2022, section 2.2; parameter names of
     transformers/models/whisper/modeling_whisper.py, equal to it within 1e-5 in float32.
@@ -53,24 +46,9 @@ class WhisperDecoder(TokenDecoder):
     ) -> BaseModelOutputWithPastAndCrossAttentions | tuple[Any, ...]:
         """Run tokens; each sees itself, those before it and the window.
 
-        Args:
-            input_ids: (batch, token).
-            attention_mask: (batch, token), those of `past_key_values` included; 0 hides a token.
-            encoder_hidden_states: (batch, pos, width); without it there is no cross-attention.
-            head_mask: (layer, head), what self-attention's weights are multiplied with.
-            cross_attn_head_mask: likewise for cross-attention.
-            past_key_values: what an earlier call returned; these tokens follow, and are added.
-            inputs_embeds: (batch, token, width), instead of `input_ids`.
-            position_ids: (batch, token) or (1, token); None counts on from `past_key_values`.
-            use_cache: whether to return `past_key_values`; None asks the configuration, as below.
-            output_attentions: whether to return attention weights.
-            output_hidden_states: whether to return the states after every layer.
-            return_dict: False returns a plain tuple.
-            cache_position: (token,), where the tokens go; has to follow `past_key_values`.
-
-        Raises:
-            ValueError: an argument is missing, is of a wrong shape, or (on a CPU) holds a token or
-                position that the model does not have.
+        Arguments are those of transformers; None asks the configuration. Without
+        `encoder_hidden_states` there is no cross-attention; `cache_position` has to follow
+        `past_key_values`.
         """
         past = self._past(past_key_values, use_cache)
         embedded = self._embedded(input_ids, inputs_embeds)
@@ -91,11 +69,7 @@ class WhisperDecoder(TokenDecoder):
         )
 
     def embed(self, input_ids: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token width"]:
-        """Embed sequences that start at position 0.
-
-        Raises:
-            ValueError: the sequences are longer than `max_target_positions`.
-        """
+        """Embed sequences that start at position 0."""
         length = input_ids.shape[1]
         self._check_length(length)
         embedded: Tensor = self.embed_tokens(input_ids)

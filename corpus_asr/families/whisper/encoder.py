@@ -1,19 +1,15 @@
-"""Whisper's encoder.
-
-In: log-mel features of whole windows. Out: one hidden state per 20 ms. Knows no samples, no
-tokens and no decoder.
-"""
+"""Whisper's encoder, and the random masking of its features in training (SpecAugment)."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from corpus_asr.families.layers.encoder import FeatureEncoder, check_values
-from corpus_asr.families.layers.tower import Record
+from corpus_asr.families.layers.stack import FeatureEncoder, Record, check_values
 from corpus_asr.families.outputs import BaseModelOutput
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.units import FRAMES_PER_POSITION
@@ -47,19 +43,10 @@ class WhisperEncoder(FeatureEncoder):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutput | tuple[Any, ...]:
-        """Encode whole windows.
+        """Encode whole windows (batch, mel, frame) in the weights' type.
 
-        Args:
-            input_features: float (batch, mel, frame) in the weights' type.
-            attention_mask: has no effect: silence is heard like everything else.
-            head_mask: (layer, head), what each head's attention weights are multiplied with.
-            output_attentions: whether to return them; None asks the configuration, as below.
-            output_hidden_states: whether to return the states after every layer.
-            return_dict: False returns a plain tuple.
-
-        Raises:
-            ValueError: the features have another type, or number of mel bins or frames, than the
-                model, or (where they are on a CPU) hold NaN or infinity; or a mask does not fit.
+        Arguments are those of transformers; None asks the configuration. `attention_mask` has no
+        effect: silence is encoded like everything else.
         """
         check_values(input_features, self.conv1.weight.dtype)
         record = Record.asked(self.config, output_attentions, output_hidden_states)
@@ -71,16 +58,10 @@ class WhisperEncoder(FeatureEncoder):
         *,
         num_frames: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch pos width"]:
-        """Encode windows, and return the last hidden states only.
+        """Encode whole windows, and return the last hidden states only.
 
-        Args:
-            input_features: whole windows.
-            num_frames: of each window, the frames that are heard, as if there were no more; what
-                is returned holds zeros after them. None hears whole windows.
-
-        Raises:
-            ValueError: the features have another number of mel bins or frames than the model, or
-                no such part of a window can be heard.
+        Of each window only `num_frames` are encoded, as if there were no more, and what is returned
+        holds zeros after them; None encodes whole windows.
         """
         if num_frames is None:
             return self._run(input_features, None, _NOTHING)
@@ -123,11 +104,7 @@ class WhisperEncoder(FeatureEncoder):
 
 
 def check_windows(features: Tensor, *, num_mel_bins: int, num_frames: int) -> None:
-    """Check that these are whole windows.
-
-    Raises:
-        ValueError: they are not.
-    """
+    """Check that these are whole windows."""
     found = tuple(features.shape)
     if len(found) != 3 or found[1:] != (num_mel_bins, num_frames):
         shown = f"{found[1]} mel bins x {found[2]} frames" if len(found) == 3 else f"{found}"
@@ -143,11 +120,7 @@ def check_windows(features: Tensor, *, num_mel_bins: int, num_frames: int) -> No
 
 
 def check_heard(num_frames: Sequence[int], *, windows: int, whole: int) -> None:
-    """Check that so many frames of each of some windows can be heard.
-
-    Raises:
-        ValueError: they cannot.
-    """
+    """Check that so many frames of each of some windows can be heard."""
     stride = FRAMES_PER_POSITION
     fitting = all(stride <= number <= whole and not number % stride for number in num_frames)
     if len(num_frames) != windows or not fitting:
@@ -155,3 +128,98 @@ def check_heard(num_frames: Sequence[int], *, windows: int, whole: int) -> None:
             f"hearing parts of {windows} windows: found {list(num_frames)} frames, expected for "
             f"each window a multiple of {stride}, {stride} to {whole}; correct num_frames"
         )
+
+
+def mask_features(
+    features: Float[Tensor, "batch mel frame"],
+    config: WhisperConfig,
+    attention_mask: Tensor | None = None,
+) -> Float[Tensor, "batch mel frame"]:
+    """Return a copy with masked spans, as `config.mask_*` say.
+
+    Spans of time lie within `attention_mask` (batch, frame), 1 where there is sound, at the start
+    of each row.
+    """
+    batch, bins, frames = features.shape
+    if config.mask_time_prob > 0:
+        masked = mask_spans(
+            (batch, frames),
+            probability=config.mask_time_prob,
+            length=config.mask_time_length,
+            min_spans=config.mask_time_min_masks,
+            lengths=_lengths(attention_mask, (batch, frames)),
+        )
+        features = features.masked_fill(_on(masked, features)[:, None, :], 0.0)
+    if config.mask_feature_prob > 0:
+        masked = mask_spans(
+            (batch, bins),
+            probability=config.mask_feature_prob,
+            length=config.mask_feature_length,
+            min_spans=config.mask_feature_min_masks,
+        )
+        features = features.masked_fill(_on(masked, features)[:, :, None], 0.0)
+    return features
+
+
+def mask_spans(
+    shape: tuple[int, int],
+    *,
+    probability: float,
+    length: int,
+    min_spans: int,
+    lengths: list[int] | None = None,
+    draw: np.random.RandomState | None = None,
+) -> Bool[np.ndarray, "batch pos"]:
+    """Draw spans to mask in (rows, places); they may overlap.
+
+    Args:
+        shape: rows, and places in each.
+        probability: share of the places that spans would cover if none overlapped.
+        length: places in a span.
+        min_spans: spans in a row, however low `probability` is.
+        lengths: places of each row in which spans may lie; None means all.
+        draw: generator of random numbers; None means numpy's global one, drawn from call for call
+            as transformers does, so that `np.random.seed` gives the same masks.
+
+    Source: Park et al. 2019, section 2; transformers/models/whisper/modeling_whisper.py,
+    `_compute_mask_indices`.
+    """
+    rows, places = shape
+    if not 1 <= length <= places:
+        raise ValueError(
+            f"masking features: found spans of {length} in rows of {places}, expected 1 to "
+            f"{places}; correct mask_time_length or mask_feature_length"
+        )
+    # One draw for all rows decides which way a fraction of a span is rounded.
+    rand, choice = (np.random.rand, np.random.choice) if draw is None else (draw.rand, draw.choice)
+    rounding = rand(1).item()
+
+    def num_spans(available: int) -> int:
+        wanted = max(int(probability * available / length + rounding), min_spans)
+        return max(min(wanted, places // length, available - length + 1), 0)
+
+    masked = np.zeros(shape, dtype=bool)
+    if num_spans(places) == 0:
+        return masked
+    for row, available in zip(masked, lengths or [places] * rows, strict=True):
+        starts = choice(np.arange(available - length + 1), num_spans(available), replace=False)
+        for start in starts:
+            row[start : start + length] = True
+        if not len(starts):  # too short for a span: its last place is padding
+            row[-1] = True
+    return masked
+
+
+def _lengths(attention_mask: Tensor | None, shape: tuple[int, int]) -> list[int] | None:
+    if attention_mask is None:
+        return None
+    if tuple(attention_mask.shape) != shape:
+        raise ValueError(
+            f"masking features: found an attention_mask of shape {tuple(attention_mask.shape)}, "
+            f"expected {shape}: one value for each frame"
+        )
+    return [int(count) for count in attention_mask.sum(dim=-1).tolist()]
+
+
+def _on(masked: Bool[np.ndarray, "batch pos"], features: Tensor) -> Bool[Tensor, "batch pos"]:
+    return torch.from_numpy(masked).to(features.device)

@@ -1,8 +1,4 @@
-"""From the samples of one part to the features Whisper hears.
-
-In: 16 kHz samples and a checkpoint folder's JSON files. Out: `PartFeatures`. Free of torch, so that
-CPU workers stay small. Knows nothing of windows, files of audio or speech.
-"""
+"""Log-mel features of one part of a recording, without torch."""
 
 import json
 from pathlib import Path
@@ -12,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.family import PartFeatures
+from corpus_asr.families.registry import PartFeatures
 from corpus_asr.features.mel import log10_mel, scale_log10_mel
 from corpus_asr.units import (
     FFT_SAMPLES,
@@ -31,11 +27,8 @@ COMPUTED = {"n_fft": FFT_SAMPLES, "hop_length": HOP_SAMPLES, "sampling_rate": SA
 class WhisperPartFeatures:
     """Compute a part's log-mel as openai-whisper does for a whole recording.
 
-    The part counts as followed by silence without end. Frames in which nothing but that silence is
-    heard all hold one value, so they are left out and the value is told instead.
-
-    Args:
-        num_mel_bins: 80, or 128 for large-v3.
+    The part counts as followed by silence without end. Frames that hold nothing but that silence
+    all have one value, so they are left out and the value is passed on instead.
 
     Source: `whisper/transcribe.py` (`log_mel_spectrogram(audio, padding=N_SAMPLES)`).
     """

@@ -1,21 +1,82 @@
-"""Whisper's networks: encoder and decoder, and with the projection to the vocabulary."""
+"""Whisper's networks: encoder and decoder, with the projection, and the decoder alone."""
 
-from typing import Any, ClassVar
+import copy
+from typing import Any, ClassVar, NoReturn
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from corpus_asr.families.layers.stack import sinusoids
+from corpus_asr.families.model_config import ModelConfig
 from corpus_asr.families.outputs import (
+    CausalLMOutputWithCrossAttentions,
     Seq2SeqLMOutput,
     Seq2SeqModelOutput,
+    as_encoder_output,
     given_encoding,
     seq2seq_output,
 )
+from corpus_asr.families.pretrained import PreTrainedModel, TokenTables, Vocabulary, token_loss
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.families.whisper.decoder import WhisperDecoder
-from corpus_asr.families.whisper.encoder import WhisperEncoder
-from corpus_asr.families.whisper.slot_model import WhisperSlotModel
-from corpus_asr.families.whisper.spec_augment import mask_features
-from corpus_asr.families.whisper.vocabulary import WhisperWithTokens, WhisperWithVocabulary
+from corpus_asr.families.whisper.encoder import WhisperEncoder, mask_features
+from corpus_asr.families.whisper.generation_config import GenerationConfig
+from corpus_asr.families.whisper.slots import (
+    WhisperDecoderSlots,
+    WhisperSlotModel,
+)
+
+_POSITIONS = "encoder.embed_positions.weight"
+
+
+class WhisperPreTrainedModel(PreTrainedModel):
+    """Base of the Whisper networks; the positions of their encoder are fixed sinusoids."""
+
+    config_class: ClassVar[type[ModelConfig]] = WhisperConfig
+    config: WhisperConfig
+
+    _left_over: ClassVar[tuple[str, ...]] = ("proj_out.weight",)
+    _fixed: ClassVar[tuple[str, ...]] = (_POSITIONS, f"model.{_POSITIONS}")
+
+    @torch.no_grad()
+    def _draw(self, name: str, parameter: Tensor) -> None:
+        if name.endswith(_POSITIONS):
+            parameter.requires_grad_(False).copy_(sinusoids(*parameter.shape))
+        else:
+            super()._draw(name, parameter)
+
+
+class WhisperWithTokens(WhisperPreTrainedModel, TokenTables):
+    """A decoder with its table of token embeddings."""
+
+    def get_decoder(self) -> WhisperDecoder:
+        """Return the decoder."""
+        decoder = super().get_decoder()
+        assert isinstance(decoder, WhisperDecoder)
+        return decoder
+
+
+class WhisperWithVocabulary(WhisperWithTokens, Vocabulary):
+    """A decoder, and the projection to the vocabulary, tied to the token embedding."""
+
+    proj_out: nn.Linear
+
+    _tied: ClassVar[dict[str, str]] = {"proj_out.weight": "model.decoder.embed_tokens.weight"}
+    _generation: ClassVar[Any] = GenerationConfig
+    _decoder: ClassVar[str] = "model.decoder"
+    _projection: ClassVar[str] = "proj_out"
+
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__(config)
+        self.max_target_positions = config.max_target_positions
+
+    def _check_labels(self, labels: Tensor) -> None:
+        super()._check_labels(labels)
+        if labels.shape[1] > self.max_target_positions:
+            raise ValueError(
+                f"training: found labels of {labels.shape[1]} tokens, expected at most the "
+                f"model's {self.max_target_positions} positions; cut or drop the example"
+            )
 
 
 class WhisperModel(WhisperWithTokens):
@@ -38,12 +99,7 @@ class WhisperModel(WhisperWithTokens):
     def _mask_input_features(
         self, input_features: Tensor, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """Mask features in training, if the configuration has `apply_spec_augment`.
-
-        Args:
-            input_features: (batch, mel, frame).
-            attention_mask: (batch, frame), 1 where there is sound: only that is masked in time.
-        """
+        """Mask features in training, if the configuration has `apply_spec_augment`."""
         if not (self.config.apply_spec_augment and self.training):
             return input_features
         return mask_features(input_features, self.config, attention_mask)
@@ -68,30 +124,11 @@ class WhisperModel(WhisperWithTokens):
         decoder_head_mask: Tensor | None = None,
         cross_attn_head_mask: Tensor | None = None,
     ) -> Seq2SeqModelOutput | tuple[Any, ...]:
-        """Encode whole windows and run tokens over them.
+        """Encode whole windows (batch, mel, frame) and run tokens over them.
 
-        Args:
-            input_features: (batch, mel, frame), whole windows.
-            attention_mask: (batch, frame), for the masking of features in training only.
-            decoder_input_ids: (batch, token).
-            decoder_attention_mask: (batch, token), those of `past_key_values` included; 0 hides a
-                token.
-            encoder_outputs: what the encoder returned, instead of `input_features`.
-            past_key_values: what an earlier call returned; these tokens follow.
-            decoder_inputs_embeds: (batch, token, width), instead of `decoder_input_ids`.
-            decoder_position_ids: (batch, token); None counts on from `past_key_values`.
-            use_cache: whether to return `past_key_values`; None asks the configuration, as below.
-            output_attentions: whether to return attention weights.
-            output_hidden_states: whether to return the states after every layer.
-            return_dict: False returns a plain tuple.
-            cache_position: (token,), where the tokens go; has to follow `past_key_values`.
-            head_mask: (layer, head), what the encoder's attention weights are multiplied with.
-            decoder_head_mask: likewise for the decoder's self-attention.
-            cross_attn_head_mask: likewise for its cross-attention.
-
-        Raises:
-            ValueError: an argument is missing, does not go with another, or is of a wrong shape
-                or type; on a CPU also if features are NaN or infinite, or ids unknown.
+        Arguments are those of transformers; None asks the configuration. `attention_mask` (batch,
+        frame) only limits the masking of features in training; `cache_position` has to follow
+        `past_key_values`.
         """
         wanted = {
             "output_attentions": output_attentions,
@@ -117,8 +154,7 @@ class WhisperModel(WhisperWithTokens):
             **wanted,
         )
         output = seq2seq_output(encoded, decoded)
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
+        return output.as_asked(self.config, return_dict)
 
 
 class WhisperSeq2SeqLM(WhisperWithVocabulary):
@@ -160,30 +196,11 @@ class WhisperSeq2SeqLM(WhisperWithVocabulary):
         decoder_head_mask: Tensor | None = None,
         cross_attn_head_mask: Tensor | None = None,
     ) -> Seq2SeqLMOutput | tuple[Any, ...]:
-        """Score every token after each given one, and tell how far `labels` are.
+        """Score every token after each given one, and compute the loss of `labels`.
 
-        Args:
-            input_features: as all others, see `WhisperModel.forward`.
-            attention_mask: see there.
-            decoder_input_ids: left out where `labels` are given, they are those, each one place
-                later, after `decoder_start_token_id`.
-            decoder_attention_mask: see there.
-            encoder_outputs: see there.
-            past_key_values: see there.
-            decoder_inputs_embeds: see there.
-            decoder_position_ids: see there.
-            labels: (batch, token), the tokens to come; the loss leaves out -100.
-            use_cache: see there.
-            output_attentions: see there.
-            output_hidden_states: see there.
-            return_dict: see there.
-            cache_position: see there.
-            head_mask: see there.
-            decoder_head_mask: see there.
-            cross_attn_head_mask: see there.
-
-        Raises:
-            ValueError: as there; or there are more labels than positions.
+        Arguments are those of `WhisperModel.forward`. Where only `labels` (batch, token) are given,
+        the decoder reads these, each one place later, after `decoder_start_token_id`; the loss
+        leaves out -100.
         """
         if labels is not None:
             self._check_labels(labels)
@@ -212,3 +229,97 @@ class WhisperSeq2SeqLM(WhisperWithVocabulary):
     def slot_model(self, *, int8: bool = False) -> WhisperSlotModel:
         """Return the form of this model that search runs; see `WhisperSlotModel`."""
         return WhisperSlotModel(self, int8=int8)
+
+
+class _DecoderOnly(nn.Module):
+    """Puts the decoder where checkpoints have it: under `model.decoder`."""
+
+    def __init__(self, config: WhisperConfig) -> None:
+        super().__init__()
+        self.decoder = WhisperDecoder(config)
+
+
+class WhisperForCausalLM(WhisperWithVocabulary):
+    """Decoder and projection; loads from a whole checkpoint too, whose encoder it leaves out.
+
+    Keeps a copy of the configuration, in which `is_encoder_decoder` is false.
+    """
+
+    main_input_name = "input_ids"
+    _left_over: ClassVar[tuple[str, ...]] = ("encoder.",)
+
+    def __init__(self, config: WhisperConfig) -> None:
+        config = copy.copy(config)
+        config.is_encoder_decoder = False
+        super().__init__(config)
+        self.model = _DecoderOnly(config)
+        self._draw_weights()
+        self._add_projection()
+
+    def set_decoder(self, decoder: WhisperDecoder) -> None:
+        """Replace the decoder."""
+        self.model.decoder = decoder
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_outputs: Any = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        cache_position: Tensor | None = None,
+        *,
+        head_mask: Tensor | None = None,
+        cross_attn_head_mask: Tensor | None = None,
+    ) -> CausalLMOutputWithCrossAttentions | tuple[Any, ...]:
+        """Score every token after each given one.
+
+        Arguments are those of transformers; None asks the configuration. Without `encoder_outputs`
+        there is no cross-attention. `labels` (batch, token) are what should follow each token:
+        already one place earlier than `input_ids`; the loss leaves out -100.
+        """
+        if labels is not None:
+            self._check_labels(labels)
+        encoded = None
+        if encoder_outputs is not None:
+            encoded = as_encoder_output(encoder_outputs).last_hidden_state
+        decoded = self.model.decoder(
+            input_ids,
+            attention_mask=attention_mask,
+            encoder_hidden_states=encoded,
+            head_mask=head_mask,
+            cross_attn_head_mask=cross_attn_head_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            cache_position=cache_position,
+        )
+        logits = self.proj_out(decoded.last_hidden_state)
+        output = CausalLMOutputWithCrossAttentions(
+            loss=token_loss(logits, labels),
+            logits=logits,
+            past_key_values=decoded.past_key_values,
+            hidden_states=decoded.hidden_states,
+            attentions=decoded.attentions,
+            cross_attentions=decoded.cross_attentions,
+        )
+        return output.as_asked(self.config, return_dict)
+
+    def slot_model(self) -> WhisperDecoderSlots:
+        """Return the form of this model that search drafts with; see `WhisperDecoderSlots`."""
+        return WhisperDecoderSlots(self.config, self.model.decoder, self.proj_out)
+
+    def generate(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: a decoder alone hears nothing."""
+        raise ValueError(
+            "generating with WhisperForCausalLM: found a decoder without an encoder, expected a "
+            "whole model; call WhisperForConditionalGeneration.generate(..., assistant_model=this)"
+        )

@@ -10,8 +10,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar
 
-from corpus_asr.families.config_file import read_json_object, write_json_object
 from corpus_asr.families.pretrained_tokenizer import PretrainedTokenizer, vocabulary_paths
+from corpus_asr.families.saved_files import read_json_object, write_json_object
 from corpus_asr.families.tensors import as_tensors
 from corpus_asr.families.token_settings import NO_LIMIT, TokenSettings
 from corpus_asr.families.whisper.chunk_merging import merged_chunks

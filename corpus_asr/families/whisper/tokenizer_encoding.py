@@ -7,7 +7,7 @@ no ids to text and no audio.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from corpus_asr.families.batch import BatchEncoding
+from corpus_asr.families.tensors import BatchEncoding
 from corpus_asr.families.text_encoding import OUTSIDE, Asked, TextEncoding, is_several
 from corpus_asr.families.tokenizer_rows import cut_spans, pad_batch, pair_limits
 from corpus_asr.families.whisper.tokenizer_vocabulary import WhisperVocabulary

@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from corpus_asr.errors import CheckpointError, ConfigError
-from corpus_asr.families.int8_weights import quantized
-from corpus_asr.families.layers.positions import sinusoids
+from corpus_asr.families.layers.stack import sinusoids
 from corpus_asr.families.registry import family_of
-from corpus_asr.families.shards import save_weights
-from corpus_asr.families.stored_weights import stored_tensors
+from corpus_asr.families.weights import quantized, save_weights, stored_tensors
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.models.convert.names import huggingface_name, openai_name

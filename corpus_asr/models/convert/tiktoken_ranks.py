@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.config_file import write_json_object
+from corpus_asr.families.saved_files import write_json_object
 from corpus_asr.languages import LANGUAGES
 from corpus_asr.text.added_tokens import (
     ADDED_NAME,

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from corpus_asr.decoding.slots import encode_batch_on
-from corpus_asr.families.speech2text.slot_model import Speech2TextSlotModel
+from corpus_asr.families.speech2text.slots import Speech2TextSlotModel
 from corpus_asr.models.generation.arguments import encoded_of, features_of, lengths_of
 from corpus_asr.models.generation.slots import slot_model
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float, Float32
 
-from corpus_asr.families.batch import BatchFeature
+from corpus_asr.families.tensors import BatchFeature
 from corpus_asr.features.fbank import (
     FRAME_SAMPLES,
     kaldi_fbank,

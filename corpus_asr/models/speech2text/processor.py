@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from corpus_asr.families.batch import BatchFeature
 from corpus_asr.families.speech2text.tokenizer import Speech2TextTokenizer
+from corpus_asr.families.tensors import BatchFeature
 from corpus_asr.models.speech2text.feature_extractor import Speech2TextFeatureExtractor
 from corpus_asr.models.speech_processor import SpeechProcessor
 

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 from corpus_asr.models.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from corpus_asr.families.whisper.causal_lm import WhisperForCausalLM
     from corpus_asr.families.whisper.classifier import WhisperForAudioClassification
     from corpus_asr.families.whisper.config import WhisperConfig
     from corpus_asr.families.whisper.generation_config import GenerationConfig
-    from corpus_asr.families.whisper.model import WhisperModel
+    from corpus_asr.families.whisper.model import WhisperForCausalLM, WhisperModel
     from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
     from corpus_asr.families.whisper.tokenizer import WhisperTokenizer as WhisperTokenizerFast
     from corpus_asr.models.auto import (
@@ -48,11 +47,10 @@ __all__ = [
 ]
 
 _MODULES = {
-    "corpus_asr.families.whisper.causal_lm": ("WhisperForCausalLM",),
     "corpus_asr.families.whisper.classifier": ("WhisperForAudioClassification",),
     "corpus_asr.families.whisper.config": ("WhisperConfig",),
     "corpus_asr.families.whisper.generation_config": ("GenerationConfig",),
-    "corpus_asr.families.whisper.model": ("WhisperModel",),
+    "corpus_asr.families.whisper.model": ("WhisperForCausalLM", "WhisperModel"),
     "corpus_asr.families.whisper.tokenizer": ("WhisperTokenizer",),
     "corpus_asr.models.auto": (
         "AutoConfig",

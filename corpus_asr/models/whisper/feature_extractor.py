@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from corpus_asr.families.batch import BatchFeature
 from corpus_asr.families.registry import resolve
+from corpus_asr.families.tensors import BatchFeature
 from corpus_asr.features.mel import Analysis, log_mel, mel_filters
 from corpus_asr.models.feature_extraction import FILE_NAME, SpeechFeatureExtractor
 from corpus_asr.models.padding import joined

@@ -1,16 +1,95 @@
-"""Blocks: activations by transformers' names, float16 kept finite, caches as whole sequences."""
+"""Positions, attention and blocks against torch, transformers and whole sequences."""
 
 import pytest
 import torch
+import torch.nn.functional as F
+import whisper.model
 from transformers.activations import ACT2FN
+from transformers.models.whisper import modeling_whisper
 
+from corpus_asr.families.layers.attention import Attention, attend_cached
 from corpus_asr.families.layers.blocks import (
+    BlockSettings,
     DecoderBlock,
     EncoderBlock,
     activation,
 )
-from corpus_asr.families.layers.cache import SlotCache, StepView
-from corpus_asr.families.layers.cached_block import CachedDecoderBlock
+from corpus_asr.families.layers.cached_decoder import CachedDecoderBlock
+from corpus_asr.families.layers.kv_cache import SlotCache, StepView
+from corpus_asr.families.layers.stack import sinusoids
+
+
+@pytest.mark.parametrize(("length", "width"), [(1500, 384), (7, 4), (1, 64)])
+def test_they_equal_both_references(length: int, width: int) -> None:
+    found = sinusoids(length, width)
+    assert torch.equal(found, modeling_whisper.sinusoids(length, width))
+    torch.testing.assert_close(found, whisper.model.sinusoids(length, width))
+
+
+@pytest.mark.parametrize("width", [2, 5])
+def test_a_width_without_two_halves_is_an_error(width: int) -> None:
+    with pytest.raises(ValueError, match="expected an even number above 2"):
+        sinusoids(3, width)
+
+
+NEAR = 1e-6
+
+
+DTYPES = pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, NEAR), (torch.bfloat16, 0.02)], ids=str
+)
+
+
+@DTYPES
+@pytest.mark.parametrize("tokens", [1, 4, 40])
+def test_cached_keys_are_attended_as_torch_does(
+    tokens: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    query = torch.randn(2, 3, tokens, 8).to(dtype)
+    key, value = torch.randn(2, 2, 3, 50, 8).to(dtype)
+    found = attend_cached(query * 8**-0.5, key, value)
+    expected = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
+    torch.testing.assert_close(found.float(), expected, atol=tolerance, rtol=tolerance)
+
+
+@DTYPES
+def test_unseen_keys_do_not_matter_even_if_they_are_nan(
+    dtype: torch.dtype, tolerance: float
+) -> None:
+    query = torch.randn(2, 3, 1, 8).to(dtype)
+    key, value = torch.randn(2, 2, 3, 50, 8).to(dtype)
+    unseen = (torch.arange(50) > torch.tensor([[9], [49]]))[:, None, None, :]
+    key[0, :, 10:] = torch.nan
+    found = attend_cached(query, key, value, unseen=unseen)
+    expected = attend_cached(query[:1], key[:1, :, :10], value[:1, :, :10])
+    torch.testing.assert_close(found[:1], expected, atol=tolerance, rtol=tolerance)
+    assert found.isfinite().all()
+
+
+def test_causal_attention_does_not_look_ahead() -> None:
+    attention = Attention(16, 2, key_bias=False)
+    hidden = torch.randn(1, 6, 16)
+    changed = hidden.clone()
+    changed[:, 4:] = 9.0
+    before, after = attention(hidden, causal=True), attention(changed, causal=True)
+    torch.testing.assert_close(before[:, :4], after[:, :4], atol=NEAR, rtol=NEAR)
+    assert not torch.allclose(before[:, 4:], after[:, 4:])
+
+
+def test_cross_attention_asks_the_context() -> None:
+    attention = Attention(16, 2, key_bias=True)
+    hidden, context = torch.randn(1, 3, 16), torch.randn(1, 9, 16)
+    assert attention(hidden, context).shape == (1, 3, 16)
+    # One position only: every token gets its value, whatever it asks.
+    value = attention.out_proj(attention.v_proj(context[:, :1]))
+    found = attention(hidden, context[:, :1])
+    torch.testing.assert_close(found, value.expand(1, 3, 16), atol=NEAR, rtol=NEAR)
+
+
+def test_heads_that_do_not_divide_the_width_are_an_error() -> None:
+    with pytest.raises(ValueError, match="width 10: 3 heads do not divide it"):
+        Attention(10, 3, key_bias=False)
+
 
 TOLERANCE = 1e-5
 NAMES = ["gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish"]
@@ -28,7 +107,7 @@ def test_an_unknown_activation_is_an_error() -> None:
 
 
 def test_float16_states_stay_finite() -> None:
-    block = EncoderBlock(8, heads=2, ffn_dim=16, activation_name="gelu", key_bias=False).half()
+    block = EncoderBlock(BlockSettings(width=8, heads=2, ffn_dim=16, key_bias=False)).half()
     hidden = torch.full((1, 2, 8), torch.finfo(torch.float16).max, dtype=torch.float16)
     with torch.inference_mode():
         block.fc2.bias.fill_(60000.0)
@@ -37,7 +116,7 @@ def test_float16_states_stay_finite() -> None:
 
 @pytest.mark.parametrize("key_bias", [False, True])
 def test_a_cached_block_gives_what_the_block_gives(key_bias: bool) -> None:
-    block = DecoderBlock(32, heads=4, ffn_dim=48, activation_name="gelu", key_bias=key_bias)
+    block = DecoderBlock(BlockSettings(width=32, heads=4, ffn_dim=48, key_bias=key_bias))
     cached = CachedDecoderBlock(block)
     cache = SlotCache(
         layers=1,

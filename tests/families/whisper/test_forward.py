@@ -1,5 +1,6 @@
 """What the networks refuse to run, each with one clear error. Their numbers: tests/parity."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,56 @@ import pytest
 import torch
 from torch import Tensor
 
-from corpus_asr.families.past import DecoderCache
-from corpus_asr.families.whisper.causal_lm import WhisperForCausalLM
+from corpus_asr.errors import CheckpointError
+from corpus_asr.families.layers.kv_cache import DecoderCache
 from corpus_asr.families.whisper.classifier import WhisperForAudioClassification
 from corpus_asr.families.whisper.config import WhisperConfig
-from corpus_asr.families.whisper.model import WhisperModel
+from corpus_asr.families.whisper.model import WhisperForCausalLM, WhisperModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from tests.support.checkpoints import tiny_whisper
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> WhisperForConditionalGeneration:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_whisper(folder, max_source_positions=50, max_target_positions=20, vocab_size=300)
+    return WhisperForConditionalGeneration.from_pretrained(folder)
+
+
+def test_a_loaded_model_can_be_trained_but_for_its_encoder_positions(
+    loaded: WhisperForConditionalGeneration,
+) -> None:
+    frozen = {name for name, p in loaded.named_parameters() if not p.requires_grad}
+    assert frozen == {"model.encoder.embed_positions.weight"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("decoder_attention_heads", 3, "3 heads do not divide it"),
+        ("activation_function", "gelo", "expected one of gelu"),
+    ],
+)
+def test_a_configuration_no_network_can_have_names_its_file(
+    tmp_path: Path, key: str, value: object, reason: str
+) -> None:
+    folder = tiny_whisper(tmp_path)
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, key: value}))
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        WhisperModel.from_pretrained(folder)
+    assert str(folder / "config.json") in str(caught.value)
+
+
+def test_a_fresh_model_ties_its_output_projection() -> None:
+    config = WhisperConfig(encoder_layers=1, decoder_layers=1, vocab_size=50, pad_token_id=49)
+    config.d_model = 16
+    with pytest.raises(ValueError, match="6 heads do not divide it"):
+        WhisperForConditionalGeneration(config)
+    config.d_model = 24
+    fresh = WhisperForConditionalGeneration(config)
+    assert fresh.proj_out.weight is fresh.model.decoder.embed_tokens.weight
+
 
 VOCAB, BINS, FRAMES, WIDTH, POSITIONS = 50, 80, 40, 24, 16
 
@@ -47,149 +92,110 @@ def poisoned(value: float) -> Tensor:
 
 ENCODED = torch.randn(2, FRAMES // 2, WIDTH)
 
+# What is changed of a right call, and what is then said of it.
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "no window": ({"decoder_input_ids": tokens()}, "neither of input_features and encoder_outputs"),
-    "two windows": (
-        {"input_features": window(), "encoder_outputs": ENCODED, "decoder_input_ids": tokens()},
-        "both of input_features and encoder_outputs",
-    ),
-    "no tokens": ({"input_features": window()}, "neither of decoder_input_ids and decoder_inputs"),
+    "no window": ({"input_features": None}, "neither of input_features and encoder_outputs"),
+    "two windows": ({"encoder_outputs": ENCODED}, "both of input_features and encoder_outputs"),
+    "no tokens": ({"decoder_input_ids": None}, "neither of decoder_input_ids and decoder_inputs"),
     "two kinds of tokens": (
-        {
-            "input_features": window(),
-            "decoder_input_ids": tokens(),
-            "decoder_inputs_embeds": torch.zeros(2, 5, WIDTH),
-        },
+        {"decoder_inputs_embeds": torch.zeros(2, 5, WIDTH)},
         "both of decoder_input_ids and decoder_inputs_embeds",
     ),
     "NaN": (
-        {"input_features": poisoned(float("nan")), "decoder_input_ids": tokens()},
+        {"input_features": poisoned(float("nan"))},
         r"NaN or infinity in the features of rows \[1\]",
     ),
-    "infinity": (
-        {"input_features": poisoned(float("-inf")), "decoder_input_ids": tokens()},
-        "NaN or infinity in the features",
-    ),
+    "infinity": ({"input_features": poisoned(float("-inf"))}, "NaN or infinity in the features"),
     "half features": (
-        {"input_features": window().half(), "decoder_input_ids": tokens()},
+        {"input_features": window().half()},
         r"features of torch\.float16, expected torch\.float32",
     ),
     "whole numbers": (
-        {"input_features": window().long(), "decoder_input_ids": tokens()},
+        {"input_features": window().long()},
         r"features of torch\.int64, expected torch\.float32",
     ),
     "no batch": (
-        {"input_features": window()[0], "decoder_input_ids": tokens()},
+        {"input_features": window()[0]},
         r"found \(80, 40\), expected 80 x 40 after the batch",
     ),
     "too short": (
-        {"input_features": window()[:, :, :-1], "decoder_input_ids": tokens()},
+        {"input_features": window()[:, :, :-1]},
         "80 mel bins x 39 frames, expected 80 x 40",
     ),
     "other windows": (
-        {"input_features": window(3), "decoder_input_ids": tokens()},
+        {"input_features": window(3)},
         r"encoder hidden states of shape \(3, 20, 24\), expected \(2, pos, 24\)",
     ),
     "other width": (
-        {"encoder_outputs": torch.zeros(2, 20, 30), "decoder_input_ids": tokens()},
+        {"input_features": None, "encoder_outputs": torch.zeros(2, 20, 30)},
         r"encoder hidden states of shape \(2, 20, 30\)",
     ),
     "unknown tokens": (
-        {"input_features": window(), "decoder_input_ids": tokens() + VOCAB},
+        {"decoder_input_ids": tokens() + VOCAB},
         "found token ids .*, expected 0 to 49",
     ),
     "negative tokens": (
-        {"input_features": window(), "decoder_input_ids": tokens() - 1},
+        {"decoder_input_ids": tokens() - 1},
         r"found token ids \[-1\], expected 0 to 49",
     ),
     "fractions of tokens": (
-        {"input_features": window(), "decoder_input_ids": tokens().float()},
+        {"decoder_input_ids": tokens().float()},
         r"token ids of shape \(2, 5\) and torch\.float32, expected integers",
     ),
-    "tokens of one row": (
-        {"input_features": window(), "decoder_input_ids": tokens()[0]},
-        r"token ids of shape \(5,\)",
-    ),
+    "tokens of one row": ({"decoder_input_ids": tokens()[0]}, r"token ids of shape \(5,\)"),
     "narrow embeddings": (
-        {"input_features": window(), "decoder_inputs_embeds": torch.zeros(2, 5, 9)},
+        {"decoder_input_ids": None, "decoder_inputs_embeds": torch.zeros(2, 5, 9)},
         r"decoder_inputs_embeds of shape \(2, 5, 9\), expected \(batch, token, 24\)",
     ),
     "too many tokens": (
-        {"input_features": window(), "decoder_input_ids": tokens(2, POSITIONS + 1)},
+        {"decoder_input_ids": tokens(2, POSITIONS + 1)},
         "decoding 17 tokens: the model has 16 positions",
     ),
     "a short mask": (
-        {
-            "input_features": window(),
-            "decoder_input_ids": tokens(),
-            "decoder_attention_mask": torch.ones(2, 4),
-        },
+        {"decoder_attention_mask": torch.ones(2, 4)},
         r"decoder_attention_mask of shape \(2, 4\), expected \(2, 5\)",
     ),
     "positions beyond the last": (
-        {
-            "input_features": window(),
-            "decoder_input_ids": tokens(),
-            "decoder_position_ids": tokens(1) + POSITIONS,
-        },
+        {"decoder_position_ids": tokens(1) + POSITIONS},
         r"found decoder_position_ids \[16.*, expected 0 to 15",
     ),
     "positions of other tokens": (
-        {
-            "input_features": window(),
-            "decoder_input_ids": tokens(),
-            "decoder_position_ids": tokens(1, 4),
-        },
+        {"decoder_position_ids": tokens(1, 4)},
         r"decoder_position_ids of shape \(1, 4\), expected \(batch, 5\)",
     ),
     "a gap after the cache": (
-        {
-            "input_features": window(),
-            "decoder_input_ids": tokens(2, 2),
-            "cache_position": torch.tensor([1, 2]),
-        },
+        {"decoder_input_ids": tokens(2, 2), "cache_position": torch.tensor([1, 2])},
         r"cache_position \[1, 2\], expected \[0, 1\]",
     ),
     "a cache of another model": (
-        {
-            "input_features": window(),
-            "decoder_input_ids": tokens(),
-            "past_key_values": DecoderCache(7),
-        },
+        {"past_key_values": DecoderCache(7)},
         "a DecoderCache of 7 layers, expected what a model of 2 decoder layers returned",
     ),
     "heads that are not there": (
-        {
-            "input_features": window(),
-            "decoder_input_ids": tokens(),
-            "decoder_head_mask": torch.ones(2, 3),
-        },
+        {"decoder_head_mask": torch.ones(2, 3)},
         r"decoder_head_mask: found shape \(2, 3\), expected 2 layers x 2 heads",
     ),
-    "unknown labels": (
-        {"input_features": window(), "labels": tokens() + VOCAB},
-        "found labels .*, expected 0 to 49",
-    ),
+    "unknown labels": ({"labels": tokens() + VOCAB}, "found labels .*, expected 0 to 49"),
     "fractions of labels": (
-        {"input_features": window(), "labels": tokens().float()},
+        {"labels": tokens().float()},
         r"labels of shape \(2, 5\) and torch\.float32, expected integers",
     ),
     "too many labels": (
-        {"input_features": window(), "labels": tokens(2, POSITIONS + 1)},
+        {"labels": tokens(2, POSITIONS + 1)},
         "labels of 17 tokens, expected at most the model's 16 positions",
     ),
     "labels of other tokens": (
-        {"input_features": window(), "decoder_input_ids": tokens(2, 4), "labels": tokens()},
+        {"decoder_input_ids": tokens(2, 4), "labels": tokens()},
         r"labels of shape \(2, 5\), expected \(2, 4\)",
     ),
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_wrong_input_is_a_value_error(model: WhisperForConditionalGeneration, name: str) -> None:
-    given, message = WRONG[name]
-    with pytest.raises(ValueError, match=message):
-        model(**given)
+def test_wrong_input_is_a_value_error(model: WhisperForConditionalGeneration) -> None:
+    right = {"input_features": window(), "decoder_input_ids": tokens()}
+    for changes, message in WRONG.values():
+        with pytest.raises(ValueError, match=message):
+            model(**{**right, **changes})
 
 
 def test_an_unknown_argument_is_a_type_error(model: WhisperForConditionalGeneration) -> None:

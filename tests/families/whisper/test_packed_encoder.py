@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from corpus_asr.families.layers.int8 import can_use_int8
+from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.whisper.encoder import WhisperEncoder
-from corpus_asr.families.whisper.packed_encoder import PackedWhisperEncoder
+from corpus_asr.families.whisper.slots import PackedWhisperEncoder
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.slots import begin, load, sequences, windows
 
-# float32: other order of sums. bfloat16 and 8 bits: what two blocks lose, see test_packed_block.py.
+# float32: other order of sums. bfloat16 and 8 bits: what two blocks lose.
 FLOAT32_TOLERANCE, BFLOAT16_TOLERANCE, INT8_TOLERANCE = 1e-4, 0.03, 0.06
 
 needs_int8 = pytest.mark.skipif(
@@ -48,15 +48,6 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found.float() - expected).norm() / expected.norm())
 
 
-@torch.inference_mode()
-def test_in_float32_it_is_the_encoder(encoder: WhisperEncoder) -> None:
-    features = windows(3)
-    found = PackedWhisperEncoder(encoder, int8=False).encode(features)
-    assert found.dtype == torch.float32
-    tolerance = FLOAT32_TOLERANCE
-    torch.testing.assert_close(found, encoder.encode(features), rtol=tolerance, atol=tolerance)
-
-
 @pytest.mark.parametrize(("dtype", "int8"), KINDS)
 @torch.inference_mode()
 def test_in_few_bits_it_stays_near(encoder: WhisperEncoder, dtype: torch.dtype, int8: bool) -> None:
@@ -86,20 +77,6 @@ def test_a_window_is_the_same_alone_and_in_any_company(
         assert torch.equal(encode(louder)[1:].flip(0), together)
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(("dtype", "int8"), KINDS)
-def test_a_window_that_holds_no_numbers_spoils_no_other(
-    encoder: WhisperEncoder, dtype: torch.dtype, int8: bool
-) -> None:
-    encode = packed(encoder, dtype, int8=int8).encode
-    features = windows(3).to(dtype)
-    expected = encode(features)
-    features[1, 3, 7] = torch.nan
-    found = encode(features)
-    assert torch.equal(found[0], expected[0])
-    assert torch.equal(found[2], expected[2])
-    assert found[1].isnan().all()
 
 
 @pytest.mark.parametrize(

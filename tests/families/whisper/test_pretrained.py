@@ -1,8 +1,6 @@
 """What loading, saving and making a network take and refuse. Their numbers: tests/parity."""
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from corpus_asr.errors import CheckpointError, ConfigError
-from corpus_asr.families.whisper.causal_lm import WhisperForCausalLM
 from corpus_asr.families.whisper.classifier import WhisperForAudioClassification
 from corpus_asr.families.whisper.config import WhisperConfig
-from corpus_asr.families.whisper.model import WhisperModel
+from corpus_asr.families.whisper.model import WhisperForCausalLM, WhisperModel
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.models.whisper.feature_extractor import WhisperFeatureExtractor
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
@@ -127,11 +124,6 @@ def test_keywords_replace_what_the_configuration_says(folder: Path) -> None:
     assert (model.config.apply_spec_augment, model.config.dropout) == (True, 0.3)
 
 
-def test_a_checkpoint_may_lie_below_its_folder(tmp_path: Path) -> None:
-    tiny_whisper(tmp_path / "inner", **SIZES)
-    assert WhisperModel.from_pretrained(tmp_path, subfolder="inner").config.d_model == 24
-
-
 @pytest.mark.parametrize("cls", CLASSES)
 def test_a_checkpoint_that_is_not_there_is_a_checkpoint_error(cls: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
@@ -140,59 +132,15 @@ def test_a_checkpoint_that_is_not_there_is_a_checkpoint_error(cls: Any, tmp_path
         cls.from_pretrained(tmp_path)
 
 
-def break_header(path: Path) -> None:
-    path.write_bytes(b"\xff" * 100)
-
-
-def cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def poison(path: Path) -> None:
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    path = tiny_whisper(tmp_path, **SIZES) / "model.safetensors"
     state = load_file(path)
     state["model.decoder.layers.0.fc1.weight"][3, 2] = float("nan")
     save_file(state, path)
-
-
-def drop(path: Path) -> None:
-    state = load_file(path)
-    del state["model.decoder.layer_norm.bias"]
-    save_file(state, path)
-
-
-def reshape(path: Path) -> None:
-    state = load_file(path)
-    state["model.decoder.layer_norm.bias"] = torch.zeros(7)
-    save_file(state, path)
-
-
-def count(path: Path) -> None:
-    state = load_file(path)
-    state["model.decoder.layer_norm.bias"] = torch.zeros(24, dtype=torch.int32)
-    save_file(state, path)
-
-
-@pytest.mark.parametrize(
-    ("harm", "message"),
-    [
-        (Path.unlink, r"found config\.json, .*expected model\.safetensors"),
-        (break_header, "cannot be read .*download it again"),
-        (cut, "cannot be read .*download it again"),
-        (poison, r"NaN or infinity in decoder\.layers\.0\.fc1\.weight as torch\.float32"),
-        (drop, r"1 missing: decoder\.layer_norm\.bias"),
-        (reshape, r"decoder\.layer_norm\.bias is \(7,\) in model\.safetensors, not \(24,\)"),
-        (count, r"decoder\.layer_norm\.bias in model\.safetensors is not of a float type"),
-    ],
-)
-@pytest.mark.parametrize("cls", [WhisperForConditionalGeneration, WhisperForCausalLM])
-def test_broken_weights_are_one_clear_error(
-    tmp_path: Path, cls: Any, harm: Callable[[Path], Any], message: str
-) -> None:
-    tiny_whisper(tmp_path, **SIZES)
-    harm(tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=message) as caught:
-        cls.from_pretrained(tmp_path)
-    assert str(tmp_path) in str(caught.value)
+    message = r"NaN or infinity in decoder\.layers\.0\.fc1\.weight as torch\.float32"
+    for cls in (WhisperForConditionalGeneration, WhisperForCausalLM):
+        with pytest.raises(CheckpointError, match=message):
+            cls.from_pretrained(tmp_path)
 
 
 def test_weights_too_large_for_the_type_asked_are_an_error(tmp_path: Path) -> None:

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from corpus_asr.families.layers.int8 import can_use_int8
-from corpus_asr.families.whisper.packed_encoder import PackedWhisperEncoder
-from corpus_asr.families.whisper.slot_model import WhisperSlotModel
+from corpus_asr.families.layers.projection import can_use_int8
+from corpus_asr.families.whisper.slots import PackedWhisperEncoder, WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.slots import STEP_TOLERANCE, cut_network, load, sequences, windows
 

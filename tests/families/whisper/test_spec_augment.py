@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from transformers.models.whisper.modeling_whisper import _compute_mask_indices
 
 from corpus_asr.families.whisper.config import WhisperConfig
+from corpus_asr.families.whisper.encoder import mask_features, mask_spans
 from corpus_asr.families.whisper.model import WhisperModel
-from corpus_asr.families.whisper.spec_augment import mask_features, mask_spans
 
 
 @given(

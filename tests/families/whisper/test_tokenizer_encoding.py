@@ -11,7 +11,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpus_asr.families.batch import BatchEncoding
+from corpus_asr.families.tensors import BatchEncoding
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from tests.support.tokenizers import tiny_tokenizer
 

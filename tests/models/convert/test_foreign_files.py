@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.flax_file import FLAX_NAME, read_flax
-from corpus_asr.families.tensorflow_file import TENSORFLOW_NAME, read_tensorflow
+from corpus_asr.families.foreign_weights import (
+    FLAX_NAME,
+    TENSORFLOW_NAME,
+    read_flax,
+    read_tensorflow,
+)
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
 from tests.support.weight_formats import write_flax, write_tensorflow

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from corpus_asr.families.batch import BatchFeature
+from corpus_asr.families.tensors import BatchFeature
 from corpus_asr.families.whisper.generation_config import GenerationConfig
 from corpus_asr.models.generation import arguments
 from corpus_asr.models.generation.prompts import starts

@@ -1,32 +1,141 @@
-"""Speech2Text in the form that search runs: caches in numbered slots.
-
-In: features, token ids and slots. Out: logits. Meets `decoding.protocols.SlotModel`; knows no
-text and no search.
-"""
+"""Speech2Text in the form that search runs: caches in numbered slots, a packed encoder on CPUs."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from corpus_asr.decoding.device import to_device
-from corpus_asr.decoding.protocols import ModelSize
-from corpus_asr.families.layers.decoder_slots import DecoderSlots
-from corpus_asr.families.speech2text.cached_decoder import cached_speech2text_decoder
+from corpus_asr.families.layers.blocks import EncoderBlock
+from corpus_asr.families.layers.cached_decoder import DecoderSlots
+from corpus_asr.families.layers.packed import (
+    PackedConvolution,
+    PackedEncoderBlock,
+    run_per_sample,
+)
 from corpus_asr.families.speech2text.encoder import (
     Speech2TextEncoder,
+    Speech2TextPositions,
     check_heard,
     shortened,
     shorter,
     within,
 )
-from corpus_asr.families.speech2text.packed_encoder import PackedSpeech2TextEncoder
 
 if TYPE_CHECKING:
     from corpus_asr.families.speech2text.model import Speech2TextSeq2SeqLM
+
+
+class SinusoidalPositions:
+    """Scaled rows of the tokens, to which those of their positions are added."""
+
+    def __init__(
+        self, tokens: nn.Embedding, positions: Speech2TextPositions, *, scale: float, length: int
+    ) -> None:
+        self._tokens = tokens
+        self._scale = scale
+        self._padding_row = positions.padding_row
+        self._positions = positions.rows(length, like=tokens.weight)
+
+    @property
+    def weight(self) -> Float[Tensor, "vocab width"]:
+        """Of the tokens."""
+        return self._tokens.weight
+
+    def start(self, tokens: Int[Tensor, "batch token"]) -> Float[Tensor, "batch token width"]:
+        """Embed sequences that start at position 0; padding among them takes no position."""
+        counted = tokens != self._padding_row
+        return self._embed(tokens, counted.cumsum(dim=1) * counted + self._padding_row)
+
+    def at(
+        self, tokens: Int[Tensor, "*batch"], positions: Int[Tensor, "*batch"]
+    ) -> Float[Tensor, "*batch width"]:
+        """Embed tokens, each at its own position; padding has none."""
+        places = positions + (self._padding_row + 1)
+        return self._embed(
+            tokens, places.masked_fill_(tokens == self._padding_row, self._padding_row)
+        )
+
+    def _embed(
+        self, tokens: Int[Tensor, "*batch"], places: Int[Tensor, "*batch"]
+    ) -> Float[Tensor, "*batch width"]:
+        embedded = F.embedding(tokens, self._tokens.weight)
+        return torch.add(F.embedding(places, self._positions), embedded, alpha=self._scale)
+
+
+# Positions that rows are filled up to multiples of: oneDNN compiles its products for every shape
+# it meets and keeps a thousand of them. Divides the rows of a block.
+_STEP = 25
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One row to encode."""
+
+    features: Float[Tensor, "frame mel"]
+    """What the convolutions see; behind it they see zeros."""
+    positions: Float[Tensor, "pos width"]
+    """Of what is heard, which is what it gives."""
+
+
+class PackedSpeech2TextEncoder:
+    """A `Speech2TextEncoder` that holds packed copies of its linear maps, with `int8` in 8 bits.
+
+    Convolutions are products over overlapping frames, never in 8 bits. Equal to the encoder within
+    the rounding of its type.
+    """
+
+    def __init__(self, encoder: Speech2TextEncoder, *, int8: bool) -> None:
+        self._scale = encoder.embed_scale
+        self._dtype = encoder.dtype
+        layers = [conv for conv in encoder.conv.conv_layers if isinstance(conv, nn.Conv1d)]
+        self._convolutions = [PackedConvolution(conv) for conv in layers]
+        width, padding = encoder.embed_positions.width, encoder.embed_positions.padding_row
+        # Of its own: in float32, whatever the type of the weights.
+        self._embed_positions = Speech2TextPositions(width, padding)
+        self._blocks = [
+            PackedEncoderBlock(block, int8=int8)
+            for block in encoder.layers
+            if isinstance(block, EncoderBlock)
+        ]
+        self._layer_norm = encoder.layer_norm
+
+    def encode(
+        self, rows: Sequence[Float[Tensor, "_ mel"]], num_frames: Sequence[int]
+    ) -> list[Float[Tensor, "_ width"]]:
+        """Encode rows, of which `num_frames` are attended to; convolutions see all frames."""
+        layers = len(self._convolutions)
+        heard = [shorter(number, layers) for number in num_frames]
+        counted = torch.ones(1, max(heard), dtype=torch.bool)
+        # As the encoder does: 0 stands for what is no padding, and may be the padding token.
+        counted &= self._embed_positions.padding_row != 0
+        positions = self._embed_positions(counted, like=torch.empty(0))[0]
+        items = [_Row(row, positions[:end]) for row, end in zip(rows, heard, strict=True)]
+        return run_per_sample(self._encode, items, size=lambda row: len(row.features))
+
+    def _encode(self, row: _Row) -> Float[Tensor, "pos width"]:
+        heard = len(row.positions)
+        step = _STEP * 2 ** len(self._convolutions)
+        frames = -(-max(len(row.features), heard * step // _STEP) // step) * step
+        hidden = F.pad(row.features.to(self._dtype), (0, 0, 0, frames - len(row.features)))
+        length = len(row.features)
+        for convolution in self._convolutions:
+            hidden = F.glu(convolution(hidden), dim=1)
+            length = (length + 1) // 2
+            # What a convolution makes of the zeros behind a row is no zero to the next one.
+            hidden[length:] = 0.0
+        states = hidden.float().mul_(self._scale)
+        states[:heard] += row.positions
+        for block in self._blocks:
+            block(states, heard=heard)
+        normed: Tensor = self._layer_norm(states[:heard].to(self._dtype))
+        return normed
+
 
 # On a GPU rows are encoded together that are at least so long beside the longest of them.
 _ALIKE = 0.8
@@ -46,12 +155,19 @@ class Speech2TextSlotModel(DecoderSlots):
 
     def __init__(self, model: "Speech2TextSeq2SeqLM", *, int8: bool = False) -> None:
         config, encoder, decoder = model.config, model.model.encoder, model.model.decoder
-        self._config = config
         self.window_frames = config.max_source_positions
-        positions = shorter(self.window_frames, config.num_conv_layers)
+        embedding = SinusoidalPositions(
+            decoder.embed_tokens,
+            decoder.embed_positions,
+            scale=decoder.embed_scale,
+            length=decoder.max_target_positions,
+        )
         super().__init__(
-            cached_speech2text_decoder(decoder, positions=positions, int8=int8),
+            config,
+            embedding,
+            decoder,
             model.lm_head,
+            max_source_positions=shorter(self.window_frames, config.num_conv_layers),
             int8=int8,
         )
         self._encoder: Speech2TextEncoder = encoder
@@ -63,15 +179,7 @@ class Speech2TextSlotModel(DecoderSlots):
         )
 
     def for_windows(self, num_frames: int, *, max_tokens: int | None = None) -> Self:
-        """Return this model for windows of `num_frames`; it shares all weights.
-
-        Args:
-            num_frames: at most `max_source_positions`.
-            max_tokens: longest sequence a slot shall hold; default as here.
-
-        Raises:
-            ValueError: there are no frames or tokens, or more than the model was made for.
-        """
+        """Return this model for shorter windows and sequences; it shares all weights."""
         config = self._config
         max_tokens = self.max_target_positions if max_tokens is None else max_tokens
         for found, name in (
@@ -86,39 +194,17 @@ class Speech2TextSlotModel(DecoderSlots):
                 )
         other = copy.copy(self)
         other.window_frames = num_frames
-        other._decoder = self._decoder.resized(
-            source_positions=shorter(num_frames, config.num_conv_layers),
-            target_positions=max_tokens,
-        )
+        other._max_source_positions = shorter(num_frames, config.num_conv_layers)
+        other.max_target_positions = max_tokens
         return other
 
     @property
-    def size(self) -> ModelSize:
-        """Its shape and weights, for sizing the slots."""
-        config = self._config
-        return ModelSize(
-            layers=config.decoder_layers,
-            width=config.d_model,
-            inner_width=config.encoder_ffn_dim,
-            vocab_size=config.vocab_size,
-            tokens=self.max_target_positions,
-            positions=self.window_shape[0],
-            window_values=self._encoder.num_mel_bins * self.window_frames,
-            element_bytes=self.dtype.itemsize,
-            weight_bytes=self._weight_bytes,
-        )
-
-    @property
-    def has_encoder(self) -> bool:
-        """Whether this model encodes windows itself."""
-        return True
+    def window_values(self) -> int:
+        """Numbers in the features of a window."""
+        return self._encoder.num_mel_bins * self.window_frames
 
     def positions_heard(self, num_frames: Sequence[int], *, windows: int) -> list[int]:
-        """Return how many encoder positions so many frames of each of some windows make.
-
-        Raises:
-            ValueError: so many frames cannot be heard, or there is not one number for each window.
-        """
+        """Return how many encoder positions so many frames of each of some windows make."""
         check_heard(num_frames, rows=windows, longest=self.window_frames)
         return [shorter(number, self._config.num_conv_layers) for number in num_frames]
 
@@ -129,16 +215,7 @@ class Speech2TextSlotModel(DecoderSlots):
         *,
         num_frames: Sequence[int] | None = None,
     ) -> Float[Tensor, "batch pos width"]:
-        """Encode windows.
-
-        Args:
-            features: whole windows.
-            num_frames: of each window, the frames that are heard, as if there were no more; what
-                is returned holds zeros after them. None hears whole windows.
-
-        Raises:
-            ValueError: the features are no whole windows, or no such part of them can be heard.
-        """
+        """Encode whole windows; arguments as for `Speech2TextEncoder.encode`."""
         lengths = self._lengths(features, num_frames)
         if self._packed is not None:
             rows = [row[:, :end].t() for row, end in zip(features, lengths, strict=True)]
@@ -149,16 +226,9 @@ class Speech2TextSlotModel(DecoderSlots):
     def encode_padded(
         self, features: Float[Tensor, "batch mel frame"], *, num_frames: Sequence[int]
     ) -> Float[Tensor, "batch pos width"]:
-        """Encode windows as `transformers` does a padded batch: convolutions hear the padding.
+        """Encode windows as `transformers` does a padded batch: convolutions see the padding.
 
-        Equal to `encode` but for the last positions of each window that is not heard to its end.
-
-        Args:
-            features: whole windows.
-            num_frames: of each window, the frames that are attended to.
-
-        Raises:
-            ValueError: as `encode`.
+        Equal to `encode` but for the last positions of each window with fewer frames than it holds.
         """
         lengths = self._lengths(features, num_frames)
         # What is further off than the convolutions reach makes no difference.

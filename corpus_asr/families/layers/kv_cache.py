@@ -1,20 +1,178 @@
-"""Keys and values of many sequences side by side, allocated once.
+"""Caches of keys and values: growing ones for whole-sequence calls, fixed slots for decoding."""
 
-In: keys and values as the layers compute them, and the slots they belong to. Out: views of what
-each slot holds. Knows nothing of what the sequences mean; nothing grows, and no slot's content
-depends on another's.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from corpus_asr.decoding.device import to_device
-from corpus_asr.families.layers.slot_texts import SlotTexts
+
+
+class KeyValues:
+    """Keys and values of one attention, of every token so far; empty at first."""
+
+    def __init__(self, pair: tuple[Tensor, Tensor] | None = None) -> None:
+        self.pair = pair
+        """Each (batch, head, token, head_dim)."""
+
+    @property
+    def length(self) -> int:
+        """Tokens so far."""
+        return 0 if self.pair is None else self.pair[0].shape[2]
+
+    def append(
+        self,
+        keys: Float[Tensor, "batch head token head_dim"],
+        values: Float[Tensor, "batch head token head_dim"],
+    ) -> tuple[Float[Tensor, "batch head pos head_dim"], Float[Tensor, "batch head pos head_dim"]]:
+        """Add the keys and values of further tokens and return all."""
+        if self.pair is not None:
+            kept, new = self.pair[0].shape, keys.shape
+            if (*kept[:2], kept[3]) != (*new[:2], new[3]):
+                raise ValueError(
+                    f"continuing with past_key_values: found keys of batch {kept[0]}, {kept[1]} "
+                    f"heads and head_dim {kept[3]} in them, expected {new[0]}, {new[1]} and "
+                    f"{new[3]}; pass what the same model returned for the same batch"
+                )
+            keys = torch.cat([self.pair[0], keys], dim=2)
+            values = torch.cat([self.pair[1], values], dim=2)
+        self.pair = keys, values
+        return self.pair
+
+    def change(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Replace keys and values by what `function` makes of them."""
+        if self.pair is not None:
+            self.pair = function(self.pair[0]), function(self.pair[1])
+
+
+class LayerPast:
+    """What one decoder block keeps."""
+
+    def __init__(self) -> None:
+        self.own = KeyValues()
+        """Of the tokens so far."""
+        self.cross = KeyValues()
+        """Of the window, computed once."""
+
+
+_PARTS = 4
+
+
+class DecoderCache:
+    """Keys and values of every decoder layer.
+
+    `cache[i]` are the keys and values of the tokens and those of the window, each
+    (batch, head, token or pos, head_dim): the four of a layer in the form of old releases.
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        self.layers = [LayerPast() for _ in range(num_layers)]
+
+    @classmethod
+    def from_legacy_cache(cls, past_key_values: Sequence[Sequence[Tensor]]) -> Self:
+        """Make one of a tuple per layer: self keys, self values, cross keys, cross values."""
+        cache = cls(len(past_key_values))
+        for layer, kept in zip(cache.layers, past_key_values, strict=True):
+            if len(kept) not in (2, _PARTS):
+                raise ValueError(
+                    f"reading past_key_values: found {len(kept)} tensors for a layer, expected "
+                    f"keys and values of self-attention and of cross-attention"
+                )
+            layer.own.pair = kept[0], kept[1]
+            layer.cross.pair = (kept[2], kept[3]) if len(kept) == _PARTS else None
+        return cache
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, layer: int) -> tuple[Tensor, ...]:
+        own, cross = self.layers[layer].own.pair, self.layers[layer].cross.pair
+        return (*(own or ()), *(cross or ()))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        return (self[i] for i in range(len(self)))
+
+    def to_legacy_cache(self) -> tuple[tuple[Tensor, ...], ...]:
+        """Return what `from_legacy_cache` takes."""
+        return tuple(self)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return how many tokens are kept."""
+        return self.layers[layer_idx].own.length if self.layers else 0
+
+    def reorder_cache(self, beam_idx: Int[Tensor, " batch"]) -> None:
+        """Let row i continue what row `beam_idx[i]` was."""
+        for layer in self.layers:
+            for kept in (layer.own, layer.cross):
+                kept.change(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
+
+    def crop(self, max_length: int) -> None:
+        """Forget all tokens from `max_length` on; negative: that many of the last."""
+        length = self.get_seq_length()
+        keep = max(0, length + max_length) if max_length < 0 else min(max_length, length)
+        for layer in self.layers:
+            layer.own.change(lambda tensor: tensor[:, :, :keep])
+
+
+def taken(past_key_values: Any, *, num_layers: int) -> DecoderCache | None:
+    """Take what a caller gives as `past_key_values`; None stays None."""
+    if past_key_values is None:
+        return None
+    if isinstance(past_key_values, tuple | list):
+        past_key_values = DecoderCache.from_legacy_cache(past_key_values)
+    if isinstance(past_key_values, DecoderCache) and len(past_key_values) == num_layers:
+        return past_key_values
+    found = f"a {type(past_key_values).__name__}"
+    if isinstance(past_key_values, DecoderCache):
+        found += f" of {len(past_key_values)} layers"
+    raise ValueError(
+        f"continuing with past_key_values: found {found}, expected what a model of {num_layers} "
+        f"decoder layers returned"
+    )
+
+
+class SlotHistory:
+    """A number for every token of every slot: equal ones stand for the same keys and values.
+
+    Beams of one window mostly differ in their last few tokens alone.
+    """
+
+    def __init__(self, slots: int, tokens: int) -> None:
+        self._written = torch.zeros(slots, tokens, dtype=torch.long)
+        self._next = 1
+
+    def start(self, slots: Sequence[int], length: int) -> None:
+        """Note that `slots` hold so many new tokens, and nothing else."""
+        held = torch.zeros(len(slots), self._written.shape[1], dtype=torch.long)
+        held[:, :length] = self._new(len(slots) * length).view(len(slots), length)
+        self._written[list(slots)] = held
+
+    def write(self, slots: Int[Tensor, "*#shape"], positions: Int[Tensor, "*shape"]) -> None:
+        """Note that `slots` hold new tokens at these positions."""
+        self._written[slots, positions] = self._new(positions.numel()).view(positions.shape)
+
+    def copy(self, slots: Sequence[int], sources: Sequence[int]) -> slice:
+        """Note that `slots` hold what `sources` held, all at once.
+
+        Returns:
+            The positions at which any of them held something else.
+        """
+        held = self._written[list(sources)]
+        differs = (self._written[list(slots)] != held).any(dim=0).nonzero()
+        self._written[list(slots)] = held
+        if not len(differs):
+            return slice(0, 0)
+        return slice(int(differs[0]), int(differs[-1]) + 1)
+
+    def _new(self, count: int) -> Int[Tensor, " count"]:
+        first = self._next
+        self._next += count
+        return torch.arange(first, self._next)
+
 
 # oneDNN compiles a bfloat16 product for every shape it meets and keeps a thousand of them: with a
 # length of its own for every step these came to a gigabyte.
@@ -39,9 +197,6 @@ class StepView:
 
         A GPU keeps one shape for every step: so the step can be captured in a CUDA graph, and the
         host never waits to learn a length. For the same reason positions are checked on CPUs only.
-
-        Raises:
-            ValueError: on a CPU, a position lies outside the cache.
         """
         length = _looked_at(positions, max_positions=max_positions)
         cached = torch.arange(length, device=positions.device)
@@ -74,11 +229,7 @@ class SpanView:
         num_tokens: int,
         max_positions: int,
     ) -> "SpanView":
-        """Let `num_tokens` tokens of each slot follow one another from its position on.
-
-        Raises:
-            ValueError: on a CPU, a position lies outside the cache.
-        """
+        """Let `num_tokens` tokens of each slot follow one another from its position on."""
         span = positions.unsqueeze(1) + torch.arange(num_tokens, device=positions.device)
         length = _looked_at(span, max_positions=max_positions)
         cached = torch.arange(length, device=positions.device)
@@ -201,19 +352,8 @@ class LayerCache:
 class SlotCache:
     """The caches of all layers.
 
-    Args:
-        layers: decoder layers.
-        slots: sequences side by side.
-        beams: slots 0 to `beams` - 1 share a window, and so do the next ones, and so on.
-        heads: attention heads.
-        head_dim: width of a head.
-        tokens: longest sequence a slot can hold.
-        positions: encoder positions of a window.
-        dtype: of keys and values.
-        device: where they are.
-
-    Raises:
-        ValueError: the slots cannot share windows evenly.
+    `tokens` is the longest sequence of a slot, `positions` the encoder positions of a window. Slots
+    0 to `beams` - 1 share a window, and so do the next ones, and so on.
     """
 
     def __init__(
@@ -245,7 +385,7 @@ class SlotCache:
         self.slots = slots
         self.on_cpu = device.type == "cpu"
         # Of no use off the CPU: there a captured step advances without this being told.
-        self._texts = SlotTexts(slots, tokens) if self.on_cpu else None
+        self._texts = SlotHistory(slots, tokens) if self.on_cpu else None
         self._positions = positions
         # How many each window has: on a CPU, and elsewhere.
         self._ends = [positions] * (slots // beams)
@@ -309,11 +449,7 @@ class SlotCache:
         self._ends_there[target] = self._ends_there[source]
 
     def reorder(self, slots: Sequence[int], sources: Int[Tensor, " slot"]) -> None:
-        """Give `slots` the self-attention keys and values of `sources`, all at once.
-
-        Raises:
-            ValueError: there are not as many sources as slots.
-        """
+        """Give `slots` the self-attention keys and values of `sources`, all at once."""
         if len(slots) != len(sources):
             raise ValueError(
                 f"reordering {len(slots)} slots: found {len(sources)} sources; give one per slot"

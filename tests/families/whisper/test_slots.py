@@ -1,18 +1,22 @@
-"""Decoding in slots: the same as whole sequences, and nobody's business but the slot's own."""
+"""Decoding in slots: the same as whole sequences, whatever other slots hold."""
 
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.families.whisper.slot_model import (
+from corpus_asr.families.whisper.model import WhisperForCausalLM
+from corpus_asr.families.whisper.slots import (
+    WhisperDecoderSlots,
     WhisperSlotModel,
 )
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.slots import (
     POSITIONS,
+    SOURCE_POSITIONS,
     STEP_TOLERANCE,
     begin,
     load,
@@ -35,14 +39,6 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> WhisperForConditionalGe
 @pytest.fixture(scope="module")
 def model(network: WhisperForConditionalGeneration) -> WhisperSlotModel:
     return network.slot_model()
-
-
-def test_it_is_what_search_asks_for(model: WhisperSlotModel) -> None:
-    found: SlotModel = model  # checked by mypy
-    assert found.vocab_size == 500
-    assert found.max_target_positions == POSITIONS
-    assert found.device == torch.device("cpu")
-    assert found.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -130,60 +126,6 @@ def test_a_spoilt_slot_spoils_neither_its_neighbours_nor_whoever_comes_next(
     )
 
 
-def test_a_refilled_slot_forgets_what_it_held(model: WhisperSlotModel) -> None:
-    features, prompts = windows(4), sequences(4, 3)
-    alone = decode_alone(model, features[3:], prompts[3:], steps=6)
-    state = model.new_state(3)
-    begin(model, state, [0, 1, 2], features[:3], prompts[:3], [3, 3, 3])
-    for i in range(10):
-        model.step(state, torch.tensor([1, 2, 3]), torch.full((3,), 3 + i))
-    logits = [begin(model, state, [1], features[3:], prompts[3:], [3])[:, -1]]
-    for i in range(6):
-        token = torch.cat([torch.tensor([1]), logits[-1].argmax(-1), torch.tensor([3])])
-        logits.append(model.step(state, token, torch.tensor([13 + i, 3 + i, 13 + i]))[1:2])
-    torch.testing.assert_close(
-        torch.cat(logits), alone, atol=NEIGHBOUR_TOLERANCE, rtol=NEIGHBOUR_TOLERANCE
-    )
-
-
-def test_scattered_slots_are_filled_in_the_order_given(
-    network: WhisperForConditionalGeneration, model: WhisperSlotModel
-) -> None:
-    features, tokens = windows(3), sequences(3, 6)
-    expected = whole(network, features, tokens)
-    state = model.new_state(4)
-    found = begin(model, state, [3, 0, 1], features, tokens[:, :5], [5, 5, 5])
-    assert (found - expected[:, :5]).abs().max() < STEP_TOLERANCE
-    token = torch.stack([tokens[1, 5], tokens[2, 5], torch.tensor(0), tokens[0, 5]])
-    stepped = model.step(state, token, torch.tensor([5, 5, 0, 5]))
-    assert (stepped[[3, 0, 1]] - expected[:, 5]).abs().max() < STEP_TOLERANCE
-
-
-def test_a_moved_slot_goes_on_where_it_was(
-    network: WhisperForConditionalGeneration, model: WhisperSlotModel
-) -> None:
-    features, tokens = windows(2), sequences(2, 10)
-    expected = whole(network, features, tokens)
-    state = model.new_state(2)
-    begin(model, state, [0, 1], features, tokens[:, :6], [6, 6])
-    model.step(state, tokens[:, 6], torch.tensor([6, 6]))
-    model.move(state, 1, 0)
-    for position in range(7, 10):
-        found = model.step(state, tokens[1:, position], torch.tensor([position]))
-        assert (found[0] - expected[1, position]).abs().max() < STEP_TOLERANCE
-
-
-def test_the_same_window_can_be_decoded_again_from_another_prompt(
-    network: WhisperForConditionalGeneration, model: WhisperSlotModel
-) -> None:
-    features, tokens = windows(1), sequences(2, 8)
-    expected = whole(network, features.expand(2, -1, -1), tokens)
-    state = model.new_state(1)
-    begin(model, state, [0], features, tokens[:1], [8])
-    again = model.logits(model.prefill(state, [0], tokens[1:], [8]))
-    assert (again[0] - expected[1]).abs().max() < STEP_TOLERANCE
-
-
 def test_features_of_another_type_are_converted(model: WhisperSlotModel) -> None:
     features = windows(1).to(torch.float16)
     assert torch.equal(model.encode(features), model.encode(features.float()))
@@ -196,6 +138,8 @@ def test_a_position_past_the_last_is_an_error(model: WhisperSlotModel) -> None:
         model.step(state, torch.tensor([1, 1]), torch.tensor([5, POSITIONS]))
     with pytest.raises(ValueError, match=r"positions -1 to 3"):
         model.step(state, torch.tensor([1, 1]), torch.tensor([-1, 3]))
+    with pytest.raises(ValueError, match=r"positions 58 to 60: the cache holds 0 to 59"):
+        model.extend(state, [0], sequences(1, 3), torch.tensor([58]))
 
 
 def test_a_prompt_longer_than_the_positions_is_an_error(model: WhisperSlotModel) -> None:
@@ -212,14 +156,6 @@ def test_a_length_outside_its_row_is_an_error(model: WhisperSlotModel) -> None:
 def test_no_slots_are_an_error(model: WhisperSlotModel) -> None:
     with pytest.raises(ValueError, match="expected at least 1"):
         model.new_state(0)
-
-
-def test_the_state_dict_is_untouched_by_the_fused_weights(
-    network: WhisperForConditionalGeneration,
-) -> None:
-    before = list(network.state_dict())
-    network.slot_model()
-    assert list(network.state_dict()) == before
 
 
 def test_off_the_cpu_a_step_never_reads_a_value_and_keeps_its_shape(
@@ -254,3 +190,133 @@ def test_a_gpu_gives_what_the_cpu_gives_also_from_a_captured_graph(tmp_path: Pat
         assert (stepped[0].cpu() - expected[1 + i]).abs().max() < 1e-3  # TF32 is off by default
         token.copy_(stepped.argmax(-1))
         position.add_(1)
+
+
+@pytest.mark.parametrize("slots", [[0, 1, 2], [3, 0, 2]], ids=["adjacent", "scattered"])
+def test_several_tokens_at_once_equal_the_whole_sequence(
+    network: WhisperForConditionalGeneration, model: WhisperSlotModel, slots: list[int]
+) -> None:
+    features, tokens = windows(3), sequences(3, 40)
+    expected = whole(network, features, tokens)
+    state = model.new_state(4)
+    begin(model, state, slots, features, tokens[:, :9], [9, 4, 7])
+    positions = torch.tensor([9, 4, 7])
+    for count in (1, 6, 20):  # 20 queries would take the fused kernel, were nothing masked
+        span = positions.unsqueeze(1) + torch.arange(count)
+        found = model.extend(state, slots, tokens.gather(1, span), positions)
+        for row in range(3):
+            assert (found[row] - expected[row, span[row]]).abs().max() < STEP_TOLERANCE
+        positions = positions + count
+
+
+def test_what_lies_after_an_earlier_start_is_overwritten_before_it_is_seen(
+    network: WhisperForConditionalGeneration, model: WhisperSlotModel
+) -> None:
+    features, tokens = windows(1), sequences(1, 20)
+    expected = whole(network, features, tokens)[0]
+    state = model.new_state(1)
+    begin(model, state, [0], features, tokens[:, :5], [5])
+    model.extend(state, [0], sequences(1, 12, seed=9), torch.tensor([5]))
+    found = model.extend(state, [0], tokens[:, 5:8], torch.tensor([5]))
+    assert (found[0] - expected[5:8]).abs().max() < STEP_TOLERANCE
+    found = model.step(state, tokens[:, 8], torch.tensor([8]))
+    assert (found[0] - expected[8]).abs().max() < STEP_TOLERANCE
+
+
+@pytest.mark.parametrize("length", [1, 24], ids=["one", "many"])
+def test_alignment_equals_the_attention_of_transformers(tmp_path: Path, length: int) -> None:
+    model = load(tmp_path).slot_model()
+    oracle = transformers.WhisperForConditionalGeneration.from_pretrained(
+        tmp_path, attn_implementation="eager"
+    )
+    features, tokens = windows(3), sequences(1, length)
+    with torch.inference_mode():
+        expected = oracle(
+            features[1:2], decoder_input_ids=tokens, output_attentions=True, use_cache=False
+        )
+    heads = [(1, 3), (0, 0), (1, 1)]
+    state = model.new_state(3)
+    begin(model, state, [0, 1, 2], features, sequences(3, 3, seed=5), [3, 3, 3])
+    before = [layer.self_keys.clone() for layer in state.layers]
+    weights, logits = model.align(state, 1, tokens[0], heads)
+    attended = torch.stack([expected.cross_attentions[layer][0, head] for layer, head in heads])
+    assert weights.dtype == logits.dtype == torch.float32
+    torch.testing.assert_close(weights, attended, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(logits, expected.logits[0], atol=STEP_TOLERANCE, rtol=0)
+    assert all(torch.equal(a, b.self_keys) for a, b in zip(before, state.layers, strict=True))
+
+
+@pytest.mark.parametrize("head", [(2, 0), (0, 4), (-1, 0)])
+def test_a_head_the_model_lacks_is_an_error(model: WhisperSlotModel, head: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="the model has 2 layers of 4 heads"):
+        model.align(model.new_state(1), 0, torch.tensor([1]), [head])
+
+
+def test_reordered_slots_go_on_with_the_texts_of_others(
+    network: WhisperForConditionalGeneration, model: WhisperSlotModel
+) -> None:
+    features = windows(1).expand(3, -1, -1)
+    tokens = sequences(3, 40)
+    state = model.new_state(3)
+    begin(model, state, [0, 1, 2], features, tokens[:, :4], [4] * 3)
+    for position in range(4, 39):
+        model.step(state, tokens[:, position], torch.full((3,), position))
+    sources = torch.tensor([2, 0, 2])
+    model.reorder(state, [0, 1, 2], sources)
+    tokens = torch.cat([tokens[sources, :39], torch.tensor([[1], [2], [3]])], dim=1)
+    found = model.step(state, tokens[:, 39], torch.full((3,), 39))
+    expected = whole(network, features, tokens)[:, 39]
+    assert (found - expected).abs().max() < STEP_TOLERANCE
+
+
+def test_slots_may_share_a_window(
+    network: WhisperForConditionalGeneration, model: WhisperSlotModel
+) -> None:
+    features, tokens = windows(2), sequences(6, 14)
+    tokens[:3, :5], tokens[3:, :5] = tokens[0, :5].clone(), tokens[3, :5].clone()
+    expected = whole(network, features.repeat_interleave(3, dim=0), tokens)
+    state = model.new_state(6, beams=3)
+    assert state.layers[0].cross_keys.shape[0] == 2
+    begin(model, state, [0, 3], features, tokens[[0, 3], :5], [5, 5])
+    model.share(state, 0, [1, 2])
+    model.share(state, 3, [4, 5])
+    for position in range(5, 9):
+        found = model.step(state, tokens[:, position], torch.full((6,), position))
+        assert (found - expected[:, position]).abs().max() < STEP_TOLERANCE
+    found = model.extend(state, [4, 1], tokens[[4, 1], 9:12], torch.tensor([9, 9]))
+    assert (found - expected[[4, 1], 9:12]).abs().max() < STEP_TOLERANCE
+
+
+def test_slots_that_cannot_share_windows_are_an_error(model: WhisperSlotModel) -> None:
+    with pytest.raises(ValueError, match="4 slots of which 3 share a window"):
+        model.new_state(4, beams=3)
+    with pytest.raises(ValueError, match="advancing 3 slots: each 2 of them share a window"):
+        model.step(model.new_state(4, beams=2), torch.ones(3).long(), torch.ones(3).long())
+
+
+def test_a_decoder_alone_reads_what_the_whole_model_encodes(tmp_path: Path) -> None:
+    network = load(tmp_path)
+    model, alone = (
+        network.slot_model(),
+        WhisperForCausalLM.from_pretrained(tmp_path).slot_model(),
+    )
+    found: SlotModel = alone  # checked by mypy
+    assert (found.vocab_size, found.max_target_positions) == (500, POSITIONS)
+    assert (alone.has_encoder, model.has_encoder) == (False, True)
+    assert alone.window_shape == model.window_shape == (SOURCE_POSITIONS, 64)
+    features, tokens = windows(2), sequences(2, 12)
+    state = alone.new_state(2)
+    alone.fill(state, [0, 1], model.encode(features))
+    logits = alone.logits(alone.prefill(state, [0, 1], tokens, [12, 12]))
+    assert (logits - whole(network, features, tokens)).abs().max() < STEP_TOLERANCE
+
+
+def test_a_decoder_alone_cannot_encode(network: WhisperForConditionalGeneration) -> None:
+    alone = WhisperDecoderSlots(network.config, network.model.decoder, network.proj_out)
+    with pytest.raises(ValueError, match="encoding 2 windows with a decoder alone"):
+        alone.encode(windows(2))
+
+
+def test_windows_of_another_model_are_an_error(model: WhisperSlotModel) -> None:
+    with pytest.raises(ValueError, match=r"found windows of \(100, 32\).*expected \(100, 64\)"):
+        model.fill(model.new_state(1), [0], torch.zeros(1, SOURCE_POSITIONS, 32))

@@ -1,10 +1,78 @@
-"""Slots hold what was written, and nothing else."""
+"""Caches hold what was written, and nothing else."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from corpus_asr.families.layers.cache import SlotCache, SpanView, StepView
+from corpus_asr.families.layers.kv_cache import (
+    DecoderCache,
+    KeyValues,
+    SlotCache,
+    StepView,
+    taken,
+)
+
+
+def keys(batch: int = 2, tokens: int = 3, heads: int = 2) -> torch.Tensor:
+    return torch.randn(batch, heads, tokens, 4)
+
+
+def test_keys_grow_in_order() -> None:
+    kept = KeyValues()
+    assert kept.length == 0
+    first, second = keys(), keys(tokens=1)
+    kept.append(first, first)
+    found, _ = kept.append(second, second)
+    assert torch.equal(found, torch.cat([first, second], dim=2))
+    assert kept.length == 4
+
+
+@pytest.mark.parametrize("other", [keys(batch=1), keys(heads=3)])
+def test_keys_of_another_batch_or_model_are_an_error(other: torch.Tensor) -> None:
+    kept = KeyValues()
+    kept.append(keys(), keys())
+    with pytest.raises(ValueError, match="found keys of batch 2, 2 heads and head_dim 4"):
+        kept.append(other, other)
+
+
+def test_an_empty_cache_holds_nothing() -> None:
+    cache = DecoderCache(2)
+    assert (len(cache), cache.get_seq_length(), list(cache)) == (2, 0, [(), ()])
+    cache.crop(3)
+    cache.reorder_cache(torch.tensor([0]))
+    assert DecoderCache(0).get_seq_length() == 0
+
+
+def test_old_tuples_come_back_as_they_were() -> None:
+    old = tuple((keys(), keys(), keys(tokens=9), keys(tokens=9)) for _ in range(2))
+    cache = DecoderCache.from_legacy_cache(old)
+    assert cache.get_seq_length() == 3
+    for found, expected in zip(cache.to_legacy_cache(), old, strict=True):
+        assert all(a is b for a, b in zip(found, expected, strict=True))
+    assert len(DecoderCache.from_legacy_cache([(keys(), keys())])[0]) == 2
+    with pytest.raises(ValueError, match="found 3 tensors for a layer"):
+        DecoderCache.from_legacy_cache([(keys(), keys(), keys())])
+
+
+def test_crop_counts_from_either_end() -> None:
+    for crop, left in ((2, 2), (9, 3), (-1, 2), (-9, 0), (0, 0)):
+        cache = DecoderCache.from_legacy_cache([(keys(), keys(), keys(tokens=9), keys(tokens=9))])
+        cache.crop(crop)
+        assert [part.shape[2] for part in cache[0]] == [left, left, 9, 9]
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (DecoderCache(3), "a DecoderCache of 3 layers"),
+        ("past", "a str"),
+        ([(keys(), keys())], "a DecoderCache of 1 layers"),
+    ],
+)
+def test_what_the_model_did_not_return_is_an_error(given: object, found: str) -> None:
+    with pytest.raises(ValueError, match=f"found {found}, expected what a model of 2 decoder"):
+        taken(given, num_layers=2)
+    assert taken(None, num_layers=2) is None
 
 
 def new_cache(slots: int = 4, *, beams: int = 1) -> SlotCache:
@@ -26,23 +94,17 @@ def pair(batch: int, length: int) -> tuple[Tensor, Tensor]:
     return keys, values
 
 
-@pytest.mark.parametrize("slots", [[0, 1], [2, 3], [3], [1, 0], [0, 2], [3, 1]])
-def test_windows_are_read_back_from_the_slots_they_were_written_to(slots: list[int]) -> None:
-    layer = new_cache().layers[1]
-    keys, values = pair(len(slots), 11)
-    layer.write_window(slots, keys, values)
-    found_keys, found_values = layer.read_window(slots)
-    assert torch.equal(found_keys, keys)
-    assert torch.equal(found_values, values)
-    untouched = sorted({0, 1, 2, 3} - set(slots))
-    assert not layer.cross_keys[untouched].any()
-    assert not layer.cross_values[untouched].any()
-
-
-def test_adjacent_slots_are_read_without_a_copy() -> None:
-    layer = new_cache().layers[0]
-    keys, _ = layer.read_window([1, 2])
-    assert keys.data_ptr() == layer.cross_keys[1].data_ptr()
+def test_windows_are_read_back_from_the_slots_they_were_written_to() -> None:
+    for slots in ([0, 1], [2, 3], [3], [1, 0], [0, 2], [3, 1]):
+        layer = new_cache().layers[1]
+        keys, values = pair(len(slots), 11)
+        layer.write_window(slots, keys, values)
+        found_keys, found_values = layer.read_window(slots)
+        assert torch.equal(found_keys, keys), slots
+        assert torch.equal(found_values, values), slots
+        untouched = sorted({0, 1, 2, 3} - set(slots))
+        assert not layer.cross_keys[untouched].any()
+        assert not layer.cross_values[untouched].any()
 
 
 def test_a_prompt_clears_the_values_after_it() -> None:
@@ -56,33 +118,10 @@ def test_a_prompt_clears_the_values_after_it() -> None:
     assert layer.self_values[[1, 3]].isnan().all()
 
 
-def test_a_step_writes_one_position_of_each_slot() -> None:
-    layer = new_cache().layers[0]
-    view = StepView.at(torch.tensor([2, 0, 6]), max_positions=7)
-    new = torch.randn(3, 2, 3, 5)
-    layer.write_step(view, new)
-    for slot, position in enumerate([2, 0, 6]):
-        assert torch.equal(layer.self_keys[slot, :, position], new[slot, 0])
-        assert torch.equal(layer.self_values[slot, :, position], new[slot, 1])
-    assert layer.text.count_nonzero() == new.numel()
-
-
-def test_a_step_sees_up_to_its_own_position() -> None:
-    view = StepView.at(torch.tensor([2, 0, 4]), max_positions=7)
-    seen = ~view.unseen[:, 0, 0]
-    assert seen.sum(1).tolist() == [3, 1, 5]
-    assert seen[:, 0].all()
-
-
 @pytest.mark.parametrize(("furthest", "length"), [(0, 32), (31, 32), (32, 64), (440, 448)])
 def test_steps_look_at_few_different_lengths(furthest: int, length: int) -> None:
     assert StepView.at(torch.tensor([0, furthest]), max_positions=448).length == length
     assert StepView.at(torch.tensor([furthest]), max_positions=441).length == min(length, 441)
-
-
-def test_positions_outside_the_cache_are_an_error() -> None:
-    with pytest.raises(ValueError, match="positions 1 to 7: the cache holds 0 to 6"):
-        StepView.at(torch.tensor([1, 7]), max_positions=7)
 
 
 def test_a_moved_slot_takes_everything_along() -> None:
@@ -105,31 +144,6 @@ def filled_cache(*, beams: int = 1) -> SlotCache:
         for tensor in (layer.self_keys, layer.self_values, layer.cross_keys, layer.cross_values):
             tensor.copy_(torch.randn_like(tensor))
     return cache
-
-
-@pytest.mark.parametrize("slots", [[1, 2], [3, 0]])
-def test_a_span_is_written_to_and_read_from_its_slots(slots: list[int]) -> None:
-    layer = new_cache().layers[1]
-    view = SpanView.at(slots, torch.tensor([4, 1]), num_tokens=3, max_positions=7)
-    keys, values = pair(2, 3)
-    layer.write_span(view, keys, values)
-    found_keys, found_values = layer.read_span(view)
-    for row, first in enumerate([4, 1]):
-        assert torch.equal(found_keys[row, :, first : first + 3], keys[row])
-        assert torch.equal(found_values[row, :, first : first + 3], values[row])
-        assert torch.equal(found_keys[row], layer.self_keys[slots[row]])
-    assert layer.self_keys.count_nonzero() == keys.numel()
-
-
-def test_each_token_of_a_span_sees_up_to_its_own_position() -> None:
-    view = SpanView.at([2, 0], torch.tensor([3, 0]), num_tokens=2, max_positions=7)
-    seen = ~view.unseen[:, 0]
-    assert seen.sum(2).tolist() == [[4, 5], [1, 2]]
-
-
-def test_a_span_outside_the_cache_is_an_error() -> None:
-    with pytest.raises(ValueError, match="positions 1 to 7: the cache holds 0 to 6"):
-        SpanView.at([0, 1], torch.tensor([1, 5]), num_tokens=3, max_positions=7)
 
 
 @pytest.mark.parametrize(("slots", "sources"), [([0, 1, 2], [2, 0, 0]), ([3, 1], [1, 3])])
@@ -188,26 +202,6 @@ def test_reordering_needs_a_source_for_every_slot() -> None:
         new_cache().reorder([0, 1], torch.tensor([0]))
 
 
-def test_a_shared_slot_is_everywhere_it_was_given() -> None:
-    cache = filled_cache()
-    cache.share(1, [2, 0])
-    for layer in cache.layers:
-        for tensor in (layer.self_keys, layer.self_values, layer.cross_keys, layer.cross_values):
-            assert torch.equal(tensor[[2, 0]], tensor[[1, 1]])
-            assert not torch.equal(tensor[3], tensor[1])
-
-
-def test_slots_share_windows() -> None:
-    cache = new_cache(beams=2)
-    keys, values = pair(2, 11)
-    cache.layers[0].write_window([0, 2], keys, values)
-    assert len(cache.layers[0].cross_keys) == 2
-    for slots, windows in (([0, 1], [0, 0]), ([3, 0], [1, 0])):
-        found_keys, found_values = cache.layers[0].read_window(slots)
-        assert torch.equal(found_keys, keys[windows])
-        assert torch.equal(found_values, values[windows])
-
-
 def test_a_moved_or_shared_slot_takes_its_window_along_to_those_of_another() -> None:
     cache = filled_cache(beams=2)
     windows = cache.layers[1].cross_keys.clone()
@@ -221,9 +215,3 @@ def test_a_moved_or_shared_slot_takes_its_window_along_to_those_of_another() -> 
     cache.move(2, 1)
     assert torch.equal(cache.layers[1].cross_keys, windows[[1, 1]])
     assert torch.equal(cache.layers[1].self_keys[1], cache.layers[1].self_keys[2])
-
-
-@pytest.mark.parametrize("beams", [0, 3])
-def test_slots_that_cannot_share_windows_evenly_are_an_error(beams: int) -> None:
-    with pytest.raises(ValueError, match=f"4 slots of which {beams} share a window"):
-        new_cache(beams=beams)

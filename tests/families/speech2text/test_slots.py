@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from corpus_asr.decoding.protocols import SlotModel
-from corpus_asr.families.layers.int8 import can_use_int8
-from corpus_asr.families.speech2text.slot_model import Speech2TextSlotModel
+from corpus_asr.families.layers.projection import can_use_int8
+from corpus_asr.families.speech2text.slots import Speech2TextSlotModel
 from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
 from tests.support.checkpoints import tiny_speech2text
 

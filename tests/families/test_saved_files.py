@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.config_file import (
+from corpus_asr.families.saved_files import (
     plain_values,
     read_json_object,
     typed_values,

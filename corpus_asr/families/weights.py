@@ -1,0 +1,561 @@
+"""Read the weights of a checkpoint folder into a network, and save them; no code of a file is run.
+
+INT8 layout, as `corpus-asr convert --dtype int8` writes model.int8.safetensors: a matrix `NAME` of
+shape (rows, ...) is stored as int8 under its own name, and its scales as `NAME_scale` of shape
+(rows, groups) in float16. The values of a row, flattened, are cut into groups of equal size; a
+weight is its integer times the scale of its group. Everything else is float16.
+"""
+
+import functools
+import json
+import math
+import re
+import zipfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from corpus_asr.errors import CheckpointError
+from corpus_asr.families.foreign_weights import (
+    FLAX_NAME,
+    TENSORFLOW_NAME,
+    read_flax,
+    read_tensorflow,
+)
+from corpus_asr.families.saved_files import write_json_object
+
+INT8_NAME = "model.int8.safetensors"
+SCALE_SUFFIX = "_scale"
+
+# With whisper-tiny.en, groups of 64 bring the divergence of next-token distributions from float16's
+# (mean KL over 24 clips) from 0.0012 with one scale per row to 0.0004, for 3 % more bytes.
+_LARGEST_GROUP = 64
+_SMALLEST_GROUP = 16  # below it scales take more room than they save: one scale per row instead
+_STEPS = 127
+_ROUNDED_UP = 1 + 2.0**-11  # float16 rounds normal numbers by at most this factor
+_SUBNORMAL_HALF_STEP = 2.0**-25  # and those below 6e-5 by at most this much
+
+# Position tables are added to every state, hold few values and are no factor of a product.
+_KEPT = "embed_positions"
+
+
+def quantized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Quantize every matrix to INT8, rounding to nearest; all other floats become float16."""
+    stored: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.dim() < 2 or _KEPT in name:
+            stored[name] = tensor.half() if tensor.is_floating_point() else tensor
+        else:
+            stored[name], stored[name + SCALE_SUFFIX] = _quantize(tensor)
+    return stored
+
+
+def dequantized(values: Tensor, scales: Tensor) -> Tensor:
+    """Multiply int8 `values` (rows, ...) with `scales` (rows, groups), in the scales' type."""
+    grouped = values.reshape(*scales.shape, -1).float()
+    return (grouped * scales.float().unsqueeze(-1)).to(scales.dtype).reshape(values.shape)
+
+
+def scales_problem(shape: tuple[int, ...], scales_shape: tuple[int, ...]) -> str | None:
+    """Say why scales of `scales_shape` do not fit integers of `shape`; None if they do."""
+    if len(shape) >= 2:
+        rows, width = shape[0], math.prod(shape[1:])
+        fits = len(scales_shape) == 2 and scales_shape[0] == rows and scales_shape[1] > 0
+        if fits and width % scales_shape[1] == 0:
+            return None
+        wanted = f"({rows}, a divisor of {width})"
+    else:
+        wanted = "no scales: only matrices are INT8"
+    return f"its scales are of shape {scales_shape}, not {wanted}"
+
+
+def _quantize(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    rows, width = tensor.shape[0], math.prod(tensor.shape[1:])
+    grouped = tensor.float().reshape(rows, -1, _group_size(width))
+    # Rounded up to float16: with a smaller scale the largest weight would need more than 127 steps.
+    scales = (grouped.abs().amax(dim=-1) / _STEPS * _ROUNDED_UP + _SUBNORMAL_HALF_STEP).half()
+    steps = (grouped / scales.float().unsqueeze(-1)).round_().clamp_(-_STEPS, _STEPS)
+    return steps.to(torch.int8).reshape(tensor.shape), scales
+
+
+def _group_size(width: int) -> int:
+    sizes = range(_LARGEST_GROUP, _SMALLEST_GROUP - 1, -1)
+    return next((size for size in sizes if width % size == 0), width)
+
+
+# By the names of safetensors' header.
+_STORED_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I8": torch.int8,
+}
+_NAMES_SHOWN = 8
+
+# How torch's restricted unpickler names what it will not call, and where its own words begin:
+# before them it suggests to load the file all the same.
+_CALLED = re.compile(r"GLOBAL (\S+)")
+_UNPICKLER = "WeightsUnpickler error:"
+_GIT_LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """One tensor of a checkpoint, not read yet."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    """None if it is no float type a network can use; of INT8 weights that of their scales."""
+    read: Callable[[], Tensor]
+
+
+def stored_tensors(folder: Path, *, safetensors: bool | None = None) -> dict[str, StoredTensor]:
+    """List the tensors of a checkpoint folder by name, reading none.
+
+    Looks for model.safetensors, model.int8.safetensors and pytorch_model.bin, each also sharded,
+    then for what the Flax and TensorFlow classes save, in this order; with `safetensors` given,
+    only for the first two or only for the third.
+
+    Raises:
+        CheckpointError: there are no weights, a file is broken, would run code, an index names a
+            file outside the folder or a tensor its file does not hold, or INT8 weights and their
+            scales do not fit together.
+    """
+    return _with_scales(_all_tensors(folder, safetensors))
+
+
+def _all_tensors(folder: Path, safetensors: bool | None) -> dict[str, StoredTensor]:
+    for name, read_file in (
+        ("model.safetensors", _safetensors),
+        (INT8_NAME, _safetensors),
+        ("pytorch_model.bin", _pickled),
+    ):
+        if safetensors is not None and safetensors != name.endswith(".safetensors"):
+            continue
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return read_file(folder / name)
+        if index.is_file():
+            return _sharded(index, read_file)
+    for name, read_all in ((FLAX_NAME, read_flax), (TENSORFLOW_NAME, read_tensorflow)):
+        if safetensors is None and (folder / name).is_file():
+            return _stored(folder / name, read_all(folder / name))
+    present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    kinds = {
+        None: f"model.safetensors, {INT8_NAME}, pytorch_model.bin",
+        True: f"model.safetensors, {INT8_NAME}",
+    }
+    raise CheckpointError(
+        f"looking for weights in {folder}: found {listed(present) or 'nothing'}, expected "
+        f"{kinds.get(safetensors, 'pytorch_model.bin')} or the index of a sharded one"
+    )
+
+
+def _with_scales(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Join INT8 weights and their scales, which may lie in different shards."""
+    joined = dict(tensors)
+    for name, values in tensors.items():
+        if values.dtype is not torch.int8:
+            continue
+        scales = joined.pop(name + SCALE_SUFFIX, None)
+        if scales is None:
+            raise _unusable(values.path, f"{name} in INT8 without {name}{SCALE_SUFFIX}")
+        if scales.dtype is None or scales.dtype is torch.int8:
+            raise _unusable(values.path, f"{name}{SCALE_SUFFIX} that is not of a float type")
+        if problem := scales_problem(values.shape, scales.shape):
+            raise _unusable(values.path, f"{name} of shape {values.shape} in INT8, but {problem}")
+        joined[name] = StoredTensor(
+            path=values.path,
+            shape=values.shape,
+            dtype=scales.dtype,
+            read=functools.partial(_dequantized, name, values, scales),
+        )
+    return joined
+
+
+def _dequantized(name: str, values: StoredTensor, scales: StoredTensor) -> Tensor:
+    factors = scales.read()
+    if not bool((factors.isfinite() & (factors > 0)).all()):
+        raise _unusable(scales.path, f"{name}{SCALE_SUFFIX} with values that are not above zero")
+    return dequantized(values.read(), factors)
+
+
+def _unusable(path: Path, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"reading {path}: found {found}, expected INT8 weights and the scales of their groups; the "
+        "file is damaged or in another layout: copy it again, or run `corpus-asr convert SRC DST "
+        "--dtype int8` on the original"
+    )
+
+
+def _safetensors(path: Path) -> dict[str, StoredTensor]:
+    try:
+        file: Any = safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise broken(path, error) from error
+    tensors = {}
+    for name in file.keys():  # noqa: SIM118  (a file, not a mapping)
+        described = file.get_slice(name)
+        tensors[name] = StoredTensor(
+            path=path,
+            shape=tuple(described.get_shape()),
+            dtype=_STORED_DTYPES.get(described.get_dtype()),
+            read=functools.partial(file.get_tensor, name),
+        )
+    return tensors
+
+
+def _pickled(path: Path) -> dict[str, StoredTensor]:
+    try:
+        # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
+        mapped = zipfile.is_zipfile(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # an unpickler fed garbage raises nearly anything
+        if called := _CALLED.search(str(error)):
+            raise CheckpointError(
+                f"reading {path}: found a call of {called[1]}, expected nothing but tensors. "
+                f"Refused: loading it could run any code; get the weights as safetensors"
+            ) from error
+        raise broken(path, error) from error
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    ):
+        raise CheckpointError(
+            f"reading {path}: found a {type(content).__name__} that is no state dict, expected "
+            f"tensors by name; save it with torch.save(model.state_dict(), ...)"
+        )
+    return _stored(path, content)
+
+
+def _stored(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, StoredTensor]:
+    return {
+        name: StoredTensor(
+            path=path,
+            shape=tuple(tensor.shape),
+            dtype=tensor.dtype if tensor.dtype in _STORED_DTYPES.values() else None,
+            read=functools.partial(_itself, tensor),
+        )
+        for name, tensor in tensors.items()
+    }
+
+
+def _sharded(
+    index: Path, read_file: Callable[[Path], dict[str, StoredTensor]]
+) -> dict[str, StoredTensor]:
+    file_of = _weight_map(index)
+    shards = {}
+    for name in sorted(set(file_of.values())):
+        path = index.parent / name
+        if not path.is_file():
+            raise CheckpointError(
+                f"reading {index}: the shard {name} it names is missing; copy or download it again"
+            )
+        shards[name] = read_file(path)
+    lost = [name for name, file in file_of.items() if name not in shards[file]]
+    if lost:
+        raise CheckpointError(
+            f"reading {index}: its shards do not hold {listed(lost)}; the files are from "
+            f"different checkpoints: copy or download them again"
+        )
+    return {name: shards[file][name] for name, file in file_of.items()}
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Read which file of the folder holds which tensor."""
+    try:
+        content: Any = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise broken(index, error) from error
+    file_of = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(file_of, dict) or not all(isinstance(f, str) for f in file_of.values()):
+        raise CheckpointError(f"reading {index}: expected a weight_map of tensor names to files")
+    outside = {file for file in file_of.values() if not _is_plain_name(file)}
+    if outside:
+        raise CheckpointError(
+            f"reading {index}: found the shards {listed(sorted(outside))}, expected names of "
+            f"files beside the index. Refused: an index must not point outside its folder"
+        )
+    return file_of
+
+
+def _is_plain_name(file: str) -> bool:
+    return file not in ("", ".", "..") and not any(mark in file for mark in "/\\:\0")
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def broken(path: Path, error: Exception) -> CheckpointError:
+    """Return the error for a file of weights that cannot be read, with what to do about it."""
+    remedy = "copy or download it again"
+    if _starts_with(path, _GIT_LFS_POINTER):
+        remedy = "it is a Git LFS pointer: run `git lfs pull` in its folder"
+    size = f"{path.stat().st_size} bytes" if path.is_file() else "no file"
+    return CheckpointError(
+        f"reading {path}: found {size} that cannot be read "
+        f"({type(error).__name__}: {_first_line(error)}); {remedy}"
+    )
+
+
+def _starts_with(path: Path, start: bytes) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(start)) == start
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).rpartition(_UNPICKLER)[2].strip().split("\n")[0]
+
+
+def listed(names: Iterable[str], *, separator: str = ", ") -> str:
+    """Join the first eight names, and count the others."""
+    shown = list(names)
+    more = f" and {len(shown) - _NAMES_SHOWN} more" if len(shown) > _NAMES_SHOWN else ""
+    return separator.join(shown[:_NAMES_SHOWN]) + more
+
+
+WEIGHTS_NAME = "model.safetensors"
+PICKLED_NAME = "pytorch_model.bin"
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(size: int | str) -> int:
+    """Return a size in bytes: a number, or text such as `5GB` or `200MiB`."""
+    match = re.fullmatch(r"(\d+)\s*([A-Z]*)", str(size).strip().upper())
+    if match is None or match[2] not in _UNITS or int(match[1]) < 1:
+        raise ValueError(f"reading the size {size!r}: expected a number of bytes, or such as 5GB")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def save_weights(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    max_shard_size: int | str = "5GB",
+    safe_serialization: bool = True,
+) -> list[str]:
+    """Write tensors, replacing whatever weights of these names the folder held; return file names.
+
+    Args:
+        folder: made if needed.
+        tensors: no two may share memory; names as in the network's state dict.
+        max_shard_size: bytes of a file, unless a single tensor is larger.
+        safe_serialization: safetensors; False writes pytorch_model.bin.
+    """
+    shards = list(_shards(tensors, parse_size(max_shard_size)))
+    folder.mkdir(parents=True, exist_ok=True)
+    base = WEIGHTS_NAME if safe_serialization else PICKLED_NAME
+    if any(tensor.dtype is torch.int8 for tensor in tensors.values()):
+        base = INT8_NAME
+    stem, _, suffix = base.rpartition(".")
+    names = [f"{stem}-{at:05d}-of-{len(shards):05d}.{suffix}" for at in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        names = [base]
+    kept = set(names)
+    for name, shard in zip(names, shards, strict=True):
+        _write(folder / name, shard, safe_serialization=safe_serialization)
+    index = folder / f"{base}.index.json"
+    if len(shards) > 1:
+        total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        file_of = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        write_json_object(index, {"metadata": {"total_size": total}, "weight_map": file_of})
+        kept.add(index.name)
+    _remove_others(folder, kept)
+    return sorted(kept)
+
+
+def _shards(tensors: Mapping[str, Tensor], max_bytes: int) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    filled = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        if shard and filled + size > max_bytes:
+            yield shard
+            shard, filled = {}, 0
+        shard[name] = tensor
+        filled += size
+    yield shard
+
+
+def _write(path: Path, shard: dict[str, Tensor], *, safe_serialization: bool) -> None:
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in shard.items()}
+    if safe_serialization:
+        unfinished.unlink(missing_ok=True)
+        unfinished.touch()
+        usual = unfinished.stat().st_mode
+        save_file(plain, unfinished, metadata={"format": "pt"})
+        unfinished.chmod(usual)  # it would be the owner's alone
+    else:
+        torch.save(plain, unfinished)
+    unfinished.replace(path)
+
+
+def _remove_others(folder: Path, kept: set[str]) -> None:
+    """Remove weights that a reader would find beside, or before, those just written."""
+    pattern = re.compile(
+        r"(model(\.int8)?\.safetensors|pytorch_model\.bin)(\.index\.json)?"
+        r"|(model(\.int8)?|pytorch_model)-\d{5}-of-\d{5}\.(safetensors|bin)"
+    )
+    for path in folder.iterdir():
+        if pattern.fullmatch(path.name) and path.name not in kept:
+            path.unlink()
+
+
+# Heads around the same networks store them under this prefix; the bare network stores none.
+_BASE_PREFIX = "model."
+
+
+def load_weights(
+    module: nn.Module,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    tied: Mapping[str, str],
+    computed: Mapping[str, Callable[[], Tensor]],
+    ignored: Collection[str],
+    redrawn: Mapping[str, Callable[[], Tensor]] | None = None,
+    safetensors: bool | None = None,
+) -> list[str]:
+    """Replace every parameter of `module` by the stored one, strictly.
+
+    Files are memory-mapped and tensors converted one at a time, so the peak is one copy of the
+    weights in `dtype`. Names match with and without the prefix `model.`.
+
+    Args:
+        module: its parameters may be on the meta device; they end on `device`.
+        folder: a checkpoint folder.
+        dtype: type of all weights; None means the stored one (the widest, if they differ).
+        device: where the weights go.
+        tied: parameters that share another's weights, unless the file holds different ones.
+        computed: parameters that may be absent, and what makes them.
+        ignored: how stored names begin that may be left over.
+        redrawn: parameters that may be stored in another shape, and what makes them then.
+        safetensors: True reads no other files, False no safetensors; None what there is.
+
+    Returns:
+        Names of the parameters that were not stored in their shape, and hence made.
+
+    Raises:
+        CheckpointError: a file is missing, broken or unsafe, the stored names, shapes or types
+            are not those of `module`, or a stored number is NaN or infinite.
+    """
+    full_names = {_bare(name): name for name in module.state_dict()}
+    wanted = {_bare(name): tuple(t.shape) for name, t in module.state_dict().items()}
+    tied = {_bare(target): _bare(source) for target, source in tied.items()}
+    computed = {_bare(name): make for name, make in computed.items()}
+    found = stored_tensors(folder, safetensors=safetensors)
+    stored = {_bare(name): tensor for name, tensor in found.items()}
+    for name in {_bare(name) for name in redrawn or {}} & stored.keys() & wanted.keys():
+        if stored[name].shape != wanted[name]:
+            del stored[name]
+            computed[name] = (redrawn or {})[full_names[name]]
+    for target, source in tied.items():
+        if source not in stored and target in stored:  # of two equal tensors either may be kept
+            stored[source] = stored.pop(target)
+    _check_names(folder, stored, wanted, absent={*tied, *computed}, ignored=tuple(ignored))
+    _check_tensors(stored, wanted)
+    if dtype is None:
+        dtypes = [stored[name].dtype or torch.float32 for name in wanted if name in stored]
+        dtype = functools.reduce(torch.promote_types, dtypes)
+    weights = {
+        name: _read(name, stored[name], dtype=dtype, device=device)
+        for name in wanted
+        if name in stored
+    }
+    made = [name for name in wanted if name in computed and name not in weights]
+    for name in made:
+        weights[name] = computed[name]().to(device, dtype)
+    shared = {
+        target: source
+        for target, source in tied.items()
+        if target not in weights or torch.equal(weights[target], weights[source])
+    }
+    weights |= {target: weights[source] for target, source in shared.items()}
+    module.load_state_dict({full_names[name]: t for name, t in weights.items()}, assign=True)
+    for target, source in shared.items():
+        share_parameter(module, full_names[target], full_names[source])
+    return [full_names[name] for name in made if name not in shared]
+
+
+def share_parameter(module: nn.Module, target: str, source: str) -> None:
+    """Make the parameter named `target` the same object as the one named `source`."""
+    owner, _, name = target.rpartition(".")
+    setattr(module.get_submodule(owner), name, module.get_parameter(source))
+
+
+def _check_names(
+    folder: Path,
+    stored: Mapping[str, StoredTensor],
+    wanted: Mapping[str, tuple[int, ...]],
+    *,
+    absent: set[str],
+    ignored: tuple[str, ...],
+) -> None:
+    """Compare names; those in `absent` may be missing, those that begin as `ignored` left over."""
+    missing = wanted.keys() - stored.keys() - absent
+    left_over = stored.keys() - wanted.keys()
+    unexpected = {name for name in left_over if not name.startswith(ignored)}
+    if not missing and not unexpected:
+        return
+    files = listed(sorted({tensor.path.name for tensor in stored.values()})) or "no file"
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} missing: {listed(sorted(missing))}")
+    if unexpected:
+        problems.append(f"{len(unexpected)} unexpected: {listed(sorted(unexpected))}")
+    raise CheckpointError(
+        f"loading {folder} ({files}): {len(wanted)} tensors expected, {'; '.join(problems)}; "
+        f"config.json and the weights must belong to the same model"
+    )
+
+
+def _check_tensors(
+    stored: Mapping[str, StoredTensor], wanted: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Compare shapes and types of the names both have."""
+    problems = []
+    for name in wanted.keys() & stored.keys():
+        tensor = stored[name]
+        if tensor.shape != wanted[name]:
+            problems.append(f"{name} is {tensor.shape} in {tensor.path.name}, not {wanted[name]}")
+        elif tensor.dtype is None:
+            problems.append(f"{name} in {tensor.path.name} is not of a float type")
+    if problems:
+        folder = next(iter(stored.values())).path.parent
+        raise CheckpointError(
+            f"loading {folder}: {len(problems)} tensors do not fit config.json: "
+            f"{listed(sorted(problems), separator='; ')}; config.json and the weights must belong "
+            f"to the same model"
+        )
+
+
+def _read(name: str, tensor: StoredTensor, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    try:
+        # Always a copy: a mapped tensor would change or crash with its file.
+        read = tensor.read().to(device, dtype, copy=True).contiguous()
+    except (SafetensorError, OSError) as error:
+        raise broken(tensor.path, error) from error
+    # The lowest and highest number carry every NaN and infinity, and take no memory to find.
+    if read.numel() and not bool(torch.stack(torch.aminmax(read)).isfinite().all()):
+        raise CheckpointError(
+            f"reading {tensor.path}: found NaN or infinity in {name} as {dtype}, expected finite "
+            f"weights; copy or download it again, or load it in a type of wider range"
+        )
+    return read
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix(_BASE_PREFIX)

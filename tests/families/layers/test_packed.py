@@ -1,0 +1,360 @@
+"""Samples in threads of their own; packed blocks and convolutions against those they pack."""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from corpus_asr.families.layers.blocks import BlockSettings, EncoderBlock
+from corpus_asr.families.layers.packed import PackedConvolution, PackedEncoderBlock, run_per_sample
+from corpus_asr.families.layers.projection import can_use_int8
+
+# A barrier that is never reached must fail a test, not hang it.
+PATIENCE_S = 20.0
+
+
+@pytest.fixture(params=[1, 2, 3, 8])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    yield from with_threads(request.param)
+
+
+@pytest.fixture
+def four_threads() -> Iterator[int]:
+    yield from with_threads(4)
+
+
+def with_threads(count: int) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield count
+    finally:
+        torch.set_num_threads(before)
+
+
+def threads_of_a_new_thread() -> int:
+    """What a thread started now computes on."""
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_results_come_in_the_order_of_the_items_and_threads_are_as_before(threads: int) -> None:
+    for count in (0, 1, 2, 3, 7, 8, 9):
+        items = [torch.full((2,), float(number)) for number in range(count)]
+        found = run_per_sample(lambda item: item.sum() * 2, items)
+        assert [int(value) for value in found] == [4 * number for number in range(count)], count
+        assert torch.get_num_threads() == threads_of_a_new_thread() == threads, count
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_each_item_gets_its_share_of_the_threads() -> None:
+    shares = [[4], [2, 2], [1] * 3, [1] * 4, [1] * 4 + [4], [1] * 4 + [2, 2], [1] * 8 + [4]]
+    for expected in shares:
+        assert run_per_sample(lambda _: torch.get_num_threads(), range(len(expected))) == expected
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_as_many_items_run_at_once_as_there_are_threads() -> None:
+    together = threading.Barrier(4, timeout=PATIENCE_S)
+    names = run_per_sample(
+        lambda _: (together.wait(), threading.current_thread().name)[1], range(8)
+    )
+    assert all(name.startswith("window") for name in names)
+    assert len(set(names[:4])) == 4
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_a_thread_that_is_done_takes_the_next() -> None:
+    others = threading.Semaphore(0)
+
+    def work(number: int) -> int:
+        if number == 9:
+            for _ in range(7):
+                assert others.acquire(timeout=PATIENCE_S), "the others waited for the longest"
+        else:
+            others.release()
+        return number
+
+    items = [3, 2, 8, 4, 1, 7, 6, 9]
+    assert run_per_sample(work, items, size=lambda number: number) == items
+
+
+def test_items_are_begun_by_their_size() -> None:
+    begun: list[int] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    run_per_sample(begun.append, [3, 9, 2, 8], size=lambda number: number)
+    torch.set_num_threads(before)
+    assert begun == [9, 8, 3, 2]
+
+
+def test_it_is_in_inference_mode_whatever_the_caller_is_in(threads: int) -> None:
+    weight = torch.ones(3, requires_grad=True)
+    for count in (1, 4):
+        for value in run_per_sample(lambda number: weight * number, range(count)):
+            assert value.is_inference()
+            assert not value.requires_grad
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_an_exception_arrives_as_it_is_and_leaves_nothing_behind(threads: int) -> None:
+    def fail(number: int) -> int:
+        raise KeyError(f"window {number}")
+
+    for count in (1, 2, 5):
+        with pytest.raises(KeyError, match="window 0"):
+            run_per_sample(fail, range(count))
+        assert torch.get_num_threads() == threads_of_a_new_thread() == threads, count
+    assert not [t for t in threading.enumerate() if t.name.startswith("window")]
+    assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_of_several_exceptions_the_first_item_s_arrives_once_all_are_done() -> None:
+    done: list[int] = []
+    together = threading.Barrier(4, timeout=PATIENCE_S)
+
+    def fail(number: int) -> None:
+        together.wait()
+        done.append(number)
+        raise ValueError(f"window {number}")
+
+    with pytest.raises(ValueError, match="window 0"):
+        run_per_sample(fail, range(4))
+    assert sorted(done) == [0, 1, 2, 3]
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_threads_that_others_start_meanwhile_get_all_and_take_none_from_the_windows() -> None:
+    """Another engine of the same process may start, or be encoding, at any time."""
+    all_begun = threading.Barrier(3, timeout=PATIENCE_S)
+    looked = threading.Event()
+    found: list[int] = []
+
+    def look() -> None:
+        all_begun.wait()
+        for _ in range(100):  # until the caller has put back what it found
+            found[:] = [threads_of_a_new_thread()]
+            if found == [4]:
+                break
+            time.sleep(0.01)
+        looked.set()
+
+    def work(_: int) -> int:
+        all_begun.wait()
+        assert looked.wait(PATIENCE_S)
+        torch.ones(100_000).sum()
+        return torch.get_num_threads()
+
+    other = threading.Thread(target=look)
+    other.start()
+    assert run_per_sample(work, range(2)) == [2, 2]
+    other.join()
+    assert found == [4]
+
+
+WIDTH, HEADS, INNER = 64, 4, 256
+# Positions that are fewer than a block of rows, one block, one and a bit, and several of both
+# kinds of block, with rests.
+POSITIONS = [1, 99, 100, 125, 126, 333]
+
+# float32: other order of sums. bfloat16: the block itself rounds its states to 8 bits after every
+# part, the packed one only what goes into products. Relative to what the block adds.
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.02}
+# Four products, of which each loses about one part in a hundred; see test_projection.py.
+INT8_TOLERANCE = 0.04
+
+needs_int8 = pytest.mark.skipif(
+    not can_use_int8(), reason="this processor or this torch has no fast 8-bit products"
+)
+
+
+@pytest.fixture(params=[False, True], ids=["by head", "tiles"])
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention in bfloat16 as on processors without AMX, and with it."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: request.param)
+
+
+def random_block(
+    activation: str = "gelu", *, key_bias: bool = False, seed: int = 0, inner: int = INNER
+) -> EncoderBlock:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        block = EncoderBlock(
+            BlockSettings(
+                width=WIDTH, heads=HEADS, ffn_dim=inner, activation=activation, key_bias=key_bias
+            )
+        )
+        # Sharp attention, and norms that do something.
+        with torch.no_grad():
+            block.self_attn.q_proj.weight *= 6.0
+            for norm in (block.self_attn_layer_norm, block.final_layer_norm):
+                norm.weight.add_(torch.randn(WIDTH), alpha=0.3)
+                norm.bias.add_(torch.randn(WIDTH), alpha=0.3)
+    return block.eval()
+
+
+def states(positions: int, *, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(positions, WIDTH, generator=generator)
+
+
+def on_threads(compute: Callable[[], Tensor]) -> list[Tensor]:
+    """What is computed on 1, 2, 3 and 4 threads."""
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            found.append(compute())
+    finally:
+        torch.set_num_threads(before)
+    return found
+
+
+@torch.inference_mode()
+def added(block: EncoderBlock | PackedEncoderBlock, hidden: Tensor) -> Tensor:
+    """What a block adds to the states."""
+    if isinstance(block, EncoderBlock):
+        return (block(hidden.unsqueeze(0)) - hidden)[0]
+    after = hidden.clone()
+    block(after)
+    return after - hidden
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    assert found.shape == expected.shape
+    return float((found - expected).norm() / expected.norm())
+
+
+def packed(block: EncoderBlock, dtype: torch.dtype, *, int8: bool = False) -> PackedEncoderBlock:
+    """The packed form of `block` in another type; `block` stays in float32."""
+    copy = random_block()
+    copy.load_state_dict(block.state_dict())
+    copy.activate = block.activate
+    return PackedEncoderBlock(copy.to(dtype), int8=int8)
+
+
+@pytest.mark.parametrize("int8", [False, pytest.param(True, marks=needs_int8)])
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_it_adds_what_the_block_adds(tiles: None, dtype: torch.dtype, int8: bool) -> None:
+    tolerance = INT8_TOLERANCE if int8 else TOLERANCES[dtype]
+    for positions in POSITIONS:
+        block, hidden = random_block(), states(positions)
+        found = added(packed(block, dtype, int8=int8), hidden)
+        assert relative_error(found, added(block, hidden)) < tolerance, positions
+
+
+@pytest.mark.parametrize("int8", [False, pytest.param(True, marks=needs_int8)])
+def test_any_activation_is_the_block_s_own(int8: bool) -> None:
+    for name in ("gelu", "gelu_new", "quick_gelu", "relu", "silu"):
+        block, hidden = random_block(name), states(130)
+        found = added(packed(block, torch.float32, int8=int8), hidden)
+        tolerance = INT8_TOLERANCE if int8 else TOLERANCES[torch.float32]
+        assert relative_error(found, added(block, hidden)) < tolerance, name
+
+
+def test_bfloat16_loses_no_more_than_the_block_does_in_it(tiles: None) -> None:
+    block, hidden = random_block(), states(300)
+    expected = added(block, hidden)
+    found = relative_error(added(packed(block, torch.bfloat16), hidden), expected)
+    low = random_block().bfloat16()
+    theirs = relative_error(added(low, hidden.bfloat16()).float(), expected)
+    assert found < theirs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_positions_that_are_not_heard_change_nothing(
+    tiles: None, activation: str, dtype: torch.dtype
+) -> None:
+    block = PackedEncoderBlock(random_block(activation).to(dtype), int8=False)
+    hidden, alone = states(150), states(150)[:110].clone()
+    hidden[110:] *= 100.0
+    with torch.inference_mode():
+        block(hidden, heard=110)
+        block(alone)
+    assert relative_error(hidden[:110], alone) < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "int8"),
+    [
+        (torch.float32, False),
+        (torch.bfloat16, False),
+        pytest.param(torch.bfloat16, True, marks=needs_int8),
+    ],
+)
+def test_the_number_of_threads_changes_no_bit(tiles: None, dtype: torch.dtype, int8: bool) -> None:
+    """A window alone has all threads, one among others has one: it must not tell.
+
+    With AMX, a product of thousands of inputs adds up in another order where threads share it.
+    """
+    wide = random_block(inner=3072).to(dtype)
+    block, hidden = PackedEncoderBlock(wide, int8=int8), states(1000)
+    found = on_threads(lambda: added(block, hidden))
+    assert all(torch.equal(one, found[0]) for one in found[1:])
+
+
+@pytest.mark.parametrize("int8", [False, pytest.param(True, marks=needs_int8)])
+def test_states_that_are_no_numbers_stay_so(tiles: None, int8: bool) -> None:
+    block, hidden = packed(random_block(), torch.bfloat16, int8=int8), states(130)
+    hidden[7, 3] = torch.nan
+    assert added(block, hidden).isnan().all()  # every position attends to the seventh
+
+
+CONVOLUTION_TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.01, torch.float16: 0.002}
+
+
+def convolution(inputs: int, outputs: int, *, size: int = 3, stride: int = 1) -> nn.Conv1d:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Conv1d(inputs, outputs, size, stride=stride, padding=size // 2)
+
+
+def frames(number: int, channels: int) -> Tensor:
+    return torch.randn(number, channels, generator=torch.Generator().manual_seed(1))
+
+
+@torch.inference_mode()
+def test_it_gives_what_the_convolution_gives() -> None:
+    for (size, stride), number, (dtype, tolerance) in itertools.product(
+        [(3, 1), (3, 2), (5, 2)], [1, 2, 7, 260, 501], CONVOLUTION_TOLERANCES.items()
+    ):
+        conv, seen = convolution(20, 24, size=size, stride=stride), frames(number, 20)
+        expected = conv(seen.t()[None])[0].t()
+        found = PackedConvolution(conv.to(dtype))(seen.to(dtype))
+        assert (found.dtype, found.shape) == (dtype, expected.shape)
+        error = (found.float() - expected).norm() / expected.norm()
+        assert error < tolerance, (size, stride, number, dtype)
+
+
+@torch.inference_mode()
+def test_frames_may_lie_across_and_an_activation_follows() -> None:
+    conv, seen = convolution(20, 24), frames(20, 130)
+    found = PackedConvolution(conv, after="gelu")(seen.t())
+    torch.testing.assert_close(found, nn.functional.gelu(conv(seen[None])[0].t()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_nor_does_it_change_a_convolution(dtype: torch.dtype) -> None:
+    for inputs, stride in ((80, 1), (768, 2)):
+        packed = PackedConvolution(convolution(inputs, 384, stride=stride).to(dtype))
+        seen = frames(1000, inputs).to(dtype)
+        found = on_threads(lambda: packed(seen))  # noqa: B023
+        assert all(torch.equal(one, found[0]) for one in found[1:]), inputs
+
+
+def test_making_it_draws_no_numbers() -> None:
+    conv, before = convolution(4, 4), torch.get_rng_state()
+    PackedConvolution(conv)
+    assert torch.equal(torch.get_rng_state(), before)
