@@ -33,7 +33,7 @@ from corpus_asr.storage.run_state.run_files import write_snapshot
 from corpus_asr.storage.run_state.start import begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.logs import logging_put_back
-from tests.support.snapshots import snapshot
+from tests.support.tables import snapshot
 
 DEMO = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
 REPOSITORY = Path(__file__).parents[2]

@@ -32,7 +32,7 @@ from corpus_asr.decoding.options import (
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import SlotScheduler
 from tests.support.markov import BEGIN, END, NO_TIMESTAMPS, VOCAB, MarkovModel, window
-from tests.support.tasks import run_jobs
+from tests.support.slots import run_jobs
 
 RULES = TokenRules(
     end=END,

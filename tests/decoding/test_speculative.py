@@ -30,8 +30,7 @@ from corpus_asr.families.whisper.slot_model import (
 )
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
-from tests.support.models import ScriptedModel
-from tests.support.tasks import run_jobs
+from tests.support.slots import ScriptedModel, run_jobs
 
 VOCAB, END, NO_TIMESTAMPS, BEGIN, POSITIONS, SOURCE = 60, 30, 39, 40, 48, 20
 PLAIN = TokenRules(end=END)

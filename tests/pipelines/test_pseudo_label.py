@@ -25,7 +25,7 @@ from corpus_asr.pipelines.pseudo_label import label, run
 from corpus_asr.runtime.progress import RunSummary
 from corpus_asr.storage.stores import filesystem
 from tests.support.audio import decode, wav_bytes
-from tests.support.labelled import InThisProcess, Said, Transcribed, seconds_heard, write_tones
+from tests.support.runs import InThisProcess, Said, Transcribed, seconds_heard, write_tones
 
 TALK: list[Said] = [
     (0.0, 3.0, "The old ship."),

@@ -15,9 +15,8 @@ from corpus_asr.runtime.resources import resolve_resources, this_machine
 from corpus_asr.storage.run_state.plan import Plan
 from corpus_asr.storage.run_state.run_files import Moment, Snapshot, read_snapshot, snapshot_from
 from corpus_asr.storage.run_state.tables import OutputStore
-from tests.support.scripted import scripted_job
-from tests.support.snapshots import snapshot
-from tests.support.tables import results_of
+from tests.support.engines import scripted_job
+from tests.support.tables import results_of, snapshot
 
 FAILED = {
     "uri": "https://host/a.mp3?sig=secret", "status": "failed", "duration_s": None,

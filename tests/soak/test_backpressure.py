@@ -24,9 +24,8 @@ from corpus_asr.stages.extract_protocol import ExtractedPart, ExtractRequest
 from corpus_asr.stages.transcribe import EngineSpec
 from corpus_asr.units import MEBIBYTE
 from tests.runtime import test_dataset, test_local
-from tests.support.engines import ScriptedEngine
+from tests.support.engines import ScriptedEngine, outcomes_by_part, scripted_job
 from tests.support.extractors import scripted_part
-from tests.support.scripted import outcomes_by_part, scripted_job
 from tests.support.tables import packs_of
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from corpus_asr.config.run_options import Retry, RunOptions
-from tests.support.nights import Nights
+from tests.support.nightly import Nights
 
 RETRY = RunOptions(retry=Retry.retryable)
 RETRY_ALL = RunOptions(retry=Retry.all)
