@@ -23,7 +23,7 @@ from corpus_asr.runtime.ray_cluster import Cluster
 from corpus_asr.stages.extract_protocol import ExtractedPart, ExtractRequest
 from corpus_asr.stages.transcribe import EngineSpec
 from corpus_asr.units import MEBIBYTE
-from tests.runtime import test_dataset, test_local
+from tests.runtime import test_ray_dataset, test_local
 from tests.support.engines import ScriptedEngine, outcomes_by_part, scripted_job
 from tests.support.extractors import scripted_part
 from tests.support.tables import packs_of
@@ -106,7 +106,7 @@ def test_what_waits_on_ray_is_bounded(ahead_mb: float | Auto, ray_session: Clust
     config = job(tmp_path, ahead_mb)
     packs = [packs_of(f"{tmp_path}/{number}") for number in range(FILES)]
     before = spills()
-    test_dataset.run(ray_session, config, *packs, engine=noting_engine, extractor=EXTRACTOR)
+    test_ray_dataset.run(ray_session, config, *packs, engine=noting_engine, extractor=EXTRACTOR)
     bound = ray_session.store_bytes / 2 if ahead_mb == "auto" else ahead_mb * MEBIBYTE
     waiting = most_waiting_bytes(config, tmp_path)
     assert waiting <= bound + WORKERS * PARTS_PER_WORKER * PART_BYTES
