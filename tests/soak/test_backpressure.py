@@ -23,7 +23,7 @@ from corpus_asr.runtime.ray_cluster import Cluster
 from corpus_asr.stages.extract_protocol import ExtractedPart, ExtractRequest
 from corpus_asr.stages.transcribe import EngineSpec
 from corpus_asr.units import MEBIBYTE
-from tests.runtime import test_ray_dataset, test_local
+from tests.runtime import test_local, test_ray_dataset
 from tests.support.engines import ScriptedEngine, outcomes_by_part, scripted_job
 from tests.support.extractors import scripted_part
 from tests.support.tables import packs_of
