@@ -234,7 +234,7 @@ def test_statistics_tell_how_full_the_slots_were() -> None:
 
 def test_statistics_of_nothing() -> None:
     found = SlotScheduler(ScriptedModel([[5]]), 3).statistics
-    assert (found.slots, found.occupancy, found.body_occupancy) == (3, 0.0, 0.0)
+    assert (found.slots, found.occupancy, found.body_occupancy) == (3, None, None)
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(1, 2), (2, 2), (5, 5)])
