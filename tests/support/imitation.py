@@ -21,7 +21,7 @@ from corpus_asr.audio.bands import band_limited
 from corpus_asr.families.speech2text.config import Speech2TextConfig
 from corpus_asr.families.speech2text.encoder import Speech2TextEncoder
 from corpus_asr.families.whisper.encoder import WhisperEncoder
-from corpus_asr.models.whisper.feature_extractor import WhisperFeatureExtractor
+from corpus_asr.models.whisper.processor import WhisperFeatureExtractor
 from corpus_asr.spectral.fbank import kaldi_fbank, mean_variance_normalised
 from corpus_asr.units import FRAMES_PER_POSITION, SAMPLE_RATE_HZ, WINDOW_SAMPLES
 from tests.support.digits import (
