@@ -231,9 +231,7 @@ class PretrainedTokenizer(Uploads):
     def add_special_tokens(self, special_tokens_dict: Mapping[str, str | list[str]]) -> int:
         """Add control tokens by role, and give them that role; returns how many were new.
 
-        Args:
-            special_tokens_dict: such as `{"pad_token": "<|pad|>"}`; tokens without a role under
-                `additional_special_tokens`.
+        Such as `{"pad_token": "<|pad|>"}`; tokens without a role are `additional_special_tokens`.
 
         Raises:
             ValueError: there is no such role.
@@ -464,11 +462,8 @@ class PretrainedTokenizer(Uploads):
     ) -> list[int]:
         """Return 1 for each special token, 0 for each other one.
 
-        Args:
-            token_ids_0: ids of a text.
-            token_ids_1: ids of a second one.
-            already_has_special_tokens: whether special tokens are among the ids already; otherwise
-                the mask is that of the row they would be put into.
+        Without `already_has_special_tokens`, the mask is that of the row that the ids of one text
+        or two would be put into.
 
         Raises:
             ValueError: a second text was given apart, though both are one row already.
@@ -545,9 +540,7 @@ class PretrainedTokenizer(Uploads):
     ) -> list[Any]:
         """Decode each sequence as `decode` does; one sequence gives a list of one text.
 
-        Args:
-            sequences: a list, array or tensor of two dimensions; rows may differ in length.
-            skip_special_tokens: this and all others as in `decode`.
+        Options are those of `decode`; rows may differ in length.
 
         Raises:
             ValueError: `decode` refuses an id.
@@ -622,12 +615,8 @@ class PretrainedTokenizer(Uploads):
     ) -> tuple[str, ...]:
         """Write all files of the tokenizer, those of older readers among them; returns their paths.
 
-        Args:
-            save_directory: a folder; made if needed.
-            filename_prefix: put before the names of the vocabulary's files.
-            push_to_hub: also upload the files to the hub.
-            kwargs: of the upload: `repo_id`, `token`, `private`, `commit_message`, `revision`,
-                `create_pr`.
+        `filename_prefix` stands before the names of the vocabulary's files. `kwargs` are those of
+        an upload: `repo_id`, `token`, `private`, `commit_message`, `revision`, `create_pr`.
 
         Raises:
             CheckpointError: `save_directory` is a file, or the hub does not take the upload.
