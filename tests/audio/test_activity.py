@@ -27,7 +27,7 @@ from corpus_asr.audio.activity import (
 )
 from corpus_asr.errors import EngineError
 from corpus_asr.units import SAMPLE_RATE_HZ
-from tests.support.signals import made_sounds, read_clip, read_manifest
+from tests.support.audio import made_sounds, read_clip, read_manifest
 
 PROBABILITIES = st.lists(
     st.sampled_from([0.0, 0.2, 0.34, 0.35, 0.4, 0.49, 0.5, 0.7, 1.0]), min_size=0, max_size=120

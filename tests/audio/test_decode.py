@@ -18,11 +18,11 @@ from tests.support.audio import (
     encode,
     level,
     noise,
+    read_manifest,
     share_of_tone,
     tone,
     wav_bytes,
 )
-from tests.support.signals import read_manifest
 
 # Lossy codecs pad to whole frames and may keep their delay: at most two frames of 1,152 at 16 kHz.
 CODEC_DELAY_S = 0.15

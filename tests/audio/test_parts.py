@@ -19,7 +19,7 @@ from corpus_asr.audio.activity import (
 )
 from corpus_asr.audio.parts import AudioPart, PartCutter, quietest_border
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
-from tests.support.signals import read_clip
+from tests.support.audio import read_clip
 
 SPEECH_LEVEL = 0.1
 PART_S = 5.0

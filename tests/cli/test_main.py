@@ -33,10 +33,10 @@ from corpus_asr.storage.run_state.run_files import write_snapshot
 from corpus_asr.storage.run_state.start import begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.logs import logging_put_back
-from tests.support.snapshots import snapshot
+from tests.support.tables import snapshot
 
-DEMO = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
-REPOSITORY = Path(__file__).parents[1]
+DEMO = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
+REPOSITORY = Path(__file__).parents[2]
 # So that no line says which model is the default one.
 NAMED = ("--set", "model.checkpoint=lab/model")
 
@@ -89,9 +89,7 @@ class FakePipeline:
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     fake = FakePipeline()
-    module = ModuleType("corpus_asr.pipelines.transcribe")
-    module.__dict__["run"] = fake.run
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("corpus_asr.pipelines.transcribe.run", fake.run)
     monkeypatch.delenv("CORPUS_ASR_DEBUG", raising=False)
     return fake
 

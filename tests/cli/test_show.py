@@ -7,7 +7,7 @@ from typer.testing import CliRunner, Result
 
 from corpus_asr.cli import main as cli
 from corpus_asr.storage.run_state.tables import OutputStore
-from tests.support.commits import commit, part, results
+from tests.support.tables import commit, part, results
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from corpus_asr.decoding.protocols import TokenRules, WindowJob, WindowResult
 from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batch_on
-from tests.support.models import END, LENGTH, ScriptedModel, window
+from tests.support.slots import END, LENGTH, ScriptedModel, window
 
 RULES = TokenRules(end=END)
 Transcripts = list[tuple[int, ...]]

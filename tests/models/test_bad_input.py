@@ -28,9 +28,8 @@ from corpus_asr.models.whisper import (
     WhisperTokenizer,
 )
 from tests.support.checkpoints import tiny_whisper
-from tests.support.generation import WINDOW, sound
-from tests.support.pieces import LANGUAGES, made_words, tiny_speech2text_tokenizer
-from tests.support.tokenizers import tiny_tokenizer
+from tests.support.references import WINDOW, sound
+from tests.support.tokenizers import TARGETS, made_words, tiny_speech2text_tokenizer, tiny_tokenizer
 
 SIZES: dict[str, Any] = {"d_model": 16, "layers": 1, "heads": 2, "max_target_positions": 40}
 SILENCE = np.zeros(16_000, np.float32)
@@ -48,7 +47,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny_whisper(root / name, tokenizer=tokens, max_source_positions=WINDOW // 2, **SIZES)
         WhisperFeatureExtractor(chunk_length=2).save_pretrained(root / name)
     folder = root / "speech2text"
-    tiny_speech2text_tokenizer(folder, languages=LANGUAGES, lang_codes="mustc", tgt_lang="fr")
+    tiny_speech2text_tokenizer(folder, languages=TARGETS, lang_codes="mustc", tgt_lang="fr")
     (folder / "preprocessor_config.json").write_text('{"num_mel_bins": 80}')
     Speech2TextProcessor.from_pretrained(folder).save_pretrained(folder)
     return root

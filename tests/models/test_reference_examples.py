@@ -15,9 +15,8 @@ import transformers
 
 from corpus_asr.models import speech2text, whisper
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
-from tests.support.generation import same
-from tests.support.pieces import LANGUAGES, tiny_speech2text_tokenizer
-from tests.support.tokenizers import tiny_tokenizer
+from tests.support.references import same
+from tests.support.tokenizers import TARGETS, tiny_speech2text_tokenizer, tiny_tokenizer
 
 RATE = 16_000
 WINDOW_S = 2
@@ -60,7 +59,7 @@ class Folders:
         self.multilingual, self.english, self.draft, self.classifier = (root / n for n in names)
         self.small = root / "s2t-small-librispeech-asr"
         self.translating = root / "s2t-medium-mustc-multilingual-st"
-        several: dict[str, Any] = {"languages": LANGUAGES, "lang_codes": "mustc", "tgt_lang": "pt"}
+        several: dict[str, Any] = {"languages": TARGETS, "lang_codes": "mustc", "tgt_lang": "pt"}
         for folder, settings in ((self.small, {}), (self.translating, several)):
             tokens = tiny_speech2text_tokenizer(root / f"{folder.name}-tokens", **settings)
             tiny_speech2text(folder, tokenizer=tokens, max_target_positions=40)

@@ -14,9 +14,8 @@ import transformers
 
 from corpus_asr.models import speech2text, whisper
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
-from tests.support.pieces import tiny_speech2text_tokenizer
-from tests.support.signatures import absent, by_position, parameters
-from tests.support.tokenizers import tiny_tokenizer
+from tests.support.references import absent, by_position, parameters
+from tests.support.tokenizers import tiny_speech2text_tokenizer, tiny_tokenizer
 
 
 def ours(owner: str) -> Any:

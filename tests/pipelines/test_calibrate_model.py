@@ -24,7 +24,7 @@ from corpus_asr.storage.run_state.run_files import (
 from corpus_asr.storage.run_state.start import begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import CALIBRATION_KEY, OutputStore
 from corpus_asr.units import MEBIBYTE
-from tests.support.commits import part, results
+from tests.support.tables import part, results
 
 REVISION = "0123456789abcdef"
 SAID = "red green blue white"

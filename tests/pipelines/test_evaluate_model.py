@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
 from corpus_asr.storage.run_state.tables import OutputStore
-from tests.support.commits import commit, part, results
+from tests.support.tables import commit, part, results
 
 TEXTS = {"/a.wav": "red green blue white", "/b.wav": "tall small", "/failed.wav": "old new",
          "/absent.wav": "no", "/half.wav": "yes"}  # fmt: skip

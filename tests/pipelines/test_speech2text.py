@@ -19,8 +19,8 @@ from corpus_asr.transcription.speech2text.part_job import DEFAULT_WINDOW_S, Spee
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
 from tests.support.checkpoints import tiny_speech2text
 from tests.support.corpora import CLIPS, demo_corpus, job, outcomes_in, segments_in
-from tests.support.oracles import read_audio
-from tests.support.pieces import LANGUAGES, tiny_speech2text_tokenizer
+from tests.support.references import read_audio
+from tests.support.tokenizers import TARGETS, tiny_speech2text_tokenizer
 
 # One greedy try per window, that says no two tokens twice: random weights else say one for ever.
 ONCE: dict[str, Any] = {
@@ -41,7 +41,7 @@ def translating(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that writes eight languages."""
     folder = tmp_path_factory.mktemp("translating")
     tokenizer = tiny_speech2text_tokenizer(
-        folder / "tokenizer", languages=LANGUAGES, lang_codes="mustc"
+        folder / "tokenizer", languages=TARGETS, lang_codes="mustc"
     )
     return tiny_speech2text(folder / "model", tokenizer=tokenizer, seed=1, **BRIEF)
 

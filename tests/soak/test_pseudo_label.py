@@ -25,7 +25,7 @@ from corpus_asr.storage.stores import filesystem
 from corpus_asr.text.normalize import EnglishTextNormalizer
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 from tests.support.audio import decode, wav_bytes
-from tests.support.labelled import Transcribed, write_tones
+from tests.support.runs import Transcribed, write_tones
 from tests.support.stores import environment, s3_server
 
 pytestmark = pytest.mark.slow

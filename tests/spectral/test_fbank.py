@@ -15,7 +15,7 @@ from corpus_asr.spectral.fbank import (
     num_frames,
     povey_window,
 )
-from tests.support.signals import made_sounds, read_clip, read_manifest
+from tests.support.audio import made_sounds, read_clip, read_manifest
 
 # The oracle rounds spectra to complex64; ours sums powers in float32.
 TOLERANCE = 1e-5

@@ -13,7 +13,7 @@ from transformers.audio_utils import mel_filter_bank
 
 from corpus_asr.spectral.mel import hz_to_mel, log_mel, mel_filters, mel_to_hz, scale_floor
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ, WINDOW_SAMPLES
-from tests.support.signals import made_sounds, read_clip, read_manifest
+from tests.support.audio import made_sounds, read_clip, read_manifest
 
 # transformers computes in float64 and openai-whisper in float32; near the 80 dB floor float32
 # has about four digits left.

@@ -25,9 +25,8 @@ from corpus_asr.storage.stores.filesystem import (
     write_atomic,
 )
 from corpus_asr.storage.stores.retry import RetryPolicy
-from tests.support.commits import commit, part, results
-from tests.support.faulty_store import BAD_NIGHT, FaultyStore, faulty_store
-from tests.support.stores import S3Server
+from tests.support.stores import BAD_NIGHT, FaultyStore, S3Server, faulty_store
+from tests.support.tables import commit, part, results
 
 # Far more often than on any real night; but each renewal of credentials takes a moment.
 TERRIBLE = {fault: 2 * rate for fault, rate in BAD_NIGHT.items() if fault != "expired"}

@@ -14,7 +14,7 @@ from corpus_asr.transcription.engine import Engine, PartRequest
 from corpus_asr.transcription.whisper.part_job import WhisperJobs
 from corpus_asr.units import HOP_SAMPLES
 from tests.support.dialects import BEGIN, END, GERMAN, dialect
-from tests.support.models import ScriptedModel
+from tests.support.slots import ScriptedModel
 
 GREEDY: dict[str, Any] = {
     "temperature": 0.0,

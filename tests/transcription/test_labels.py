@@ -17,7 +17,7 @@ from corpus_asr.families.whisper.classifier_slots import WhisperClassifierSlots
 from corpus_asr.segments import PartLabels, SpeechSpan
 from corpus_asr.transcription.labels import LabelJobs, label_engine
 from corpus_asr.transcription.windows import PartRequest
-from tests.support.classifiers import CLASSES, tiny_classifier
+from tests.support.checkpoints import CLASSES, tiny_classifier
 
 CLASSIFY = ClassificationSettings(task="classify", top_k=3)
 

@@ -1,5 +1,4 @@
-"""Timestamp tokens among what the decoder wrote.
-"""
+"""Timestamp tokens among what the decoder wrote."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,5 +1,4 @@
-"""Whisper's log-mel on a GPU, for many recordings at once.
-"""
+"""Whisper's log-mel on a GPU, for many recordings at once."""
 
 from typing import Any
 

@@ -23,7 +23,7 @@ from corpus_asr.transcription.speech2text.part_job import (
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES
 from tests.support.dialects import speech2text_dialect
-from tests.support.models import ScriptedModel
+from tests.support.slots import ScriptedModel
 
 CERTAIN: dict[str, Any] = {
     "temperature": 0.0,

@@ -50,16 +50,7 @@ def simulated(
     slow: int | None = None,
     slow_s: float = 0.0,
 ) -> Run:
-    """Simulate one run.
-
-    Args:
-        packs: seconds of audio of each file of each pack, in the order of the plan.
-        workers: those that extract.
-        slots: parts that the engine works on at once.
-        engine_speed: of all slots together, times real time.
-        slow: place of a pack in the plan, ...
-        slow_s: ... whose store takes this long to answer.
-    """
+    """Simulate one run."""
     run = _Simulation(
         packs, workers=workers, slots=slots, engine_speed=engine_speed,
         slow=slow, slow_s=slow_s,

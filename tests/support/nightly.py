@@ -1,33 +1,36 @@
-"""Nightly runs over a folder that changes every day, without audio or a model.
-
-    nights = Nights(folder, seed=1, files=12)
-    for _ in range(30):
-        nights.day()
-        nights.night()
-        nights.check()
-
-What becomes of a file is decided by its content: how many parts it has, whether they hold speech,
-and whether it can be decoded. A store that is down for a night fails some files that would do.
-"""
+"""Nightly runs without audio or model: an archive that changes, killed nights, summaries."""
 
 import itertools
+import json
 import random
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from corpus_asr.config.choices import Choices
 from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import EngineError
+from corpus_asr.pipelines import driver
+from corpus_asr.pipelines import nightly as pipeline
+from corpus_asr.report.nightly import Archive as ArchiveCounts
+from corpus_asr.report.nightly import Findings, Night, NightState, PastNight
+from corpus_asr.runtime.commit import Committer
+from corpus_asr.runtime.progress import Progress, tally_of
+from corpus_asr.runtime.weights import Weights
 from corpus_asr.storage.run_state.finish import RunCounts, finish
 from corpus_asr.storage.run_state.lock import Lock, Timing
 from corpus_asr.storage.run_state.plan import make_plan, read_listing, read_packs
 from corpus_asr.storage.run_state.start import begin_run, fingerprint, new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
-from tests.support.commits import commit, part, results
-from tests.support.dying import Killed, dying
+from tests.support.engines import scripted_engine
+from tests.support.stores import Killed, dying
+from tests.support.tables import commit, part, results
 
 REVISION = "weights"
 QUICK = Timing(heartbeat_s=0.05, looks=2, settle_s=0.0)
@@ -77,13 +80,7 @@ class Nights:
     def night(
         self, *, choices: Choices | None = None, down: float = 0.0, killed_after: int | None = None
     ) -> RunCounts | None:
-        """Run; None if it was killed, after so many changes to the output.
-
-        Args:
-            choices: of the command line.
-            down: share of files that the store does not give.
-            killed_after: changes to the output before the run dies.
-        """
+        """Run; None if it was killed, after so many changes to the output."""
         if killed_after is None:
             return self._run(choices or Choices(), down)
         left = iter(range(killed_after))
@@ -188,3 +185,127 @@ def _failure(index: int, *, kind: str, retryable: bool) -> dict[str, Any]:
     values = {"last_part": True, "retryable": retryable, "error_kind": kind,
               "error_stage": "extract"}  # fmt: skip
     return {"part": index, "texts": None, "status": "failed", "values": values}
+
+
+QUICK = Timing(heartbeat_s=0.05, looks=3, settle_s=0.0)
+
+
+class Archive:
+    """A folder of recordings and a job over it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        patch: pytest.MonkeyPatch,
+        *,
+        source: dict[str, Any] | None = None,
+        **nightly: Any,
+    ) -> None:
+        self.source, self.output = folder / "in", folder / "output"
+        self.source.mkdir()
+        self._down: set[str] = set()
+        self.config = RunConfig.model_validate(
+            {
+                "source": {"uri": str(self.source)} | (source or {}),
+                "model": {"checkpoint": str(folder / "model")},
+                "output": {"uri": str(self.output)},
+                "nightly": nightly,
+            }
+        )
+        weights = Weights(folder=folder / "model", revision="weights")
+        prepared = (weights, scripted_engine)
+        patch.setitem(pipeline._PREPARE, "transcribe_corpus", lambda config: prepared)
+        patch.setattr(driver, "run_local", self._work)
+
+    def add(self, *names: str, content: bytes = b"x") -> None:
+        """Write recordings, or replace what they hold."""
+        for name in names:
+            (self.source / f"{name}.wav").write_bytes(content)
+
+    def remove(self, *names: str) -> None:
+        """Remove recordings."""
+        for name in names:
+            (self.source / f"{name}.wav").unlink()
+
+    def down(self, *names: str) -> None:
+        """Let exactly these not be given."""
+        self._down = set(names)
+
+    def set(self, **nightly: Any) -> None:
+        """Change keys of the section `nightly`."""
+        changed = self.config.nightly.model_copy(update=nightly)
+        self.config = self.config.model_copy(update={"nightly": changed})
+
+    def night(self, **options: Any) -> Night:
+        """Let a night pass."""
+        usual: dict[str, Any] = {"local": True, "progress": None, "timing": QUICK}
+        return pipeline.run(self.config, **(usual | options))
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """Return what is written of each night, in the order of their names."""
+        folder = Path(self.config.nightly.summaries or self.output / "nights")
+        paths = sorted(folder.glob("*.json"), key=lambda path: (len(path.name), path.name))
+        assert [path.with_suffix(".md").exists() for path in paths] == [True] * len(paths)
+        return [json.loads(path.read_text()) for path in paths]
+
+    def _work(
+        self,
+        config: RunConfig,
+        packs: Iterable[pa.Table],
+        committer: Committer,
+        *,
+        progress: Progress,
+        **_: Any,
+    ) -> None:
+        for pack in packs:
+            for file in pack["files"].to_pylist()[0]:
+                rows = results(*self._rows(file))
+                committer(rows)
+                progress.add(tally_of(rows))
+
+    def _rows(self, file: dict[str, Any]) -> Iterable[dict[str, Any]]:
+        name = Path(file["uri"]).stem
+        if "engine-error" in name:
+            raise EngineError("the device is lost (scripted)")
+        same = {key: file[key] for key in ("uri", "size_bytes", "etag")}
+        if name in self._down or "fail" in name:
+            kind = "timeout" if name in self._down else "not_audio"
+            yield part(
+                name, 0, texts=None, status="failed", error_stage="extract", error_kind=kind,
+                error_message=f"reading {name}: scripted", retryable=kind == "timeout", **same,
+            )  # fmt: skip
+            return
+        count = int((re.findall(r"parts=(\d+)", name) or ["1"])[0])
+        silent = "silent" in name
+        for index in range(count):
+            row = part(
+                name, index, texts=[] if silent else ["red", "green"], last=index == count - 1,
+                status="no_speech" if silent else "ok", language=None if silent else "en", **same,
+            )  # fmt: skip
+            for segment in row["segments"] or ():
+                segment["confidence"] = 0.5
+            yield row
+
+
+def night(**values: Any) -> Night:
+    """Return a night of ten new recordings; counts of what was found may be among the values."""
+    found = {name: values.pop(name) for name in list(values) if name in Findings.__slots__}
+    usual: dict[str, Any] = {
+        "date": "2026-11-21", "output": "s3://transcripts/podcasts", "run_id": "run-1",
+        "state": NightState.done, "error": None, "started_at": "2026-11-21T01:00:00+01:00",
+        "ended_at": "2026-11-21T02:00:00+01:00", "wall_s": 3600.0, "listed": 1000, "new": 10,
+        "changed": 0, "retried": 0, "continued": 0, "left": 0, "audio_s": 36_000.0, "speed": 10.0,
+        "archive": ArchiveCounts(done=998, failed=2, audio_s=3_600_000.0), "left_alone": 0,
+        "given_up": (),
+    }  # fmt: skip
+    findings: dict[str, Any] = {"done": 10}
+    return Night(findings=Findings(**(findings | found)), **(usual | values))
+
+
+def past(**values: Any) -> PastNight:
+    """Return such a night as a later one knows it."""
+    usual: dict[str, Any] = {
+        "date": "2026-11-20", "state": "done", "listed": 990, "new": 10, "done": 10, "failed": 0,
+        "left": 0, "audio_s": 36_000.0, "wall_s": 3600.0, "speed": 10.0, "unsure": 0,
+    }  # fmt: skip
+    return PastNight(**(usual | values))

@@ -41,11 +41,7 @@ SPEECH2TEXT_MODEL = TensorFlowLayout(root="tf_speech2_text_model", leaves=_SHARE
 
 
 def write_flax(path: Path, state: Mapping[str, Tensor], *, chunked: str | None = None) -> None:
-    """Write what `flax.serialization.msgpack_serialize` makes of the parameters.
-
-    Args:
-        chunked: name of a tensor that is cut into chunks, as Flax does above a size.
-    """
+    """Write what `flax.serialization.msgpack_serialize` makes of the parameters."""
     tree: dict[str, Any] = {}
     for name, tensor in state.items():
         if name == "proj_out.weight":
