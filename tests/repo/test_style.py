@@ -21,8 +21,8 @@ MIN_LINES = 60
 SHORT_WITH_ONE_USER = {
     "audio.bands", "audio.encode", "cli.finetune", "cli.label", "cli.report", "cli.show",
     "decoding.alignment", "decoding.beam_results", "families.layers.slot_texts",
-    "families.whisper.cached_decoder", "models.convert.names", "models.lazy",
-    "models.speech2text.model", "models.whisper.processor", "models.whisper.torch_features",
+    "families.whisper.cached_decoder", "models.speech2text.model",
+    "models.whisper.torch_features",
     "runtime.limits", "runtime.sink", "stages.ahead", "stages.classify", "stages.routes",
     "transcription.scores", "transcription.whisper.prompts",
 }  # fmt: skip
