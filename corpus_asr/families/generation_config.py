@@ -1,8 +1,7 @@
 """How a checkpoint wants to be decoded: generation_config.json.
 
-In: a checkpoint folder, or settings by name. Out: a value whose attributes may be read and set, as
-those of `transformers.GenerationConfig`; None stands for what nobody said. Where the file is
-missing, config.json is asked. Knows no weights and no search. Names are those of the file.
+Attributes may be read and set as those of `transformers.GenerationConfig`; None stands for what no
+file sets. Names are those of the file; where it is missing, config.json is read.
 """
 
 import json
@@ -117,7 +116,7 @@ class GenerationConfig(Uploads):
         """Read generation_config.json; where it is missing, take what config.json says.
 
         Args:
-            pretrained_model_name: a checkpoint folder, or an address or hub name of one.
+            pretrained_model_name: a checkpoint folder, or a URI or hub name of one.
             config_file_name: another name of the file.
             kwargs: `revision`, `subfolder`, `cache_dir`, `force_download`, `local_files_only` and
                 `token`, which say where to look; all others are settings that come before those
@@ -168,8 +167,8 @@ class GenerationConfig(Uploads):
     @classmethod
     def from_model_config(cls, model_config: Any) -> Self:
         """Make one of what a model's configuration says of decoding: tokens, in early files."""
-        said = {name: getattr(model_config, name, None) for name in cls.from_config}
-        return cls.from_dict({name: value for name, value in said.items() if value is not None})
+        values = {name: getattr(model_config, name, None) for name in cls.from_config}
+        return cls.from_dict({name: value for name, value in values.items() if value is not None})
 
     @classmethod
     def _derived(cls, folder: Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -192,10 +191,8 @@ class GenerationConfig(Uploads):
     ) -> dict[str, Any]:
         """Set what `kwargs` name; returns those that are no settings.
 
-        Args:
-            defaults_only: only set what nobody set before.
-            allow_custom_entries: take names not known here as settings too.
-            kwargs: settings by name.
+        `defaults_only` sets only what was not set before; `allow_custom_entries` takes names that
+        are not known here as settings too.
 
         Raises:
             ValueError: the settings contradict each other.
@@ -214,9 +211,8 @@ class GenerationConfig(Uploads):
     def validate(self, strict: bool = False) -> None:
         """Refuse settings that cannot be meant.
 
-        Args:
-            strict: also refuse sampling settings where nothing is sampled, and beam settings
-                where there are no beams.
+        `strict` also refuses sampling settings where nothing is sampled, and beam settings where
+        there are no beams.
 
         Raises:
             ValueError: names the setting.
@@ -231,8 +227,8 @@ class GenerationConfig(Uploads):
         """Return what generation_config.json holds: all that is set, unknown names included."""
         own = {f.name: plain_values(getattr(self, f.name)) for f in fields(self)}
         extra, nulls = own.pop("extra"), own.pop("nulls")
-        said = {name: value for name, value in own.items() if value is not None or name in nulls}
-        return deepcopy({**extra, **said})
+        values = {name: value for name, value in own.items() if value is not None or name in nulls}
+        return deepcopy({**extra, **values})
 
     def to_json_string(self) -> str:
         """Return the text of generation_config.json."""
@@ -247,12 +243,8 @@ class GenerationConfig(Uploads):
     ) -> None:
         """Write generation_config.json.
 
-        Args:
-            save_directory: made if needed.
-            config_file_name: another name of the file.
-            push_to_hub: also upload the file to the hub.
-            kwargs: of the upload: `repo_id`, `token`, `private`, `commit_message`, `revision`,
-                `create_pr`.
+        `kwargs` are those of an upload: `repo_id`, `token`, `private`, `commit_message`,
+        `revision`, `create_pr`.
 
         Raises:
             CheckpointError: `save_directory` is a file, or the hub does not take the upload.

@@ -1,8 +1,7 @@
 """Classes that find a checkpoint's family and hand over to its own classes.
 
-In: a folder, an address or a hub name. Out: the family's config, tokenizer, feature extractor,
-processor or model. Names and parameters are those of `transformers`, version 5.23. No code of a
-checkpoint is ever run: a family is known here or refused. Imports torch only with a model.
+Names and parameters are those of `transformers`, version 5.23. No code of a checkpoint is ever run:
+a family is known here or refused. Imports torch only with a model.
 """
 
 from os import PathLike
@@ -14,16 +13,16 @@ from corpus_asr.families.registry import FAMILIES, Family, family_of, family_of_
 from corpus_asr.families.saved_files import take_source
 from corpus_asr.storage.model_files import fetch_checkpoint
 
-# Of no meaning here, but said by code that was written for transformers: there is one class for
-# each thing, and none comes with a checkpoint.
+# Of no meaning here, but passed by code written for transformers: there is one class for each
+# thing, and none comes with a checkpoint.
 _WITHOUT_MEANING = ("use_fast", "trust_remote_code", "code_revision")
 
 
 _WHISPER, _SPEECH2TEXT = "corpus_asr.models.whisper", "corpus_asr.models.speech2text"
 _CLASSES = {
     "feature_extractor": {
-        "whisper": f"{_WHISPER}.feature_extractor:WhisperFeatureExtractor",
-        "speech_to_text": f"{_SPEECH2TEXT}.feature_extractor:Speech2TextFeatureExtractor",
+        "whisper": f"{_WHISPER}.processor:WhisperFeatureExtractor",
+        "speech_to_text": f"{_SPEECH2TEXT}.processor:Speech2TextFeatureExtractor",
     },
     "processor": {
         "whisper": f"{_WHISPER}.processor:WhisperProcessor",
@@ -71,10 +70,9 @@ class _AutoFiles(_Auto):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
     ) -> Any:
-        """Load from a folder, an address, a hub name, or a saved file.
+        """Load from a folder, a URI, a hub name, or a saved file.
 
         Args:
-            pretrained_model_name_or_path: where the files are.
             kwargs: `revision`, `subfolder`, `cache_dir`, `force_download`, `local_files_only`,
                 `token` and `config` say where to look and what is found there; all others are
                 passed on.
@@ -141,11 +139,7 @@ class AutoModelForSpeechSeq2Seq(_Auto):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
     ) -> Any:
-        """Load the model from a folder, an address or a hub name.
-
-        Args:
-            pretrained_model_name_or_path: where the checkpoint is.
-            kwargs: passed on to the family's own `from_pretrained`.
+        """Load the model from a folder, a URI or a hub name by its family's own `from_pretrained`.
 
         Raises:
             CheckpointError: there is no such checkpoint, or it is of no known family.

@@ -1,18 +1,19 @@
-"""What feature extractors of all families have in common: settings, their file, and padding.
+"""What feature extractors of all families share: settings, their file, checks and padding.
 
-In: settings by keyword or from a checkpoint; features of unequal length. Out: settings saved again;
-features of one length. How samples become features is a family's. Method and parameter names are
-those of `transformers.SequenceFeatureExtractor`, version 5.23. Works without torch.
+Method and parameter names are those of `transformers.SequenceFeatureExtractor`, version 5.23.
 """
 
 import copy
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from jaxtyping import Float32
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.saved_files import (
@@ -24,14 +25,92 @@ from corpus_asr.families.saved_files import (
     typed_values,
     write_json_object,
 )
-from corpus_asr.families.tensors import BatchFeature
-from corpus_asr.models.padding import Fit, pad_features, padding_word
+from corpus_asr.families.tensors import BatchFeature, as_tensors, is_tensor
 
 FILE_NAME = "preprocessor_config.json"
 # transformers 5 keeps the same settings in the processor's file.
 _FILES = {"processor_config.json": "feature_extractor", FILE_NAME: None}
 
+# More columns than this are samples; so few beside more rows are the channels of one recording.
+_MAX_CHANNELS = 8
+
+Row = Float32[np.ndarray, " sample"]
+Padding = Literal["longest", "max_length", "do_not_pad"]
+
+PADDINGS: dict[object, Padding] = {
+    True: "longest",
+    "longest": "longest",
+    "max_length": "max_length",
+    False: "do_not_pad",
+    "do_not_pad": "do_not_pad",
+}
+
 logger = logging.getLogger(__name__)
+
+
+def padding_word(padding: object) -> Padding:
+    """Normalise a `padding` argument."""
+    # An enum of transformers carries its word as a value.
+    word = getattr(padding, "value", padding)
+    if not isinstance(word, bool | str) or word not in PADDINGS:
+        raise ValueError(
+            f"padding rows: found padding={padding!r}, expected True or 'longest', 'max_length', "
+            f"False or 'do_not_pad'; choose one of these"
+        )
+    return PADDINGS[word]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """To which length rows are brought, and how."""
+
+    padding: Padding
+    max_length: int | None = None
+    truncation: bool = False
+    multiple_of: int | None = None
+    """Lengths are rounded up to a multiple of this, also before cutting."""
+    side: str = "right"
+    value: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.max_length is None and (self.truncation or self.padding == "max_length"):
+            asked = "truncation=True" if self.truncation else "padding='max_length'"
+            raise ValueError(f"padding rows: found {asked} without max_length; give the length")
+        for name in ("max_length", "multiple_of"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"padding rows: found {name} {value}, expected 1 or more")
+        if self.side not in ("left", "right"):
+            raise ValueError(
+                f"padding rows: found padding_side {self.side!r}, expected 'left' or 'right'"
+            )
+
+    def apply(
+        self, rows: Sequence[np.ndarray], masks: Sequence[np.ndarray] | None = None
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Cut and pad the rows and their masks; without masks, every step is content."""
+        masks = masks or [np.ones(len(row), dtype=np.int32) for row in rows]
+        if self.truncation:
+            limit = self._rounded(self.max_length)
+            rows, masks = [row[:limit] for row in rows], [mask[:limit] for mask in masks]
+        target = 0
+        if self.padding == "longest":
+            target = self._rounded(max(len(row) for row in rows)) or 0
+        elif self.padding == "max_length":
+            target = self._rounded(self.max_length) or 0
+        padded = [self._padded(row, target, self.value) for row in rows]
+        return padded, [self._padded(mask, target, 0) for mask in masks]
+
+    def _rounded(self, length: int | None) -> int | None:
+        if length is None or self.multiple_of is None:
+            return length
+        return -(-length // self.multiple_of) * self.multiple_of
+
+    def _padded(self, row: np.ndarray, target: int, value: float) -> np.ndarray:
+        missing = max(0, target - len(row))
+        before, after = (missing, 0) if self.side == "left" else (0, missing)
+        widths = [(before, after), *[(0, 0)] * (row.ndim - 1)]
+        return np.pad(row, widths, constant_values=value) if missing else row
 
 
 class SpeechFeatureExtractor(Uploads):
@@ -95,12 +174,8 @@ class SpeechFeatureExtractor(Uploads):
         """Read the settings of a checkpoint.
 
         Args:
-            pretrained_model_name_or_path: a folder, an address of one, a hub name, or a JSON file.
-            cache_dir: where the hub's copies are kept.
-            force_download: fetch from the hub even what there is a copy of.
-            local_files_only: use the copy there is, never the network.
-            token: of the hub.
-            revision: branch, tag or commit on the hub.
+            pretrained_model_name_or_path: a folder, a URI of one, a hub name, or a JSON file.
+            cache_dir: this and all other named ones as in `fetch_checkpoint`.
             kwargs: settings to override; `subfolder`; and with `return_unused_kwargs=True`, what
                 is no setting is returned beside the extractor.
 
@@ -212,3 +287,150 @@ class SpeechFeatureExtractor(Uploads):
             side=self.padding_side,
             value=self.padding_value,
         )
+
+
+def pad_features(
+    processed_features: Any,
+    fit: Fit,
+    *,
+    name: str,
+    wants_mask: bool,
+    return_tensors: str | None = None,
+) -> BatchFeature:
+    """Bring the values called `name`, and their mask, to one length; others stay as they are."""
+    features = _collected(processed_features)
+    if name not in features:
+        raise ValueError(
+            f"padding features: found {', '.join(features) or 'nothing'}, expected {name}; pass "
+            "what a feature extractor returned, or a list of such"
+        )
+    if len(features[name]) == 0:
+        return BatchFeature(features | ({"attention_mask": []} if wants_mask else {}))
+    _check_counts(features)
+    if return_tensors is None and is_tensor(features[name][0]):
+        return_tensors = "pt"
+    given = features.pop("attention_mask", None)
+    rows, masks = fit.apply(
+        [_float32(value) for value in features[name]],
+        None if given is None else [np.asarray(as_tensors(mask, "np")) for mask in given],
+    )
+    others = {key: joined([_float32(v) for v in values]) for key, values in features.items()}
+    batch = BatchFeature(others | {name: joined(rows)})
+    if wants_mask or given is not None:
+        batch["attention_mask"] = joined(masks)
+    return batch.convert_to_tensors(return_tensors)
+
+
+def joined(rows: Sequence[np.ndarray]) -> Any:
+    """Stack rows of one shape; others stay a list."""
+    return np.stack(rows) if len({row.shape for row in rows}) == 1 else list(rows)
+
+
+def _collected(features: Any) -> dict[str, Any]:
+    if isinstance(features, list | tuple) and features and isinstance(features[0], Mapping):
+        return {name: [example[name] for example in features] for name in features[0]}
+    return dict(features)
+
+
+def _check_counts(features: Mapping[str, Any]) -> None:
+    counts = {name: len(value) for name, value in features.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(
+            f"padding features: found {counts} examples, expected as many of each name; pass the "
+            "values of the same examples"
+        )
+
+
+def _float32(value: Any) -> np.ndarray:
+    array = np.asarray(as_tensors(value, "np"))
+    return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
+def speech_rows(raw_speech: Any) -> list[Row]:
+    """Turn one recording, or several, into checked rows of samples.
+
+    `raw_speech` is a list of numbers, an array of one dimension, or a list of either; an array of
+    two dimensions holds one recording per row.
+
+    Raises:
+        ValueError: there is nothing, more than one channel, or no finite number.
+        TypeError: it is no sequence of numbers.
+    """
+    if isinstance(raw_speech, list | tuple):
+        if not raw_speech:
+            raise ValueError(
+                "extracting features: found an empty list, expected one recording or more; leave "
+                "out what has no audio"
+            )
+        if not _is_number(raw_speech[0]):
+            return [_row(speech, name=f"recording {i}") for i, speech in enumerate(raw_speech)]
+        return [_row(raw_speech, name="the recording")]
+    values = _array(raw_speech, name="the recording")
+    if values.ndim == 2:
+        _check_channels(values)
+        return [_row(row, name=f"recording {i}") for i, row in enumerate(values)]
+    return [_row(values, name="the recording")]
+
+
+def _row(speech: Any, *, name: str) -> Row:
+    values = _array(speech, name=name)
+    if values.ndim != 1:
+        raise ValueError(
+            f"extracting features of {name}: found an array of shape {values.shape}, expected only "
+            "mono-channel audio of one dimension; choose a channel or average the channels"
+        )
+    if values.size == 0:
+        raise ValueError(
+            f"extracting features of {name}: found no samples, expected at least one; leave out "
+            "what has no audio"
+        )
+    if values.dtype.kind in "iu" and not (values.min() >= -1 and values.max() <= 1):
+        raise ValueError(
+            f"extracting features of {name}: found {values.dtype} samples from {values.min()} to "
+            f"{values.max()}, expected numbers from -1 to 1; divide 16-bit samples by 32768"
+        )
+    row: Row = np.ascontiguousarray(values, dtype=np.float32)
+    finite = np.isfinite(row)
+    if not finite.all():
+        raise ValueError(
+            f"extracting features of {name}: found {row[~finite][0]} at sample "
+            f"{int(np.argmin(finite))} ({int((~finite).sum())} of {row.size} are not finite), "
+            "expected finite numbers; repair or leave out the recording"
+        )
+    return row
+
+
+def _array(speech: Any, *, name: str) -> np.ndarray:
+    if isinstance(speech, str | bytes | dict | set):
+        hint = "decode the file first" if isinstance(speech, str | bytes) else 'pass its "array"'
+        raise TypeError(
+            f"extracting features of {name}: found a {type(speech).__name__}, expected an array or "
+            f"list of samples; {hint}"
+        )
+    values = speech
+    if hasattr(values, "detach"):  # a tensor, wherever it lives
+        values = values.detach().cpu()
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"values of type {array.dtype}")
+    except (ValueError, TypeError) as error:
+        raise TypeError(
+            f"extracting features of {name}: found a {type(speech).__name__} with {error}, "
+            "expected an array or list of numbers; decode the file first"
+        ) from error
+    return array
+
+
+def _check_channels(values: np.ndarray) -> None:
+    recordings, samples = values.shape
+    if samples <= _MAX_CHANNELS < recordings:
+        raise ValueError(
+            f"extracting features: found an array of shape {values.shape}, which looks like "
+            f"{samples} channels of one recording, expected only mono-channel audio; pass one "
+            "channel, or their mean over the last axis"
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, bool | int | float | np.number) or getattr(value, "ndim", None) == 0

@@ -1,8 +1,6 @@
 """Low-rank adapters (LoRA): small trained matrices next to the frozen weights of linear layers.
 
-In: a network, or the folder of an adapter. Out: a network that computes with adapters, weights
-with the adapters merged into them, and files in PEFT's layout. Independent of training and of
-particular networks.
+Files are in PEFT's layout.
 
 Source: Hu et al. 2021, section 4.1.
 """

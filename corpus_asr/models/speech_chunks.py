@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 from corpus_asr.models.speech_input import Speech
-from corpus_asr.models.whisper.feature_extractor import WhisperFeatureExtractor
+from corpus_asr.models.whisper.processor import WhisperFeatureExtractor
 
 # A sixth of a chunk is context on either side unless the caller says otherwise.
 _STRIDE_SHARE = 6

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from corpus_asr.models.raw_speech import speech_rows
+from corpus_asr.models.feature_extraction import speech_rows
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 _MAX_CHANNELS = 2

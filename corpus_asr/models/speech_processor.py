@@ -1,8 +1,6 @@
 """A feature extractor and a tokenizer as one, whatever the family.
 
-In: audio, text or both. Out: features, ids, or features with the ids as labels; and text from ids.
-Method and parameter names are those of `transformers.ProcessorMixin`, version 5.23. Knows nothing
-of its own: everything is passed on to one of the two.
+Method and parameter names are those of `transformers.ProcessorMixin`, version 5.23.
 """
 
 from collections.abc import Callable
@@ -106,13 +104,9 @@ class SpeechProcessor(Uploads):
         """Read the feature extractor and the tokenizer of a checkpoint.
 
         Args:
-            pretrained_model_name_or_path: a folder, an address of one, a hub name, or a feature
-                extractor's JSON file with the tokenizer beside it.
-            cache_dir: where the hub's copies are kept.
-            force_download: fetch from the hub even what there is a copy of.
-            local_files_only: use the copy there is, never the network.
-            token: of the hub.
-            revision: branch, tag or commit on the hub.
+            pretrained_model_name_or_path: a folder, a URI of one, a hub name, or a feature
+                extractor's JSON file with the tokenizer next to it.
+            cache_dir: this and all other named ones as in `fetch_checkpoint`.
             kwargs: `subfolder`, and settings of the feature extractor or the tokenizer.
 
         Raises:
@@ -148,16 +142,13 @@ class SpeechProcessor(Uploads):
     def save_pretrained(
         self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
-        """Write the files that `from_pretrained` reads, here and in transformers.
+        """Write the files that `from_pretrained` reads, here and in transformers; returns paths.
 
         Args:
             save_directory: a folder; made if needed.
             push_to_hub: also upload the files to the hub.
             kwargs: of the upload: `repo_id`, `token`, `private`, `commit_message`, `revision`,
                 `create_pr`.
-
-        Returns:
-            The paths of the files.
 
         Raises:
             CheckpointError: `save_directory` is a file, or the hub does not take the upload.

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers import AddedToken, Encoding, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from corpus_asr.errors import CheckpointError
@@ -24,19 +24,9 @@ from corpus_asr.text.added_tokens import (
     VOCAB_NAME,
 )
 
+__all__ = ["BytePairEncoding", "Encoding"]
+
 _OTHER_SPECIAL = "additional_special_tokens"
-
-
-class Pieces(NamedTuple):
-    """The tokens of one text."""
-
-    ids: list[int]
-    offsets: list[tuple[int, int]]
-    """Where each token stands in the text, in characters; in its word where words were given."""
-
-    def part(self, start: int, end: int) -> "Pieces":
-        """Return the tokens from `start` to before `end`."""
-        return Pieces(self.ids[start:end], self.offsets[start:end])
 
 
 class BytePairEncoding:
@@ -134,17 +124,17 @@ class BytePairEncoding:
         Raises:
             ValueError: `text` holds half a surrogate pair, which has no bytes.
         """
-        return self.pieces(text).ids
+        return list(self.encoding(text).ids)
 
-    def pieces(self, text: str | Sequence[str]) -> Pieces:
-        """Encode a text, or words one by one, and say where each token stands.
+    def encoding(self, text: str | Sequence[str]) -> Encoding:
+        """Encode a text, or words one by one, with the place of each token in its text or word.
 
         Raises:
             ValueError: `text` holds half a surrogate pair, which has no bytes.
         """
         words = not isinstance(text, str)
         try:
-            encoding = self._tokenizer.encode(
+            return self._tokenizer.encode(
                 list(text) if words else text, is_pretokenized=words, add_special_tokens=False
             )
         except TypeError as error:
@@ -152,7 +142,6 @@ class BytePairEncoding:
                 f"encoding {text[:40]!r}: found {type(text).__name__} that is no valid Unicode "
                 f"text; decode it with errors='replace' first"
             ) from error
-        return Pieces(ids=list(encoding.ids), offsets=list(encoding.offsets))
 
     def decode(
         self,

@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 
-from corpus_asr.models.padding import PADDINGS, padding_word
-from corpus_asr.models.whisper.feature_extractor import WhisperFeatureExtractor
+from corpus_asr.models.feature_extraction import PADDINGS, padding_word
+from corpus_asr.models.whisper.processor import WhisperFeatureExtractor
 
 
 def assert_equal(ours: Any, theirs: Any) -> None:

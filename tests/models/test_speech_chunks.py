@@ -13,7 +13,7 @@ from transformers.pipelines.automatic_speech_recognition import chunk_iter
 
 from corpus_asr.models.speech_chunks import Chunking, chunks_of
 from corpus_asr.models.speech_input import Speech
-from corpus_asr.models.whisper.feature_extractor import WhisperFeatureExtractor
+from corpus_asr.models.whisper.processor import WhisperFeatureExtractor
 
 RATE = 100  # keeps made recordings small
 

@@ -20,9 +20,9 @@ MIN_LINES = 60
 # Each is to be merged when its neighbours are next touched; none may be added.
 SHORT_WITH_ONE_USER = {
     "audio.bands", "audio.encode", "cli.finetune", "cli.label", "cli.report", "cli.show",
-    "decoding.alignment", "decoding.beam_results",
-    "models.convert.names", "models.lazy",
-    "models.speech2text.model", "models.whisper.processor", "models.whisper.torch_features",
+    "decoding.alignment", "decoding.beam_results", "families.layers.slot_texts",
+    "families.whisper.cached_decoder", "models.speech2text.model",
+    "models.whisper.torch_features",
     "runtime.limits", "runtime.sink", "stages.ahead", "stages.classify", "stages.routes",
     "transcription.scores", "transcription.whisper.prompts",
 }  # fmt: skip

@@ -1,37 +1,80 @@
 """Speech2Text's tokenizer: text to ids and back, with target languages.
 
-In: a checkpoint, or its vocab.json and SentencePiece model. Out: ids for labels, text for what the
-decoder wrote. Method and parameter names, defaults and results are those of
-`transformers.Speech2TextTokenizer`, version 5.23, and of its documents since 4.34. Knows no audio.
-Its parts lie beside it: settings, the vocabulary, and encoding.
+Method and parameter names, defaults and results are those of `transformers.Speech2TextTokenizer`,
+version 5.23, and of its documents since 4.34. The ids are vocab.json's; those of the SentencePiece
+model are its own.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.families.pretrained_tokenizer import PretrainedTokenizer, vocabulary_paths
 from corpus_asr.families.saved_files import read_json_object, write_json_object
-from corpus_asr.families.speech2text.tokenizer_encoding import Speech2TextTextEncoding
-from corpus_asr.families.speech2text.tokenizer_settings import TokenizerSettings, saved_tokens
-from corpus_asr.families.text_decoding import TextDecoding, id_lists
-from corpus_asr.families.token_settings import NO_LIMIT, TokenSettings
+from corpus_asr.families.tensors import BatchEncoding
+from corpus_asr.families.tokenizer import (
+    ROLES,
+    PretrainedTokenizer,
+    TokenSettings,
+    id_lists,
+    optional_object,
+    vocabulary_paths,
+)
+from corpus_asr.families.truncation_padding import (
+    NO_LIMIT,
+    EncodeOptions,
+    is_several,
+    second_texts,
+)
 from corpus_asr.text.added_tokens import (
     ADDED_NAME,
     SETTINGS_NAME,
     SPECIAL_NAME,
     VOCAB_NAME,
     AddedToken,
+    AddedTokens,
+    added_token,
+    described_token,
     token_flags,
 )
 from corpus_asr.text.sentencepiece import SentencePieces
 
 SPM_NAME = "sentencepiece.bpe.model"
 
+LANGUAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"mustc": ("pt", "fr", "ru", "nl", "ro", "it", "es", "de")}
+)
+"""Target languages by the name of the data that multilingual models were trained on.
 
-class Speech2TextTokenizer(Speech2TextTextEncoding, TextDecoding, PretrainedTokenizer):
+Source: MuST-C; transformers 5.23, tokenization_speech_to_text.py.
+"""
+
+_OTHER_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
+_OVERFLOW = ("overflowing_tokens", "num_truncated_tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Settings(TokenSettings):
+    bos_token: str | None = "<s>"
+    eos_token: str | None = "</s>"
+    unk_token: str | None = "<unk>"
+    pad_token: str | None = "<pad>"
+    do_upper_case: bool = False
+    do_lower_case: bool = False
+    tgt_lang: str | None = None
+    lang_codes: str | None = None
+    sp_model_kwargs: dict[str, bool | int | float | str | None] | None = None
+    clean_up_tokenization_spaces: bool = False
+    # Until the vocabulary has them.
+    additional_special_tokens: tuple[str | AddedToken, ...] = field(
+        default=(), metadata={"in_file": False}
+    )
+
+
+class Speech2TextTokenizer(PretrainedTokenizer):
     """SentencePiece with the ids of vocab.json, control tokens and target languages.
 
     Args:
@@ -51,7 +94,7 @@ class Speech2TextTokenizer(Speech2TextTextEncoding, TextDecoding, PretrainedToke
         padding_side: `right` or `left`.
         truncation_side: `right` or `left`.
         model_max_length: tokens per text that are kept where no length is given.
-        clean_up_tokenization_spaces: remove blanks before punctuation when decoding.
+        clean_up_tokenization_spaces: remove spaces before punctuation when decoding.
 
     Raises:
         CheckpointError: a file is missing or broken, or the vocabulary lacks the unknown token.
@@ -59,7 +102,21 @@ class Speech2TextTokenizer(Speech2TextTextEncoding, TextDecoding, PretrainedToke
         TypeError: `sp_model_kwargs` are not known.
     """
 
-    _settings_class: ClassVar[type[TokenSettings]] = TokenizerSettings
+    _settings_class: ClassVar[type[TokenSettings]] = _Settings
+
+    is_fast = False
+    do_upper_case: bool
+    do_lower_case: bool
+    lang_codes: str | None
+    """Which target languages there are: `mustc`, or None for one language alone."""
+    sp_model_kwargs: dict[str, Any]
+    """Keywords that the SentencePiece model was loaded with."""
+    encoder: dict[str, int]
+    """Ids by piece, as vocab.json has them."""
+    decoder: dict[int, str]
+    """Pieces by id."""
+    lang_code_to_id: dict[str, int]
+    """Token of each target language; empty for a model of one language."""
 
     def __init__(
         self,
@@ -81,7 +138,7 @@ class Speech2TextTokenizer(Speech2TextTextEncoding, TextDecoding, PretrainedToke
         model_max_length: int = NO_LIMIT,
         clean_up_tokenization_spaces: bool = False,
     ) -> None:
-        settings = TokenizerSettings(
+        settings = _Settings(
             bos_token=bos_token,
             eos_token=eos_token,
             pad_token=pad_token,
@@ -100,49 +157,332 @@ class Speech2TextTokenizer(Speech2TextTextEncoding, TextDecoding, PretrainedToke
         pieces = SentencePieces.from_file(Path(spm_file), settings.sp_model_kwargs)
         self._set_up(_vocabulary(Path(vocab_file)), pieces, settings, {})
 
-    def _load(self, folder: Path, given: dict[str, Any]) -> None:
-        saved, others = saved_tokens(folder)
-        more = given.pop("additional_special_tokens", ())
-        settings = TokenizerSettings.from_folder(
-            folder, **given, additional_special_tokens=(*others, *more)
+    def _set_up(
+        self,
+        vocabulary: dict[str, int],
+        pieces: SentencePieces,
+        settings: _Settings,
+        saved: Mapping[int, AddedToken],
+    ) -> None:
+        if settings.unk_token is None or settings.unk_token not in vocabulary:
+            raise CheckpointError(
+                f"loading a Speech2Text tokenizer: found no {settings.unk_token} among "
+                f"{len(vocabulary)} tokens of vocab.json, expected what stands for unknown ones; "
+                f"fetch the checkpoint again or give unk_token"
+            )
+        self.encoder = vocabulary
+        self.decoder = {token_id: piece for piece, token_id in vocabulary.items()}
+        self._pieces = pieces
+        self._added = AddedTokens()
+        self._others: list[str] = []
+        for token_id, token in saved.items():
+            self._added.put(token_id, token)
+        self._take_settings(
+            settings, but=("tgt_lang", "sp_model_kwargs", "additional_special_tokens")
         )
-        pieces = SentencePieces.from_file(folder / SPM_NAME, settings.sp_model_kwargs)
-        self._set_up(_vocabulary(folder / VOCAB_NAME), pieces, settings, saved)
+        self.sp_model_kwargs = dict(settings.sp_model_kwargs or {})
+        self._set_languages(settings.tgt_lang)
+        roles = [token for role in ROLES if (token := getattr(settings, role)) is not None]
+        others = settings.additional_special_tokens
+        self.add_tokens([*roles, *self.lang_tokens, *others], special_tokens=True)
 
-    def _save(self, folder: Path, filename_prefix: str | None) -> tuple[str, ...]:
-        added = self.added_tokens_decoder
-        self._settings.save(
-            folder,
-            tokenizer_class=type(self).__name__,
-            special_tokens=self.additional_special_tokens,
-            added_tokens_decoder={str(i): token_flags(token) for i, token in added.items()},
-            clean_up_tokenization_spaces=self.clean_up_tokenization_spaces,
-        )
-        beside = {token.content: i for i, token in added.items() if i >= self.vocab_size}
-        write_json_object(folder / ADDED_NAME, beside)
-        vocabulary = self.save_vocabulary(folder, filename_prefix)
-        names = (SETTINGS_NAME, SPECIAL_NAME, ADDED_NAME)
-        return (*(str(folder / name) for name in names), *vocabulary)
+    def _check_setting(self, name: str, value: Any) -> None:
+        super()._check_setting(name, value)
+        if name == "lang_codes" and value is not None and value not in LANGUAGES:
+            raise ValueError(
+                f"setting up a tokenizer: found lang_codes={value!r}, expected one of "
+                f"{', '.join(LANGUAGES)}, or None; correct it"
+            )
 
-    def save_vocabulary(
-        self, save_directory: str | PathLike[str], filename_prefix: str | None = None
-    ) -> tuple[str, str]:
-        """Write vocab.json and the SentencePiece model into a folder that is there.
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} tokens, tgt_lang={self.tgt_lang!r})"
 
-        Args:
-            save_directory: the folder.
-            filename_prefix: put before each name, with a dash between.
+    # The vocabulary
 
-        Returns:
-            The paths of the two files.
+    def __len__(self) -> int:
+        return len(self.get_vocab())
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens before any were added; `len()` counts all."""
+        return len(self.encoder)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return the id of every token."""
+        return {**self.encoder, **self._added.ids}
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """Return the ids of control tokens and of tokens that were added."""
+        return {token.content: token_id for token_id, token in self._added.tokens.items()}
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """Control tokens and added ones by id, each with its flags."""
+        return self._added.tokens
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The control tokens: those that play a role, then the others."""
+        return list(dict.fromkeys([*self.special_tokens_map.values(), *self._others]))
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """Ids of the control tokens."""
+        return self.convert_tokens_to_ids(self.all_special_tokens)
+
+    @property
+    def additional_special_tokens(self) -> list[str]:
+        """The control tokens that play no named role, those of languages among them."""
+        return list(self._others)
+
+    @property
+    def extra_special_tokens(self) -> list[str]:
+        """The same, as version 5 of the reference calls them."""
+        return list(self._others)
+
+    def add_tokens(
+        self,
+        new_tokens: str | AddedToken | Iterable[str | AddedToken],
+        special_tokens: bool = False,
+    ) -> int:
+        """Add tokens after the last id; returns how many were new.
+
+        One that the vocabulary has keeps its id, and is no longer cut in pieces. A model needs a
+        row per token: resize its embeddings to `len()` of this afterwards.
+        """
+        if isinstance(new_tokens, str | AddedToken):
+            new_tokens = [new_tokens]
+        count = 0
+        for new in new_tokens:
+            named = set(self.special_tokens_map.values())
+            token = added_token(new, special=special_tokens or str(new) in named)
+            content = token.content
+            if special_tokens and content not in {*named, *self._others}:
+                self._others.append(content)
+            if not content or content in self._added:
+                continue
+            if self.do_lower_case and token.normalized and not token.special:
+                content = content.lower()
+                token = AddedToken(**{**token_flags(token), "content": content})
+            known = self.encoder.get(content)
+            self._added.put(len(self) if known is None else known, token)
+            count += known is None
+        return count
+
+    def _token_id(self, token: str) -> int | None:
+        token_id = self._added.ids.get(token)
+        return self.encoder.get(token) if token_id is None else token_id
+
+    def _id_token(self, token_id: int) -> str | None:
+        token = self._added.content(token_id)
+        return self.decoder.get(token_id) if token is None else token
+
+    def _unknown(self) -> str | None:
+        return self.unk_token
+
+    # Target languages
+
+    @property
+    def langs(self) -> list[str]:
+        """The codes of the target languages."""
+        return list(self.lang_code_to_id)
+
+    @property
+    def lang_tokens(self) -> list[str]:
+        """The tokens of the target languages."""
+        return [f"<lang:{code}>" for code in self.lang_code_to_id]
+
+    @property
+    def tgt_lang(self) -> str | None:
+        """Code of the language that labels are in; None for a model of one language."""
+        return self._tgt_lang
+
+    @tgt_lang.setter
+    def tgt_lang(self, new_tgt_lang: str) -> None:
+        self.set_tgt_lang_special_tokens(new_tgt_lang)
+        self._tgt_lang = new_tgt_lang
+
+    def set_tgt_lang_special_tokens(self, tgt_lang: str) -> None:
+        """Let labels start with the token of a language.
 
         Raises:
-            NotADirectoryError: there is no such folder.
+            ValueError: the checkpoint has no such language.
         """
-        vocab, model = vocabulary_paths(save_directory, filename_prefix, VOCAB_NAME, SPM_NAME)
-        write_json_object(vocab, self.encoder)
-        model.write_bytes(self._pieces.model)
-        return str(vocab), str(model)
+        unknown = self._pieces.unknown_id
+        known = [code for code, token in self.lang_code_to_id.items() if token != unknown]
+        if tgt_lang not in known:
+            expected = f"one of {', '.join(known)}" if known else "none: this model writes one"
+            raise ValueError(
+                f"choosing the target language {tgt_lang!r}: expected {expected}; correct it"
+            )
+        self.prefix_tokens = [self.lang_code_to_id[tgt_lang]]
+
+    @property
+    def prefix_tokens(self) -> list[int]:
+        """Ids that labels start with: the target language, if there are several."""
+        return list(self._prefix)
+
+    @prefix_tokens.setter
+    def prefix_tokens(self, token_ids: list[int]) -> None:
+        self._prefix = list(token_ids)
+
+    def _set_languages(self, tgt_lang: str | None) -> None:
+        codes = LANGUAGES[self.lang_codes] if self.lang_codes is not None else ()
+        # As in the reference, these are the SentencePiece model's own ids, which vocab.json of
+        # every published checkpoint repeats.
+        own = {code: self._pieces.piece_id(f"<lang:{code}>") for code in codes}
+        unknown = self._pieces.unknown_id
+        self.lang_code_to_id = {
+            code: unknown if token is None else token for code, token in own.items()
+        }
+        self._tgt_lang: str | None = tgt_lang
+        if tgt_lang is not None and codes:
+            self.set_tgt_lang_special_tokens(tgt_lang)
+            return
+        # The first language may be one that this model lacks: labels have to choose another then.
+        self.prefix_tokens = [self.lang_code_to_id[code] for code in codes[:1]]
+        self._tgt_lang = codes[0] if codes else None
+
+    # Texts to ids
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the tokens of a text as the vocabulary spells them.
+
+        Raises:
+            ValueError: `text` is no valid Unicode text.
+        """
+        if self.do_lower_case:
+            text = self._added.lower(text)
+        tokens: list[str] = []
+        for part in self._added.split(text):
+            tokens += [part] if part in self._added else self._pieces.pieces(part)
+        return tokens
+
+    def create_token_type_ids_from_sequences(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """Return 0 for every id of the first label and 1 for what a second text adds to it."""
+        first = len(self.build_inputs_with_special_tokens(token_ids_0))
+        return [0] * first + [1] * len(token_ids_1 or [])
+
+    def _text_ids(self, text: str) -> list[int]:
+        return self.convert_tokens_to_ids(self.tokenize(text))
+
+    @property
+    def _end(self) -> int:
+        if self.eos_token_id is None:
+            raise ValueError(
+                "encoding texts: found no eos_token, expected one to end labels with; set it, or "
+                "pass add_special_tokens=False"
+            )
+        return self.eos_token_id
+
+    def _batch(self, text: Any, pair: Any, options: EncodeOptions) -> BatchEncoding:
+        if "offset_mapping" in options.outputs:
+            raise ValueError(
+                "encoding texts: found return_offsets_mapping=True, expected it for tokenizers "
+                "that keep the text as it is only; leave it out"
+            )
+        words = options.words
+        # A list of ids is one text.
+        several = is_several(text, words=words) and not (text and isinstance(text[0], int))
+        texts = list(text) if several else [text]
+        rows = []
+        for both in zip(texts, second_texts(texts, pair, several=several), strict=True):
+            first, second = _unpaired(*both, words=words) if several else both
+            ids = self._ids(first, words=words)
+            second_ids = None if second is None else self._ids(second, words=words)
+            rows.append(self._row(ids, second_ids, options))
+        names = ["input_ids", *options.outputs]
+        if options.overflow and options.tensors is None:
+            names += _OVERFLOW if any(row["overflowing_tokens"] for row in rows) else ()
+        batch = self._padded({name: [row[name] for row in rows] for name in names}, options)
+        if several or options.tensors is not None:
+            return batch.convert_to_tensors(options.tensors)
+        single = BatchEncoding({name: values[0] for name, values in batch.items()})
+        if "length" in single:
+            single["length"] = len(single["input_ids"])
+        return single
+
+    def _row(
+        self, ids: list[int], second: list[int] | None, options: EncodeOptions
+    ) -> dict[str, Any]:
+        excess = max(0, len(ids) + len(second or []) - self._text_limit(options))
+        overflowing: list[int] = []
+        if excess:
+            ids, second, overflowing = self.truncate_sequences(
+                ids, second, excess, options.lengths.truncation, options.stride
+            )
+        row = [*ids, *(second or [])]
+        types, mask = [0] * len(row), [0] * len(row)
+        if options.special:
+            types = self.create_token_type_ids_from_sequences(ids, second)
+            mask = self.get_special_tokens_mask(ids, second)
+            row = self.build_inputs_with_special_tokens(ids, second)
+        return {
+            "input_ids": row,
+            "token_type_ids": types,
+            "attention_mask": [1] * len(row),
+            "special_tokens_mask": mask,
+            "length": len(row),
+            "overflowing_tokens": overflowing,
+            "num_truncated_tokens": excess,
+        }
+
+    def truncate_sequences(
+        self,
+        ids: list[int],
+        pair_ids: list[int] | None = None,
+        num_tokens_to_remove: int = 0,
+        truncation_strategy: str = "longest_first",
+        stride: int = 0,
+    ) -> tuple[list[int], list[int] | None, list[int]]:
+        """Cut ids, or a pair of such, at the side that the tokenizer is set to.
+
+        Returns both and what was cut off, with the `stride` kept ids next to it: nothing where a
+        pair is cut `longest_first`.
+
+        Pairs are cut as the reference's tokenizers in Python do, which differ in this from those
+        in Rust.
+        """
+        if num_tokens_to_remove <= 0:
+            return ids, pair_ids, []
+        if truncation_strategy == "only_second":
+            if not pair_ids:
+                return ids, pair_ids, []
+            second, overflowing = self._cut(pair_ids, num_tokens_to_remove, stride)
+            return ids, second, overflowing
+        if truncation_strategy == "only_first" or pair_ids is None:
+            first, overflowing = self._cut(ids, num_tokens_to_remove, stride)
+            return first, pair_ids, overflowing
+        difference = min(abs(len(pair_ids) - len(ids)), num_tokens_to_remove)
+        half = (num_tokens_to_remove - difference) // 2
+        of_first = difference + half if len(ids) > len(pair_ids) else half
+        first, _ = self._cut(ids, of_first, 0)
+        second, _ = self._cut(pair_ids, num_tokens_to_remove - of_first, 0)
+        return first, second, []
+
+    def _cut(self, ids: list[int], count: int, stride: int) -> tuple[list[int], list[int]]:
+        seen = min(len(ids), stride + count)
+        if self.truncation_side == "left":
+            return ids[count:], ids[:seen]
+        return ids[: max(0, len(ids) - count)], ids[len(ids) - seen :]
+
+    def _ids(self, text: Any, *, words: bool) -> list[int]:
+        if isinstance(text, str) and not words:
+            return self._text_ids(text)
+        if isinstance(text, list | tuple):
+            if text and all(isinstance(token, int) for token in text):
+                return list(text)
+            if words and all(isinstance(word, str) for word in text):
+                return [token for word in text for token in self._text_ids(word)]
+        expected = "a list of words" if words else "a text or ids"
+        raise ValueError(
+            f"encoding texts: found {str(text)[:40]!r} of type {type(text).__name__}, expected "
+            f"{expected}; correct it or is_split_into_words"
+        )
+
+    # Ids to text
 
     def decode(
         self,
@@ -157,21 +497,19 @@ class Speech2TextTokenizer(Speech2TextTextEncoding, TextDecoding, PretrainedToke
         Args:
             token_ids: one id, or a list, array or tensor of one dimension, or of two for several.
             skip_special_tokens: leave control tokens out, those of languages among them.
-            clean_up_tokenization_spaces: remove blanks before punctuation; None for what the
-                tokenizer was set to, which is not to. It also removes blanks that were meant.
+            clean_up_tokenization_spaces: remove spaces before punctuation; None for what the
+                tokenizer was set to, which is not to. It also removes spaces that were meant.
 
         Raises:
             TypeError: these are no ids.
         """
-        found = id_lists(token_ids)
-        if found and isinstance(found[0], list):
-            return [
-                self.decode(r, skip_special_tokens, clean_up_tokenization_spaces) for r in found
-            ]
+        ids = id_lists(token_ids)
+        if ids and isinstance(ids[0], list):
+            return [self.decode(r, skip_special_tokens, clean_up_tokenization_spaces) for r in ids]
         clean = clean_up_tokenization_spaces
         if clean is None:
             clean = self.clean_up_tokenization_spaces
-        tokens = self.convert_ids_to_tokens(found, skip_special_tokens)
+        tokens = self.convert_ids_to_tokens(ids, skip_special_tokens)
         text = self.convert_tokens_to_string([token for token in tokens if token is not None])
         return self.clean_up_tokenization(text) if clean else text
 
@@ -180,8 +518,59 @@ class Speech2TextTokenizer(Speech2TextTextEncoding, TextDecoding, PretrainedToke
         text: str = self.decode(list(token_ids), skip_special_tokens=True)
         return text
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self)} tokens, tgt_lang={self.tgt_lang!r})"
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """Join tokens as the vocabulary spells them to text, control tokens between spaces."""
+        special = set(self.all_special_tokens)
+        text, pending = "", list[str]()
+        for token in tokens:
+            if token in special:
+                text += f"{self._joined(pending)}{token} "
+                pending = []
+            else:
+                pending.append(token)
+        return (text + self._joined(pending)).strip()
+
+    def _joined(self, pieces: list[str]) -> str:
+        text = self._pieces.join(pieces)
+        return text.upper() if self.do_upper_case else text
+
+    # Files
+
+    def _load(self, folder: Path, given: dict[str, Any]) -> None:
+        saved, others = _saved_tokens(folder)
+        more = given.pop("additional_special_tokens", ())
+        settings = _Settings.from_folder(
+            folder, **given, additional_special_tokens=(*others, *more)
+        )
+        pieces = SentencePieces.from_file(folder / SPM_NAME, settings.sp_model_kwargs)
+        self._set_up(_vocabulary(folder / VOCAB_NAME), pieces, settings, saved)
+
+    def _save(self, folder: Path, filename_prefix: str | None) -> tuple[str, ...]:
+        added = self.added_tokens_decoder
+        self._save_settings(
+            folder,
+            special_tokens=self.additional_special_tokens,
+            added_tokens_decoder={str(i): token_flags(token) for i, token in added.items()},
+            clean_up_tokenization_spaces=self.clean_up_tokenization_spaces,
+        )
+        beside = {token.content: i for i, token in added.items() if i >= self.vocab_size}
+        write_json_object(folder / ADDED_NAME, beside)
+        vocabulary = self.save_vocabulary(folder, filename_prefix)
+        names = (SETTINGS_NAME, SPECIAL_NAME, ADDED_NAME)
+        return (*(str(folder / name) for name in names), *vocabulary)
+
+    def save_vocabulary(
+        self, save_directory: str | PathLike[str], filename_prefix: str | None = None
+    ) -> tuple[str, str]:
+        """Write vocab.json and the SentencePiece model into a folder; returns their paths.
+
+        Raises:
+            NotADirectoryError: there is no such folder.
+        """
+        vocab, model = vocabulary_paths(save_directory, filename_prefix, VOCAB_NAME, SPM_NAME)
+        write_json_object(vocab, self.encoder)
+        model.write_bytes(self._pieces.model)
+        return str(vocab), str(model)
 
 
 def _vocabulary(path: Path) -> dict[str, int]:
@@ -193,3 +582,38 @@ def _vocabulary(path: Path) -> dict[str, int]:
             f"the checkpoint again"
         )
     return content
+
+
+def _saved_tokens(folder: Path) -> tuple[dict[int, AddedToken], list[AddedToken]]:
+    """Read a folder's tokens by id, as far as files give ids, and control tokens without a role."""
+    settings = optional_object(folder / SETTINGS_NAME)
+    special = optional_object(folder / SPECIAL_NAME)
+    try:
+        others = [
+            described_token(entry)
+            for content in (settings, special)
+            for name in _OTHER_SPECIAL
+            for entry in content.get(name) or []
+        ]
+        if "added_tokens_decoder" in settings:
+            described = settings["added_tokens_decoder"].items()
+            return {int(i): described_token(flags) for i, flags in described}, others
+        known = {token.content for token in others}
+        ids = {
+            int(i): described_token({"content": token, "special": token in known})
+            for token, i in optional_object(folder / ADDED_NAME).items()
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"reading the added tokens of {folder}: found what cannot be used ({error}), expected "
+            f"tokens and their ids; fetch the checkpoint's tokenizer files again"
+        ) from error
+    return ids, others
+
+
+def _unpaired(text: Any, pair: Any, *, words: bool) -> tuple[Any, Any]:
+    """Take apart a text of a batch that comes together with its second one."""
+    together = isinstance(text, tuple) or (isinstance(text, list) and not words)
+    if pair is None and together and len(text) == 2 and not isinstance(text[0], int):
+        return text[0], text[1]
+    return text, pair

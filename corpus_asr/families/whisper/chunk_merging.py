@@ -1,26 +1,30 @@
 """Transcripts of overlapping chunks into one: what the speech recognition pipeline returns.
 
-In: the ids a model wrote for each chunk, and how far chunks reach into their neighbours. Out: one
-text, and stretches or words with times in seconds from the start of the first chunk. Neighbours are
-joined where their tokens agree best. Knows no audio and no network.
+Neighbours are joined where their tokens agree best; words are grouped from tokens.
 
 Source: transformers 5.23, tokenization_whisper.py, `_decode_asr`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import string
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from corpus_asr.families.tensors import as_lists
-from corpus_asr.families.whisper.word_groups import grouped_words
 from corpus_asr.languages import LANGUAGES, resolve_language
 from corpus_asr.units import WINDOW_POSITIONS
 
 _EPSILON = 1e-4
 """What a longer overlap gains on a shorter one per token, so that long matches win."""
+
+_CUT_CHARACTER = "\ufffd"
+# Languages that put no blanks between words.
+_WITHOUT_BLANKS = ("chinese", "japanese", "thai", "lao", "myanmar", "cantonese")
+_OPENING = "\"'“¡¿([{-"
+_CLOSING = "\"'.。,，!！?？:：”)]}、"  # noqa: RUF001  (full-width punctuation is meant)
 
 Times = tuple[float, float]
 
@@ -318,3 +322,85 @@ def _matches(
         in_order = (before[:, 0] < after[:, 0]) | (same_start & (before[:, 1] <= after[:, 1]))
         equal &= in_order
     return int(equal.sum())
+
+
+class Word(NamedTuple):
+    """A word of a text."""
+
+    text: str
+    positions: list[int]
+    """Where its tokens stand among those of the text."""
+
+
+def grouped_words(
+    tokens: Sequence[int], language: str, decode: Callable[[list[int]], str]
+) -> list[Word]:
+    """Group tokens into words, punctuation with the word it belongs to.
+
+    Args:
+        tokens: text tokens, neither control tokens nor timestamps among them.
+        language: name of the language, such as `english`.
+        decode: tokens to text.
+
+    Source: transformers 5.23, tokenization_whisper.py, `_combine_tokens_into_words`.
+    """
+    words = _characters(tokens, decode)
+    if language not in _WITHOUT_BLANKS:
+        words = _joined_at_blanks(words)
+    return _with_closing(_with_opening(words))
+
+
+def _characters(tokens: Sequence[int], decode: Callable[[list[int]], str]) -> list[Word]:
+    whole = decode(list(tokens))
+    words: list[Word] = []
+    length = 0
+    positions: list[int] = []
+    for position in range(len(tokens)):
+        positions.append(position)
+        text = decode([tokens[k] for k in positions])
+        cut = text.find(_CUT_CHARACTER)
+        # The mark of a cut character may also be what was written.
+        if cut < 0 or length + cut >= len(whole) or whole[length + cut] == _CUT_CHARACTER:
+            words.append(Word(text, positions))
+            length += len(text)
+            positions = []
+    return words
+
+
+def _joined_at_blanks(parts: list[Word]) -> list[Word]:
+    """Start a word at every blank and every punctuation mark."""
+    words: list[Word] = []
+    for part in parts:
+        # A run of marks is one where it stands in this order in the list of all.
+        is_mark = part.text.strip() in string.punctuation
+        if not words or is_mark or part.text.startswith(" "):
+            words.append(part)
+        else:
+            words[-1] = _together(words[-1], part)
+    return words
+
+
+def _with_opening(words: list[Word]) -> list[Word]:
+    """Put opening marks to the word after them."""
+    merged: list[Word] = []
+    for word in reversed(words):
+        if merged and word.text.startswith(" ") and word.text.strip() in _OPENING:
+            merged[-1] = _together(word, merged[-1])
+        else:
+            merged.append(word)
+    return merged[::-1]
+
+
+def _with_closing(words: list[Word]) -> list[Word]:
+    """Put closing marks to the word before them."""
+    merged: list[Word] = []
+    for word in words:
+        if merged and word.text in _CLOSING and not merged[-1].text.endswith(" "):
+            merged[-1] = _together(merged[-1], word)
+        else:
+            merged.append(word)
+    return [word for word in merged if word.text]
+
+
+def _together(first: Word, second: Word) -> Word:
+    return Word(first.text + second.text, first.positions + second.positions)

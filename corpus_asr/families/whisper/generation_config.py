@@ -1,8 +1,7 @@
 """How a Whisper checkpoint wants to be decoded: generation_config.json.
 
-In and out: as in `models.generation_config`, with what only Whisper has. Files written before 2023,
-and by tools that know nothing of Whisper, lack token ids: these are taken from the tokenizer, and
-suppressed tokens from config.json.
+Files written before 2023, and by tools that know nothing of Whisper, lack token ids: these are
+taken from the tokenizer, and suppressed tokens from config.json.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,4 @@
-"""Timestamp tokens among what the decoder wrote.
-
-In: token ids, and where timestamps begin among ids. Out: stretches of text tokens with their
-times, or the written form `<|1.08|>`. Knows no vocabulary and no audio.
-"""
+"""Timestamp tokens among what the decoder wrote."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence

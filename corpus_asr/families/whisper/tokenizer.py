@@ -1,24 +1,44 @@
 """Whisper's tokenizer: text to ids and back, with the control tokens and their order.
 
-In: a checkpoint, or its vocabulary's files. Out: ids for prompts and labels, text for what the
-decoder wrote. Method and parameter names, defaults and results are those of
-`transformers.WhisperTokenizer`, version 5.23. Knows no audio. Its parts lie beside it: settings,
-the vocabulary, encoding, decoding, and the merging of chunks.
+Method and parameter names, defaults and results are those of `transformers.WhisperTokenizer`,
+version 5.23. Ids come from the vocabulary: their layout differs between the English-only,
+multilingual and large-v3 checkpoints.
 """
 
+import codecs
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar
 
-from corpus_asr.families.pretrained_tokenizer import PretrainedTokenizer, vocabulary_paths
+from corpus_asr.errors import CheckpointError
 from corpus_asr.families.saved_files import read_json_object, write_json_object
-from corpus_asr.families.tensors import as_tensors
-from corpus_asr.families.token_settings import NO_LIMIT, TokenSettings
+from corpus_asr.families.tensors import BatchEncoding, as_tensors
+from corpus_asr.families.tokenizer import (
+    ROLES,
+    PretrainedTokenizer,
+    TokenSettings,
+    id_lists,
+    vocabulary_paths,
+)
+from corpus_asr.families.truncation_padding import (
+    NO_LIMIT,
+    OUTSIDE,
+    EncodeOptions,
+    is_several,
+    pair_limits,
+    second_texts,
+)
 from corpus_asr.families.whisper.chunk_merging import merged_chunks
-from corpus_asr.families.whisper.tokenizer_decoding import WhisperTextDecoding
-from corpus_asr.families.whisper.tokenizer_encoding import WhisperTextEncoding
-from corpus_asr.families.whisper.tokenizer_settings import END, TokenizerSettings
-from corpus_asr.languages import resolve_language
+from corpus_asr.families.whisper.timestamps import (
+    TimedTokens,
+    split_timestamps,
+    timed_stretches,
+    without_timestamps,
+    written_timestamps,
+)
+from corpus_asr.languages import LANGUAGES, resolve_language
 from corpus_asr.text.added_tokens import (
     ADDED_NAME,
     MERGES_NAME,
@@ -27,13 +47,37 @@ from corpus_asr.text.added_tokens import (
     TOKENIZER_NAME,
     VOCAB_NAME,
 )
-from corpus_asr.text.bpe import BytePairEncoding
-from corpus_asr.text.normalize import american_spellings
+from corpus_asr.text.bpe import BytePairEncoding, Encoding
+from corpus_asr.text.normalize import (
+    BasicTextNormalizer,
+    EnglishTextNormalizer,
+    american_spellings,
+)
+from corpus_asr.units import TIMESTAMP_STEP_S
 
 NORMALIZER_NAME = "normalizer.json"
+TASKS = ("transcribe", "translate")
+
+_END = "<|endoftext|>"
+# Checkpoints up to large-v2 call the same token by its older name.
+_NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")
+# The English-only models kept GPT-2's vocabulary, which ends here; all others have one token more.
+_ENGLISH_ONLY_END = 50256
 
 
-class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding, PretrainedTokenizer):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Settings(TokenSettings):
+    bos_token: str | None = _END
+    eos_token: str | None = _END
+    unk_token: str | None = _END
+    language: str | None = None
+    task: str | None = None
+    predict_timestamps: bool = False
+    add_prefix_space: bool | None = None
+    errors: str = "replace"
+
+
+class WhisperTokenizer(PretrainedTokenizer):
     """Whisper's byte-level BPE, control tokens and timestamps.
 
     Args:
@@ -45,7 +89,7 @@ class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding, PretrainedToken
         unk_token: what stands for tokens that the vocabulary lacks.
         bos_token: named by the reference; labels start with `<|startoftranscript|>` whatever it is.
         eos_token: what labels end with.
-        add_prefix_space: encode every text as if a blank came first.
+        add_prefix_space: encode every text as if a space came first.
         language: code or name of the language in labels; None leaves its token out.
         task: `transcribe` or `translate` in labels; None leaves its token out.
         predict_timestamps: whether labels hold timestamps, so `<|notimestamps|>` is left out.
@@ -54,14 +98,28 @@ class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding, PretrainedToken
         padding_side: `right` or `left`.
         truncation_side: `right` or `left`.
         model_max_length: tokens per text that are kept where no length is given.
-        clean_up_tokenization_spaces: remove blanks before punctuation when decoding.
+        clean_up_tokenization_spaces: remove spaces before punctuation when decoding.
 
     Raises:
         CheckpointError: a file is missing or broken, or the vocabulary lacks a control token.
         ValueError: `language` or `task` is not known, or the vocabulary lacks a named token.
     """
 
-    _settings_class: ClassVar[type[TokenSettings]] = TokenizerSettings
+    _settings_class: ClassVar[type[TokenSettings]] = _Settings
+
+    is_fast = True
+    language: str | None
+    task: str | None
+    predict_timestamps: bool
+    add_prefix_space: bool | None
+    """None as the vocabulary's file says."""
+    errors: str
+    is_multilingual: bool
+    language_ids: dict[str, int]
+    """Token of each language by its code; empty for an English-only model."""
+    english_spelling_normalizer: Mapping[str, str] | None
+    """American spellings by British ones, of the checkpoint's normalizer.json; None where it has
+    none and Whisper's own list is taken."""
 
     def __init__(
         self,
@@ -69,9 +127,9 @@ class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding, PretrainedToken
         merges_file: str | PathLike[str] | None = None,
         normalizer_file: str | PathLike[str] | None = None,
         tokenizer_file: str | PathLike[str] | None = None,
-        unk_token: str | None = END,
-        bos_token: str | None = END,
-        eos_token: str | None = END,
+        unk_token: str | None = _END,
+        bos_token: str | None = _END,
+        eos_token: str | None = _END,
         add_prefix_space: bool = False,
         language: str | None = None,
         task: str | None = None,
@@ -94,7 +152,7 @@ class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding, PretrainedToken
                 f"merges_file={merges_file!r}, expected both, or tokenizer_file; pass them, or "
                 f"load a folder by from_pretrained"
             )
-        settings = TokenizerSettings(
+        settings = _Settings(
             bos_token=bos_token,
             eos_token=eos_token,
             unk_token=unk_token,
@@ -109,55 +167,51 @@ class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding, PretrainedToken
             model_max_length=model_max_length,
             clean_up_tokenization_spaces=clean_up_tokenization_spaces,
         )
-        self._finish(bpe, settings, None if normalizer_file is None else Path(normalizer_file))
+        self._set_up(bpe, settings, None if normalizer_file is None else Path(normalizer_file))
 
-    def _load(self, folder: Path, given: dict[str, Any]) -> None:
-        path = folder / "generation_config.json"
-        says = read_json_object(path).get("is_multilingual") if path.is_file() else None
-        normalizer = folder / NORMALIZER_NAME
-        self._finish(
-            BytePairEncoding.from_folder(folder),
-            TokenizerSettings.from_folder(folder, **given),
-            normalizer if normalizer.is_file() else None,
-            is_multilingual=says if isinstance(says, bool) else None,
-        )
+    def _set_up(
+        self,
+        bpe: BytePairEncoding,
+        settings: _Settings,
+        normalizer: Path | None,
+        is_multilingual: bool | None = None,
+    ) -> None:
+        self._bpe = bpe
+        self.eot = self._control(_END)
+        self.sot = self._control("<|startoftranscript|>")
+        self.translate = self._control("<|translate|>")
+        self.transcribe = self._control("<|transcribe|>")
+        self.start_of_prev = self._control("<|startofprev|>")
+        self.no_speech = self._control(*_NO_SPEECH)
+        self.no_timestamps = self._control("<|notimestamps|>")
+        # Older tokenizer files end here: the 1,501 timestamps follow by position.
+        self.timestamp_begin = self.no_timestamps + 1
+        languages = self._language_tokens()
+        if is_multilingual is None:
+            is_multilingual = self.eot != _ENGLISH_ONLY_END and bool(languages)
+        self.is_multilingual = is_multilingual
+        self.language_ids = languages if is_multilingual else {}
+        self._take_settings(settings)
+        if settings.add_prefix_space is not None:
+            bpe.set_prefix_space(settings.add_prefix_space)
+        for role in ROLES:
+            self._check_setting(role, getattr(settings, role))
+        self.set_prefix_tokens(settings.language, settings.task)
+        self.english_spelling_normalizer = None
+        if normalizer is not None:
+            self.english_spelling_normalizer = read_json_object(normalizer)
 
-    def _save(self, folder: Path, filename_prefix: str | None) -> tuple[str, ...]:
-        self._settings.save(
-            folder, tokenizer_class="WhisperTokenizer", special_tokens=self.all_special_tokens
-        )
-        self._bpe.save(folder)
-        vocabulary = self.save_vocabulary(folder, filename_prefix)
-        write_json_object(folder / ADDED_NAME, self._tokens_beside_vocabulary())
-        others = (SETTINGS_NAME, SPECIAL_NAME, TOKENIZER_NAME, ADDED_NAME)
-        return (*(str(folder / name) for name in others), *vocabulary)
-
-    def save_vocabulary(
-        self, save_directory: str | PathLike[str], filename_prefix: str | None = None
-    ) -> tuple[str, str, str]:
-        """Write vocab.json, merges.txt and normalizer.json into a folder that is there.
-
-        Args:
-            save_directory: the folder.
-            filename_prefix: put before each name, with a dash between.
-
-        Returns:
-            The paths of the three files.
-
-        Raises:
-            NotADirectoryError: there is no such folder.
-        """
-        vocab, merges, normalizer = vocabulary_paths(
-            save_directory, filename_prefix, VOCAB_NAME, MERGES_NAME, NORMALIZER_NAME
-        )
-        write_json_object(vocab, self._bpe.vocabulary(with_added=False))
-        lines = ["#version: 0.2", *(" ".join(pair) for pair in self._bpe.merges())]
-        merges.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        spellings = self.english_spelling_normalizer
-        write_json_object(
-            normalizer, dict(american_spellings() if spellings is None else spellings)
-        )
-        return str(vocab), str(merges), str(normalizer)
+    def _check_setting(self, name: str, value: Any) -> None:
+        super()._check_setting(name, value)
+        if name != "errors":
+            return
+        try:
+            codecs.lookup_error(value)
+        except LookupError as error:
+            raise ValueError(
+                f"setting up a tokenizer: found errors={value!r}, expected a way that "
+                f"bytes.decode knows, such as 'replace'; correct it"
+            ) from error
 
     def __repr__(self) -> str:
         return (
@@ -165,15 +219,89 @@ class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding, PretrainedToken
             f"task={self.task!r}, predict_timestamps={self.predict_timestamps})"
         )
 
+    # The vocabulary
+
+    def __len__(self) -> int:
+        return len(self._bpe)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens before any were added; `len()` counts all."""
+        return self._bpe.vocab_size
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return the id of every token."""
+        return self._bpe.vocabulary()
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """Return the ids of the tokens beside the vocabulary."""
+        return {token.content: i for i, token in self._bpe.added_tokens.items()}
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, Any]:
+        """The tokens beside the vocabulary by id, each with its flags."""
+        return self._bpe.added_tokens
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """Ids of the control tokens, ascending; timestamps are not among them."""
+        return list(self._bpe.special_ids)
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The control tokens, in the order of their ids."""
+        return [token for i in self.all_special_ids if (token := self._bpe.id_to_token(i))]
+
+    @property
+    def additional_special_tokens(self) -> list[str]:
+        """The control tokens that play no named role, in the order of their ids."""
+        named = set(self.special_tokens_map.values())
+        return [token for token in self.all_special_tokens if token not in named]
+
+    def add_tokens(self, new_tokens: str | Iterable[str], special_tokens: bool = False) -> int:
+        """Add tokens after the last id; returns how many were new.
+
+        A model needs a row per token: resize its embeddings to `len()` of this afterwards.
+        """
+        tokens = [new_tokens] if isinstance(new_tokens, str) else list(new_tokens)
+        return self._bpe.add_tokens(tokens, special=special_tokens)
+
     # Prompts and labels
+
+    def set_prefix_tokens(
+        self,
+        language: str | None = None,
+        task: str | None = None,
+        predict_timestamps: bool | None = None,
+    ) -> None:
+        """Change what labels start with; None keeps what was set.
+
+        Raises:
+            ValueError: `language` or `task` is not known; nothing is changed then.
+        """
+        if language is not None:
+            self._language_id(language)
+        if task is not None:
+            self._task_id(task)
+        self.language = self.language if language is None else language
+        self.task = self.task if task is None else task
+        if predict_timestamps is not None:
+            self.predict_timestamps = predict_timestamps
+
+    @property
+    def prefix_tokens(self) -> list[int]:
+        """Ids that labels start with: start, language, task, no timestamps."""
+        prefix = [self.sot]
+        if self.language is not None:
+            prefix.append(self._language_id(self.language))
+        if self.task is not None:
+            prefix.append(self._task_id(self.task))
+        return prefix if self.predict_timestamps else [*prefix, self.no_timestamps]
 
     def prompt(self, language: str | None, task: str, timestamps: bool) -> tuple[int, ...]:
         """Return the tokens that ask a model of this kind for a transcript.
 
-        Args:
-            language: code, name or token; None only for an English-only model.
-            task: `transcribe` or `translate`.
-            timestamps: whether timestamps are wanted.
+        `language` is a code, name or token; None only for an English-only model.
 
         Raises:
             ValueError: the model cannot do this: no such language or task, or an English-only
@@ -211,10 +339,6 @@ class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding, PretrainedToken
     def get_prompt_ids(self, text: str, return_tensors: str | None = "np") -> Any:
         """Encode text that stands before the transcript: earlier words, or names to expect.
 
-        Args:
-            text: the text.
-            return_tensors: `np`, `pt` or None for a list.
-
         Raises:
             ValueError: `text` holds a control token or timestamp, or there are no such tensors.
         """
@@ -226,6 +350,268 @@ class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding, PretrainedToken
                 f"{text[:60]!r}, expected plain text; remove it"
             )
         return as_tensors([self.start_of_prev, *ids], return_tensors)
+
+    def _token_id(self, token: str) -> int | None:
+        return self._bpe.token_to_id(token)
+
+    def _id_token(self, token_id: int) -> str | None:
+        return self._bpe.id_to_token(token_id)
+
+    def _control(self, *names: str) -> int:
+        token_id = next((i for i in map(self._bpe.token_to_id, names) if i is not None), None)
+        if token_id is None:
+            raise CheckpointError(
+                f"loading a Whisper tokenizer: found no {names[0]} among {len(self._bpe)} tokens, "
+                f"expected Whisper's control tokens; fetch the checkpoint's added_tokens.json and "
+                f"special_tokens_map.json, or its tokenizer.json"
+            )
+        return token_id
+
+    def _language_tokens(self) -> dict[str, int]:
+        tokens = {code: self._bpe.token_to_id(f"<|{code}|>") for code in LANGUAGES}
+        return {code: token for code, token in tokens.items() if token is not None}
+
+    def _language_id(self, language: str) -> int:
+        tokens = self._language_tokens()
+        return tokens[resolve_language(language, known=tokens.keys())]
+
+    def _task_id(self, task: str) -> int:
+        if task not in TASKS:
+            raise ValueError(
+                f"choosing the task {task!r}: expected one of {', '.join(TASKS)}; correct it"
+            )
+        return self.translate if task == "translate" else self.transcribe
+
+    # Texts to ids
+
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False
+    ) -> list[str]:
+        """Return the tokens of a text as the vocabulary spells them.
+
+        Raises:
+            ValueError: `text` is no valid Unicode text.
+        """
+        ids = self.encode(text, pair, add_special_tokens)
+        return [token for i in ids if (token := self._bpe.id_to_token(i)) is not None]
+
+    def create_token_type_ids_from_sequences(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """Return 0 for every id of the first sequence and 1 for every id of the second."""
+        return [0] * len(token_ids_0) + [1] * len(token_ids_1 or [])
+
+    @property
+    def _end(self) -> int:
+        return self.eot if self.eos_token_id is None else self.eos_token_id
+
+    def _text_ids(self, text: str) -> list[int]:
+        return self._bpe.encode(text)
+
+    def _batch(self, text: Any, pair: Any, options: EncodeOptions) -> BatchEncoding:
+        several = is_several(text, words=options.words)
+        texts = list(text) if several else [text]
+        seconds = second_texts(texts, pair, several=several)
+        rows: dict[str, list[Any]] = {name: [] for name in ("input_ids", *options.outputs)}
+        sources: list[int] = []
+        for number, both in enumerate(zip(texts, seconds, strict=True)):
+            encodings = [self._encoding(both[0], words=options.words)]
+            if pair is not None:
+                encodings.append(self._encoding(both[1], words=options.words))
+            for row in self._rows(encodings, options):
+                sources.append(number)
+                for name, values in rows.items():
+                    values.append(row[name])
+        batch = self._padded(rows, options)
+        if "length" in batch:
+            batch["length"] = [len(row) for row in batch["input_ids"]]
+        if options.overflow:
+            batch["overflow_to_sample_mapping"] = sources
+        if not several and options.tensors is None and not options.overflow:
+            return BatchEncoding({k: v if k == "length" else v[0] for k, v in batch.items()})
+        return batch.convert_to_tensors(options.tensors)
+
+    def _encoding(self, text: Any, *, words: bool) -> Encoding:
+        of_words = isinstance(text, list | tuple) and all(isinstance(word, str) for word in text)
+        if of_words if words else isinstance(text, str):
+            return self._bpe.encoding(text)
+        expected = "a list of words" if words else "a text"
+        raise ValueError(
+            f"encoding texts: found {str(text)[:40]!r} of type {type(text).__name__}, expected "
+            f"{expected}; correct it or is_split_into_words"
+        )
+
+    def _rows(
+        self, encodings: Sequence[Encoding], options: EncodeOptions
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the row of a text or pair, and rows of what it was cut down by if asked for."""
+        limit = self._text_limit(options)
+        if options.overflow and len(encodings) > 1:
+            raise ValueError(
+                "encoding pairs: found return_overflowing_tokens=True, expected it for single "
+                "texts only; encode the texts one by one"
+            )
+        counts = [len(encoding.ids) for encoding in encodings]
+        limits = pair_limits(counts[0], sum(counts[1:]), limit, options.lengths.truncation)
+        # Encodings are cut one by one: truncation set on the tokenizer would be seen by threads
+        # that encode with it at the same time.
+        for encoding, count, most in zip(encodings, counts, limits, strict=False):
+            if count <= most:
+                continue
+            if not 0 <= options.stride < max(most, 1):
+                raise ValueError(
+                    f"cutting {count} tokens: found stride={options.stride}, expected 0 or more "
+                    f"and below the {most} tokens that max_length leaves; change one of them"
+                )
+            encoding.truncate(most, stride=options.stride, direction=self.truncation_side)
+        yield self._row(encodings, options.special)
+        if options.overflow:
+            for rest in encodings[0].overflowing:
+                yield self._row([rest], options.special)
+
+    def _row(self, parts: Sequence[Encoding], special: bool) -> dict[str, Any]:
+        before = self.prefix_tokens if special else []
+        after = [self._end] if special else []
+        text = [token for part in parts for token in part.ids]
+        ids = [*before, *text, *after]
+        # The end token counts as part of the text that it follows.
+        first = len(before) + (len(parts[0].ids) if len(parts) > 1 else len(text) + len(after))
+        return {
+            "input_ids": ids,
+            "token_type_ids": [0] * first + [1] * (len(ids) - first),
+            "attention_mask": [1] * len(ids),
+            "special_tokens_mask": [1] * len(before) + [0] * len(text) + [1] * len(after),
+            "offset_mapping": [
+                *([OUTSIDE] * len(before)),
+                *(offset for part in parts for offset in part.offsets),
+                *([OUTSIDE] * len(after)),
+            ],
+            "length": len(ids),
+        }
+
+    # Ids to text
+
+    def decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        output_offsets: bool = False,
+        time_precision: float = TIMESTAMP_STEP_S,
+        decode_with_timestamps: bool = False,
+        normalize: bool = False,
+        basic_normalize: bool = False,
+        remove_diacritics: bool = False,
+    ) -> Any:
+        """Turn one sequence of ids into text, or several into a list of texts.
+
+        A character that the end of a sequence cuts short becomes U+FFFD.
+
+        Args:
+            token_ids: one id, or a list, array or tensor of one dimension, or of two for several.
+            skip_special_tokens: leave control tokens out, and the previous text before the start
+                token with them.
+            clean_up_tokenization_spaces: remove spaces before punctuation; None for what the
+                tokenizer was set to, which is not to. It also removes spaces that were meant.
+            output_offsets: return the text together with its segments and their times.
+            time_precision: seconds per timestamp step.
+            decode_with_timestamps: write timestamps as `<|1.08|>`, later windows continuing the
+                times of earlier ones; otherwise they are left out.
+            normalize: apply the English normaliser; no effect together with timestamps.
+            basic_normalize: apply the normaliser for any language instead.
+            remove_diacritics: let `basic_normalize` turn letters into plain ones.
+
+        Returns:
+            A text, or `{"text": ..., "offsets": [{"text": ..., "timestamp": (start_s, end_s)}]}`
+            where offsets are asked for; a list of these for several sequences.
+
+        Raises:
+            ValueError: an id is negative, such as a label's padding.
+            TypeError: these are no ids.
+        """
+        ids = id_lists(token_ids)
+        options: dict[str, Any] = {
+            "skip_special_tokens": skip_special_tokens,
+            "clean_up_tokenization_spaces": clean_up_tokenization_spaces,
+            "output_offsets": output_offsets,
+            "time_precision": time_precision,
+            "decode_with_timestamps": decode_with_timestamps,
+            "normalize": normalize,
+            "basic_normalize": basic_normalize,
+            "remove_diacritics": remove_diacritics,
+        }
+        if ids and isinstance(ids[0], list):
+            return [self.decode(row, **options) for row in ids]
+        kept = self.without_previous(ids) if skip_special_tokens else ids
+        clean = clean_up_tokenization_spaces
+        if clean is None:
+            clean = self.clean_up_tokenization_spaces
+        if decode_with_timestamps:
+            text = self._with_timestamps(kept, time_precision, skip_special_tokens, clean)
+        else:
+            text = self._plain_text(kept, skip_special_tokens, clean)
+            if normalize:
+                text = self.normalize(text)
+            elif basic_normalize:
+                text = self.basic_normalize(text, remove_diacritics)
+            text = without_timestamps(text)
+        if output_offsets:
+            return {"text": text, "offsets": self._offsets(ids, time_precision)}
+        return text
+
+    def decode_text(self, token_ids: Iterable[int]) -> str:
+        """Return what was said: control tokens and timestamps left out, wherever they stand."""
+        return self._bpe.decode([i for i in token_ids if i < self.eot])
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """Join tokens as the vocabulary spells them to text."""
+        return self._bpe.join(tokens)
+
+    def split_timestamps(self, token_ids: Iterable[int]) -> tuple[TimedTokens, ...]:
+        """Cut what the decoder wrote for one window at its timestamps, losing no text token."""
+        return split_timestamps(token_ids, end=self.eot, timestamp_begin=self.timestamp_begin)
+
+    def normalize(self, text: str) -> str:
+        """Normalise English text, with the checkpoint's list of spellings if it has one."""
+        return EnglishTextNormalizer(self.english_spelling_normalizer)(text)
+
+    @staticmethod
+    def basic_normalize(text: str, remove_diacritics: bool = False) -> str:
+        """Normalise text of any language."""
+        return BasicTextNormalizer(remove_diacritics)(text)
+
+    def _plain_text(self, ids: list[int], skip_special_tokens: bool, clean: bool) -> str:
+        text = self._bpe.decode(ids, skip_special_tokens=skip_special_tokens, errors=self.errors)
+        return self.clean_up_tokenization(text) if clean else text
+
+    def _with_timestamps(
+        self, ids: list[int], time_precision: float, skip_special_tokens: bool, clean: bool
+    ) -> str:
+        pieces = written_timestamps(
+            ids, timestamp_begin=self.timestamp_begin, time_precision=time_precision
+        )
+        return "".join(
+            piece if isinstance(piece, str) else self._plain_text(piece, skip_special_tokens, clean)
+            for piece in pieces
+        )
+
+    def _offsets(self, ids: list[int], time_precision: float) -> list[dict[str, Any]]:
+        clean = self.clean_up_tokenization_spaces
+        return [
+            {
+                "text": without_timestamps(self._plain_text(list(stretch), False, clean)),
+                "timestamp": times_s,
+            }
+            for stretch, times_s in timed_stretches(
+                ids, timestamp_begin=self.timestamp_begin, time_precision=time_precision
+            )
+        ]
+
+    def without_previous(self, ids: list[int]) -> list[int]:
+        """Drop the previous text: everything before the start token, or all without one."""
+        if not ids or ids[0] != self.start_of_prev:
+            return ids
+        return ids[ids.index(self.sot) :] if self.sot in ids else []
 
     def _decode_asr(
         self,
@@ -244,19 +630,45 @@ class WhisperTokenizer(WhisperTextEncoding, WhisperTextDecoding, PretrainedToken
             time_precision=time_precision,
         )
 
-    def _finish(
-        self,
-        bpe: BytePairEncoding,
-        settings: TokenizerSettings,
-        normalizer: Path | None,
-        is_multilingual: bool | None = None,
-    ) -> None:
-        self._set_up(bpe, settings, is_multilingual)
-        self.set_prefix_tokens(settings.language, settings.task)
-        self.english_spelling_normalizer = None
-        if normalizer is not None:
-            self.english_spelling_normalizer = read_json_object(normalizer)
+    # Files
 
-    def _tokens_beside_vocabulary(self) -> dict[str, int]:
+    def _load(self, folder: Path, given: dict[str, Any]) -> None:
+        path = folder / "generation_config.json"
+        says = read_json_object(path).get("is_multilingual") if path.is_file() else None
+        normalizer = folder / NORMALIZER_NAME
+        self._set_up(
+            BytePairEncoding.from_folder(folder),
+            _Settings.from_folder(folder, **given),
+            normalizer if normalizer.is_file() else None,
+            is_multilingual=says if isinstance(says, bool) else None,
+        )
+
+    def _save(self, folder: Path, filename_prefix: str | None) -> tuple[str, ...]:
+        self._save_settings(folder, special_tokens=self.all_special_tokens)
+        self._bpe.save(folder)
+        vocabulary = self.save_vocabulary(folder, filename_prefix)
         base = self._bpe.vocabulary(with_added=False)
-        return {token: i for token, i in self.get_added_vocab().items() if token not in base}
+        beside = {token: i for token, i in self.get_added_vocab().items() if token not in base}
+        write_json_object(folder / ADDED_NAME, beside)
+        others = (SETTINGS_NAME, SPECIAL_NAME, TOKENIZER_NAME, ADDED_NAME)
+        return (*(str(folder / name) for name in others), *vocabulary)
+
+    def save_vocabulary(
+        self, save_directory: str | PathLike[str], filename_prefix: str | None = None
+    ) -> tuple[str, str, str]:
+        """Write vocab.json, merges.txt and normalizer.json into a folder; returns their paths.
+
+        Raises:
+            NotADirectoryError: there is no such folder.
+        """
+        vocab, merges, normalizer = vocabulary_paths(
+            save_directory, filename_prefix, VOCAB_NAME, MERGES_NAME, NORMALIZER_NAME
+        )
+        write_json_object(vocab, self._bpe.vocabulary(with_added=False))
+        lines = ["#version: 0.2", *(" ".join(pair) for pair in self._bpe.merges())]
+        merges.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        spellings = self.english_spelling_normalizer
+        write_json_object(
+            normalizer, dict(american_spellings() if spellings is None else spellings)
+        )
+        return str(vocab), str(merges), str(normalizer)

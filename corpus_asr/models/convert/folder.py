@@ -1,8 +1,6 @@
 """Checkpoints from one layout into another: the work of `corpus-asr convert`.
 
-In: an OpenAI .pt file or a Hugging Face folder. Out: the other, or the same in another type or
-number of files. What is written appears complete or not at all, and loads in openai-whisper and in
-transformers. Knows no network: weights are named, typed and written, never run.
+What is written appears complete or not at all, and loads in openai-whisper and in transformers.
 """
 
 import shutil
@@ -19,14 +17,21 @@ from corpus_asr.families.layers.stack import sinusoids
 from corpus_asr.families.registry import family_of
 from corpus_asr.families.weights import quantized, save_weights, stored_tensors
 from corpus_asr.families.whisper.config import WhisperConfig
+from corpus_asr.families.whisper.generation_config import GenerationConfig
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
-from corpus_asr.models.convert.names import huggingface_name, openai_name
-from corpus_asr.models.convert.openai_file import Dimensions, read_openai, write_openai
-from corpus_asr.models.convert.settings import config_for, generation_for
-from corpus_asr.models.convert.tiktoken_ranks import write_tokenizer_files
+from corpus_asr.models.convert.openai_files import (
+    TIMESTAMPS,
+    Dimensions,
+    alignment_heads,
+    huggingface_name,
+    openai_name,
+    read_openai,
+    write_openai,
+    write_tokenizer_files,
+)
 from corpus_asr.models.lora import merge_adapter
-from corpus_asr.models.whisper.feature_extractor import WhisperFeatureExtractor
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.models.whisper.processor import WhisperFeatureExtractor
 
 OPENAI_SUFFIX = ".pt"
 INT8 = "int8"
@@ -40,6 +45,18 @@ _EMBEDDING = "model.decoder.embed_tokens.weight"
 _FIXED = "encoder.embed_positions.weight"
 _OPENAI_FIXED = "encoder.positional_embedding"
 _HALF_ROUNDING = 2.0**-10  # twice what rounding to float16 changes numbers up to 1
+
+# Signs that mark speakers, music and noises in subtitles, and are never spoken.
+# Source: openai-whisper `tokenizer.py`, `non_speech_tokens`.
+_MARKS = [
+    *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
+    *("<<", ">>", "<<<", ">>>", "--", "---", "-(", "-[", "('", '("', "((", "))", "(((", ")))"),
+    *("[[", "]]", "{{", "}}", "♪♪", "♪♪♪"),
+]
+_MUSIC = "♩♪♫♬♭♮♯"
+# Allowed within words, not in front of one.
+_JOINERS = ("-", "'")
+_SPACE = " "
 
 
 def convert(
@@ -273,3 +290,81 @@ def _without_sinusoids(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _words(tensors: Mapping[str, Tensor], target: Path) -> str:
     count = sum(tensor.numel() for tensor in tensors.values())
     return f"{target}: {len(tensors)} tensors, {count / 1e6:,.1f} million weights"
+
+
+# Settings files for weights that came without any
+
+
+def config_for(dimensions: Dimensions, tokenizer: WhisperTokenizer) -> WhisperConfig:
+    """Make config.json.
+
+    Raises:
+        CheckpointError: the tokenizer is another model's.
+    """
+    needed = tokenizer.timestamp_begin + TIMESTAMPS
+    if dimensions.n_vocab < needed:
+        raise CheckpointError(
+            f"converting a model of {dimensions.n_vocab} tokens: its tokenizer has {needed}; give "
+            "the one that belongs to it with --tokenizer"
+        )
+    return WhisperConfig(
+        **dimensions.config_values(),
+        decoder_start_token_id=tokenizer.sot,
+        bos_token_id=tokenizer.eot,
+        eos_token_id=tokenizer.eot,
+        pad_token_id=tokenizer.eot,
+        begin_suppress_tokens=begin_suppressed(tokenizer),
+        suppress_tokens=suppressed(tokenizer),
+    )
+
+
+def generation_for(
+    dimensions: Dimensions, tokenizer: WhisperTokenizer, *, file_name: str
+) -> GenerationConfig:
+    """Make generation_config.json; word times use the published heads of a known model."""
+    languages = {f"<|{code}|>": token for code, token in tokenizer.language_ids.items()}
+    tasks = {"transcribe": tokenizer.transcribe, "translate": tokenizer.translate}
+    return GenerationConfig(
+        decoder_start_token_id=tokenizer.sot,
+        bos_token_id=tokenizer.eot,
+        eos_token_id=tokenizer.eot,
+        pad_token_id=tokenizer.eot,
+        no_timestamps_token_id=tokenizer.no_timestamps,
+        prev_sot_token_id=tokenizer.start_of_prev,
+        is_multilingual=tokenizer.is_multilingual,
+        lang_to_id=languages if tokenizer.is_multilingual else None,
+        task_to_id=tasks if tokenizer.is_multilingual else None,
+        suppress_tokens=suppressed(tokenizer),
+        begin_suppress_tokens=begin_suppressed(tokenizer),
+        alignment_heads=alignment_heads(file_name, dimensions),
+        max_length=dimensions.n_text_ctx,
+    )
+
+
+def begin_suppressed(tokenizer: WhisperTokenizer) -> tuple[int, ...]:
+    """Tokens no text begins with: the space and the end."""
+    return (*tokenizer.encode(_SPACE, add_special_tokens=False), tokenizer.eot)
+
+
+def suppressed(tokenizer: WhisperTokenizer) -> tuple[int, ...]:
+    """Tokens never said: marks that are not spoken, and control tokens out of place."""
+    tokens = {_ids(tokenizer, f" {joiner}")[0] for joiner in _JOINERS}
+    for mark in (*_MARKS, *_MUSIC):
+        for ids in (_ids(tokenizer, mark), _ids(tokenizer, f" {mark}")):
+            # The musical signs share their first bytes with nothing but other signs.
+            if len(ids) == 1 or mark in _MUSIC:
+                tokens.add(ids[0])
+    start_of_lm = tokenizer.start_of_prev - 1
+    controls = {
+        tokenizer.translate,
+        tokenizer.transcribe,
+        tokenizer.sot,
+        tokenizer.start_of_prev,
+        start_of_lm,
+        tokenizer.no_speech,
+    }
+    return tuple(sorted(tokens | controls))
+
+
+def _ids(tokenizer: WhisperTokenizer, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False))

@@ -1,12 +1,11 @@
 """Speech2Text under the class names of `transformers`, imported on demand.
 
-A name goes in; its class comes out. Importing this package imports nothing else, so the half that
-needs no torch stays without it.
+Importing this package imports no torch, so what needs none stays without it.
 """
 
 from typing import TYPE_CHECKING
 
-from corpus_asr.models.lazy import lazy_names
+from corpus_asr.models import lazy_names
 
 if TYPE_CHECKING:
     from corpus_asr.families.generation_config import GenerationConfig
@@ -20,9 +19,11 @@ if TYPE_CHECKING:
         AutoProcessor,
         AutoTokenizer,
     )
-    from corpus_asr.models.speech2text.feature_extractor import Speech2TextFeatureExtractor
     from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
-    from corpus_asr.models.speech2text.processor import Speech2TextProcessor
+    from corpus_asr.models.speech2text.processor import (
+        Speech2TextFeatureExtractor,
+        Speech2TextProcessor,
+    )
 
 __all__ = [
     "AutoConfig",
@@ -51,9 +52,11 @@ _MODULES = {
         "AutoProcessor",
         "AutoTokenizer",
     ),
-    "corpus_asr.models.speech2text.feature_extractor": ("Speech2TextFeatureExtractor",),
     "corpus_asr.models.speech2text.model": ("Speech2TextForConditionalGeneration",),
-    "corpus_asr.models.speech2text.processor": ("Speech2TextProcessor",),
+    "corpus_asr.models.speech2text.processor": (
+        "Speech2TextFeatureExtractor",
+        "Speech2TextProcessor",
+    ),
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)

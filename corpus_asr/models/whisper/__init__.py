@@ -1,13 +1,11 @@
 """Whisper under the class names of `transformers`, imported on demand.
 
-A name goes in; its class comes out. Importing this package imports nothing else, so the half that
-needs no torch stays without it. What runs the engine lies in a higher layer and is reached by name
-only, so that the reference documents' imports work from here.
+Importing this package imports no torch, so what needs none stays without it.
 """
 
 from typing import TYPE_CHECKING
 
-from corpus_asr.models.lazy import lazy_names
+from corpus_asr.models import lazy_names
 
 if TYPE_CHECKING:
     from corpus_asr.families.whisper.classifier import WhisperForAudioClassification
@@ -23,9 +21,8 @@ if TYPE_CHECKING:
         AutoProcessor,
         AutoTokenizer,
     )
-    from corpus_asr.models.whisper.feature_extractor import WhisperFeatureExtractor
     from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-    from corpus_asr.models.whisper.processor import WhisperProcessor
+    from corpus_asr.models.whisper.processor import WhisperFeatureExtractor, WhisperProcessor
 
 __all__ = [
     "AutoConfig",
@@ -60,9 +57,8 @@ _MODULES = {
         "AutoTokenizer",
     ),
     "corpus_asr.models.speech_pipeline": ("pipeline",),
-    "corpus_asr.models.whisper.feature_extractor": ("WhisperFeatureExtractor",),
     "corpus_asr.models.whisper.model": ("WhisperForConditionalGeneration",),
-    "corpus_asr.models.whisper.processor": ("WhisperProcessor",),
+    "corpus_asr.models.whisper.processor": ("WhisperFeatureExtractor", "WhisperProcessor"),
 }
 
 __getattr__, __dir__ = lazy_names(

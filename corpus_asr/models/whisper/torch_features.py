@@ -1,8 +1,4 @@
-"""Whisper's log-mel on a GPU, for many recordings at once.
-
-In: rows of samples of one length. Out: their features, on the CPU. The half without torch reaches
-this by name, when a caller asks for a device. Knows nothing of padding, masks or files.
-"""
+"""Whisper's log-mel on a GPU, for many recordings at once."""
 
 from typing import Any
 

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.whisper import tokenization_whisper as reference
 
-from corpus_asr.families.whisper.chunk_merging import joined_sequences
+from corpus_asr.families.whisper.chunk_merging import grouped_words, joined_sequences
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
-from corpus_asr.families.whisper.word_groups import grouped_words
 from tests.support.tokenizers import real_tokenizer, tiny_tokenizer
 
 

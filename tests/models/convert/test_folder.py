@@ -15,7 +15,7 @@ from corpus_asr.cli.main import app
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
 from corpus_asr.models.convert.folder import convert
-from corpus_asr.models.convert.known_models import ALIGNMENT_HEADS
+from corpus_asr.models.convert.openai_files import ALIGNMENT_HEADS
 from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.models.speech2text.feature_extractor import Speech2TextFeatureExtractor
+from corpus_asr.models.speech2text.processor import Speech2TextFeatureExtractor
 from tests.support.audio import read_clip, read_manifest
 
 # The oracle rounds spectra to complex64, and normalising divides by deviations of about one.

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.features.mel import Analysis
-from corpus_asr.models.whisper.feature_extractor import WhisperFeatureExtractor
+from corpus_asr.models.whisper.processor import WhisperFeatureExtractor
 from corpus_asr.models.whisper.torch_features import log_mel_on_device
 from tests.support.audio import made_sounds, read_clip, read_manifest
 

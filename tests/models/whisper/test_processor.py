@@ -10,8 +10,7 @@ import transformers
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
-from corpus_asr.models.whisper.feature_extractor import WhisperFeatureExtractor
-from corpus_asr.models.whisper.processor import WhisperProcessor
+from corpus_asr.models.whisper.processor import WhisperFeatureExtractor, WhisperProcessor
 from tests.support.tokenizers import tiny_tokenizer
 
 # The reference computes features in float32 where it finds torch.

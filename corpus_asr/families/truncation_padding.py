@@ -1,7 +1,6 @@
-"""Rows of token ids: cut to a length, with special tokens around them, padded to one width.
+"""Rows of token ids: how long they may be, and their padding to one width.
 
-In: ids of texts, and what a caller asked for. Out: rows, and batches of equal rows. Names of
-options are those of the reference. Knows no vocabulary.
+Names of options are those of the reference.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from corpus_asr.families.tensors import BatchEncoding, as_lists, is_tensor
-from corpus_asr.families.token_settings import NO_LIMIT, check_side
+
+NO_LIMIT = int(1e30)
+"""What files say where texts may have any length."""
+
+OUTSIDE = (0, 0)
+"""Where a token stands that is not of the text."""
 
 # Lengths above this are no lengths but a file's way to say that there is none.
 # Source: transformers 5.23, tokenization_utils_base.py, LARGE_INTEGER.
@@ -17,6 +21,7 @@ _LARGE = int(1e20)
 
 _PADDINGS = ("longest", "max_length", "do_not_pad")
 _TRUNCATIONS = ("longest_first", "only_first", "only_second", "do_not_truncate")
+_SIDES = ("left", "right")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +52,27 @@ class Lengths:
         return width
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeOptions:
+    """What a call asks for, beside its texts."""
+
+    words: bool
+    """Whether texts come as lists of words."""
+    special: bool
+    """Whether to put special tokens around each."""
+    lengths: Lengths
+    stride: int
+    """Tokens that are repeated where a row is cut."""
+    overflow: bool
+    """Whether what is cut off is returned."""
+    outputs: tuple[str, ...]
+    """What is returned beside ids, by name."""
+    side: str
+    """Where rows are padded."""
+    tensors: str | None
+    """`np`, `pt` or None for lists."""
+
+
 def chosen_lengths(
     *,
     padding: bool | str,
@@ -55,7 +81,7 @@ def chosen_lengths(
     pad_to_multiple_of: int | None,
     model_max_length: int,
 ) -> Lengths:
-    """Tell what a caller asked for.
+    """Resolve a caller's options.
 
     `max_length` alone cuts. Without one, the tokenizer's own length is taken, and where it has none
     nothing is cut, nor padded to the maximum.
@@ -87,32 +113,6 @@ def chosen_lengths(
             f"pad_to_multiple_of={pad_to_multiple_of}; change one of them"
         )
     return Lengths(max_length=max_length, padding=pad, truncation=cut, multiple=pad_to_multiple_of)
-
-
-def cut_spans(count: int, limit: int, *, stride: int, side: str) -> list[tuple[int, int]]:
-    """Return the stretches of at most `limit` of `count` tokens: the one to keep, then the rest.
-
-    Args:
-        count: tokens there are.
-        limit: tokens per stretch.
-        stride: tokens that a stretch repeats of the one before.
-        side: the side that the rest is cut off from.
-
-    Raises:
-        ValueError: every stretch would repeat all of the one before.
-    """
-    if count <= limit:
-        return [(0, count)]
-    if not 0 <= stride < max(limit, 1):
-        raise ValueError(
-            f"cutting {count} tokens: found stride={stride}, expected 0 or more and below the "
-            f"{limit} tokens that max_length leaves; change one of them"
-        )
-    if limit == 0:
-        return [(0, 0), (0, count)]
-    starts = range(0, max(count - stride, 1), limit - stride)
-    spans = [(start, min(start + limit, count)) for start in starts]
-    return [(count - end, count - start) for start, end in spans] if side == "left" else spans
 
 
 def pair_limits(first: int, second: int, limit: int, truncation: str) -> tuple[int, int]:
@@ -149,14 +149,9 @@ def pad_batch(
     side: str,
     tensors: str | None,
 ) -> BatchEncoding:
-    """Pad rows to one width; a row that is longer than `max_length` stays as it is.
+    """Pad one row or a list of rows each to one width, by the filler of their name.
 
-    Args:
-        batch: `input_ids` and what else goes with them, one row or a list of rows each.
-        lengths: what width.
-        fillers: what fills a row, by name; rows of other names stay as they are.
-        side: where fillers stand.
-        tensors: `np`, `pt` or None.
+    Rows without a filler, and one that is longer than `max_length`, stay as they are.
 
     Raises:
         ValueError: a side or kind of tensor is not known, or rows that shall be one tensor differ
@@ -178,30 +173,25 @@ def pad_batch(
     return BatchEncoding(padded, tensors)
 
 
-def gathered(encoded: Any) -> tuple[dict[str, Any], str | None]:
-    """Bring what a caller wants padded into one form: lists by name.
+def collate(encoded: Any) -> tuple[dict[str, Any], str | None]:
+    """Return rows by name as lists, and the kind of tensor they were.
 
-    Args:
-        encoded: one mapping of names to rows or lists of rows, or a list of mappings; rows may be
-            arrays or tensors.
-
-    Returns:
-        Rows by name, and the kind of tensor the rows were.
+    `encoded` is one mapping of names to rows or lists of rows, or a list of mappings.
 
     Raises:
         ValueError: there are no `input_ids`, or names have different numbers of rows.
     """
     if isinstance(encoded, Sequence) and encoded and isinstance(encoded[0], Mapping):
-        if len({frozenset(one) for one in encoded}) > 1:
+        if len({frozenset(row) for row in encoded}) > 1:
             raise ValueError(
                 f"padding {len(encoded)} rows: found different names in them, expected "
                 f"{', '.join(encoded[0])} in all; correct what was passed"
             )
-        encoded = {name: [one[name] for one in encoded] for name in encoded[0]}
+        encoded = {name: [row[name] for row in encoded] for name in encoded[0]}
     if not isinstance(encoded, Mapping) or "input_ids" not in encoded:
-        found = sorted(encoded) if isinstance(encoded, Mapping) else type(encoded).__name__
+        names = sorted(encoded) if isinstance(encoded, Mapping) else type(encoded).__name__
         raise ValueError(
-            f"padding: found {found}, expected input_ids, or a list of mappings with input_ids; "
+            f"padding: found {names}, expected input_ids, or a list of mappings with input_ids; "
             f"call the tokenizer first"
         )
     ids = encoded["input_ids"]
@@ -217,15 +207,40 @@ def gathered(encoded: Any) -> tuple[dict[str, Any], str | None]:
     return rows, kind
 
 
+def is_several(text: Any, *, words: bool) -> bool:
+    """Whether this is a list of texts, not one text, which may itself be a list of words."""
+    if not isinstance(text, list | tuple):
+        return False
+    return not words or (bool(text) and isinstance(text[0], list | tuple))
+
+
+def second_texts(texts: Sequence[Any], pair: Any, *, several: bool) -> Sequence[Any]:
+    """Return the second text of each, None where there is none."""
+    if not several or pair is None:
+        return [pair] * len(texts)
+    seconds = [pair] if isinstance(pair, str) else list(pair)
+    if isinstance(pair, str) or len(seconds) != len(texts):
+        raise ValueError(
+            f"encoding pairs: found {len(texts)} texts and {len(seconds)} second ones, expected "
+            f"as many; correct the lists"
+        )
+    return seconds
+
+
+def check_side(name: str, side: str) -> None:
+    """Refuse a side that is neither left nor right."""
+    if side not in _SIDES:
+        raise ValueError(f"choosing {name}: found {side!r}, expected 'left' or 'right'; correct it")
+
+
 def _filled(row: Sequence[Any], width: int, filler: Any, side: str) -> list[Any]:
     filling = [filler] * (width - len(row))
     return [*row, *filling] if side == "right" else [*filling, *row]
 
 
 def _as_rows(value: Any) -> Any:
-    """Return rows as lists of Python numbers, at any depth."""
     value = as_lists(value)
-    return [_as_rows(one) for one in value] if isinstance(value, list | tuple) else value
+    return [_as_rows(row) for row in value] if isinstance(value, list | tuple) else value
 
 
 def _chosen(option: bool | str | None, *, yes: str, no: str) -> str:

@@ -13,10 +13,10 @@ import pytest
 import torch
 import transformers
 
-import corpus_asr.models.whisper as package
-from tests.support.checkpoints import tiny_whisper
+from corpus_asr.models import speech2text, whisper
+from tests.support.checkpoints import tiny_speech2text, tiny_whisper
 from tests.support.references import same
-from tests.support.tokenizers import tiny_tokenizer
+from tests.support.tokenizers import TARGETS, tiny_speech2text_tokenizer, tiny_tokenizer
 
 RATE = 16_000
 WINDOW_S = 2
@@ -57,6 +57,17 @@ class Folders:
         torch.manual_seed(0)
         transformers.WhisperForAudioClassification(config).save_pretrained(root / names[3])
         self.multilingual, self.english, self.draft, self.classifier = (root / n for n in names)
+        self.small = root / "s2t-small-librispeech-asr"
+        self.translating = root / "s2t-medium-mustc-multilingual-st"
+        several: dict[str, Any] = {"languages": TARGETS, "lang_codes": "mustc", "tgt_lang": "pt"}
+        for folder, settings in ((self.small, {}), (self.translating, several)):
+            tokens = tiny_speech2text_tokenizer(root / f"{folder.name}-tokens", **settings)
+            tiny_speech2text(folder, tokenizer=tokens, max_target_positions=40)
+            transformers.Speech2TextFeatureExtractor().save_pretrained(folder)
+            # As the published ones, in their config.json.
+            generation = transformers.GenerationConfig.from_pretrained(folder)
+            generation.max_length, generation.num_beams, generation.early_stopping = 30, 5, True
+            generation.save_pretrained(folder)
 
 
 Example = Callable[[Any, Folders], Any]
@@ -78,7 +89,7 @@ def transcribe_by_classes(lib: Any, folders: Folders) -> Any:
         folders.multilingual,
         dtype=torch.float32,
         attn_implementation="sdpa",
-        **({"device_map": "auto"} if lib is package else {}),  # there it needs accelerate
+        **({"device_map": "auto"} if lib is whisper else {}),  # there it needs accelerate
     )
     sample = DATA_SET[0]["audio"]
     input_features = processor(
@@ -95,7 +106,7 @@ def transcribe_a_short_recording(lib: Any, folders: Folders) -> Any:
     sample = DATA_SET[0]["audio"]
     inputs = processor(sample["array"], return_tensors="pt", sampling_rate=RATE)
     # transformers 5.23 refuses the name that its own example has.
-    name = "inputs" if lib is package else "input_features"
+    name = "inputs" if lib is whisper else "input_features"
     generated_ids = model.generate(**{name: inputs.input_features})
     return processor.batch_decode(generated_ids, skip_special_tokens=True)[0]
 
@@ -182,7 +193,65 @@ def classify(lib: Any, folders: Folders) -> Any:
     return logits, model.config.id2label[torch.argmax(logits).item()]
 
 
-EXAMPLES: list[Example] = [
+def speech2text_inputs(processor: Any) -> Any:
+    audio = DATA_SET[0]["audio"]
+    return processor(audio["array"], sampling_rate=audio["sampling_rate"], return_tensors="pt")
+
+
+def transcribe_by_speech2text(lib: Any, folders: Folders) -> Any:
+    model = lib.Speech2TextForConditionalGeneration.from_pretrained(folders.small)
+    processor = lib.Speech2TextProcessor.from_pretrained(folders.small)
+    inputs = speech2text_inputs(processor)
+    generated_ids = model.generate(
+        inputs["input_features"], attention_mask=inputs["attention_mask"]
+    )
+    transcription = processor.batch_decode(generated_ids, skip_special_tokens=True)
+    return generated_ids, transcription
+
+
+def translate(lib: Any, folders: Folders) -> Any:
+    model = lib.Speech2TextForConditionalGeneration.from_pretrained(folders.translating)
+    processor = lib.Speech2TextProcessor.from_pretrained(folders.translating)
+    inputs = speech2text_inputs(processor)
+    generated_ids = model.generate(
+        inputs["input_features"],
+        attention_mask=inputs["attention_mask"],
+        forced_bos_token_id=processor.tokenizer.lang_code_to_id["fr"],
+    )
+    translation = processor.batch_decode(generated_ids, skip_special_tokens=True)
+    return generated_ids, translation
+
+
+def make_a_random_speech2text(lib: Any, folders: Folders) -> Any:
+    configuration = lib.Speech2TextConfig()
+    configuration.encoder_layers = configuration.decoder_layers = 1
+    model = lib.Speech2TextModel(configuration)
+    configuration = model.config
+    return configuration.d_model, sorted(model.state_dict())
+
+
+def run_the_bare_speech2text(lib: Any, folders: Folders) -> Any:
+    model = lib.Speech2TextModel.from_pretrained(folders.small)
+    feature_extractor = lib.AutoFeatureExtractor.from_pretrained(folders.small)
+    inputs = speech2text_inputs(feature_extractor)
+    input_features = inputs.input_features
+    decoder_input_ids = torch.tensor([[1, 1]]) * model.config.decoder_start_token_id
+    model.eval()
+    last_hidden_state = model(input_features, decoder_input_ids=decoder_input_ids).last_hidden_state
+    return last_hidden_state.detach()
+
+
+def train_speech2text(lib: Any, folders: Folders) -> Any:
+    model = lib.Speech2TextForConditionalGeneration.from_pretrained(folders.small)
+    processor = lib.Speech2TextProcessor.from_pretrained(folders.small)
+    inputs = speech2text_inputs(processor)
+    inputs["labels"] = processor(text="ba der fi", return_tensors="pt").input_ids
+    model.eval()
+    loss = model(**inputs).loss
+    return loss.detach()
+
+
+WHISPER: tuple[Example, ...] = (
     transcribe_by_pipeline,
     transcribe_by_classes,
     transcribe_a_short_recording,
@@ -192,7 +261,14 @@ EXAMPLES: list[Example] = [
     transcribe_long_recordings,
     transcribe_with_a_draft,
     classify,
-]
+)
+SPEECH2TEXT: tuple[Example, ...] = (
+    transcribe_by_speech2text,
+    translate,
+    make_a_random_speech2text,
+    run_the_bare_speech2text,
+    train_speech2text,
+)
 
 
 @pytest.fixture(scope="module")
@@ -200,9 +276,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return Folders(tmp_path_factory.mktemp("hub"))
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", [*WHISPER, *SPEECH2TEXT])
 @pytest.mark.filterwarnings("ignore")  # what transformers warns of is its own
 def test_an_example_gives_what_it_gives_with_the_other_import(
     example: Example, folders: Folders
 ) -> None:
+    package = whisper if example in WHISPER else speech2text
     same(example(package, folders), example(transformers, folders), where=str(example))

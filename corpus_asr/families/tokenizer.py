@@ -1,0 +1,705 @@
+"""What the tokenizers of all families share: settings, special tokens, rows of ids, files.
+
+How a text becomes ids, and what becomes of one that is too long, is a family's.
+"""
+
+import operator
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, Self, overload
+
+from corpus_asr.families.saved_files import (
+    Uploads,
+    finish_saving,
+    made_folder,
+    read_json_object,
+    typed_values,
+    write_json_object,
+)
+from corpus_asr.families.tensors import BatchEncoding, as_lists
+from corpus_asr.families.truncation_padding import (
+    NO_LIMIT,
+    OUTSIDE,
+    EncodeOptions,
+    Lengths,
+    check_side,
+    chosen_lengths,
+    collate,
+    pad_batch,
+)
+from corpus_asr.storage.model_files import fetch_checkpoint
+from corpus_asr.text.added_tokens import SETTINGS_NAME, SPECIAL_NAME
+
+ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
+"""Settings that name a token."""
+
+_OTHER_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
+
+# In this order: a later pair sees what the earlier ones left.
+# Source: transformers 5.23, `PreTrainedTokenizerBase.clean_up_tokenization`.
+_TIGHT = {
+    " .": ".",
+    " ?": "?",
+    " !": "!",
+    " ,": ",",
+    " ' ": "'",
+    " n't": "n't",
+    " 'm": "'m",
+    " 's": "'s",
+    " 've": "'ve",
+    " 're": "'re",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSettings:
+    """Settings of a tokenizer, with the defaults of the reference; a family adds its own."""
+
+    bos_token: str | None = None
+    eos_token: str | None = None
+    unk_token: str | None = None
+    pad_token: str | None = None
+    padding_side: str = "right"
+    truncation_side: str = "right"
+    model_max_length: int = NO_LIMIT
+    # Files often ask for this clean-up, which would lose text: only the caller can.
+    clean_up_tokenization_spaces: bool = field(default=False, metadata={"in_file": False})
+
+    @classmethod
+    def from_folder(cls, folder: Path, **given: Any) -> Self:
+        """Read a folder's settings, defaults where it has none; `given` ones win.
+
+        Raises:
+            CheckpointError: a file is broken or holds a value of another type.
+        """
+        path = folder / SETTINGS_NAME
+        special = _plain_tokens(optional_object(folder / SPECIAL_NAME))
+        content = {name: special[name] for name in ROLES if name in special}
+        content |= _plain_tokens(optional_object(path))
+        if not isinstance(content.get("model_max_length", 0), int):
+            # Written as 1e30 it is a float, and means no limit.
+            del content["model_max_length"]
+        return cls(**(typed_values(cls, content, path=path)[0] | given))
+
+
+def _role_id(role: str) -> Any:
+    """Make the property of the id of the token with a role; None where no token has it."""
+
+    def get(tokenizer: "PretrainedTokenizer") -> int | None:
+        token = getattr(tokenizer, role)
+        return None if token is None else tokenizer._token_id(token)
+
+    def set_(tokenizer: "PretrainedTokenizer", token_id: int) -> None:
+        token = tokenizer._id_token(token_id)
+        if token is None:
+            raise ValueError(
+                f"setting {role}_id: found no token {token_id} among {len(tokenizer)}; "
+                f"choose the id of one, or add it first"
+            )
+        setattr(tokenizer, role, token)
+
+    return property(get, set_)
+
+
+class PretrainedTokenizer(Uploads):
+    """A tokenizer of any family; its settings are attributes, checked when they are set."""
+
+    bos_token: str | None
+    eos_token: str | None
+    unk_token: str | None
+    pad_token: str | None
+    bos_token_id: int | None = _role_id("bos_token")
+    eos_token_id: int | None = _role_id("eos_token")
+    unk_token_id: int | None = _role_id("unk_token")
+    pad_token_id: int | None = _role_id("pad_token")
+    padding_side: str
+    truncation_side: str
+    model_max_length: int
+    clean_up_tokenization_spaces: bool
+
+    model_input_names = ("input_ids", "attention_mask")
+    """What a model takes of the result of a call."""
+    pad_token_type_id = 0
+
+    _settings_class: ClassVar[type[TokenSettings]]
+
+    # What a family brings
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def all_special_ids(self) -> list[int]:
+        """Ids of the control tokens."""
+
+    @property
+    @abstractmethod
+    def prefix_tokens(self) -> list[int]:
+        """Ids that labels start with."""
+
+    @abstractmethod
+    def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
+        """Add tokens after the last id; returns how many were new."""
+
+    @abstractmethod
+    def get_vocab(self) -> dict[str, int]:
+        """Return the id of every token."""
+
+    @abstractmethod
+    def get_added_vocab(self) -> dict[str, int]:
+        """Return the ids of the tokens beside the vocabulary."""
+
+    @abstractmethod
+    def decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> Any:
+        """Turn one sequence of ids into text, or several into a list of texts."""
+
+    @property
+    @abstractmethod
+    def _end(self) -> int:
+        """The id that labels end with."""
+
+    @abstractmethod
+    def _token_id(self, token: str) -> int | None: ...
+
+    @abstractmethod
+    def _id_token(self, token_id: int) -> str | None: ...
+
+    @abstractmethod
+    def _text_ids(self, text: str) -> list[int]: ...
+
+    @abstractmethod
+    def _batch(self, text: Any, pair: Any, options: EncodeOptions) -> BatchEncoding:
+        """Encode a text or several, and a second one or as many where `pair` is not None."""
+
+    @abstractmethod
+    def _load(self, folder: Path, given: dict[str, Any]) -> None:
+        """Set up a tokenizer that was not made yet from a folder; `given` settings win."""
+
+    @abstractmethod
+    def _save(self, folder: Path, filename_prefix: str | None) -> tuple[str, ...]:
+        """Write all files into a folder; returns their paths."""
+
+    # Settings
+
+    def __bool__(self) -> bool:
+        """Be true, though a tokenizer has a length."""
+        return True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._check_setting(name, value)
+        super().__setattr__(name, value)
+
+    def _check_setting(self, name: str, value: Any) -> None:
+        if name in ("padding_side", "truncation_side"):
+            check_side(name, value)
+        if name in ROLES and value is not None and self._token_id(value) is None:
+            raise ValueError(
+                f"setting {name}: found no token {value!r} among {len(self)}; choose one of "
+                f"the vocabulary, or add it by add_special_tokens"
+            )
+
+    def _take_settings(self, settings: TokenSettings, *, but: Sequence[str] = ()) -> None:
+        for name in settings.__dataclass_fields__.keys() - set(but):
+            if name not in ROLES:
+                self._check_setting(name, getattr(settings, name))
+            # Without a check, tokens of roles may still have to be added to the vocabulary.
+            self.__dict__[name] = getattr(settings, name)
+
+    # Tokens and their roles
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        """The id of every token."""
+        return self.get_vocab()
+
+    @property
+    def added_tokens_encoder(self) -> dict[str, int]:
+        """Ids of the tokens beside the vocabulary."""
+        return self.get_added_vocab()
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        """Tokens by their roles."""
+        tokens = {role: getattr(self, role) for role in ROLES}
+        return {role: token for role, token in tokens.items() if token is not None}
+
+    def add_special_tokens(self, special_tokens_dict: Mapping[str, str | list[str]]) -> int:
+        """Add control tokens by role, and give them that role; returns how many were new.
+
+        Such as `{"pad_token": "<|pad|>"}`; tokens without a role are `additional_special_tokens`.
+
+        Raises:
+            ValueError: there is no such role.
+        """
+        count = 0
+        for role, value in special_tokens_dict.items():
+            if role not in (*ROLES, *_OTHER_SPECIAL) or isinstance(value, str) != (role in ROLES):
+                raise ValueError(
+                    f"adding special tokens: found {role}={value!r}, expected a token for one of "
+                    f"{', '.join(ROLES)}, or a list for {_OTHER_SPECIAL[0]}; correct it"
+                )
+            count += self.add_tokens(value, special_tokens=True)
+            if isinstance(value, str):
+                setattr(self, role, value)
+        return count
+
+    @overload
+    def convert_tokens_to_ids(self, tokens: str) -> int: ...
+    @overload
+    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]: ...
+    def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int]:
+        """Look up ids; a token the vocabulary lacks gives the id of the unknown token.
+
+        Raises:
+            ValueError: it lacks one, and no token stands for unknown ones.
+        """
+        if not isinstance(tokens, str):
+            return [self.convert_tokens_to_ids(token) for token in tokens]
+        token_id = self._token_id(tokens)
+        token_id = self.unk_token_id if token_id is None else token_id
+        if token_id is None:
+            raise ValueError(
+                f"looking up the token {tokens!r}: found no such token among {len(self)}, and no "
+                f"unk_token to stand for it; choose another token or set unk_token"
+            )
+        return token_id
+
+    @overload
+    def convert_ids_to_tokens(self, ids: int, skip_special_tokens: bool = ...) -> str | None: ...
+    @overload
+    def convert_ids_to_tokens(
+        self, ids: Iterable[int], skip_special_tokens: bool = ...
+    ) -> list[str | None]: ...
+    def convert_ids_to_tokens(
+        self, ids: int | Iterable[int], skip_special_tokens: bool = False
+    ) -> str | list[str | None] | None:
+        """Look up tokens as the vocabulary spells them.
+
+        An id without a token gives what stands for unknown ones when text is made of tokens: None
+        where nothing does.
+        """
+        if isinstance(ids, int):
+            token = self._id_token(ids)
+            return self._unknown() if token is None else token
+        skip = set(self.all_special_ids) if skip_special_tokens else set()
+        return [self.convert_ids_to_tokens(int(i)) for i in ids if int(i) not in skip]
+
+    def _unknown(self) -> str | None:
+        return None
+
+    # Texts to ids
+
+    def __call__(
+        self,
+        text: Any = None,
+        text_pair: Any = None,
+        text_target: Any = None,
+        text_pair_target: Any = None,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        stride: int = 0,
+        is_split_into_words: bool = False,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_tensors: str | None = None,
+        return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None,
+        return_overflowing_tokens: bool = False,
+        return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
+        return_length: bool = False,
+        verbose: bool = True,
+    ) -> BatchEncoding:
+        """Encode one text or several as labels.
+
+        Args:
+            text: a text or a list of them; a list of words, or of such lists, where
+                `is_split_into_words`.
+            text_pair: a second text for each, put after the first.
+            text_target: texts to encode as `labels` beside `text`, or alone.
+            text_pair_target: a second text for each of these.
+            add_special_tokens: put the prefix before each text and the end token after it.
+            padding: True or `longest` for the longest row's width, `max_length` for that one.
+            truncation: True or `longest_first`, `only_first`, `only_second`; by itself True where
+                `max_length` is given and nothing is padded.
+            max_length: tokens per row, special ones included; None for the tokenizer's own.
+            stride: tokens that an overflowing row repeats of the previous one.
+            is_split_into_words: whether texts come as lists of words.
+            pad_to_multiple_of: what the width of padded rows shall be a multiple of.
+            padding_side: `left` or `right`; None for the tokenizer's own.
+            return_tensors: `np`, `pt` or None for lists.
+            return_token_type_ids: also mark first texts (0) and second ones (1).
+            return_attention_mask: 1 for tokens, 0 for padding; None for yes.
+            return_overflowing_tokens: also return what was cut off.
+            return_special_tokens_mask: also mark special tokens and padding by 1.
+            return_offsets_mapping: also return each token's place in its text, in characters.
+            return_length: also return the number of tokens of each row.
+            verbose: warn of an option that has no effect.
+
+        Returns:
+            `input_ids` and what was asked for: rows for several texts, one row for a single one
+            unless tensors or overflowing rows are asked for.
+
+        Raises:
+            ValueError: no text was given, what was given is no text, or options contradict.
+        """
+        if text is None and text_target is None:
+            raise ValueError(
+                "encoding texts: found neither text nor text_target, expected one of them; pass it"
+            )
+        if padding is True and max_length is not None and not truncation and verbose:
+            warnings.warn(
+                "max_length has no effect with padding=True and no truncation: pass "
+                "padding='max_length' to pad to it",
+                stacklevel=2,
+            )
+        outputs = {
+            "token_type_ids": return_token_type_ids,
+            "attention_mask": return_attention_mask is not False,
+            "special_tokens_mask": return_special_tokens_mask,
+            "offset_mapping": return_offsets_mapping,
+            "length": return_length,
+        }
+        options = EncodeOptions(
+            words=is_split_into_words,
+            special=add_special_tokens,
+            lengths=self._lengths(padding, truncation, max_length, pad_to_multiple_of),
+            stride=stride,
+            overflow=return_overflowing_tokens,
+            outputs=tuple(name for name, is_wanted in outputs.items() if is_wanted),
+            side=padding_side or self.padding_side,
+            tensors=return_tensors,
+        )
+        if text is None:
+            return self._batch(text_target, text_pair_target, options)
+        batch = self._batch(text, text_pair, options)
+        if text_target is not None:
+            batch["labels"] = self._batch(text_target, text_pair_target, options)["input_ids"]
+        return batch
+
+    def encode(
+        self,
+        text: str | list[str],
+        text_pair: str | list[str] | None = None,
+        add_special_tokens: bool = True,
+        **options: Any,
+    ) -> Any:
+        """Encode one text as a label; `add_special_tokens=False` for the text alone.
+
+        Other `options` are those of a call that change rows: `padding`, `truncation`, `max_length`,
+        `stride`, `is_split_into_words`, `pad_to_multiple_of`, `padding_side`, `return_tensors`.
+
+        Raises:
+            ValueError: `text` is no valid Unicode text, or options contradict.
+        """
+        if text_pair is None and not options and isinstance(text, str):
+            ids = self._text_ids(text)
+            return self.build_inputs_with_special_tokens(ids) if add_special_tokens else ids
+        return self(text, text_pair, add_special_tokens=add_special_tokens, **options)["input_ids"]
+
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+        verbose: bool = True,
+    ) -> BatchEncoding:
+        """Pad rows that were encoded earlier, as a collating function does.
+
+        Args:
+            encoded_inputs: what calls returned: one, a list of them, or rows by name.
+            padding: this and all others as in a call.
+            max_length: the width with `padding="max_length"`; None for the tokenizer's own.
+            return_attention_mask: make a mask where there is none; None for yes.
+            return_tensors: `np`, `pt`, or None for what was passed in.
+
+        Raises:
+            ValueError: there are no `input_ids`, the tokenizer has no padding token, or options
+                contradict.
+        """
+        rows, kind = collate(encoded_inputs)
+        if padding is True and max_length is not None and verbose:
+            warnings.warn(
+                "max_length has no effect with padding=True: pass padding='max_length' to pad to "
+                "it",
+                stacklevel=2,
+            )
+        lengths = self._lengths(padding, False, max_length, pad_to_multiple_of)
+        ids = rows["input_ids"]
+        if return_attention_mask is not False and "attention_mask" not in rows:
+            nested = bool(ids) and isinstance(ids[0], list)
+            rows["attention_mask"] = [[1] * len(row) for row in ids] if nested else [1] * len(ids)
+        return pad_batch(
+            rows,
+            lengths,
+            fillers={name: f for name, f in self._fillers().items() if name != "offset_mapping"},
+            side=padding_side or self.padding_side,
+            tensors=return_tensors or kind,
+        )
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """Put the prefix before ids, and the end token after them."""
+        return [*self.prefix_tokens, *token_ids_0, *(token_ids_1 or []), self._end]
+
+    def get_special_tokens_mask(
+        self,
+        token_ids_0: list[int],
+        token_ids_1: list[int] | None = None,
+        already_has_special_tokens: bool = False,
+    ) -> list[int]:
+        """Return 1 for each special token, 0 for each other one.
+
+        Without `already_has_special_tokens`, the mask is that of the row that the ids of one text
+        or two would be put into.
+
+        Raises:
+            ValueError: a second text was given apart, though both are one row already.
+        """
+        if not already_has_special_tokens:
+            texts = [0] * (len(token_ids_0) + len(token_ids_1 or []))
+            return [*([1] * len(self.prefix_tokens)), *texts, 1]
+        if token_ids_1 is not None:
+            raise ValueError(
+                "marking special tokens: found a second list of ids, expected one where "
+                "already_has_special_tokens; pass the whole row as token_ids_0"
+            )
+        special = set(self.all_special_ids)
+        return [int(int(token) in special) for token in token_ids_0]
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """Return how many tokens stand around a text, or around a pair."""
+        return len(self.prefix_tokens) + 1
+
+    def _text_limit(self, options: EncodeOptions) -> int:
+        """Return how many tokens of text a row may have."""
+        special = self.num_special_tokens_to_add() if options.special else 0
+        if options.lengths.limit < special:
+            raise ValueError(
+                f"encoding texts: found max_length={options.lengths.max_length}, expected room for "
+                f"the {special} special tokens of a row at least; allow more, or pass "
+                f"add_special_tokens=False"
+            )
+        return options.lengths.limit - special
+
+    def _padded(self, rows: dict[str, list[Any]], options: EncodeOptions) -> BatchEncoding:
+        return pad_batch(
+            rows, options.lengths, fillers=self._fillers(), side=options.side, tensors=None
+        )
+
+    def _fillers(self) -> dict[str, Any]:
+        return {
+            "input_ids": self.pad_token_id,
+            "token_type_ids": self.pad_token_type_id,
+            "attention_mask": 0,
+            "special_tokens_mask": 1,
+            "offset_mapping": OUTSIDE,
+        }
+
+    def _lengths(
+        self,
+        padding: bool | str,
+        truncation: bool | str | None,
+        max_length: int | None,
+        pad_to_multiple_of: int | None,
+    ) -> Lengths:
+        lengths = chosen_lengths(
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
+            model_max_length=self.model_max_length,
+        )
+        if lengths.padding != "do_not_pad" and self.pad_token_id is None:
+            raise ValueError(
+                "padding texts: found no padding token, expected one; set it first, such as by "
+                "tokenizer.pad_token = tokenizer.eos_token"
+            )
+        return lengths
+
+    # Ids to texts
+
+    def batch_decode(
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Decode each sequence as `decode` does; one sequence gives a list of one text.
+
+        Options are those of `decode`; rows may differ in length.
+
+        Raises:
+            ValueError: `decode` refuses an id.
+            TypeError: these are no ids.
+        """
+        rows = id_lists(sequences)
+        if not rows:
+            return []
+        texts = self.decode(rows, skip_special_tokens, clean_up_tokenization_spaces, **kwargs)
+        return texts if isinstance(texts, list) else [texts]
+
+    @staticmethod
+    def clean_up_tokenization(text: str) -> str:
+        """Remove spaces before punctuation and English endings."""
+        for loose, tight in _TIGHT.items():
+            text = text.replace(loose, tight)
+        return text
+
+    # Files
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        *,
+        revision: str = "main",
+        subfolder: str = "",
+        cache_dir: str | PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Load the tokenizer of a checkpoint: a folder, a URI such as s3://..., or a hub name.
+
+        `settings` are the class's arguments beside its files; what is not given is taken from
+        tokenizer_config.json. The other arguments are those of `fetch_checkpoint`.
+
+        Raises:
+            CheckpointError: files are missing or broken, or lack a token.
+            TypeError: there is no such setting.
+            ValueError: a setting has a value that cannot be used, such as an unknown language.
+        """
+        folder = fetch_checkpoint(
+            str(pretrained_model_name_or_path),
+            revision=revision,
+            weights=False,
+            expect=None,
+            subfolder=subfolder,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        names = cls._settings_class.__dataclass_fields__
+        unknown = sorted(settings.keys() - names.keys())
+        if unknown:
+            raise TypeError(
+                f"loading a tokenizer from {folder}: found the settings {', '.join(unknown)}, "
+                f"expected some of {', '.join(names)}; correct them"
+            )
+        tokenizer = cls.__new__(cls)
+        tokenizer._load(folder, {k: value for k, value in settings.items() if value is not None})
+        return tokenizer
+
+    def save_pretrained(
+        self,
+        save_directory: str | PathLike[str],
+        filename_prefix: str | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> tuple[str, ...]:
+        """Write all files of the tokenizer, those of older readers among them; returns their paths.
+
+        `filename_prefix` stands before the names of the vocabulary's files. `kwargs` are those of
+        an upload: `repo_id`, `token`, `private`, `commit_message`, `revision`, `create_pr`.
+
+        Raises:
+            CheckpointError: `save_directory` is a file, or the hub does not take the upload.
+            TypeError: an option of the upload is not known.
+        """
+        folder = made_folder(save_directory)
+        paths = self._save(folder, filename_prefix)
+        names = [Path(path).name for path in paths]
+        finish_saving(folder, names, push_to_hub=push_to_hub, **kwargs)
+        return paths
+
+    def _save_settings(self, folder: Path, *, special_tokens: list[str], **others: Any) -> None:
+        """Write tokenizer_config.json, `others` in it, and special_tokens_map.json."""
+        special = {**self.special_tokens_map, "additional_special_tokens": special_tokens}
+        names = [f.name for f in fields(self._settings_class) if f.metadata.get("in_file", True)]
+        settings = {name: getattr(self, name) for name in names if name not in ROLES}
+        content = {
+            **special,
+            **{name: value for name, value in settings.items() if value is not None},
+            # Without this line the reference's version 4 would remove spaces before punctuation.
+            "clean_up_tokenization_spaces": False,
+            **others,
+            "tokenizer_class": type(self).__name__,
+        }
+        write_json_object(folder / SETTINGS_NAME, content)
+        write_json_object(folder / SPECIAL_NAME, special)
+
+
+def vocabulary_paths(
+    save_directory: str | PathLike[str], filename_prefix: str | None, *names: str
+) -> tuple[Path, ...]:
+    """Return where the files of a vocabulary go, in a folder that must exist."""
+    folder = Path(save_directory)
+    if not folder.is_dir():
+        raise NotADirectoryError(
+            f"saving a vocabulary: found no folder {folder}, expected one; make it first"
+        )
+    prefix = f"{filename_prefix}-" if filename_prefix else ""
+    return tuple(folder / f"{prefix}{name}" for name in names)
+
+
+def optional_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds a JSON object and may be missing."""
+    return read_json_object(path) if path.is_file() else {}
+
+
+def id_lists(token_ids: Any) -> list[Any]:
+    """Return ids as a list of numbers, or of such lists.
+
+    Raises:
+        TypeError: these are no ids.
+    """
+    values = as_lists(token_ids["input_ids"] if isinstance(token_ids, dict) else token_ids)
+    if isinstance(values, int):
+        return [values]
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise _no_ids(values)
+    rows = [as_lists(value) for value in values]
+    return [list(row) if isinstance(row, list | tuple) else _as_id(row) for row in rows]
+
+
+def _as_id(value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise _no_ids(value) from error
+
+
+def _no_ids(values: Any) -> TypeError:
+    return TypeError(
+        f"decoding: found {str(values)[:40]!r} of type {type(values).__name__}, expected token "
+        f"ids: whole numbers, or lists or tensors of them; pass what generate() or a call returned"
+    )
+
+
+def _plain_tokens(content: dict[str, Any]) -> dict[str, Any]:
+    """Take the text of tokens that a file describes at length."""
+    return {
+        name: value.get("content") if name in ROLES and isinstance(value, dict) else value
+        for name, value in content.items()
+    }
