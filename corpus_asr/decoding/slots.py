@@ -1,13 +1,14 @@
 """Continuous batching: many tasks share the decoder's slots, and a freed slot is refilled at once.
 
-In: tasks, which are generators that yield one job at a time and are sent its result. Out: whatever
-each task returns. Knows nothing of what the tasks are for, so recordings, fallback retries,
-language detection and alignment mix freely; each kind of search has a lane of its own.
+A task is a generator that yields one job at a time, or a `Gather` of other tasks, and is sent what
+came of it. Recordings, fallback retries, language detection and alignment mix freely; each kind of
+search has a lane of its own.
 """
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
@@ -15,13 +16,13 @@ from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.checks import check_job
 from corpus_asr.decoding.graphs import Recorder, default_recorder
-from corpus_asr.decoding.lanes import Done, Lane, LaneBatch, Running, Steps, Task
+from corpus_asr.decoding.lanes import Done, Gather, Lane, LaneBatch, Running, Steps, Task, start
 from corpus_asr.decoding.protocols import Job, Search, SlotModel, WindowJob
 from corpus_asr.decoding.speculative import SpeculativeBatch
 from corpus_asr.decoding.statistics import EngineStatistics
 from corpus_asr.errors import EngineError
 
-__all__ = ["Done", "SlotScheduler", "Steps", "Task", "check_every_on", "encode_batch_on"]
+__all__ = ["Done", "Gather", "SlotScheduler", "Steps", "Task", "check_every_on", "encode_batch_on"]
 
 logger = logging.getLogger(__name__)
 
@@ -102,16 +103,12 @@ class SlotScheduler:
 
     def add(self, task: Task, done: Done) -> None:
         """Start `task`; `done(result, error)` is called from within `add` or `advance`."""
-        try:
-            job = next(task)
-            self._check(job)
-        except StopIteration as stop:
-            done(stop.value, None)
-        except Exception as error:  # a task's failure is its owner's to handle
-            task.close()
-            done(None, error)
-        else:
-            self._lane_of(job).add(Running(task, done, job))
+
+        def ended(result: Any, error: Exception | None) -> list[Running]:
+            done(result, error)
+            return []
+
+        self._queue(start(task, ended, self._check))
 
     def advance(self) -> None:
         """Refill free slots, then decode for `check_every` tokens and deal with what ended."""
@@ -127,6 +124,10 @@ class SlotScheduler:
         self._settle()
         for lane in tuple(self._lanes.values()):
             lane.advance(self._check_every)
+
+    def _queue(self, tasks: Iterable[Running]) -> None:
+        self._stranded.extend(tasks)
+        self._settle()
 
     def _settle(self) -> None:
         """Make the lanes anew that were given up, and give them their tasks back."""
@@ -192,6 +193,7 @@ class SlotScheduler:
                 encode_batch=self._encode_batch,
                 check=self._check,
                 lane_of=self._lane_of,
+                queue=self._queue,
                 statistics=self.statistics,
             )
         return self._lanes[kind]

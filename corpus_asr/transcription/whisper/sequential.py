@@ -4,16 +4,16 @@ In: a part and the stretches of it to transcribe. Out: segments in recording tim
 generator that yields windows to decode, so that many loops advance side by side in one batch.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float16
 
 from corpus_asr.confidence import mean_logprob_of, with_confidence
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.protocols import Job, WindowJob
+from corpus_asr.decoding.protocols import WindowJob
+from corpus_asr.decoding.slots import Steps
 from corpus_asr.segments import Segment
 from corpus_asr.text.known_hallucinations import is_known_hallucination
 from corpus_asr.transcription.fallback import DecodedWindow, decode_window, is_silence
@@ -31,9 +31,6 @@ from corpus_asr.units import WINDOW_FRAMES
 _NONSPEECH_FRACTION = 0.1
 
 Cut = Callable[[int, int], Float16[np.ndarray, "mel frame"]]
-_T = TypeVar("_T")
-Steps = Generator[Job, Any, _T]
-"""Asks for jobs, is sent their results, and returns something."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

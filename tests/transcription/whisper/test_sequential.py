@@ -16,8 +16,8 @@ from corpus_asr.segments import Segment
 from corpus_asr.transcription.clips import clip_ranges, holds_the_beginning
 from corpus_asr.transcription.language import Language, find_language, spoken_most
 from corpus_asr.transcription.whisper import sequential
-from corpus_asr.transcription.whisper.part_job import PartJob
 from corpus_asr.transcription.whisper.sequential import SeekLoop
+from corpus_asr.transcription.whisper.transcribe_part import WhisperTranscriber
 from corpus_asr.transcription.windows import PartRequest
 from tests.support.dialects import BEGIN, ENGLISH, GERMAN, NO_SPEECH, PREVIOUS, START, dialect
 from tests.transcription.test_windows import part
@@ -338,41 +338,35 @@ def test_a_language_that_is_given_is_not_asked_for(language: Any) -> None:
     assert stop.value.value == Language(code="de", probability=None)
 
 
-def chunked(
-    own: PartRequest, found: list[Segment], **settings: Any
-) -> tuple[list[tuple[Any, Any]], list[Any]]:
-    """The tasks of a part's chunks, and what each asks for first; results go to `found`."""
-    tasks: list[tuple[Any, Any]] = []
-    job = PartJob(
-        own,
-        dialect=dialect(**TINY),
-        settings=DecodingSettings(language="en", strategy="chunked", **settings),
-        add=lambda task, done: tasks.append((task, done)),
-        done=lambda segments, *_: found.extend(segments),
+def chunked(own: PartRequest, **settings: Any) -> tuple[Any, list[Any]]:
+    """A part's task, and the tasks of its chunks; the language is given, so it gathers at once."""
+    transcriber = WhisperTranscriber(dialect(**TINY))
+    task = transcriber.transcribe(
+        own, DecodingSettings(language="en", strategy="chunked", **settings)
     )
-    job.start()
-    # The language is given: windows are asked for at once. Tasks come while the first one runs.
-    return tasks, [next(tasks[0][0])] + [next(task) for task, _ in tasks[1:]]
+    return task, list(next(task).tasks)
 
 
 def test_chunks_are_as_long_as_asked_for() -> None:
     own = part(60, [(0.0, 4.0), (5.0, 9.0), (10.0, 14.0), (20.0, 24.0)])
-    _, asked = chunked(own, [], window_s=10)
-    assert [one.window for one in asked] == [(0, 900), (1000, 1400), (2000, 2400)]
-    _, asked = chunked(own, [])
-    assert [one.window for one in asked] == [(0, 2400)]
+    _, chunks = chunked(own, window_s=10)
+    assert [next(one).window for one in chunks] == [(0, 900), (1000, 1400), (2000, 2400)]
+    _, chunks = chunked(own)
+    assert [next(one).window for one in chunks] == [(0, 2400)]
 
 
 def test_chunks_are_decoded_independently_and_come_out_in_order() -> None:
-    found: list[Segment] = []
-    tasks, asked = chunked(part(200, [(0.0, 20.0), (50.0, 70.0), (100.0, 120.0)]), found)
-    assert [one.window for one in asked] == [(0, 2000), (5000, 7000), (10_000, 12_000)]
-    for word, (task, done) in reversed(list(enumerate(tasks, start=1))):
+    task, chunks = chunked(part(200, [(0.0, 20.0), (50.0, 70.0), (100.0, 120.0)]))
+    windows = [next(one).window for one in chunks]
+    assert windows == [(0, 2000), (5000, 7000), (10_000, 12_000)]
+    results: list[list[Segment]] = [[], [], []]
+    for index, chunk in reversed(list(enumerate(chunks))):
         with pytest.raises(StopIteration) as stop:
-            task.send(said(BEGIN, word, BEGIN + 999))
-        assert not found
-        done(stop.value.value, None)
-    assert [(one.text, one.start_s) for one in found] == [
+            chunk.send(said(BEGIN, index + 1, BEGIN + 999))
+        results[index] = stop.value.value
+    with pytest.raises(StopIteration) as stop:
+        task.send(results)
+    assert [(one.text, one.start_s) for one in stop.value.value.segments] == [
         (" w1", 0.0),
         (" w2", 50.0),
         (" w3", 100.0),

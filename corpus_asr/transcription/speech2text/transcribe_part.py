@@ -1,7 +1,7 @@
-"""Speech2Text's jobs for one part: a window per stretch of speech, all side by side.
+"""How Speech2Text transcribes one part: a window per stretch of speech, all side by side.
 
-In: a part and the settings. Out: one segment per window that says anything, with the times of the
-speech detected there, since the model knows none; words' times come from its cross-attention.
+A segment has the times of the speech detected in its window, since the model knows none; words'
+times come from its cross-attention.
 """
 
 from collections.abc import Sequence
@@ -14,16 +14,14 @@ from jaxtyping import Float16, Float32
 from corpus_asr.confidence import mean_logprob_of, with_confidence
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import WindowJob
-from corpus_asr.decoding.slots import Steps
+from corpus_asr.decoding.slots import Gather, Steps
 from corpus_asr.families.speech2text.features import Speech2TextPartFeatures
 from corpus_asr.segments import Segment, Word
 from corpus_asr.text.known_hallucinations import is_known_hallucination
 from corpus_asr.transcription.chunked import chunk_ranges
 from corpus_asr.transcription.clips import clip_ranges
 from corpus_asr.transcription.fallback import DecodedWindow, decode_window
-from corpus_asr.transcription.family_jobs import Add, PartDone
-from corpus_asr.transcription.in_order import InOrder
-from corpus_asr.transcription.language import Language
+from corpus_asr.transcription.part_transcriber import PartTranscript
 from corpus_asr.transcription.searching import search_at, seed_of
 from corpus_asr.transcription.speech2text.dialect import Speech2TextDialect
 from corpus_asr.transcription.windows import PartRequest
@@ -39,15 +37,15 @@ _LONGEST_PAUSE_S = 1.0
 WINDOWS_AT_ONCE = 32
 
 
-class Speech2TextJobs:
-    """Transcribes parts with one Speech2Text checkpoint; meets `FamilyJobs`."""
+class Speech2TextTranscriber:
+    """Transcribes parts with one Speech2Text checkpoint; meets `PartTranscriber`."""
 
     def __init__(self, dialect: Speech2TextDialect, features: Speech2TextPartFeatures) -> None:
         self._dialect = dialect
         self._features = features
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "Speech2TextJobs":
+    def from_folder(cls, folder: Path) -> "Speech2TextTranscriber":
         """Read what the checkpoint says of its vocabulary, its limits and its features.
 
         Raises:
@@ -65,33 +63,27 @@ class Speech2TextJobs:
         """
         self._dialect.check(settings)
 
-    def start(
-        self, part: PartRequest, *, settings: DecodingSettings, add: Add, done: PartDone
-    ) -> None:
-        """Add tasks that go through the windows side by side; a part without any is done at once.
+    def transcribe(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:
+        """Decode all windows side by side.
 
         The longest come first: windows of one length are then encoded together, and nothing long
         is begun last.
         """
         ranges = window_ranges(part, settings, longest_frames=self._dialect.window_frames)
-        spoken = None if settings.language == "auto" else str(settings.language)
-        language = None if spoken is None else Language(code=spoken, probability=None)
         if not ranges:
-            done([], None, None)
-            return
-
-        def finish(segments: list[Segment], error: Exception | None) -> None:
-            done(sorted(segments, key=lambda one: one.start_s), language, error)
-
+            return PartTranscript()
+        language = None if settings.language == "auto" else str(settings.language)
         ranges.sort(key=lambda window: window[0] - window[1])
-        tasks = min(WINDOWS_AT_ONCE, len(ranges))
-        found: InOrder[Segment] = InOrder(tasks, finish)
-        for index in range(tasks):
-            windows = [
-                _Window(part, window, language=spoken, dialect=self._dialect, settings=settings)
-                for window in ranges[index::tasks]
-            ]
-            add(_one_by_one(windows, self._features), found.collector(index))
+        windows = [
+            _Window(part, window, language=language, dialect=self._dialect, settings=settings)
+            for window in ranges
+        ]
+        results = yield Gather(
+            _one_by_one(windows[index::WINDOWS_AT_ONCE], self._features)
+            for index in range(min(WINDOWS_AT_ONCE, len(windows)))
+        )
+        segments = sorted((s for some in results for s in some), key=lambda s: s.start_s)
+        return PartTranscript(segments=tuple(segments), language=language)
 
 
 def window_ranges(

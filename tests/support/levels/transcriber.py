@@ -1,4 +1,4 @@
-"""A made-up family's jobs: one window per part, and what it says."""
+"""How a made-up family transcribes a part: one window, and what it says."""
 
 from pathlib import Path
 
@@ -7,16 +7,16 @@ from corpus_asr.decoding.protocols import TokenRules, WindowJob
 from corpus_asr.decoding.slots import Steps
 from corpus_asr.errors import ConfigError
 from corpus_asr.segments import Segment
-from corpus_asr.transcription.family_jobs import Add, PartDone
+from corpus_asr.transcription.part_transcriber import PartTranscript
 from corpus_asr.transcription.windows import PartRequest
 from tests.support.levels.tokenizer import END, WORDS, LevelsTokenizer
 
 
-class LevelsJobs:
-    """Meets `FamilyJobs`."""
+class LevelsTranscriber:
+    """Meets `PartTranscriber`."""
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "LevelsJobs":
+    def from_folder(cls, folder: Path) -> "LevelsTranscriber":
         return cls()
 
     def check(self, settings: DecodingSettings) -> None:
@@ -26,23 +26,16 @@ class LevelsJobs:
                 "levels, whose words take no time; correct it"
             )
 
-    def start(
-        self, part: PartRequest, *, settings: DecodingSettings, add: Add, done: PartDone
-    ) -> None:
-        add(_said(part), lambda segments, error: done(segments or [], None, error))
-
-
-def _said(part: PartRequest) -> Steps[list[Segment]]:
-    result = yield WindowJob(
-        features=part.window(0, part.num_frames),
-        window=(0,),
-        prompt=(END,),
-        rules=TokenRules(end=END),
-        max_new_tokens=len(WORDS),
-        num_frames=part.num_frames,
-    )
-    return [
-        Segment(
+    def transcribe(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:
+        result = yield WindowJob(
+            features=part.window(0, part.num_frames),
+            window=(0,),
+            prompt=(END,),
+            rules=TokenRules(end=END),
+            max_new_tokens=len(WORDS),
+            num_frames=part.num_frames,
+        )
+        segment = Segment(
             start_s=part.start_s,
             end_s=part.end_s,
             text=LevelsTokenizer().decode(result.tokens),
@@ -57,4 +50,4 @@ def _said(part: PartRequest) -> Steps[list[Segment]]:
             temperature=0.0,
             speech_fraction=None,
         )
-    ]
+        return PartTranscript(segments=(segment,))
