@@ -23,11 +23,10 @@ from corpus_asr.families.loading import load_classifier, load_slot_model
 from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.segments import Label, LabelledWindow, PartLabels
 from corpus_asr.threads import run_apart
-from corpus_asr.transcription.chunked import chunk_ranges
 from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.part_transcriber import PartTranscript
-from corpus_asr.transcription.whisper.dialect import Dialect
-from corpus_asr.transcription.windows import PartRequest
+from corpus_asr.transcription.whisper.prompt_format import PromptFormat
+from corpus_asr.transcription.windows import PartRequest, chunk_ranges
 from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_FRAMES
 
 # Of a part's mean so many labels are kept: beyond them all share what is left, and another part
@@ -62,13 +61,13 @@ class Labeller:
         Raises:
             CheckpointError: a file is missing or unusable.
         """
-        dialect = Dialect.from_folder(folder)
-        names = tuple(codes) or tuple(dialect.languages)
+        prompt_format = PromptFormat.from_folder(folder)
+        names = tuple(codes) or tuple(prompt_format.languages)
         return cls(
             names=names,
-            tokens=dialect.language_rules(names).only,
-            prompt=(dialect.start,),
-            end=dialect.end,
+            tokens=prompt_format.language_rules(names).only,
+            prompt=(prompt_format.start,),
+            end=prompt_format.end,
             probabilities=one_of,
         )
 

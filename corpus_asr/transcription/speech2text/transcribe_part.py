@@ -18,14 +18,11 @@ from corpus_asr.decoding.slots import Gather, Steps
 from corpus_asr.families.speech2text.features import Speech2TextPartFeatures
 from corpus_asr.segments import Segment, Word
 from corpus_asr.text.known_hallucinations import is_known_hallucination
-from corpus_asr.transcription.chunked import chunk_ranges
-from corpus_asr.transcription.clips import clip_ranges
-from corpus_asr.transcription.fallback import DecodedWindow, decode_window
+from corpus_asr.transcription.fallback import DecodedWindow, decode_window, search_at, seed_of
 from corpus_asr.transcription.part_transcriber import PartTranscript
-from corpus_asr.transcription.searching import search_at, seed_of
-from corpus_asr.transcription.speech2text.dialect import Speech2TextDialect
-from corpus_asr.transcription.windows import PartRequest
-from corpus_asr.transcription.words import Stretch, time_words
+from corpus_asr.transcription.speech2text.prompt_format import Speech2TextPromptFormat
+from corpus_asr.transcription.windows import PartRequest, chunk_ranges, clip_ranges
+from corpus_asr.transcription.words import DraftSegment, time_words
 from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_FRAMES
 
 # The utterances these models were trained on last 6 s (MuST-C) to 12 s (LibriSpeech) on average,
@@ -40,8 +37,10 @@ WINDOWS_AT_ONCE = 32
 class Speech2TextTranscriber:
     """Transcribes parts with one Speech2Text checkpoint; meets `PartTranscriber`."""
 
-    def __init__(self, dialect: Speech2TextDialect, features: Speech2TextPartFeatures) -> None:
-        self._dialect = dialect
+    def __init__(
+        self, prompt_format: Speech2TextPromptFormat, features: Speech2TextPartFeatures
+    ) -> None:
+        self._prompt_format = prompt_format
         self._features = features
 
     @classmethod
@@ -52,7 +51,7 @@ class Speech2TextTranscriber:
             CheckpointError: a file is missing or unusable.
         """
         return cls(
-            Speech2TextDialect.from_folder(folder), Speech2TextPartFeatures.from_folder(folder)
+            Speech2TextPromptFormat.from_folder(folder), Speech2TextPartFeatures.from_folder(folder)
         )
 
     def check(self, settings: DecodingSettings) -> None:
@@ -61,7 +60,7 @@ class Speech2TextTranscriber:
         Raises:
             ConfigError: names the key.
         """
-        self._dialect.check(settings)
+        self._prompt_format.check(settings)
 
     def transcribe(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:
         """Decode all windows side by side.
@@ -69,13 +68,19 @@ class Speech2TextTranscriber:
         The longest come first: windows of one length are then encoded together, and nothing long
         is begun last.
         """
-        ranges = window_ranges(part, settings, longest_frames=self._dialect.window_frames)
+        ranges = window_ranges(part, settings, longest_frames=self._prompt_format.window_frames)
         if not ranges:
             return PartTranscript()
         language = None if settings.language == "auto" else str(settings.language)
         ranges.sort(key=lambda window: window[0] - window[1])
         windows = [
-            _Window(part, window, language=language, dialect=self._dialect, settings=settings)
+            _Window(
+                part,
+                window,
+                language=language,
+                prompt_format=self._prompt_format,
+                settings=settings,
+            )
             for window in ranges
         ]
         results = yield Gather(
@@ -117,13 +122,13 @@ class _Window:
         window: tuple[int, int],
         *,
         language: str | None,
-        dialect: Speech2TextDialect,
+        prompt_format: Speech2TextPromptFormat,
         settings: DecodingSettings,
     ) -> None:
         self._part = part
         self._window = window
         self._language = language
-        self._dialect = dialect
+        self._prompt_format = prompt_format
         self._settings = settings
         self._start_s, self._end_s = (part.seconds(hop) for hop in window)
 
@@ -132,11 +137,15 @@ class _Window:
         heard = features.window(self._part.features, *self._window)
         if not len(heard):
             return []
-        values, num_frames = _whole_window(heard, self._dialect.window_frames), len(heard)
+        values, num_frames = _whole_window(heard, self._prompt_format.window_frames), len(heard)
         decoded = yield from self._decode(values, num_frames)
-        said = [at for at, token in enumerate(decoded.tokens) if token not in self._dialect.special]
+        said = [
+            at
+            for at, token in enumerate(decoded.tokens)
+            if token not in self._prompt_format.special
+        ]
         tokens = tuple(decoded.tokens[at] for at in said)
-        text = self._dialect.text(tokens)
+        text = self._prompt_format.text(tokens)
         if not text.strip():
             return []
         if self._settings.drop_known_hallucinations and is_known_hallucination(text):
@@ -153,28 +162,28 @@ class _Window:
             return WindowJob(
                 features=values,
                 window=self._window,
-                prompt=self._dialect.prompt(self._settings.target_language),
-                rules=self._dialect.rules,
-                max_new_tokens=self._dialect.max_target_positions,
+                prompt=self._prompt_format.prompt(self._settings.target_language),
+                rules=self._prompt_format.rules,
+                max_new_tokens=self._prompt_format.max_target_positions,
                 search=search_at(self._settings, temperature),
                 seed=seed_of(self._part, self._window[0], temperature),
                 num_frames=num_frames,
             )
 
-        return (yield from decode_window(job_at, self._settings, self._dialect.text))
+        return (yield from decode_window(job_at, self._settings, self._prompt_format.text))
 
     def _words(
         self, tokens: tuple[int, ...], values: Float16[np.ndarray, "mel frame"], num_frames: int
     ) -> Steps[tuple[Word, ...]]:
         (timed,) = yield from time_words(
-            [Stretch(tokens=tokens, start_s=self._start_s, end_s=self._end_s)],
+            [DraftSegment(tokens=tokens, start_s=self._start_s, end_s=self._end_s)],
             features=values,
             num_frames=num_frames,
             window=self._window,
             window_start_s=self._start_s,
             content_frames=self._window[1] - self._window[0],
             last_speech_s=self._start_s,
-            reading=self._dialect.reading(self._settings.target_language),
+            alignment=self._prompt_format.alignment(self._settings.target_language),
         )
         first, *others = timed.words
         return (replace(first, word=_after_a_blank(first.word)), *others)
@@ -189,11 +198,11 @@ class _Window:
         segment = Segment(
             start_s=self._start_s,
             end_s=self._end_s,
-            text=_after_a_blank(self._dialect.text(tokens)),
+            text=_after_a_blank(self._prompt_format.text(tokens)),
             tokens=tokens,
             language=self._language,
             language_probability=None,
-            task=self._dialect.task(self._settings),
+            task=self._prompt_format.task(self._settings),
             confidence=0.0,
             avg_logprob=decoded.avg_logprob,
             text_logprob=mean_logprob_of(logprobs),
@@ -201,7 +210,7 @@ class _Window:
             compression_ratio=decoded.compression_ratio,
             temperature=decoded.temperature,
             speech_fraction=self._part.speech_fraction(self._start_s, self._end_s),
-            known_hallucination=is_known_hallucination(self._dialect.text(tokens)),
+            known_hallucination=is_known_hallucination(self._prompt_format.text(tokens)),
             words=words,
         )
         return with_confidence(segment)

@@ -6,25 +6,28 @@ from pathlib import Path
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.slots import Gather, Steps
 from corpus_asr.segments import Segment
-from corpus_asr.transcription.chunked import chunk_ranges
-from corpus_asr.transcription.clips import clip_ranges, holds_the_beginning
 from corpus_asr.transcription.language import (
     find_language,
     given_language,
     spoken_most,
 )
+from corpus_asr.transcription.long_form import SeekLoop
 from corpus_asr.transcription.part_transcriber import PartTranscript
-from corpus_asr.transcription.whisper.dialect import Dialect
-from corpus_asr.transcription.whisper.sequential import SeekLoop
-from corpus_asr.transcription.windows import PartRequest
+from corpus_asr.transcription.whisper.prompt_format import PromptFormat
+from corpus_asr.transcription.windows import (
+    PartRequest,
+    chunk_ranges,
+    clip_ranges,
+    holds_the_beginning,
+)
 from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_S
 
 
 class WhisperTranscriber:
     """Transcribes parts with one Whisper checkpoint; meets `LeavesLanguages`."""
 
-    def __init__(self, dialect: Dialect, *, elsewhere: Collection[str] = ()) -> None:
-        self._dialect = dialect
+    def __init__(self, prompt_format: PromptFormat, *, elsewhere: Collection[str] = ()) -> None:
+        self._prompt_format = prompt_format
         self._elsewhere = frozenset(elsewhere)
 
     @classmethod
@@ -34,11 +37,11 @@ class WhisperTranscriber:
         Raises:
             CheckpointError: a file is missing or unreadable, or the vocabulary has no timestamps.
         """
-        return cls(Dialect.from_folder(folder))
+        return cls(PromptFormat.from_folder(folder))
 
     def leaving(self, languages: Collection[str]) -> "WhisperTranscriber":
         """Return the same, but that parts in these languages are only detected."""
-        return WhisperTranscriber(self._dialect, elsewhere=languages)
+        return WhisperTranscriber(self._prompt_format, elsewhere=languages)
 
     def check(self, settings: DecodingSettings) -> None:
         """Refuse what this checkpoint cannot do.
@@ -46,17 +49,17 @@ class WhisperTranscriber:
         Raises:
             ConfigError: names the key.
         """
-        self._dialect.check(settings)
+        self._prompt_format.check(settings)
 
     def transcribe(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:
         """Give the segments of all ranges that are asked for, and the part's language."""
         sequences = _sequences(part, settings)
         if not sequences:
             return PartTranscript()
-        dialect = self._dialect
-        language = given_language(dialect, settings)
+        prompt_format = self._prompt_format
+        language = given_language(prompt_format, settings)
         if language is None and settings.language_mode != "window":
-            language = yield from find_language(part, dialect, settings)
+            language = yield from find_language(part, prompt_format, settings)
         segments: list[Segment] = []
         if language is None or language.code not in self._elsewhere:
             begins = holds_the_beginning(part, settings.clip_timestamps)
@@ -66,7 +69,7 @@ class WhisperTranscriber:
                 SeekLoop(
                     part,
                     language=language,
-                    dialect=dialect,
+                    prompt_format=prompt_format,
                     settings=settings,
                     at_beginning=begins and index == 0,
                     cut=cut,

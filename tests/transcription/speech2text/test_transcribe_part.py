@@ -22,8 +22,8 @@ from corpus_asr.transcription.speech2text.transcribe_part import (
 )
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES
-from tests.support.dialects import speech2text_dialect
 from tests.support.models import ScriptedModel
+from tests.support.prompt_formats import speech2text_prompt_format
 
 CERTAIN: dict[str, Any] = {
     "temperature": 0.0,
@@ -87,15 +87,15 @@ def part(
 def transcriber(**changes: Any) -> Speech2TextTranscriber:
     # Not normalised, so that a window's first value still names its script.
     features = Speech2TextPartFeatures(num_mel_bins=2, means=False, variances=False)
-    return Speech2TextTranscriber(speech2text_dialect(**changes), features)
+    return Speech2TextTranscriber(speech2text_prompt_format(**changes), features)
 
 
 def transcribe(
-    model: Network, own: PartRequest, *, slots: int = 2, dialect: dict[str, Any] | None = None,
+    model: Network, own: PartRequest, *, slots: int = 2, fields: dict[str, Any] | None = None,
     **settings: Any,
 ) -> list[Segment]:  # fmt: skip
     decoding = DecodingSettings(**CERTAIN | settings)
-    with Engine(model, transcriber(**dialect or {}), decoding=decoding, slots=slots) as engine:
+    with Engine(model, transcriber(**fields or {}), decoding=decoding, slots=slots) as engine:
         return list(engine.submit(own).result(timeout=30).segments)
 
 
@@ -194,14 +194,14 @@ def test_a_target_language_is_asked_for_and_makes_it_a_translation() -> None:
 
     targets = {"targets": {"de": 40, "fr": 41}}
     found = transcribe(
-        Asked([[3], [4], [5]]), part(40.0, SPANS), dialect=targets, target_language="fr",
+        Asked([[3], [4], [5]]), part(40.0, SPANS), fields=targets, target_language="fr",
         language="en",
     )  # fmt: skip
     assert [(one.text, one.task, one.language) for one in found] == [
         (" w3", "translate", "en"), (" w4", "translate", "en"), (" w5", "translate", "en"),
     ]  # fmt: skip
     forced = transcribe(
-        Asked([[3]]), part(5.0), dialect={**targets, "forced": 41}, task="translate"
+        Asked([[3]]), part(5.0), fields={**targets, "forced": 41}, task="translate"
     )
     assert [one.task for one in forced] == ["translate"]
 

@@ -13,13 +13,20 @@ from hypothesis import strategies as st
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Search, WindowJob, WindowResult
 from corpus_asr.segments import Segment
-from corpus_asr.transcription.clips import clip_ranges, holds_the_beginning
+from corpus_asr.transcription import long_form as sequential
 from corpus_asr.transcription.language import Language, find_language, spoken_most
-from corpus_asr.transcription.whisper import sequential
-from corpus_asr.transcription.whisper.sequential import SeekLoop
+from corpus_asr.transcription.long_form import SeekLoop
 from corpus_asr.transcription.whisper.transcribe_part import WhisperTranscriber
-from corpus_asr.transcription.windows import PartRequest
-from tests.support.dialects import BEGIN, ENGLISH, GERMAN, NO_SPEECH, PREVIOUS, START, dialect
+from corpus_asr.transcription.windows import PartRequest, clip_ranges, holds_the_beginning
+from tests.support.prompt_formats import (
+    BEGIN,
+    ENGLISH,
+    GERMAN,
+    NO_SPEECH,
+    PREVIOUS,
+    START,
+    prompt_format,
+)
 from tests.transcription.test_windows import part
 
 ENGLISH_GIVEN = Language(code="en", probability=None)
@@ -54,7 +61,7 @@ def loop(
     steps = SeekLoop(
         own,
         language=language,
-        dialect=dialect(no_speech=NO_SPEECH, **TINY),
+        prompt_format=prompt_format(no_speech=NO_SPEECH, **TINY),
         settings=chosen,
         at_beginning=holds_the_beginning(own, chosen.clip_timestamps),
     ).run(clip_ranges(own, chosen.clip_timestamps))
@@ -135,7 +142,7 @@ def test_seeds_name_recording_window_and_temperature() -> None:
 
 def test_the_language_is_asked_for_in_the_first_speech() -> None:
     own = part(40, [(12.0, 20.0)])
-    steps = find_language(own, dialect(), DecodingSettings())
+    steps = find_language(own, prompt_format(), DecodingSettings())
     job = next(steps)
     assert (job.prompt, job.rules.only) == ((START,), (ENGLISH, GERMAN))
     with pytest.raises(StopIteration) as stop:
@@ -145,7 +152,7 @@ def test_the_language_is_asked_for_in_the_first_speech() -> None:
 
 
 def answers(own: PartRequest, logits: list[tuple[float, float]], **settings: Any) -> Language:
-    steps = find_language(own, dialect(), DecodingSettings(**settings))
+    steps = find_language(own, prompt_format(), DecodingSettings(**settings))
     next(steps)
     for one in logits[:-1]:
         steps.send(language_said(*one))
@@ -165,7 +172,7 @@ def test_windows_vote_and_their_probabilities_are_averaged() -> None:
 def test_all_parts_of_a_recording_ask_in_the_windows_they_were_given() -> None:
     windows = np.concatenate([np.full((3000, 4), n, np.float16) for n in (1, 2)])
     own = replace(part(300, start_s=600.0), language_features=windows)
-    steps = find_language(own, dialect(), DecodingSettings())
+    steps = find_language(own, prompt_format(), DecodingSettings())
     first = next(steps)
     second = steps.send(language_said(0.0, 1.0))
     assert [job.features.shape for job in (first, second)] == [(4, 3000)] * 2
@@ -332,7 +339,7 @@ def test_known_hallucinations_are_marked_and_dropped_only_when_that_is_asked_for
 
 @pytest.mark.parametrize("language", ["de", ("de",)])
 def test_a_language_that_is_given_is_not_asked_for(language: Any) -> None:
-    steps = find_language(part(5), dialect(), DecodingSettings(language=language))
+    steps = find_language(part(5), prompt_format(), DecodingSettings(language=language))
     with pytest.raises(StopIteration) as stop:
         next(steps)
     assert stop.value.value == Language(code="de", probability=None)
@@ -340,7 +347,7 @@ def test_a_language_that_is_given_is_not_asked_for(language: Any) -> None:
 
 def chunked(own: PartRequest, **settings: Any) -> tuple[Any, list[Any]]:
     """A part's task, and the tasks of its chunks; the language is given, so it gathers at once."""
-    transcriber = WhisperTranscriber(dialect(**TINY))
+    transcriber = WhisperTranscriber(prompt_format(**TINY))
     task = transcriber.transcribe(
         own, DecodingSettings(language="en", strategy="chunked", **settings)
     )
