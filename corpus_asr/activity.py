@@ -1,8 +1,4 @@
-"""What the workers of a run have been doing, as counts and seconds that add up.
-
-In: what each worker counted since it began. Out: sums over workers, and the shares and depths that
-follow from them. Plain values: knows no clock, no store and no Ray, so every layer may use it.
-"""
+"""What the workers of a run have been doing, as counts and seconds that add up."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields

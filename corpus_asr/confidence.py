@@ -1,8 +1,6 @@
 """Which share of a segment's words is right, estimated from what decoding knows of the segment.
 
-In: a segment's evidence and a fitted model. Out: a number in 0-1 that depends on nothing else: no
-other segment, no state. Also the thresholds by which the whole program calls it low or high.
-Fitting is `report/accuracy/calibration.py`. Knows no audio, no texts and no tables.
+Fitting is in `report/accuracy/calibration.py`.
 """
 
 import math

@@ -1,9 +1,4 @@
-"""Log lines with fields: for people as `event=... key=value`, for machines as one JSON object.
-
-In: an event's name and its fields, from any module. Out: lines on stderr once `configure` was
-called; before that, whatever the program around this package does with its logs. Knows nothing of
-what is logged; how secrets look is told by whoever configures it.
-"""
+"""Log lines with fields: for people as `event=... key=value`, for machines as one JSON object."""
 
 import datetime
 import json
@@ -34,7 +29,7 @@ class LogFormat(StrEnum):
 
 
 class LogLevel(StrEnum):
-    """The least important lines that are redact_uri."""
+    """The least important lines that are shown."""
 
     debug = "debug"
     info = "info"

@@ -1,7 +1,4 @@
-"""How the threads of torch wait for one another, and how many numpy has.
-
-Knows neither: what the environment says is read when they are first imported, and never again.
-"""
+"""How the threads of torch wait for one another, and how many numpy has."""
 
 import os
 from collections.abc import Callable

@@ -1,7 +1,4 @@
-"""Every constant of time and size, derived once.
-
-Knows nothing of files, models or tables; imports nothing.
-"""
+"""Every constant of time and size, derived once."""
 
 SAMPLE_RATE_HZ = 16_000
 

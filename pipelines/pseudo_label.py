@@ -6,8 +6,8 @@ Further arguments override keys, such as selection.min_confidence=0.8.
 import sys
 
 from corpus_asr.cli.failures import readable_errors
-from corpus_asr.config.labelling import PseudoLabelConfig
 from corpus_asr.config.load import load_config
+from corpus_asr.config.run import PseudoLabelConfig
 from corpus_asr.labelling.summary import render
 from corpus_asr.pipelines import transcribe
 from corpus_asr.pipelines.pseudo_label import label

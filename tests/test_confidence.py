@@ -22,7 +22,7 @@ from corpus_asr.confidence import (
     segment_evidence,
     with_confidence,
 )
-from tests.support.transcripts import segment
+from tests.support.tables import segment
 
 CLEAN = SegmentEvidence(
     text_logprob=-0.05, compression_ratio=1.4, no_speech_prob=0.02, speech_fraction=0.98

@@ -1,10 +1,6 @@
 """Any recording FFmpeg reads, as a stream of 16 kHz samples.
 
-In: a seekable binary file object of any codec, container, sample rate and channel count, broken or
-whole. Out: float32 samples in chunks of bounded length, mixed or per channel; damaged packets are
-skipped and counted, and a file that cannot be read on ends with an error. Knows nothing of speech,
-models or tables. Native decoders can crash and hang: where that must not matter, run this in a
-child process.
+Native decoders can crash and hang: where that must not matter, run this in a child process.
 
     packets -> frames -> runs of equal rate, format and channels -> blocks of one second
             -> rows asked for -> 16 kHz (resample.py) -> chunks
@@ -21,7 +17,6 @@ import numpy as np
 from av.audio.frame import AudioFrame
 from jaxtyping import Float32
 
-from corpus_asr.audio.channels import Channels
 from corpus_asr.audio.probe import (
     MAX_SAMPLE_RATE_HZ,
     MIN_SAMPLE_RATE_HZ,
@@ -32,7 +27,7 @@ from corpus_asr.audio.probe import (
     open_container,
     select_stream,
 )
-from corpus_asr.audio.resample import Run
+from corpus_asr.audio.resample import Channels, Run
 from corpus_asr.errors import DecodeError
 from corpus_asr.units import SAMPLE_RATE_HZ
 
@@ -116,9 +111,6 @@ class AudioDecoder:
         Returns:
             When the first sample will be, at `start_s` or before; None where the format has no
             way to tell: this decoder is of no use then, open another one.
-
-        Raises:
-            FetchError: reading failed.
         """
         origin_s = self._first.time
         if origin_s is None or self._stream.time_base is None:

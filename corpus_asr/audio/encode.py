@@ -1,8 +1,4 @@
-"""Samples to the bytes of an audio file.
-
-In: 16 kHz mono samples of a clip. Out: a FLAC, Ogg Opus or WAV file, the same bytes for the same
-samples. Knows nothing of where files go.
-"""
+"""Samples to the bytes of an audio file."""
 
 import io
 from fractions import Fraction
@@ -28,12 +24,7 @@ _FULL_SCALE = 32_767
 def encode_audio(samples: Float32[np.ndarray, " sample"], audio_format: AudioFormat) -> bytes:
     """Return a clip as an audio file of 16 kHz, mono; FLAC and WAV with 16 bits.
 
-    Args:
-        samples: in [-1, 1]; what is louder is clipped.
-        audio_format: the file's.
-
-    Raises:
-        ValueError: there are no samples.
+    Samples lie in [-1, 1]; what is louder is clipped.
     """
     if not len(samples):
         raise ValueError("found no samples, expected those of a clip")

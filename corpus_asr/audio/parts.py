@@ -1,17 +1,12 @@
-"""Cut a recording that streams by into parts.
+"""Cut a recording that streams by into parts, and find where its language is listened for."""
 
-In: 16 kHz mono samples, in chunks of any size. Out: `AudioPart`s that follow each other without
-gap or overlap, none longer than asked for, with the speech found in each. Cuts fall into silence
-where there is any. Knows nothing of files or features; holds about one part in memory.
-"""
-
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32
 
-from corpus_asr.audio.activity import (
+from corpus_asr.audio.vad import (
     BLOCK_SAMPLES,
     NEGATIVE_THRESHOLD,
     STEP_SAMPLES,
@@ -21,7 +16,7 @@ from corpus_asr.audio.activity import (
     speech_spans,
     true_runs,
 )
-from corpus_asr.units import SAMPLE_RATE_HZ
+from corpus_asr.units import LONG_SILENCE_S, SAMPLE_RATE_HZ, WINDOW_S
 
 # The cut is looked for in this much of a part's end.
 MAX_SEARCH_S = 60.0
@@ -102,7 +97,6 @@ class PartCutter:
             yield self._take(self._num_buffered, self._heard_well(self._num_buffered), last=True)
 
     def _complete_parts(self) -> Iterator[AudioPart]:
-        """Cut while there is more than one part and all of that one has been listened to."""
         num_steps = self._part_samples // STEP_SAMPLES
         while self._num_buffered > self._part_samples and (
             self._detector is None or len(self._probabilities) >= num_steps
@@ -113,13 +107,11 @@ class PartCutter:
             yield self._take(cut * STEP_SAMPLES, heard, last=False)
 
     def _buffer(self) -> Float32[np.ndarray, " sample"]:
-        """Return all samples that are waiting, in one piece."""
         if len(self._chunks) != 1:
             self._chunks = [np.concatenate(self._chunks)]
         return self._chunks[0]
 
     def _heard_well(self, num_samples: int) -> Float32[np.ndarray, " step"] | None:
-        """Return probabilities of the first samples waiting, quiet speech included."""
         if self._detector is None:
             return None
         return listen_again(
@@ -132,7 +124,6 @@ class PartCutter:
         )
 
     def _find_cut(self, num_steps: int, probabilities: Float32[np.ndarray, " step"] | None) -> int:
-        """Return how many steps the part gets."""
         search_s = min(MAX_SEARCH_S, SEARCH_FRACTION * self._part_samples / SAMPLE_RATE_HZ)
         first = num_steps - int(search_s * SAMPLE_RATE_HZ) // STEP_SAMPLES
         if probabilities is not None:
@@ -144,7 +135,6 @@ class PartCutter:
     def _take(
         self, num_samples: int, probabilities: Float32[np.ndarray, " step"] | None, *, last: bool
     ) -> AudioPart:
-        """Remove the first samples waiting and make a part of them."""
         buffer = self._buffer()
         part = AudioPart(
             start_sample=self._start_sample,
@@ -197,3 +187,43 @@ def _step_power(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, 
     power = np.square(samples.reshape(-1, STEP_SAMPLES)).mean(axis=1)
     padded = np.pad(power, POWER_STEPS // 2, mode="edge")
     return np.convolve(padded, np.full(POWER_STEPS, 1 / POWER_STEPS, np.float32), mode="valid")
+
+
+# One window may hold a jingle, an advertisement or a quotation; with three the language wins that
+# is spoken most of the time.
+_MOST_WINDOWS = 3
+# In a short stretch the first window is most of it.
+_S_PER_WINDOW = 90.0
+
+
+def language_window_starts(
+    speech: Sequence[tuple[float, float]] | None, *, start_s: float, end_s: float
+) -> list[float]:
+    """Spread up to three windows over a stretch, the first one where its decoding starts.
+
+    Features are cut and decoded at these starts, so both sides call this.
+
+    Returns:
+        One start at least. All windows but the first lie inside the stretch and do not overlap.
+    """
+    first_s = _next_speech(speech, start_s)
+    starts = [start_s if first_s is None else first_s]
+    count = min(_MOST_WINDOWS, 1 + int((end_s - starts[0]) // _S_PER_WINDOW))
+    apart_s = (end_s - starts[0]) / count
+    for number in range(1, count):
+        wanted_s = max(starts[0] + number * apart_s, starts[-1] + WINDOW_S)
+        found_s = _next_speech(speech, wanted_s)
+        if found_s is None or found_s + WINDOW_S > end_s:
+            break
+        starts.append(found_s)
+    return starts
+
+
+def _next_speech(speech: Sequence[tuple[float, float]] | None, time_s: float) -> float | None:
+    """Where speech comes next: at once if it does so within a short silence; None if none does."""
+    if speech is None:
+        return time_s
+    for span_start_s, span_end_s in speech:
+        if span_end_s > time_s:
+            return time_s if span_start_s - time_s <= LONG_SILENCE_S else span_start_s
+    return None

@@ -1,22 +1,18 @@
-"""Open a recording and find its audio: what kind of file it is and what its header claims.
+"""Open a recording with allowed containers and codecs only, and find its audio stream."""
 
-In: a seekable binary file object. Out: an open libav container, the audio stream to decode, and
-`AudioInfo`; or a `DecodeError` that says what was found. Knows nothing of samples, and of stores
-only that reading can fail: `GuardedFile` keeps such a failure from looking like the end of the
-file. Nothing the header claims is relied on elsewhere.
-"""
-
+import functools
 import re
 import struct
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import av
+import av.codec.codec
 import av.container
 import av.error
+import av.logging
 from av.stream import Discard
 
-from corpus_asr.audio.containers import open_limited, refused_container
 from corpus_asr.errors import DecodeError, FetchError
 
 # Outside of these no recording of speech is meant: a header of 1 Hz or 4 GHz is damaged. Ultrasonic
@@ -39,19 +35,14 @@ class BinarySource(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AudioInfo:
-    """What a recording's audio is, once its first samples were decoded.
-
-    Args:
-        codec: libav's name of the codec.
-        sample_rate_hz: of the first decoded samples, before resampling.
-        channels: of the first decoded samples.
-        header_duration_s: what the header claims; wrong in damaged and in streamed files.
-    """
+    """What a recording's audio is, once its first samples were decoded."""
 
     codec: str
     sample_rate_hz: int
+    """Before resampling."""
     channels: int
     header_duration_s: float | None
+    """What the header claims; wrong in damaged and in streamed files."""
 
 
 class GuardedFile:
@@ -60,10 +51,6 @@ class GuardedFile:
     libav calls `read` from C, where an exception has no way out: it would end the recording early,
     and a broken store would look like a short recording. So a failure is kept, libav sees the end
     of the file, and `check` raises the failure.
-
-    Args:
-        file: read from its start; must be seekable. Stays open.
-        uri: names the recording in messages and, by its suffix, the likely container.
     """
 
     def __init__(self, file: BinarySource, *, uri: str) -> None:
@@ -185,11 +172,6 @@ def select_stream(
 ) -> av.AudioStream:
     """Choose the audio stream FFmpeg would choose, and make the demuxer skip all others.
 
-    Args:
-        container: just opened.
-        file: what it reads from; left where it is.
-        uri: names the recording in messages.
-
     Raises:
         DecodeError: kind `no_audio_stream`, `bad_stream` (the header's sample rate or channel
             count is absurd) or `unsupported_codec`.
@@ -284,3 +266,95 @@ def _wav_claims(head: bytes) -> str:
         return ""
     _, _, tag, channels, rate_hz, _, _, bits = struct.unpack_from("<4sIHHIIHH", head, chunk)
     return f", a WAV header of {rate_hz} Hz, {channels} channels, {bits} bits, format {tag}"
+
+
+# An object of the corpus must never make a worker open another file, a host or a device, nor render
+# pictures or text: libav does all of that for a file that looks the part, whatever its name.
+# These name other files, hosts or devices.
+_LEAD_ELSEWHERE = """
+    concat hls hds dash smoothstreaming webm_dash_manifest imf image2 image2pipe lavfi avisynth
+    vapoursynth sdp rtp rtp_mpegts rtsp sap whip fifo tee segment stream_segment,ssegment
+    alsa fbdev kmsgrab oss pulse sndio jack openal v4l2 video4linux2,v4l2 x11grab xcbgrab
+    iec61883 libcdio libdc1394 decklink dshow gdigrab vfwcap avfoundation android_camera
+"""
+# These are texts, subtitles, pictures and other data: no sound, but much code that bytes can upset.
+_HOLD_NO_SOUND = """
+    aqtitle ass jacosub lrc mcc microdvd mpl2 mpsub pjs realtext sami scc srt stl subviewer
+    subviewer1 sup tedcaptions ttml vobsub vplayer webvtt dvbsub dvbtxt rcwt ffmetadata
+    adf ansi bin idf tty xbin gif apng avif ico fits data rawvideo yuv4mpegpipe jpegxl_anim
+    mjpeg mjpeg_2000 mpjpeg webp cdg
+"""
+_REFUSED = frozenset((_LEAD_ELSEWHERE + _HOLD_NO_SOUND).split())
+_READ_BYTES = 1 << 16
+# For the decoders libav opens while it looks at the streams; the machine's cores belong to others.
+_ONE_THREAD = {"threads": "1"}
+
+
+@functools.cache
+def allowed_containers() -> tuple[str, ...]:
+    """Name the containers that may be read, of those this build of libav knows."""
+    return tuple(
+        sorted(
+            name
+            for name in av.formats_available
+            if name not in _REFUSED and not name.endswith("_pipe")
+        )
+    )
+
+
+@functools.cache
+def audio_codecs() -> tuple[str, ...]:
+    """Name the codecs that decode audio."""
+    return tuple(sorted(name for name in av.codecs_available if _decodes_audio(name)))
+
+
+def _decodes_audio(name: str) -> bool:
+    try:
+        return av.Codec(name, "r").type == "audio"
+    except av.codec.codec.UnknownCodecError:  # it only encodes
+        return False
+
+
+@functools.cache
+def _limits() -> dict[str, str]:
+    return {
+        # No protocol, as the name matches none: a playlist or a reference opens nothing.
+        "protocol_whitelist": "none",
+        "format_whitelist": ",".join(allowed_containers()),
+        # To find out what a stream is, libav decodes its beginning: of cover art all of it.
+        "codec_whitelist": ",".join(audio_codecs()),
+    }
+
+
+def open_limited(file: Any) -> av.container.InputContainer:
+    """Open a media file with allowed containers and audio codecs only."""
+    container: av.container.InputContainer = av.open(
+        file,
+        mode="r",
+        options=_ONE_THREAD,
+        container_options=_limits(),
+        metadata_errors="replace",  # a tag in another alphabet is no reason to lose the audio
+        buffer_size=_READ_BYTES,
+    )
+    return container
+
+
+def refused_container(file: Any) -> str | None:
+    """Name the container for which `open_limited` refused a file; None if it had another reason.
+
+    libav tells in its log only. That is off else, as Python must not be called from its threads.
+    """
+    level, skipping = av.logging.get_level(), av.logging.get_skip_repeated()
+    file.seek(0)
+    try:
+        av.logging.set_level(av.logging.ERROR)
+        av.logging.set_skip_repeated(False)  # else refusals of earlier files are told here
+        with av.logging.Capture(local=True) as messages:
+            open_limited(file).close()
+    except (av.error.FFmpegError, ValueError):
+        pass  # as before; what matters is what it said
+    finally:
+        av.logging.set_level(level)
+        av.logging.set_skip_repeated(skipping)
+    refusals = (name for _, name, text in messages if text.startswith("Format not on whitelist"))
+    return next(refusals, None)

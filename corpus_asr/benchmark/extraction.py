@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from corpus_asr.audio.activity import SileroDetector
 from corpus_asr.audio.decode import open_audio
 from corpus_asr.audio.parts import PartCutter
+from corpus_asr.audio.vad import SileroDetector
 from corpus_asr.benchmark.orders import Recording, find_recordings
 from corpus_asr.benchmark.results import EXIT_UNUSABLE, aligned, say, tell
-from corpus_asr.config.stages import ExtractSettings
+from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import ConfigError, CorpusAsrError, EngineError
 from corpus_asr.stages.extraction import PartExtractor
 from corpus_asr.stages.isolation import IsolatedGenerator

@@ -78,7 +78,7 @@ class OurRecordings(Runner):
     def __init__(self, order: Order) -> None:
         # Sizes alone are timed where the packages of extraction are not installed.
         from corpus_asr.config.load import decoding_from
-        from corpus_asr.config.stages import ExtractSettings
+        from corpus_asr.config.run import ExtractSettings
         from corpus_asr.decoding.protocols import SlotModel
         from corpus_asr.runtime.transcriber import Transcriber
         from corpus_asr.transcription.engine import Engine

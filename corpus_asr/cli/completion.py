@@ -1,8 +1,4 @@
-"""What shells offer when Tab is pressed: keys and values of `--set`, names of checkpoints.
-
-In: what has been typed of a word. Out: words that begin so. Reads the settings' models alone: a
-shell waits for the answer. Where nothing is offered, shells offer files.
-"""
+"""What shells offer when Tab is pressed: keys and values of `--set`, names of checkpoints."""
 
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
@@ -67,9 +63,7 @@ def _assignments(incomplete: str, keys: dict[str, Any]) -> list[str]:
 
 
 def _job() -> dict[str, Any]:
-    """Return the keys of every pipeline with their types, in the order of the file."""
-    from corpus_asr.config.labelling import PseudoLabelConfig
-    from corpus_asr.config.run import RunConfig
+    from corpus_asr.config.run import PseudoLabelConfig, RunConfig
 
     # Of a key that both have, the general type says more: `pipeline`.
     return dict(_keys(PseudoLabelConfig, "")) | dict(_keys(RunConfig, ""))
@@ -91,7 +85,6 @@ def _job_values(key: str) -> list[str]:
 
 
 def _values(kind: Any) -> list[str]:
-    """Return the words that a type admits by name."""
     if kind is bool:
         return ["true", "false"]
     if get_origin(kind) is Literal:

@@ -1,7 +1,4 @@
-"""What every command does with failures: one message on stderr, and an exit code.
-
-In: exceptions. Out: words for people, or a log line where lines are JSON. Knows no command.
-"""
+"""What every command does with failures: one message on stderr, and an exit code."""
 
 import logging
 import os
@@ -33,22 +30,22 @@ def readable_errors(*, on_interrupt: str = "") -> Iterator[None]:
     except RunStoppedError as stop:
         _debug_traceback()
         say(str(stop))
-        raise typer.Exit(stop.exit_code) from None
+        raise SystemExit(stop.exit_code) from None
     except KeyboardInterrupt:
         _debug_traceback()
         advice = f"; what was committed is kept: {on_interrupt}" if on_interrupt else ""
         say(f"interrupted{advice}")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        raise SystemExit(EXIT_INTERRUPTED) from None
     except (ConfigError, CheckpointError) as error:
         _debug_traceback()
         say(str(error))
-        raise typer.Exit(EXIT_UNUSABLE) from None
+        raise SystemExit(EXIT_UNUSABLE) from None
     except CorpusAsrError as error:
         _debug_traceback()
         say(str(error))
         # A store that refuses, as one that is not there, does so the next time as well.
         refused = isinstance(error, FetchError) and not error.retryable
-        raise typer.Exit(EXIT_UNUSABLE if refused else EXIT_STOPPED_BY_FAILURE) from None
+        raise SystemExit(EXIT_UNUSABLE if refused else EXIT_STOPPED_BY_FAILURE) from None
     except (typer.Exit, typer.Abort, BrokenPipeError):
         raise
     except Exception as error:
@@ -56,7 +53,7 @@ def readable_errors(*, on_interrupt: str = "") -> Iterator[None]:
         _debug_traceback()
         hint = "" if _debugging() else "; CORPUS_ASR_DEBUG=1 shows where"
         say(f"unexpected {type(error).__name__}: {error}{hint}")
-        raise typer.Exit(EXIT_STOPPED_BY_FAILURE) from None
+        raise SystemExit(EXIT_STOPPED_BY_FAILURE) from None
 
 
 def _debugging() -> bool:
@@ -78,7 +75,7 @@ def note(message: str) -> None:
 
 def say(message: str) -> None:
     """Tell people, or whatever reads log lines, what went wrong."""
-    from corpus_asr.config.secrets import hide_secrets
+    from corpus_asr.config.base import hide_secrets
 
     if speaks_json():
         event(_LOG, logging.ERROR, "failed", message=message)

@@ -1,8 +1,4 @@
-"""`corpus-asr init`: writes the YAML of a job, with a comment on every key.
-
-In: the command line, or answers to questions. Out: a file that was read back, and what to do next.
-Imports nothing that `--help` would have to wait for.
-"""
+"""`corpus-asr init`: writes the YAML of a job, with a comment on every key."""
 
 import sys
 import tempfile
@@ -13,7 +9,7 @@ from typing import Annotated
 import typer
 
 from corpus_asr.cli.failures import readable_errors
-from corpus_asr.cli.model_option import LARGER_OPTION, Model
+from corpus_asr.cli.options import LARGER_OPTION, Model
 from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, default_model_notice
 from corpus_asr.errors import ConfigError
 
@@ -108,9 +104,7 @@ def _answer(ask: bool, question: str, given: str | None, default: str) -> str:
 
 
 def _write(file: Path, pipeline: str, chosen: dict[str, str], *, full: bool) -> None:
-    """Write the file, once it is known that it can be read."""
-    from corpus_asr.config.load import load_config
-    from corpus_asr.config.template import written
+    from corpus_asr.config.load import load_config, written
 
     text = (
         "# Written by `corpus-asr init`. Keys that are comments show the default that they keep."

@@ -19,9 +19,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from corpus_asr.cli import completion
-from corpus_asr.cli.evaluate import evaluate
-from corpus_asr.cli.export import export
 from corpus_asr.cli.failures import (
     EXIT_INTERRUPTED,
     EXIT_SOME_FAILED,
@@ -29,18 +26,24 @@ from corpus_asr.cli.failures import (
     readable_errors,
     say,
 )
-from corpus_asr.cli.finetune import finetune
 from corpus_asr.cli.init import init
-from corpus_asr.cli.label import label
-from corpus_asr.cli.model_option import note_model_of
-from corpus_asr.cli.nightly import nightly
-from corpus_asr.cli.options import run_pipeline
-from corpus_asr.cli.plan import plan
-from corpus_asr.cli.report import report
-from corpus_asr.cli.show import show
+from corpus_asr.cli.jobs import finetune, label, nightly, plan
+from corpus_asr.cli.options import (
+    AsJson,
+    Config,
+    EndpointUrl,
+    Local,
+    OutputUri,
+    Overrides,
+    StealLock,
+    note_model_of,
+    progress_lines,
+    run_pipeline,
+)
+from corpus_asr.cli.results import evaluate, export, report, show
 from corpus_asr.cli.transcribe import transcribe
 from corpus_asr.cli.view import view
-from corpus_asr.logs import LogFormat, LogLevel, LogSettings, configure, speaks_json
+from corpus_asr.logs import LogFormat, LogLevel, LogSettings, configure
 from corpus_asr.runtime.stopping import ended_by_sigterm
 from corpus_asr.threads import spin_briefly
 
@@ -56,28 +59,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-Config = Annotated[
-    str,
-    typer.Argument(
-        metavar="CONFIG",
-        help="A YAML file, such as configs/podcasts.yaml.",
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override a key, such as extract.part_s=300.",
-        autocompletion=completion.override,
-    ),
-]
-Output = Annotated[
-    str, typer.Argument(metavar="OUTPUT_URI", help="The output.uri of a run, done or not.")
-]
-Endpoint = Annotated[str | None, typer.Option(help="S3 endpoint, where it is not Amazon's.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 def main() -> None:
@@ -120,9 +101,7 @@ def logging_options(
 def run(
     config: Config,
     overrides: Overrides = None,
-    local: Annotated[
-        bool, typer.Option("--local", help="Run in this process, without Ray.")
-    ] = False,
+    local: Local = False,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Do again what failed and may go well now.")
     ] = False,
@@ -133,10 +112,7 @@ def run(
         bool,
         typer.Option("--new-run", help="First move results of other settings to OUTPUT/_earlier."),
     ] = False,
-    steal_lock: Annotated[
-        bool,
-        typer.Option("--steal-lock", help="Take over a lock without a sign of life for 90 s."),
-    ] = False,
+    steal_lock: StealLock = False,
 ) -> None:
     """Transcribe or classify a corpus, or continue where an earlier run stopped."""
     from corpus_asr.config.choices import Choices, Retry
@@ -150,8 +126,7 @@ def run(
         choices = Choices(
             steal_lock=steal_lock, new_run=new_run, retry=Retry.all if retry_all_failed else retry
         )
-        lines = None if speaks_json() else sys.stderr
-        summary = run_pipeline(settings, local=local, progress=lines, choices=choices)
+        summary = run_pipeline(settings, local=local, progress=progress_lines(), choices=choices)
         typer.echo(_summary_words(summary))
         allowed = settings.output.max_failed_fraction
         if summary.failed_fraction > allowed:
@@ -165,8 +140,8 @@ def run(
 
 @app.command()
 def status(
-    output_uri: Output,
-    endpoint_url: Endpoint = None,
+    output_uri: OutputUri,
+    endpoint_url: EndpointUrl = None,
     as_json: AsJson = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Look again every 5 s until the run has ended.")
@@ -257,7 +232,6 @@ def bench(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> No
 
 
 def _mostly(config: "RunConfig") -> str:
-    """Show the commonest failure of the run that has ended, and what to do about it."""
     from corpus_asr.failure_kinds import failure_kind
     from corpus_asr.storage.run_state.run_files import read_snapshot
     from corpus_asr.storage.run_state.tables import OutputStore

@@ -1,8 +1,4 @@
-"""`corpus-asr transcribe`: its options, and what is told before a model is loaded.
-
-In: the command line. Out: transcripts on stdout, failures on stderr, an exit code. Imports nothing
-that `--help` would have to wait for.
-"""
+"""`corpus-asr transcribe`: its options, and what is told before a model is loaded."""
 
 import os
 from enum import StrEnum
@@ -12,7 +8,7 @@ import typer
 
 from corpus_asr.cli import completion
 from corpus_asr.cli.failures import EXIT_SOME_FAILED, readable_errors, say
-from corpus_asr.cli.model_option import Model, model_or_default
+from corpus_asr.cli.options import Model, model_or_default, overrides_of
 from corpus_asr.errors import ItemError
 from corpus_asr.report.text import Format, printer
 
@@ -54,12 +50,7 @@ def transcribe(
     ),
     overrides: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="Any key of the decoding section.",
-            autocompletion=completion.decoding_override,
-        ),
+        overrides_of("Any key of the decoding section.", completion.decoding_override),
     ] = None,
     output_format: Annotated[
         Format, typer.Option("--format", help="txt: lines of text; jsonl: one object per file.")

@@ -1,8 +1,4 @@
-"""`corpus-asr view`: its options, and a server until Ctrl-C.
-
-In: the command line. Out: pages through `view/`. Imports nothing that `--help` would have to wait
-for.
-"""
+"""`corpus-asr view`: its options, and a server until Ctrl-C."""
 
 import ipaddress
 from typing import TYPE_CHECKING, Annotated

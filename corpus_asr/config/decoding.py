@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from corpus_asr.config.base import Settings
+from corpus_asr.errors import ConfigError
 from corpus_asr.languages import code_of
 
 Temperature = Annotated[float, Field(ge=0.0, le=2.0)]
@@ -201,3 +202,27 @@ class DecodingSettings(Settings):
             )
         if self.hallucination_silence_threshold is not None and not self.word_timestamps:
             yield "hallucination_silence_threshold needs the times of words; set word_timestamps"
+
+
+ADVICE = "name a multilingual model, such as --model base (model.checkpoint: base)"
+
+
+def check_english_only(decoding: DecodingSettings, *, checkpoint: str = "this checkpoint") -> None:
+    """Refuse other languages than English, translation, and detection of languages."""
+    wanted = (decoding.language,) if isinstance(decoding.language, str) else decoding.language
+    others = [code for code in wanted if code not in ("auto", "en")]
+    if others:
+        raise ConfigError(
+            f"decoding.language: found {', '.join(others)}, but {checkpoint} is English-only; "
+            f"{ADVICE}"
+        )
+    if decoding.task == "translate":
+        raise ConfigError(
+            f"decoding.task: found translate, but {checkpoint} is English-only and has nothing to "
+            f"translate; {ADVICE}"
+        )
+    if decoding.language_mode != "recording":
+        raise ConfigError(
+            f"decoding.language_mode: found {decoding.language_mode}, but {checkpoint} is "
+            f"English-only; leave it out, or {ADVICE}"
+        )

@@ -1,8 +1,4 @@
-"""The model that transcribes where none is named, and the line that says so.
-
-In: how a larger model is named where the line is shown. Out: the line. Imports nothing, for
-commands whose `--help` waits for it.
-"""
+"""The model that transcribes where none is named, and the line that says so."""
 
 from typing import Final
 
@@ -11,11 +7,7 @@ PACKAGED_CHECKPOINT: Final = "whisper-tiny.en"
 
 
 def default_model_notice(larger: str) -> str:
-    """Say in one line which model transcribes, and how to choose a larger one.
-
-    Args:
-        larger: how to name some, such as `--model small or large-v3`.
-    """
+    """Say in one line which model transcribes, and how to choose a larger one."""
     return (
         f"model: {PACKAGED_CHECKPOINT}, the English model that comes with the package (39M "
         f"parameters); {larger} is more accurate, and multilingual"

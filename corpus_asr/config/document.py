@@ -1,9 +1,5 @@
 """A YAML file as plain values, before anything is known about which keys exist.
 
-In: the path of a file and the `--set` overrides. Out: nested dicts and lists, the place each key
-came from, and the problems found so far, so that they can be told together with those of the
-settings. Knows nothing of the settings models.
-
 YAML is read with the plain scalars of its version 1.2: only `true` and `false` are booleans and
 dates are text. Version 1.1, PyYAML's own choice, reads the language code `no` as false.
 """
@@ -18,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from corpus_asr.config.secrets import hide_secrets
+from corpus_asr.config.base import hide_secrets
 from corpus_asr.errors import ConfigError
 
 KeyPath = tuple[str, ...]
@@ -104,10 +100,6 @@ for _tag, _pattern, _first in _SCALARS:
 def read_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
     """Read a YAML file, apply overrides, fill in environment variables.
 
-    Args:
-        path: the file; a relative one is relative to the current directory.
-        overrides: `a.b=c` each; the value is YAML, an unquoted text is taken as it stands.
-
     Raises:
         ConfigError: the file is missing, unreadable, empty, not YAML, or not a mapping; an
             override has no `=`. Everything else is left in `Document.problems`.
@@ -156,30 +148,39 @@ def _nearest_file(path: Path) -> str:
 
 
 def _parse(text: str, name: str) -> Document:
+    document = Document(name=name, values={})
     try:
-        _check_depth(text, name)
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            raise ConfigError(f"reading {name}: the file is empty, expected keys such as source:")
-        if not isinstance(node, yaml.MappingNode):
-            raise ConfigError(
-                f"reading {name}: line {node.start_mark.line + 1}: found {_node_kind(node)}, "
-                "expected keys such as source: and model: at the top level"
-            )
-        document = Document(name=name, values={})
-        _survey(node, (), document, name, _Budget(name))
-        document.values = _text_keys(_constructed(loader, node, name))
+        node, value = _composed(text, document)
     except yaml.YAMLError as error:
         raise ConfigError(f"reading {name}: {_yaml_words(error, text)}") from error
+    if node is None:
+        raise ConfigError(f"reading {name}: the file is empty, expected keys such as source:")
+    if not isinstance(node, yaml.MappingNode):
+        kind = (
+            "a list" if isinstance(node, yaml.SequenceNode) else f"the single value {node.value!r}"
+        )
+        raise ConfigError(
+            f"reading {name}: line {node.start_mark.line + 1}: found {kind}, "
+            "expected keys such as source: and model: at the top level"
+        )
+    document.values = value
     return document
 
 
-def _constructed(loader: _Loader, node: yaml.Node, name: str) -> Any:
+def _composed(text: str, document: Document) -> tuple[yaml.Node | None, Any]:
+    """Return the tree and the value of a YAML text; lines and doubled keys go to `document`."""
+    _check_depth(text, document.name)
+    loader = _Loader(text)
+    node = loader.get_single_node()
+    if node is None:
+        return None, None
+    _Survey(document).visit(node)
     try:
-        return loader.construct_document(node)
+        return node, _text_keys(loader.construct_document(node))
     except ValueError as error:  # Python reads no number of thousands of digits
-        raise ConfigError(f"reading {name}: found a value that is none ({error})") from error
+        raise ConfigError(
+            f"reading {document.name}: found a value that is none ({error})"
+        ) from error
 
 
 def _check_depth(text: str, name: str) -> None:
@@ -198,66 +199,49 @@ def _check_depth(text: str, name: str) -> None:
 
 
 @dataclass(slots=True)
-class _Budget:
-    """What a document may still unfold to, aliases written out."""
+class _Survey:
+    """Notes the line of every key and keys written twice; bounds what aliases unfold to."""
 
-    name: str
+    document: Document
     nodes: int = MAX_NODES
     characters: int = MAX_CHARACTERS
 
-    def spend(self, node: yaml.Node) -> None:
-        """Take a node into account.
+    def visit(self, node: yaml.Node, key: KeyPath = (), above: tuple[int, ...] = ()) -> None:
+        self._spend(node)
+        if id(node) in above:
+            raise ConfigError(
+                f"reading {self.document.name}: {'.'.join(key)}: an alias contains itself; write "
+                "it out"
+            )
+        above = (*above, id(node))
+        if isinstance(node, yaml.SequenceNode):
+            for child in node.value:
+                self.visit(child, key, above)
+        if not isinstance(node, yaml.MappingNode):
+            return
+        seen: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            self._spend(key_node)
+            # What is no text is refused later; to spell it out could fill the memory.
+            own = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "?"
+            line = key_node.start_mark.line + 1
+            path = (*key, own)
+            if own in seen:
+                message = f"written twice, on lines {seen[own]} and {line}; keep one"
+                self.document.problems.append(Problem(key=path, message=message))
+            seen.setdefault(own, line)
+            self.document.origins[path] = f"line {line}"
+            self.visit(value_node, path, above)
 
-        Raises:
-            ConfigError: there is too much of it.
-        """
+    def _spend(self, node: yaml.Node) -> None:
         self.nodes -= 1
         self.characters -= len(node.value) if isinstance(node, yaml.ScalarNode) else 0
         if self.nodes < 0 or self.characters < 0:
             raise ConfigError(
-                f"reading {self.name}: its aliases (*name) and values unfold to more than "
+                f"reading {self.document.name}: its aliases (*name) and values unfold to more than "
                 f"{MAX_NODES} values or {MAX_CHARACTERS} characters, expected the YAML of one job; "
                 "write it without aliases, and name long lists in a source.manifest"
             )
-
-
-def _node_kind(node: yaml.Node) -> str:
-    return "a list" if isinstance(node, yaml.SequenceNode) else f"the single value {node.value!r}"
-
-
-def _survey(
-    node: yaml.Node,
-    key: KeyPath,
-    document: Document,
-    name: str,
-    budget: _Budget,
-    above: tuple[int, ...] = (),
-) -> None:
-    """Note the line of every key, and keys written twice, which YAML would let pass."""
-    budget.spend(node)
-    if id(node) in above:
-        raise ConfigError(
-            f"reading {name}: {'.'.join(key)}: an alias contains itself; write it out"
-        )
-    above = (*above, id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for child in node.value:
-            _survey(child, key, document, name, budget, above)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    seen: dict[str, int] = {}
-    for key_node, value_node in node.value:
-        budget.spend(key_node)
-        # What is no text is refused later; to spell it out could fill the memory.
-        own = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "?"
-        line = key_node.start_mark.line + 1
-        path = (*key, own)
-        if own in seen:
-            message = f"written twice, on lines {seen[own]} and {line}; keep one"
-            document.problems.append(Problem(key=path, message=message))
-        seen.setdefault(own, line)
-        document.origins[path] = f"line {line}"
-        _survey(value_node, path, document, name, budget, above)
 
 
 def _text_keys(value: Any) -> Any:
@@ -307,27 +291,19 @@ def override_value(text: str, where: str) -> Any:
 
     Lists, mappings, numbers, booleans and quoted text are YAML. Other text is taken as it stands,
     so that an address may hold `#`, or begin with `*`, which mean something else in YAML.
-
-    Raises:
-        ConfigError: `text` opens a list, mapping or quotation that it does not close.
     """
     stripped = text.strip()
     quoted = stripped.startswith(('"', "'", "[", "{"))
     if len(text) > MAX_FILE_BYTES:
         raise ConfigError(f"reading {where}: found more than {MAX_FILE_BYTES} characters")
     try:
-        _check_depth(stripped, where)
-        loader = _Loader(stripped)
-        node = loader.get_single_node()
-        if node is not None:
-            _survey(node, (), Document(name=where, values={}), where, _Budget(where))
-        value = None if node is None else _constructed(loader, node, where)
+        _, value = _composed(stripped, Document(name=where, values={}))
     except yaml.YAMLError as error:
         if not quoted:
             return stripped
         raise ConfigError(f"reading {where}: {_yaml_words(error, stripped)}") from error
     is_plain = not quoted and not isinstance(value, int | float | None)
-    return stripped if is_plain else _text_keys(value)
+    return stripped if is_plain else value
 
 
 def _interpolate(value: Any, key: KeyPath, problems: list[Problem]) -> Any:

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from corpus_asr.config.base import Settings
-from corpus_asr.config.stages import ClusterSettings
+from corpus_asr.config.run import ClusterSettings
 
 
 class StudentSettings(Settings):

@@ -1,29 +1,28 @@
 """From a YAML file, overrides and the environment to settings, or to one message with all problems.
 
-In: a path and `--set a.b=c` overrides; for a transcriber in a script, the options it was called
-with. Out: frozen settings. Every problem is told at once, with its line, the nearest known key
-and what was expected. Knows nothing of what the settings mean: whether a store can be reached or
-a language exists is found out by those who use them.
-
 Addresses without a scheme are local paths. Relative ones (`source.uri`, `source.manifest`,
 `model.checkpoint`, `output.uri`) are relative to the current directory, not to the YAML file.
+The way back, from a pipeline and chosen values to commented YAML, is `written`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import difflib
+import json
+import re
+import textwrap
+import types
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
-from corpus_asr.config.base import Settings
+from corpus_asr.config.base import Settings, hide_secrets, section_of
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.config.document import Document, KeyPath, override_value, read_document
+from corpus_asr.config.document import Document, KeyPath, Problem, override_value, read_document
 from corpus_asr.config.finetune import FinetuneConfig
-from corpus_asr.config.labelling import PseudoLabelConfig
-from corpus_asr.config.problems import booleans_in_the_wrong_place, problems_in
-from corpus_asr.config.run import PSEUDO_LABEL, RunConfig
-from corpus_asr.config.secrets import hide_secrets
+from corpus_asr.config.run import CLASSIFY_AUDIO, PSEUDO_LABEL, PseudoLabelConfig, RunConfig
 from corpus_asr.errors import ConfigError
 
 _Config = TypeVar("_Config", bound=Settings)
@@ -41,11 +40,7 @@ class Setting:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read and check a job.
-
-    Args:
-        path: a YAML file.
-        overrides: `a.b=c` each, applied in order; the value is read as YAML.
+    """Read and check a job, with overrides `a.b=c` whose values are YAML.
 
     Raises:
         ConfigError: the file cannot be read, or anything in it is unknown, missing or mistyped.
@@ -61,27 +56,39 @@ def load_finetune(path: str | Path, overrides: Sequence[str] = ()) -> FinetuneCo
 
 
 def _checked(document: Document, model: type[_Config]) -> _Config:
-    values = _without_empty_sections(document.values, model)
-    problems = list(document.problems)
-    problems += booleans_in_the_wrong_place(values, model=model)
-    config: _Config | None = None
-    try:
-        config = model.model_validate(values)
-    except ValidationError as error:
-        known = {problem.key for problem in problems}
-        found = problems_in(error, model=model, values=values)
-        problems += [problem for problem in found if problem.key not in known]
+    # A section whose keys are all commented out is null in YAML.
+    values = {
+        name: {} if value is None and _is_section(model, name) else value
+        for name, value in document.values.items()
+    }
+    config, problems = _validated(values, model)
+    problems = [*document.problems, *problems]
     if problems or config is None:
         raise document.error(problems)
     return config
 
 
+def _is_section(model: type[Settings], name: str) -> bool:
+    field = model.model_fields.get(name)
+    return field is not None and section_of(field) is not None
+
+
+def _validated(
+    values: Mapping[str, Any], model: type[_Config]
+) -> tuple[_Config | None, list[Problem]]:
+    problems = list(booleans_in_the_wrong_place(values, model=model))
+    try:
+        return model.model_validate(values), problems
+    except ValidationError as error:
+        known = {problem.key for problem in problems}
+        others = problems_in(error, model=model, values=values)
+        return None, [*problems, *(other for other in others if other.key not in known)]
+
+
 def decoding_from(options: Mapping[str, Any]) -> DecodingSettings:
     """Turn keyword options of a transcriber into settings.
 
-    Args:
-        options: keys of the `decoding` section. `language=None` is the way libraries ask for
-            detection, so it is taken as `auto`.
+    `language=None` is the way libraries ask for detection, so it is taken as `auto`.
 
     Raises:
         ConfigError: an option is unknown or its value is not admitted; all such are named.
@@ -91,29 +98,18 @@ def decoding_from(options: Mapping[str, Any]) -> DecodingSettings:
     }
     if values.get("language", "") is None:
         values["language"] = "auto"
-    problems = list(booleans_in_the_wrong_place(values, model=DecodingSettings))
-    settings: DecodingSettings | None = None
-    try:
-        settings = DecodingSettings.model_validate(values)
-    except ValidationError as error:
-        known = {problem.key for problem in problems}
-        found = problems_in(error, model=DecodingSettings, values=values)
-        problems += [problem for problem in found if problem.key not in known]
+    settings, problems = _validated(values, DecodingSettings)
     if problems or settings is None:
-        told = "; ".join(
+        messages = "; ".join(
             f"{problem.dotted}: {problem.message}" if problem.key else problem.message
             for problem in problems
         )
-        raise ConfigError(f"reading the decoding options: {told}")
+        raise ConfigError(f"reading the decoding options: {messages}")
     return settings
 
 
 def decoding_options(overrides: Sequence[str]) -> dict[str, Any]:
-    """Read `key=value` decoding options of a command line, `decoding.` before the key or not.
-
-    Raises:
-        ConfigError: an option has no `=`, or a value that is not YAML.
-    """
+    """Read `key=value` decoding options of a command line, `decoding.` before the key or not."""
     options: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -130,17 +126,13 @@ def resolved(config: Settings) -> dict[str, Any]:
     return plain
 
 
-def settings_of(config: RunConfig) -> Iterator[Setting]:
+def settings_of(settings: Settings, above: KeyPath = ()) -> Iterator[Setting]:
     """Yield every value in the order of the file, saying which the user left out."""
-    yield from _settings(config, ())
-
-
-def _settings(settings: Settings, above: KeyPath) -> Iterator[Setting]:
     plain = resolved(settings)
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
         if isinstance(value, Settings):
-            yield from _settings(value, (*above, name))
+            yield from settings_of(value, (*above, name))
             continue
         yield Setting(
             key=".".join((*above, name)),
@@ -150,21 +142,281 @@ def _settings(settings: Settings, above: KeyPath) -> Iterator[Setting]:
         )
 
 
-def _without_empty_sections(values: Mapping[str, Any], model: type[Settings]) -> dict[str, Any]:
-    """Read a section whose keys are all commented out, which YAML makes null, as a section."""
-    sections = {
-        name
-        for name, field in model.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
-    }
-    return {
-        name: {} if value is None and name in sections else value for name, value in values.items()
-    }
-
-
 def _hidden(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _hidden(child) for name, child in value.items()}
     if isinstance(value, list):
         return [_hidden(child) for child in value]
     return hide_secrets(value) if isinstance(value, str) else value
+
+
+WIDTH = 88
+USUAL_KEYS = frozenset(
+    {
+        "source.uri", "source.endpoint_url", "model.checkpoint", "decoding.language",
+        "decoding.word_timestamps", "classification.task", "classification.languages",
+        "output.uri", "output.endpoint_url", "cluster.address", "selection.min_confidence",
+        "dataset.uri", "dataset.format",
+    }
+)  # fmt: skip
+"""What most people set; a file has these, or all keys."""
+
+_UNREAD = {CLASSIFY_AUDIO: {"decoding"}}
+_PLAIN_WORD = re.compile(r"[A-Za-z/][\w/.@+-]*(?::[\w/.@+-]+)*", re.ASCII)
+_NOT_TEXT = {"true", "false", "null"}
+
+
+def written(pipeline: str, chosen: Mapping[str, Any], *, full: bool) -> str:
+    """Return the YAML of a job.
+
+    Keys in `chosen`, such as `source.uri`, have those values. Others are comments that show their
+    defaults: all that there are if `full`, else those that most people set.
+    """
+    model = PseudoLabelConfig if pipeline == PSEUDO_LABEL else RunConfig
+    unread = _UNREAD.get(pipeline, {"classification"})
+    lines = [*_comment("What is done.", ""), f"pipeline: {pipeline}"]
+    for name, field in model.model_fields.items():
+        section = section_of(field)
+        if section is None or name in unread:
+            continue
+        keys = list(_keys(name, section, chosen, None if full else USUAL_KEYS))
+        if keys:
+            lines += ["", *_comment(_first_sentence(section), ""), f"{name}:", *keys]
+    return "\n".join(lines) + "\n"
+
+
+def yaml_value(value: object) -> str:
+    """Write a value in YAML: JSON, which YAML includes, but plain words without quotes."""
+    if isinstance(value, str) and _PLAIN_WORD.fullmatch(value) and value.lower() not in _NOT_TEXT:
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _keys(
+    section: str, model: type[Settings], chosen: Mapping[str, Any], wanted: Collection[str] | None
+) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        key = f"{section}.{name}"
+        if key not in chosen and wanted is not None and key not in wanted:
+            continue
+        yield from _comment(field.description or "", "  ")
+        if key in chosen:
+            yield f"  {name}: {yaml_value(chosen[key])}"
+        else:
+            yield f"  # {name}: {_default(field)}"
+
+
+def _default(field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True, validated_data={})
+    plain = list(default) if isinstance(default, tuple) else default
+    return yaml_value(plain)
+
+
+def _comment(text: str, indent: str) -> Iterator[str]:
+    start = f"{indent}# "
+    return iter(textwrap.wrap(text, WIDTH, initial_indent=start, subsequent_indent=start))
+
+
+def _first_sentence(model: type[Settings]) -> str:
+    return " ".join((model.__doc__ or "").split("\n\n")[0].split())
+
+
+_LONGEST_VALUE = 80
+
+
+def problems_in(
+    error: ValidationError, *, model: type[Settings], values: Mapping[str, Any]
+) -> list[Problem]:
+    """Say what pydantic found, once per key (a union is one key with several complaints)."""
+    problems: dict[KeyPath, Problem] = {}
+    for detail in error.errors(include_url=False):
+        key, field = _locate(model, detail["loc"])
+        if key in problems:
+            continue
+        kind = detail["type"]
+        if kind == "extra_forbidden":
+            message = unknown_key(model, key)
+        elif kind == "missing":
+            message = f"missing; {_description(field)}"
+        elif kind == "value_error":
+            message = str(detail["ctx"]["error"])
+        else:
+            message = _mismatch(_value_at(values, key), field, detail["loc"])
+        problems[key] = Problem(key=key, message=message)
+    return list(problems.values())
+
+
+def booleans_in_the_wrong_place(
+    values: Mapping[str, Any], *, model: type[Settings], above: KeyPath = ()
+) -> Iterator[Problem]:
+    """Find true and false where a number is expected: pydantic would read them as 1 and 0."""
+    for name, value in values.items():
+        field = model.model_fields.get(name)
+        if field is None:
+            continue
+        key = (*above, name)
+        section = section_of(field)
+        if section is not None and isinstance(value, Mapping):
+            yield from booleans_in_the_wrong_place(value, model=section, above=key)
+        items = value if isinstance(value, list) else [value]
+        if any(isinstance(item, bool) for item in items) and not _admits_bool(field.annotation):
+            yield Problem(key=key, message=_mismatch(value, field, key))
+
+
+def unknown_key(model: type[Settings], key: KeyPath) -> str:
+    """Name the known key nearest to an unknown one, or all that are known there."""
+    level = _model_at(model, key[:-1])
+    wanted = key[-1].lower().replace("-", "_")
+    elsewhere = [path for path in _all_keys(model) if path[-1] == wanted and path[:-1] != key[:-1]]
+    near = difflib.get_close_matches(wanted, level.model_fields, n=1, cutoff=0.6)
+    if elsewhere:
+        return f"unknown key; did you mean {'.'.join(elsewhere[0])}?"
+    if near:
+        return f"unknown key; did you mean {'.'.join((*key[:-1], near[0]))}?"
+    return f"unknown key; known here: {', '.join(level.model_fields)}"
+
+
+def expected(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
+    """Say in plain words which values a type admits."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        base, *extra = arguments
+        return expected(base, (*metadata, *_constraints(extra)))
+    if origin is Literal:
+        return " or ".join(str(argument) for argument in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join(expected(argument, metadata) for argument in arguments)
+    if origin is tuple:
+        # Every list in the settings also takes a single value.
+        item = expected(arguments[0])
+        return (
+            f"{item}, or a list of such"
+            if not item.startswith("text")
+            else "text or a list of text"
+        )
+    if origin is dict:
+        return f"keys below it, each with {expected(arguments[1])}"
+    words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    if annotation is type(None):
+        return "null"
+    return words.get(annotation, "a value") + _bounds(annotation, metadata)
+
+
+def _constraints(metadata: list[Any]) -> tuple[Any, ...]:
+    found: list[Any] = []
+    for item in metadata:
+        found.extend(item.metadata if isinstance(item, FieldInfo) else [item])
+    return tuple(found)
+
+
+def _bounds(annotation: Any, metadata: tuple[Any, ...]) -> str:
+    if annotation not in (int, float):
+        return ""
+    words = (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below"))
+    found = [
+        f"{word} {getattr(item, name):g}"
+        for item in metadata
+        for name, word in words
+        if getattr(item, name, None) is not None
+    ]
+    return f" {' and '.join(found)}" if found else ""
+
+
+def _locate(
+    model: type[Settings], location: tuple[int | str, ...]
+) -> tuple[KeyPath, FieldInfo | None]:
+    """Turn pydantic's location, which also holds union branches and indices, into a key."""
+    key: KeyPath = ()
+    level: type[Settings] | None = model
+    field: FieldInfo | None = None
+    for item in location:
+        if level is None:
+            break
+        key = (*key, str(item))
+        field = level.model_fields.get(str(item))
+        level = section_of(field) if field is not None else None
+    return key, field
+
+
+def _model_at(model: type[Settings], key: KeyPath) -> type[Settings]:
+    for name in key:
+        section = section_of(model.model_fields[name])
+        assert section is not None, f"{name} has no keys below it"
+        model = section
+    return model
+
+
+def _all_keys(model: type[Settings], above: KeyPath = ()) -> Iterator[KeyPath]:
+    for name, field in model.model_fields.items():
+        yield (*above, name)
+        section = section_of(field)
+        if section is not None:
+            yield from _all_keys(section, (*above, name))
+
+
+def _value_at(values: Mapping[str, Any], key: KeyPath) -> Any:
+    value: Any = values
+    for name in key:
+        value = value[name]
+    return value
+
+
+def _admits_bool(annotation: Any) -> bool:
+    return annotation is bool or any(_admits_bool(part) for part in get_args(annotation))
+
+
+def _description(field: FieldInfo | None) -> str:
+    if field is None:
+        return "expected here"
+    section = section_of(field)
+    if section is not None:
+        return f"a section with {', '.join(section.model_fields)}"
+    return field.description or expected(field.annotation, tuple(field.metadata))
+
+
+def _mismatch(value: Any, field: FieldInfo | None, location: tuple[int | str, ...]) -> str:
+    if field is None:
+        return f"found {_found(value)}, expected keys such as source and model"
+    index = location[-1] if location and isinstance(location[-1], int) else None
+    which = ""
+    if index is not None and isinstance(value, list):
+        which, value = f"item {index + 1}: ", value[index]
+    section = section_of(field)
+    if section is not None:
+        wanted = f"keys below it: {', '.join(section.model_fields)}"
+    elif any(getattr(item, "pattern", None) for item in field.metadata):
+        wanted = f"text such as: {field.description}"
+    else:
+        wanted = expected(field.annotation, tuple(field.metadata))
+    return f"{which}found {_found(value)}, expected {wanted}{_advice(value, field)}"
+
+
+def _advice(value: Any, field: FieldInfo) -> str:
+    if get_origin(field.annotation) is Literal and isinstance(value, str):
+        known = [str(argument) for argument in get_args(field.annotation)]
+        near = difflib.get_close_matches(value.lower(), known, n=1, cutoff=0.5)
+        return f"; did you mean {near[0]}?" if near else ""
+    if value is None and not field.is_required():
+        default = field.get_default(call_default_factory=True, validated_data={})
+        if not isinstance(default, Settings):
+            return f"; leave the key out for its default, {default}"
+    takes_text = "text" in expected(field.annotation)
+    if takes_text and isinstance(value, bool | int | float):
+        return "; put it in quotes if it is text"
+    return ""
+
+
+def _found(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return f"keys below it ({', '.join(map(str, value))})" if value else "an empty mapping"
+    if isinstance(value, list | tuple):
+        return "a list" if value else "an empty list"
+    if isinstance(value, int | float):
+        return str(value)
+    text = hide_secrets(str(value))
+    short = text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+    return f'the text "{short}"'

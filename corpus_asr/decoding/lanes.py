@@ -19,7 +19,7 @@ from corpus_asr.decoding.statistics import EngineStatistics
 from corpus_asr.decoding.transfers import upload_stack
 
 T = TypeVar("T")
-Steps = Generator["Job | Gather", Any, T]
+Steps = Generator["Job | Gather[Any]", Any, T]
 """Yields jobs, is sent the result of each, and returns something in the end."""
 Task = Steps[Any]
 Done = Callable[[Any, Exception | None], None]

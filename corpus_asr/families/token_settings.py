@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from corpus_asr.families.config_file import read_json_object, typed_values, write_json_object
-from corpus_asr.text.tokenizer_files import SETTINGS_NAME, SPECIAL_NAME
+from corpus_asr.text.added_tokens import SETTINGS_NAME, SPECIAL_NAME
 
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 """Settings that name a token."""

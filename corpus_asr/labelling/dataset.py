@@ -27,7 +27,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from corpus_asr.config.labelling import DatasetSettings, SelectionSettings
+from corpus_asr.config.run import DatasetSettings, SelectionSettings
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
 from corpus_asr.labelling.cutting import CHANGED, CUT_SHORT, Clip
 from corpus_asr.labelling.examples import Shard

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from corpus_asr.config.labelling import SelectionSettings
+from corpus_asr.config.run import SelectionSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.languages import resolve_language
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.config.labelling import SelectionSettings
+from corpus_asr.config.run import SelectionSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.export.recordings import (
     SCORE_COLUMNS,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from corpus_asr.config.labelling import DatasetSettings
+from corpus_asr.config.run import DatasetSettings
 from corpus_asr.export.recordings import Index
 from corpus_asr.labelling.dataset import DATA_FOLDER, LOSSES, SELECTION_FOLDER, Note, manifest_name
 from corpus_asr.labelling.examples import SPLITS

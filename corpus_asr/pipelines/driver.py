@@ -42,13 +42,6 @@ def run_over_corpus(
 ) -> RunSummary:
     """Do what is left of a job, and finish its output folder.
 
-    Args:
-        config: the job.
-        prepare: fetches its checkpoints and chooses the engine.
-        local: in this process, without Ray.
-        progress: where lines about the run go; None for none.
-        choices: how what earlier runs left is treated.
-
     Raises:
         ConfigError: the job cannot be done as configured, or another run is at work in the output
             folder; nothing was done.
@@ -258,7 +251,6 @@ class CorpusRun:
 
     @contextmanager
     def _shown(self, plan: Plan, run_id: str, resources: Resources) -> Iterator[Progress]:
-        """Print what the run will use, and show and record its progress meanwhile."""
         line_writer(self.progress)(resources.describe())
         progress = Progress(
             total_files=plan.num_remaining,

@@ -35,19 +35,7 @@ class Finetuned:
 
 
 def run(config: FinetuneConfig, *, progress: Stream | None) -> Finetuned:
-    """Train what is left to train, and write the model.
-
-    Args:
-        config: the training.
-        progress: where lines about it go; None for none.
-
-    Raises:
-        ConfigError: settings contradict each other, there is no training data, or the output
-            folder holds another training.
-        CheckpointError: a checkpoint cannot be had or loaded.
-        EngineError: training cannot continue; run again to resume.
-        FetchError: a store failed.
-    """
+    """Train what is left to train, and write the model."""
     if config.cluster.workers == 1:
         _train_here(config, progress)
     else:

@@ -57,12 +57,7 @@ def run(
 ) -> Night:
     """Do what is left of the job, as far as the night's time goes, and tell what came of it.
 
-    Args:
-        config: the job; its section `nightly` says what a night may take.
-        local: in this process, without Ray.
-        progress: where lines about the run go; None for none.
-        show: given the night once it was told, also one that broke off.
-        timing: of the lock, for tests.
+    `show` is given the night once it was reported, also one that broke off.
 
     Raises:
         LockedError: another run is at work on the output folder; nothing was done or told.
@@ -131,11 +126,9 @@ class _Attempt:
         self.summary = run.finish()
 
     def _spent(self, failing: list[Failing]) -> list[Failing]:
-        """Return what failed first, and then again in as many nights as it may."""
         return [one for one in failing if one.tries > self.config.nightly.retry_nights]
 
     def told(self, error: BaseException | None) -> Night:
-        """Judge the night, write its summary and tell the webhook."""
         nightly = self.config.nightly
         folder = nightly.summaries or join(self.config.output.uri, SUMMARIES_FOLDER)
         summaries = OutputStore(folder, endpoint_url=self.config.output.endpoint_url)
@@ -190,7 +183,6 @@ class _Attempt:
         )
 
     def _with_findings(self, night: Night) -> Night:
-        """Add what the output folder says of the night."""
         low = self.config.nightly.low_confidence
         if self.summary is not None:
             night = replace(

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from corpus_asr.config.choices import CONTINUE, Choices
-from corpus_asr.config.labelling import PseudoLabelConfig
-from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run import PseudoLabelConfig, RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.labelling.dataset import (
     SelectionTable,
@@ -44,20 +43,7 @@ from corpus_asr.storage.stores.uri import normalise, redact_uri
 def run(
     config: RunConfig, *, local: bool, progress: Stream | None, choices: Choices = CONTINUE
 ) -> RunSummary:
-    """Transcribe what is left; if that is all, select and write.
-
-    Args:
-        config: the job.
-        local: transcribe in this process, without Ray.
-        progress: where lines about the run go; None for none.
-        choices: how what earlier runs left is treated.
-
-    Raises:
-        ConfigError: the job cannot be done as configured.
-        CheckpointError: a model cannot be had or loaded.
-        EngineError: the work could not go on; what was written is kept.
-        FetchError: a store failed beyond its retries.
-    """
+    """Transcribe what is left; if that is all, select and write."""
     assert isinstance(config, PseudoLabelConfig)
     _check(config)
     summary = transcribe.run(config, local=local, progress=progress, choices=choices)
@@ -71,7 +57,6 @@ def run(
 
 
 def _check(config: PseudoLabelConfig) -> None:
-    """Refuse, before hours of transcription, what cannot be selected after them."""
     rules_of(config.selection)
     _check_apart(config)
     if config.selection.references is not None:
@@ -90,18 +75,7 @@ def _check_apart(config: PseudoLabelConfig) -> None:
 def label(
     config: PseudoLabelConfig, *, progress: Stream | None = None, steal_lock: bool = False
 ) -> Labelled:
-    """Select from what is transcribed, and write the data set, or what is missing of it.
-
-    Args:
-        config: the job; nothing is transcribed.
-        progress: where lines about the work go; None for none.
-        steal_lock: take over the lock of a process that shows no sign of life.
-
-    Raises:
-        ConfigError: the job cannot be done as configured, or the folder holds another data set.
-        EngineError: decoding could not go on; what was written is kept.
-        FetchError: a store failed beyond its retries.
-    """
+    """Select from what is transcribed, and write the data set, or what is missing of it."""
     store = OutputStore(config.dataset.uri, endpoint_url=config.dataset.endpoint_url)
     _check_apart(config)
     rules = rules_of(config.selection)
@@ -179,7 +153,6 @@ def _with_examples(
     table: SelectionTable,
     languages: set[str],
 ) -> Iterator[tuple[dict[str, Any], list[Example]]]:
-    """Yield each recording's examples, having counted and noted its rows."""
     for rows in recordings:
         examples = examples_of(rows, config.dataset)
         split = split_of(rows[0]["recording_id"], config.dataset)

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.config.nightly import NightlySettings
+from corpus_asr.config.run import NightlySettings
 from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.logs import event

@@ -15,7 +15,7 @@ from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel, with_confidenc
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, default_model_notice
 from corpus_asr.config.load import decoding_from
-from corpus_asr.config.stages import ExtractSettings
+from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.runtime.weights import check_transcribes, fetch_model, fetch_others
 from corpus_asr.segments import Segment, SpeechSpan, Transcript

@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from corpus_asr.config.classification import ClassificationSettings
-from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.config.english_only import check_english_only
-from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
+from corpus_asr.config.decoding import DecodingSettings, check_english_only
+from corpus_asr.config.run import CLASSIFY_AUDIO, ClassificationSettings, RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.config_file import read_json_object
 from corpus_asr.families.family import Family

@@ -5,8 +5,8 @@ itself, with its threads, failures and counts, is the one that transcribes. Know
 """
 
 from corpus_asr.config.base import Auto
-from corpus_asr.config.classification import ClassificationSettings
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.run import ClassificationSettings
 from corpus_asr.stages.transcribe import TranscribingEngine
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.threads import spin_briefly

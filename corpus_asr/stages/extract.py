@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from corpus_asr.activity import Activity
-from corpus_asr.config.stages import ExtractSettings
+from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import CheckpointError, ConfigError, DecodeError, EngineError
 from corpus_asr.logs import event
 from corpus_asr.schemas import FILES, PARTS

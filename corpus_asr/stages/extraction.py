@@ -17,10 +17,9 @@ from typing import Literal, Self
 import numpy as np
 from jaxtyping import Float16
 
-from corpus_asr.audio.activity import SileroDetector
 from corpus_asr.audio.decode import DAMAGED, AudioDecoder, open_audio
-from corpus_asr.audio.language_windows import language_window_starts
-from corpus_asr.audio.parts import AudioPart, PartCutter
+from corpus_asr.audio.parts import AudioPart, PartCutter, language_window_starts
+from corpus_asr.audio.vad import SileroDetector
 from corpus_asr.errors import DecodeError
 from corpus_asr.families.family import PartFeatures
 from corpus_asr.families.registry import family_of, resolve

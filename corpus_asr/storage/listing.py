@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from corpus_asr.config.stages import SourceSettings
+from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.failure_kinds import ACCESS_DENIED, NOT_FOUND, UNSUPPORTED_SCHEME
 from corpus_asr.schemas import FILES

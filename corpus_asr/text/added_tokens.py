@@ -1,8 +1,4 @@
-"""Tokens beside a vocabulary, which texts are split at before anything else looks at them.
-
-In: tokens with their ids. Out: texts cut into such tokens and what lies between. Knows neither the
-vocabulary nor what a token is for.
-"""
+"""Tokens beside a vocabulary, at which texts are split first, and the names of tokenizer files."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -99,7 +95,6 @@ class AddedTokens:
         return [part for part in parts if part]
 
     def _settle(self, parts: list[str], i: int) -> None:
-        """Apply the flags of the token at `i` to it and to what stands beside it."""
         token = self._tokens[self._ids[parts[i]]]
         left = parts[i - 1] if i > 0 else ""
         right = parts[i + 1] if i + 1 < len(parts) else ""
@@ -122,7 +117,14 @@ class AddedTokens:
 
 
 def _pattern(tokens: Iterable[str]) -> re.Pattern[str]:
-    """Find the first token, and of several that begin there the longest."""
     longest_first = sorted(tokens, key=len, reverse=True)
     # Without tokens, what is never found.
     return re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+
+
+TOKENIZER_NAME = "tokenizer.json"
+VOCAB_NAME = "vocab.json"
+MERGES_NAME = "merges.txt"
+ADDED_NAME = "added_tokens.json"
+SPECIAL_NAME = "special_tokens_map.json"
+SETTINGS_NAME = "tokenizer_config.json"

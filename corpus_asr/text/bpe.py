@@ -1,9 +1,5 @@
 """Byte-level byte-pair encoding from a checkpoint's files: the one door to `tokenizers`.
 
-In: a folder with tokenizer.json, or with vocab.json and merges.txt and what goes with them.
-Out: text to ids and ids to text. Nothing in the folder is ever executed. Knows no particular
-model: what a special token is for, or which must be there, is its caller's business.
-
 The files are checked here before the library sees them: it ignores a vocabulary that is no object
 and panics, past `except Exception`, on a merge whose parts are not in the vocabulary.
 """
@@ -19,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from corpus_asr.errors import CheckpointError
-from corpus_asr.text.tokenizer_files import (
+from corpus_asr.text.added_tokens import (
     ADDED_NAME,
     MERGES_NAME,
     SETTINGS_NAME,
@@ -74,19 +70,12 @@ class BytePairEncoding:
         """Build one from a vocabulary and its merges, whatever their names.
 
         What lies beside the vocabulary, such as added_tokens.json, is read too.
-
-        Raises:
-            CheckpointError: a file is missing or broken, or contradicts another.
         """
         return cls(_from_vocabulary(vocab, merges))
 
     @classmethod
     def from_tokenizer_file(cls, path: Path) -> Self:
-        """Load a file in the format of tokenizer.json.
-
-        Raises:
-            CheckpointError: the file is missing or broken.
-        """
+        """Load a file in the format of tokenizer.json."""
         return cls(_from_tokenizer_file(path))
 
     def __len__(self) -> int:
@@ -174,11 +163,6 @@ class BytePairEncoding:
     ) -> str:
         """Join tokens to text; unknown ids become nothing.
 
-        Args:
-            token_ids: as they follow each other; a character may be spread over several.
-            skip_special_tokens: leave special tokens out.
-            errors: what becomes of bytes that are no UTF-8, as `bytes.decode` has it: U+FFFD here.
-
         Raises:
             ValueError: an id is negative, such as a label's padding; or bytes are no UTF-8 and
                 `errors` is `strict`.
@@ -259,7 +243,6 @@ def _from_vocabulary(vocab_path: Path, merges_path: Path) -> Tokenizer:
 
 
 def _check_vocabulary(vocab: object, merges: object, *, path: Path, merges_path: Path) -> None:
-    """Make sure of what the library takes for granted."""
     if not isinstance(vocab, dict) or not all(type(i) is int and i >= 0 for i in vocab.values()):
         raise CheckpointError(
             f"reading {path}: found no vocabulary, expected an object of tokens and their ids; "
@@ -308,7 +291,6 @@ def _listed_ids(path: Path) -> dict[str, int]:
 
 
 def _described_tokens(settings: Mapping[str, Any], path: Path) -> Iterator[tuple[str, int, bool]]:
-    """Yield token, id and whether it is special from tokenizer_config.json."""
     try:
         for token_id, flags in settings.get("added_tokens_decoder", {}).items():
             yield str(flags["content"]), int(token_id), flags.get("special") is True
@@ -380,10 +362,7 @@ def _token_bytes(token: str) -> bytes:
 
 @cache
 def _bytes_by_letter() -> Mapping[str, int]:
-    """The byte of each letter that vocabularies spell bytes with.
-
-    Source: openai/gpt-2, encoder.py, bytes_to_unicode.
-    """
+    """The byte of each letter that spells one; openai/gpt-2, encoder.py, bytes_to_unicode."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [value for value in range(256) if value not in printable]
     letters = {chr(value): value for value in printable}

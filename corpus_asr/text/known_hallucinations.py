@@ -1,8 +1,5 @@
 """Sentences that Whisper writes where nobody speaks: credits and farewells of subtitles.
 
-In: a segment's text. Out: whether it is such a sentence and nothing else. `hallucination_phrases/`
-has one file per language with one sentence per line.
-
 Source: sentences that users of Whisper report again and again, above all in the discussions of
 github.com/openai/whisper; written down from common knowledge, neither complete nor measured here.
 `Thank you.`, `you` and `Bye.` are reported as often and are not listed: people say them.
@@ -25,11 +22,7 @@ def is_known_hallucination(text: str) -> bool:
 
 
 def known_hallucinations(language: str) -> tuple[str, ...]:
-    """Return the sentences listed for one of `LANGUAGES`.
-
-    Raises:
-        FileNotFoundError: there is no list for this language.
-    """
+    """Return the sentences listed for one of `LANGUAGES`."""
     lines = (_PHRASES / f"{language}.txt").read_text(encoding="utf-8").splitlines()
     return tuple(line for line in lines if line)
 
@@ -42,6 +35,5 @@ def _folded_phrases() -> frozenset[str]:
 
 
 def _folded(text: str) -> str:
-    """Keep letters, their marks and digits, in one case and one form."""
     letters = unicodedata.normalize("NFKC", text).casefold()
     return "".join(each for each in letters if unicodedata.category(each)[0] in "LMN")

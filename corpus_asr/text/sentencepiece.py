@@ -1,8 +1,4 @@
-"""Pieces of words from a SentencePiece model: the one door to `sentencepiece`.
-
-In: a model file. Out: text to pieces and pieces to text. Knows no ids but the model's own, no
-special tokens and no particular checkpoint.
-"""
+"""Pieces of words from a SentencePiece model: the one door to `sentencepiece`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float32
 
-from corpus_asr.audio.bands import band_limited
+from corpus_asr.audio.resample import band_limited
 from corpus_asr.config.finetune import AugmentationSettings
 from corpus_asr.families.whisper.spec_augment import mask_spans
 from corpus_asr.units import SAMPLE_RATE_HZ

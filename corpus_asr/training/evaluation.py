@@ -13,9 +13,9 @@ import torch
 
 from corpus_asr.config.finetune import EvaluationSettings, WindowSettings
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
+from corpus_asr.features.mel import log_mel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.report.accuracy.scoring import Errors, Hypothesis, Reference, score, total
-from corpus_asr.spectral.mel import log_mel
 from corpus_asr.training.audio_cache import AudioCache
 from corpus_asr.training.windows import runs_of
 from corpus_asr.units import WINDOW_SAMPLES

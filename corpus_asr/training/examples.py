@@ -18,7 +18,7 @@ from corpus_asr.config.finetune import AugmentationSettings, WindowSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.layers.lm_head import IGNORED_LABEL
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
-from corpus_asr.spectral.mel import log_mel
+from corpus_asr.features.mel import log_mel
 from corpus_asr.training.audio_cache import AudioCache
 from corpus_asr.training.augmentation import (
     change_samples,

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from corpus_asr.audio.language_windows import language_window_starts
-from corpus_asr.config.classification import ClassificationSettings
+from corpus_asr.audio.parts import language_window_starts
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.run import ClassificationSettings
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob
 from corpus_asr.decoding.slots import Gather, Steps
 from corpus_asr.families.loading import load_classifier, load_slot_model

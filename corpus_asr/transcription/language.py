@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float16
 
-from corpus_asr.audio.language_windows import language_window_starts
+from corpus_asr.audio.parts import language_window_starts
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Search, WindowJob, WindowResult
 from corpus_asr.segments import Segment

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float32
 
-from corpus_asr.audio.channels import Channels
 from corpus_asr.audio.decode import AudioDecoder, open_audio
+from corpus_asr.audio.resample import Channels
 from corpus_asr.errors import DecodeError
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary
 from corpus_asr.storage.stores.host_allowlist import HostRules

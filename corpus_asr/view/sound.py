@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from corpus_asr.config.stages import SourceSettings
+from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.storage.run_state.start import CONFIG_NAME

@@ -4,7 +4,7 @@ import av
 import numpy as np
 import pytest
 
-from corpus_asr.audio.resample import Run, resample
+from corpus_asr.audio.resample import EachChannel, MonoMixer, OneChannel, Run, mono_shares, resample
 from tests.support.audio import frame_of, level, noise, share_of_tone, tone
 
 # libswresample works in float32 either way; the oracle converts and resamples in one call.
@@ -53,16 +53,6 @@ def test_any_rate_keeps_pitch_and_length(rate_hz):
     assert found.shape[1] == pytest.approx(1.5 * 16000, abs=16)
     assert share_of_tone(found[0], 200) > 0.99
     assert level(found) == pytest.approx(level(samples), rel=0.02)
-
-
-@pytest.mark.parametrize("rate_hz", [1000, 8000, 44100, 48000, 192_000, 4_000_000])
-@pytest.mark.parametrize("num_samples", [1, 2, 17, 33, 63, 64, 65, 500])
-def test_the_shortest_stretches_are_resampled_too(num_samples, rate_hz):
-    samples = np.full((1, num_samples), 0.25, dtype=np.float32)
-    found = converted([frame_of(samples, rate_hz=rate_hz, layout="mono")])
-    exact = num_samples * 16000 / rate_hz
-    assert exact - 1 < found.shape[1] < exact + 1
-    assert found[0, 0] == pytest.approx(0.25, abs=0.25)
 
 
 @pytest.mark.parametrize("size", [1, 160, 1152, 44101])
@@ -118,11 +108,81 @@ def test_samples_decoded_elsewhere_become_what_a_recording_of_them_does(rate_hz,
     np.testing.assert_allclose(resample(samples[0], rate_hz=rate_hz), expected[0], atol=SAME_MATHS)
 
 
-def test_nothing_stays_nothing():
-    assert resample(np.zeros(0, dtype=np.float32), rate_hz=8_000).size == 0
-
-
 @pytest.mark.parametrize("rate_hz", [0, -16_000, 999, 4_000_001])
 def test_rates_that_recordings_do_not_have_are_refused(rate_hz):
     with pytest.raises(ValueError, match=f"found a sample rate of {rate_hz} Hz"):
         resample(np.zeros(9, dtype=np.float32), rate_hz=rate_hz)
+    assert resample(np.zeros(0, dtype=np.float32), rate_hz=8_000).size == 0
+
+
+S16_STEP = 2 / 32768  # the oracle computes in 16-bit integers
+
+
+@pytest.mark.parametrize("layout", ["stereo", "3.0", "quad", "5.1", "5.1(side)", "7.1"])
+def test_the_shares_are_those_libav_mixes_integers_with(layout):
+    names = [channel.name for channel in av.AudioLayout(layout).channels]
+    for index, share in enumerate(mono_shares(names)):
+        alone = np.zeros((1024, len(names)), dtype=np.int16)
+        alone[:, index] = 16384
+        frame = av.AudioFrame.from_ndarray(alone.reshape(1, -1), format="s16", layout=layout)
+        frame.sample_rate = 16000
+        mixed = av.AudioResampler(format="s16", layout="mono").resample(frame)[0].to_ndarray()
+        assert mixed[0, 512] / 16384 == pytest.approx(share, abs=S16_STEP)
+
+
+def test_unknown_speakers_share_equally():
+    assert mono_shares(["NONE"] * 64) == pytest.approx(np.full(64, 1 / 64))
+    assert mono_shares(["LFE"]) == pytest.approx([1.0])
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.4])
+def test_channels_that_cancel_give_the_louder_one(offset):
+    speech = noise(1)[0]
+    block = np.stack([speech, -1.01 * speech]) + np.float32(offset)
+    mixed = MonoMixer(["FL", "FR"])(block)
+    np.testing.assert_array_equal(mixed[0], block[1])
+
+
+def test_the_channel_stays_chosen_while_the_mix_is_poor():
+    speech = noise(1)[0]
+    mixer = MonoMixer(["FL", "FR"])
+    # The second block cancels to 25 dB only, and the other channel is a little louder in it.
+    for right in (-0.99, -1.08):
+        block = np.stack([speech, np.float32(right) * speech])
+        np.testing.assert_array_equal(mixer(block)[0], block[0])
+    in_phase = np.stack([speech, speech])
+    np.testing.assert_allclose(mixer(in_phase)[0], speech, atol=1e-7)
+
+
+def test_the_choice_follows_a_channel_that_falls_silent():
+    speech = noise(1)[0]
+    mixer = MonoMixer(["FL", "FR", "BL", "BR"])
+    first = np.stack([speech, -speech, 0 * speech, 0 * speech])
+    later = np.stack([0 * speech, 0 * speech, speech, -speech])
+    assert level(mixer(first)) == level(speech)
+    assert level(mixer(later)) == level(speech)
+
+
+def test_silence_and_absurdly_loud_samples_are_mixed_quietly():
+    mixer = MonoMixer(["FL", "FR"])
+    assert not mixer(np.zeros((2, 100), dtype=np.float32)).any()
+    assert mixer(np.zeros((2, 0), dtype=np.float32)).shape == (1, 0)
+    loud = np.full((2, 100), 1e30, dtype=np.float32)
+    np.testing.assert_allclose(mixer(loud), 1e30, rtol=1e-6)
+
+
+def test_a_channel_that_a_later_stretch_lacks_is_mixed():
+    block = noise(1, num_channels=2)
+    np.testing.assert_array_equal(OneChannel(1, ["FL", "FR"])(block), block[1:])
+    np.testing.assert_array_equal(OneChannel(1, ["FC"])(block[:1]), block[:1])
+
+
+def test_each_channel_keeps_its_row_when_the_channels_change():
+    block = noise(1, num_channels=3)
+    np.testing.assert_array_equal(EachChannel(3, ["FL", "FR", "FC"])(block), block)
+    fewer = EachChannel(3, ["FC"])(block[:1])
+    np.testing.assert_array_equal(fewer[0], block[0])
+    assert not fewer[1:].any()
+    more = EachChannel(2, ["NONE"] * 3)(block)
+    np.testing.assert_array_equal(more[0], block[0])
+    np.testing.assert_allclose(more[1], block[1:].mean(axis=0), atol=1e-7)

@@ -26,8 +26,7 @@ import torch
 
 from corpus_asr.report.accuracy import scoring
 from corpus_asr.report.accuracy.scoring import Errors, Reference, Score, TimedWord, score, total
-from tests.bench.recognizers import RECOGNIZERS, Hypothesis, Mode
-from tests.support.accuracy import manifest
+from tests.bench.recognizers import RECOGNIZERS, Hypothesis, Mode, manifest
 
 MODES: tuple[Mode, ...] = ("default", "greedy")
 WITHIN_MS = (50, 100, 200)

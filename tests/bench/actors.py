@@ -23,8 +23,8 @@ from corpus_asr.runtime.dataset import run_on_ray
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.resources import resolve_resources
 from corpus_asr.storage.run_state.tables import OutputStore
+from tests.support.engines import EXTRACTOR, committer_of, scripted_job
 from tests.support.killing import PAUSE, slow_engine
-from tests.support.scripted import EXTRACTOR, committer_of, scripted_job
 from tests.support.tables import packs_of
 
 PARTS_PER_PACK = 4

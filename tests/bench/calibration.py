@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from corpus_asr.confidence import DEFAULT_MODEL, FEATURES, ConfidenceModel
-from corpus_asr.config.stages import ExtractSettings
+from corpus_asr.config.run import ExtractSettings
 from corpus_asr.export.recordings import segment_from
 from corpus_asr.report.accuracy.calibration import (
     Reliability,

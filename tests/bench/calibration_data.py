@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from corpus_asr.units import SAMPLE_RATE_HZ
-from tests.support.accuracy import manifest
+from tests.bench.recognizers import manifest
 from tests.support.audio import wav_bytes
-from tests.support.oracles import read_audio
+from tests.support.references import read_audio
 
 UTTERANCES = 10
 SNRS_DB = (0, 5, 10, 15)

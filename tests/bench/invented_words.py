@@ -4,7 +4,7 @@
         --results FILE.json
     python -m tests.bench.invented_words --show FILE.json...
 
-Nine sounds (tests/support/wordless.py) through each engine's defaults. SPEECH holds recordings and
+Nine sounds (tests/support/audio.py) through each engine's defaults. SPEECH holds recordings and
 a manifest.jsonl: the crowd's voices, of which one is also the clip to be found in noise.
 """
 
@@ -22,8 +22,7 @@ import numpy as np
 from corpus_asr.report.accuracy.scoring import normalised
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.bench.recognizers import FasterWhisper, OpenAI, Ours, Recognizer
-from tests.support.signals import read_clip, read_manifest
-from tests.support.wordless import murmur, speech_in_noise, wordless_sounds
+from tests.support.audio import murmur, read_clip, read_manifest, speech_in_noise, wordless_sounds
 
 ENGINES: dict[str, Callable[[Path, Path], Recognizer]] = {
     "corpus-asr": partial(Ours, mode="default", dtype="auto"),

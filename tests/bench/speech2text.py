@@ -129,11 +129,7 @@ def _without_gradients(model: Any, dtype: torch.dtype) -> Callable[..., Tensor]:
 
 
 def measure(some: list[Engine], rounds: int, batch: Batch, num_beams: int) -> None:
-    """Let the engines take turns.
-
-    Raises:
-        ValueError: they do not say the same.
-    """
+    """Let the engines take turns."""
     for engine in some:
         engine.wall_s.clear()
         engine.processor_s.clear()

@@ -8,7 +8,7 @@ import pytest
 
 from corpus_asr.benchmark.orders import Case, Order
 from corpus_asr.benchmark.rounds import Worker, environment, measure
-from tests.support.bench_runners import TURNS, order
+from tests.benchmark.runners import TURNS, order
 
 
 def silent(line: str) -> None:

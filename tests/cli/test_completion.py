@@ -11,7 +11,7 @@ import pytest
 
 from corpus_asr.cli.transcribe import DtypeName
 from corpus_asr.config.load import load_config
-from corpus_asr.config.stages import ModelSettings
+from corpus_asr.config.run import ModelSettings
 
 BINARIES = Path(sys.executable).parent
 COMMAND = str(BINARIES / "corpus-asr")

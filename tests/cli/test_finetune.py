@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from corpus_asr.cli import main as cli
 from tests.support.spoken import spoken
-from tests.support.training_jobs import (
+from tests.support.training import (
     COMMAND,
     job,
     tiny_student,

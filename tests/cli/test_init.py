@@ -9,10 +9,8 @@ from typer.testing import CliRunner, Result
 
 from corpus_asr.cli import main as cli
 from corpus_asr.config.base import Settings
-from corpus_asr.config.labelling import PseudoLabelConfig
-from corpus_asr.config.load import load_config
-from corpus_asr.config.run import RunConfig
-from corpus_asr.config.template import written
+from corpus_asr.config.load import load_config, written
+from corpus_asr.config.run import PseudoLabelConfig, RunConfig
 
 CHOSEN = {"source.uri": "audio", "model.checkpoint": "openai/whisper-tiny", "output.uri": "out"}
 COMMENTED_KEY = re.compile(r"^  # (?=\w+: )", re.MULTILINE)

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.config.load import decoding_from, decoding_options
+from corpus_asr.config.load import decoding_from
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 
@@ -100,17 +99,6 @@ def test_blank_prompts_are_none() -> None:
     assert (settings.initial_prompt, settings.hotwords, settings.prefix) == (None, None, "So")
 
 
-def test_command_line_values_arrive() -> None:
-    settings = decoding_from(
-        decoding_options(
-            ["hotwords=Kubernetes, Ray: names", "clip_timestamps=10,20", "word_timestamps=true"]
-        )
-    )
-    assert settings.hotwords == "Kubernetes, Ray: names"
-    assert settings.clip_timestamps == (10.0, 20.0)
-    assert settings.word_timestamps
-
-
 def test_dropping_non_speech_needs_its_detection() -> None:
     job: dict[str, Any] = {
         "source": {"uri": "/a"},
@@ -121,7 +109,3 @@ def test_dropping_non_speech_needs_its_detection() -> None:
     assert RunConfig.model_validate(job).decoding.drop_nonspeech
     with pytest.raises(ValueError, match="drop_nonspeech needs detected speech"):
         RunConfig.model_validate(job | {"extract": {"speech_detection": "none"}})
-
-
-def test_the_defaults_fit_together() -> None:
-    assert decoding_from({}) == DecodingSettings()

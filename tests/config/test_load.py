@@ -189,8 +189,12 @@ def test_an_unknown_decoding_option_is_told_with_its_nearest() -> None:
 
 
 def test_decoding_options_of_a_command_line_may_carry_their_section() -> None:
-    options = decoding_options(["decoding.temperature=[0, 0.5]", "logprob_threshold=null"])
-    assert options == {"temperature": [0, 0.5], "logprob_threshold": None}
+    options = decoding_options(
+        ["decoding.temperature=[0, 0.5]", "logprob_threshold=null", "hotwords=Kubernetes, Ray: x"]
+    )
+    assert options == {
+        "temperature": [0, 0.5], "logprob_threshold": None, "hotwords": "Kubernetes, Ray: x"
+    }  # fmt: skip
     with pytest.raises(ConfigError, match="expected key=value"):
         decoding_options(["temperature"])
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic import Field, PositiveInt, ValidationError
 
 from corpus_asr.config.base import Settings
-from corpus_asr.config.problems import booleans_in_the_wrong_place, expected, problems_in
+from corpus_asr.config.load import expected, problems_in
 
 
 class Inner(Settings):
@@ -62,19 +62,3 @@ def test_a_long_or_secret_value_is_not_repeated_whole() -> None:
     problems = told({"title": "x", "inner": {"size_mb": "s3://a:secret@b/" + "x" * 500}})
     assert "secret" not in problems["inner.size_mb"]
     assert len(problems["inner.size_mb"]) < 200
-
-
-def test_an_unknown_key_far_from_all_others_lists_them() -> None:
-    assert told({"title": "x", "inner": {"zzz": 1}}) == {
-        "inner.zzz": "unknown key; known here: size_mb, names, count"
-    }
-
-
-def test_a_key_of_another_section_is_pointed_to() -> None:
-    assert told({"title": "x", "names": 1}) == {"names": "unknown key; did you mean inner.names?"}
-
-
-def test_true_is_not_the_number_one() -> None:
-    values = {"title": "x", "quiet": True, "inner": {"size_mb": True, "count": False}}
-    found = booleans_in_the_wrong_place(values, model=Outer)
-    assert [problem.dotted for problem in found] == ["inner.size_mb", "inner.count"]

@@ -9,7 +9,7 @@ from corpus_asr.decoding.assistants import check_assistant, listens
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.families.whisper.slot_model import WhisperDecoderSlots, WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from tests.support.models import ScriptedModel
+from tests.support.slots import ScriptedModel
 
 SETTINGS: dict[str, Any] = {
     "d_model": 16,

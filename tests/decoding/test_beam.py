@@ -25,8 +25,8 @@ from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.errors import EngineError
 from corpus_asr.families.whisper.slot_model import WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from tests.support.beams import beam_search
 from tests.support.checkpoints import tiny_whisper
+from tests.support.references import beam_search
 
 # Sums of up to 40 float32 log-probabilities, from products in another order.
 SCORE_TOLERANCE = 1e-3

@@ -25,10 +25,9 @@ from corpus_asr.decoding.protocols import (
 )
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.layers import cache
+from tests.support.graph_capture import TapeRecorder
 from tests.support.markov import BEGIN, END, NO_TIMESTAMPS, MarkovModel, window
-from tests.support.slots import SOURCE_POSITIONS, load
-from tests.support.tape import TapeRecorder
-from tests.support.tasks import run_jobs
+from tests.support.slots import SOURCE_POSITIONS, load, run_jobs
 
 PLAIN = TokenRules(end=END, suppress_first=(END,))
 GRAMMAR = TokenRules(

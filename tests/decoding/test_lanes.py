@@ -24,7 +24,7 @@ from corpus_asr.decoding.protocols import (
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.errors import EngineError
 from tests.support.markov import END, LENGTH, VOCAB, MarkovModel, window
-from tests.support.tasks import run_jobs
+from tests.support.slots import run_jobs
 
 RULES = TokenRules(end=END)
 GREEDY, BEAMS = Search(), Search(num_beams=3)

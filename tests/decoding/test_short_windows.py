@@ -27,9 +27,8 @@ from corpus_asr.families.layers.cache import SlotCache
 from corpus_asr.families.whisper.slot_model import WhisperDecoderSlots, WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
-from tests.support.cut import cut_network
-from tests.support.tape import TapeRecorder
-from tests.support.tasks import run_jobs
+from tests.support.graph_capture import TapeRecorder
+from tests.support.slots import cut_network, run_jobs
 
 END, VOCAB, FRAMES = 30, 60, 400
 LENGTHS = (100, 200, 300, None)

@@ -15,7 +15,7 @@ from corpus_asr.decoding.slots import (
     check_every_on,
     encode_batch_on,
 )
-from tests.support.models import END, LENGTH, ScriptedModel, window
+from tests.support.slots import END, LENGTH, ScriptedModel, window
 
 RULES = TokenRules(end=END)
 Transcripts = list[tuple[int, ...]]

@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
-from corpus_asr.config.labelling import PseudoLabelConfig
+from corpus_asr.config.run import PseudoLabelConfig
 from corpus_asr.pipelines.pseudo_label import label
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.text.english_numbers import numbers_in_figures
+from corpus_asr.text.normalize import numbers_in_figures
 from corpus_asr.view.catalogue import Library
 from corpus_asr.view.search import Filters, find
 from corpus_asr.view.search_text import parse_query

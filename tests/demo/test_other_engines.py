@@ -15,10 +15,10 @@ import pytest
 import torch
 import transformers
 
-from corpus_asr.config.stages import ExtractSettings
+from corpus_asr.config.run import ExtractSettings
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_FRAMES, WINDOW_SAMPLES
-from tests.support.signals import read_clip
+from tests.support.audio import read_clip
 from tests.support.spoken import Clip, cut_out, error_rate
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from corpus_asr.units import SAMPLE_RATE_HZ
-from tests.support.signals import read_clip
+from tests.support.audio import read_clip
 from tests.support.spoken import NAMES, REFERENCES, spoken
 
 SPOKEN = spoken()

@@ -14,7 +14,7 @@ from whisper.utils import get_writer
 from corpus_asr.export.cues import CueRules, cues_of
 from corpus_asr.export.formats import ExportFormat, WordStyle, file_texts, srt_text, vtt_text
 from corpus_asr.export.recordings import Recording
-from tests.support.transcripts import recording, segment
+from tests.support.tables import recording, segment
 
 TEXTS = (
     " Four score and seven years ago, our fathers brought forth a new nation.",

@@ -20,8 +20,8 @@ from corpus_asr.export.recordings import TEXT_COLUMNS, Selection, chosen, read_i
 from corpus_asr.export.write import ExportOptions, export
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import read_bytes
-from tests.support.commits import commit, part, results
-from tests.support.viewing import finished
+from tests.support.runs import finished
+from tests.support.tables import commit, part, results
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import warnings
 import pytest
 import torch
 
-from corpus_asr.cli.completion import device
 from corpus_asr.errors import ConfigError
+from corpus_asr.families import device
 from corpus_asr.families.device import (
     Precision,
     device_name,

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from corpus_asr.cli.completion import device
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.errors import CheckpointError, ConfigError
+from corpus_asr.families import device
 from corpus_asr.families.device import resolve_dtype
 from corpus_asr.families.layers.int8 import can_use_int8
 from corpus_asr.families.loading import load_slot_model

@@ -1,6 +1,6 @@
 """A family that nobody knew is added as models/README.md says, and transcribes.
 
-Its folder is `tests/support/levels/`: all that a family needs to run, and no more.
+It is `tests/support/levels.py`: all that a family needs to run, and no more.
 """
 
 from collections.abc import Iterator
@@ -28,11 +28,11 @@ _HERE = "tests.support.levels"
 LEVELS = Family(
     model_type="levels",
     class_prefix="Levels",
-    config=f"{_HERE}.config:LevelsConfig",
-    generation=f"{_HERE}.config:LevelsConfig",
-    tokenizer=f"{_HERE}.tokenizer:LevelsTokenizer",
-    part_features=f"{_HERE}.features:LevelsFeatures",
-    slot_model=f"{_HERE}.model:LevelsModel",
+    config=f"{_HERE}:LevelsConfig",
+    generation=f"{_HERE}:LevelsConfig",
+    tokenizer=f"{_HERE}:LevelsTokenizer",
+    part_features=f"{_HERE}:LevelsFeatures",
+    slot_model=f"{_HERE}:LevelsModel",
 )
 DECODING = DecodingSettings()
 
@@ -43,7 +43,7 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     known = MappingProxyType({**FAMILIES, LEVELS.model_type: LEVELS})
     for module in (registry, auto):
         monkeypatch.setattr(module, "FAMILIES", known)
-    monkeypatch.setitem(TRANSCRIBERS, LEVELS.model_type, f"{_HERE}.transcriber:LevelsTranscriber")
+    monkeypatch.setitem(TRANSCRIBERS, LEVELS.model_type, f"{_HERE}:LevelsTranscriber")
     resolve(LEVELS.config)(threshold=0.05).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 

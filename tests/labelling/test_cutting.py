@@ -11,7 +11,7 @@ from corpus_asr.labelling.cutting import Clip, ClipCutter, ClipRange, CutRequest
 from corpus_asr.storage.stores.filesystem import describe
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import decode, encode, noise
-from tests.support.labelled import seconds_heard, write_tones
+from tests.support.runs import seconds_heard, write_tones
 
 SHORT = 20
 

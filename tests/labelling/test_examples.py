@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus_asr.config.labelling import DatasetSettings
+from corpus_asr.config.run import DatasetSettings
 from corpus_asr.labelling.examples import Example, examples_of, joined, shards_of, split_of
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 

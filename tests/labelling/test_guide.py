@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from corpus_asr.config.labelling import DatasetSettings, PseudoLabelConfig, SelectionSettings
 from corpus_asr.config.load import load_config
+from corpus_asr.config.run import DatasetSettings, PseudoLabelConfig, SelectionSettings
 from corpus_asr.schemas import EXAMPLES
 from tests.labelling.test_rules import BAD
 

@@ -13,7 +13,7 @@ from corpus_asr.labelling.measures import (
     rate,
 )
 from corpus_asr.report.accuracy.scoring import Errors, Reference, aligned
-from tests.support.transcripts import recording, segment
+from tests.support.tables import recording, segment
 
 VERSION = {"size_bytes": 100, "etag": "v1"}
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from corpus_asr.config.labelling import SelectionSettings
+from corpus_asr.config.run import SelectionSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.labelling.rules import SelectionTally, decide, rules_of
 

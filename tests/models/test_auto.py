@@ -31,8 +31,7 @@ from corpus_asr.models.whisper import (
     WhisperTokenizer,
 )
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
-from tests.support.pieces import tiny_speech2text_tokenizer
-from tests.support.tokenizers import tiny_tokenizer
+from tests.support.tokenizers import tiny_speech2text_tokenizer, tiny_tokenizer
 
 FILES = (AutoConfig, AutoFeatureExtractor, AutoProcessor, AutoTokenizer)
 

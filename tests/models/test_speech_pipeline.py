@@ -17,9 +17,8 @@ from corpus_asr.models.whisper import (
     WhisperProcessor,
     pipeline,
 )
-from tests.support.audio import wav_bytes
+from tests.support.audio import read_clip, wav_bytes
 from tests.support.checkpoints import tiny_whisper
-from tests.support.signals import read_clip
 from tests.support.tokenizers import tiny_tokenizer
 
 TASK = "automatic-speech-recognition"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.generation import WINDOW, Pair, pair, same, sound
+from tests.support.references import WINDOW, Pair, pair, same, sound
 
 FRAMES = 3 * WINDOW + 36
 FEATURES = sound(3, FRAMES, seed=2)

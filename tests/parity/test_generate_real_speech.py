@@ -12,8 +12,7 @@ from torch import Tensor
 from corpus_asr.models.whisper import WhisperForConditionalGeneration
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.parity.test_seek_loop import named_language
-from tests.support.generation import Pair, same
-from tests.support.oracles import read_audio
+from tests.support.references import Pair, read_audio, same
 
 CLIPS = ("LJ002-0193.wav", "ls_1089-134686-0000.flac")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.generation import WINDOW, Pair, pair, same, sound
+from tests.support.references import WINDOW, Pair, pair, same, sound
 
 FRAMES = 2 * WINDOW + 36
 SHORT = sound(2, WINDOW, seed=4)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.generation import WINDOW, Pair, pair, same, sound
+from tests.support.references import WINDOW, Pair, pair, same, sound
 
 FEATURES = sound(3, WINDOW, seed=1)
 

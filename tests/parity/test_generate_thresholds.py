@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.generation import WINDOW, Pair, pair, same, sound
+from tests.support.references import WINDOW, Pair, pair, same, sound
 
 FRAMES = 3 * WINDOW + 36
 LONG = sound(1, FRAMES, seed=8)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.generation import WINDOW, Pair, pair, same, sound
+from tests.support.references import WINDOW, Pair, pair, same, sound
 
 # The reference hands tensors to numpy in a way numpy warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")

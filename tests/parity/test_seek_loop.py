@@ -25,7 +25,7 @@ from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.transcription.engine import Engine, PartRequest, PartTranscript
 from corpus_asr.transcription.whisper.prompt_format import PromptFormat
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES, WINDOW_SAMPLES
-from tests.support.oracles import openai_whisper, read_audio
+from tests.support.references import openai_whisper, read_audio
 
 GREEDY: dict[str, Any] = {
     "temperature": (0.0,),

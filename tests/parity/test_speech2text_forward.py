@@ -12,7 +12,7 @@ from torch import Tensor
 from corpus_asr.families.past import DecoderCache
 from corpus_asr.families.speech2text.model import Speech2TextModel
 from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
-from tests.support.speech2text import tiny_network
+from tests.support.checkpoints import tiny_network
 
 # Products of float32 in another order.
 TOLERANCE = 2e-5

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
 from tests.support.checkpoints import tiny_speech2text
-from tests.support.generation import same
+from tests.support.references import same
 
 # transformers warns wherever nobody says how long a text may be, which is one of the cases.
 pytestmark = pytest.mark.filterwarnings("ignore:Using the model-agnostic default:UserWarning")

@@ -15,8 +15,7 @@ from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.whisper.prompt_format import PromptFormat
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.parity.test_seek_loop import expected, request
-from tests.support.alignment import align_with
-from tests.support.oracles import openai_whisper, read_audio
+from tests.support.references import align_with, openai_whisper, read_audio
 
 NO_THRESHOLDS: dict[str, Any] = {
     "language": "en",

@@ -22,8 +22,8 @@ from corpus_asr.storage.run_state.lock import LOCK_NAME, Lock
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import http as webhook_module
 from corpus_asr.storage.stores.retry import RetryPolicy
-from tests.support.archive import QUICK, Archive
-from tests.support.webhooks import SECRET, Webhook, webhook
+from tests.support.nightly import QUICK, Archive
+from tests.support.stores import SECRET, Webhook, webhook
 
 VARIABLE = "CORPUS_ASR_TEST_WEBHOOK"
 

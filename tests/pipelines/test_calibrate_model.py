@@ -24,7 +24,7 @@ from corpus_asr.storage.run_state.run_files import (
 from corpus_asr.storage.run_state.start import begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import CALIBRATION_KEY, OutputStore
 from corpus_asr.units import MEBIBYTE
-from tests.support.commits import part, results
+from tests.support.tables import part, results
 
 REVISION = "0123456789abcdef"
 SAID = "red green blue white"
@@ -58,6 +58,7 @@ def heard(name: str, rng: random.Random) -> dict[str, Any]:
 
 
 def run(folder: Path, *, recordings: int = 60, **model: Any) -> OutputStore:
+    folder.mkdir(exist_ok=True)
     config = job(folder, **model)
     store = OutputStore(config.output.uri)
     begin_run(store, config, fingerprint(config, REVISION))
@@ -148,26 +149,17 @@ def test_the_json_has_the_figures(tmp_path: Path) -> None:
     assert sum(band["segments"] for band in data["held_out"]["bands"]) == 300
 
 
-def test_too_few_segments_are_refused(tmp_path: Path) -> None:
-    store = run(tmp_path, recordings=6)
-    done = evaluate(tmp_path)
+def test_runs_that_cannot_be_calibrated_are_refused(tmp_path: Path) -> None:
+    store = run(tmp_path / "few", recordings=6)
+    done = evaluate(tmp_path / "few")
     assert done.exit_code == 2
     assert "found 30 segments" in done.stderr
     assert "expected at least 200 segments" in done.stderr
     assert not store.exists(CALIBRATION_NAME)
-
-
-def test_a_run_of_several_models_is_refused(tmp_path: Path) -> None:
-    run(tmp_path, by_language={"de": "german"})
-    done = evaluate(tmp_path)
-    assert done.exit_code == 2
-    assert "a run of several models" in done.stderr
-
-
-def test_a_run_without_a_record_of_its_model_is_refused(tmp_path: Path) -> None:
-    store = run(tmp_path)
+    store = run(tmp_path / "several", by_language={"de": "german"})
+    assert "a run of several models" in evaluate(tmp_path / "several").stderr
     store.remove("_run/config.json")
-    assert "found no _run/config.json" in evaluate(tmp_path).stderr
+    assert "found no _run/config.json" in evaluate(tmp_path / "several").stderr
 
 
 def test_one_of_another_model_is_used_with_a_warning(

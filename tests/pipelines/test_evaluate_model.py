@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
 from corpus_asr.storage.run_state.tables import OutputStore
-from tests.support.commits import commit, part, results
+from tests.support.tables import commit, part, results
 
 TEXTS = {"/a.wav": "red green blue white", "/b.wav": "tall small", "/failed.wav": "old new",
          "/absent.wav": "no", "/half.wav": "yes"}  # fmt: skip
@@ -64,10 +64,6 @@ def test_the_bar_is_held(tmp_path: Path, references: str) -> None:
     assert done.exit_code == 1
     assert "the word error rate is 37.50%, more than --max-wer allows (37.00%)" in done.stderr
     assert "in all" in done.stdout
-
-
-def test_the_bar_of_characters_is_held(tmp_path: Path, references: str) -> None:
-    uri = output(tmp_path / "output", heard="blew")
     assert evaluate(uri, "--references", references, "--max-cer", "0.5").exit_code == 0
     done = evaluate(uri, "--references", references, "--max-wer", "0.1", "--max-cer", "0.1")
     assert done.exit_code == 1
@@ -119,9 +115,6 @@ def test_references_of_other_recordings_are_refused(tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert "found none of its 1 recordings there" in done.stderr
     assert "/a.wav" in done.stderr
-
-
-def test_a_folder_that_is_no_output_is_refused(tmp_path: Path, references: str) -> None:
-    done = evaluate(str(tmp_path / "nothing"), "--references", references)
+    done = evaluate(str(tmp_path / "nothing"), "--references", str(path))
     assert done.exit_code == 2
     assert "found neither outcomes nor _run/" in done.stderr

@@ -12,10 +12,9 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import FetchError
 from corpus_asr.report.html import page
 from corpus_asr.storage.run_state.start import PAGE_NAME, SUCCESS_NAME
-from tests.support.engines import scripted_engine
-from tests.support.html import parsed
+from tests.support.engines import script, scripted_engine
 from tests.support.killing import killable_job
-from tests.support.scripted import script
+from tests.support.pages import parsed
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from huggingface_hub import DatasetCard
 from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
-from corpus_asr.config.labelling import PseudoLabelConfig
+from corpus_asr.config.run import PseudoLabelConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
 from corpus_asr.labelling import dataset
 from corpus_asr.labelling.cutting import CutRequest
@@ -25,7 +25,7 @@ from corpus_asr.pipelines.pseudo_label import label, run
 from corpus_asr.runtime.summary import RunSummary
 from corpus_asr.storage.stores import filesystem
 from tests.support.audio import decode, wav_bytes
-from tests.support.labelled import InThisProcess, Said, Transcribed, seconds_heard, write_tones
+from tests.support.runs import InThisProcess, Said, Transcribed, seconds_heard, write_tones
 
 TALK: list[Said] = [
     (0.0, 3.0, "The old ship."),
@@ -200,19 +200,19 @@ def test_an_interrupted_data_set_is_completed_to_the_byte(
         """The store, of which the third upload does not come about."""
 
         @staticmethod
-        def upload(path: str, uri: str, **options: Any) -> None:
+        def upload(path: str, uri: str, *options: Any) -> None:
             uploads.append(uri)
             if len(uploads) == 3:
                 raise KeyboardInterrupt
-            filesystem.upload(path, uri, **options)
+            filesystem.upload(path, uri, *options)
 
     class Counted:
         """The store, counting."""
 
         @staticmethod
-        def upload(path: str, uri: str, **options: Any) -> None:
+        def upload(path: str, uri: str, *options: Any) -> None:
             uploads.append(uri)
-            filesystem.upload(path, uri, **options)
+            filesystem.upload(path, uri, *options)
 
     with monkeypatch.context() as patched:
         patched.setattr(dataset, "filesystem", Stops)

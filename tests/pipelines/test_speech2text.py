@@ -8,8 +8,7 @@ import pytest
 import transformers
 
 from corpus_asr.config.load import load_config
-from corpus_asr.config.run import RunConfig
-from corpus_asr.config.stages import ExtractSettings
+from corpus_asr.config.run import ExtractSettings, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.pipelines.transcribe import run
 from corpus_asr.runtime.transcriber import Transcriber
@@ -22,8 +21,8 @@ from corpus_asr.transcription.speech2text.transcribe_part import (
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
 from tests.support.checkpoints import tiny_speech2text
 from tests.support.corpora import CLIPS, demo_corpus, job, outcomes_in, segments_in
-from tests.support.oracles import read_audio
-from tests.support.pieces import LANGUAGES, tiny_speech2text_tokenizer
+from tests.support.references import read_audio
+from tests.support.tokenizers import TARGETS, tiny_speech2text_tokenizer
 
 # One greedy try per window, that says no two tokens twice: random weights else say one for ever.
 ONCE: dict[str, Any] = {
@@ -44,7 +43,7 @@ def translating(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that writes eight languages."""
     folder = tmp_path_factory.mktemp("translating")
     tokenizer = tiny_speech2text_tokenizer(
-        folder / "tokenizer", languages=LANGUAGES, lang_codes="mustc"
+        folder / "tokenizer", languages=TARGETS, lang_codes="mustc"
     )
     return tiny_speech2text(folder / "model", tokenizer=tokenizer, seed=1, **BRIEF)
 

@@ -15,9 +15,8 @@ from corpus_asr.pipelines import driver
 from corpus_asr.runtime.local import run_local
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, ProcessName
 from corpus_asr.storage.run_state.tables import OutputStore
-from tests.support.engines import scripted_engine
+from tests.support.engines import EXTRACTOR, outcomes_by_part, script, scripted_engine
 from tests.support.killing import PAUSE, KillableJob, killable_job, tables_of
-from tests.support.scripted import EXTRACTOR, outcomes_by_part, script
 
 FILES = 12
 

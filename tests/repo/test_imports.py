@@ -112,8 +112,7 @@ def test_parquet_is_read_and_written_in_one_module_only():
     # import-linter does not look inside external packages.
     users = {
         path.relative_to(REPOSITORY).as_posix()
-        for folder in ("corpus_asr",)
-        for path in (REPOSITORY / folder).rglob("*.py")
+        for path in (REPOSITORY / "corpus_asr").rglob("*.py")
         if "pyarrow.parquet" in imported_names(path)
     }
     assert users == {"corpus_asr/storage/run_state/tables.py"}
@@ -129,14 +128,13 @@ def imported_names(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("package", ["corpus_asr"])
-def test_package_inits_are_empty_so_that_classes_pickle_by_reference(package):
+def test_package_inits_are_empty_so_that_classes_pickle_by_reference():
     # Those that are not offer names lazily, and load nothing when imported (tested above).
     families = {f"corpus_asr/models/{name}/__init__.py" for name in ("speech2text", "whisper")}
     lazy = {"corpus_asr/__init__.py", *families}
     filled = {
         path.relative_to(REPOSITORY).as_posix()
-        for path in (REPOSITORY / package).rglob("__init__.py")
+        for path in (REPOSITORY / "corpus_asr").rglob("__init__.py")
         if path.stat().st_size
     }
     assert filled <= lazy
@@ -147,9 +145,8 @@ def test_every_library_imported_is_a_declared_dependency_and_the_other_way_round
         name.partition("[")[0] for name in map(requirement, PROJECT["project"]["dependencies"])
     }
     imported = set()
-    for folder in ("corpus_asr",):
-        for path in (REPOSITORY / folder).rglob("*.py"):
-            imported |= {name.partition(".")[0] for name in imported_names(path)}
+    for path in (REPOSITORY / "corpus_asr").rglob("*.py"):
+        imported |= {name.partition(".")[0] for name in imported_names(path)}
     used = {DISTRIBUTIONS.get(name, name) for name in imported - STANDARD}
     assert used - {"corpus_asr"} <= declared
     assert declared - used == set(NEVER_IMPORTED)

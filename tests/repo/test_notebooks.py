@@ -24,8 +24,8 @@ from corpus_asr.schemas import FILES, RECORDINGS
 from corpus_asr.storage.run_state.finish import finish
 from corpus_asr.storage.run_state.start import Run
 from corpus_asr.storage.run_state.tables import OutputStore
-from tests.support.commits import commit, part, results
 from tests.support.corpora import demo_corpus, job, tiny_model
+from tests.support.tables import commit, part, results
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "notebooks"
@@ -91,11 +91,7 @@ class Kernel:
         self._manager = AsyncKernelManager(kernel_name="python3")
 
     def execute(self, name: str, **settings: str | Path) -> Any:
-        """Execute a notebook with these parameters and return it with its outputs.
-
-        Raises:
-            CellExecutionError: a cell failed; the rest was not executed.
-        """
+        """Execute a notebook with these parameters and return it with its outputs."""
         found = notebook(name)
         for cell in code_cells(found):
             cell.outputs = []

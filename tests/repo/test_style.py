@@ -16,6 +16,16 @@ TEXT_FOLDERS = (*CODE_FOLDERS, "configs", "notebooks", ".ci")
 TEXT_SUFFIXES = {"", ".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".ipynb", ".json"}
 
 MAX_LINES = 700
+MIN_LINES = 60
+# Each is to be merged when its neighbours are next touched; none may be added.
+SHORT_WITH_ONE_USER = {
+    "audio.bands", "audio.encode", "cli.finetune", "cli.label", "cli.report", "cli.show",
+    "decoding.alignment", "decoding.beam_results", "families.layers.slot_texts",
+    "families.whisper.cached_decoder", "models.convert.names", "models.lazy",
+    "models.speech2text.model", "models.whisper.processor", "models.whisper.torch_features",
+    "runtime.limits", "runtime.sink", "stages.ahead", "stages.classify", "stages.routes",
+    "transcription.scores", "transcription.whisper.prompts",
+}  # fmt: skip
 
 # Places that exist on somebody's machine only, written so that this file passes too. Tests may
 # name a temporary file that need not exist.
@@ -61,6 +71,43 @@ def test_no_file_is_too_long_to_know():
     assert {name: lines for name, lines in lengths.items() if lines > MAX_LINES} == {}
 
 
+def importers_of(modules: dict[str, ast.Module]) -> dict[str, set[str]]:
+    """Return by module those that import it or name it in a string such as `module:Class`."""
+    importers: dict[str, set[str]] = {name: set() for name in modules}
+    for name, tree in modules.items():
+        used = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                used |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            elif isinstance(node, ast.Import):
+                used |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                used.add(node.value.partition(":")[0])
+        for module in used & importers.keys() - {name}:
+            importers[module].add(name)
+    return importers
+
+
+def test_a_short_module_has_two_users():
+    lengths, modules = {}, {}
+    for path in python_files("corpus_asr"):
+        if path.stem not in ("__init__", "__main__"):
+            name = relative(path).removesuffix(".py").replace("/", ".")
+            lengths[name] = len(path.read_text().splitlines())
+            modules[name] = ast.parse(path.read_text())
+    short = {
+        f"{name} ({lengths[name]} lines, used by {', '.join(sorted(users)) or 'none'})"
+        for name, users in importers_of(modules).items()
+        if lengths[name] < MIN_LINES
+        and len(users) < 2
+        and name.removeprefix("corpus_asr.") not in SHORT_WITH_ONE_USER
+    }
+    assert sorted(short) == [], (
+        "merge each into its user or a neighbour; the only exceptions are "
+        + ", ".join(sorted(SHORT_WITH_ONE_USER))
+    )
+
+
 def test_every_module_opens_with_a_docstring():
     bare = [
         relative(path)
@@ -97,19 +144,16 @@ def swallows(node: ast.AST) -> bool:
 BROAD = {"Exception", "BaseException"}
 
 
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
+def test_the_check_for_swallowed_exceptions_sees_them():
+    for source, expected in (
         ("try: f()\nexcept Exception: pass", True),
         ("try: f()\nexcept: x = None", True),
         ("with suppress(Exception): f()", True),
         ("try: f()\nexcept Exception as error: rows.append(error)", False),
         ("try: f()\nexcept BaseException:\n    clean()\n    raise", False),
         ("try: f()\nexcept KeyError: pass", False),
-    ],
-)
-def test_the_check_for_swallowed_exceptions_sees_them(source, expected):
-    assert any(swallows(node) for node in ast.walk(ast.parse(source))) is expected
+    ):
+        assert any(swallows(node) for node in ast.walk(ast.parse(source))) is expected, source
 
 
 def test_no_file_mentions_a_path_of_one_machine():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from corpus_asr.config.nightly import NightlySettings
+from corpus_asr.config.run import NightlySettings
 from corpus_asr.report.nightly import (
     Archive,
     Night,
@@ -23,7 +23,7 @@ from corpus_asr.report.nightly import (
     warnings_of,
 )
 from corpus_asr.report.run import FailureExample, FailureGroup, LanguageShare
-from tests.support.nights_told import night, past
+from tests.support.nightly import night, past
 
 
 def failing(uri: str, message: str = "no answer", *, retryable: bool = True) -> FailureGroup:

@@ -31,7 +31,7 @@ from corpus_asr.report.run import (
 from corpus_asr.report.text import duration
 from corpus_asr.schemas import FILES, OUTCOMES, RECORDINGS, SEGMENTS
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, SEGMENTS_FOLDER, OutputStore
-from tests.support.handwritten import NAMES, REVISION, Job
+from tests.support.runs import NAMES, REVISION, ManualRun
 
 SETTLED = OUTCOMES.append(COUNTS)
 
@@ -259,8 +259,8 @@ def test_labels_are_counted_by_part_and_windows_by_their_likeliest() -> None:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
-    return Job(tmp_path)
+def job(tmp_path: Path) -> ManualRun:
+    return ManualRun(tmp_path)
 
 
 def test_a_folder_that_is_no_output_is_refused(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_a_folder_that_is_no_output_is_refused(tmp_path: Path) -> None:
         load_report(OutputStore(str(tmp_path)))
 
 
-def test_a_run_that_has_only_begun(job: Job) -> None:
+def test_a_run_that_has_only_begun(job: ManualRun) -> None:
     job.begin()
     found = load_report(job.store)
     assert (found.finished, found.model, found.model_revision) == (False, "some/model", REVISION)
@@ -276,7 +276,7 @@ def test_a_run_that_has_only_begun(job: Job) -> None:
     assert (found.statistics.balance.listed, found.statistics.balance.waiting) == (3, 3)
 
 
-def test_a_recording_in_whose_speech_nothing_was_found_counts_as_without(job: Job) -> None:
+def test_a_recording_in_whose_speech_nothing_was_found_counts_as_without(job: ManualRun) -> None:
     job.begin()
     job.commit("a.wav", segments=[])
     job.commit("b.wav")
@@ -287,7 +287,7 @@ def test_a_recording_in_whose_speech_nothing_was_found_counts_as_without(job: Jo
     assert (found.ok, found.no_speech, found.failed) == (2, 1, 0)
 
 
-def test_a_run_under_way(job: Job) -> None:
+def test_a_run_under_way(job: ManualRun) -> None:
     job.begin()
     job.commit("a.wav")
     job.commit("b.wav", last_part=False)
@@ -302,7 +302,7 @@ def test_a_run_under_way(job: Job) -> None:
     assert found.speed == pytest.approx(120.0 / found.wall_s)
 
 
-def test_a_finished_run_accounts_for_every_file(job: Job) -> None:
+def test_a_finished_run_accounts_for_every_file(job: ManualRun) -> None:
     job.begin()
     job.commit("a.wav")
     job.commit("b.wav", status="no_speech", segments=None, language=None)
@@ -318,7 +318,7 @@ def test_a_finished_run_accounts_for_every_file(job: Job) -> None:
     assert statistics.balance.problems == ()
 
 
-def test_what_a_crash_left_twice_counts_once_and_is_no_contradiction(job: Job) -> None:
+def test_what_a_crash_left_twice_counts_once_and_is_no_contradiction(job: ManualRun) -> None:
     job.begin()
     for _ in range(2):
         job.commit("a.wav")
@@ -332,7 +332,7 @@ def test_what_a_crash_left_twice_counts_once_and_is_no_contradiction(job: Job) -
     assert (balance.ended, balance.superseded_parts, balance.problems) == (3, 0, ())
 
 
-def test_an_object_replaced_since_waits_again(job: Job) -> None:
+def test_an_object_replaced_since_waits_again(job: ManualRun) -> None:
     job.begin()
     for name in NAMES:
         job.commit(name)
@@ -347,7 +347,7 @@ def test_an_object_replaced_since_waits_again(job: Job) -> None:
     assert load_report(job.store).statistics.audio_s == 210.0
 
 
-def test_a_recording_taken_out_of_the_source_is_kept(job: Job) -> None:
+def test_a_recording_taken_out_of_the_source_is_kept(job: ManualRun) -> None:
     job.begin()
     for name in NAMES:
         job.commit(name)
@@ -359,7 +359,7 @@ def test_a_recording_taken_out_of_the_source_is_kept(job: Job) -> None:
     assert found.balance.problems == ()
 
 
-def test_segments_that_went_missing_are_told(job: Job) -> None:
+def test_segments_that_went_missing_are_told(job: ManualRun) -> None:
     job.begin()
     for name in NAMES:
         job.commit(name)

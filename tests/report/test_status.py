@@ -24,7 +24,7 @@ from corpus_asr.report.status import (
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, ProcessName
 from corpus_asr.storage.run_state.run_files import STOPPED, TRANSCRIBED, Snapshot, write_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
-from tests.support.snapshots import snapshot
+from tests.support.tables import snapshot
 
 NOW = datetime.datetime(2026, 1, 1, 13, 0, 10, tzinfo=datetime.UTC)
 HOLDER = Holder(

@@ -18,9 +18,15 @@ from corpus_asr.runtime.dataset import own_error, run_on_ray
 from corpus_asr.runtime.progress import Progress, Tally
 from corpus_asr.runtime.resources import resolve_resources
 from corpus_asr.runtime.stopping import RunStoppedError
-from tests.support.engines import broken_engine, scripted_engine
+from tests.support.engines import (
+    EXTRACTOR,
+    broken_engine,
+    committer_of,
+    outcomes_by_part,
+    scripted_engine,
+    scripted_job,
+)
 from tests.support.killing import slow_engine
-from tests.support.scripted import EXTRACTOR, committer_of, outcomes_by_part, scripted_job
 from tests.support.tables import packs_of
 
 

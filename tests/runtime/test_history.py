@@ -7,7 +7,7 @@ import pytest
 
 from corpus_asr.runtime.recorder import History
 from corpus_asr.storage.run_state.run_files import Moment, snapshot_from
-from tests.support.snapshots import snapshot
+from tests.support.tables import snapshot
 
 
 def moment(elapsed_s: float) -> Moment:

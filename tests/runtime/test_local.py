@@ -14,8 +14,16 @@ from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import Progress, Tally
 from corpus_asr.runtime.resources import resolve_resources, this_machine
 from corpus_asr.units import MEBIBYTE
-from tests.support.engines import ScriptedEngine, always, broken_engine, scripted_engine
-from tests.support.scripted import EXTRACTOR, committer_of, outcomes_by_part, scripted_job
+from tests.support.engines import (
+    EXTRACTOR,
+    ScriptedEngine,
+    always,
+    broken_engine,
+    committer_of,
+    outcomes_by_part,
+    scripted_engine,
+    scripted_job,
+)
 from tests.support.tables import packs_of
 
 

@@ -14,7 +14,7 @@ from corpus_asr.runtime.resources import resolve_resources, this_machine
 from corpus_asr.storage.run_state.plan import Plan
 from corpus_asr.storage.run_state.run_files import Snapshot, read_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
-from tests.support.scripted import scripted_job
+from tests.support.engines import scripted_job
 
 PLAN = Plan(
     uri="plan", name="plan", num_files=10, num_bytes=1000, num_unknown_sizes=0, num_done=6,

@@ -20,9 +20,15 @@ from corpus_asr.runtime.stopping import (
     ended_by_sigterm,
     stoppable,
 )
-from tests.support.engines import ScriptedEngine, always
+from tests.support.engines import (
+    EXTRACTOR,
+    ScriptedEngine,
+    always,
+    committer_of,
+    outcomes_by_part,
+    scripted_job,
+)
 from tests.support.killing import PAUSE, killable_job, tables_of
-from tests.support.scripted import EXTRACTOR, committer_of, outcomes_by_part, scripted_job
 from tests.support.tables import packs_of
 
 

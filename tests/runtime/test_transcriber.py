@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel, segment_evidence
-from corpus_asr.config.stages import ExtractSettings
+from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import ConfigError, DecodeError, ItemError
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import Segment

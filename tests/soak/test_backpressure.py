@@ -23,9 +23,8 @@ from corpus_asr.runtime.cluster import Cluster
 from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
 from corpus_asr.units import MEBIBYTE
 from tests.runtime import test_dataset, test_local
-from tests.support.engines import ScriptedEngine
+from tests.support.engines import ScriptedEngine, outcomes_by_part, scripted_job
 from tests.support.extractors import scripted_part
-from tests.support.scripted import outcomes_by_part, scripted_job
 from tests.support.tables import packs_of
 
 pytestmark = pytest.mark.slow

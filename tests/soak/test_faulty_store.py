@@ -18,9 +18,8 @@ from corpus_asr.storage.stores.filesystem import StoreOptions, open_store, write
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import tone, wav_bytes
 from tests.support.corpora import tiny_model
-from tests.support.faulty_store import BAD_NIGHT, faulty_store
 from tests.support.killing import tables_of
-from tests.support.stores import environment, s3_server
+from tests.support.stores import BAD_NIGHT, environment, faulty_store, s3_server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SWIFT_PORT = 18480

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from corpus_asr.config.choices import Choices, Retry
-from tests.support.nights import Nights
+from tests.support.nightly import Nights
 
 RETRY = Choices(retry=Retry.retryable)
 RETRY_ALL = Choices(retry=Retry.all)

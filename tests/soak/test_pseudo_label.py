@@ -16,8 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from corpus_asr.config.labelling import PseudoLabelConfig
-from corpus_asr.config.run import RunConfig
+from corpus_asr.config.run import PseudoLabelConfig, RunConfig
 from corpus_asr.labelling.cutting import ClipCutter, ClipRange, CutRequest
 from corpus_asr.pipelines import transcribe
 from corpus_asr.pipelines.pseudo_label import label, run
@@ -25,7 +24,7 @@ from corpus_asr.storage.stores import filesystem
 from corpus_asr.text.normalize import EnglishTextNormalizer
 from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ
 from tests.support.audio import decode, wav_bytes
-from tests.support.labelled import Transcribed, write_tones
+from tests.support.runs import Transcribed, write_tones
 from tests.support.stores import environment, s3_server
 
 pytestmark = pytest.mark.slow

@@ -16,8 +16,7 @@ import pytest
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.retry import DEFAULT_POLICY
 from tests.support.killing import PAUSE, killable_job
-from tests.support.stores import WebServer, web_server
-from tests.support.webhooks import SECRET, Webhook, webhook
+from tests.support.stores import SECRET, Webhook, WebServer, web_server, webhook
 
 pytestmark = pytest.mark.slow
 

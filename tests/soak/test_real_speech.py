@@ -13,7 +13,7 @@ from corpus_asr.pipelines.transcribe import run
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.corpora import outcomes_in
-from tests.support.oracles import read_audio
+from tests.support.references import read_audio
 from tests.support.stores import environment, s3_server
 
 pytestmark = pytest.mark.slow

@@ -14,12 +14,10 @@ from corpus_asr.storage.stores.filesystem import open_store, write_atomic
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import tone, wav_bytes
 from tests.support.corpora import job, tiny_model
-from tests.support.engines import scripted_engine
+from tests.support.engines import script, scripted_engine
 from tests.support.extractors import STUCK
-from tests.support.faulty_store import FaultyStore, faulty_store
 from tests.support.killing import killable_job, tables_of
-from tests.support.scripted import script
-from tests.support.stores import environment, s3_server
+from tests.support.stores import FaultyStore, environment, faulty_store, s3_server
 
 GOOD, DRIPPING = 12, 2
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pytest
 
-from corpus_asr.config.stages import ExtractSettings
+from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import CheckpointError
 from corpus_asr.schemas import PACKS, PARTS
 from corpus_asr.stages.extract import ExtractStage

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from corpus_asr.audio import activity, decode
+from corpus_asr.audio import decode
+from corpus_asr.audio import vad as activity
 from corpus_asr.audio.probe import open_container
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import WindowResult

@@ -32,8 +32,8 @@ from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, OutputStore, uniqu
 from corpus_asr.storage.run_state.tables import rows_of as part_rows_of
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.units import MEBIBYTE
-from tests.support.commits import commit, files, part, results, same_schema
 from tests.support.stores import S3Server
+from tests.support.tables import commit, files, part, results, same_schema
 
 RUN = Run(run_id="run", fingerprint="f-r", started_at="2026-01-01T00:00:00+00:00", continues=False)
 

@@ -7,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pytest
 
-from corpus_asr.config.run import RunConfig
-from corpus_asr.config.stages import SourceSettings
+from corpus_asr.config.run import RunConfig, SourceSettings
 from corpus_asr.errors import FetchError
 from corpus_asr.storage.listing import list_files
 from corpus_asr.storage.run_state.finish import finish
@@ -25,9 +24,8 @@ from corpus_asr.storage.stores.filesystem import (
     write_atomic,
 )
 from corpus_asr.storage.stores.retry import RetryPolicy
-from tests.support.commits import commit, part, results
-from tests.support.faulty_store import BAD_NIGHT, FaultyStore, faulty_store
-from tests.support.stores import S3Server
+from tests.support.stores import BAD_NIGHT, FaultyStore, S3Server, faulty_store
+from tests.support.tables import commit, part, results
 
 # Far more often than on any real night; but each renewal of credentials takes a moment.
 TERRIBLE = {fault: 2 * rate for fault, rate in BAD_NIGHT.items() if fault != "expired"}

@@ -21,7 +21,7 @@ from botocore import exceptions
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.utils import infer_storage_options
 
-from corpus_asr.config.stages import SourceSettings
+from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.storage.listing import list_files
 from corpus_asr.storage.stores import filesystem, local

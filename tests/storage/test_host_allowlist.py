@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from corpus_asr.config.stages import SourceSettings
+from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.listing import list_files, manifest_rows
@@ -20,8 +20,8 @@ from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary, writ
 from corpus_asr.storage.stores.host_allowlist import HostRules, Verdict, is_public, may_name
 from corpus_asr.storage.stores.retry import RetryPolicy
 from corpus_asr.storage.stores.uri import resolve
-from tests.support.commits import commit, part, results
 from tests.support.stores import WebServer, web_server
+from tests.support.tables import commit, part, results
 
 QUICK = RetryPolicy(attempts=2, first_wait_s=0.001, request_timeout_s=5.0)
 FROM_ELSEWHERE = HostRules(trusted_names=False)

@@ -27,8 +27,8 @@ from corpus_asr.storage.run_state.tables import (
     unique_stem,
 )
 from corpus_asr.storage.stores import filesystem
-from tests.support.commits import commit, files, part, results, same_schema
-from tests.support.dying import Killed, dying
+from tests.support.stores import Killed, dying
+from tests.support.tables import commit, files, part, results, same_schema
 
 
 def config(**changes) -> RunConfig:

@@ -24,9 +24,9 @@ from corpus_asr.storage.run_state.start import begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore, ParquetFile
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.units import MEBIBYTE
-from tests.support import flow
-from tests.support.commits import commit, part, results, same_schema
+from tests.support import simulation as flow
 from tests.support.stores import S3Server
+from tests.support.tables import commit, part, results, same_schema
 
 
 def config(source: Path | str, output: Path | str, **extract: float) -> RunConfig:

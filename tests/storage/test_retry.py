@@ -17,8 +17,8 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import recording_id
 from tests.storage.test_ledger import done as finished
-from tests.support.commits import commit, files, part, results
-from tests.support.dying import Killed, dying
+from tests.support.stores import Killed, dying
+from tests.support.tables import commit, files, part, results
 
 
 def failed(name: str, index: int = 0, *, retryable: bool = True, **values: Any) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from corpus_asr.storage.run_state.start import ARCHIVE_NOTE_NAME, Run, begin_run
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from tests.storage.test_ledger import config
-from tests.support.commits import commit, files, part, results
-from tests.support.dying import Killed, dying
+from tests.support.stores import Killed, dying
+from tests.support.tables import commit, files, part, results
 
 
 def test_a_folder_that_is_continued_keeps_its_fingerprint(memory: str) -> None:

@@ -26,7 +26,7 @@ from corpus_asr.storage.run_state.tables import (
     unique_stem,
     without_credentials,
 )
-from tests.support.commits import commit, files, part, results, same_schema
+from tests.support.tables import commit, files, part, results, same_schema
 
 
 def read(batches) -> list[dict]:

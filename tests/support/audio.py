@@ -1,21 +1,22 @@
-"""Small recordings made on the spot, files that fail on purpose, and what decoding them gives.
+"""Recordings made on the spot: tones, noise, sounds without words, files that fail on purpose.
 
 Imports no torch: parts of it run in the child processes of tests.
 """
 
 import io
+import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 from av.audio.plane import AudioPlane
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
-from corpus_asr.audio.channels import Channels
 from corpus_asr.audio.decode import open_audio
+from corpus_asr.audio.resample import Channels
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 Samples = Float32[np.ndarray, "channel sample"]
@@ -123,13 +124,7 @@ def share_of_tone(samples: np.ndarray, hz: float) -> float:
 
 
 class BreakingFile(io.BytesIO):
-    """A store that answers until a byte offset is asked for, and then raises or ends early.
-
-    Args:
-        data: what the store holds.
-        error: raised by `read` from `offset` on; None to give no more bytes instead.
-        offset: the first byte that cannot be read.
-    """
+    """A store that answers until a byte offset is asked for, and then raises or ends early."""
 
     def __init__(self, data: bytes, *, error: Exception | None, offset: int) -> None:
         super().__init__(data)
@@ -210,3 +205,164 @@ def make_measuring_decoder(*, channels: Channels = "mix") -> Any:
                 yield chunk.shape[1], float(np.square(chunk, dtype=np.float64).sum())
 
     return measure
+
+
+def read_clip(path: Path) -> Float32[np.ndarray, " sample"]:
+    """Decode a well-formed file to 16 kHz mono, plainly: an oracle's input, no product code."""
+    resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE_HZ)
+    with av.open(str(path)) as container:
+        frames = [out for frame in container.decode(audio=0) for out in resampler.resample(frame)]
+    frames += resampler.resample(None)
+    return np.concatenate([frame.to_ndarray().reshape(-1) for frame in frames]).astype(np.float32)
+
+
+def read_manifest(folder: Path) -> list[dict]:
+    """Read a folder's manifest.jsonl."""
+    lines = (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def made_sounds(num_samples: int) -> dict[str, Float32[np.ndarray, " sample"]]:
+    """Tones, noises and silence by name, of one length."""
+    noise = np.random.default_rng(0).standard_normal(num_samples)
+    seconds = np.arange(num_samples) / SAMPLE_RATE_HZ
+    sounds = {
+        "silence": np.zeros(num_samples),
+        "noise": 0.1 * noise,
+        "quiet noise": 1e-4 * noise,
+        "brown noise": 1e-3 * np.cumsum(noise),
+        "tone": 0.9 * np.sin(2 * np.pi * 440 * seconds),
+        "two tones": 0.3 * np.sin(2 * np.pi * 697 * seconds)
+        + 0.3 * np.sin(2 * np.pi * 1209 * seconds),
+        "hum": 0.01 * np.sin(2 * np.pi * 50 * seconds) + 1e-4 * noise,
+        "click": np.eye(1, num_samples, num_samples // 2)[0],
+        "offset": np.full(num_samples, 0.5),
+    }
+    return {name: sound.astype(np.float32) for name, sound in sounds.items()}
+
+
+MonoSamples = Float32[np.ndarray, " sample"]
+NOISE_DBFS = -30.0
+MUSIC_DBFS = -20.0
+MURMUR_DBFS = -40.0
+SPEECH_DBFS = -20.0
+AROUND_SPEECH_DBFS = -45.0
+
+_VOICES = 24
+_REVERBERATION_S = 1.2  # as in a large hall
+_NOTE_S = 0.5
+_TONE_S = 2.0
+
+
+def wordless_sounds(seconds: float) -> dict[str, MonoSamples]:
+    """Return seven sounds without speech by name; `murmur`, the eighth, needs speech."""
+    num_samples = round(seconds * SAMPLE_RATE_HZ)
+    makers: dict[str, tuple[Callable[[int], Float64[np.ndarray, " sample"]], float]] = {
+        "white noise": (lambda number: colored_noise(number, slope=0.0), NOISE_DBFS),
+        "pink noise": (lambda number: colored_noise(number, slope=0.5), NOISE_DBFS),
+        "brown noise": (lambda number: colored_noise(number, slope=1.0), NOISE_DBFS),
+        "hum": (_hum, NOISE_DBFS),
+        "tones": (_tones, MUSIC_DBFS),
+        "chords and drums": (_chords_and_drums, MUSIC_DBFS),
+    }
+    silence = {"silence": np.zeros(num_samples, dtype=np.float32)}
+    return silence | {name: at_level(make(num_samples), dbfs) for name, (make, dbfs) in
+                      makers.items()}  # fmt: skip
+
+
+def at_level(samples: np.ndarray, dbfs: float) -> MonoSamples:
+    """Scale to a level, unless it is silence; peaks above full scale are clipped."""
+    rms = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
+    scaled = samples * (10 ** (dbfs / 20) / (rms or 1.0))
+    return np.clip(scaled, -1.0, 1.0).astype(np.float32)
+
+
+def colored_noise(
+    num_samples: int, *, slope: float, seed: int = 0
+) -> Float64[np.ndarray, " sample"]:
+    """Return Gaussian noise whose amplitude falls with frequency to the power of `slope`."""
+    spectrum = np.fft.rfft(np.random.default_rng(seed).standard_normal(num_samples))
+    frequencies_hz = np.fft.rfftfreq(num_samples, 1 / SAMPLE_RATE_HZ)
+    return np.fft.irfft(spectrum / np.maximum(frequencies_hz, 20.0) ** slope, num_samples)
+
+
+def murmur(clips: Sequence[MonoSamples], seconds: float) -> MonoSamples:
+    """Return a crowd whose words nobody can make out.
+
+    24 voices speak at a time, each backwards, at its own level and pace of pauses, in a large hall.
+    Every voice goes through all clips in an order of its own.
+    """
+    draw = np.random.default_rng(2)
+    num_samples = round(seconds * SAMPLE_RATE_HZ)
+    crowd = np.zeros(num_samples)
+    backwards = [at_level(clip[::-1], SPEECH_DBFS) for clip in clips]
+    for _ in range(_VOICES):
+        at = -round(draw.uniform(0, 10) * SAMPLE_RATE_HZ)
+        gain = draw.uniform(0.3, 1.0)
+        while at < num_samples:
+            clip = backwards[draw.integers(len(backwards))]
+            start, end = max(at, 0), min(at + len(clip), num_samples)
+            if end > start:
+                crowd[start:end] += gain * clip[start - at : end - at]
+            at += len(clip) + round(draw.uniform(0, 1) * SAMPLE_RATE_HZ)
+    decay_s = np.arange(round(_REVERBERATION_S * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
+    hall = draw.standard_normal(len(decay_s)) * 10 ** (-3 * decay_s / _REVERBERATION_S)
+    size = num_samples + len(hall)
+    return at_level(
+        np.fft.irfft(np.fft.rfft(crowd, size) * np.fft.rfft(hall, size), size)[:num_samples],
+        MURMUR_DBFS,
+    )
+
+
+def speech_in_noise(clip: MonoSamples, seconds: float) -> MonoSamples:
+    """Return pink noise with a clip, 25 dB louder, in its middle."""
+    around = colored_noise(round(seconds * SAMPLE_RATE_HZ), slope=0.5, seed=3)
+    mixed = at_level(around, AROUND_SPEECH_DBFS)
+    start = (len(mixed) - len(clip)) // 2
+    mixed[start : start + len(clip)] += at_level(clip, SPEECH_DBFS)
+    return mixed
+
+
+def _hum(num_samples: int) -> Float64[np.ndarray, " sample"]:
+    """Mains at 50 Hz with its harmonics, and the hiss of an amplifier."""
+    seconds = np.arange(num_samples) / SAMPLE_RATE_HZ
+    hum = sum(np.sin(2 * np.pi * 50 * number * seconds) / number for number in range(1, 8))
+    hiss = np.random.default_rng(4).standard_normal(num_samples)
+    return np.asarray(hum + 0.01 * hiss)
+
+
+def _tones(num_samples: int) -> Float64[np.ndarray, " sample"]:
+    """Single tones of 100 Hz to 4 kHz and the dual tones of telephones, 2 s each."""
+    draw = np.random.default_rng(5)
+    step = round(_TONE_S * SAMPLE_RATE_HZ)
+    seconds = np.arange(step) / SAMPLE_RATE_HZ
+    played = np.zeros(num_samples)
+    for number, start in enumerate(range(0, num_samples, step)):
+        single = (100 * 40 ** draw.uniform(),)
+        dual = (draw.choice([697, 770, 852, 941]), draw.choice([1209, 1336, 1477]))
+        tone = sum(
+            np.sin(2 * np.pi * hertz * seconds) for hertz in (dual if number % 2 else single)
+        )
+        played[start : start + step] = np.asarray(tone)[: num_samples - start]
+    return played
+
+
+def _chords_and_drums(num_samples: int) -> Float64[np.ndarray, " sample"]:
+    """A decaying triad every half second over a bass drum and a snare."""
+    draw = np.random.default_rng(6)
+    step = round(_NOTE_S * SAMPLE_RATE_HZ)
+    seconds = np.arange(step) / SAMPLE_RATE_HZ
+    bass_drum = 3 * np.exp(-12 * seconds) * np.sin(2 * np.pi * 60 * seconds)
+    played = np.zeros(num_samples)
+    for number, start in enumerate(range(0, num_samples, step)):
+        root_hz = 110 * 2 ** (draw.integers(0, 24) / 12)
+        notes_hz = root_hz * 2 ** (np.array([0, 4 if number % 4 else 3, 7]) / 12)
+        chord = sum(
+            np.sin(2 * np.pi * note_hz * harmonic * seconds) / harmonic**2
+            for note_hz in notes_hz
+            for harmonic in range(1, 5)
+        )
+        snare = 2 * np.exp(-25 * seconds) * draw.standard_normal(step)
+        beat = np.exp(-3 * seconds) * chord + (snare if number % 2 else bass_drum)
+        played[start : start + step] = beat[: num_samples - start]
+    return played

@@ -1,8 +1,6 @@
 """Tiny random checkpoints in Hugging Face layout, so that no test needs a download.
 
-A folder goes in; config.json, weights, preprocessor_config.json and generation_config.json are
-written there by transformers, and with a tokenizer folder its files too. The text such a model
-gives is noise, but the same noise for the same seed.
+The text such a model gives is noise, but the same noise for the same seed.
 """
 
 import json
@@ -34,24 +32,7 @@ def tiny_whisper(
     spread: float = 0.1,
     **config: Any,
 ) -> Path:
-    """Write a random checkpoint and return its folder.
-
-    Args:
-        folder: made if needed.
-        seed: of the weights.
-        d_model: width of both towers.
-        layers: of encoder and decoder each; `config` may set `encoder_layers` alone.
-        heads: likewise.
-        num_mel_bins: 80 or 128.
-        vocab_size: default 1,000, or the tokenizer's.
-        tokenizer: folder written by `tests.support.tokenizers`; its files are copied and its
-            special tokens used. Without one the last two tokens are end and start.
-        weights: how they are stored.
-        dtype: type they are stored in.
-        spread: standard deviation of the weights; at the usual 0.02 a tiny network hardly tells
-            inputs apart.
-        config: further keys of config.json.
-    """
+    """Write a random checkpoint and return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     ids = _token_ids(tokenizer)
     size = vocab_size or (_vocab_size(tokenizer) if tokenizer else _DEFAULT_VOCAB_SIZE)
@@ -99,20 +80,7 @@ def tiny_speech2text(
     features: dict[str, Any] | None = None,
     **config: Any,
 ) -> Path:
-    """Write a random Speech2Text checkpoint and return its folder.
-
-    Args:
-        folder: made if needed.
-        seed: of the weights.
-        d_model: width of both towers.
-        layers: of encoder and decoder each.
-        heads: likewise.
-        vocab_size: default 1,000, or the tokenizer's.
-        tokenizer: folder written by `tests.support.pieces`; its files are copied.
-        spread: as for `tiny_whisper`.
-        features: settings of the feature extractor.
-        config: further keys of config.json.
-    """
+    """Write a random Speech2Text checkpoint and return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if tokenizer is not None:
         vocab_size = vocab_size or len(json.loads((tokenizer / "vocab.json").read_text()))
@@ -224,3 +192,45 @@ def _token_ids(tokenizer: Path | None) -> dict[str, int]:
 
 def _vocab_size(tokenizer: Path) -> int:
     return max(_token_ids(tokenizer).values()) + 1
+
+
+SIZES: dict[str, Any] = {
+    "d_model": 24,
+    "heads": 2,
+    "vocab_size": 120,
+    "encoder_ffn_dim": 40,
+    "decoder_ffn_dim": 56,
+    "conv_channels": 20,
+    "dropout": 0.0,
+    "spread": 0.2,
+}
+
+
+def tiny_network(folder: Path, **settings: Any) -> Path:
+    """Write a random checkpoint, without a tokenizer, and return its folder."""
+    return tiny_speech2text(folder, **SIZES | settings)
+
+
+CLASSES = ("speech", "music", "noise")
+
+
+def tiny_classifier(folder: Path, *, labels: tuple[str, ...] = CLASSES, **config: Any) -> Path:
+    """Write a random `WhisperForAudioClassification` and return its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings: dict[str, Any] = {
+        "d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
+        "vocab_size": 100, "classifier_proj_size": 16, "init_std": 0.3, "pad_token_id": 1,
+        "bos_token_id": 1, "eos_token_id": 1, "decoder_start_token_id": 1,
+        "id2label": dict(enumerate(labels)), "label2id": {b: a for a, b in enumerate(labels)},
+        **config,
+    }  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.WhisperForAudioClassification(transformers.WhisperConfig(**settings))
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.data += torch.randn_like(parameter) * settings["init_std"]
+    model.eval().save_pretrained(folder)
+    transformers.WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
+    return folder

@@ -1,24 +1,31 @@
-"""A scripted engine: answers at once, from a rule in the part itself, and loads no torch.
+"""A scripted engine and jobs for it: no audio, no model, real tables; loads no torch.
 
-What happens to a part is written in its recording's address: `item-error`, `engine-error`,
-`bug` and `kill` do what they say; everything else is transcribed as one segment that names the
-part and what it was given, so that a test can see what reached the engine. With `words` in the
-address it comes word by word.
+What happens to a part is written in its recording's URI: `item-error`, `engine-error`, `bug` and
+`kill` do what they say; everything else is transcribed as one segment that names the part and what
+it was given. With `words` in the URI it comes word by word.
 """
 
+import functools
 import os
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.run import RunConfig
 from corpus_asr.decoding.statistics import EngineStatistics
 from corpus_asr.errors import EngineError, ItemError
+from corpus_asr.pipelines import driver, transcribe
+from corpus_asr.runtime.commit import Committer
+from corpus_asr.runtime.local import run_local
 from corpus_asr.segments import Segment, Word
 from corpus_asr.stages.transcribe import EngineFactory
+from corpus_asr.storage.run_state.tables import OutputStore
 
 
 @dataclass(frozen=True)
@@ -123,3 +130,53 @@ def always(engine: ScriptedEngine) -> EngineFactory:
         return engine
 
     return cast("EngineFactory", make)
+
+
+EXTRACTOR = "tests.support.extractors:make"
+
+
+def scripted_job(folder: Path, **sections: Any) -> RunConfig:
+    """Return a job whose checkpoint is a name and no more."""
+    model = folder / "model"
+    model.mkdir(parents=True, exist_ok=True)
+    (model / "config.json").write_text('{"model_type": "whisper"}')
+    usual = {
+        "source": {"uri": "/nowhere"},
+        "model": {"checkpoint": str(model)},
+        "output": {"uri": str(folder / "output")},
+    }
+    return RunConfig.model_validate(usual | sections)
+
+
+def script(
+    put: Callable[[Any, str, Any], None], *, engine: Any, extractor: str = EXTRACTOR
+) -> None:
+    """Have the pipeline use this engine and, run locally, this extractor."""
+    replaced = {
+        (driver, "run_local"): functools.partial(run_local, extractor=extractor),
+        (transcribe, "load_engine"): engine,
+        (transcribe, "check_transcribes"): lambda *_: None,  # there is no tokenizer
+    }
+    for (module, name), value in replaced.items():
+        assert hasattr(module, name), f"{module.__name__} has no {name}: nothing would be scripted"
+        put(module, name, value)
+
+
+def committer_of(config: RunConfig) -> Committer:
+    """Return a committer into the job's output."""
+    return Committer(
+        uri=config.output.uri,
+        endpoint_url=None,
+        run_id="run",
+        model=config.model.checkpoint,
+        model_revision="revision",
+    )
+
+
+def outcomes_by_part(config: RunConfig) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return the outcomes rows by recording and part; every part once."""
+    batches = OutputStore(config.output.uri).outcomes()
+    rows = [row for batch in batches for row in batch.to_pylist()]
+    found = {(row["recording_id"], row["part"]): row for row in rows}
+    assert len(found) == len(rows), "a part was committed twice"
+    return found

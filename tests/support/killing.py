@@ -26,8 +26,7 @@ from typing import Any
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
-from tests.support.engines import ScriptedEngine, scripted_engine
-from tests.support.scripted import script, scripted_job
+from tests.support.engines import ScriptedEngine, script, scripted_engine, scripted_job
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # What differs between two runs that did the same.
@@ -148,11 +147,7 @@ class KillableJob:
             return process.returncode, out + err
 
     def wait_until_gone(self) -> None:
-        """Return once nothing lives that a run of this job started.
-
-        Raises:
-            AssertionError: something lives on; it is killed then.
-        """
+        """Return once nothing lives that a run of this job started."""
         deadline = time.monotonic() + GONE_LIMIT_S
         while alive := {pid for pid, begun in self.seen.items() if began(pid) == begun}:
             if time.monotonic() > deadline:
@@ -212,14 +207,6 @@ def kill_and_resume(
     are enough of the `total`: they are spread over the run however fast the machine is. A run goes
     on without its workers and decoders. It is started again as soon as its driver is dead, also
     while what that left behind is still ending.
-
-    Args:
-        job: never run before.
-        kills: how often at most; fewer where the work runs out.
-        seed: of the moments.
-        total: how many commits there may be at most.
-        most: commits between two kills.
-        victims: some of `driver`, `decoder` and, on Ray, `extract`, `transcribe` and `board`.
     """
     chance = random.Random(seed)
     killed = dict.fromkeys(victims, 0)

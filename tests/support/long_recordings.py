@@ -26,8 +26,7 @@ from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.resources import resolve_resources, this_machine
 from corpus_asr.stages.messages import ExtractedPart, ExtractRequest
-from tests.support.engines import ScriptedEngine
-from tests.support.scripted import committer_of, outcomes_by_part, scripted_job
+from tests.support.engines import ScriptedEngine, committer_of, outcomes_by_part, scripted_job
 from tests.support.tables import packs_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -111,13 +110,7 @@ def write_hours(path: Path, *, hours: float, sound: bytes) -> None:
 
 
 def measured(recording: Path, folder: Path) -> Found:
-    """Run over a recording in a process of its own.
-
-    Args:
-        recording: the file.
-        folder: holds the model's `config.json` and `preprocessor_config.json` below `model`; the
-            output goes there.
-    """
+    """Run over a recording in a process of its own."""
     command = [sys.executable, "-m", "tests.support.long_recordings", str(recording), str(folder)]
     ran = subprocess.run(
         command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True,

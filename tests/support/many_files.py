@@ -23,7 +23,7 @@ from corpus_asr.storage.listing import list_files
 from corpus_asr.storage.model_files import model_revision
 from corpus_asr.storage.run_state.start import begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore
-from tests.support.scripted import scripted_job
+from tests.support.engines import scripted_job
 from tests.support.tokenizers import tiny_tokenizer
 
 FILE_BYTES = 32_000  # one second of 16-bit audio; sparse, so that it takes no disk

@@ -1,13 +1,22 @@
-"""Tiny networks in slots, with windows and token sequences to feed them."""
+"""Networks in slots, scripted or tiny, windows to feed them, and the bytes they hold."""
 
+import dataclasses
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
+from corpus_asr.decoding.protocols import Job, Result
+from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.layers.cache import SlotCache
+from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.families.whisper.slot_model import WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from corpus_asr.units import FRAMES_PER_POSITION
 from tests.support.checkpoints import tiny_whisper
 
 # A step's products are sums in another order than the whole sequence's.
@@ -54,3 +63,208 @@ def begin(
     """Fill slots and run their prompts; returns logits (batch, token, vocab)."""
     model.fill(state, slots, model.encode(features))
     return model.logits(model.prefill(state, slots, tokens, lengths))
+
+
+VOCAB = 50
+END = 0
+LENGTH = 24
+
+
+class ScriptedModel:
+    """Says the script its window names, token by token, whatever the slot.
+
+    A window's first value is the number of its script. Hidden states carry (script, position), so
+    that the token to say is found from them alone, as in a real decoder.
+    """
+
+    device = torch.device("cpu")
+    dtype = torch.float32
+    vocab_size = VOCAB
+    max_target_positions = LENGTH
+
+    def __init__(self, scripts: Sequence[Sequence[int]]) -> None:
+        self.scripts = [list(script) for script in scripts]
+        self.encoded: list[int] = []
+        self.aligned: list[tuple[int, tuple[tuple[int, int], ...]]] = []
+        self.steps: list[int] = []
+
+    def new_state(self, slots: int, *, beams: int = 1) -> dict[str, Tensor]:
+        return {"script": torch.full((slots,), -1), "prompt": torch.zeros(slots, dtype=torch.long)}
+
+    def encode(self, features: Tensor, *, num_frames: Sequence[int] | None = None) -> Tensor:
+        numbers = features[:, 0, 0]
+        self.encoded.extend(int(number) for number in numbers)
+        return numbers.reshape(-1, 1, 1)
+
+    def fill(
+        self,
+        state: dict[str, Tensor],
+        slots: Sequence[int],
+        encoded: Tensor,
+        *,
+        num_frames: Sequence[int] | None = None,
+    ) -> None:
+        state["script"][list(slots)] = encoded[:, 0, 0].long()
+
+    def prefill(
+        self, state: dict[str, Tensor], slots: Sequence[int], tokens: Tensor, lengths: Sequence[int]
+    ) -> Tensor:
+        state["prompt"][list(slots)] = torch.tensor(lengths)
+        script = state["script"][list(slots)]
+        position = torch.arange(tokens.shape[1]).expand(len(lengths), -1)
+        said = position - torch.tensor(lengths).unsqueeze(1) + 1
+        return torch.stack([script.unsqueeze(1).expand_as(said), said], dim=2).float()
+
+    def step(self, state: dict[str, Tensor], tokens: Tensor, positions: Tensor) -> Tensor:
+        count = len(tokens)
+        assert int(positions.max()) < LENGTH, "a step past the cache"
+        self.steps.append(count)
+        said = positions - state["prompt"][:count] + 1
+        return self.logits(torch.stack([state["script"][:count], said], dim=1).float())
+
+    def extend(
+        self, state: dict[str, Tensor], slots: Sequence[int], tokens: Tensor, positions: Tensor
+    ) -> Tensor:
+        rows = list(slots)
+        at = positions.unsqueeze(1) + torch.arange(tokens.shape[1])
+        assert int(at.max()) < LENGTH, "an extension past the cache"
+        said = at - state["prompt"][rows].unsqueeze(1) + 1
+        script = state["script"][rows].unsqueeze(1).expand_as(said)
+        return self.logits(torch.stack([script, said], dim=2).float())
+
+    def align(
+        self,
+        state: dict[str, Tensor],
+        slot: int,
+        tokens: Tensor,
+        heads: Sequence[tuple[int, int]],
+    ) -> tuple[Tensor, Tensor]:
+        """Token number n listens at position n alone; the script starts after the first token."""
+        self.aligned.append((int(state["script"][slot]), tuple(heads)))
+        weights = torch.eye(len(tokens), LENGTH).expand(len(heads), -1, -1).clone()
+        said = torch.arange(len(tokens))
+        return weights, self.logits(
+            torch.stack([state["script"][slot].expand_as(said), said], dim=1).float()
+        )
+
+    def reorder(self, state: dict[str, Tensor], slots: Sequence[int], sources: Tensor) -> None:
+        state["prompt"][list(slots)] = state["prompt"][sources]
+
+    def share(self, state: dict[str, Tensor], source: int, targets: Sequence[int]) -> None:
+        for tensor in state.values():
+            tensor[list(targets)] = tensor[source].clone()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        logits = torch.zeros(*hidden.shape[:-1], VOCAB)
+        for row, (script, said) in zip(
+            logits.reshape(-1, VOCAB), hidden.reshape(-1, 2).long().tolist(), strict=True
+        ):
+            words = self.scripts[script]
+            row[words[said] if 0 <= said < len(words) else END] = 10.0
+        return logits
+
+    def move(self, state: dict[str, Tensor], source: int, target: int) -> None:
+        for tensor in state.values():
+            tensor[target] = tensor[source]
+
+
+def window(script: int) -> np.ndarray:
+    """Features that make `ScriptedModel` say script number `script`."""
+    return np.full((2, 4), script, dtype=np.float32)
+
+
+_MOST_ROUNDS = 10_000  # far more than any test needs; a scheduler that never ends must fail
+
+
+def run_jobs(scheduler: SlotScheduler, tasks: Sequence[Sequence[Job]]) -> list[list[Result]]:
+    """Run each list of jobs as a task of its own; returns their results."""
+    found: dict[int, list[Result]] = {}
+
+    def task(jobs: Sequence[Job]) -> Generator[Job, Result, list[Result]]:
+        results: list[Result] = []
+        for job in jobs:
+            result = yield job
+            results.append(result)
+        return results
+
+    for index, jobs in enumerate(tasks):
+
+        def done(value: list[Result], error: Exception | None, index: int = index) -> None:
+            if error is not None:
+                raise error
+            found[index] = value
+
+        scheduler.add(task(jobs), done)
+    rounds = 0
+    while scheduler.pending:
+        scheduler.advance()
+        rounds += 1
+        assert rounds < _MOST_ROUNDS
+    return [found[index] for index in range(len(tasks))]
+
+
+def held_bytes(*roots: object) -> int:
+    """Bytes of all tensors reachable from `roots`; shared storage counts once.
+
+    Neither models nor the module-level state of libraries are looked into.
+    """
+    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(roots)}
+    return sum(sizes.values())
+
+
+def peak_bytes(function: Callable[[], Any]) -> int:
+    """Most bytes that are allocated at once while `function` runs, what it is given left out."""
+    with torch.inference_mode():
+        function()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            kept = function()
+    del kept
+    results: Any = profiler.profiler
+    events = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
+    present = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        present += event.nbytes()
+        peak = max(peak, present)
+    return peak
+
+
+def _tensors(values: object, seen: set[int] | None = None) -> Iterator[Tensor]:
+    seen = set() if seen is None else seen
+    if id(values) in seen or isinstance(values, torch.nn.Module):
+        return
+    seen.add(id(values))
+    if isinstance(values, Tensor):
+        if not values.is_mkldnn:
+            yield values
+        return
+    for inner in _parts(values):
+        yield from _tensors(inner, seen)
+
+
+def _parts(values: object) -> list[Any]:
+    if isinstance(values, dict):
+        return list(values.values())
+    if isinstance(values, list | tuple | set):
+        return list(values)
+    if dataclasses.is_dataclass(values):
+        return [getattr(values, field.name) for field in dataclasses.fields(values)]
+    if type(values).__module__.startswith("corpus_asr."):
+        return list(vars(values).values())
+    return []
+
+
+_POSITIONS = "model.encoder.embed_positions.weight"
+
+
+def cut_network(
+    network: WhisperForConditionalGeneration, *, frames: int
+) -> WhisperForConditionalGeneration:
+    """A network that takes windows of so many frames, and knows of no longer ones."""
+    positions = frames // FRAMES_PER_POSITION
+    config = WhisperConfig(**(network.config.to_dict() | {"max_source_positions": positions}))
+    weights = dict(network.state_dict())
+    weights[_POSITIONS] = weights[_POSITIONS][:positions]
+    with torch.device(network.device):
+        cut = WhisperForConditionalGeneration(config).to(network.dtype)
+    cut.load_state_dict(weights)
+    return cut.eval()

@@ -11,7 +11,7 @@ from jiwer import wer
 from whisper.normalizers import EnglishTextNormalizer
 
 from corpus_asr.units import SAMPLE_RATE_HZ
-from tests.support.signals import read_clip
+from tests.support.audio import read_clip
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REFERENCES = REPOSITORY / "tests" / "data" / "spoken-references.jsonl"

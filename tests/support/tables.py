@@ -1,10 +1,18 @@
-"""Small tables in the package's schemas."""
+"""Rows, tables, snapshots and recordings in the package's schemas, with usual values."""
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from corpus_asr.schemas import PACKS, RESULTS
+from corpus_asr.activity import Activity, FailureCount
+from corpus_asr.export.recordings import Recording
+from corpus_asr.schemas import FILES, PACKS, RESULTS
+from corpus_asr.segments import Segment, Word
+from corpus_asr.storage.run_state.run_files import RUNNING, Snapshot
+from corpus_asr.storage.run_state.tables import Commit, OutputStore
+from corpus_asr.storage.stores.uri import recording_id
 
 
 def packs_of(*uris: str, done: dict[str, list[int]] | None = None) -> pa.Table:
@@ -39,3 +47,147 @@ def results_of(*rows: dict[str, Any]) -> pa.Table:
         "segments": [],
     }
     return pa.Table.from_pylist([usual | row for row in rows], schema=RESULTS)
+
+
+def same_schema(found: pa.Schema, expected: pa.Schema) -> bool:
+    """Compare types, names and all metadata; Parquet renames what is inside a list."""
+    fields = zip(found, expected, strict=True)
+    return bool(
+        found.equals(expected)
+        and found.metadata == expected.metadata
+        and all(field.metadata == other.metadata for field, other in fields)
+    )
+
+
+def part(
+    name: str,
+    index: int,
+    *,
+    texts: Sequence[str] | None,
+    last: bool = True,
+    status: str = "ok",
+    uri: str | None = None,
+    **values: Any,
+) -> dict[str, Any]:
+    """Return a RESULTS row of recording `/name`; `texts` are its segments."""
+    uri = uri or f"/{name}"
+    segments: Any = texts and [
+        {"segment": number, "text": text, "start_s": float(number), "end_s": number + 1.0,
+         "tokens": [1, 2], "language": "en", "task": "transcribe"}
+        for number, text in enumerate(texts)
+    ]  # fmt: skip
+    return {
+        "recording_id": recording_id(uri),
+        "uri": uri,
+        "size_bytes": 100,
+        "etag": "v1",
+        "part": index,
+        "last_part": last,
+        "part_start_s": 10.0 * index,
+        "part_end_s": 10.0 * index + 10,
+        "duration_s": 10.0,
+        "status": status,
+        "attempts": 1,
+        "segments": segments,
+        **values,
+    }
+
+
+def results(*rows: dict[str, Any]) -> pa.Table:
+    """Return rows as a RESULTS table."""
+    return pa.Table.from_pylist(list(rows), schema=RESULTS)
+
+
+def commit(store: OutputStore, table: pa.Table, *, run_id: str = "run") -> Commit:
+    """Commit rows with fixed stamps."""
+    return store.commit(table, run_id=run_id, model="model", model_revision="revision")
+
+
+def files(*names: str, etag: str | None = "v1", size_bytes: int | None = 100) -> pa.RecordBatch:
+    """Return FILES rows of recordings `/name`."""
+    rows: list[dict[str, Any]] = [
+        {"recording_id": recording_id(f"/{name}"), "uri": f"/{name}", "size_bytes": size_bytes,
+         "etag": etag, "metadata": None}
+        for name in names
+    ]  # fmt: skip
+    return pa.RecordBatch.from_pylist(rows, schema=FILES)
+
+
+FAILURE = FailureCount(
+    stage="extract", kind="not_audio", count=2, retryable=False, examples=("/a.mp3", "/b.mp3")
+)
+
+
+def snapshot(**values: Any) -> Snapshot:
+    """Return a snapshot; what is not given is that of a run in the middle."""
+    usual: dict[str, Any] = {
+        "run_id": "run-1",
+        "state": RUNNING,
+        "started_at": "2026-01-01T12:00:00+00:00",
+        "written_at": "2026-01-01T13:00:00+00:00",
+        "elapsed_s": 3600.0,
+        "host": "machine",
+        "pid": 1,
+        "listed": 100,
+        "done_before": 20,
+        "planned": 80,
+        "planned_bytes": 8000,
+        "files": 40,
+        "failed": 2,
+        "parts": 50,
+        "parts_retried": 0,
+        "audio_s": 36_000.0,
+        "speed": 10.0,
+        "time_left_s": 3600.0,
+        "last_commit_at": "2026-01-01T12:59:50+00:00",
+        "extract_workers": 2,
+        "transcribe_workers": 1,
+        "failures": (FAILURE,),
+        "activity": Activity(),
+    }
+    return Snapshot(**(usual | values))
+
+
+def segment(
+    text: str, start_s: float, end_s: float, *, words: bool = False, language: str | None = "en"
+) -> Segment:
+    """Return a segment; its words, if wanted, last equally long."""
+    found = re.findall(r"\s*\S+", text)
+    each_s = (end_s - start_s) / max(1, len(found))
+    timed = tuple(
+        Word(
+            word=word,
+            start_s=start_s + at * each_s,
+            end_s=start_s + (at + 1) * each_s,
+            probability=0.5,
+        )
+        for at, word in enumerate(found)
+    )
+    return Segment(
+        start_s=start_s,
+        end_s=end_s,
+        text=text,
+        tokens=(1, 2),
+        language=language,
+        language_probability=None,
+        task="transcribe",
+        confidence=0.9,
+        avg_logprob=-0.25,
+        no_speech_prob=0.01,
+        compression_ratio=1.5,
+        temperature=0.0,
+        speech_fraction=None,
+        words=timed if words else None,
+    )
+
+
+def recording(*segments: Segment, uri: str = "/clips/talk.mp3") -> Recording:
+    """Return a recording of one mixed channel."""
+    return Recording(
+        recording_id="r",
+        uri=uri,
+        duration_s=max((each.end_s for each in segments), default=0.0),
+        language="en",
+        segments=segments,
+        channels=(None,) * len(segments),
+    )

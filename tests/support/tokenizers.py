@@ -1,17 +1,17 @@
-"""Whisper-layout tokenizers made on the spot, so that no test needs a download.
+"""Tokenizers in the layouts of both families made on the spot, so that no test needs a download."""
 
-A folder goes in; tokenizer.json, vocab.json, merges.txt, added_tokens.json, special_tokens_map.json
-and tokenizer_config.json are written there as the published checkpoints have them. The small ones
-are trained on a few lines; the real ones are openai-whisper's own vocabularies.
-"""
-
+import io
 import json
+import random
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import sentencepiece
+import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
@@ -134,3 +134,56 @@ def _byte_letters() -> dict[int, str]:
 
 def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
+
+
+TARGETS = ("pt", "fr", "ru", "nl", "ro", "it", "es", "de")
+_SYLLABLES = ("ba", "der", "fi", "gra", "hou", "ka", "lo", "min", "no", "pré", "sta", "tü", "vo")
+
+
+def made_words(count: int, seed: int = 0) -> list[str]:
+    """Return words of two or three syllables."""
+    draw = random.Random(seed)
+    return ["".join(draw.choices(_SYLLABLES, k=draw.choice((2, 3)))) for _ in range(count)]
+
+
+@cache
+def trained_model(kind: str = "unigram", languages: tuple[str, ...] = TARGETS) -> bytes:
+    """Train a model of about a hundred pieces in a twentieth of a second."""
+    words = made_words(300)
+    lines = (" ".join(words[i : i + 6]) for i in range(0, 300, 6))
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines,
+        model_writer=model,
+        model_type=kind,
+        vocab_size=110,
+        hard_vocab_limit=False,
+        bos_id=0,
+        pad_id=1,
+        eos_id=2,
+        unk_id=3,
+        user_defined_symbols=[f"<lang:{code}>" for code in languages],
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def tiny_speech2text_tokenizer(
+    folder: Path,
+    *,
+    kind: str = "unigram",
+    languages: tuple[str, ...] = (),
+    saved: bool = True,
+    **settings: Any,
+) -> Path:
+    """Write a tokenizer's files and return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = trained_model(kind, languages)
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+    vocabulary = {pieces.IdToPiece(i): i for i in range(len(pieces))}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "sentencepiece.bpe.model").write_bytes(model)
+    if saved:
+        files = (str(folder / "vocab.json"), str(folder / "sentencepiece.bpe.model"))
+        transformers.Speech2TextTokenizer(*files, **settings).save_pretrained(folder)
+    return folder

@@ -1,116 +1,106 @@
-"""Training a Speech2Text on spoken digits: a plain loop.
+"""Small trainings on words that are tones, which a tiny network can learn."""
 
-In: utterances and a tokenizer. Out: a network that knows them. Real training has more to it; this
-shows that the network, its loss and its gradients are enough to learn.
-
-A second loss on the encoder asks which digit is heard where: attention then finds the words in
-hundreds of steps instead of thousands. What it needs beside the network is thrown away.
-"""
-
-import math
-from collections.abc import Callable, Sequence
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from corpus_asr.families.layers.lm_head import IGNORED_LABEL
-from corpus_asr.families.speech2text.tokenizer import Speech2TextTokenizer
-from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
-from tests.support.digits import MEL_BINS, WORDS, Features, Utterance, Utterances
+from corpus_asr.config.finetune import FinetuneConfig
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.audio import tone, wav_bytes
+from tests.support.checkpoints import tiny_whisper
+from tests.support.tokenizers import tiny_tokenizer
 
-LONGEST = 6
-
-_PAUSE = len(WORDS)
-# Highest learning rates: an encoder's blocks know sounds already, what is around them a little.
-_BLOCKS, _AROUND, _NEW = 1e-4, 3e-4, 1e-3
+COMMAND = [sys.executable, "-c", "from corpus_asr.cli.main import main; main()", "finetune"]
+CHECKPOINT_LIMIT_S = 250.0
 
 
-def padded(rows: Sequence[Features]) -> tuple[Tensor, Tensor]:
-    """Return features of one length, and a mask of their frames."""
-    longest = max(len(row) for row in rows)
-    features = np.zeros((len(rows), longest, MEL_BINS), np.float32)
-    mask = np.zeros((len(rows), longest), np.int64)
-    for at, row in enumerate(rows):
-        features[at, : len(row)] = row
-        mask[at, : len(row)] = 1
-    return torch.from_numpy(features), torch.from_numpy(mask)
+def tiny_student(folder: Path, **config: Any) -> Path:
+    """Write a random checkpoint with a tokenizer; returns its folder."""
+    tiny_tokenizer(folder / "tokenizer")
+    sizes = {"d_model": 32, "layers": 1, "heads": 2, "max_target_positions": 60}
+    return tiny_whisper(folder / "model", tokenizer=folder / "tokenizer", **{**sizes, **config})
 
 
-def _most_words(done: float) -> int:
-    """Return how long utterances may be: two words at first, all lengths from 40 % on."""
-    return min(LONGEST, 2 + math.floor(done / 0.4 * (LONGEST - 1)))
+def write_sets(folder: Path, *, train: int = 12, validation: int = 4) -> None:
+    """Write recordings to learn from and to be asked for, in folders of these names."""
+    write_recordings(folder / "train", sentences(train, seed=0))
+    write_recordings(folder / "validation", sentences(validation, seed=1))
 
 
-def _digits_heard(
-    utterances: Sequence[Utterance], positions: int, *, frames_per_position: int
-) -> Tensor:
-    """Return the digit that each position is part of, `_PAUSE` between them, -100 at the end."""
-    rows = np.full((len(utterances), positions), IGNORED_LABEL, np.int64)
-    for row, one in zip(rows, utterances, strict=True):
-        heard = one.heard[::frames_per_position]
-        row[: len(heard)] = np.where(heard < 0, _PAUSE, heard)
-    return torch.from_numpy(rows)
-
-
-def train(
-    model: Speech2TextForConditionalGeneration,
-    utterances: Utterances,
-    tokenizer: Speech2TextTokenizer,
-    *,
-    steps: int,
-    rows: int = 16,
-    report: Callable[[int, float, float], None] | None = None,
-) -> None:
-    """Train in place.
-
-    Args:
-        model: what learns; its encoder knows sounds already.
-        utterances: what from; single words first, longer ones little by little.
-        tokenizer: text to labels, the end token included.
-        steps: batches.
-        rows: utterances of a batch.
-        report: is told each step's number and its two losses.
-    """
-    encoder, config = model.model.encoder, model.config
-    telling = nn.Linear(config.d_model, _PAUSE + 1)
-    groups = {
-        _BLOCKS: [*encoder.layers.parameters()],
-        _AROUND: [*encoder.conv.parameters(), *encoder.layer_norm.parameters()],
-        _NEW: [*model.model.decoder.parameters(), *telling.parameters()],
+def training(folder: Path, student: Path, output: str = "out", **sections: Any) -> FinetuneConfig:
+    """Return a training of four steps on what `write_sets` wrote."""
+    settings: dict[str, dict[str, Any]] = {
+        "model": {"checkpoint": str(student), "dtype": "float32", "device": "cpu"},
+        "data": {
+            "train": [str(folder / "train" / "manifest.jsonl")],
+            "cache": str(folder / "cache"),
+            "workers": 1,
+        },
+        "augmentation": {"noise_probability": 0.5, "mask_time_prob": 0.02},
+        "training": {
+            "max_steps": 4,
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 2,
+            "learning_rate": 1e-3,
+            "warmup_steps": 1,
+        },
+        "output": {"uri": str(folder / output), "save_steps": 2},
     }
-    optimiser = torch.optim.AdamW(
-        [{"params": group} for group in groups.values()], betas=(0.9, 0.98), weight_decay=0.01
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=list(groups), total_steps=steps, pct_start=0.1
-    )
-    draw = np.random.default_rng(0)
-    model.train()
-    encoder.eval()  # what it knows would suffer from units that drop out
-    for step in range(steps):
-        most = _most_words(step / steps)
-        picked = [utterances.one(int(draw.integers(1, most + 1))) for _ in range(rows)]
-        features, mask = padded([one.features for one in picked])
-        texts = tokenizer([one.text for one in picked], padding=True, return_tensors="pt")
-        labels = texts.input_ids.masked_fill(texts.attention_mask == 0, IGNORED_LABEL)
-        with torch.autocast("cpu", torch.bfloat16):
-            output = model(features, attention_mask=mask, labels=labels)
-            told = telling(output.encoder_last_hidden_state)
-        where = _digits_heard(picked, told.shape[1], frames_per_position=2**config.num_conv_layers)
-        loss = _smoothed_loss(output.logits, labels)
-        heard = _smoothed_loss(told, where)
-        if report is not None:
-            report(step, loss.item(), heard.item())
-        loss = loss + heard
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        optimiser.zero_grad()
-    model.eval()
+    for name, section in sections.items():
+        settings[name] = {**settings.get(name, {}), **section}
+    return FinetuneConfig.model_validate(settings)
 
 
-def _smoothed_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), label_smoothing=0.1)
+def job(config: FinetuneConfig, path: Path) -> str:
+    """Write the YAML file of a training; returns its path."""
+    path.write_text(config.model_dump_json(), encoding="utf-8")  # YAML reads JSON
+    return str(path)
+
+
+def wait_for_checkpoint(output: Path, process: "subprocess.Popen[str]") -> None:
+    """Wait until a training in another process can be gone on with."""
+    limit = time.monotonic() + CHECKPOINT_LIMIT_S
+    while process.poll() is None and time.monotonic() < limit:
+        if list(output.glob("checkpoints/*/state.json")):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no checkpoint in {output}; exit code {process.poll()}")
+
+
+HEIGHTS_HZ = {"ask": 300.0, "country": 700.0, "wind": 1500.0, "sun": 3000.0}
+WORD_S, PAUSE_S = 0.5, 0.3
+
+
+def sentences(count: int, *, seed: int, words: int = 4) -> list[str]:
+    """Draw sentences of so many words at most."""
+    draw = np.random.default_rng(seed)
+    return [
+        " ".join(draw.choice(list(HEIGHTS_HZ), size=draw.integers(1, words + 1)))
+        for _ in range(count)
+    ]
+
+
+def spoken(text: str) -> np.ndarray:
+    """Return the samples of a sentence, with a pause after each word."""
+    pause = np.zeros((1, round(PAUSE_S * SAMPLE_RATE_HZ)), np.float32)
+    pieces = [part for word in text.split() for part in (tone(WORD_S, hz=HEIGHTS_HZ[word]), pause)]
+    return np.concatenate([pause, *pieces], axis=1)
+
+
+def write_recordings(folder: Path, texts: Sequence[str]) -> Path:
+    """Write a recording of each text, and a manifest beside them; returns the manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for at, text in enumerate(texts):
+        path = folder / f"{at:03}.wav"
+        path.write_bytes(wav_bytes(spoken(text), rate_hz=SAMPLE_RATE_HZ))
+        rows.append({"path": path.name, "text": text, "language": "en"})
+    manifest = folder / "manifest.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return manifest

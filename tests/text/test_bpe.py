@@ -82,15 +82,8 @@ def test_saved_tokenizers_load_again(whole, tmp_path):
 
 
 def test_truncation_and_padding_asked_for_by_a_file_are_not_done(folder):
-    edit(
-        folder / "tokenizer.json",
-        truncation={
-            "direction": "Right",
-            "max_length": 2,
-            "strategy": "LongestFirst",
-            "stride": 0,
-        },
-    )
+    cut = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    edit(folder / "tokenizer.json", truncation=cut)
     bpe = BytePairEncoding.from_folder(folder)
     assert bpe.decode(bpe.encode("a long text")) == "a long text"
 

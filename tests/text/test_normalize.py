@@ -11,11 +11,11 @@ from transformers.models.whisper import english_normalizer as theirs
 from whisper.normalizers import BasicTextNormalizer as OpenaiBasic
 from whisper.normalizers import EnglishTextNormalizer as OpenaiEnglish
 
-from corpus_asr.text.english_numbers import numbers_in_figures
 from corpus_asr.text.normalize import (
     BasicTextNormalizer,
     EnglishTextNormalizer,
     american_spellings,
+    numbers_in_figures,
 )
 
 ENGLISH = EnglishTextNormalizer()
@@ -27,80 +27,16 @@ NUMBERS_ORACLE = theirs.EnglishNumberNormalizer()
 
 NUMBER_WORDS = sorted(NUMBERS_ORACLE.words)
 BESIDE_NUMBERS = (
-    "cat",
-    "it's",
-    "5",
-    "10",
-    "0",
-    "00",
-    "007",
-    "2.5",
-    "$20",
-    "¢7",
-    "$2",
-    "-3",
-    "£",
-    "1.2.3",
-    "1960",
-    "s",
-    "th",
-    "3rd",
-    "5x",
-    "x5",
-    "o'",
-    "$0.50",
-    "per",
-    "cent",
-    "half",
-    "a",
-)
+    "cat", "it's", "5", "10", "0", "00", "007", "2.5", "$20", "¢7", "$2", "-3", "£", "1.2.3",
+    "1960", "s", "th", "3rd", "5x", "x5", "o'", "$0.50", "per", "cent", "half", "a",
+)  # fmt: skip
 PHRASES = ["and a half", "point five", "five and", "per cent", "million dollars", "  "]
-SENTENCE_PARTS = [
-    *(
-        "won't",
-        "y'all",
-        "she's",
-        "been",
-        "'ve",
-        "n't",
-        "'d",
-        "gone",
-        "Mr.",
-        "St.",
-        "Dr",
-        "Mrs",
-        "uh",
-        "hmm",
-        "mm",
-        "colour",
-        "Colour's",
-    ),
-    *(
-        "1,000",
-        "10%",
-        "%",
-        "$5.50",
-        "$",
-        ".",
-        ",",
-        "...",
-        "3.14",
-        "12:30",
-        "[laughs]",
-        "(aside)",
-        "<b>",
-        "é",
-        "ß",
-        "Œuvre",
-        "½",
-        "²",
-        "\uff21",
-        "三",
-        "\u0661",
-        "\u0301",
-    ),
-    *(" ", "\n", "\u00a0", "'", " 's", "[", ")", "twenty-one", "5mm", "n't", "It's"),
-]
+SENTENCE_PARTS = (
+    "won't", "y'all", "she's", "been", "'ve", "n't", "'d", "gone", "Mr.", "St.", "Dr", "Mrs",
+    "uh", "hmm", "mm", "colour", "Colour's", "1,000", "10%", "%", "$5.50", "$", ".", ",", "...",
+    "3.14", "12:30", "[laughs]", "(aside)", "<b>", "é", "ß", "Œuvre", "½", "²", "三", "[", ")",
+    "twenty-one", "5mm", "It's", "'", "\uff21", "\u0661", "\u0301", " ", "\n", "\u00a0", " 's",
+)  # fmt: skip
 
 
 def split_manifest_texts(speech: Path) -> list[str]:

@@ -9,7 +9,7 @@ import sentencepiece
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.text.sentencepiece import SentencePieces
-from tests.support.pieces import made_words, trained_model
+from tests.support.tokenizers import made_words, trained_model
 
 TEXT = " ".join(made_words(6, seed=3))
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from corpus_asr.audio.bands import band_limited
+from corpus_asr.audio.resample import band_limited
 from corpus_asr.config.finetune import AugmentationSettings
 from corpus_asr.training.augmentation import (
     change_samples,

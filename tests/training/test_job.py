@@ -23,7 +23,7 @@ from corpus_asr.training.objective import Losses, Objective
 from corpus_asr.training.store import TrainingStore
 from corpus_asr.training.trainer import Group, Record
 from tests.support.checkpoints import tiny_speech2text
-from tests.support.training_jobs import tiny_student, training, write_sets
+from tests.support.training import tiny_student, training, write_sets
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from corpus_asr.runtime.cluster import Cluster
 from corpus_asr.training.store import TrainingStore
 from tests.support.cluster import ray_session
 from tests.support.killing import kill_below
-from tests.support.training_jobs import tiny_student, training, write_sets
+from tests.support.training import tiny_student, training, write_sets
 
 __all__ = ["ray_session"]
 

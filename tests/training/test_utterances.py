@@ -14,7 +14,7 @@ from corpus_asr.pipelines.pseudo_label import label
 from corpus_asr.training.audio_cache import AudioCache, prepare
 from corpus_asr.training.utterances import Utterance, read_utterances, utterances_in, utterances_of
 from tests.support.audio import share_of_tone
-from tests.support.labelled import Said, Transcribed, seconds_heard, tone_hz, write_tones
+from tests.support.runs import Said, Transcribed, seconds_heard, tone_hz, write_tones
 
 
 def manifest(folder: Path, *rows: dict) -> str:

@@ -13,8 +13,8 @@ from corpus_asr.segments import SpeechSpan
 from corpus_asr.transcription.engine import Engine, PartRequest
 from corpus_asr.transcription.whisper.transcribe_part import WhisperTranscriber
 from corpus_asr.units import HOP_SAMPLES
-from tests.support.models import ScriptedModel
 from tests.support.prompt_formats import BEGIN, END, GERMAN, prompt_format
+from tests.support.slots import ScriptedModel
 
 GREEDY: dict[str, Any] = {
     "temperature": 0.0,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from corpus_asr.config.classification import ClassificationSettings
 from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.run import ClassificationSettings
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.loading import load_classifier
@@ -17,7 +17,7 @@ from corpus_asr.families.whisper.classifier_slots import WhisperClassifierSlots
 from corpus_asr.segments import PartLabels, SpeechSpan
 from corpus_asr.transcription.labels import PartLabeller, label_engine
 from corpus_asr.transcription.windows import PartRequest
-from tests.support.classifiers import CLASSES, tiny_classifier
+from tests.support.checkpoints import CLASSES, tiny_classifier
 
 CLASSIFY = ClassificationSettings(task="classify", top_k=3)
 

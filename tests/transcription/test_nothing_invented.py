@@ -14,8 +14,14 @@ from corpus_asr.report.accuracy.scoring import normalised
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.storage.model_files import PACKAGED_FOLDER
 from corpus_asr.units import SAMPLE_RATE_HZ
-from tests.support.signals import read_clip, read_manifest
-from tests.support.wordless import Samples, murmur, speech_in_noise, wordless_sounds
+from tests.support.audio import (
+    Samples,
+    murmur,
+    read_clip,
+    read_manifest,
+    speech_in_noise,
+    wordless_sounds,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS = 60.0

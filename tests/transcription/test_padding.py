@@ -24,8 +24,8 @@ from corpus_asr.transcription.whisper.transcribe_part import WhisperTranscriber
 from corpus_asr.transcription.windows import frames_to_hear
 from corpus_asr.units import FRAMES_PER_SECOND, HOP_SAMPLES, TAIL_FRAMES, WINDOW_FRAMES
 from tests.support.checkpoints import tiny_whisper
-from tests.support.cut import cut_network
 from tests.support.prompt_formats import prompt_format
+from tests.support.slots import cut_network
 from tests.support.tokenizers import tiny_tokenizer
 
 PADDING_S = 1.0

@@ -16,7 +16,7 @@ from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.transcription.slot_budget import auto_slots, fitting_slots, predicted_bytes
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
 from tests.support.markov import MarkovModel
-from tests.support.memory import held_bytes, peak_bytes
+from tests.support.slots import held_bytes, peak_bytes
 
 SLOTS, BATCH = 8, 4
 GIB = 1 << 30

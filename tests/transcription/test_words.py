@@ -20,10 +20,9 @@ from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.transcription.whisper.prompt_format import PromptFormat
 from corpus_asr.transcription.words import DraftSegment, last_word_end, time_words
-from tests.support.alignment import align_with, run
 from tests.support.checkpoints import tiny_whisper
-from tests.support.oracles import openai_whisper
 from tests.support.prompt_formats import END, prompt_format
+from tests.support.references import align_with, openai_whisper, run
 from tests.support.tokenizers import real_tokenizer
 
 PARAGRAPH = {

@@ -18,8 +18,8 @@ from corpus_asr.view.search_text import parse_query
 from corpus_asr.view.server import ViewServer
 from corpus_asr.view.sound import Sounds
 from tests.support.audio import encode, tone, wav_bytes
-from tests.support.commits import part
-from tests.support.viewing import id_of, of_file, passage, run_of, spoken
+from tests.support.runs import id_of, of_file, passage, run_of, spoken
+from tests.support.tables import part
 
 PASSAGES = 30
 SECONDS = 60.0

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.chromium import Chromium, Page, chromium_path
+from tests.support.pages import Chromium, Page, chromium_path
 from tests.view.conftest import HOSTILE_TEXT, PASSAGES, Shown
 
 pytestmark = pytest.mark.skipif(chromium_path() is None, reason="no Chromium on this machine")

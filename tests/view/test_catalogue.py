@@ -9,8 +9,8 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.storage.run_state import tables
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.view.catalogue import BLOCK_ROWS, KEPT, Library, Transcript, Transcripts
-from tests.support.commits import commit, part, results
-from tests.support.viewing import finished, passage, run_of, spoken
+from tests.support.runs import finished, passage, run_of, spoken
+from tests.support.tables import commit, part, results
 from tests.view.conftest import said, search
 
 

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
 from tests.support.audio import tone, wav_bytes
-from tests.support.viewing import asked, fetch, id_of, of_file, passage, run_of, spoken
+from tests.support.pages import asked, fetch
+from tests.support.runs import id_of, of_file, passage, run_of, spoken
 
 
 def test_it_serves_until_it_is_interrupted_and_leaves_nothing(tmp_path: Path) -> None:

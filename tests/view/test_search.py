@@ -20,8 +20,8 @@ from corpus_asr.view.search import (
     recordings_page,
     states,
 )
-from tests.support.commits import commit, part, results
-from tests.support.viewing import passage, run_of, spoken
+from tests.support.runs import passage, run_of, spoken
+from tests.support.tables import commit, part, results
 from tests.view.conftest import said, search
 
 VOCABULARY = ("Ask", "not", "what", "Été", "straße,", "war", "peace", "Well-known", "日本",

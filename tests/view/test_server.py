@@ -14,7 +14,7 @@ import pytest
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
 from corpus_asr.errors import FetchError
 from corpus_asr.view.sound import SourceBytes
-from tests.support.viewing import asked, fetch
+from tests.support.pages import asked, fetch
 from tests.view.conftest import HOSTILE_TEXT, PASSAGES, SECONDS, Shown
 
 

@@ -1,6 +1,9 @@
 """Sound: from the right place, of the right version, and never at the price of the server."""
 
+import os
+import signal
 import struct
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,10 +13,11 @@ import pytest
 
 from corpus_asr.errors import ConfigError, DecodeError, FetchError
 from corpus_asr.view import sound as sound_module
-from corpus_asr.view.sound import MAX_SAMPLES, Sound, Sounds
+from corpus_asr.view.excerpts import Excerpts
+from corpus_asr.view.sound import MAX_SAMPLES, ExcerptRequest, Sound, Sounds
 from tests.support.audio import encode, noise, tone, wav_bytes
+from tests.support.runs import of_file, run_of
 from tests.support.stores import environment, s3_server
-from tests.support.viewing import of_file, run_of
 
 ROW = {"uri": "/a.wav", "etag": None, "size_bytes": None, "duration_s": 10.0, "codec": "pcm_s16le",
        "decode_errors": 0}  # fmt: skip
@@ -123,13 +127,22 @@ def test_recordings_in_a_bucket_are_read_at_the_runs_endpoint(tmp_path: Path) ->
             assert np.abs(stretch(sounds, row, 1, 2) - samples(data[32_044:64_044])).max() <= 2
 
 
+class Crashing(Excerpts):
+    """Dies as native code does over what is named `segfault`; runs in a child process."""
+
+    def __call__(self, request: ExcerptRequest) -> Iterator[Any]:
+        if "segfault" in request.uri:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        yield from super().__call__(request)
+
+
 def test_a_decoder_that_crashes_costs_one_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(wav_bytes(tone(2.0), rate_hz=16_000))
     row = ROW | {"uri": str(path), "duration_s": 2.0}
-    monkeypatch.setattr(sound_module, "EXCERPTS", "tests.support.crashing_excerpts:Crashing")
+    monkeypatch.setattr(sound_module, "EXCERPTS", f"{__name__}:Crashing")
     with closing(Sounds(run_of(tmp_path / "output"))) as sounds:
         with pytest.raises(DecodeError, match="its child process died"):
             stretch(sounds, ROW | {"uri": "/segfault.wav"}, 0, 1)

@@ -15,7 +15,7 @@ from corpus_asr.errors import CheckpointError
 from corpus_asr.families.config_file import read_json_object
 from corpus_asr.families.family import PartFeatures
 from corpus_asr.families.speech2text.config import Speech2TextConfig
-from corpus_asr.spectral.fbank import (
+from corpus_asr.features.fbank import (
     ENERGY_FLOOR,
     FRAME_SAMPLES,
     kaldi_fbank,

@@ -18,9 +18,15 @@ from corpus_asr.families.speech2text.tokenizer_encoding import Speech2TextTextEn
 from corpus_asr.families.speech2text.tokenizer_settings import TokenizerSettings, saved_tokens
 from corpus_asr.families.text_decoding import TextDecoding, id_lists
 from corpus_asr.families.token_settings import NO_LIMIT, TokenSettings
-from corpus_asr.text.added_tokens import AddedToken, token_flags
+from corpus_asr.text.added_tokens import (
+    ADDED_NAME,
+    SETTINGS_NAME,
+    SPECIAL_NAME,
+    VOCAB_NAME,
+    AddedToken,
+    token_flags,
+)
 from corpus_asr.text.sentencepiece import SentencePieces
-from corpus_asr.text.tokenizer_files import ADDED_NAME, SETTINGS_NAME, SPECIAL_NAME, VOCAB_NAME
 
 SPM_NAME = "sentencepiece.bpe.model"
 

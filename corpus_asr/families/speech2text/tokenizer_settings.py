@@ -11,8 +11,13 @@ from types import MappingProxyType
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.token_settings import TokenSettings, optional_object
-from corpus_asr.text.added_tokens import AddedToken, described_token
-from corpus_asr.text.tokenizer_files import ADDED_NAME, SETTINGS_NAME, SPECIAL_NAME
+from corpus_asr.text.added_tokens import (
+    ADDED_NAME,
+    SETTINGS_NAME,
+    SPECIAL_NAME,
+    AddedToken,
+    described_token,
+)
 
 LANGUAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"mustc": ("pt", "fr", "ru", "nl", "ro", "it", "es", "de")}

@@ -13,7 +13,7 @@ from jaxtyping import Float32
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.family import PartFeatures
-from corpus_asr.spectral.mel import log10_mel, scale_log10_mel
+from corpus_asr.features.mel import log10_mel, scale_log10_mel
 from corpus_asr.units import (
     FFT_SAMPLES,
     HOP_SAMPLES,

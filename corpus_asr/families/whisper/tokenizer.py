@@ -19,9 +19,7 @@ from corpus_asr.families.whisper.tokenizer_decoding import WhisperTextDecoding
 from corpus_asr.families.whisper.tokenizer_encoding import WhisperTextEncoding
 from corpus_asr.families.whisper.tokenizer_settings import END, TokenizerSettings
 from corpus_asr.languages import resolve_language
-from corpus_asr.text.bpe import BytePairEncoding
-from corpus_asr.text.normalize import american_spellings
-from corpus_asr.text.tokenizer_files import (
+from corpus_asr.text.added_tokens import (
     ADDED_NAME,
     MERGES_NAME,
     SETTINGS_NAME,
@@ -29,6 +27,8 @@ from corpus_asr.text.tokenizer_files import (
     TOKENIZER_NAME,
     VOCAB_NAME,
 )
+from corpus_asr.text.bpe import BytePairEncoding
+from corpus_asr.text.normalize import american_spellings
 
 NORMALIZER_NAME = "normalizer.json"
 

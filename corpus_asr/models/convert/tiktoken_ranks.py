@@ -13,7 +13,7 @@ from pathlib import Path
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.config_file import write_json_object
 from corpus_asr.languages import LANGUAGES
-from corpus_asr.text.tokenizer_files import (
+from corpus_asr.text.added_tokens import (
     ADDED_NAME,
     MERGES_NAME,
     SETTINGS_NAME,

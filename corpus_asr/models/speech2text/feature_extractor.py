@@ -15,15 +15,15 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from corpus_asr.families.batch import BatchFeature
-from corpus_asr.models.feature_extraction import FILE_NAME, SpeechFeatureExtractor
-from corpus_asr.models.raw_speech import speech_rows
-from corpus_asr.spectral.fbank import (
+from corpus_asr.features.fbank import (
     FRAME_SAMPLES,
     kaldi_fbank,
     kaldi_filters,
     mean_variance_normalised,
     num_frames,
 )
+from corpus_asr.models.feature_extraction import FILE_NAME, SpeechFeatureExtractor
+from corpus_asr.models.raw_speech import speech_rows
 
 # Told by the other settings, or by the class: read from files, never set.
 _DERIVED = ("mel_filters", "window", "feature_extractor_type", "processor_class")

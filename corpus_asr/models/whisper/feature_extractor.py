@@ -15,11 +15,10 @@ from jaxtyping import Float32, Int32
 
 from corpus_asr.families.batch import BatchFeature
 from corpus_asr.families.registry import resolve
+from corpus_asr.features.mel import Analysis, log_mel, mel_filters
 from corpus_asr.models.feature_extraction import FILE_NAME, SpeechFeatureExtractor
 from corpus_asr.models.padding import joined
 from corpus_asr.models.raw_speech import speech_rows
-from corpus_asr.spectral.mel import log_mel, mel_filters
-from corpus_asr.spectral.stft import Analysis
 
 # Told by the other settings, or by the class: read from files, never set.
 _DERIVED = ("mel_filters", "n_samples", "nb_max_frames", "feature_extractor_type")

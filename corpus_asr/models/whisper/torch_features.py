@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from corpus_asr.spectral.mel import DYNAMIC_RANGE, POWER_FLOOR, mel_filters
-from corpus_asr.spectral.stft import Analysis
+from corpus_asr.features.mel import DYNAMIC_RANGE, POWER_FLOOR, Analysis, mel_filters
 
 
 def log_mel_on_device(

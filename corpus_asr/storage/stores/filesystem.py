@@ -20,7 +20,7 @@ from typing import IO, Any, Protocol, TypeVar
 import fsspec
 from fsspec import AbstractFileSystem
 
-from corpus_asr.config.stages import SourceSettings
+from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.failure_kinds import CHANGED, FETCH, NOT_FOUND, UNSUPPORTED_SCHEME
 from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules

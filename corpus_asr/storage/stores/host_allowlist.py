@@ -12,7 +12,7 @@ import urllib.parse
 from dataclasses import dataclass
 from enum import Enum
 
-from corpus_asr.config.stages import SourceSettings
+from corpus_asr.config.run import SourceSettings
 from corpus_asr.storage.stores.uri import LOCAL, scheme_of
 
 WEB = frozenset({"http", "https"})

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.config.english_only import check_english_only
+from corpus_asr.config.decoding import DecodingSettings, check_english_only
 from corpus_asr.decoding.protocols import TokenRules
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.registry import family_of, resolve

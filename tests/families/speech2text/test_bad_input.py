@@ -21,7 +21,7 @@ from corpus_asr.models.speech2text import (
     Speech2TextProcessor,
     Speech2TextTokenizer,
 )
-from tests.support.pieces import LANGUAGES, made_words, tiny_speech2text_tokenizer
+from tests.support.tokenizers import TARGETS, made_words, tiny_speech2text_tokenizer
 
 SILENCE = np.zeros(16_000, np.float32)
 
@@ -29,7 +29,7 @@ SILENCE = np.zeros(16_000, np.float32)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bad") / "model"
-    tiny_speech2text_tokenizer(folder, languages=LANGUAGES, lang_codes="mustc", tgt_lang="fr")
+    tiny_speech2text_tokenizer(folder, languages=TARGETS, lang_codes="mustc", tgt_lang="fr")
     Speech2TextProcessor.from_pretrained(_with_extractor(folder)).save_pretrained(folder)
     return folder
 

@@ -14,7 +14,7 @@ from corpus_asr.families.speech2text.encoder import shortened, shorter
 from corpus_asr.families.speech2text.model import Speech2TextModel
 from corpus_asr.families.speech2text.positions import Speech2TextPositions
 from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
-from tests.support.speech2text import tiny_network
+from tests.support.checkpoints import tiny_network
 
 # Products of float32 in another order.
 TOLERANCE = 1e-5

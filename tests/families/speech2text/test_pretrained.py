@@ -19,8 +19,8 @@ from corpus_asr.models.speech2text import (
     Speech2TextForConditionalGeneration,
     Speech2TextModel,
 )
-from tests.support.foreign import SPEECH2TEXT, SPEECH2TEXT_MODEL, write_tensorflow
-from tests.support.speech2text import tiny_network
+from tests.support.checkpoints import tiny_network
+from tests.support.weight_formats import SPEECH2TEXT, SPEECH2TEXT_MODEL, write_tensorflow
 
 Ours = Speech2TextForConditionalGeneration
 BOTH = (Speech2TextModel, Speech2TextForConditionalGeneration)

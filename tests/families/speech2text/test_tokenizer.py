@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from corpus_asr.families.speech2text.tokenizer import Speech2TextTokenizer
-from tests.support.pieces import LANGUAGES, made_words, tiny_speech2text_tokenizer
+from tests.support.tokenizers import TARGETS, made_words, tiny_speech2text_tokenizer
 
 FRENCH: dict[str, Any] = {"lang_codes": "mustc", "tgt_lang": "fr"}
 # What a tokenizer's files are made of, by name.
 LAYOUTS: dict[str, dict[str, Any]] = {
     "one language": {},
     "bpe": {"kind": "bpe", "do_upper_case": True},
-    "eight languages": {"languages": LANGUAGES, **FRENCH},
+    "eight languages": {"languages": TARGETS, **FRENCH},
     "more tokens": {"additional_special_tokens": ["<noise>", "<laugh>"], "model_max_length": 9},
 }
 WORDS = made_words(12, seed=1)
@@ -234,7 +234,7 @@ def test_the_target_language_can_be_changed(french: Pair) -> None:
     french.agree("encode", WORDS[0])
     for tokenizer in (french.ours, french.theirs):
         tokenizer.tgt_lang = "fr"
-    assert french.ours.langs == list(LANGUAGES)
+    assert french.ours.langs == list(TARGETS)
 
 
 def test_tokens_can_be_added(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_tokens_can_be_added(tmp_path: Path) -> None:
 
 def test_lower_case_is_made_before_encoding_as_the_documents_say(tmp_path: Path) -> None:
     settings = {**FRENCH, "do_lower_case": True}
-    folder = tiny_speech2text_tokenizer(tmp_path, languages=LANGUAGES, **settings)
+    folder = tiny_speech2text_tokenizer(tmp_path, languages=TARGETS, **settings)
     pair = Pair(folder)
     text = f"{WORDS[0].upper()} </s>{WORDS[1].title()}<lang:fr>"
     lowered = f"{WORDS[0]} </s>{WORDS[1]}<lang:fr>"
@@ -331,7 +331,7 @@ def test_files_of_older_versions_load_the_same(tmp_path: Path) -> None:
 
 
 def test_it_survives_pickling_and_copying_without_its_files(tmp_path: Path) -> None:
-    folder = tiny_speech2text_tokenizer(tmp_path / "x", languages=LANGUAGES, **FRENCH)
+    folder = tiny_speech2text_tokenizer(tmp_path / "x", languages=TARGETS, **FRENCH)
     tokenizer = Speech2TextTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["<new>"])
     for file in folder.iterdir():

@@ -27,7 +27,7 @@ from corpus_asr.models.whisper import (
     WhisperTokenizer,
 )
 from tests.support.checkpoints import tiny_whisper
-from tests.support.generation import WINDOW, sound
+from tests.support.references import WINDOW, sound
 from tests.support.tokenizers import tiny_tokenizer
 
 SIZES: dict[str, Any] = {"d_model": 16, "layers": 1, "heads": 2, "max_target_positions": 40}

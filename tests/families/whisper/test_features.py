@@ -14,7 +14,7 @@ from transformers import WhisperFeatureExtractor
 from corpus_asr.errors import CheckpointError
 from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.units import HOP_SAMPLES, TAIL_FRAMES, WINDOW_FRAMES, WINDOW_SAMPLES
-from tests.support.signals import made_sounds, read_clip, read_manifest
+from tests.support.audio import made_sounds, read_clip, read_manifest
 
 # float16 has 11 bits: 1e-3 around 2, the largest value there is; the rest is float32 arithmetic.
 FLOAT16_TOLERANCE = 1.1e-3

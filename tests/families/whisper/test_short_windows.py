@@ -12,8 +12,7 @@ from corpus_asr.families.layers.int8 import can_use_int8
 from corpus_asr.families.whisper.packed_encoder import PackedWhisperEncoder
 from corpus_asr.families.whisper.slot_model import WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from tests.support.cut import cut_network
-from tests.support.slots import STEP_TOLERANCE, load, sequences, windows
+from tests.support.slots import STEP_TOLERANCE, cut_network, load, sequences, windows
 
 FRAMES = 200
 LENGTHS = [100, 200, 60, 100, 2]

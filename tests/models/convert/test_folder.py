@@ -19,9 +19,9 @@ from corpus_asr.models.convert.known_models import ALIGNMENT_HEADS
 from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_speech2text, tiny_whisper
-from tests.support.foreign import write_flax
-from tests.support.oracles import read_audio
+from tests.support.references import read_audio
 from tests.support.tokenizers import real_tokenizer
+from tests.support.weight_formats import write_flax
 
 ASSETS = Path(whisper.__file__).parent / "assets"
 RANKS = ASSETS / "multilingual.tiktoken"

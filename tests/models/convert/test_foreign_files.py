@@ -14,7 +14,7 @@ from corpus_asr.families.flax_file import FLAX_NAME, read_flax
 from corpus_asr.families.tensorflow_file import TENSORFLOW_NAME, read_tensorflow
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from tests.support.checkpoints import tiny_whisper
-from tests.support.foreign import write_flax, write_tensorflow
+from tests.support.weight_formats import write_flax, write_tensorflow
 
 Write = Callable[[Path, dict[str, Tensor]], None]
 KINDS: dict[str, tuple[str, Any, Any]] = {

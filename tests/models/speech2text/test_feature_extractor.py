@@ -11,7 +11,7 @@ import transformers
 
 from corpus_asr.errors import CheckpointError
 from corpus_asr.models.speech2text.feature_extractor import Speech2TextFeatureExtractor
-from tests.support.signals import read_clip, read_manifest
+from tests.support.audio import read_clip, read_manifest
 
 # The oracle rounds spectra to complex64, and normalising divides by deviations of about one.
 TOLERANCE = 1e-4

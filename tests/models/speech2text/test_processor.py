@@ -14,7 +14,7 @@ from corpus_asr.models.speech2text import (
     Speech2TextProcessor,
     Speech2TextTokenizer,
 )
-from tests.support.pieces import LANGUAGES, made_words, tiny_speech2text_tokenizer
+from tests.support.tokenizers import TARGETS, made_words, tiny_speech2text_tokenizer
 
 TOLERANCE = 1e-4  # see test_feature_extractor.py
 TEXT = " ".join(made_words(4, seed=2))
@@ -25,7 +25,7 @@ RATE: dict[str, Any] = {"sampling_rate": 16_000}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processor")
-    tiny_speech2text_tokenizer(folder, languages=LANGUAGES, lang_codes="mustc", tgt_lang="de")
+    tiny_speech2text_tokenizer(folder, languages=TARGETS, lang_codes="mustc", tgt_lang="de")
     transformers.Speech2TextFeatureExtractor().save_pretrained(folder)
     return folder
 

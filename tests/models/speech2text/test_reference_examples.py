@@ -15,8 +15,8 @@ import transformers
 
 import corpus_asr.models.speech2text as package
 from tests.support.checkpoints import tiny_speech2text
-from tests.support.generation import same
-from tests.support.pieces import LANGUAGES, tiny_speech2text_tokenizer
+from tests.support.references import same
+from tests.support.tokenizers import TARGETS, tiny_speech2text_tokenizer
 
 RATE = 16_000
 
@@ -38,7 +38,7 @@ class Folders:
     def __init__(self, root: Path) -> None:
         self.small = root / "s2t-small-librispeech-asr"
         self.multilingual = root / "s2t-medium-mustc-multilingual-st"
-        several: dict[str, Any] = {"languages": LANGUAGES, "lang_codes": "mustc", "tgt_lang": "pt"}
+        several: dict[str, Any] = {"languages": TARGETS, "lang_codes": "mustc", "tgt_lang": "pt"}
         for folder, settings in ((self.small, {}), (self.multilingual, several)):
             tokens = tiny_speech2text_tokenizer(root / f"{folder.name}-tokens", **settings)
             tiny_speech2text(folder, tokenizer=tokens, max_target_positions=40)

@@ -13,8 +13,8 @@ import transformers
 
 import corpus_asr.models.speech2text as package
 from tests.support.checkpoints import tiny_speech2text
-from tests.support.pieces import tiny_speech2text_tokenizer
-from tests.support.signatures import absent, by_position, parameters
+from tests.support.references import absent, by_position, parameters
+from tests.support.tokenizers import tiny_speech2text_tokenizer
 
 NETWORK = (
     "__init__",

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus_asr.errors import CheckpointError
+from corpus_asr.features.mel import Analysis
 from corpus_asr.models.whisper.feature_extractor import WhisperFeatureExtractor
 from corpus_asr.models.whisper.torch_features import log_mel_on_device
-from corpus_asr.spectral.stft import Analysis
-from tests.support.signals import made_sounds, read_clip, read_manifest
+from tests.support.audio import made_sounds, read_clip, read_manifest
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 

@@ -15,7 +15,7 @@ import transformers
 
 import corpus_asr.models.whisper as package
 from tests.support.checkpoints import tiny_whisper
-from tests.support.generation import same
+from tests.support.references import same
 from tests.support.tokenizers import tiny_tokenizer
 
 RATE = 16_000

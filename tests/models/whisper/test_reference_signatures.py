@@ -14,7 +14,7 @@ import transformers
 
 import corpus_asr.models.whisper as package
 from tests.support.checkpoints import tiny_whisper
-from tests.support.signatures import absent, by_position, parameters
+from tests.support.references import absent, by_position, parameters
 from tests.support.tokenizers import tiny_tokenizer
 
 TOKENIZER = (

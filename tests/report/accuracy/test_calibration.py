@@ -19,7 +19,7 @@ from corpus_asr.report.accuracy.calibration import (
     segment_outcomes,
     word_outcomes,
 )
-from tests.support.transcripts import segment
+from tests.support.tables import segment
 
 TRUE = ConfidenceModel(name="true", offset=0.2, weights=(1.5, 2.0, 1.0, 0.6))
 START = ConfidenceModel(name="start", offset=0.0, weights=(0.0, 0.0, 0.0, 0.0))

@@ -22,10 +22,9 @@ from corpus_asr.storage.run_state.run_files import STOPPED, Moment, write_snapsh
 from corpus_asr.storage.run_state.start import CONFIG_NAME, PAGE_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
-from tests.support.commits import commit, part, results
-from tests.support.handwritten import Job
-from tests.support.html import Element, browsed, parsed
-from tests.support.snapshots import snapshot
+from tests.support.pages import Element, browsed, parsed
+from tests.support.runs import ManualRun
+from tests.support.tables import commit, part, results, snapshot
 
 FIRST_OF_SLOWEST = "[aria-labelledby=slowest]>div>table>thead>tr>th>button"
 
@@ -52,13 +51,13 @@ def moment(elapsed_s: float, audio_s: float) -> Moment:
     )  # fmt: skip
 
 
-def page_of(job: Job, path: Path) -> Element:
+def page_of(job: ManualRun, path: Path) -> Element:
     write_page(job.store, str(path))
     return parsed(path.read_text())
 
 
 def test_a_finished_run(tmp_path: Path) -> None:
-    job = Job(tmp_path)
+    job = ManualRun(tmp_path)
     job.begin()
     said = segment(" Hello wrld", 0.55, words=words((" Hello", 0.95), (" wrld", 0.2)))
     job.commit("a.wav", segments=[said], decode_s=2.0)
@@ -113,7 +112,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
     ],
 )
 def test_a_run_that_is_not_done(tmp_path: Path, state: str | None, badge: str, rest: str) -> None:
-    job = Job(tmp_path)
+    job = ManualRun(tmp_path)
     job.begin()
     job.commit("a.wav")
     job.commit("b.wav", last_part=False)
@@ -128,7 +127,7 @@ def test_a_run_that_is_not_done(tmp_path: Path, state: str | None, badge: str, r
 
 
 def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
-    job = Job(tmp_path)
+    job = ManualRun(tmp_path)
     job.begin()
     page = page_of(job, tmp_path / "page.html")
     assert "3 waiting" in page.text
@@ -139,7 +138,7 @@ def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
     assert set(links) <= targets
 
 
-def classified(job: Job) -> Job:
+def classified(job: ManualRun) -> ManualRun:
     labels = [
         {"window": 0, "start_s": 0.0, "end_s": 30.0, "weight_s": 30.0, "rank": rank, "label": label,
          "probability": probability}
@@ -157,7 +156,7 @@ def classified(job: Job) -> Job:
 
 
 def test_a_classification_has_labels_in_place_of_text(tmp_path: Path) -> None:
-    job = classified(Job(tmp_path, pipeline="classify_audio"))
+    job = classified(ManualRun(tmp_path, pipeline="classify_audio"))
     page = page_of(job, tmp_path / "page.html")
     assert "Labels" in [heading.text for heading in page.all("h2")]
     sample = page.all("li", class_="sample")[0]
@@ -171,7 +170,7 @@ def test_the_lines_shown_read_the_tables(
 ) -> None:
     folder = tmp_path / "it's"
     folder.mkdir()
-    job = Job(folder, **({"pipeline": "classify_audio"} if labels else {}))
+    job = ManualRun(folder, **({"pipeline": "classify_audio"} if labels else {}))
     if labels:
         classified(job)
     else:
@@ -187,7 +186,7 @@ def test_the_lines_shown_read_the_tables(
 
 
 def test_channels_and_lengths(tmp_path: Path) -> None:
-    job = Job(tmp_path)
+    job = ManualRun(tmp_path)
     job.begin()
     job.commit("a.wav", part=0, channel=0, duration_s=40.0, last_part=False)
     job.commit("a.wav", part=1, channel=1, duration_s=40.0)
@@ -204,7 +203,7 @@ def test_channels_and_lengths(tmp_path: Path) -> None:
 def test_the_page_of_a_folder_is_not_what_a_run_fails_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    job = Job(tmp_path)
+    job = ManualRun(tmp_path)
     job.begin()
     job.commit("a.wav")
 
@@ -225,7 +224,7 @@ def test_the_page_of_a_folder_is_not_what_a_run_fails_of(
 
 
 def test_in_a_browser_tables_sort_and_nothing_is_refused_or_too_wide(tmp_path: Path) -> None:
-    job = Job(tmp_path)
+    job = ManualRun(tmp_path)
     job.begin()
     for name, took_s in (("a.wav", 1.0), ("b.wav", 3.0), ("c.wav", 2.0)):
         job.commit(name, decode_s=took_s)

@@ -11,7 +11,7 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import CheckpointError
 from corpus_asr.transcription.speech2text.prompt_format import Speech2TextPromptFormat
 from corpus_asr.transcription.words import split_words
-from tests.support.pieces import LANGUAGES, made_words, tiny_speech2text_tokenizer
+from tests.support.tokenizers import TARGETS, made_words, tiny_speech2text_tokenizer
 
 
 def checkpoint(folder: Path, *, languages: tuple[str, ...] = (), **config: Any) -> Path:
@@ -24,7 +24,7 @@ def checkpoint(folder: Path, *, languages: tuple[str, ...] = (), **config: Any) 
 
 
 def test_text_is_that_of_transformers_after_a_blank_and_its_parts_add_up(tmp_path: Path) -> None:
-    own = Speech2TextPromptFormat.from_folder(checkpoint(tmp_path, languages=LANGUAGES))
+    own = Speech2TextPromptFormat.from_folder(checkpoint(tmp_path, languages=TARGETS))
     theirs = transformers.Speech2TextTokenizer.from_pretrained(tmp_path)
     ids = theirs(" ".join(made_words(8, seed=3)), add_special_tokens=False).input_ids
     said = [own.targets["fr"], *ids[:5], 3, *ids[5:], own.end, 1]  # unknown, end, padding
@@ -39,7 +39,7 @@ def test_text_is_that_of_transformers_after_a_blank_and_its_parts_add_up(tmp_pat
 
 
 def test_the_target_language_is_the_last_of_the_prompt(tmp_path: Path) -> None:
-    own = Speech2TextPromptFormat.from_folder(checkpoint(tmp_path, languages=LANGUAGES))
+    own = Speech2TextPromptFormat.from_folder(checkpoint(tmp_path, languages=TARGETS))
     theirs = transformers.Speech2TextTokenizer.from_pretrained(tmp_path)
     assert own.targets == theirs.lang_code_to_id
     assert own.prompt("fr") == (2, theirs.lang_code_to_id["fr"])

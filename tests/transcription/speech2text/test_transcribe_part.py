@@ -22,8 +22,8 @@ from corpus_asr.transcription.speech2text.transcribe_part import (
 )
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES
-from tests.support.models import ScriptedModel
 from tests.support.prompt_formats import speech2text_prompt_format
+from tests.support.slots import ScriptedModel
 
 CERTAIN: dict[str, Any] = {
     "temperature": 0.0,
@@ -200,9 +200,7 @@ def test_a_target_language_is_asked_for_and_makes_it_a_translation() -> None:
     assert [(one.text, one.task, one.language) for one in found] == [
         (" w3", "translate", "en"), (" w4", "translate", "en"), (" w5", "translate", "en"),
     ]  # fmt: skip
-    forced = transcribe(
-        Asked([[3]]), part(5.0), fields={**targets, "forced": 41}, task="translate"
-    )
+    forced = transcribe(Asked([[3]]), part(5.0), fields={**targets, "forced": 41}, task="translate")
     assert [one.task for one in forced] == ["translate"]
 
 

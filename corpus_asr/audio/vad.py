@@ -1,0 +1,320 @@
+"""Where somebody speaks."""
+
+import math
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from jaxtyping import Bool, Float32
+
+from corpus_asr.errors import EngineError
+from corpus_asr.units import SAMPLE_RATE_HZ
+
+# Silero at 16 kHz (`silero_vad/sequence_vad.py`): a step is heard with the end of the one before.
+STEP_SAMPLES = 512  # 32 ms
+CONTEXT_SAMPLES = 64
+STATE_SHAPE = (1, 1, 128)
+
+# Steps per call of the network. Always the same stretches of the recording, so that probabilities
+# do not depend on how it was chunked; from 32 steps on the speed does not change.
+BLOCK_STEPS = 64  # 2 s
+BLOCK_SAMPLES = BLOCK_STEPS * STEP_SAMPLES
+
+THRESHOLD = 0.5  # speech begins
+NEGATIVE_THRESHOLD = 0.35  # speech may have ended
+# Runs of speech closer than this are one. Hesitant probabilities are the rule in quiet speech, and
+# with 0.4 s of padding on both sides such runs would become one span anyway.
+MIN_SILENCE_S = 0.5
+MIN_SPEECH_S = 0.25  # Silero's own; a tone's onset may look like speech for 160 ms
+# A run that the recording's end cuts off would have been longer: 250 ms here would lose one spoken
+# digit in ten that fills its file. What is below 100 ms holds no word.
+MIN_SPEECH_AT_END_S = 0.1
+
+# The second hearing: of pauses at least this long, and of all that is quieter than this peak.
+PAUSE_S = 1.0
+QUIET_PEAK = 0.06
+LEVEL_REACH_S = 3.0  # a click brings the level down no further than this
+LEVEL_TARGET = 0.5  # peak
+# Nothing is heard below this peak: a third of the smallest step of 16 bits.
+QUIETEST_PEAK = 1e-5
+PIECE_STEPS = 15 * BLOCK_STEPS  # 30.72 s at a time; bounds memory
+# Silence before and after a piece: a word that fills its file is missed without it.
+LEAD_STEPS = 16  # 0.5 s
+# Before longer audio, silence would be wrong: noise or hum that sets in sounds like speech for a
+# third of a second. What precedes is heard instead, or the piece's own beginning backwards.
+LONG_STEPS = 5 * SAMPLE_RATE_HZ // STEP_SAMPLES
+WARM_UP_STEPS = 32  # 1 s
+# A run that is found only at an even level must get here: a crowd's murmur reaches 0.74.
+SURE_AT_EVEN_LEVEL = 0.8
+
+StepRun = tuple[int, int]
+SampleSpan = tuple[int, int]
+
+
+def _silence() -> Float32[np.ndarray, "layer batch width"]:
+    return np.zeros(STATE_SHAPE, dtype=np.float32)
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What the network carries from one step to the next."""
+
+    hidden: Float32[np.ndarray, "layer batch width"] = field(default_factory=_silence)
+    cell: Float32[np.ndarray, "layer batch width"] = field(default_factory=_silence)
+    context: Float32[np.ndarray, " sample"] = field(
+        default_factory=lambda: np.zeros(CONTEXT_SAMPLES, dtype=np.float32)
+    )
+
+
+class SileroDetector:
+    """Speech probabilities of one recording at a time, as it streams by.
+
+    Samples must be finite. Feeding chunks of any size gives the same probabilities as `hear` gives
+    for the whole recording. About 550 times real time on one core.
+
+    Raises:
+        EngineError: the network's file is not installed.
+
+    Source: `silero_vad/sequence_vad.py` (silero-vad 6.2); equal to it bit for bit.
+    """
+
+    def __init__(self) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(
+            str(_network_path()), sess_options=options, providers=["CPUExecutionProvider"]
+        )
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the recording; the next samples begin another."""
+        self._memory = _Memory()
+        self._pending = np.zeros(0, dtype=np.float32)
+
+    def feed(self, samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " step"]:
+        """Return the probabilities of the steps completed since the last call.
+
+        They come in whole blocks of `BLOCK_STEPS`, so up to 2 s late.
+        """
+        pending = np.concatenate([self._pending, samples])
+        complete = pending.size // BLOCK_SAMPLES * BLOCK_SAMPLES
+        self._pending = pending[complete:].copy()
+        return self._hear(pending[:complete], self._memory)
+
+    def finish(self) -> Float32[np.ndarray, " step"]:
+        """Return the probabilities still owed, the last step filled up with zeros, and reset."""
+        probabilities = self._hear(self._pending, self._memory)
+        self.reset()
+        return probabilities
+
+    def hear(self, samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " step"]:
+        """Return all probabilities of one array; does not touch the recording being fed."""
+        return self._hear(samples, _Memory())
+
+    def _hear(
+        self, samples: Float32[np.ndarray, " sample"], memory: _Memory
+    ) -> Float32[np.ndarray, " step"]:
+        probabilities = [np.zeros(0, dtype=np.float32)]
+        for start in range(0, samples.size, BLOCK_SAMPLES):
+            steps = _in_steps(samples[start : start + BLOCK_SAMPLES])  # (step, offset)
+            contexts = np.concatenate([memory.context[None], steps[:-1, -CONTEXT_SAMPLES:]])
+            values, memory.hidden, memory.cell = self._session.run(
+                ["speech_probs", "hn", "cn"],
+                {
+                    "input": np.concatenate([contexts, steps], axis=1),
+                    "h": memory.hidden,
+                    "c": memory.cell,
+                },
+            )
+            memory.context = steps[-1, -CONTEXT_SAMPLES:].copy()
+            probabilities.append(values.reshape(-1))
+        return np.concatenate(probabilities)
+
+
+def _network_path() -> Path:
+    """Find the network without importing its package, which would load torch."""
+    spec = find_spec("silero_vad")
+    folders = (spec.submodule_search_locations or []) if spec else []
+    paths = [Path(folder) / "data" / "silero_vad_16k_sequence.onnx" for folder in folders]
+    for path in paths:
+        if path.is_file():
+            return path
+    looked = f"no file {paths[0]}" if paths else "no package silero_vad"
+    raise EngineError(
+        f"loading the speech detector: found {looked}, expected silero-vad 6.2 or later; install "
+        "it (pip install 'silero-vad>=6.2') or set extract.speech_detection: none"
+    )
+
+
+def _in_steps(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, "step offset"]:
+    num_steps = -(-samples.size // STEP_SAMPLES)
+    steps = np.zeros((num_steps, STEP_SAMPLES), dtype=np.float32)
+    steps.reshape(-1)[: samples.size] = samples
+    return steps
+
+
+def speech_runs(
+    probabilities: Float32[np.ndarray, " step"],
+    *,
+    min_silence_s: float = MIN_SILENCE_S,
+    running: bool = False,
+) -> tuple[list[StepRun], bool]:
+    """Find runs of speech, in steps, and whether speech is still running after the last step.
+
+    Speech begins at a step that reaches `THRESHOLD`, and ends with the last step before
+    `min_silence_s` without reaching it, counted from the first step below `NEGATIVE_THRESHOLD`.
+
+    Source: the state machine of `silero_vad/utils_vad.py` get_speech_timestamps_from_probs.
+    """
+    min_silence_steps = min_silence_s * SAMPLE_RATE_HZ / STEP_SAMPLES
+    runs: list[StepRun] = []
+    start: int | None = 0 if running else None
+    silent_from: int | None = None
+    for step, probability in enumerate(probabilities.tolist()):
+        if probability >= THRESHOLD:
+            silent_from = None
+            if start is None:
+                start = step
+        elif probability < NEGATIVE_THRESHOLD and start is not None:
+            silent_from = step if silent_from is None else silent_from
+            if step - silent_from >= min_silence_steps:
+                runs.append((start, silent_from))
+                start = silent_from = None
+    if start is None:
+        return runs, False
+    return [*runs, (start, len(probabilities))], True
+
+
+def speech_spans(
+    probabilities: Float32[np.ndarray, " step"],
+    *,
+    num_samples: int,
+    pad_s: float,
+    min_speech_s: float = MIN_SPEECH_S,
+    min_speech_at_end_s: float = MIN_SPEECH_AT_END_S,
+    min_silence_s: float = MIN_SILENCE_S,
+    running: bool = False,
+    goes_on: bool = False,
+) -> list[SampleSpan]:
+    """Turn probabilities into padded spans of speech, in samples, apart from each other.
+
+    Each run is padded by `pad_s` on both sides; spans that then meet are one. Runs no longer than
+    `min_speech_s` are dropped (`min_speech_at_end_s` for one that reaches the end), unless samples
+    follow it (`goes_on`) or speech was running before the first step. See also `speech_runs`.
+    """
+    runs, still_running = speech_runs(probabilities, min_silence_s=min_silence_s, running=running)
+    pad_samples = round(pad_s * SAMPLE_RATE_HZ)
+    spans: list[SampleSpan] = []
+    for index, (first, last) in enumerate(runs):
+        start, end = first * STEP_SAMPLES, min(last * STEP_SAMPLES, num_samples)
+        at_end = still_running and index == len(runs) - 1
+        if (running and first == 0) or (goes_on and at_end):
+            min_s = 0.0  # only a piece of a run
+        else:
+            min_s = min_speech_at_end_s if at_end else min_speech_s
+        if end - start <= min_s * SAMPLE_RATE_HZ:
+            continue
+        start, end = max(0, start - pad_samples), min(num_samples, end + pad_samples)
+        if spans and start <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], end)
+        else:
+            spans.append((start, end))
+    return spans
+
+
+def listen_again(
+    detector: SileroDetector,
+    samples: Float32[np.ndarray, " sample"],
+    probabilities: Float32[np.ndarray, " step"],
+    *,
+    pad_s: float,
+    running: bool = False,
+    goes_on: bool = False,
+) -> Float32[np.ndarray, " step"]:
+    """Raise the probabilities of quiet speech.
+
+    The network needs speech within about 20 dB of full scale. What is quieter, and pauses without
+    a span (everything, if there is no span), are heard again at an even level; the larger
+    probability counts. In recordings of ordinary level this is a few percent of the audio.
+    """
+    spans = speech_spans(
+        probabilities, num_samples=samples.size, pad_s=pad_s, running=running, goes_on=goes_on
+    )
+    pause_samples = PAUSE_S * SAMPLE_RATE_HZ if spans else 0
+    doubtful = _loudest_near(samples) < QUIET_PEAK  # (step,)
+    for start, end in _between(spans, samples.size):
+        if end - start >= pause_samples:
+            doubtful[math.ceil(start / STEP_SAMPLES) : math.ceil(end / STEP_SAMPLES)] = True
+    raised = probabilities.copy()
+    for first, last in true_runs(doubtful):
+        for start in range(first, last, PIECE_STEPS):
+            steps = slice(start, min(start + PIECE_STEPS, last))
+            before = min(WARM_UP_STEPS, start - first)
+            piece = samples[(start - before) * STEP_SAMPLES : steps.stop * STEP_SAMPLES]
+            mirrored = WARM_UP_STEPS if before == 0 and last - first >= LONG_STEPS else 0
+            heard = _hear_loud(detector, piece, mirrored_steps=mirrored)
+            raised[steps] = np.maximum(raised[steps], _sure(heard)[before:])
+    return raised
+
+
+def _sure(probabilities: Float32[np.ndarray, " step"]) -> Float32[np.ndarray, " step"]:
+    kept = probabilities.copy()
+    for first, last in speech_runs(probabilities)[0]:
+        if probabilities[first:last].max() < SURE_AT_EVEN_LEVEL:
+            kept[first:last] = 0.0
+    return kept
+
+
+def true_runs(mask: Bool[np.ndarray, " step"]) -> list[StepRun]:
+    """Return where the mask is true, as half-open runs."""
+    bounded = np.concatenate([[False], mask, [False]])
+    borders = np.flatnonzero(bounded[1:] != bounded[:-1]).tolist()  # start, end, next start...
+    return list(zip(borders[::2], borders[1::2], strict=True))
+
+
+def _between(spans: list[SampleSpan], num_samples: int) -> list[SampleSpan]:
+    starts = [0, *(end for _, end in spans)]
+    ends = [*(start for start, _ in spans), num_samples]
+    return [(start, end) for start, end in zip(starts, ends, strict=True) if end > start]
+
+
+def _hear_loud(
+    detector: SileroDetector, samples: Float32[np.ndarray, " sample"], *, mirrored_steps: int
+) -> Float32[np.ndarray, " step"]:
+    """Return probabilities of a piece, heard at an even level, with silence after it."""
+    num_steps = -(-samples.size // STEP_SAMPLES)
+    centred = samples - samples.mean()
+    if np.abs(centred).max() < QUIETEST_PEAK:
+        return np.zeros(num_steps, dtype=np.float32)
+    even = even_level(centred)
+    silence = np.zeros(LEAD_STEPS * STEP_SAMPLES, dtype=np.float32)
+    lead = even[: mirrored_steps * STEP_SAMPLES][::-1] if mirrored_steps else silence
+    heard = detector.hear(np.concatenate([lead, even, silence]))
+    lead_steps = lead.size // STEP_SAMPLES
+    return heard[lead_steps : lead_steps + num_steps]
+
+
+def _loudest_near(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " step"]:
+    starts = np.arange(0, samples.size, STEP_SAMPLES)
+    peaks = np.maximum(np.maximum.reduceat(samples, starts), -np.minimum.reduceat(samples, starts))
+    reach = round(LEVEL_REACH_S * SAMPLE_RATE_HZ / STEP_SAMPLES)
+    near = np.lib.stride_tricks.sliding_window_view(np.pad(peaks, reach), 2 * reach + 1)
+    loudest: Float32[np.ndarray, " step"] = near.max(axis=1)
+    return loudest
+
+
+def even_level(samples: Float32[np.ndarray, " sample"]) -> Float32[np.ndarray, " sample"]:
+    """Scale so that the peak within `LEVEL_REACH_S` of any step is `LEVEL_TARGET`.
+
+    The gain is bounded by `QUIETEST_PEAK`, and never lifts a sample above `LEVEL_TARGET`.
+    """
+    gains = np.float32(LEVEL_TARGET) / np.maximum(_loudest_near(samples), np.float32(QUIETEST_PEAK))
+    # Gains change along straight lines between step borders, where the smaller neighbour holds.
+    borders = np.minimum(np.append(gains, gains[-1:]), np.append(gains[:1], gains))
+    ramp = np.linspace(0.0, 1.0, STEP_SAMPLES, endpoint=False, dtype=np.float32)
+    steps = _in_steps(samples)
+    steps *= borders[:-1, None] * (1 - ramp) + borders[1:, None] * ramp
+    return steps.reshape(-1)[: samples.size]

@@ -1,0 +1,286 @@
+"""`corpus-asr report`, `show`, `export` and `evaluate`: what a run has written.
+
+Imports nothing that `--help` would have to wait for.
+"""
+
+import json
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from corpus_asr.cli.failures import EXIT_SOME_FAILED, readable_errors, say
+from corpus_asr.cli.options import (
+    AsJson,
+    DropKnownHallucinations,
+    EndpointUrl,
+    Languages,
+    MinConfidence,
+    OutputUri,
+    Uris,
+    print_result,
+)
+
+if TYPE_CHECKING:
+    from corpus_asr.export.write import ExportSummary
+    from corpus_asr.report.accuracy.evaluation import Comparison
+
+_PANEL = "Subtitles"
+
+
+class FormatName(StrEnum):
+    """The formats by name; the same as `export.formats.ExportFormat`."""
+
+    srt = "srt"
+    vtt = "vtt"
+    txt = "txt"
+    tsv = "tsv"
+    json = "json"
+    whisperx = "whisperx"
+    nemo = "nemo"
+
+
+class WordsName(StrEnum):
+    """How spoken words are shown; the same as `export.formats.WordStyle`."""
+
+    plain = "plain"
+    highlight = "highlight"
+    karaoke = "karaoke"
+
+
+def export(
+    output_uri: OutputUri,
+    to: Annotated[
+        str, typer.Option("--to", metavar="FOLDER", help="Where the files go: any address.")
+    ],
+    formats: Annotated[
+        list[FormatName], typer.Option("--format", help="What to write; may be given repeatedly.")
+    ],
+    single: Annotated[
+        bool, typer.Option("--single", help="One file for all recordings; not of srt and vtt.")
+    ] = False,
+    language: Languages = None,
+    uri: Uris = None,
+    min_confidence: MinConfidence = 0.0,
+    drop_known_hallucinations: DropKnownHallucinations = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Also recordings that are not done yet.")
+    ] = False,
+    max_line_chars: Annotated[
+        int | None, typer.Option(help="Characters of a line.", rich_help_panel=_PANEL)
+    ] = None,
+    max_lines: Annotated[
+        int | None, typer.Option(help="Lines shown at a time.", rich_help_panel=_PANEL)
+    ] = None,
+    max_duration_s: Annotated[
+        float | None, typer.Option(help="How long lines are shown.", rich_help_panel=_PANEL)
+    ] = None,
+    min_duration_s: Annotated[
+        float, typer.Option(help="How long, at least, if there is time.", rich_help_panel=_PANEL)
+    ] = 0.0,
+    min_gap_s: Annotated[
+        float, typer.Option(help="Pause before the next lines.", rich_help_panel=_PANEL)
+    ] = 0.0,
+    words: Annotated[
+        WordsName,
+        typer.Option(help="How the spoken word is shown, with word times.", rich_help_panel=_PANEL),
+    ] = WordsName.plain,
+    endpoint_url: EndpointUrl = None,
+) -> None:
+    """Write a run's transcripts as subtitles, text, tables, JSON or a manifest."""
+    from corpus_asr.export.cues import CueRules
+    from corpus_asr.export.formats import ExportFormat, WordStyle
+    from corpus_asr.export.recordings import Selection
+    from corpus_asr.export.write import ExportOptions
+    from corpus_asr.export.write import export as write_files
+    from corpus_asr.storage.run_state.tables import OutputStore
+
+    with readable_errors(on_interrupt="run the same command again to replace it"):
+        options = ExportOptions(
+            formats=tuple(dict.fromkeys(ExportFormat(each) for each in formats)),
+            single=single,
+            rules=CueRules(
+                max_line_chars=max_line_chars,
+                max_lines=max_lines,
+                max_duration_s=max_duration_s,
+                min_duration_s=min_duration_s,
+                min_gap_s=min_gap_s,
+            ),
+            words=WordStyle(words),
+        )
+        selection = Selection(
+            languages=tuple(language or ()),
+            uris=tuple(uri or ()),
+            min_confidence=min_confidence,
+            drop_known_hallucinations=drop_known_hallucinations,
+            partial=partial,
+        )
+        store = OutputStore(output_uri, endpoint_url=endpoint_url)
+        typer.echo(_words(write_files(store, to, options, selection)))
+
+
+def _words(summary: "ExportSummary") -> str:
+    from corpus_asr.report.text import counted
+
+    done = (
+        f"{summary.to}: {counted(summary.recordings, 'recording')}, "
+        f"{counted(summary.segments, 'segment')} in {counted(summary.files, 'file')}"
+    )
+    if summary.partly_failed:
+        done += f"; {summary.partly_failed:,} with parts that failed"
+    left = [
+        f"{count:,} {what}"
+        for count, what in ((summary.failed, "failed"), (summary.unfinished, "not done yet"))
+        if count
+    ]
+    return f"{done}\nleft out: {', '.join(left)}" if left else done
+
+
+def evaluate(
+    output_uri: OutputUri,
+    references: Annotated[
+        str,
+        typer.Option(metavar="MANIFEST", help="A .jsonl, .csv or .parquet of uri (or path), text."),
+    ],
+    against: Annotated[
+        str | None, typer.Option(metavar="OUTPUT_URI", help="Another run to compare with.")
+    ] = None,
+    max_wer: Annotated[
+        float | None, typer.Option(help="Exit with 1 above this word error rate, such as 0.12.")
+    ] = None,
+    max_cer: Annotated[
+        float | None, typer.Option(help="Exit with 1 above this character error rate.")
+    ] = None,
+    not_worse: Annotated[
+        bool,
+        typer.Option("--not-worse", help="Exit with 1 if it is clearly worse than --against."),
+    ] = False,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Fit confidence to this run, for later runs of its model."
+        ),
+    ] = False,
+    language: Annotated[
+        str | None, typer.Option(help="Language of references that say none.")
+    ] = None,
+    endpoint_url: EndpointUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a run's transcripts with references: word and character error rates."""
+    if not_worse and against is None:
+        raise typer.BadParameter("--not-worse needs --against: the run that is good enough")
+    with readable_errors():
+        from corpus_asr.pipelines.evaluate import calibrate as fit_calibration
+        from corpus_asr.pipelines.evaluate import evaluate as evaluate_run
+        from corpus_asr.report.accuracy.calibration import calibration_data, render_calibration
+        from corpus_asr.report.accuracy.evaluation import as_data, render
+
+        found = evaluate_run(
+            output_uri,
+            references,
+            against=against,
+            language=language,
+            endpoint_url=endpoint_url,
+        )
+        data = as_data(found)
+        if not as_json:
+            typer.echo(render(found))
+        if calibrate:
+            calibration = fit_calibration(
+                output_uri, references, language=language, endpoint_url=endpoint_url
+            )
+            data["calibration"] = calibration_data(calibration)
+            if not as_json:
+                typer.echo(render_calibration(calibration))
+        if as_json:
+            typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+        missed = [
+            _above("word error rate", found.everything.words.rate, "--max-wer", max_wer),
+            _above("character error rate", found.everything.characters.rate, "--max-cer", max_cer),
+            _worse(found.comparison) if not_worse else None,
+        ]
+        for words in missed:
+            if words is not None:
+                say(words)
+        if any(missed):
+            raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _above(what: str, rate: float | None, option: str, bar: float | None) -> str | None:
+    if bar is None or (rate is not None and rate <= bar):
+        return None
+    found = "unknown: nothing was said" if rate is None else f"{rate:.2%}"
+    return f"the {what} is {found}, more than {option} allows ({bar:.2%})"
+
+
+def _worse(beside: "Comparison | None") -> str | None:
+    if beside is None:
+        return "nothing was said in any recording of both runs, so --not-worse cannot be told"
+    if not beside.clearly_worse:
+        return None
+    return (
+        f"the word error rate is {beside.wer:.2%}, clearly worse than that of {beside.other} "
+        f"({beside.other_wer:.2%})"
+    )
+
+
+def report(
+    output_uri: OutputUri,
+    endpoint_url: EndpointUrl = None,
+    as_json: AsJson = False,
+    page: Annotated[
+        str | None,
+        typer.Option("--html", metavar="FILE", help="Write the run's page there: charts, samples."),
+    ] = None,
+) -> None:
+    """Show what a run has done so far, what failed, and whether every file is accounted for."""
+    from corpus_asr.report.html.page import write_page
+    from corpus_asr.report.run import as_data, load_report, render
+    from corpus_asr.storage.run_state.start import REPORT_NAME
+    from corpus_asr.storage.run_state.tables import OutputStore
+
+    with readable_errors():
+        store = OutputStore(output_uri, endpoint_url=endpoint_url)
+        found = load_report(store) if page is None else write_page(store, page)
+        data = as_data(found)
+        print_result(data, render(found), as_json=as_json)
+        store.write_json(REPORT_NAME, data)
+
+
+def show(
+    output_uri: OutputUri,
+    uri: Uris = None,
+    language: Languages = None,
+    min_confidence: MinConfidence = 0.0,
+    drop_known_hallucinations: DropKnownHallucinations = False,
+    endpoint_url: EndpointUrl = None,
+) -> None:
+    """Print the transcripts of a run with their times, as far as it is."""
+    from corpus_asr.export.recordings import Selection, chosen, read_index, recordings
+    from corpus_asr.report.text import Format, printer
+    from corpus_asr.segments import Transcript
+    from corpus_asr.storage.run_state.tables import OutputStore
+    from corpus_asr.storage.stores.uri import redact_uri
+
+    with readable_errors():
+        selection = Selection(
+            languages=tuple(language or ()),
+            uris=tuple(uri or ()),
+            min_confidence=min_confidence,
+            drop_known_hallucinations=drop_known_hallucinations,
+            partial=True,
+        )
+        store = OutputStore(output_uri, endpoint_url=endpoint_url)
+        index = read_index(store)
+        print_one = printer(Format.txt, many=True)
+        for _, found in recordings(store, index, chosen(index, selection), selection):
+            print_one(
+                Transcript(
+                    uri=redact_uri(found.uri),
+                    segments=found.segments,
+                    language=found.language,
+                    language_probability=None,
+                    duration_s=found.duration_s,
+                )
+            )

@@ -1,0 +1,265 @@
+"""Whisper's log-mel features, from power spectra that are computed a block at a time."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Float, Float32, Float64
+
+from corpus_asr.units import FFT_SAMPLES, HOP_SAMPLES, SAMPLE_RATE_HZ
+
+FFT_BINS = FFT_SAMPLES // 2 + 1  # 201, from 0 Hz to 8 kHz
+
+# Frames per block: the work arrays (about 1 MB) then stay in a core's second-level cache.
+BLOCK_FRAMES = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Analysis:
+    """How samples are cut into frames and transformed."""
+
+    fft_samples: int = FFT_SAMPLES
+    hop_samples: int = HOP_SAMPLES
+    sample_rate_hz: int = SAMPLE_RATE_HZ
+    dither: float = 0.0
+    """Standard deviation of the noise added to every frame, from numpy's global generator."""
+    dtype: type[np.float32] | type[np.float64] = np.float32
+    """What is computed in: float64 takes twice the time for ten more digits."""
+
+    def __post_init__(self) -> None:
+        for name in ("fft_samples", "hop_samples", "sample_rate_hz"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"setting up a spectrum: found {name} {value}, expected 1 or more")
+        if not self.dither >= 0.0:
+            raise ValueError(
+                f"setting up a spectrum: found dither {self.dither}, expected 0 (none) or more"
+            )
+
+    @property
+    def reach_samples(self) -> int:
+        """How far a frame sees before its centre."""
+        return self.fft_samples // 2
+
+    def num_frames(self, num_samples: int) -> int:
+        """Count the frames of an array: one per whole hop, the last centred frame left out."""
+        # An odd transform is not mirrored far enough for the sample in its middle.
+        return max(0, num_samples - self.fft_samples % 2) // self.hop_samples
+
+
+WHISPER = Analysis()
+
+
+@lru_cache(maxsize=8)
+def hann(fft_samples: int) -> np.ndarray:
+    """Return the periodic Hann window in float64, as torch.hann_window and transformers use it.
+
+    Periodic is one full period in `fft_samples` points.
+    """
+    window: np.ndarray = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(fft_samples) / fft_samples)
+    window.setflags(write=False)
+    return window
+
+
+# The formula is needed in float64; rounding the result once costs 6e-8.
+HANN = hann(FFT_SAMPLES).astype(np.float32)
+
+
+def num_frames(num_samples: int) -> int:
+    """Count the frames of an array as Whisper cuts it."""
+    return WHISPER.num_frames(num_samples)
+
+
+def power_spectra(
+    samples: Float32[np.ndarray, " sample"], analysis: Analysis = WHISPER
+) -> Iterator[Float[np.ndarray, "frame bin"]]:
+    """Yield squared STFT magnitudes in blocks of at most `BLOCK_FRAMES` frames.
+
+    Frame k is centred on sample `k * hop_samples`; the array is mirrored at both ends. Memory
+    beyond `samples` does not depend on their number.
+
+
+    Source: `whisper/audio.py` log_mel_spectrogram (torch.stft with center=True, last frame
+    dropped); the dither as in `transformers/audio_utils.py` spectrogram, frame by frame.
+    """
+    frames = analysis.num_frames(samples.size)
+    if frames == 0:
+        raise ValueError(
+            f"computing power spectra: found {samples.size} samples, expected at least one hop of "
+            f"{analysis.hop_samples}; pad the array with zeros"
+        )
+    window = hann(analysis.fft_samples).astype(analysis.dtype)
+    for first in range(0, frames, BLOCK_FRAMES):
+        end = min(first + BLOCK_FRAMES, frames)
+        stretch = _stretch(samples, first, end, analysis).astype(analysis.dtype, copy=False)
+        cut = np.lib.stride_tricks.sliding_window_view(stretch, analysis.fft_samples)
+        windows = cut[:: analysis.hop_samples]  # (frame, sample)
+        if analysis.dither:
+            windows = windows + _noise(len(windows), analysis)
+        # rfft keeps float32 (numpy >= 2): half the time of float64, and 1e-7 is precise enough.
+        spectra = np.fft.rfft(windows * window, axis=-1)  # (frame, bin)
+        yield spectra.real**2 + spectra.imag**2
+    if analysis.dither:
+        # The frame that is left out takes its share too, so that a seed means the same noise for
+        # the next array as in transformers.
+        _noise(1, analysis)
+
+
+def _noise(frames: int, analysis: Analysis) -> Float[np.ndarray, "frame sample"]:
+    noise = analysis.dither * np.random.randn(frames, analysis.fft_samples)
+    return noise.astype(analysis.dtype, copy=False)
+
+
+def _stretch(
+    samples: Float32[np.ndarray, " sample"], first: int, end: int, analysis: Analysis
+) -> Float32[np.ndarray, " seen"]:
+    hop, reach = analysis.hop_samples, analysis.reach_samples
+    start = first * hop - reach
+    stop = (end - 1) * hop - reach + analysis.fft_samples
+    before, after = max(0, -start), max(0, stop - samples.size)
+    if before == after == 0:
+        return samples[start:stop]
+    if samples.size <= analysis.fft_samples:  # may be mirrored more than once
+        return np.pad(samples, reach, mode="reflect")[start + reach : stop + reach]
+    # A mirror image needs what lies just inside the end: take that much more, then drop it again.
+    inside_start = max(0, min(start, samples.size - after - 1))
+    inside = samples[inside_start : max(stop, before + 1)]
+    padded = np.pad(inside, (before, after), mode="reflect")
+    offset = start + before - inside_start
+    return padded[offset : offset + stop - start]
+
+
+# Slaney's mel scale: linear to 1 kHz, then 27 steps per factor of 6.4.
+LINEAR_HZ_PER_MEL = 200 / 3
+LOG_START_HZ = 1000.0
+LOG_START_MEL = LOG_START_HZ / LINEAR_HZ_PER_MEL  # 15
+MELS_PER_LOG_HZ = 27 / math.log(6.4)
+TOP_HZ = 8000.0  # of the highest filter, whatever the sample rate
+TOP_MEL = LOG_START_MEL + MELS_PER_LOG_HZ * math.log(TOP_HZ / LOG_START_HZ)
+
+POWER_FLOOR = 1e-10
+LOG10_FLOOR = -10.0  # log10(POWER_FLOOR)
+DYNAMIC_RANGE = 8.0  # decades kept below the loudest value: 80 dB
+LOG10_E = 1 / math.log(10)
+
+
+def mel_to_hz(mel: Float64[np.ndarray, " mel"]) -> Float64[np.ndarray, " mel"]:
+    """Convert Slaney mels to Hz.
+
+    Source: Slaney 1998, Auditory Toolbox 2; `transformers/audio_utils.py` mel_to_hertz.
+    """
+    linear = mel * LINEAR_HZ_PER_MEL
+    logarithmic = LOG_START_HZ * np.exp((mel - LOG_START_MEL) / MELS_PER_LOG_HZ)
+    hz: Float64[np.ndarray, " mel"] = np.where(mel < LOG_START_MEL, linear, logarithmic)
+    return hz
+
+
+def hz_to_mel(hz: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
+    """Convert Hz to Slaney mels: the other way round."""
+    above = np.log(np.maximum(hz, LOG_START_HZ) / LOG_START_HZ)
+    linear, logarithmic = hz / LINEAR_HZ_PER_MEL, LOG_START_MEL + MELS_PER_LOG_HZ * above
+    mel: Float64[np.ndarray, "*shape"] = np.where(hz < LOG_START_HZ, linear, logarithmic)
+    return mel
+
+
+@lru_cache(maxsize=8)
+def mel_filters(
+    num_mel_bins: int, *, fft_samples: int = FFT_SAMPLES, sample_rate_hz: int = SAMPLE_RATE_HZ
+) -> Float32[np.ndarray, "mel bin"]:
+    """Return the weights that sum power spectra into mel bins (shared; not to be written to).
+
+    Triangles evenly spaced in mels from 0 Hz to `TOP_HZ`, each of unit area.
+
+
+    Source: Slaney 1998; equal to `transformers.audio_utils.mel_filter_bank(norm="slaney",
+    mel_scale="slaney")` and to openai-whisper's `mel_filters.npz` within 1e-7.
+    """
+    if num_mel_bins < 1:
+        raise ValueError(f"building mel filters: found {num_mel_bins} bins, expected 1 or more")
+    corners_hz = mel_to_hz(np.linspace(0.0, TOP_MEL, num_mel_bins + 2))
+    bins_hz = np.linspace(0.0, sample_rate_hz // 2, fft_samples // 2 + 1)
+    left, centre, right = (corners_hz[k : k + num_mel_bins, None] for k in range(3))
+    rising = (bins_hz - left) / (centre - left)
+    falling = (right - bins_hz) / (right - centre)
+    triangles = np.maximum(0.0, np.minimum(rising, falling))  # (mel, bin)
+    filters: Float32[np.ndarray, "mel bin"] = (triangles * (2.0 / (right - left))).astype(
+        np.float32
+    )
+    filters.setflags(write=False)
+    return filters
+
+
+def log10_mel(
+    samples: Float32[np.ndarray, " sample"], *, num_mel_bins: int, analysis: Analysis = WHISPER
+) -> Float32[np.ndarray, "frame mel"]:
+    """Compute log10 mel power, not below `LOG10_FLOOR`, frame by frame.
+
+    Memory beyond the result is that of one block of frames.
+    """
+    filters = mel_filters(
+        num_mel_bins, fft_samples=analysis.fft_samples, sample_rate_hz=analysis.sample_rate_hz
+    )
+    weights = filters.T.astype(analysis.dtype, copy=False)  # (bin, mel)
+    result = np.empty((analysis.num_frames(samples.size), num_mel_bins), dtype=np.float32)
+    first = 0
+    for power in power_spectra(samples, analysis):
+        block = result[first : first + len(power)]
+        if analysis.dtype is np.float64:
+            block[:] = np.log10(np.maximum(power @ weights, POWER_FLOOR))
+        else:
+            _float32_log10(power, weights, out=block)
+        first += len(power)
+    return result
+
+
+def _float32_log10(
+    power: Float32[np.ndarray, "frame bin"],
+    weights: Float32[np.ndarray, "bin mel"],
+    *,
+    out: Float32[np.ndarray, "frame mel"],
+) -> None:
+    np.matmul(power, weights, out=out)
+    np.maximum(out, np.float32(POWER_FLOOR), out=out)
+    # numpy's natural logarithm takes a third of log10's time and is equal within 1e-6.
+    np.log(out, out=out)
+    np.multiply(out, np.float32(LOG10_E), out=out)
+
+
+def scale_floor(peak: float) -> float:
+    """Return the value that silence has after `scale_log10_mel`."""
+    return (max(LOG10_FLOOR, peak - DYNAMIC_RANGE) + 4.0) / 4.0
+
+
+def scale_log10_mel(values: Float32[np.ndarray, "frame mel"]) -> float:
+    """Scale log10 mel power in place to Whisper's range; return the value that silence has then.
+
+    Source: Radford et al. 2022, section 2.2; `whisper/audio.py` log_mel_spectrogram.
+    """
+    peak = float(values.max())
+    np.maximum(values, np.float32(peak - DYNAMIC_RANGE), out=values)
+    values += np.float32(4.0)
+    values /= np.float32(4.0)
+    return scale_floor(peak)
+
+
+def log_mel(
+    samples: Float32[np.ndarray, " sample"], *, num_mel_bins: int, analysis: Analysis = WHISPER
+) -> Float32[np.ndarray, "mel frame"]:
+    """Compute Whisper's log-mel features of a whole array.
+
+    Args:
+        samples: mono in [-1, 1]; mirrored at both ends, not padded.
+        num_mel_bins: 80, or 128 for large-v3.
+        analysis: how it is computed; the default is fast and as Whisper was trained.
+
+    Raises:
+        ValueError: `samples` is shorter than one hop, or `num_mel_bins` is not positive.
+
+    Source: Radford et al. 2022, section 2.2. Equal to openai-whisper's `log_mel_spectrogram` and to
+    `transformers.WhisperFeatureExtractor` within 1e-4; in float64 to the latter within 1e-5.
+    """
+    values = log10_mel(samples, num_mel_bins=num_mel_bins, analysis=analysis)
+    scale_log10_mel(values)
+    return values.T

@@ -1,0 +1,290 @@
+"""The detector and its spans against the silero-vad package; quiet and awkward real speech."""
+
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from silero_vad import load_silero_vad
+from silero_vad.utils_vad import get_speech_timestamps_from_probs
+
+from corpus_asr.audio import vad
+from corpus_asr.audio.vad import (
+    BLOCK_SAMPLES,
+    LEVEL_TARGET,
+    STEP_SAMPLES,
+    SileroDetector,
+    even_level,
+    listen_again,
+    speech_runs,
+    speech_spans,
+    true_runs,
+)
+from corpus_asr.errors import EngineError
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.audio import made_sounds, read_clip, read_manifest
+
+PROBABILITIES = st.lists(
+    st.sampled_from([0.0, 0.2, 0.34, 0.35, 0.4, 0.49, 0.5, 0.7, 1.0]), min_size=0, max_size=120
+)
+
+
+@pytest.fixture(scope="module")
+def detector() -> SileroDetector:
+    return SileroDetector()
+
+
+def sound(seconds: float) -> np.ndarray:
+    """Noise whose loudness changes like syllables: probabilities that are not all alike."""
+    num_samples = int(seconds * SAMPLE_RATE_HZ)
+    noise = np.random.default_rng(3).standard_normal(num_samples)
+    beat = 1 + np.sin(2 * np.pi * 4 * np.arange(num_samples) / SAMPLE_RATE_HZ)
+    return (0.05 * noise * beat).astype(np.float32)
+
+
+def oracle_probabilities(samples: np.ndarray) -> np.ndarray:
+    return load_silero_vad(sequence=True).audio_forward(samples)
+
+
+def listened(detector: SileroDetector, samples: np.ndarray, pad_s: float = 0.4) -> np.ndarray:
+    return listen_again(detector, samples, detector.hear(samples), pad_s=pad_s)
+
+
+def found(detector: SileroDetector, samples: np.ndarray) -> list[tuple[int, int]]:
+    return speech_spans(listened(detector, samples), num_samples=samples.size, pad_s=0.4)
+
+
+@pytest.mark.parametrize("num_samples", [0, 1, 511, 512, 513, BLOCK_SAMPLES, 500_001])
+def test_probabilities_equal_the_packages_own(detector: SileroDetector, num_samples: int) -> None:
+    samples = sound(32)[:num_samples]
+    assert np.array_equal(detector.hear(samples), oracle_probabilities(samples))
+
+
+def test_probabilities_of_real_speech_equal_the_packages_own(
+    detector: SileroDetector, speech: Path
+) -> None:
+    folder = speech / "english_short"
+    for item in read_manifest(folder)[::12]:
+        samples = read_clip(folder / item["path"])
+        assert np.array_equal(detector.hear(samples), oracle_probabilities(samples))
+
+
+@given(sizes=st.lists(st.integers(0, 3 * BLOCK_SAMPLES), max_size=6))
+@settings(max_examples=20, deadline=None)
+def test_chunks_of_any_size_give_the_same_probabilities(
+    detector: SileroDetector, sizes: list[int]
+) -> None:
+    samples = sound(40)[: sum(sizes)]
+    chunks = np.split(samples, np.cumsum(sizes)[:-1]) if sizes else []
+    streamed = [detector.feed(chunk) for chunk in chunks]
+    streamed.append(detector.finish())
+    assert np.array_equal(np.concatenate(streamed), detector.hear(samples))
+
+
+def test_finish_and_reset_forget_the_recording(detector: SileroDetector) -> None:
+    samples = sound(5)
+    detector.feed(samples)
+    detector.reset()
+    first = np.concatenate([detector.feed(samples), detector.finish()])
+    second = np.concatenate([detector.feed(samples), detector.finish()])
+    assert np.array_equal(first, second)
+    assert np.array_equal(first, detector.hear(samples))
+
+
+def test_the_detector_keeps_torch_out() -> None:
+    program = (
+        "import sys; from corpus_asr.audio.vad import SileroDetector; SileroDetector(); "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'silero_vad')))"
+    )
+    root = Path(__file__).resolve().parents[2]
+    assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0
+
+
+def test_a_missing_package_or_file_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    empty = SimpleNamespace(submodule_search_locations=(str(tmp_path),))
+    for spec, words in (
+        (None, r"no package silero_vad.*speech_detection: none"),
+        (empty, r"no file .*silero_vad_16k_sequence\.onnx"),
+    ):
+        monkeypatch.setattr(vad, "find_spec", lambda name, spec=spec: spec)
+        with pytest.raises(EngineError, match=words):
+            SileroDetector()
+
+
+def test_detection_is_far_faster_than_real_time(detector: SileroDetector) -> None:
+    samples = sound(40)
+    start_s = time.thread_time()
+    detector.hear(samples)
+    # About 550 times real time on a free core; the bound only catches a lost factor of ten.
+    assert 40 / (time.thread_time() - start_s) > 50
+
+
+@given(
+    probabilities=PROBABILITIES,
+    missing=st.integers(0, STEP_SAMPLES - 1),
+    pad_ms=st.sampled_from([0, 30, 400]),
+    min_speech_ms=st.sampled_from([0, 100, 250]),
+    min_silence_ms=st.sampled_from([100, 500, 2000]),
+)
+@settings(max_examples=400, deadline=None)
+def test_spans_equal_the_packages_state_machine(
+    probabilities: list[float], missing: int, pad_ms: int, min_speech_ms: int, min_silence_ms: int
+) -> None:
+    values = np.array(probabilities, dtype=np.float32)
+    num_samples = max(0, len(values) * STEP_SAMPLES - missing)
+    expected: list[tuple[int, int]] = []
+    for span in get_speech_timestamps_from_probs(
+        values.tolist(),
+        neg_threshold=0.35,
+        min_speech_duration_ms=min_speech_ms,
+        min_silence_duration_ms=min_silence_ms,
+        speech_pad_ms=pad_ms,
+        audio_length_samples=num_samples,
+    ):
+        # Where padded spans meet the package shares the gap between the two; here they are one.
+        if expected and span["start"] <= expected[-1][1] + 1:
+            expected[-1] = (expected[-1][0], span["end"])
+        else:
+            expected.append((span["start"], span["end"]))
+    spans = speech_spans(
+        values,
+        num_samples=num_samples,
+        pad_s=pad_ms / 1000,
+        min_speech_s=min_speech_ms / 1000,
+        min_speech_at_end_s=min_speech_ms / 1000,
+        min_silence_s=min_silence_ms / 1000,
+    )
+    assert spans == expected
+
+
+@given(probabilities=PROBABILITIES, cut=st.integers(0, 120))
+@settings(max_examples=200, deadline=None)
+def test_runs_of_two_halves_are_the_runs_of_the_whole(probabilities: list[float], cut: int) -> None:
+    values = np.array(probabilities, dtype=np.float32)
+    cut = min(cut, len(values))
+    whole, _ = speech_runs(values, min_silence_s=0.0)
+    first, running = speech_runs(values[:cut], min_silence_s=0.0)
+    second, _ = speech_runs(values[cut:], min_silence_s=0.0, running=running)
+    steps = np.zeros(len(values), dtype=bool)
+    for start, end in first + [(a + cut, b + cut) for a, b in second]:
+        steps[start:end] = True
+    assert true_runs(steps) == [run for run in whole if run[0] < run[1]]
+
+
+def test_speech_that_is_cut_is_kept_on_both_sides_however_short() -> None:
+    before = np.array([0.0] * 40 + [0.9] * 2, dtype=np.float32)
+    after = np.array([0.9] * 2 + [0.0] * 40, dtype=np.float32)
+    length = 42 * STEP_SAMPLES
+    assert speech_spans(before, num_samples=length, pad_s=0.0) == []
+    assert speech_spans(before, num_samples=length, pad_s=0.0, goes_on=True) == [
+        (40 * STEP_SAMPLES, length)
+    ]
+    assert speech_spans(after, num_samples=length, pad_s=0.0) == []
+    assert speech_spans(after, num_samples=length, pad_s=0.0, running=True) == [
+        (0, 2 * STEP_SAMPLES)
+    ]
+
+
+@given(mask=st.lists(st.booleans(), max_size=40))
+@settings(deadline=None)
+def test_true_runs_are_whole_and_apart(mask: list[bool]) -> None:
+    runs = true_runs(np.array(mask, dtype=bool))
+    covered = {step for start, end in runs for step in range(start, end)}
+    assert covered == {step for step, value in enumerate(mask) if value}
+    assert all(end < start for (_, end), (start, _) in pairwise(runs))
+
+
+@given(
+    levels_db=st.lists(st.integers(-60, 20), min_size=1, max_size=8),
+    num_samples=st.integers(1, 9 * SAMPLE_RATE_HZ),
+)
+@settings(max_examples=40, deadline=None)
+def test_an_even_level_is_never_above_the_target(levels_db: list[int], num_samples: int) -> None:
+    samples = sound(9)[:num_samples]
+    for stretch, level_db in zip(np.array_split(samples, len(levels_db)), levels_db, strict=True):
+        stretch *= 10 ** (level_db / 20)
+    even = even_level(samples)
+    assert even.dtype == np.float32
+    assert even.shape == samples.shape
+    assert np.abs(even).max() <= LEVEL_TARGET * (1 + 1e-6)
+    assert np.array_equal(np.sign(even), np.sign(samples))
+
+
+@pytest.mark.parametrize("name", sorted(made_sounds(1)))
+def test_what_nobody_says_is_no_speech(detector: SileroDetector, name: str) -> None:
+    assert found(detector, made_sounds(8 * SAMPLE_RATE_HZ)[name]) == []
+
+
+@pytest.mark.parametrize("level_db", [0, -20, -30, -40, -50, -60])
+def test_every_spoken_word_is_in_a_span_at_any_level(
+    detector: SileroDetector, speech: Path, level_db: int
+) -> None:
+    folder = speech / "timings"
+    lost = []
+    for item in [item for item in read_manifest(folder) if item["words"]][::3]:
+        samples = read_clip(folder / item["path"])
+        samples *= np.float32(0.5 / np.abs(samples).max() * 10 ** (level_db / 20))
+        heard = np.zeros(samples.size, dtype=bool)
+        for start, end in found(detector, samples):
+            heard[start:end] = True
+        for word in item["words"]:
+            stretch = heard[int(word["start"] * 16_000) : int(word["end"] * 16_000)]
+            if not stretch.all():
+                lost.append((item["id"], word["word"], stretch.mean()))
+    assert lost == []
+
+
+def test_quiet_speech_after_loud_speech_is_found(detector: SileroDetector, speech: Path) -> None:
+    samples = read_clip(speech / "awkward" / "fmt_pcm16_16k.wav")
+    quiet = samples * np.float32(10 ** (-50 / 20))
+    both = np.concatenate([samples, np.zeros(24_000, dtype=np.float32), quiet])
+    spans = found(detector, both)
+    assert spans[-1][1] > both.size - 0.1 * quiet.size
+    assert sum(end - start for start, end in spans) > 0.9 * 2 * samples.size
+
+
+def test_short_words_that_fill_their_file_are_found(
+    detector: SileroDetector, large_speech: Path
+) -> None:
+    folder = large_speech / "train" / "fsdd"
+    paths = sorted(folder.glob("*.opus"))[::60]
+    assert len(paths) >= 40
+    assert [path.name for path in paths if not found(detector, read_clip(path))] == []
+
+
+def present(folder: Path, names: tuple[str, ...]) -> list[Path]:
+    """Return the files of these names that a folder has; the committed one has some."""
+    found = [folder / name for name in names if (folder / name).exists()]
+    assert len(found) > 3
+    return found
+
+
+AWKWARD_SPEECH = (
+    "fmt_gsm_8k.wav", "fmt_opus_6k.opus", "gap_25s.flac", "lead_silence_20s.flac",
+    "trail_silence_40s.flac", "lvl_clipped.wav", "lvl_dc_offset.wav", "lvl_float_over_1.wav",
+    "lvl_minus60db.wav", "lvl_minus60db_float.wav", "repo_ami_headset.wav", "repo_lid_ko.wav",
+    "repo_reverb.wav", "snr_5db.flac", "speed_1_8.flac",
+)  # fmt: skip
+AWKWARD_SILENCE = (
+    "dtmf_3s.wav", "len_10ms.wav", "len_1_sample.wav", "len_50ms.flac", "len_99ms.wav",
+    "noise_white_10s.flac", "sil_1s.wav", "sil_35s.flac", "tone_440_5s.wav",
+)  # fmt: skip
+
+
+def test_awkward_speech_is_found(detector: SileroDetector, speech: Path) -> None:
+    for path in present(speech / "awkward", AWKWARD_SPEECH):
+        spans = found(detector, read_clip(path))
+        assert sum(end - start for start, end in spans) > 0.5 * 3 * SAMPLE_RATE_HZ, path.name
+
+
+def test_awkward_silence_and_noise_are_no_speech(detector: SileroDetector, speech: Path) -> None:
+    for path in present(speech / "awkward", AWKWARD_SILENCE):
+        assert found(detector, read_clip(path)) == [], path.name

@@ -1,0 +1,145 @@
+"""A made-up family, all that one needs to run: each part is `loud` or `quiet`.
+
+Real families have a module for each of these classes, so that workers on CPUs import no torch.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.decoding.protocols import TokenRules, WindowJob
+from corpus_asr.decoding.slots import Steps
+from corpus_asr.errors import ConfigError
+from corpus_asr.families.family import PartFeatures
+from corpus_asr.families.model_config import GeneralSettings, ModelConfig
+from corpus_asr.segments import Segment
+from corpus_asr.transcription.part_transcriber import PartTranscript
+from corpus_asr.transcription.windows import PartRequest
+from corpus_asr.units import HOP_SAMPLES
+from tests.support.slots import ScriptedModel
+
+
+class LevelsTranscriber:
+    """Meets `PartTranscriber`."""
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "LevelsTranscriber":
+        return cls()
+
+    def check(self, settings: DecodingSettings) -> None:
+        if settings.word_timestamps:
+            raise ConfigError(
+                "checking decoding.word_timestamps: found true, expected false for the family "
+                "levels, whose words take no time; correct it"
+            )
+
+    def transcribe(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:
+        result = yield WindowJob(
+            features=part.window(0, part.num_frames),
+            window=(0,),
+            prompt=(END,),
+            rules=TokenRules(end=END),
+            max_new_tokens=len(WORDS),
+            num_frames=part.num_frames,
+        )
+        segment = Segment(
+            start_s=part.start_s,
+            end_s=part.end_s,
+            text=LevelsTokenizer().decode(result.tokens),
+            tokens=result.tokens,
+            language=None,
+            language_probability=None,
+            task="transcribe",
+            confidence=1.0,
+            avg_logprob=sum(result.logprobs),
+            no_speech_prob=None,
+            compression_ratio=1.0,
+            temperature=0.0,
+            speech_fraction=None,
+        )
+        return PartTranscript(segments=(segment,))
+
+
+@dataclass(kw_only=True)
+class LevelsSettings(GeneralSettings):
+    """The fields beside those of every family."""
+
+    num_words: int = 2
+    threshold: float = 0.01
+
+
+class LevelsConfig(ModelConfig, LevelsSettings):
+    """What the network says: `loud` above the threshold, `quiet` below it."""
+
+    model_type: ClassVar[str] = "levels"
+    sizes: ClassVar[tuple[str, ...]] = ("num_words",)
+    counts: ClassVar[tuple[str, ...]] = ()
+    probabilities: ClassVar[tuple[str, ...]] = ("threshold",)
+
+
+END, QUIET, LOUD = range(3)
+WORDS = {QUIET: " quiet", LOUD: " loud"}
+
+
+class LevelsTokenizer:
+    """Ids to words."""
+
+    @classmethod
+    def from_pretrained(cls, folder: str | PathLike[str], **options: Any) -> Self:
+        return cls()
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        return "".join(WORDS.get(token, "") for token in token_ids)
+
+
+class LevelsFeatures:
+    """One value per 10 ms."""
+
+    num_mel_bins = 1
+    language_window_frames = None
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "LevelsFeatures":
+        return cls()
+
+    def __call__(self, samples: Float32[np.ndarray, " sample"]) -> PartFeatures:
+        hops = samples[: samples.size // HOP_SAMPLES * HOP_SAMPLES].reshape(-1, HOP_SAMPLES)
+        levels = np.sqrt(np.mean(np.square(hops), axis=1, keepdims=True))
+        return PartFeatures(values=levels.astype(np.float16), pad_value=0.0)
+
+
+class LevelsSlots(ScriptedModel):
+    """Meets `SlotModel`."""
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__([[QUIET], [LOUD]])
+        self._threshold = threshold
+
+    def encode(self, features: Tensor, *, num_frames: Sequence[int] | None = None) -> Tensor:
+        lengths = num_frames or [features.shape[2]] * len(features)
+        heard = [row[:, :n].mean() for row, n in zip(features.float(), lengths, strict=True)]
+        return (torch.stack(heard) > self._threshold).float().reshape(-1, 1, 1)
+
+
+class LevelsModel:
+    """What a checkpoint is loaded as."""
+
+    def __init__(self, config: LevelsConfig) -> None:
+        self._config = config
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | PathLike[str], *, dtype: torch.dtype, device: torch.device
+    ) -> Self:
+        return cls(LevelsConfig.from_pretrained(folder))
+
+    def slot_model(self, *, int8: bool = False) -> Any:
+        return LevelsSlots(self._config.threshold)

@@ -1,0 +1,311 @@
+"""Nightly runs without audio or model: an archive that changes, killed nights, summaries."""
+
+import itertools
+import json
+import random
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from corpus_asr.config.choices import Choices
+from corpus_asr.config.run import RunConfig
+from corpus_asr.errors import EngineError
+from corpus_asr.pipelines import driver
+from corpus_asr.pipelines import nightly as pipeline
+from corpus_asr.report.nightly import Archive as ArchiveCounts
+from corpus_asr.report.nightly import Findings, Night, NightState, PastNight
+from corpus_asr.runtime.commit import Committer
+from corpus_asr.runtime.progress import Progress, tally_of
+from corpus_asr.runtime.weights import Weights
+from corpus_asr.storage.run_state.finish import RunCounts, finish
+from corpus_asr.storage.run_state.lock import Lock, Timing
+from corpus_asr.storage.run_state.plan import make_plan, read_listing, read_packs
+from corpus_asr.storage.run_state.start import begin_run, fingerprint, new_run_id
+from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.storage.stores import filesystem
+from tests.support.engines import scripted_engine
+from tests.support.stores import Killed, dying
+from tests.support.tables import commit, part, results
+
+REVISION = "weights"
+QUICK = Timing(heartbeat_s=0.05, looks=2, settle_s=0.0)
+
+
+class Nights:
+    """A folder of recordings, and the tables of it."""
+
+    def __init__(self, folder: Path, *, seed: int, files: int, output: str | None = None) -> None:
+        self.source, self.output = folder / "in", folder / "out"
+        self.source.mkdir(parents=True)
+        self._chance = random.Random(seed)
+        self._names = (f"{number:04d}.mp3" for number in itertools.count())
+        self._versions = itertools.count(100)
+        self.config = RunConfig.model_validate(
+            {
+                "source": {"uri": str(self.source)},
+                "model": {"checkpoint": "tiny"},
+                "output": {"uri": output or str(self.output), "target_file_mb": 1},
+            }
+        )
+        self.store = OutputStore(self.config.output.uri)
+        self._daily = max(1, files // 6)
+        for _ in range(files):
+            self._write(next(self._names))
+        self.down: set[str] = set()
+        """Files the store did not give in their last attempt."""
+
+    def _write(self, name: str) -> None:
+        # A size of its own for each content: clocks of file systems are coarse.
+        (self.source / name).write_bytes(b"x" * next(self._versions))
+
+    def listed(self) -> dict[str, int]:
+        """Return the files there are, and their content."""
+        return {str(path): path.stat().st_size for path in self.source.iterdir()}
+
+    def day(self) -> None:
+        """Add, change and delete files."""
+        for _ in range(self._chance.randint(0, self._daily)):
+            self._write(next(self._names))
+        for change in (self._write, lambda name: (self.source / name).unlink()):
+            present = sorted(path.name for path in self.source.iterdir())
+            count = min(len(present) - 1, self._chance.randint(0, self._daily))
+            for name in self._chance.sample(present, count):
+                change(name)
+
+    def night(
+        self, *, choices: Choices | None = None, down: float = 0.0, killed_after: int | None = None
+    ) -> RunCounts | None:
+        """Run; None if it was killed, after so many changes to the output."""
+        if killed_after is None:
+            return self._run(choices or Choices(), down)
+        left = iter(range(killed_after))
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("write_atomic", "remove", "move"):
+                patch.setattr(filesystem, name, dying(getattr(filesystem, name), left))
+            try:
+                return self._run(choices or Choices(), down)
+            except Killed:
+                return None
+
+    def _run(self, choices: Choices, down: float) -> RunCounts:
+        # A killed run leaves its lock; its process, the test's, lives on.
+        with Lock(self.store, new_run_id(), steal=True, timing=QUICK) as lock:
+            plan = make_plan(self.config, self.store, model_revision=REVISION, choices=choices)
+            run = begin_run(
+                self.store,
+                self.config,
+                fingerprint(self.config, REVISION),
+                run_id=lock.run_id,
+                new_run=choices.new_run,
+            )
+            for pack in read_packs(self.store, plan):
+                rows = [row for file in pack["files"].to_pylist()[0]
+                        for row in self._transcribed(file, down)]  # fmt: skip
+                for start in range(0, len(rows), 3):  # commits that cut recordings apart
+                    lock.key.check()
+                    commit(self.store, results(*rows[start : start + 3]), run_id=run.run_id)
+            return finish(
+                self.store,
+                run,
+                self.config,
+                model_revision=REVISION,
+                listing=read_listing(self.store, plan),
+                num_listed=plan.num_files,
+                plan_name=plan.name,
+            )
+
+    def _transcribed(self, file: dict[str, Any], down: float) -> list[dict[str, Any]]:
+        uri, done = file["uri"], set(file["done_parts"])
+        self.down.discard(uri)
+        rows = expected_rows(uri, file["size_bytes"], str(self.config.decoding.language))
+        if self._chance.random() < down:
+            self.down.add(uri)
+            rows = [_failure(min({*range(len(rows) + 1)} - done), kind="timeout", retryable=True)]
+        identity = {name: file[name] for name in ("recording_id", "etag", "size_bytes")}
+        return [
+            part("", row["part"], uri=uri, texts=row["texts"], status=row["status"],
+                 **row["values"], **identity)
+            for row in rows
+            if row["part"] not in done
+        ]  # fmt: skip
+
+    def check(self) -> None:
+        """Compare the tables, read as any Parquet reader would, with the files there are.
+
+        Only after a night that ended.
+        """
+        outcomes = self.read("outcomes")
+        keys = [(row["uri"], row["part"]) for row in outcomes]
+        assert len(keys) == len(set(keys))
+        recordings = {row["uri"]: row for row in self.read("recordings")}
+        assert len(recordings) == len(self.read("recordings"))
+        texts: dict[str, list[str]] = {}
+        for row in self.read("segments"):
+            texts.setdefault(row["uri"], []).append(row["text"])
+        for uri, content in self.listed().items():
+            row = recordings[uri]
+            assert row["size_bytes"] == content, "the row is of an earlier version"
+            if uri in self.down:
+                assert (row["status"], row["error_kind"]) == ("failed", "timeout")
+                continue
+            rows = expected_rows(uri, content, str(self.config.decoding.language))
+            said = [text for expected in rows for text in expected["texts"] or ()]
+            assert sorted(texts.get(uri, [])) == sorted(said)
+            failed = any(expected["status"] == "failed" for expected in rows)
+            assert row["status"] == ("failed" if failed else "ok" if said else "no_speech")
+            assert row["parts"] == len(rows)
+
+    def read(self, table: str) -> list[dict[str, Any]]:
+        """Return a table's rows as any Parquet reader finds them."""
+        paths = sorted((self.output / table).glob("*"))
+        return [row for path in paths for row in pq.read_table(path).to_pylist()]
+
+
+def expected_rows(uri: str, content: int, language: str) -> list[dict[str, Any]]:
+    """Return what becomes of each part of a file with this content, the last one last."""
+    count = 1 + content % 3
+    rows = []
+    for index in range(count):
+        silent = (content + index) % 5 == 0
+        texts = [] if silent else [f"{Path(uri).stem} {content} {index} {language}"]
+        values = {"last_part": index == count - 1}
+        status = "no_speech" if silent else "ok"
+        rows.append({"part": index, "texts": texts, "status": status, "values": values})
+    if content % 7 == 0:
+        rows[-1] = _failure(count - 1, kind="corrupt", retryable=False)
+    return rows
+
+
+def _failure(index: int, *, kind: str, retryable: bool) -> dict[str, Any]:
+    values = {"last_part": True, "retryable": retryable, "error_kind": kind,
+              "error_stage": "extract"}  # fmt: skip
+    return {"part": index, "texts": None, "status": "failed", "values": values}
+
+
+QUICK = Timing(heartbeat_s=0.05, looks=3, settle_s=0.0)
+
+
+class Archive:
+    """A folder of recordings and a job over it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        patch: pytest.MonkeyPatch,
+        *,
+        source: dict[str, Any] | None = None,
+        **nightly: Any,
+    ) -> None:
+        self.source, self.output = folder / "in", folder / "output"
+        self.source.mkdir()
+        self._down: set[str] = set()
+        self.config = RunConfig.model_validate(
+            {
+                "source": {"uri": str(self.source)} | (source or {}),
+                "model": {"checkpoint": str(folder / "model")},
+                "output": {"uri": str(self.output)},
+                "nightly": nightly,
+            }
+        )
+        weights = Weights(folder=folder / "model", revision="weights")
+        prepared = (weights, scripted_engine)
+        patch.setitem(pipeline._PREPARE, "transcribe_corpus", lambda config: prepared)
+        patch.setattr(driver, "run_local", self._work)
+
+    def add(self, *names: str, content: bytes = b"x") -> None:
+        """Write recordings, or replace what they hold."""
+        for name in names:
+            (self.source / f"{name}.wav").write_bytes(content)
+
+    def remove(self, *names: str) -> None:
+        """Remove recordings."""
+        for name in names:
+            (self.source / f"{name}.wav").unlink()
+
+    def down(self, *names: str) -> None:
+        """Let exactly these not be given."""
+        self._down = set(names)
+
+    def set(self, **nightly: Any) -> None:
+        """Change keys of the section `nightly`."""
+        changed = self.config.nightly.model_copy(update=nightly)
+        self.config = self.config.model_copy(update={"nightly": changed})
+
+    def night(self, **options: Any) -> Night:
+        """Let a night pass."""
+        usual: dict[str, Any] = {"local": True, "progress": None, "timing": QUICK}
+        return pipeline.run(self.config, **(usual | options))
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """Return what is written of each night, in the order of their names."""
+        folder = Path(self.config.nightly.summaries or self.output / "nights")
+        paths = sorted(folder.glob("*.json"), key=lambda path: (len(path.name), path.name))
+        assert [path.with_suffix(".md").exists() for path in paths] == [True] * len(paths)
+        return [json.loads(path.read_text()) for path in paths]
+
+    def _work(
+        self,
+        config: RunConfig,
+        packs: Iterable[pa.Table],
+        committer: Committer,
+        *,
+        progress: Progress,
+        **_: Any,
+    ) -> None:
+        for pack in packs:
+            for file in pack["files"].to_pylist()[0]:
+                rows = results(*self._rows(file))
+                committer(rows)
+                progress.add(tally_of(rows))
+
+    def _rows(self, file: dict[str, Any]) -> Iterable[dict[str, Any]]:
+        name = Path(file["uri"]).stem
+        if "engine-error" in name:
+            raise EngineError("the device is lost (scripted)")
+        same = {key: file[key] for key in ("uri", "size_bytes", "etag")}
+        if name in self._down or "fail" in name:
+            kind = "timeout" if name in self._down else "not_audio"
+            yield part(
+                name, 0, texts=None, status="failed", error_stage="extract", error_kind=kind,
+                error_message=f"reading {name}: scripted", retryable=kind == "timeout", **same,
+            )  # fmt: skip
+            return
+        count = int((re.findall(r"parts=(\d+)", name) or ["1"])[0])
+        silent = "silent" in name
+        for index in range(count):
+            row = part(
+                name, index, texts=[] if silent else ["red", "green"], last=index == count - 1,
+                status="no_speech" if silent else "ok", language=None if silent else "en", **same,
+            )  # fmt: skip
+            for segment in row["segments"] or ():
+                segment["confidence"] = 0.5
+            yield row
+
+
+def night(**values: Any) -> Night:
+    """Return a night of ten new recordings; counts of what was found may be among the values."""
+    found = {name: values.pop(name) for name in list(values) if name in Findings.__slots__}
+    usual: dict[str, Any] = {
+        "date": "2026-11-21", "output": "s3://transcripts/podcasts", "run_id": "run-1",
+        "state": NightState.done, "error": None, "started_at": "2026-11-21T01:00:00+01:00",
+        "ended_at": "2026-11-21T02:00:00+01:00", "wall_s": 3600.0, "listed": 1000, "new": 10,
+        "changed": 0, "retried": 0, "continued": 0, "left": 0, "audio_s": 36_000.0, "speed": 10.0,
+        "archive": ArchiveCounts(done=998, failed=2, audio_s=3_600_000.0), "left_alone": 0,
+        "given_up": (),
+    }  # fmt: skip
+    findings: dict[str, Any] = {"done": 10}
+    return Night(findings=Findings(**(findings | found)), **(usual | values))
+
+
+def past(**values: Any) -> PastNight:
+    """Return such a night as a later one knows it."""
+    usual: dict[str, Any] = {
+        "date": "2026-11-20", "state": "done", "listed": 990, "new": 10, "done": 10, "failed": 0,
+        "left": 0, "audio_s": 36_000.0, "wall_s": 3600.0, "speed": 10.0, "unsure": 0,
+    }  # fmt: skip
+    return PastNight(**(usual | values))

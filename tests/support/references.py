@@ -1,0 +1,305 @@
+"""Networks and searches of other libraries with the weights of a checkpoint, to compare with."""
+
+import inspect
+import json
+import warnings
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+import whisper
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers.generation.logits_process import (
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    WhisperTimeStampLogitsProcessor,
+)
+from transformers.generation.utils import GenerationMixin
+from whisper.model import disable_sdpa
+from whisper.tokenizer import get_tokenizer
+
+from corpus_asr.decoding.protocols import AlignJob, AlignResult, TokenRules
+from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
+from tests.support.checkpoints import tiny_whisper
+from tests.support.tokenizers import tiny_tokenizer
+
+WINDOW = 200
+"""Frames of a window; a tenth of the real one, to be quick."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same weights here and in transformers."""
+
+    ours: WhisperForConditionalGeneration
+    theirs: Any
+
+    def both(self, features: Tensor, **arguments: Any) -> tuple[Any, Any]:
+        """What the two say."""
+        return self.say(features, **arguments), self.said(features, **arguments)
+
+    def say(self, features: Tensor | None, **arguments: Any) -> Any:
+        return self.ours.generate(features, **arguments)
+
+    def said(self, features: Tensor, **arguments: Any) -> Any:
+        with torch.no_grad():
+            return self.theirs.generate(features, **arguments)
+
+    def detect(self, features: Tensor | None, **arguments: Any) -> Tensor:
+        return self.ours.detect_language(features, **arguments)
+
+    @property
+    def settings(self) -> Any:
+        """Our generation settings."""
+        return self.ours.generation_config
+
+    def set(self, **settings: Any) -> None:
+        """Change the generation settings of both."""
+        for name, value in settings.items():
+            setattr(self.ours.generation_config, name, value)
+            setattr(self.theirs.generation_config, name, value)
+
+
+def pair(
+    folder: Path, *, seed: int = 0, multilingual: bool = True, spread: float = 0.25, **config: Any
+) -> Pair:
+    """Write a checkpoint with windows of `WINDOW` frames and load it twice."""
+    tiny_tokenizer(folder / "tokenizer", multilingual)
+    settings = {"d_model": 32, "layers": 2, "heads": 2, "max_target_positions": 40, **config}
+    checkpoint = tiny_whisper(
+        folder / "model",
+        seed=seed,
+        tokenizer=folder / "tokenizer",
+        spread=spread,
+        max_source_positions=WINDOW // 2,
+        **settings,
+    )
+    ours = WhisperForConditionalGeneration.from_pretrained(checkpoint)
+    theirs = transformers.WhisperForConditionalGeneration.from_pretrained(checkpoint)
+    return Pair(ours.eval(), theirs.eval())
+
+
+def sound(rows: int, frames: int, *, seed: int = 0, mels: int = 80) -> Tensor:
+    """Random log-mel features that change slowly, as speech does."""
+    generator = torch.Generator().manual_seed(seed)
+    steps = torch.randn(rows, mels, frames // 20 + 2, generator=generator)
+    return torch.nn.functional.interpolate(steps, size=frames, mode="linear")
+
+
+def same(ours: Any, theirs: Any, *, where: str = "output") -> None:
+    """Compare nested outputs exactly, scores within rounding."""
+    if isinstance(theirs, Tensor):
+        assert ours.shape == theirs.shape, (where, ours, theirs)
+        if theirs.dtype in (torch.int64, torch.float64):
+            assert torch.equal(ours, theirs), (where, ours, theirs)
+        else:
+            torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=2e-4, msg=where)
+    elif hasattr(theirs, "keys"):
+        wanted = [key for key in theirs if key != "past_key_values"]
+        missing = [key for key in wanted if key not in ours]
+        assert not missing, (where, missing, list(ours))
+        for key in wanted:
+            same(ours[key], theirs[key], where=f"{where}.{key}")
+    elif isinstance(theirs, list | tuple):
+        assert len(ours) == len(theirs), (where, ours, theirs)
+        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            same(one, other, where=f"{where}[{number}]")
+    else:
+        assert ours == theirs, (where, ours, theirs)
+
+
+# Parts of parameter names, theirs after ours; applied in order.
+_RENAMES = (
+    ("model.", ""),
+    ("layers.", "blocks."),
+    ("encoder_attn_layer_norm", "cross_attn_ln"),
+    ("self_attn_layer_norm", "attn_ln"),
+    ("final_layer_norm", "mlp_ln"),
+    ("encoder_attn", "cross_attn"),
+    ("self_attn", "attn"),
+    ("q_proj", "query"),
+    ("k_proj", "key"),
+    ("v_proj", "value"),
+    ("out_proj", "out"),
+    ("fc1", "mlp.0"),
+    ("fc2", "mlp.2"),
+    ("encoder.layer_norm", "encoder.ln_post"),
+    ("decoder.layer_norm", "decoder.ln"),
+    ("embed_tokens", "token_embedding"),
+    ("embed_positions.weight", "positional_embedding"),
+)
+
+
+def openai_whisper(folder: Path) -> whisper.Whisper:
+    """Load a checkpoint folder into openai-whisper's model, in float32."""
+    config = json.loads((folder / "config.json").read_text())
+    model = whisper.Whisper(
+        whisper.ModelDimensions(
+            n_mels=config["num_mel_bins"],
+            n_audio_ctx=config["max_source_positions"],
+            n_audio_state=config["d_model"],
+            n_audio_head=config["encoder_attention_heads"],
+            n_audio_layer=config["encoder_layers"],
+            n_vocab=config["vocab_size"],
+            n_text_ctx=config["max_target_positions"],
+            n_text_state=config["d_model"],
+            n_text_head=config["decoder_attention_heads"],
+            n_text_layer=config["decoder_layers"],
+        )
+    )
+    # Sinusoids, which not every file has.
+    positions = model.encoder.positional_embedding
+    weights: dict[str, torch.Tensor] = {"encoder.positional_embedding": positions}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if name == "proj_out.weight":
+            continue
+        for old, new in _RENAMES:
+            name = name.replace(old, new)
+        weights[name] = tensor.float()
+    model.load_state_dict(weights)
+    with warnings.catch_warnings():
+        # It leaves its vocabulary file open, which would fail whatever test comes next.
+        warnings.simplefilter("ignore", ResourceWarning)
+        get_tokenizer(multilingual=model.is_multilingual, num_languages=model.num_languages)
+    return model.eval()
+
+
+def read_audio(path: Path) -> np.ndarray:
+    """Decode a file to 16 kHz mono float32 with the package's own decoder."""
+    from corpus_asr.audio.decode import open_audio
+
+    with path.open("rb") as file, open_audio(file, uri=str(path)) as decoder:
+        return np.concatenate([chunk[0] for chunk in decoder])
+
+
+def align(model: whisper.Whisper, job: AlignJob) -> AlignResult:
+    """Run prompt and text at once, and keep the cross-attention of the job's heads."""
+    scores: dict[int, torch.Tensor] = {}
+    hooks = [
+        block.cross_attn.register_forward_hook(
+            lambda _, __, outputs, at=at: scores.__setitem__(at, outputs[-1][0])
+        )
+        for at, block in enumerate(model.decoder.blocks)
+    ]
+    tokens = torch.tensor(job.tokens)
+    with torch.no_grad(), disable_sdpa():
+        logits = model(torch.tensor(job.features).float()[None], tokens[None])[0]
+    for hook in hooks:
+        hook.remove()
+    weights = torch.stack([scores[layer][head] for layer, head in job.heads]).softmax(dim=-1)
+    logprobs = logits[:-1, : job.choices].log_softmax(dim=-1)
+    known = tokens[1:].clamp(max=logprobs.shape[1] - 1)
+    found = logprobs.gather(1, known[:, None])[:, 0]
+    found[known != tokens[1:]] = -torch.inf
+    return AlignResult(weights=weights.numpy(), logprobs=tuple(found.tolist()))
+
+
+def align_with(model: whisper.Whisper, heads: Iterable[Sequence[int]]) -> None:
+    """Let openai-whisper time words by these (layer, head) pairs."""
+    mask = torch.zeros(model.dims.n_text_layer, model.dims.n_text_head, dtype=torch.bool)
+    for layer, head in heads:
+        mask[layer, head] = True
+    model.register_buffer("alignment_heads", mask.to_sparse(), persistent=False)
+
+
+def run(task: Generator[AlignJob, AlignResult, Any], model: whisper.Whisper) -> Any:
+    """Drive a generator of alignment jobs to its end; returns what it returns."""
+    try:
+        job = next(task)
+        while True:
+            job = task.send(align(model, job))
+    except StopIteration as stop:
+        return stop.value
+
+
+@dataclass(frozen=True)
+class Found:
+    """One sequence and its score."""
+
+    tokens: tuple[int, ...]
+    """New tokens, without the end."""
+    score: float
+
+
+def beam_search(
+    model: Any,
+    features: Tensor,
+    prompt: tuple[int, ...],
+    rules: TokenRules,
+    *,
+    max_new_tokens: int,
+    num_return_sequences: int = 1,
+    **options: Any,
+) -> list[Found]:
+    """Search one window (mel, frame) with transformers' model; best first."""
+    begin = len(prompt)
+    processors = transformers.LogitsProcessorList()
+    if rules.suppress:
+        processors.append(SuppressTokensLogitsProcessor(list(rules.suppress)))
+    if rules.suppress_first:
+        first = SuppressTokensAtBeginLogitsProcessor(list(rules.suppress_first), begin)
+        processors.append(first)
+    if rules.timestamp_begin is not None:
+        config: Any = SimpleNamespace(
+            eos_token_id=rules.end,
+            bos_token_id=rules.end,
+            no_timestamps_token_id=rules.no_timestamps,
+            max_initial_timestamp_index=rules.max_initial_timestamp,
+        )
+        processors.append(WhisperTimeStampLogitsProcessor(config, begin_index=begin))
+    with torch.inference_mode():
+        output: Any = GenerationMixin.generate(
+            model,
+            features.unsqueeze(0),
+            generation_config=transformers.GenerationConfig(
+                eos_token_id=rules.end,
+                pad_token_id=rules.end,
+                bos_token_id=rules.end,
+                decoder_start_token_id=prompt[0],
+                max_new_tokens=max_new_tokens,
+                num_return_sequences=num_return_sequences,
+                return_dict_in_generate=True,
+                output_scores=True,
+                **options,
+            ),
+            decoder_input_ids=torch.tensor([prompt]),
+            logits_processor=processors,
+        )
+    found = []
+    scores = output.sequences_scores.tolist()
+    for sequence, score in zip(output.sequences[:, begin:].tolist(), scores, strict=True):
+        tokens = sequence[: sequence.index(rules.end)] if rules.end in sequence else sequence
+        found.append(Found(tuple(tokens), score))
+    return found
+
+
+Parameters = Mapping[str, inspect.Parameter]
+_SPREAD = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+
+
+def parameters(owner: Any, method: str = "") -> Parameters:
+    return inspect.signature(getattr(owner, method) if method else owner).parameters
+
+
+def absent(ours: Parameters, theirs: Parameters) -> Iterator[str]:
+    """What theirs has and ours has not; where ours has both, defaults have to be the same."""
+    kinds = {one.kind for one in ours.values()}
+    for name, one in theirs.items():
+        if one.kind in _SPREAD:
+            if one.kind not in kinds:
+                yield str(one).split(":")[0]
+        elif name not in ours:
+            yield name
+        else:
+            assert ours[name].default == one.default, name
+
+
+def by_position(found: Parameters, other: Parameters) -> list[str]:
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return [name for name, one in found.items() if one.kind == kind and name in other]
