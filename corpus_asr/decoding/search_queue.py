@@ -3,7 +3,8 @@
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -14,10 +15,24 @@ from corpus_asr.decoding.device import upload_stack
 from corpus_asr.decoding.protocols import Job, Result, SlotModel, WindowJob, WindowResult
 
 T = TypeVar("T")
-Steps = Generator[Job, Any, T]
+Steps = Generator["Job | Gather[Any]", Any, T]
 """Yields jobs, is sent the result of each, and returns something in the end."""
 Task = Steps[Any]
 Done = Callable[[Any, Exception | None], None]
+Check = Callable[[Job], None]
+"""Raises on a job that nobody could do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gather(Generic[T]):
+    """Tasks to run side by side; the task that yields it is sent what they return, in order.
+
+    The first task continues in the slot of the one that yields, and tasks that are gathered name
+    windows alike, so that a window of both is encoded once. The first error of a task ends the one
+    that yields with it.
+    """
+
+    tasks: Iterable[Steps[T]]
 
 
 class SearchBatch(Protocol):
@@ -110,10 +125,11 @@ def pad_prompts(jobs: Sequence[WindowJob]) -> Int[Tensor, "batch token"]:
 
 @dataclass(slots=True)
 class Running:
-    """A task, the job it waits for, and whom to tell in the end."""
+    """A task, the job it waits for, and what follows its end."""
 
     task: Task
-    done: Done
+    ended: "Ended"
+    """Told what the task returned or raised; returns what can run because of that."""
     job: Job
     filled: bool = False
     """Whether the place it sits in already holds the job's window."""
@@ -125,22 +141,12 @@ class Running:
         """Whether the encoder has nothing to do for the job."""
         return self.encoded is not None or self.job.encoded is not None
 
-    def resume(self, result: Result, check: Callable[[Job], None]) -> bool:
-        """Send a result; returns whether the task has another job, which `check` accepts."""
-        try:
-            job = self.task.send(result)
-            check(job)
-        except StopIteration as stop:
-            self.done(stop.value, None)
-            return False
-        except Exception as error:  # a task's failure is its owner's to handle
-            self.task.close()
-            self.done(None, error)
-            return False
-        if (job.window, job.num_frames) != (self.job.window, self.job.num_frames):
-            self.forget()
-        self.job = job
-        return True
+    def resume(self, result: Result, check: Check) -> "list[Running]":
+        """Send a result; returns what runs next, of which the first may take this one's place."""
+        following = start(self.task, self.ended, check, result)
+        if following and _window_of(following[0]) == _window_of(self):
+            following[0].filled, following[0].encoded = self.filled, self.encoded
+        return following
 
     def forget(self) -> None:
         """Have the job's window encoded and filled anew."""
@@ -149,7 +155,73 @@ class Running:
     def fail(self, error: Exception) -> None:
         """End the task with `error`."""
         self.task.close()
-        self.done(None, error)
+        self.ended(None, error)
+
+
+Ended = Callable[[Any, Exception | None], list[Running]]
+
+
+def _window_of(running: Running) -> tuple[object, ...]:
+    return running.job.window, running.job.num_frames
+
+
+def start(
+    task: Task,
+    ended: Ended,
+    check: Check,
+    answer: Any = None,
+) -> list[Running]:
+    """Send something to a task; returns what runs next: it, those it gathers, or what waited."""
+    try:
+        request = task.send(answer)
+        if isinstance(request, Gather):
+            tasks = list(request.tasks)
+        else:
+            check(request)
+    except StopIteration as stop:
+        return ended(stop.value, None)
+    except Exception as error:  # a task's failure is its owner's to handle
+        task.close()
+        return ended(None, error)
+    if isinstance(request, Gather):
+        return _Gathering(task, ended, check).start(tasks)
+    return [Running(task, ended, request)]
+
+
+class _Gathering:
+    """A task that waits until those it gathers have ended."""
+
+    def __init__(self, task: Task, ended: Ended, check: Check) -> None:
+        self._task, self._ended, self._check = task, ended, check
+        self._results: list[Any] = []
+        self._remaining = 0
+        self._failed = False
+
+    def start(self, tasks: Sequence[Task]) -> list[Running]:
+        if not tasks:
+            return start(self._task, self._ended, self._check, [])
+        self._results = [None] * len(tasks)
+        self._remaining = len(tasks)
+        running: list[Running] = []
+        for index, task in enumerate(tasks):
+            if self._failed:
+                task.close()
+            else:
+                running += start(task, partial(self._collect, index), self._check)
+        return running
+
+    def _collect(self, index: int, result: Any, error: Exception | None) -> list[Running]:
+        if self._failed:
+            return []
+        if error is not None:
+            self._failed = True
+            self._task.close()
+            return self._ended(None, error)
+        self._results[index] = result
+        self._remaining -= 1
+        if self._remaining:
+            return []
+        return start(self._task, self._ended, self._check, self._results)
 
 
 class SearchQueue:
@@ -170,15 +242,17 @@ class SearchQueue:
         batch: SearchBatch,
         *,
         encode_batch: int,
-        check: Callable[[Job], None],
-        lane_of: Callable[[Job], "SearchQueue"],
+        check: Check,
+        queue_of: Callable[[Job], "SearchQueue"],
+        queue: Callable[[Iterable[Running]], None],
         statistics: Activity,
     ) -> None:
-        """Take over a batch."""
+        """Take over a batch; `queue` adds tasks that other tasks gather to their search queues."""
         self._batch = batch
         self._encode_batch = encode_batch
         self._check = check
-        self._lane_of = lane_of
+        self._queue_of = queue_of
+        self._queue = queue
         self._statistics = statistics
         self._waiting: deque[Running] = deque()
         self._encoded: deque[Running] = deque()  # these wait too, and need no encoder
@@ -289,13 +363,16 @@ class SearchQueue:
 
     def _stays(self, place: int, result: Result) -> bool:
         """Send a task its result; tells whether its next job is for the window in its place."""
-        running = self._active[place]
-        if running.resume(result, self._check):
-            lane = self._lane_of(running.job)
-            if lane is self and running.filled:
+        following = self._active[place].resume(result, self._check)
+        if following:
+            # Wherever memory runs out from here on, all of these are in a place or a queue.
+            running = self._active[place] = following[0]
+            self._queue(following[1:])
+            other = self._queue_of(running.job)
+            if other is self and running.filled:
                 return True
             running.filled = False
-            lane.add(running, first=True)
+            other.add(running, first=True)
         del self._active[place]
         return False
 

@@ -1,13 +1,14 @@
 """Continuous batching: many tasks share the decoder's slots, and a freed slot is refilled at once.
 
-In: tasks, which are generators that yield one job at a time and are sent its result. Out: whatever
-each task returns. Knows nothing of what the tasks are for, so recordings, fallback retries,
-language detection and alignment mix freely; each kind of search has a lane of its own.
+A task is a generator that yields one job at a time, or a `Gather` of other tasks, and is sent what
+came of it. Recordings, fallback retries, language detection and alignment mix freely; each kind of
+search has a queue of its own.
 """
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 
@@ -16,11 +17,20 @@ from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.device import Recorder, default_recorder
 from corpus_asr.decoding.protocols import Job, Search, SlotModel, WindowJob, check_job
-from corpus_asr.decoding.search_queue import Done, Running, SearchBatch, SearchQueue, Steps, Task
+from corpus_asr.decoding.search_queue import (
+    Done,
+    Gather,
+    Running,
+    SearchBatch,
+    SearchQueue,
+    Steps,
+    Task,
+    start,
+)
 from corpus_asr.decoding.speculative import SpeculativeBatch
 from corpus_asr.errors import EngineError
 
-__all__ = ["Done", "SlotScheduler", "Steps", "Task", "check_every_on", "encode_batch_on"]
+__all__ = ["Done", "Gather", "SlotScheduler", "Steps", "Task", "check_every_on", "encode_batch_on"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +59,7 @@ class SlotScheduler:
     could do, ends with that exception; an exception of the model itself, or of a caller's own
     processor, leaves `advance` (or `add`) and makes the scheduler unusable.
 
-    One lane is there from the start, mostly the plain one (greedy and sampled). Others come into
+    One queue is there from the start, mostly the plain one (greedy and sampled). Others come into
     being with their first job; those of beams and of drafts hold about as many rows as `slots`.
 
     When memory runs out, the slots are halved, or with one slot left the encoder's batches, and the
@@ -66,7 +76,7 @@ class SlotScheduler:
         recorder: Recorder | None = None,
         search: Search | None = None,
     ) -> None:
-        """Allocate the slots of one lane.
+        """Allocate the slots of one queue.
 
         Args:
             model: encoder and decoder.
@@ -76,7 +86,7 @@ class SlotScheduler:
                 means waiting.
             recorder: how steps are recorded and replayed; None for CUDA graphs on a GPU, and no
                 recording elsewhere.
-            search: a search of the lane that is there from the start; None for the plain lane.
+            search: a search of the queue that is there from the start; None for the plain queue.
         """
         self._model = model
         self._slots = slots
@@ -85,8 +95,8 @@ class SlotScheduler:
         self._recorder = recorder
         self._search = search or Search()
         self.statistics = Activity(slots=slots)
-        self._lanes: dict[_Kind, SearchQueue] = {}
-        self._stranded: deque[Running] = deque()  # tasks whose lane is to be made anew
+        self._queues: dict[_Kind, SearchQueue] = {}
+        self._stranded: deque[Running] = deque()  # tasks whose queue is to be made anew
         self._halve_while_needed(self._settle)
 
     @property
@@ -97,24 +107,20 @@ class SlotScheduler:
     @property
     def pending(self) -> int:
         """Tasks not finished yet."""
-        return len(self._stranded) + sum(lane.pending for lane in self._lanes.values())
+        return len(self._stranded) + sum(queue.pending for queue in self._queues.values())
 
     def add(self, task: Task, done: Done) -> None:
         """Start `task`; `done(result, error)` is called from within `add` or `advance`."""
-        try:
-            job = next(task)
-            self._check(job)
-        except StopIteration as stop:
-            done(stop.value, None)
-        except Exception as error:  # a task's failure is its owner's to handle
-            task.close()
-            done(None, error)
-        else:
-            self._lane_of(job).add(Running(task, done, job))
+
+        def ended(result: Any, error: Exception | None) -> list[Running]:
+            done(result, error)
+            return []
+
+        self._queue(start(task, ended, self._check))
 
     def advance(self) -> None:
         """Refill free slots, then decode for `check_every` tokens and deal with what ended."""
-        self._halve_while_needed(self._advance_lanes)
+        self._halve_while_needed(self._advance_queues)
 
     def fail(self, error: Exception) -> None:
         """End every task with `error`."""
@@ -122,17 +128,21 @@ class SlotScheduler:
         while self._stranded:
             self._stranded.popleft().fail(error)
 
-    def _advance_lanes(self) -> None:
+    def _advance_queues(self) -> None:
         self._settle()
-        for lane in tuple(self._lanes.values()):
-            lane.advance(self._check_every)
+        for queue in tuple(self._queues.values()):
+            queue.advance(self._check_every)
+
+    def _queue(self, tasks: Iterable[Running]) -> None:
+        self._stranded.extend(tasks)
+        self._settle()
 
     def _settle(self) -> None:
-        """Make the lanes anew that were given up, and give them their tasks back."""
-        self._lane(_kind(self._search), self._search)
+        """Make the queues anew that were given up, and give them their tasks back."""
+        self._search_queue(_kind(self._search), self._search)
         while self._stranded:
             running = self._stranded[0]
-            self._lane_of(running.job).add(running)
+            self._queue_of(running.job).add(running)
             self._stranded.popleft()
 
     def _halve_while_needed(self, action: Callable[[], None]) -> None:
@@ -155,11 +165,11 @@ class SlotScheduler:
         return None
 
     def _halve(self, problem: str) -> None:
-        """Give up all lanes, for smaller ones that start their jobs anew."""
+        """Give up all queues, for smaller ones that start their jobs anew."""
         self._strand()
         for running in self._stranded:
             running.forget()
-        self._lanes.clear()
+        self._queues.clear()
         if self._slots > 1:
             self._slots //= 2
         else:
@@ -177,26 +187,27 @@ class SlotScheduler:
         )
 
     def _strand(self) -> None:
-        for lane in self._lanes.values():
-            self._stranded.extend(lane.empty())
+        for queue in self._queues.values():
+            self._stranded.extend(queue.empty())
 
-    def _lane_of(self, job: Job) -> SearchQueue:
+    def _queue_of(self, job: Job) -> SearchQueue:
         search = job.search if isinstance(job, WindowJob) else Search()
-        return self._lane(_kind(search), search)
+        return self._search_queue(_kind(search), search)
 
-    def _lane(self, kind: _Kind, search: Search) -> SearchQueue:
-        if kind not in self._lanes:
-            self._lanes[kind] = SearchQueue(
+    def _search_queue(self, kind: _Kind, search: Search) -> SearchQueue:
+        if kind not in self._queues:
+            self._queues[kind] = SearchQueue(
                 self._batch(search),
                 encode_batch=self._encode_batch,
                 check=self._check,
-                lane_of=self._lane_of,
+                queue_of=self._queue_of,
+                queue=self._queue,
                 statistics=self.statistics,
             )
-        return self._lanes[kind]
+        return self._queues[kind]
 
     def _batch(self, search: Search) -> SearchBatch:
-        # The rows of a lane, not its places, are what costs memory and time.
+        # The rows of a queue, not its places, are what costs memory and time.
         places = max(1, self._slots // search.num_beams)
         try:
             if _kind(search) == _PLAIN:
@@ -206,7 +217,7 @@ class SlotScheduler:
                 return BeamBatch(self._model, places, search.num_beams)
             return SpeculativeBatch(self._model, search.assistant, places, search.num_draft_tokens)
         except torch.OutOfMemoryError as error:
-            if not self._lanes:
+            if not self._queues:
                 raise  # fewer slots may fit
             raise EngineError(
                 f"allocating {places} places for {search.num_beams} beams beside {self._slots} "
@@ -218,7 +229,7 @@ class SlotScheduler:
 
 
 def _kind(search: Search) -> _Kind:
-    """The lane a search belongs to."""
+    """The queue a search belongs to."""
     if search.assistant is not None:
         return ("draft", id(search.assistant), search.num_draft_tokens)
     return ("beams", search.num_beams, 0) if search.num_beams > 1 else _PLAIN

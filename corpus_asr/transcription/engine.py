@@ -1,17 +1,13 @@
-"""The engine: one model, its slots, and a thread that keeps them full.
-
-In: parts, from any thread, in any order. Out: a future per part. Everything that decodes in this
-package runs here. Knows nothing of files, tables or Ray.
-"""
+"""The engine: one model, its slots, and a thread that keeps them full; a future for each part."""
 
 import logging
 import queue
 import threading
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -21,10 +17,12 @@ from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batch_on
 from corpus_asr.errors import EngineError
 from corpus_asr.families.loading import device_name, load_slot_model
-from corpus_asr.segments import PartLabels, Segment
 from corpus_asr.threads import run_apart
-from corpus_asr.transcription.family_jobs import PartJobs, family_jobs
-from corpus_asr.transcription.language import Language
+from corpus_asr.transcription.part_transcriber import (
+    PartTranscriber,
+    PartTranscript,
+    part_transcriber,
+)
 from corpus_asr.transcription.slot_budget import auto_slots
 from corpus_asr.transcription.windows import PartRequest
 
@@ -33,24 +31,7 @@ __all__ = ["Engine", "PartRequest", "PartTranscript"]
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartTranscript:
-    """What one part says."""
-
-    segments: tuple[Segment, ...]
-    language: str | None
-    language_probability: float | None
-    transcribe_s: float
-    """Wall time from submission to result."""
-    labels: PartLabels | None = None
-    """In place of segments, where the part was classified."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Order:
-    part: PartRequest
-    decoding: DecodingSettings
-    future: Future[PartTranscript]
+_Order = tuple[PartRequest, DecodingSettings, Future[PartTranscript]]
 
 
 class Engine:
@@ -59,7 +40,7 @@ class Engine:
     def __init__(
         self,
         model: SlotModel,
-        jobs: PartJobs,
+        transcriber: PartTranscriber,
         *,
         decoding: DecodingSettings,
         slots: int | Literal["auto"] = "auto",
@@ -69,7 +50,7 @@ class Engine:
 
         Args:
             model: loaded.
-            jobs: what parts become.
+            transcriber: what parts become.
             decoding: how.
             slots: windows decoded side by side; `auto` for as many as there is memory for.
             sharers: engines on this device that have no slots yet, this one included: with `auto`
@@ -79,9 +60,9 @@ class Engine:
             ConfigError: the checkpoint cannot do what `decoding` asks.
             EngineError: not even one slot fits into the device's memory.
         """
-        jobs.check(decoding)
+        transcriber.check(decoding)
         self.device_name = device_name(model.device)
-        self._jobs = jobs
+        self._transcriber = transcriber
         self._decoding = decoding
         kind = model.device.type
         encode_batch = encode_batch_on(kind)
@@ -133,10 +114,10 @@ class Engine:
         """
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        jobs = family_jobs(folder)
-        jobs.check(decoding)
+        transcriber = part_transcriber(folder)
+        transcriber.check(decoding)
         model = run_apart(lambda: load_slot_model(folder, device=device, dtype=dtype))
-        return cls(model, jobs, decoding=decoding, slots=slots)
+        return cls(model, transcriber, decoding=decoding, slots=slots)
 
     def check(self, decoding: DecodingSettings) -> None:
         """Refuse what the checkpoint cannot do.
@@ -144,7 +125,7 @@ class Engine:
         Raises:
             ConfigError: names the key.
         """
-        self._jobs.check(decoding)
+        self._transcriber.check(decoding)
 
     def submit(
         self, part: PartRequest, *, decoding: DecodingSettings | None = None
@@ -161,12 +142,12 @@ class Engine:
         """
         if decoding is not None:
             self.check(decoding)
-        order = _Order(part, decoding or self._decoding, Future())
+        future: Future[PartTranscript] = Future()
         with self._lock:
             if self._stopped is not None:
                 raise EngineError(str(self._stopped)) from self._stopped
-            self._inbox.put(order)
-        return order.future
+            self._inbox.put((part, decoding or self._decoding, future))
+        return future
 
     @property
     def slots(self) -> int:
@@ -208,58 +189,36 @@ class Engine:
             if order is None:
                 self._scheduler.fail(EngineError("the engine was closed before this was done"))
                 return False
-            self._start(order)
+            self._start(*order)
 
-    def _start(self, order: "_Order") -> None:
-        future = order.future
+    def _start(
+        self, part: PartRequest, decoding: DecodingSettings, future: Future[PartTranscript]
+    ) -> None:
         if not future.set_running_or_notify_cancel():
             return
         started_s = time.monotonic()
 
-        def done(
-            segments: list[Segment],
-            language: Language | None,
-            error: Exception | None,
-            labels: PartLabels | None = None,
-            /,
-        ) -> None:
+        def done(transcript: Any, error: Exception | None) -> None:
             if error is not None:
                 future.set_exception(error)
-                return
-            future.set_result(
-                PartTranscript(
-                    segments=tuple(segments),
-                    language=language.code if language else None,
-                    language_probability=language.probability if language else None,
-                    transcribe_s=time.monotonic() - started_s,
-                    labels=labels,
-                )
-            )
+            else:
+                taken_s = time.monotonic() - started_s
+                future.set_result(replace(transcript, transcribe_s=taken_s))
 
-        try:
-            self._jobs.start(
-                order.part, settings=order.decoding, add=self._scheduler.add, done=done
-            )
-        except Exception as error:  # the scheduler does not hold this part, so would not end it
-            future.set_exception(self._broken(error))
-            raise
+        self._scheduler.add(self._transcriber.transcribe(part, decoding), done)
 
-    def _broken(self, error: Exception) -> EngineError:
+    def _break_down(self, error: Exception) -> None:
+        """Fail everything in flight: after an error of the model nothing can be trusted."""
         broken = EngineError(
             f"decoding on {self.device_name}: {type(error).__name__}: {error}; the worker must be "
             "replaced"
         )
         broken.__cause__ = error
-        return broken
-
-    def _break_down(self, error: Exception) -> None:
-        """Fail everything in flight: after an error of the model nothing can be trusted."""
-        broken = self._broken(error)
         logger.error("engine failed", exc_info=error)
         with self._lock:
             self._stopped = broken
         self._scheduler.fail(broken)
         while not self._inbox.empty():
             order = self._inbox.get()
-            if order is not None and order.future.set_running_or_notify_cancel():
-                order.future.set_exception(broken)
+            if order is not None and order[2].set_running_or_notify_cancel():
+                order[2].set_exception(broken)

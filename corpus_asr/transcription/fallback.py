@@ -1,15 +1,50 @@
-"""Decode one window, and again at a higher temperature while the result looks wrong.
+"""Decode one window, and again at a higher temperature while the result fails a threshold."""
 
-In: a way to make the window's job at a temperature. Out: the first result that passes the
-thresholds, or the last. Knows nothing of where the window lies.
-"""
-
+import math
+import zlib
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 
 from corpus_asr.config.decoding import DecodingSettings
-from corpus_asr.decoding.protocols import WindowJob, WindowResult
-from corpus_asr.transcription.scores import compression_ratio, mean_logprob
+from corpus_asr.decoding.protocols import Search, WindowJob, WindowResult
+from corpus_asr.transcription.windows import PartRequest
+
+
+def mean_logprob(logprobs: Sequence[float], end_logprob: float | None) -> float:
+    """Whisper's average: over the text and the end token, which counts even when cut off.
+
+    Source: openai-whisper `decoding.py`, `sum_logprobs / (len(tokens) + 1)`.
+    """
+    return (math.fsum(logprobs) + (end_logprob or 0.0)) / (len(logprobs) + 1)
+
+
+def compression_ratio(text: str) -> float:
+    """Bytes of the text over bytes of its zlib form: repetition compresses well.
+
+    Source: openai-whisper `utils.py`.
+    """
+    data = text.encode()
+    return len(data) / len(zlib.compress(data))
+
+
+def search_at(settings: DecodingSettings, temperature: float) -> Search:
+    """Beams are followed at temperature 0 alone: above it, sampling takes their place."""
+    search = Search(
+        temperature=temperature,
+        repetition_penalty=settings.repetition_penalty,
+        no_repeat_ngram_size=settings.no_repeat_ngram_size,
+        stop_loops=settings.stop_loops,
+    )
+    if temperature > 0 or settings.num_beams == 1:
+        return search
+    return replace(search, num_beams=settings.num_beams, length_penalty=settings.length_penalty)
+
+
+def seed_of(part: PartRequest, frame: int, temperature: float) -> int:
+    """A seed that names recording, window and temperature, and nothing about this run."""
+    name: Sequence[object] = (part.recording_id, round(part.seconds(frame), 2), temperature)
+    return int.from_bytes(blake2b(repr(name).encode(), digest_size=7).digest(), "big")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

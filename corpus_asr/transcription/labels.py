@@ -5,7 +5,7 @@ a language is: as a window's first token, among those that stand for labels. So 
 recordings share the slots and the encoder's batches of the one scheduler. Knows no network.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,18 +17,16 @@ from torch import Tensor
 from corpus_asr.audio.parts import language_window_starts
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.run import ClassificationSettings
-from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
+from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob
+from corpus_asr.decoding.slots import Gather, Steps
 from corpus_asr.families.loading import load_classifier, load_slot_model
 from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.segments import Label, LabelledWindow, PartLabels
 from corpus_asr.threads import run_apart
-from corpus_asr.transcription.chunked import chunk_ranges
 from corpus_asr.transcription.engine import Engine
-from corpus_asr.transcription.family_jobs import Add, PartDone
-from corpus_asr.transcription.in_order import InOrder
-from corpus_asr.transcription.language import Language
-from corpus_asr.transcription.whisper.dialect import Dialect
-from corpus_asr.transcription.windows import PartRequest
+from corpus_asr.transcription.part_transcriber import PartTranscript
+from corpus_asr.transcription.whisper.prompt_format import PromptFormat
+from corpus_asr.transcription.windows import PartRequest, chunk_ranges
 from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_FRAMES
 
 # Of a part's mean so many labels are kept: beyond them all share what is left, and another part
@@ -63,13 +61,13 @@ class Labeller:
         Raises:
             CheckpointError: a file is missing or unusable.
         """
-        dialect = Dialect.from_folder(folder)
-        names = tuple(codes) or tuple(dialect.languages)
+        prompt_format = PromptFormat.from_folder(folder)
+        names = tuple(codes) or tuple(prompt_format.languages)
         return cls(
             names=names,
-            tokens=dialect.language_rules(names).only,
-            prompt=(dialect.start,),
-            end=dialect.end,
+            tokens=prompt_format.language_rules(names).only,
+            prompt=(prompt_format.start,),
+            end=prompt_format.end,
             probabilities=one_of,
         )
 
@@ -115,15 +113,15 @@ class _Window:
     """Audio goes on after `end` to here, and is heard too where it fits."""
 
 
-class LabelJobs:
-    """Labels parts with one checkpoint; meets `PartJobs`."""
+class PartLabeller:
+    """Labels parts with one checkpoint; meets `PartTranscriber`."""
 
     def __init__(self, labeller: Labeller, settings: ClassificationSettings) -> None:
         self._labeller = labeller
         self._settings = settings
 
     @classmethod
-    def from_folder(cls, folder: Path, settings: ClassificationSettings) -> "LabelJobs":
+    def from_folder(cls, folder: Path, settings: ClassificationSettings) -> "PartLabeller":
         """Read what the checkpoint can tell apart.
 
         Raises:
@@ -136,23 +134,31 @@ class LabelJobs:
     def check(self, settings: DecodingSettings) -> None:
         """Accept: nothing is decoded."""
 
-    def start(
-        self, part: PartRequest, *, settings: DecodingSettings, add: Add, done: PartDone
-    ) -> None:
-        """Add a task for every window; none depends on another."""
+    def transcribe(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:
+        """Label every window; none depends on another."""
         windows = self._windows(part)
-
-        def finish(found: list[Probabilities], error: Exception | None) -> None:
-            if error is None:
-                self._finish(part, windows, found, done)
-            else:
-                done([], None, error)
-
-        if not windows:
-            finish([], None)
-        waiting = InOrder(len(windows), finish)
-        for index, window in enumerate(windows):
-            add(self._ask(part, window), waiting.collector(index))
+        probabilities = yield Gather(self._ask(part, window) for window in windows)
+        weights = [_weight_s(part, window) for window in windows]
+        labelled = tuple(
+            LabelledWindow(
+                start_s=part.seconds(window.start),
+                end_s=part.seconds(window.end),
+                weight_s=weight_s,
+                labels=self._likeliest(scores, self._settings.top_k),
+            )
+            for window, weight_s, scores in zip(windows, weights, probabilities, strict=True)
+        )
+        means: tuple[Label, ...] = ()
+        if windows:
+            shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+            mean = (torch.stack(probabilities) * shares.unsqueeze(1)).sum(dim=0)
+            means = self._likeliest(mean, MAX_PART_LABELS)
+        spoken = means[0] if means and self._settings.task == "language" else (None, None)
+        return PartTranscript(
+            language=spoken[0],
+            language_probability=spoken[1],
+            labels=PartLabels(windows=labelled, means=means, weight_s=sum(weights)),
+        )
 
     def _windows(self, part: PartRequest) -> list[_Window]:
         end = part.num_frames
@@ -166,9 +172,7 @@ class LabelJobs:
         starts = [part.frame(start_s) for start_s in starts_s]
         return [_Window(start, min(start + WINDOW_FRAMES, end), end) for start in starts]
 
-    def _ask(
-        self, part: PartRequest, window: _Window
-    ) -> Generator[WindowJob, WindowResult, list[Probabilities]]:
+    def _ask(self, part: PartRequest, window: _Window) -> Steps[Probabilities]:
         result = yield WindowJob(
             features=part.window_in_silence(window.start, window.content_end),
             window=(window.start, window.end),
@@ -179,35 +183,7 @@ class LabelJobs:
         )
         assert result.scores is not None, "scores were asked for"
         scores = result.scores[0, list(self._labeller.tokens)].double()
-        return [self._labeller.probabilities(scores)]
-
-    def _finish(
-        self,
-        part: PartRequest,
-        windows: Sequence[_Window],
-        found: Sequence[Probabilities],
-        done: PartDone,
-    ) -> None:
-        weights = [_weight_s(part, window) for window in windows]
-        labelled = tuple(
-            LabelledWindow(
-                start_s=part.seconds(window.start),
-                end_s=part.seconds(window.end),
-                weight_s=weight_s,
-                labels=self._likeliest(scores, self._settings.top_k),
-            )
-            for window, weight_s, scores in zip(windows, weights, found, strict=True)
-        )
-        means: tuple[Label, ...] = ()
-        if found:
-            shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
-            mean = (torch.stack(list(found)) * shares.unsqueeze(1)).sum(dim=0)
-            means = self._likeliest(mean, MAX_PART_LABELS)
-        language = None
-        if means and self._settings.task == "language":
-            language = Language(code=means[0][0], probability=means[0][1])
-        labels = PartLabels(windows=labelled, means=means, weight_s=sum(weights))
-        done([], language, None, labels)
+        return self._labeller.probabilities(scores)
 
     def _likeliest(self, probabilities: Probabilities, count: int) -> tuple[Label, ...]:
         # Stable: of two that are as likely, the first named comes first, on every machine.
@@ -245,10 +221,10 @@ def label_engine(
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
-    jobs = LabelJobs.from_folder(folder, classification)
+    labeller = PartLabeller.from_folder(folder, classification)
     by_class = classification.task == "classify"
     load = load_classifier if by_class else load_slot_model
     model = run_apart(lambda: load(folder, device=device, dtype=dtype))
     if by_class and slots == "auto":
         slots = CLASSIFIER_SLOTS
-    return Engine(model, jobs, decoding=DecodingSettings(), slots=slots)
+    return Engine(model, labeller, decoding=DecodingSettings(), slots=slots)

@@ -14,7 +14,7 @@ from corpus_asr.audio.parts import language_window_starts
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Search, WindowJob, WindowResult
 from corpus_asr.segments import Segment
-from corpus_asr.transcription.whisper.dialect import Dialect
+from corpus_asr.transcription.whisper.prompt_format import PromptFormat
 from corpus_asr.transcription.windows import PartRequest, frames_to_hear
 from corpus_asr.units import WINDOW_FRAMES
 
@@ -37,35 +37,35 @@ class LanguageWindow:
     """Those to be heard; None for all."""
 
 
-def given_language(dialect: Dialect, settings: DecodingSettings) -> Language | None:
+def given_language(prompt_format: PromptFormat, settings: DecodingSettings) -> Language | None:
     """The language where there is nothing to ask; None where it must be detected."""
-    among = _choices(dialect, settings)
+    among = _choices(prompt_format, settings)
     if len(among) > 1:
         return None
     if among:
         return Language(code=among[0], probability=None)
     given = settings.language if isinstance(settings.language, str) else None
-    return Language(code=given if dialect.languages else "en", probability=None)
+    return Language(code=given if prompt_format.languages else "en", probability=None)
 
 
 def find_language(
-    part: PartRequest, dialect: Dialect, settings: DecodingSettings
+    part: PartRequest, prompt_format: PromptFormat, settings: DecodingSettings
 ) -> Generator[WindowJob, WindowResult, Language]:
     """Detect the language of the recording, or of this part of it, unless it is given.
 
     A recording is judged by windows of its first part with speech, the same for all its parts, so
     that they agree whichever worker gets them.
     """
-    given = given_language(dialect, settings)
+    given = given_language(prompt_format, settings)
     if given is not None:
         return given
     carried = settings.language_mode == "recording" and part.language_features is not None
     windows = _carried_windows(part) if carried else _own_windows(part, settings.padding_s)
-    return (yield from ask_language(windows, dialect, settings))
+    return (yield from ask_language(windows, prompt_format, settings))
 
 
 def ask_language(
-    windows: Sequence[LanguageWindow], dialect: Dialect, settings: DecodingSettings
+    windows: Sequence[LanguageWindow], prompt_format: PromptFormat, settings: DecodingSettings
 ) -> Generator[WindowJob, WindowResult, Language]:
     """Choose the language that is likeliest on average over windows.
 
@@ -73,15 +73,15 @@ def ask_language(
 
     Source: Radford et al. 2022, section 2.3; openai-whisper `detect_language`, for one window.
     """
-    among = _choices(dialect, settings)
-    rules = dialect.language_rules(among)
+    among = _choices(prompt_format, settings)
+    rules = prompt_format.language_rules(among)
     total = np.zeros(len(among))
     for window in windows:
         result = yield WindowJob(
             features=window.features,
             num_frames=window.num_frames,
             window=window.name,
-            prompt=(dialect.start,),
+            prompt=(prompt_format.start,),
             rules=rules,
             max_new_tokens=1,
             search=Search(keep_scores=True),
@@ -107,12 +107,12 @@ def spoken_most(segments: Sequence[Segment]) -> Language | None:
     return Language(code=code, probability=weighted[code] / seconds[code])
 
 
-def _choices(dialect: Dialect, settings: DecodingSettings) -> Sequence[str]:
+def _choices(prompt_format: PromptFormat, settings: DecodingSettings) -> Sequence[str]:
     """The languages to detect among; empty when there is nothing to detect."""
-    if not dialect.languages:
+    if not prompt_format.languages:
         return ()
     if settings.language == "auto":
-        return tuple(dialect.languages)
+        return tuple(prompt_format.languages)
     return () if isinstance(settings.language, str) else settings.language
 
 

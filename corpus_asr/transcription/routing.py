@@ -22,8 +22,13 @@ from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.loading import load_slot_model
 from corpus_asr.threads import run_apart
-from corpus_asr.transcription.engine import Engine, PartTranscript
-from corpus_asr.transcription.family_jobs import LeavesLanguages, PartJobs, family_jobs
+from corpus_asr.transcription.engine import Engine
+from corpus_asr.transcription.part_transcriber import (
+    LeavesLanguages,
+    PartTranscriber,
+    PartTranscript,
+    part_transcriber,
+)
 from corpus_asr.transcription.windows import PartRequest
 
 
@@ -75,16 +80,18 @@ class RoutedEngine:
         """
         if num_threads is not None:
             torch.set_num_threads(num_threads)
-        jobs = _checked_jobs(folder, others, decoding)
+        transcribers = _checked_transcribers(folder, others, decoding)
 
         def load(path: Path) -> SlotModel:
             return run_apart(lambda: load_slot_model(path, device=device, dtype=dtype))
 
-        models = {path: load(path) for path in jobs}
+        models = {path: load(path) for path in transcribers}
         engines: dict[Path, Engine] = {}
         with ExitStack() as stack:
             for left, (path, model) in zip(count(len(models), -1), models.items(), strict=False):
-                engine = Engine(model, jobs[path], decoding=decoding, slots=slots, sharers=left)
+                engine = Engine(
+                    model, transcribers[path], decoding=decoding, slots=slots, sharers=left
+                )
                 engines[path] = stack.enter_context(engine)
             stack.pop_all()  # they go on; were one refused, the others would be closed
         chosen = {code: engines[path] for code, path in others.items() if path != folder}
@@ -175,9 +182,9 @@ def _pass_on(
     )
 
 
-def _checked_jobs(
+def _checked_transcribers(
     folder: Path, others: Mapping[str, Path], decoding: DecodingSettings
-) -> dict[Path, PartJobs]:
+) -> dict[Path, PartTranscriber]:
     """Read how each checkpoint transcribes, the main one first.
 
     Raises:
@@ -186,7 +193,7 @@ def _checked_jobs(
     """
     _check_mode(decoding)
     elsewhere = {code: path for code, path in others.items() if path != folder}
-    main = family_jobs(folder)
+    main = part_transcriber(folder)
     main.check(decoding)
     if not isinstance(main, LeavesLanguages):
         raise ConfigError(
@@ -194,14 +201,14 @@ def _checked_jobs(
             "tell them apart, expected a multilingual Whisper checkpoint; use one, or leave "
             "by_language out"
         )
-    jobs: dict[Path, PartJobs] = {folder: main.leaving(elsewhere)}
+    transcribers: dict[Path, PartTranscriber] = {folder: main.leaving(elsewhere)}
     for code, path in elsewhere.items():
-        theirs = jobs.setdefault(path, family_jobs(path))
+        theirs = transcribers.setdefault(path, part_transcriber(path))
         try:
             theirs.check(_in_language(decoding, code))
         except ConfigError as error:
             raise ConfigError(f"reading model.by_language.{code}: {error}") from error
-    return jobs
+    return transcribers
 
 
 def _check_mode(decoding: DecodingSettings) -> None:

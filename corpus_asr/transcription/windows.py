@@ -1,6 +1,5 @@
-"""A part's features as the seek loop sees them: windows, content and speech.
+"""What is decoded of a part: its windows, the stretches asked for, and where cuts lie.
 
-In: what the extract stage made of one part. Out: padded windows, and where speech comes next.
 Positions are frames of 10 ms from the start of the part; times in results are recording times.
 
 What fills a window after its content follows the references, since texts hang on it. A recording
@@ -8,7 +7,9 @@ that fits one window is heard as a clip with digital silence after it. The last 
 one is cut at its last whole frame and filled with 0.0, which no silence looks like.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 
 import numpy as np
@@ -136,3 +137,92 @@ def pad_window(
     window = np.full((WINDOW_FRAMES, features.shape[1]), pad_value, dtype=np.float16)
     window[: len(features)] = features
     return window.T
+
+
+def clip_ranges(part: PartRequest, clip_timestamps: Sequence[float]) -> list[tuple[int, int]]:
+    """Cut the clips at the part's edges; without clips the part is all one range.
+
+    Args:
+        part: of any recording.
+        clip_timestamps: start, end, start, end ... in seconds of the recording, ascending; without
+            a last end the last clip goes on to the end.
+
+    Source: openai-whisper `transcribe`, `clip_timestamps`.
+    """
+    edges = list(clip_timestamps) or [0.0]
+    frames = [part.frame(edge_s) for edge_s in edges]
+    if len(frames) % 2:
+        frames.append(part.num_frames)
+    return [(start, end) for start, end in list(pairwise(frames))[::2] if end > start]
+
+
+def holds_the_beginning(part: PartRequest, clip_timestamps: Sequence[float]) -> bool:
+    """Whether the first moment that is asked for lies in this part."""
+    first_s = clip_timestamps[0] if clip_timestamps else 0.0
+    return part.start_s <= first_s < part.end_s
+
+
+# How far before a window's end a cut through speech may lie, if that is no third of it.
+_SEARCH_FRAMES = 5 * FRAMES_PER_SECOND
+
+
+def chunk_ranges(
+    part: PartRequest,
+    clips: Sequence[tuple[int, int]],
+    *,
+    window_frames: int = WINDOW_FRAMES,
+    pause_frames: int = WINDOW_FRAMES,
+) -> list[tuple[int, int]]:
+    """Cut stretches of a part into ranges; without speech detection they cover all of them.
+
+    Args:
+        part: whose speech and loudness decide.
+        clips: frame ranges, in order.
+        window_frames: the longest range.
+        pause_frames: the longest silence within a range.
+
+    Source: the merging of speech spans is WhisperX's "cut and merge" (Bain et al. 2023, section 3).
+    """
+    merged = [
+        chunk
+        for first, last in clips
+        for chunk in _merge_speech(part, first, last, window_frames, pause_frames)
+    ]
+    return [
+        piece for start, end in merged for piece in _split_long(part, start, end, window_frames)
+    ]
+
+
+def _merge_speech(
+    part: PartRequest, first: int, last: int, window_frames: int, pause_frames: int
+) -> list[tuple[int, int]]:
+    """Join stretches of speech while they fit a window; one alone may be longer."""
+    if part.speech is None:
+        return [(first, last)]
+    chunks: list[tuple[int, int]] = []
+    for span in part.speech:
+        start = max(first, part.frame(span.start_s))
+        end = min(last, part.frame(span.end_s))
+        if end <= start:
+            continue
+        before = chunks[-1] if chunks else None
+        if before and end - before[0] <= window_frames and start - before[1] <= pause_frames:
+            chunks[-1] = (chunks[-1][0], end)
+        else:
+            chunks.append((start, end))
+    return chunks
+
+
+def _split_long(
+    part: PartRequest, start: int, end: int, window_frames: int
+) -> list[tuple[int, int]]:
+    """Cut a range until every piece fits a window."""
+    edges = [start]
+    search_frames = min(_SEARCH_FRAMES, window_frames // 3)
+    while end - edges[-1] > window_frames:
+        latest = edges[-1] + window_frames
+        # The mean log-mel of a frame follows its loudness.
+        loudness = part.features[latest - search_frames : latest].mean(axis=1, dtype="float32")
+        edges.append(latest - search_frames + int(loudness.argmin()))
+    edges.append(end)
+    return list(pairwise(edges)) if end > start else []

@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus_asr.decoding.protocols import TokenRules, WindowJob, WindowResult
-from corpus_asr.decoding.slots import SlotScheduler, check_every_on, encode_batch_on
+from corpus_asr.decoding.slots import (
+    Gather,
+    SlotScheduler,
+    Steps,
+    check_every_on,
+    encode_batch_on,
+)
 from tests.support.slots import END, LENGTH, ScriptedModel, window
 
 RULES = TokenRules(end=END)
@@ -251,3 +257,44 @@ def test_a_cpu_encodes_a_window_per_thread(threads: int, expected: int) -> None:
 def test_only_an_accelerator_runs_ahead_of_its_host() -> None:
     assert check_every_on("cpu") == 1
     assert check_every_on("cuda") > 1
+
+
+def test_gathered_tasks_run_side_by_side_and_their_results_come_in_order() -> None:
+    model = ScriptedModel([[5] * 9, [6], [7] * 4])
+    outcome: dict[str, Any] = {}
+
+    def parent() -> Steps[Any]:
+        first = yield job(1)
+        nothing = yield Gather([])
+        several = yield Gather(reader([job(script)]) for script in (1, 0, 2))
+        last = yield job(2)
+        return first.tokens, nothing, several, last.tokens
+
+    scheduler = SlotScheduler(model, 2)
+    scheduler.add(parent(), lambda value, error: outcome.update(value=value, error=error))
+    while scheduler.pending:
+        scheduler.advance()
+    assert outcome == {
+        "error": None,
+        "value": ((6,), [], [[(6,)], [(5,) * 9], [(7,) * 4]], (7,) * 4),
+    }
+    # The window that parent and first task share is encoded once.
+    assert scheduler.statistics.windows == 4
+
+
+def test_the_first_error_of_a_gathered_task_ends_the_one_that_waits() -> None:
+    outcomes: list[Any] = []
+
+    def bad() -> Steps[Any]:
+        yield job(1)
+        raise ValueError("bad")
+
+    def parent() -> Steps[Any]:
+        yield Gather([reader([job(0)]), bad(), bad()])
+        raise AssertionError("not reached")
+
+    scheduler = SlotScheduler(ScriptedModel([[5] * 9, [6]]), 2)
+    scheduler.add(parent(), lambda value, error: outcomes.append((value, str(error))))
+    while scheduler.pending:
+        scheduler.advance()
+    assert outcomes == [(None, "bad")]

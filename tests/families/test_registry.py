@@ -16,7 +16,7 @@ from corpus_asr.models.auto import AutoConfig, AutoProcessor, AutoTokenizer
 from corpus_asr.stages.extract_protocol import ExtractRequest
 from corpus_asr.stages.extraction import PartExtractor
 from corpus_asr.transcription.engine import Engine
-from corpus_asr.transcription.family_jobs import JOBS, family_jobs
+from corpus_asr.transcription.part_transcriber import TRANSCRIBERS, part_transcriber
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import noise, wav_bytes
@@ -82,7 +82,7 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     known = MappingProxyType({**FAMILIES, LEVELS.model_type: LEVELS})
     for module in (registry, auto):
         monkeypatch.setattr(module, "FAMILIES", known)
-    monkeypatch.setitem(JOBS, LEVELS.model_type, f"{_HERE}:LevelsJobs")
+    monkeypatch.setitem(TRANSCRIBERS, LEVELS.model_type, f"{_HERE}:LevelsTranscriber")
     resolve(LEVELS.config)(threshold=0.05).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
@@ -141,7 +141,7 @@ def test_its_parts_are_found_by_name(checkpoint: Path) -> None:
     assert family is LEVELS
     assert AutoConfig.from_pretrained(checkpoint, threshold=0.5).threshold == 0.5
     assert AutoTokenizer.from_pretrained(checkpoint).decode([2, 1, 0]) == " loud quiet"
-    family_jobs(checkpoint).check(DECODING)
+    part_transcriber(checkpoint).check(DECODING)
 
 
 def test_its_config_is_checked_like_any_other(checkpoint: Path) -> None:

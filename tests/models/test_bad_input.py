@@ -288,7 +288,7 @@ def test_what_speech2texts_tokenizer_cannot_take(root: Path, name: str) -> None:
         call(Speech2TextTokenizer.from_pretrained(root / "speech2text"))
 
 
-LOADERS = [
+LOADERS: list[Any] = [
     AutoProcessor,
     WhisperModel,
     WhisperForConditionalGeneration,

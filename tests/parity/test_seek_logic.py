@@ -24,14 +24,13 @@ from whisper.tokenizer import get_tokenizer
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import WindowJob, WindowResult
 from corpus_asr.segments import Segment, Word
-from corpus_asr.transcription.clips import clip_ranges
+from corpus_asr.transcription import long_form as sequential
 from corpus_asr.transcription.language import Language
-from corpus_asr.transcription.whisper import sequential
-from corpus_asr.transcription.whisper.sequential import SeekLoop
-from corpus_asr.transcription.windows import PartRequest
-from corpus_asr.transcription.words import Stretch
+from corpus_asr.transcription.long_form import SeekLoop
+from corpus_asr.transcription.windows import PartRequest, clip_ranges
+from corpus_asr.transcription.words import DraftSegment
 from corpus_asr.units import HOP_SAMPLES, WINDOW_FRAMES
-from tests.support.dialects import dialect
+from tests.support.prompt_formats import prompt_format
 
 END, BEGIN, START, PREVIOUS = 50257, 50364, 50258, 50361
 LOGPROB = -0.25
@@ -156,7 +155,7 @@ def theirs(
 @contextmanager
 def invented_words(script: Script) -> Any:
     def time_words(
-        stretches: Sequence[Stretch], *, window: tuple[int, ...], content_frames: int, **_: Any
+        stretches: Sequence[DraftSegment], *, window: tuple[int, ...], content_frames: int, **_: Any
     ) -> Any:
         settled = []
         for number, stretch in enumerate(stretches):
@@ -189,7 +188,7 @@ def ours(
     loop = SeekLoop(
         part,
         language=Language(code="en", probability=None),
-        dialect=dialect(
+        prompt_format=prompt_format(
             text=lambda ids: tokenizer.decode([token for token in ids if token < END]),
             encode=lambda text: tuple(tokenizer.encode(" " + text.strip())),
             request=lambda *_: (START, 50259, 50359),

@@ -23,7 +23,7 @@ import whisper
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.families.whisper.features import WhisperPartFeatures
 from corpus_asr.transcription.engine import Engine, PartRequest, PartTranscript
-from corpus_asr.transcription.whisper.dialect import Dialect
+from corpus_asr.transcription.whisper.prompt_format import PromptFormat
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES, WINDOW_SAMPLES
 from tests.support.references import openai_whisper, read_audio
 
@@ -51,7 +51,7 @@ SCORE_TOLERANCE = 2e-4
 def oracle(checkpoint: Path) -> whisper.Whisper:
     model = openai_whisper(checkpoint)
     heads = torch.zeros(model.dims.n_text_layer, model.dims.n_text_head, dtype=torch.bool)
-    for layer, head in Dialect.from_folder(checkpoint).alignment_heads:
+    for layer, head in PromptFormat.from_folder(checkpoint).alignment_heads:
         heads[layer, head] = True
     model.register_buffer("alignment_heads", heads.to_sparse(), persistent=False)
     return model

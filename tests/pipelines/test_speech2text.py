@@ -14,7 +14,10 @@ from corpus_asr.pipelines.transcribe import run
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import Transcript
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.transcription.speech2text.part_job import DEFAULT_WINDOW_S, Speech2TextJobs
+from corpus_asr.transcription.speech2text.transcribe_part import (
+    DEFAULT_WINDOW_S,
+    Speech2TextTranscriber,
+)
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
 from tests.support.checkpoints import tiny_speech2text
 from tests.support.corpora import CLIPS, demo_corpus, job, outcomes_in, segments_in
@@ -198,7 +201,7 @@ def test_wrong_options_are_refused_before_a_file_is_read(
 
 def test_the_example_is_a_job_for_such_a_checkpoint(translating: Path) -> None:
     shown = load_config(Path(__file__).parents[2] / "configs" / "speech2text.yaml").decoding
-    Speech2TextJobs.from_folder(translating).check(shown)
+    Speech2TextTranscriber.from_folder(translating).check(shown)
     assert shown.window_s == DEFAULT_WINDOW_S
 
 

@@ -21,7 +21,7 @@ from corpus_asr.stages.extraction import FilePrefetcher, PartExtractor
 from corpus_asr.transcription.language import find_language
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES
-from tests.support import dialects as languages
+from tests.support import prompt_formats as languages
 from tests.support.audio import DamagedContainer, encode, noise, tone, wav_bytes
 from tests.support.corpora import CLIPS, tiny_model
 
@@ -140,7 +140,7 @@ def test_later_parts_carry_the_very_windows_the_first_one_is_asked_in(model: Pat
         recording_id="r", part=0, features=first.features, num_samples=first.num_samples,
         pad_value=first.pad_value, start_s=0.0, speech=None,
     )  # fmt: skip
-    asked = find_language(own, languages.dialect(), DecodingSettings())
+    asked = find_language(own, languages.prompt_format(), DecodingSettings())
     windows = [next(asked).features.T]
     scores = torch.zeros(1, 50)
     said = WindowResult(tokens=(), logprobs=(), end_logprob=0.0, score=None, scores=scores)

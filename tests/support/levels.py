@@ -21,17 +21,17 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.families.model_config import GeneralSettings, ModelConfig
 from corpus_asr.families.registry import PartFeatures
 from corpus_asr.segments import Segment
-from corpus_asr.transcription.family_jobs import Add, PartDone
+from corpus_asr.transcription.part_transcriber import PartTranscript
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES
 from tests.support.slots import ScriptedModel
 
 
-class LevelsJobs:
-    """Meets `FamilyJobs`."""
+class LevelsTranscriber:
+    """Meets `PartTranscriber`."""
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "LevelsJobs":
+    def from_folder(cls, folder: Path) -> "LevelsTranscriber":
         return cls()
 
     def check(self, settings: DecodingSettings) -> None:
@@ -41,23 +41,16 @@ class LevelsJobs:
                 "levels, whose words take no time; correct it"
             )
 
-    def start(
-        self, part: PartRequest, *, settings: DecodingSettings, add: Add, done: PartDone
-    ) -> None:
-        add(_said(part), lambda segments, error: done(segments or [], None, error))
-
-
-def _said(part: PartRequest) -> Steps[list[Segment]]:
-    result = yield WindowJob(
-        features=part.window(0, part.num_frames),
-        window=(0,),
-        prompt=(END,),
-        rules=TokenRules(end=END),
-        max_new_tokens=len(WORDS),
-        num_frames=part.num_frames,
-    )
-    return [
-        Segment(
+    def transcribe(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:
+        result = yield WindowJob(
+            features=part.window(0, part.num_frames),
+            window=(0,),
+            prompt=(END,),
+            rules=TokenRules(end=END),
+            max_new_tokens=len(WORDS),
+            num_frames=part.num_frames,
+        )
+        segment = Segment(
             start_s=part.start_s,
             end_s=part.end_s,
             text=LevelsTokenizer().decode(result.tokens),
@@ -72,7 +65,7 @@ def _said(part: PartRequest) -> Steps[list[Segment]]:
             temperature=0.0,
             speech_fraction=None,
         )
-    ]
+        return PartTranscript(segments=(segment,))
 
 
 @dataclass(kw_only=True)

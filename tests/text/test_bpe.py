@@ -159,15 +159,15 @@ def test_a_pickle_in_place_of_a_file_is_never_loaded(folder):
         BytePairEncoding.from_folder(folder)
 
 
-def test_pieces_say_where_they_stand_and_come_in_parts(folder):
+def test_tokens_say_where_they_stand(folder):
     bpe = BytePairEncoding.from_folder(folder)
     text = "ask not北<|en|>"
-    pieces = bpe.pieces(text)
+    pieces = bpe.encoding(text)
     assert pieces.ids == bpe.encode(text)
     assert pieces.offsets[-1] == (8, 14)
-    assert all(bpe.decode([i]) == text[a:b] for i, (a, b) in zip(*pieces.part(0, 2), strict=True))
-    assert pieces.part(1, 3) == (pieces.ids[1:3], pieces.offsets[1:3])
-    assert bpe.pieces(["ask", "not"]).ids == [*bpe.encode("ask"), *bpe.encode("not")]
+    first = list(zip(pieces.ids, pieces.offsets, strict=True))[:2]
+    assert all(bpe.decode([token]) == text[begin:end] for token, (begin, end) in first)
+    assert bpe.encoding(["ask", "not"]).ids == [*bpe.encode("ask"), *bpe.encode("not")]
 
 
 def test_vocabulary_and_merges_are_those_of_the_files(folder):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from transformers.models.whisper.generation_whisper import _dynamic_time_warping, _median_filter
 
-from corpus_asr.transcription.dtw import dynamic_time_warping, median_filter
+from corpus_asr.transcription.words import dynamic_time_warping, median_filter
 
 SHAPES = array_shapes(min_dims=2, max_dims=2, max_side=9)
 # Few values, so that many ways cost the same.

@@ -11,9 +11,9 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.segments import SpeechSpan
 from corpus_asr.transcription.engine import Engine, PartRequest
-from corpus_asr.transcription.whisper.part_job import WhisperJobs
+from corpus_asr.transcription.whisper.transcribe_part import WhisperTranscriber
 from corpus_asr.units import HOP_SAMPLES
-from tests.support.dialects import BEGIN, END, GERMAN, dialect
+from tests.support.prompt_formats import BEGIN, END, GERMAN, prompt_format
 from tests.support.slots import ScriptedModel
 
 GREEDY: dict[str, Any] = {
@@ -57,6 +57,10 @@ def part(script: int, *, seconds: float = 3.0, speech: bool = True) -> PartReque
     )
 
 
+def transcriber() -> WhisperTranscriber:
+    return WhisperTranscriber(prompt_format())
+
+
 @pytest.fixture
 def engine() -> Iterator[Engine]:
     scripts = [
@@ -64,7 +68,7 @@ def engine() -> Iterator[Engine]:
         [BEGIN, 3, BEGIN + 5, BEGIN + 6, 4, BEGIN + 12, END],
     ]
     settings = DecodingSettings(**GREEDY)
-    with Engine(Network(scripts), WhisperJobs(dialect()), decoding=settings, slots=2) as engine:
+    with Engine(Network(scripts), transcriber(), decoding=settings, slots=2) as engine:
         yield engine
 
 
@@ -100,9 +104,7 @@ def test_what_the_checkpoint_cannot_do_is_refused_before_any_work(engine: Engine
 
 def test_a_failing_device_fails_everything_and_later_submissions() -> None:
     settings = DecodingSettings(**GREEDY)
-    with Engine(
-        Network([[1]], fails=True), WhisperJobs(dialect()), decoding=settings, slots=1
-    ) as engine:
+    with Engine(Network([[1]], fails=True), transcriber(), decoding=settings, slots=1) as engine:
         futures = [engine.submit(part(0)) for _ in range(3)]
         for future in futures:
             with pytest.raises(EngineError, match="device lost"):
@@ -113,7 +115,7 @@ def test_a_failing_device_fails_everything_and_later_submissions() -> None:
 
 def test_closing_does_not_wait_for_work() -> None:
     model = Network([[BEGIN] + [1] * 20])
-    engine = Engine(model, WhisperJobs(dialect()), decoding=DecodingSettings(**GREEDY), slots=1)
+    engine = Engine(model, transcriber(), decoding=DecodingSettings(**GREEDY), slots=1)
     futures = [engine.submit(part(0)) for _ in range(500)]
     engine.close()
     assert sum(future.exception() is not None for future in futures) > 0
@@ -137,7 +139,7 @@ def test_a_model_that_gives_no_numbers_breaks_the_engine_and_says_why() -> None:
 
     settings = DecodingSettings(**GREEDY)
     broken = Broken([[BEGIN, 1, END]])
-    engine = Engine(broken, WhisperJobs(dialect()), decoding=settings, slots=1)
+    engine = Engine(broken, transcriber(), decoding=settings, slots=1)
     future = engine.submit(part(0))
     with pytest.raises(EngineError, match=r"set model\.dtype to bfloat16 or float32"):
         future.result(timeout=30)
@@ -152,7 +154,7 @@ def test_beams_that_do_not_fit_break_the_engine_and_nobody_waits_for_ever() -> N
             return super().new_state(slots)
 
     settings = DecodingSettings(**GREEDY, num_beams=3, language="de")
-    with Engine(Small([[1]]), WhisperJobs(dialect()), decoding=settings, slots=1) as engine:
+    with Engine(Small([[1]]), transcriber(), decoding=settings, slots=1) as engine:
         # The engine may have broken down before the second part reaches it.
         for _ in range(3):
             with pytest.raises(EngineError, match="use fewer slots"):
@@ -179,9 +181,7 @@ def test_too_little_memory_costs_slots_and_no_words() -> None:
     settings = DecodingSettings(**GREEDY)
     texts: list[list[str]] = []
     for most in (8, 2):
-        with Engine(
-            Small(scripts, most=most), WhisperJobs(dialect()), decoding=settings, slots=8
-        ) as engine:
+        with Engine(Small(scripts, most=most), transcriber(), decoding=settings, slots=8) as engine:
             futures = [engine.submit(part(number % 9)) for number in range(30)]
             found = [future.result(timeout=60) for future in futures]
             texts.append([segment.text for one in found for segment in one.segments])
@@ -192,7 +192,7 @@ def test_too_little_memory_costs_slots_and_no_words() -> None:
 def test_too_little_memory_for_one_window_breaks_the_engine() -> None:
     settings = DecodingSettings(**GREEDY)
     model = Small([[BEGIN, 1, BEGIN + 5, END]], most=0)
-    with Engine(model, WhisperJobs(dialect()), decoding=settings, slots=4) as engine:
+    with Engine(model, transcriber(), decoding=settings, slots=4) as engine:
         for _ in range(3):
             with pytest.raises(EngineError, match="out of memory"):
                 engine.submit(part(0)).result(timeout=30)

@@ -7,8 +7,13 @@ import pytest
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Search, TokenRules, WindowJob, WindowResult
-from corpus_asr.transcription.fallback import DecodedWindow, decode_window, is_silence
-from corpus_asr.transcription.scores import compression_ratio, mean_logprob
+from corpus_asr.transcription.fallback import (
+    DecodedWindow,
+    compression_ratio,
+    decode_window,
+    is_silence,
+    mean_logprob,
+)
 
 LADDER = (0.0, 0.4, 0.8)
 

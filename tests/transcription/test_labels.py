@@ -15,7 +15,7 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.families.loading import load_classifier
 from corpus_asr.families.whisper.classifier import WhisperClassifierSlots
 from corpus_asr.segments import PartLabels, SpeechSpan
-from corpus_asr.transcription.labels import LabelJobs, label_engine
+from corpus_asr.transcription.labels import PartLabeller, label_engine
 from corpus_asr.transcription.windows import PartRequest
 from tests.support.checkpoints import CLASSES, tiny_classifier
 
@@ -105,16 +105,17 @@ def test_memory_that_does_not_suffice_halves_the_batch(
 
     monkeypatch.setattr(WhisperClassifierSlots, "encode", scarce)
     scheduler = SlotScheduler(model, 4, encode_batch=4)
-    jobs, found = LabelJobs.from_folder(folder, CLASSIFY), []
+    labeller, found = PartLabeller.from_folder(folder, CLASSIFY), []
 
     def done(*outcome: Any) -> None:
         found.append(outcome)
 
-    jobs.start(part(100.0), settings=DecodingSettings(), add=scheduler.add, done=done)
+    scheduler.add(labeller.transcribe(part(100.0), DecodingSettings()), done)
     while scheduler.pending:
         scheduler.advance()
-    ((segments, language, error, labels),) = found
-    assert (segments, language, error) == ([], None, None)
+    ((transcript, error),) = found
+    labels = transcript.labels
+    assert (transcript.segments, transcript.language, error) == ((), None, None)
     assert len(labels.windows) == 4
     assert batches[0] == 4
     assert scheduler.statistics.halvings > 0

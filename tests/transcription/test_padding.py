@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Job, Result
-from corpus_asr.decoding.slots import Done, SlotScheduler, Task
+from corpus_asr.decoding.slots import Gather, SlotScheduler, Task
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import Engine, PartRequest
 from corpus_asr.transcription.language import find_language
-from corpus_asr.transcription.whisper.dialect import Dialect
-from corpus_asr.transcription.whisper.part_job import PartJob, WhisperJobs
+from corpus_asr.transcription.whisper.prompt_format import PromptFormat
+from corpus_asr.transcription.whisper.transcribe_part import WhisperTranscriber
 from corpus_asr.transcription.windows import frames_to_hear
 from corpus_asr.units import FRAMES_PER_SECOND, HOP_SAMPLES, TAIL_FRAMES, WINDOW_FRAMES
 from tests.support.checkpoints import tiny_whisper
-from tests.support.dialects import dialect
+from tests.support.prompt_formats import prompt_format
 from tests.support.slots import cut_network
 from tests.support.tokenizers import tiny_tokenizer
 
@@ -97,28 +97,25 @@ class ByLength:
 
     def __init__(self, network: WhisperForConditionalGeneration, checkpoint: Path) -> None:
         self._network = network
-        self._dialect = Dialect.from_folder(checkpoint)
+        self._prompt_format = PromptFormat.from_folder(checkpoint)
         self._schedulers: dict[int, SlotScheduler] = {}
         self.heard: list[tuple[tuple[int, ...], int | None]] = []
 
     def __call__(self, part: PartRequest, settings: DecodingSettings) -> list[Segment]:
-        found: list[Segment] = []
+        task = WhisperTranscriber(self._prompt_format).transcribe(part, settings)
+        return list(self._result_of(task).segments)
 
-        def done(segments: list[Segment], _: Any, error: Exception | None, *__: Any) -> None:
-            assert error is None, error
-            found.extend(segments)
-
-        PartJob(part, dialect=self._dialect, settings=settings, add=self._add, done=done).start()
-        return found
-
-    def _add(self, task: Task, done: Done) -> None:
-        job = next(task)
+    def _result_of(self, task: Task) -> Any:
+        answer: Any = None
         while True:
             try:
-                job = task.send(self._run(job))
+                request = task.send(answer)
             except StopIteration as stop:
-                done(stop.value, None)
-                return
+                return stop.value
+            if isinstance(request, Gather):
+                answer = [self._result_of(one) for one in request.tasks]
+            else:
+                answer = self._run(request)
 
     def _run(self, job: Job) -> Result:
         self.heard.append((job.window, job.num_frames))
@@ -167,7 +164,7 @@ def transcribe(
     slots: int,
 ) -> tuple[list[tuple[Segment, ...]], int]:
     """What each part says, and how many windows were encoded for it."""
-    read = WhisperJobs.from_folder(checkpoint)
+    read = WhisperTranscriber.from_folder(checkpoint)
     with Engine(network.slot_model(), read, decoding=settings, slots=slots) as engine:
         futures = [engine.submit(part) for part in parts]
         found = [future.result(timeout=120).segments for future in futures]
@@ -225,11 +222,11 @@ def test_padding_to_the_whole_window_is_no_padding_setting_at_all(
 
 def test_windows_that_parts_must_agree_on_are_heard_whole() -> None:
     settings = DecodingSettings(padding_s=1.0)
-    alone = next(find_language(clip(5.0), dialect(), settings))
+    alone = next(find_language(clip(5.0), prompt_format(), settings))
     assert (alone.window, alone.num_frames) == ((0, 500), 600)
     later = clip(5.0, start_s=600.0)
-    assert next(find_language(later, dialect(), settings)).num_frames is None
+    assert next(find_language(later, prompt_format(), settings)).num_frames is None
     carried = replace(later, language_features=np.zeros((WINDOW_FRAMES, 80), np.float16))
-    assert next(find_language(carried, dialect(), settings)).num_frames is None
-    unset = next(find_language(clip(5.0), dialect(), DecodingSettings()))
+    assert next(find_language(carried, prompt_format(), settings)).num_frames is None
+    unset = next(find_language(clip(5.0), prompt_format(), DecodingSettings()))
     assert unset.num_frames is None

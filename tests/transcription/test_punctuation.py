@@ -8,7 +8,7 @@ from whisper.timing import WordTiming, merge_punctuations
 from whisper.tokenizer import Tokenizer
 
 from corpus_asr.families.whisper.tokenizer import WhisperTokenizer
-from corpus_asr.transcription.punctuation import merge_punctuation, split_words
+from corpus_asr.transcription.words import merge_punctuation, split_words
 from tests.support.tokenizers import real_tokenizer
 
 TEXTS = [

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.segments import SpeechSpan
-from corpus_asr.transcription.chunked import chunk_ranges
-from corpus_asr.transcription.windows import PartRequest
+from corpus_asr.transcription.windows import PartRequest, chunk_ranges
 from corpus_asr.units import FRAMES_PER_SECOND, HOP_SAMPLES, TAIL_FRAMES, WINDOW_FRAMES
 
 

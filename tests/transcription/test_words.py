@@ -18,10 +18,10 @@ from whisper.tokenizer import get_tokenizer
 from corpus_asr.decoding.protocols import AlignJob, AlignResult
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
-from corpus_asr.transcription.whisper.dialect import Dialect
-from corpus_asr.transcription.words import Stretch, last_word_end, time_words
+from corpus_asr.transcription.whisper.prompt_format import PromptFormat
+from corpus_asr.transcription.words import DraftSegment, last_word_end, time_words
 from tests.support.checkpoints import tiny_whisper
-from tests.support.dialects import END, dialect
+from tests.support.prompt_formats import END, prompt_format
 from tests.support.references import align_with, openai_whisper, run
 from tests.support.tokenizers import real_tokenizer
 
@@ -61,7 +61,7 @@ def mel(seed: int) -> np.ndarray:
 
 def theirs(
     network: whisper.Whisper,
-    stretches: Sequence[Stretch],
+    stretches: Sequence[DraftSegment],
     *,
     features: np.ndarray,
     start_s: float,
@@ -85,8 +85,8 @@ def theirs(
 
 
 @pytest.fixture(params=[None, ((0, 1), (1, 0), (1, 3))], ids=["upper half", "named heads"])
-def own(request: pytest.FixtureRequest, checkpoint: Path, network: whisper.Whisper) -> Dialect:
-    found = Dialect.from_folder(checkpoint)
+def own(request: pytest.FixtureRequest, checkpoint: Path, network: whisper.Whisper) -> PromptFormat:
+    found = PromptFormat.from_folder(checkpoint)
     heads = request.param or found.alignment_heads
     align_with(network, heads)
     return replace(found, alignment_heads=heads)
@@ -96,14 +96,14 @@ def own(request: pytest.FixtureRequest, checkpoint: Path, network: whisper.Whisp
     ("seed", "language"), [(0, "en"), (1, "de"), (2, "ja"), (3, "en"), (4, "de")]
 )
 def test_words_times_and_probabilities_are_those_of_openai_whisper(
-    network: whisper.Whisper, own: Dialect, language: str, seed: int
+    network: whisper.Whisper, own: PromptFormat, language: str, seed: int
 ) -> None:
     rng = random.Random(seed)
     encode = get_tokenizer(True, num_languages=99).encode
     start_s = rng.choice([0.0, 1.5, 612.34])
     edges = sorted(rng.uniform(0, 20) for _ in range(2 * len(PARAGRAPH[language])))
     stretches = [
-        Stretch(tokens=tuple(encode(text)), start_s=start_s + begin, end_s=start_s + end)
+        DraftSegment(tokens=tuple(encode(text)), start_s=start_s + begin, end_s=start_s + end)
         for text, begin, end in zip(PARAGRAPH[language], edges[::2], edges[1::2], strict=True)
     ]
     given: dict[str, Any] = {
@@ -118,7 +118,7 @@ def test_words_times_and_probabilities_are_those_of_openai_whisper(
             window=(0, 3000),
             window_start_s=start_s,
             content_frames=frames,
-            reading=own.reading(given["language"], "transcribe"),
+            alignment=own.alignment(given["language"], "transcribe"),
             features=given["features"],
             last_speech_s=given["last_speech_s"],
         ),
@@ -151,20 +151,20 @@ def through_slots(checkpoint: Path, tasks: Sequence[Any]) -> list[Any]:
 
 
 def test_slots_give_the_words_that_the_whole_network_gives(
-    checkpoint: Path, network: whisper.Whisper, own: Dialect
+    checkpoint: Path, network: whisper.Whisper, own: PromptFormat
 ) -> None:
     encode = get_tokenizer(True, num_languages=99).encode
 
     def tasks() -> list[Any]:
         return [
             time_words(
-                [Stretch(tokens=tuple(encode(" ".join(texts))), start_s=0.0, end_s=6.0)],
+                [DraftSegment(tokens=tuple(encode(" ".join(texts))), start_s=0.0, end_s=6.0)],
                 features=mel(seed),
                 window=(seed, 3000),
                 window_start_s=0.0,
                 content_frames=700,
                 last_speech_s=0.0,
-                reading=own.reading(language, "transcribe"),
+                alignment=own.alignment(language, "transcribe"),
             )
             for seed, (language, texts) in enumerate(PARAGRAPH.items())
         ]
@@ -212,15 +212,15 @@ def attention(places: Sequence[int], *, positions: int = 100) -> AlignResult:
 
 
 def timed(
-    stretches: Sequence[Stretch], answer: AlignResult, **changes: Any
-) -> tuple[list[Stretch], AlignJob]:
+    stretches: Sequence[DraftSegment], answer: AlignResult, **changes: Any
+) -> tuple[list[DraftSegment], AlignJob]:
     asked: dict[str, Any] = {
         "features": np.zeros((2, 4), dtype=np.float32),
         "window": (7,),
         "window_start_s": 10.0,
         "content_frames": 200,
         "last_speech_s": 9.0,
-        "reading": dialect(alignment_heads=((0, 0),)).reading("en", "transcribe"),
+        "alignment": prompt_format(alignment_heads=((0, 0),)).alignment("en", "transcribe"),
     }
     steps = time_words(stretches, **asked | changes)
     job = next(steps)
@@ -230,7 +230,7 @@ def timed(
 
 
 def test_the_job_reads_prompt_text_and_end_in_the_window_that_was_decoded() -> None:
-    stretch = Stretch(tokens=(1, 2), start_s=10.0, end_s=12.0)
+    stretch = DraftSegment(tokens=(1, 2), start_s=10.0, end_s=12.0)
     _, job = timed([stretch], attention([10, 30, 50]))
     assert job.tokens == (30, 32, 1, 2, END)
     assert (job.window, job.heads, job.choices) == ((7,), ((0, 0),), END)
@@ -238,8 +238,8 @@ def test_the_job_reads_prompt_text_and_end_in_the_window_that_was_decoded() -> N
 
 def test_words_begin_where_they_are_attended_to_and_segments_take_their_times() -> None:
     stretches = [
-        Stretch(tokens=(1, 2), start_s=10.0, end_s=11.0),
-        Stretch(tokens=(3,), start_s=11.0, end_s=12.0),
+        DraftSegment(tokens=(1, 2), start_s=10.0, end_s=11.0),
+        DraftSegment(tokens=(3,), start_s=11.0, end_s=12.0),
     ]
     found, _ = timed(stretches, attention([10, 30, 50, 70]))
     words = [word for stretch in found for word in stretch.words]
@@ -257,13 +257,13 @@ def test_words_begin_where_they_are_attended_to_and_segments_take_their_times() 
 def test_a_token_that_cannot_be_text_makes_its_word_improbable_and_no_more() -> None:
     answer = attention([10, 30, 50])
     answer = AlignResult(weights=answer.weights, logprobs=(-1.0, -np.inf, -0.5))
-    found, _ = timed([Stretch(tokens=(1, 2), start_s=10.0, end_s=12.0)], answer)
+    found, _ = timed([DraftSegment(tokens=(1, 2), start_s=10.0, end_s=12.0)], answer)
     assert [word.probability for word in found[0].words] == [0.0, pytest.approx(np.exp(-0.5))]
 
 
 def test_segments_without_text_stay_as_they_are_between_those_with_words() -> None:
-    empty = Stretch(tokens=(), start_s=10.5, end_s=10.7)
-    said = Stretch(tokens=(1,), start_s=10.0, end_s=11.0)
+    empty = DraftSegment(tokens=(), start_s=10.5, end_s=10.7)
+    said = DraftSegment(tokens=(1,), start_s=10.0, end_s=11.0)
     found, _ = timed([empty, said, empty], attention([10, 30]))
     assert found[0] == found[2] == empty
     assert [len(stretch.words) for stretch in found] == [0, 1, 0]
@@ -272,7 +272,7 @@ def test_segments_without_text_stay_as_they_are_between_those_with_words() -> No
 
 
 def test_a_window_that_says_nothing_asks_for_nothing() -> None:
-    empty = [Stretch(tokens=(), start_s=0.0, end_s=1.0)]
+    empty = [DraftSegment(tokens=(), start_s=0.0, end_s=1.0)]
     steps = time_words(
         empty,
         features=np.zeros((2, 4), dtype=np.float32),
@@ -280,7 +280,7 @@ def test_a_window_that_says_nothing_asks_for_nothing() -> None:
         window_start_s=0.0,
         content_frames=3000,
         last_speech_s=0.0,
-        reading=dialect().reading("en", "transcribe"),
+        alignment=prompt_format().alignment("en", "transcribe"),
     )
     with pytest.raises(StopIteration) as stop:
         next(steps)
@@ -289,7 +289,7 @@ def test_a_window_that_says_nothing_asks_for_nothing() -> None:
 
 @pytest.mark.parametrize("frames", [0, 1, 2, 3])
 def test_a_window_of_hardly_any_audio_has_words_without_length(frames: int) -> None:
-    stretch = Stretch(tokens=(1, 2), start_s=10.0, end_s=12.0)
+    stretch = DraftSegment(tokens=(1, 2), start_s=10.0, end_s=12.0)
     found, _ = timed([stretch], attention([10, 30, 50]), content_frames=frames)
     assert [(word.start_s, word.end_s) for word in found[0].words] == [(10.0, 10.0)] * 2
 
@@ -303,7 +303,7 @@ def test_no_word_lies_outside_what_is_heard(start_s: float) -> None:
         count = draw.randint(1, 4)
         edges = sorted(round(start_s + draw.uniform(0, 3), 2) for _ in range(2))
         found, _ = timed(
-            [Stretch(tokens=(1,) * count, start_s=edges[0], end_s=edges[1])],
+            [DraftSegment(tokens=(1,) * count, start_s=edges[0], end_s=edges[1])],
             attention(sorted(draw.choices(range(150), k=count + 1)), positions=150),
             window_start_s=start_s,
             content_frames=300,
@@ -317,7 +317,7 @@ def test_attention_that_says_nothing_gives_times_all_the_same() -> None:
     answer = AlignResult(
         weights=np.zeros((1, 5, 100), dtype=np.float32), logprobs=(-1.0, -0.5, -0.5, -0.5)
     )
-    found, _ = timed([Stretch(tokens=(1, 2), start_s=10.0, end_s=12.0)], answer)
+    found, _ = timed([DraftSegment(tokens=(1, 2), start_s=10.0, end_s=12.0)], answer)
     for word in found[0].words:
         assert 10.0 <= word.start_s <= word.end_s <= 12.0
 
@@ -325,6 +325,6 @@ def test_attention_that_says_nothing_gives_times_all_the_same() -> None:
 def test_text_that_fills_the_decoder_is_read_without_the_end_token() -> None:
     tokens = (1,) * 22
     _, job = timed(
-        [Stretch(tokens=tokens, start_s=10.0, end_s=12.0)], attention([*range(0, 92, 4)][:22])
+        [DraftSegment(tokens=tokens, start_s=10.0, end_s=12.0)], attention([*range(0, 92, 4)][:22])
     )
     assert job.tokens == (30, 32, *tokens)

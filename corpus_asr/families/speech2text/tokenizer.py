@@ -300,7 +300,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
     @tgt_lang.setter
     def tgt_lang(self, new_tgt_lang: str) -> None:
         self.set_tgt_lang_special_tokens(new_tgt_lang)
-        self._tgt_lang = new_tgt_lang
+        self._tgt_lang: str | None = new_tgt_lang
 
     def set_tgt_lang_special_tokens(self, tgt_lang: str) -> None:
         """Let labels start with the token of a language.
@@ -335,7 +335,7 @@ class Speech2TextTokenizer(PretrainedTokenizer):
         self.lang_code_to_id = {
             code: unknown if token is None else token for code, token in own.items()
         }
-        self._tgt_lang: str | None = tgt_lang
+        self._tgt_lang = tgt_lang
         if tgt_lang is not None and codes:
             self.set_tgt_lang_special_tokens(tgt_lang)
             return

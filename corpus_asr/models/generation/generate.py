@@ -15,26 +15,32 @@ from torch import Tensor
 
 from corpus_asr.decoding.protocols import SlotModel, TokenRules, listens
 from corpus_asr.families.whisper.generation_config import GenerationConfig
-from corpus_asr.models.generation import arguments
-from corpus_asr.models.generation import config as configs
-from corpus_asr.models.generation import settings as checks
-from corpus_asr.models.generation.call import (
+from corpus_asr.models.generation.inputs import Audio, Row
+from corpus_asr.models.generation.long_form import hear_language, starts, transcribe
+from corpus_asr.models.generation.outputs import Batch, time_tokens
+from corpus_asr.models.generation.processors import normalised
+from corpus_asr.models.generation.settings import (
+    Clock,
+    Settings,
+    check_condition_type,
+    check_language_and_task,
     check_outputs,
+    draft_of,
     draw_seed,
     end_token,
+    features_of,
+    functions_of,
+    note_thresholds,
     pad_token,
+    prepare,
+    prompt_of,
+    resolve_timestamps,
     streamer_of,
+    temperatures_of,
+    token_rules,
     tokenizer_of,
 )
-from corpus_asr.models.generation.inputs import Audio, Row
-from corpus_asr.models.generation.outputs import Batch
-from corpus_asr.models.generation.processors import normalised
-from corpus_asr.models.generation.prompts import starts
-from corpus_asr.models.generation.row import hear_language, transcribe
-from corpus_asr.models.generation.segments import Clock
-from corpus_asr.models.generation.settings import Settings
 from corpus_asr.models.generation.slots import run, slot_model
-from corpus_asr.models.generation.token_times import time_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -116,17 +122,17 @@ def generate(
         TypeError: an argument is of another type.
     """
     own = getattr(model, "generation_config", None)
-    config, rest = configs.prepare(GenerationConfig, own, generation_config, kwargs)
+    config, rest = prepare(GenerationConfig, own, generation_config, kwargs)
     features = rest.get("inputs") if input_features is None else input_features
     audio = Audio.of(model, features, rest.get("encoder_outputs"))
     mapping = _note_outputs(
         config, return_dict_in_generate, bool(return_token_timestamps), logprob_threshold
     )
-    timestamps = checks.resolve_timestamps(config, return_timestamps, is_short=audio.is_short)
-    checks.check_language_and_task(config, language, task, is_multilingual)
+    timestamps = resolve_timestamps(config, return_timestamps, is_short=audio.is_short)
+    check_language_and_task(config, language, task, is_multilingual)
     if return_token_timestamps:
         _check_token_timestamps(config, attention_mask)
-    checks.note_thresholds(
+    note_thresholds(
         config,
         logprob_threshold=logprob_threshold,
         compression_ratio_threshold=compression_ratio_threshold,
@@ -138,20 +144,20 @@ def generate(
         config,
         audio,
         rest,
-        rules=checks.token_rules(
+        rules=token_rules(
             config,
             vocab_size=model.config.vocab_size,
             timestamps=timestamps is True,
             drafted="assistant_model" in rest,
         ),
-        temperatures=arguments.temperatures_of(temperature),
-        prompt=arguments.prompt_of(prompt_ids),
-        repeat_prompt=checks.check_condition_type(config, prompt_condition_type),
+        temperatures=temperatures_of(temperature),
+        prompt=prompt_of(prompt_ids),
+        repeat_prompt=check_condition_type(config, prompt_condition_type),
         condition_first=bool(condition_on_prev_tokens),
         once=_first_not_none(force_unique_generate_call, config.force_unique_generate_call),
         precision=(time_precision, time_precision_features),
         processors=_processors(config, logits_processor),
-        stopping=arguments.functions_of(stopping_criteria, what="stopping_criteria"),
+        stopping=functions_of(stopping_criteria, what="stopping_criteria"),
         allowed=prefix_allowed_tokens_fn,
     )
     begins = starts(config, model.config, batch_size=audio.batch_size, timestamps=bool(timestamps))
@@ -193,19 +199,17 @@ def detect_language(
             "two"
         )
     if input_features is not None:
-        input_features = arguments.features_of(input_features, model.config.num_mel_bins)
+        input_features = features_of(input_features, model.config.num_mel_bins)
         input_features = input_features[:, :, :num_segment_frames]
     own = getattr(model, "generation_config", None)
-    config, _ = configs.prepare(GenerationConfig, own, generation_config, {})
+    config, _ = prepare(GenerationConfig, own, generation_config, {})
     if not config.lang_to_id or config.decoder_start_token_id is None:
         raise ValueError(
             "detecting the language: the generation settings name no languages in lang_to_id, or "
             "no decoder_start_token_id; use a multilingual checkpoint"
         )
     audio = Audio.of(model, input_features, encoder_outputs)
-    rules = checks.token_rules(
-        config, vocab_size=model.config.vocab_size, timestamps=False, drafted=False
-    )
+    rules = token_rules(config, vocab_size=model.config.vocab_size, timestamps=False, drafted=False)
     settings = _settings(model, config, audio, {}, rules=rules)
     rows = audio.rows(torch.ones(audio.batch_size, 1), 1)
     found = run(slot_model(model), [hear_language(row, settings) for row in rows])
@@ -307,7 +311,7 @@ def _first_not_none(*values: bool | None) -> bool | None:
 
 
 def _processors(config: GenerationConfig, given: Sequence[Any] | None) -> tuple[Any, ...]:
-    own = arguments.functions_of(given, what="logits_processor")
+    own = functions_of(given, what="logits_processor")
     return (*own, *((normalised,) if config.renormalize_logits else ()))
 
 
@@ -318,7 +322,7 @@ def _assistant(audio: Audio, rest: dict[str, Any], config: GenerationConfig) -> 
     if (config.num_beams or 1) > 1:
         logger.warning("assistant_model drafts nothing for beams: num_beams is not 1")
         return None
-    draft = arguments.draft_of(assistant)
+    draft = draft_of(assistant)
     if audio.features is None and listens(draft):
         raise ValueError(
             "generating text: assistant_model has an encoder of its own, but found encoder_outputs "

@@ -1,21 +1,32 @@
-"""What `generate` returns: tensors padded as a batch, segments, or both.
+"""What `generate` returns: tensors padded as a batch, segments, and times of tokens.
 
-In: the rows as they were decoded. Out: what transformers returns for them, in its types. Windows
-that a batch decodes in the same round are padded to the longest of them there, and so here, though
-nothing here runs in rounds.
+Windows that the reference decodes in the same round of a batch are padded to the longest of them
+there, and so here, though nothing here runs in rounds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from corpus_asr.decoding.protocols import (
+    AlignJob,
+    AlignResult,
+    Job,
+    Result,
+    SlotModel,
+    WindowResult,
+)
 from corpus_asr.families.outputs import ModelOutput
-from corpus_asr.models.generation.row import Attempt, RowResult, RowSegment
-from corpus_asr.models.generation.settings import Settings
+from corpus_asr.models.generation.inputs import Row
+from corpus_asr.models.generation.long_form import Attempt, RowResult, RowSegment
+from corpus_asr.models.generation.settings import CallSettings, Settings
+from corpus_asr.models.generation.slots import run
+from corpus_asr.transcription.words import dynamic_time_warping, median_filter
 
 
 @dataclass(eq=False)
@@ -213,3 +224,130 @@ def stacked(rows: Sequence[Tensor], pad: float | None) -> Tensor:
 
 def _to(value: Any, device: Any) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
+
+
+_SECONDS_PER_POSITION = 0.02
+
+
+def time_tokens(model: SlotModel, batch: Batch, settings: Settings, attention_mask: Any) -> None:
+    """Find the times of the tokens of all windows that were kept, and note them in `batch`.
+
+    Args:
+        model: reads the tokens once more.
+        batch: the decoded rows.
+        settings: of the call.
+        attention_mask: tells how long each row is, (batch, frame); None for no bound.
+    """
+    ends = None if attention_mask is None else torch.as_tensor(attention_mask).sum(-1).tolist()
+    windows = [(result.row, attempt) for result in batch.results for attempt in result.kept]
+    tasks = [
+        align(
+            row,
+            attempt,
+            batch.said(attempt),
+            settings,
+            None if ends is None else int(ends[row.index]) - attempt.seek,
+        )
+        for row, attempt in windows
+    ]
+    for (_, attempt), times in zip(windows, run(model, tasks), strict=True):
+        batch.token_times[attempt] = times
+
+
+def align(
+    row: Row, attempt: Attempt, said: Sequence[int], settings: Settings, frames: int | None
+) -> Generator[Job, Result, Float[Tensor, " token"]]:
+    """Return the seconds of each of `said`, from the window's start.
+
+    Args:
+        row: the window's recording.
+        attempt: the window.
+        said: its tokens after the prompt, padding included.
+        settings: name the heads that follow the sound.
+        frames: feature frames of sound from the window's first on; None for no bound.
+    """
+    read = said[:-1]  # the reference has no attention for the last token
+    if not read:
+        return torch.zeros(len(said))
+    heads = settings.config.alignment_heads
+    assert heads is not None
+    result = yield AlignJob(
+        features=row.window(attempt.seek, attempt.frames, settings.window_frames),
+        window=(attempt.round, attempt.attempt),
+        tokens=(*attempt.prompt, *read),
+        heads=tuple((layer, head) for layer, head in heads),
+        encoded=row.encoded,
+    )
+    assert isinstance(result, AlignResult)
+    weights = torch.from_numpy(np.asarray(result.weights))[:, len(attempt.prompt) :]
+    if frames is not None:
+        weights = weights[..., : max(1, frames // settings.clock.input_stride)]
+    return token_seconds(weights, width=settings.median_filter_width)
+
+
+def token_seconds(
+    weights: Float[Tensor, "head token pos"], *, width: int
+) -> Float[Tensor, " token_1"]:
+    """Find the cheapest path through the attention; the last token's time counts twice.
+
+    Args:
+        weights: attention to the sound while each token but the last is read.
+        width: of the median filter, in positions.
+    """
+    deviation = weights.std(dim=-2, keepdim=True, unbiased=False)
+    weights = (weights - weights.mean(dim=-2, keepdim=True)) / deviation
+    smooth = torch.from_numpy(median_filter(weights.numpy(), width)).mean(dim=0)
+    text, time = dynamic_time_warping(-smooth.double().numpy())
+    jumps = np.pad(np.diff(text), (1, 0), constant_values=1).astype(bool)
+    seconds = time[jumps] * _SECONDS_PER_POSITION
+    return torch.tensor([*seconds, seconds[-1]], dtype=torch.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """One text that search found."""
+
+    prompt: tuple[int, ...]
+    said: tuple[int, ...]
+    """New tokens, the end token included where it was said."""
+    result: WindowResult
+
+    @classmethod
+    def of(cls, prompt: tuple[int, ...], result: WindowResult, *, end: int) -> Self:
+        """Put the end token back where it was said."""
+        ending = () if result.end_logprob is None else (end,)
+        return cls(prompt=prompt, said=(*result.tokens, *ending), result=result)
+
+
+def as_sequences(texts: Sequence[Text], *, pad: int) -> Int[Tensor, "batch token"]:
+    """Stack texts, prompts included, padded at the end."""
+    return stacked([torch.tensor([*text.prompt, *text.said]) for text in texts], pad)
+
+
+def as_output(texts: Sequence[Text], settings: CallSettings, device: Any) -> ModelOutput:
+    """Return everything that was found, by name."""
+    found: dict[str, Any] = {"sequences": as_sequences(texts, pad=settings.pad).to(device)}
+    longest = max(len(text.said) for text in texts)
+    again = settings.config.renormalize_logits and settings.config.do_sample
+    if settings.keep_scores:
+        kept = [text.result.scores for text in texts]
+        # What is sampled is normalised once more there, after temperature and `top_k`.
+        scores = [one.log_softmax(-1) if again and one is not None else one for one in kept]
+        found["scores"] = _by_step(scores, longest, settings.pad, device)
+    if settings.keep_logits:
+        logits = [text.result.logits for text in texts]
+        found["logits"] = _by_step(logits, longest, settings.pad, device)
+    if texts[0].result.sequence_score is None:
+        return GenerateEncoderDecoderOutput(**found)
+    if settings.keep_scores:
+        of_beams = [text.result.sequence_score or 0.0 for text in texts]
+        found["sequences_scores"] = torch.tensor(of_beams, device=device)
+    return GenerateBeamEncoderDecoderOutput(**found)
+
+
+def _by_step(
+    kept: Sequence[Float[Tensor, "_ vocab"] | None], longest: int, pad: int, device: Any
+) -> tuple[Float[Tensor, "batch vocab"], ...]:
+    """Turn what was kept of each text into one tensor for each step."""
+    rows = [filled_steps(list(one.cpu()), longest, pad) for one in kept if one is not None]
+    return tuple(torch.stack(step).to(device) for step in zip(*rows, strict=True))

@@ -1,16 +1,517 @@
-"""What one call of `generate` shall do, checked and worked out once for all rows.
+"""What one call of `generate` shall do: its arguments checked, merged with the checkpoint's.
 
-In: the arguments of the call. Out: a frozen `Settings`. Combinations that cannot be meant are
-refused here, before anything is computed. Knows no audio.
+Keywords come before the call's GenerationConfig, that before the checkpoint's, that before the
+defaults: the order of precedence is transformers'.
 """
 
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from corpus_asr.decoding.protocols import SlotModel, TokenRules
-from corpus_asr.families.whisper.generation_config import GenerationConfig
-from corpus_asr.models.generation.call import CallSettings, allowed_tokens, end_token
-from corpus_asr.models.generation.segments import Clock
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from corpus_asr.decoding.protocols import (
+    LogitsProcessor,
+    Search,
+    SlotModel,
+    StoppingCriterion,
+    TokenRules,
+)
+from corpus_asr.families.generation_config import GenerationConfig
+from corpus_asr.families.whisper.generation_config import (
+    GenerationConfig as WhisperGenerationConfig,
+)
+from corpus_asr.models.generation.slots import slot_model
+
+logger = logging.getLogger(__name__)
+
+Config = TypeVar("Config", bound=GenerationConfig)
+
+DEFAULTS: dict[str, Any] = {
+    "max_length": 20,
+    "min_length": 0,
+    "do_sample": False,
+    "use_cache": True,
+    "early_stopping": False,
+    "num_beams": 1,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "length_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "num_return_sequences": 1,
+    "output_scores": False,
+    "return_dict_in_generate": False,
+}
+"""What holds where neither call nor checkpoint says anything."""
+
+# Settings of transformers that cannot be had here, and the values at which they do nothing.
+_NOT_OFFERED: dict[str, tuple[Any, ...]] = {
+    "min_p": (None,),
+    "top_h": (None,),
+    "typical_p": (None, 1.0),
+    "epsilon_cutoff": (None, 0.0),
+    "eta_cutoff": (None, 0.0),
+    "encoder_repetition_penalty": (None, 1.0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "exponential_decay_length_penalty": (None,),
+    "sequence_bias": (None,),
+    "token_healing": (None, False),
+    "guidance_scale": (None, 1, 1.0),
+    "watermarking_config": (None,),
+    "penalty_alpha": (None,),
+    "dola_layers": (None,),
+    "num_beam_groups": (None, 1),
+    "diversity_penalty": (None, 0.0),
+    "constraints": (None,),
+    "force_words_ids": (None,),
+    "prompt_lookup_num_tokens": (None,),
+    "use_mtp": (None, False),
+    "custom_generate": (None,),
+    "negative_prompt_ids": (None,),
+    "negative_prompt_attention_mask": (None,),
+    "past_key_values": (None,),
+    "decoder_inputs_embeds": (None,),
+}
+
+# They say how the reference computes, or change its text in no way.
+_WITHOUT_EFFECT = (
+    "cache_config",
+    "max_cache_len",
+    "compile_config",
+    "disable_compile",
+    "prefill_chunk_size",
+    "low_memory",
+    "is_assistant",
+    "num_assistant_tokens_schedule",
+    "assistant_confidence_threshold",
+    "assistant_lookbehind",
+    "target_lookbehind",
+    "max_matching_ngram_size",
+    "trust_remote_code",
+    "decoder_attention_mask",
+    "cache_position",
+)
+
+_CACHES = (
+    "static",
+    "dynamic",
+    "dynamic_full",
+    "offloaded",
+    "offloaded_static",
+    "quantized",
+    "hybrid",
+    "offloaded_hybrid",
+    "sliding_window",
+)
+
+FOR_THE_CALL = (
+    "assistant_model",
+    "decoder_input_ids",
+    "encoder_outputs",
+    "inputs",
+    "streamer",
+    "tokenizer",
+)
+"""Keywords that are no settings and are read."""
+
+
+def prepare(
+    kind: type[Config], own: GenerationConfig | None, given: Any, keywords: dict[str, Any]
+) -> tuple[Config, dict[str, Any]]:
+    """Merge settings: keywords come before `given`, that before `own`, that before the defaults.
+
+    Args:
+        kind: the family's class.
+        own: the model's.
+        given: the call's; of this package or of transformers.
+        keywords: settings and other arguments by name.
+
+    Returns:
+        The settings, and those of `FOR_THE_CALL` among the keywords.
+
+    Raises:
+        ValueError: a keyword is unknown or not offered here, or settings contradict each other.
+        TypeError: `given` holds no settings.
+    """
+    if given is not None and not hasattr(given, "to_dict"):
+        raise TypeError(
+            f"generating text: found a {type(given).__name__} as generation_config, expected a "
+            "GenerationConfig; make one by GenerationConfig.from_dict(...)"
+        )
+    config = kind()
+    if given is not None:
+        config.update(**_said(given), allow_custom_entries=True)
+        if clash := sorted(name for name in keywords if hasattr(config, name)):
+            logger.warning(
+                "settings were given both as generation_config and by name (%s): the names win; "
+                "give one of the two",
+                ", ".join(clash),
+            )
+    if own is not None:
+        config.update(defaults_only=True, allow_custom_entries=True, **_said(own))
+    config.update(defaults_only=True, **DEFAULTS)
+    rest = config.update(**keywords)
+    _check_cache(config.cache_implementation)
+    return config, _for_the_call(config, rest)
+
+
+def _said(config: Any) -> dict[str, Any]:
+    """What `config` sets; None says nothing."""
+    return {name: value for name, value in config.to_dict().items() if value is not None}
+
+
+def _for_the_call(config: GenerationConfig, rest: dict[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    unknown = []
+    for name, value in {**config.extra, **rest}.items():
+        if name in _NOT_OFFERED:
+            if not any(value is idle or value == idle for idle in _NOT_OFFERED[name]):
+                raise ValueError(
+                    f"generating text: {name} is {value!r}, which is not offered here; leave it "
+                    f"out or set it to {_NOT_OFFERED[name][-1]}"
+                )
+        elif name in rest and value is not None:
+            if name in FOR_THE_CALL:
+                kept[name] = value
+            elif name not in _WITHOUT_EFFECT:
+                unknown.append(name)
+    if unknown:
+        raise ValueError(
+            f"generating text: the following `model_kwargs` are not used by the model: {unknown} "
+            "(note: typos in the generate arguments will also show up in this list)"
+        )
+    return kept
+
+
+def _check_cache(name: str | None) -> None:
+    if name is not None and name not in _CACHES:
+        raise ValueError(
+            f"generating text: cache_implementation is {name!r}, expected one of "
+            f"{', '.join(_CACHES)}; all mean the same here, so leave it out"
+        )
+
+
+def one_tensor(given: Any, *, what: str, hint: str) -> Tensor:
+    """Make a tensor of arrays, lists or a tensor.
+
+    Raises:
+        TypeError: it is none of these.
+    """
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"generating text: found a {type(given).__name__} as {what}, expected one tensor; "
+            f"{hint}"
+        ) from error
+
+
+def features_of(given: Any, mel_bins: int, *, mel_axis: int = 1) -> Tensor:
+    """Check features of a batch.
+
+    Args:
+        given: what the caller passed.
+        mel_bins: of the model.
+        mel_axis: 1 for (batch, mel, frame), 2 for (batch, frame, mel).
+
+    Raises:
+        TypeError: they are no tensor.
+        ValueError: they are empty, have another shape than a batch, or are not finite.
+    """
+    features = one_tensor(
+        given,
+        what="input_features",
+        hint="pass inputs.input_features, or **inputs, of what the feature extractor returned",
+    )
+    shape = tuple(features.shape)
+    if len(shape) != 3 or shape[mel_axis] != mel_bins or 0 in shape:
+        expected = f"{mel_bins}, frames" if mel_axis == 1 else f"frames, {mel_bins}"
+        raise ValueError(
+            f"generating text: input_features have shape {shape}, expected (batch, {expected}), "
+            "one row or more; pass what this checkpoint's feature extractor returns"
+        )
+    # Waits for a GPU, once a call: it would otherwise say so much later and not why.
+    finite = features.isfinite()
+    if not bool(finite.all()):
+        rows = (~finite).flatten(1).any(dim=1).nonzero().flatten().tolist()
+        raise ValueError(
+            f"generating text: found NaN or infinity in the input_features of rows {rows}, "
+            "expected finite numbers; look at the audio they were made of"
+        )
+    return features
+
+
+def encoded_of(given: Any) -> Tensor:
+    """Take the hidden states out of what an encoder returned.
+
+    Raises:
+        ValueError: there is no tensor (batch, position, width), or an empty one.
+    """
+    found = given
+    if hasattr(found, "last_hidden_state"):
+        found = found.last_hidden_state
+    elif isinstance(found, list | tuple) and found:
+        found = found[0]
+    if not isinstance(found, Tensor) or found.ndim != 3 or not found.numel():
+        shown = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(
+            f"generating text: encoder_outputs hold {shown}, expected a tensor (batch, position, "
+            "width) or the encoder's output; pass what the encoder returned"
+        )
+    return found
+
+
+def lengths_of(attention_mask: Any, batch_size: int) -> list[int]:
+    """Return the frames of each row.
+
+    Raises:
+        TypeError: the mask is no tensor.
+        ValueError: it has not one row for each recording.
+    """
+    mask = one_tensor(
+        attention_mask,
+        what="attention_mask",
+        hint="pass what the feature extractor returned with return_attention_mask=True",
+    )
+    if mask.ndim != 2 or len(mask) != batch_size:
+        raise ValueError(
+            f"generating text: attention_mask has shape {tuple(mask.shape)}, expected "
+            f"({batch_size}, frames), a row for each recording; call the feature extractor with "
+            "return_attention_mask=True"
+        )
+    lengths: list[int] = mask.sum(-1).long().tolist()
+    return lengths
+
+
+def prompt_of(prompt_ids: Any) -> tuple[int, ...] | None:
+    """Return a prompt's tokens.
+
+    Raises:
+        TypeError: it is no tensor.
+        ValueError: it is not one row of whole numbers.
+    """
+    if prompt_ids is None:
+        return None
+    hint = "pass what the processor's get_prompt_ids returns"
+    ids = one_tensor(prompt_ids, what="prompt_ids", hint=hint)
+    if ids.ndim != 1 or (ids.numel() and (ids.is_floating_point() or ids.dtype == torch.bool)):
+        raise ValueError(
+            f"generating text: prompt_ids have shape {tuple(ids.shape)} and type {ids.dtype}, "
+            f"expected one dimension of token ids; {hint}"
+        )
+    return tuple(ids.tolist())
+
+
+def temperatures_of(temperature: Any) -> tuple[float | None, ...]:
+    """Return the temperatures to try in turn; None where nothing was said.
+
+    Raises:
+        TypeError: one is no number.
+        ValueError: there is none, or one is below 0.
+    """
+    several = isinstance(temperature, Sequence) and not isinstance(temperature, str)
+    found = tuple(temperature) if several else (temperature,)
+    if not found:
+        raise ValueError(
+            "generating text: temperature is an empty list, expected a number or several"
+        )
+    for one in found:
+        if one is not None and not isinstance(one, int | float):
+            raise TypeError(
+                f"generating text: found the temperature {one!r}, expected a number or several; "
+                "correct it"
+            )
+        if one is not None and not one >= 0:
+            raise ValueError(
+                f"generating text: found the temperature {one!r}, expected 0 or more; correct it"
+            )
+    return found
+
+
+def functions_of(given: Any, *, what: str) -> tuple[Any, ...]:
+    """Return functions that a caller passed as a list.
+
+    Raises:
+        TypeError: it is no list, or one of them cannot be called.
+    """
+    if given is None:
+        return ()
+    wrong = given if not isinstance(given, Sequence) else None
+    for one in given if wrong is None else ():
+        wrong = one if not callable(one) else wrong
+    if wrong is not None:
+        raise TypeError(
+            f"generating text: found {str(wrong)[:40]!r} of type {type(wrong).__name__} as {what}, "
+            f"expected a list of functions; put it into a list, or correct it"
+        )
+    return tuple(given)
+
+
+def draft_of(assistant: Any) -> SlotModel:
+    """Return the form of an assistant that search drafts with.
+
+    Raises:
+        TypeError: it is no model.
+    """
+    if not hasattr(assistant, "slot_model"):
+        raise TypeError(
+            f"generating text: found a {type(assistant).__name__} as assistant_model, expected a "
+            "model; load it with WhisperForCausalLM.from_pretrained"
+        )
+    return slot_model(assistant)
+
+
+_MAX_SEED = 2**62
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clock:
+    """How tokens and frames are turned into seconds."""
+
+    timestamp_begin: int
+    """The token of 0.00 s."""
+    input_stride: int
+    """Feature frames of a timestamp step."""
+    time_precision: float
+    """Seconds of a timestamp step."""
+    time_precision_features: float
+    """Seconds of a feature frame."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallSettings:
+    """What every row needs to know."""
+
+    config: GenerationConfig
+    rules: TokenRules
+    begin: Int[Tensor, "batch token"] | None
+    """Whole prompts, where the caller gave them."""
+    end: int
+    pad: int
+    vocab_size: int
+    max_target_positions: int
+    keep_scores: bool
+    keep_logits: bool
+    seed: int
+    processors: tuple[LogitsProcessor, ...] = ()
+    stopping: tuple[StoppingCriterion, ...] = ()
+    allowed: Callable[[int, Tensor], Sequence[int]] | None = None
+    """Row and tokens so far, to the tokens that may come next."""
+    streamer: Any = None
+    """Told every token as it is found."""
+    tokenizer: Any = None
+    """Reads the text where strings in it stop a window."""
+
+
+def search_of(
+    settings: CallSettings, *, temperature: float | None, num_beams: int, **more: Any
+) -> Search:
+    """Return how one text is searched.
+
+    Args:
+        settings: of the call.
+        temperature: None to take the likeliest tokens.
+        num_beams: side by side.
+        more: further fields of a `Search`.
+    """
+    config = settings.config
+    sampled = temperature is not None
+    top_p = config.top_p if sampled and config.top_p is not None and config.top_p < 1 else None
+    return Search(
+        temperature=temperature or 0.0,
+        top_k=config.top_k or None if sampled else None,
+        top_p=top_p,
+        repetition_penalty=config.repetition_penalty or 1.0,
+        no_repeat_ngram_size=config.no_repeat_ngram_size or 0,
+        num_beams=num_beams,
+        length_penalty=1.0 if config.length_penalty is None else config.length_penalty,
+        early_stopping=config.early_stopping or False,  # type: ignore[arg-type]
+        keep_scores=settings.keep_scores,
+        keep_logits=settings.keep_logits,
+        **more,
+    )
+
+
+def check_outputs(config: GenerationConfig) -> None:
+    """Refuse what search does not keep.
+
+    Raises:
+        ValueError: it is asked for.
+    """
+    for name in ("output_attentions", "output_hidden_states"):
+        if getattr(config, name):
+            raise ValueError(
+                f"generating text: {name} is not offered here; call the model itself with the "
+                "tokens found to get it"
+            )
+
+
+def allowed_tokens(tokens: Sequence[int] | None, vocab_size: int) -> tuple[int, ...]:
+    """Return those of some tokens that the model has; the others need no rule."""
+    return tuple(token for token in tokens or () if 0 <= token < vocab_size)
+
+
+def draw_seed(temperatures: Sequence[float | None]) -> int:
+    """Draw from torch's generator, so that `torch.manual_seed` repeats a call that samples."""
+    if all(not temperature for temperature in temperatures):
+        return 0
+    return int(torch.randint(_MAX_SEED, (1,)))
+
+
+def streamer_of(streamer: Any, *, batch_size: int, config: GenerationConfig) -> Any:
+    """Return who is told every token.
+
+    Raises:
+        ValueError: there are several recordings or beams to tell of.
+    """
+    if streamer is not None and (batch_size > 1 or (config.num_beams or 1) > 1):
+        raise ValueError(
+            f"generating text: a streamer takes one recording and one beam, found "
+            f"{batch_size} and {config.num_beams}; leave it out"
+        )
+    return streamer
+
+
+def tokenizer_of(rest: dict[str, Any], config: GenerationConfig) -> Any:
+    """Return what reads the text so far.
+
+    Raises:
+        ValueError: strings stop the text and there is none.
+    """
+    if config.stop_strings is not None and "tokenizer" not in rest:
+        raise ValueError(
+            "generating text: stop_strings are given but no tokenizer to read the text with; pass "
+            "tokenizer"
+        )
+    return rest.get("tokenizer")
+
+
+def end_token(config: GenerationConfig) -> int:
+    """The token that ends a text.
+
+    Raises:
+        ValueError: there is none, or several.
+    """
+    ends = config.eos_token_id
+    if isinstance(ends, list | tuple) and len(ends) == 1:
+        ends = ends[0]
+    if not isinstance(ends, int):
+        raise ValueError(
+            f"generating text: eos_token_id is {ends!r}, expected one token; set it to the "
+            "tokenizer's end token"
+        )
+    return ends
+
+
+def pad_token(config: GenerationConfig) -> int:
+    """The token that fills shorter rows; the end token where there is no other."""
+    return end_token(config) if config.pad_token_id is None else config.pad_token_id
+
 
 _CONDITION_TYPES = ("first-segment", "all-segments")
 
@@ -19,7 +520,7 @@ _CONDITION_TYPES = ("first-segment", "all-segments")
 class Settings(CallSettings):
     """Everything a row needs to know; `begin` holds the prompts of first windows."""
 
-    config: GenerationConfig
+    config: WhisperGenerationConfig
     clock: Clock
     temperatures: tuple[float | None, ...]
     """Tried in turn; None and 0 search greedily or with beams."""
@@ -38,7 +539,7 @@ class Settings(CallSettings):
 
 
 def resolve_timestamps(
-    config: GenerationConfig, wanted: bool | None, *, is_short: bool
+    config: WhisperGenerationConfig, wanted: bool | None, *, is_short: bool
 ) -> bool | None:
     """Whether timestamps are predicted: always for recordings longer than a window.
 
@@ -64,7 +565,7 @@ def resolve_timestamps(
 
 
 def check_language_and_task(
-    config: GenerationConfig, language: Any, task: str | None, is_multilingual: bool | None
+    config: WhisperGenerationConfig, language: Any, task: str | None, is_multilingual: bool | None
 ) -> None:
     """Note what was asked for in `config`.
 
@@ -90,7 +591,7 @@ def check_language_and_task(
         config.task = task
 
 
-def note_thresholds(config: GenerationConfig, **given: Any) -> None:
+def note_thresholds(config: WhisperGenerationConfig, **given: Any) -> None:
     """Put the thresholds and conditions of the call into `config`, where it gave any.
 
     Raises:
@@ -106,7 +607,7 @@ def note_thresholds(config: GenerationConfig, **given: Any) -> None:
         )
 
 
-def check_condition_type(config: GenerationConfig, wanted: str | None) -> bool:
+def check_condition_type(config: WhisperGenerationConfig, wanted: str | None) -> bool:
     """Whether the caller's prompt is repeated before every window.
 
     Raises:
@@ -127,7 +628,7 @@ def check_condition_type(config: GenerationConfig, wanted: str | None) -> bool:
 
 
 def token_rules(
-    config: GenerationConfig, *, vocab_size: int, timestamps: bool, drafted: bool
+    config: WhisperGenerationConfig, *, vocab_size: int, timestamps: bool, drafted: bool
 ) -> TokenRules:
     """What windows may say.
 

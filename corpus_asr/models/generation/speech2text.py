@@ -24,31 +24,34 @@ from corpus_asr.decoding.protocols import (
     WindowResult,
 )
 from corpus_asr.families.generation_config import GenerationConfig
-from corpus_asr.models.generation import arguments
-from corpus_asr.models.generation import config as configs
-from corpus_asr.models.generation.call import (
+from corpus_asr.models.generation.inputs import PaddedBatch
+from corpus_asr.models.generation.outputs import Text, as_output, as_sequences
+from corpus_asr.models.generation.processors import (
+    Stream,
+    SuppressedAt,
+    early_processors,
+    late_processors,
+    normalised,
+    stopping_for,
+)
+from corpus_asr.models.generation.settings import (
+    DEFAULTS,
     CallSettings,
     allowed_tokens,
     check_outputs,
     draw_seed,
     end_token,
+    functions_of,
+    one_tensor,
     pad_token,
+    prepare,
     search_of,
     streamer_of,
     tokenizer_of,
 )
-from corpus_asr.models.generation.padded_batch import PaddedBatch
-from corpus_asr.models.generation.processors import (
-    SuppressedAt,
-    early_processors,
-    late_processors,
-    normalised,
-)
-from corpus_asr.models.generation.sequences import Text, as_output, as_sequences
 from corpus_asr.models.generation.slots import run
-from corpus_asr.models.generation.stopping import Stream, stopping_for
 
-_DEFAULT_NEW_TOKENS = configs.DEFAULTS["max_length"]
+_DEFAULT_NEW_TOKENS = DEFAULTS["max_length"]
 _SEED_BYTES = 8
 
 
@@ -113,7 +116,7 @@ def generate(
         input_ids=kwargs.pop("input_ids", None),
     )
     says_length = _says_length(own, generation_config, kwargs)
-    config, rest = configs.prepare(GenerationConfig, own, generation_config, kwargs)
+    config, rest = prepare(GenerationConfig, own, generation_config, kwargs)
     check_outputs(config)
     _check_mode(config, assistant_model)
     batch = PaddedBatch.of(model, features, rest.get("encoder_outputs"), mask)
@@ -124,7 +127,7 @@ def generate(
         begin,
         says_length=says_length,
         processors=_processors(config, logits_processor),
-        stopping=arguments.functions_of(stopping_criteria, what="stopping_criteria"),
+        stopping=functions_of(stopping_criteria, what="stopping_criteria"),
         allowed=prefix_allowed_tokens_fn,
         streamer=streamer_of(streamer, batch_size=batch.size, config=config),
         tokenizer=tokenizer_of(rest, config),
@@ -208,7 +211,7 @@ def _prompts(config: GenerationConfig, given: Any, batch_size: int) -> Int[Tenso
     if given is None:
         return starts
     hint = "pass token ids (batch, token)"
-    prompts = arguments.one_tensor(given, what="decoder_input_ids", hint=hint).cpu()
+    prompts = one_tensor(given, what="decoder_input_ids", hint=hint).cpu()
     if prompts.ndim != 2 or prompts.is_floating_point() or prompts.shape[0] != batch_size:
         raise ValueError(
             f"generating text: decoder_input_ids have shape {tuple(prompts.shape)} and type "
@@ -290,7 +293,7 @@ def _max_new_tokens(model: Any, config: GenerationConfig, length: int, *, says_l
 def _processors(
     config: GenerationConfig, given: Sequence[Any] | None
 ) -> tuple[LogitsProcessor, ...]:
-    own = arguments.functions_of(given, what="logits_processor")
+    own = functions_of(given, what="logits_processor")
     return (*own, *((normalised,) if config.renormalize_logits else ()))
 
 

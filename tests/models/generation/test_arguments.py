@@ -9,8 +9,8 @@ import torch
 
 from corpus_asr.families.tensors import BatchFeature
 from corpus_asr.families.whisper.generation_config import GenerationConfig
-from corpus_asr.models.generation import arguments
-from corpus_asr.models.generation.prompts import starts
+from corpus_asr.models.generation import settings as arguments
+from corpus_asr.models.generation.long_form import starts
 
 FEATURES = torch.zeros(2, 3, 4)
 CONFIG = GenerationConfig(decoder_start_token_id=1, lang_to_id={"<|en|>": 2}, task_to_id={})

@@ -12,10 +12,15 @@ from hypothesis import strategies as st
 
 from corpus_asr.families.whisper.generation_config import GenerationConfig
 from corpus_asr.models.generation.inputs import Row
+from corpus_asr.models.generation.long_form import (
+    DETECT,
+    compression_ratio,
+    cut,
+    starts,
+    with_previous,
+)
 from corpus_asr.models.generation.processors import BadWords
-from corpus_asr.models.generation.prompts import DETECT, starts, with_previous
-from corpus_asr.models.generation.quality import compression_ratio
-from corpus_asr.models.generation.segments import Clock, cut
+from corpus_asr.models.generation.settings import Clock
 
 BEGIN, VOCAB = 20, 40
 CLOCK = Clock(

@@ -2,12 +2,12 @@
 
 import pytest
 
-from corpus_asr.transcription.whisper.timestamps import Piece, split_at_timestamps
+from corpus_asr.transcription.long_form import TokenSpan, split_at_timestamps
 
 BEGIN = 100
 
 
-def split(tokens: list[int], *, content_frames: int = 3000) -> tuple[list[Piece], int]:
+def split(tokens: list[int], *, content_frames: int = 3000) -> tuple[list[TokenSpan], int]:
     return split_at_timestamps(tokens, timestamp_begin=BEGIN, content_frames=content_frames)
 
 
@@ -38,7 +38,7 @@ def test_without_a_second_timestamp_the_segment_lasts_as_long_as_the_audio(
     tokens: list[int],
 ) -> None:
     pieces, advance = split(tokens, content_frames=1234)
-    assert pieces == [Piece(first=0, stop=len(tokens), start_s=0.0, end_s=12.34)]
+    assert pieces == [TokenSpan(first=0, stop=len(tokens), start_s=0.0, end_s=12.34)]
     assert advance == 1234
 
 

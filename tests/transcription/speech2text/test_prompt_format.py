@@ -9,8 +9,8 @@ import transformers
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import CheckpointError
-from corpus_asr.transcription.punctuation import split_words
-from corpus_asr.transcription.speech2text.dialect import Speech2TextDialect
+from corpus_asr.transcription.speech2text.prompt_format import Speech2TextPromptFormat
+from corpus_asr.transcription.words import split_words
 from tests.support.tokenizers import TARGETS, made_words, tiny_speech2text_tokenizer
 
 
@@ -24,7 +24,7 @@ def checkpoint(folder: Path, *, languages: tuple[str, ...] = (), **config: Any) 
 
 
 def test_text_is_that_of_transformers_after_a_blank_and_its_parts_add_up(tmp_path: Path) -> None:
-    own = Speech2TextDialect.from_folder(checkpoint(tmp_path, languages=TARGETS))
+    own = Speech2TextPromptFormat.from_folder(checkpoint(tmp_path, languages=TARGETS))
     theirs = transformers.Speech2TextTokenizer.from_pretrained(tmp_path)
     ids = theirs(" ".join(made_words(8, seed=3)), add_special_tokens=False).input_ids
     said = [own.targets["fr"], *ids[:5], 3, *ids[5:], own.end, 1]  # unknown, end, padding
@@ -39,19 +39,19 @@ def test_text_is_that_of_transformers_after_a_blank_and_its_parts_add_up(tmp_pat
 
 
 def test_the_target_language_is_the_last_of_the_prompt(tmp_path: Path) -> None:
-    own = Speech2TextDialect.from_folder(checkpoint(tmp_path, languages=TARGETS))
+    own = Speech2TextPromptFormat.from_folder(checkpoint(tmp_path, languages=TARGETS))
     theirs = transformers.Speech2TextTokenizer.from_pretrained(tmp_path)
     assert own.targets == theirs.lang_code_to_id
     assert own.prompt("fr") == (2, theirs.lang_code_to_id["fr"])
-    assert own.reading("fr").prompt == own.prompt("fr")
+    assert own.alignment("fr").prompt == own.prompt("fr")
     assert own.task(DecodingSettings(target_language="fr")) == "translate"
-    one = Speech2TextDialect.from_folder(checkpoint(tmp_path / "one"))
+    one = Speech2TextPromptFormat.from_folder(checkpoint(tmp_path / "one"))
     assert (one.prompt(None), one.targets) == ((2,), {})
     assert one.task(DecodingSettings()) == "transcribe"
 
 
 def test_limits_and_heads_are_the_checkpoint_s(tmp_path: Path) -> None:
-    own = Speech2TextDialect.from_folder(
+    own = Speech2TextPromptFormat.from_folder(
         checkpoint(
             tmp_path,
             decoder_layers=3,
@@ -70,4 +70,4 @@ def test_limits_and_heads_are_the_checkpoint_s(tmp_path: Path) -> None:
 
 def test_a_tokenizer_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="the network has 20 tokens and the tokenizer"):
-        Speech2TextDialect.from_folder(checkpoint(tmp_path, vocab_size=20))
+        Speech2TextPromptFormat.from_folder(checkpoint(tmp_path, vocab_size=20))

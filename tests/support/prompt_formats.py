@@ -6,14 +6,14 @@ Whisper's: 1-9 are words, 10 ends; 30 starts, 31 begins the previous text, 32 an
 
 from typing import Any
 
-from corpus_asr.transcription.speech2text.dialect import Speech2TextDialect
-from corpus_asr.transcription.whisper.dialect import Dialect
+from corpus_asr.transcription.speech2text.prompt_format import Speech2TextPromptFormat
+from corpus_asr.transcription.whisper.prompt_format import PromptFormat
 
 END, START, PREVIOUS, ENGLISH, GERMAN, BEGIN = 10, 30, 31, 32, 33, 35
 NO_SPEECH = 29
 
 
-def dialect(**changes: Any) -> Dialect:
+def prompt_format(**changes: Any) -> PromptFormat:
     """Return the vocabulary; `changes` replace its fields."""
     fields: dict[str, Any] = dict(
         text=lambda ids: "".join(f" w{token}" for token in ids if token < END),
@@ -31,10 +31,10 @@ def dialect(**changes: Any) -> Dialect:
         max_initial_timestamp=None,
         max_target_positions=24,
     )
-    return Dialect(**fields | changes)
+    return PromptFormat(**fields | changes)
 
 
-def speech2text_dialect(**changes: Any) -> Speech2TextDialect:
+def speech2text_prompt_format(**changes: Any) -> Speech2TextPromptFormat:
     """Return a vocabulary in Speech2Text's manner.
 
     0 ends and starts, 1 pads, 40 and 41 are targets. Words are 3-29, and what 30-39 spell goes on
@@ -52,4 +52,4 @@ def speech2text_dialect(**changes: Any) -> Speech2TextDialect:
         max_target_positions=24,
         alignment_heads=((0, 0), (0, 1)),
     )
-    return Speech2TextDialect(**fields | changes)
+    return Speech2TextPromptFormat(**fields | changes)

@@ -12,14 +12,22 @@ from hypothesis import strategies as st
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Search, WindowJob, WindowResult
+from corpus_asr.decoding.search_queue import Gather
 from corpus_asr.segments import Segment
-from corpus_asr.transcription.clips import clip_ranges, holds_the_beginning
+from corpus_asr.transcription import long_form as sequential
 from corpus_asr.transcription.language import Language, find_language, spoken_most
-from corpus_asr.transcription.whisper import sequential
-from corpus_asr.transcription.whisper.part_job import PartJob
-from corpus_asr.transcription.whisper.sequential import SeekLoop
-from corpus_asr.transcription.windows import PartRequest
-from tests.support.dialects import BEGIN, ENGLISH, GERMAN, NO_SPEECH, PREVIOUS, START, dialect
+from corpus_asr.transcription.long_form import SeekLoop
+from corpus_asr.transcription.whisper.transcribe_part import WhisperTranscriber
+from corpus_asr.transcription.windows import PartRequest, clip_ranges, holds_the_beginning
+from tests.support.prompt_formats import (
+    BEGIN,
+    ENGLISH,
+    GERMAN,
+    NO_SPEECH,
+    PREVIOUS,
+    START,
+    prompt_format,
+)
 from tests.transcription.test_windows import part
 
 ENGLISH_GIVEN = Language(code="en", probability=None)
@@ -54,7 +62,7 @@ def loop(
     steps = SeekLoop(
         own,
         language=language,
-        dialect=dialect(no_speech=NO_SPEECH, **TINY),
+        prompt_format=prompt_format(no_speech=NO_SPEECH, **TINY),
         settings=chosen,
         at_beginning=holds_the_beginning(own, chosen.clip_timestamps),
     ).run(clip_ranges(own, chosen.clip_timestamps))
@@ -135,7 +143,7 @@ def test_seeds_name_recording_window_and_temperature() -> None:
 
 def test_the_language_is_asked_for_in_the_first_speech() -> None:
     own = part(40, [(12.0, 20.0)])
-    steps = find_language(own, dialect(), DecodingSettings())
+    steps = find_language(own, prompt_format(), DecodingSettings())
     job = next(steps)
     assert (job.prompt, job.rules.only) == ((START,), (ENGLISH, GERMAN))
     with pytest.raises(StopIteration) as stop:
@@ -145,7 +153,7 @@ def test_the_language_is_asked_for_in_the_first_speech() -> None:
 
 
 def answers(own: PartRequest, logits: list[tuple[float, float]], **settings: Any) -> Language:
-    steps = find_language(own, dialect(), DecodingSettings(**settings))
+    steps = find_language(own, prompt_format(), DecodingSettings(**settings))
     next(steps)
     for one in logits[:-1]:
         steps.send(language_said(*one))
@@ -165,7 +173,7 @@ def test_windows_vote_and_their_probabilities_are_averaged() -> None:
 def test_all_parts_of_a_recording_ask_in_the_windows_they_were_given() -> None:
     windows = np.concatenate([np.full((3000, 4), n, np.float16) for n in (1, 2)])
     own = replace(part(300, start_s=600.0), language_features=windows)
-    steps = find_language(own, dialect(), DecodingSettings())
+    steps = find_language(own, prompt_format(), DecodingSettings())
     first = next(steps)
     second = steps.send(language_said(0.0, 1.0))
     assert [job.features.shape for job in (first, second)] == [(4, 3000)] * 2
@@ -332,47 +340,43 @@ def test_known_hallucinations_are_marked_and_dropped_only_when_that_is_asked_for
 
 @pytest.mark.parametrize("language", ["de", ("de",)])
 def test_a_language_that_is_given_is_not_asked_for(language: Any) -> None:
-    steps = find_language(part(5), dialect(), DecodingSettings(language=language))
+    steps = find_language(part(5), prompt_format(), DecodingSettings(language=language))
     with pytest.raises(StopIteration) as stop:
         next(steps)
     assert stop.value.value == Language(code="de", probability=None)
 
 
-def chunked(
-    own: PartRequest, found: list[Segment], **settings: Any
-) -> tuple[list[tuple[Any, Any]], list[Any]]:
-    """The tasks of a part's chunks, and what each asks for first; results go to `found`."""
-    tasks: list[tuple[Any, Any]] = []
-    job = PartJob(
-        own,
-        dialect=dialect(**TINY),
-        settings=DecodingSettings(language="en", strategy="chunked", **settings),
-        add=lambda task, done: tasks.append((task, done)),
-        done=lambda segments, *_: found.extend(segments),
+def chunked(own: PartRequest, **settings: Any) -> tuple[Any, list[Any]]:
+    """A part's task, and the tasks of its chunks; the language is given, so it gathers at once."""
+    transcriber = WhisperTranscriber(prompt_format(**TINY))
+    task = transcriber.transcribe(
+        own, DecodingSettings(language="en", strategy="chunked", **settings)
     )
-    job.start()
-    # The language is given: windows are asked for at once. Tasks come while the first one runs.
-    return tasks, [next(tasks[0][0])] + [next(task) for task, _ in tasks[1:]]
+    gathered = next(task)
+    assert isinstance(gathered, Gather)
+    return task, list(gathered.tasks)
 
 
 def test_chunks_are_as_long_as_asked_for() -> None:
     own = part(60, [(0.0, 4.0), (5.0, 9.0), (10.0, 14.0), (20.0, 24.0)])
-    _, asked = chunked(own, [], window_s=10)
-    assert [one.window for one in asked] == [(0, 900), (1000, 1400), (2000, 2400)]
-    _, asked = chunked(own, [])
-    assert [one.window for one in asked] == [(0, 2400)]
+    _, chunks = chunked(own, window_s=10)
+    assert [next(one).window for one in chunks] == [(0, 900), (1000, 1400), (2000, 2400)]
+    _, chunks = chunked(own)
+    assert [next(one).window for one in chunks] == [(0, 2400)]
 
 
 def test_chunks_are_decoded_independently_and_come_out_in_order() -> None:
-    found: list[Segment] = []
-    tasks, asked = chunked(part(200, [(0.0, 20.0), (50.0, 70.0), (100.0, 120.0)]), found)
-    assert [one.window for one in asked] == [(0, 2000), (5000, 7000), (10_000, 12_000)]
-    for word, (task, done) in reversed(list(enumerate(tasks, start=1))):
+    task, chunks = chunked(part(200, [(0.0, 20.0), (50.0, 70.0), (100.0, 120.0)]))
+    windows = [next(one).window for one in chunks]
+    assert windows == [(0, 2000), (5000, 7000), (10_000, 12_000)]
+    results: list[list[Segment]] = [[], [], []]
+    for index, chunk in reversed(list(enumerate(chunks))):
         with pytest.raises(StopIteration) as stop:
-            task.send(said(BEGIN, word, BEGIN + 999))
-        assert not found
-        done(stop.value.value, None)
-    assert [(one.text, one.start_s) for one in found] == [
+            chunk.send(said(BEGIN, index + 1, BEGIN + 999))
+        results[index] = stop.value.value
+    with pytest.raises(StopIteration) as stop:
+        task.send(results)
+    assert [(one.text, one.start_s) for one in stop.value.value.segments] == [
         (" w1", 0.0),
         (" w2", 50.0),
         (" w3", 100.0),

@@ -14,13 +14,12 @@ from corpus_asr.decoding.protocols import TokenRules
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.registry import family_of, resolve
 from corpus_asr.languages import check_known
-from corpus_asr.transcription.punctuation import split_words
-from corpus_asr.transcription.reading import Reading, upper_half
+from corpus_asr.transcription.words import AlignmentSpec, split_words, upper_half
 from corpus_asr.units import FRAMES_PER_POSITION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dialect:
+class PromptFormat:
     """Token ids and what to do with them."""
 
     text: Callable[[Sequence[int]], str]
@@ -47,7 +46,7 @@ class Dialect:
     """Positions of the median filter over that cross-attention."""
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "Dialect":
+    def from_folder(cls, folder: Path) -> "PromptFormat":
         """Read a checkpoint's tokenizer and generation settings.
 
         Raises:
@@ -155,9 +154,9 @@ class Dialect:
             return start, 0
         return (self.start_of_previous, *hotwords, *kept, *start), 1 + len(hotwords) + len(kept)
 
-    def reading(self, language: str | None, task: str) -> Reading:
+    def alignment(self, language: str | None, task: str) -> AlignmentSpec:
         """How it reads text in a language again, to tell when its words were said."""
-        return Reading(
+        return AlignmentSpec(
             prompt=self.request(language, task, False),
             end=self.end,
             room=self.max_target_positions,

@@ -14,15 +14,15 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.families.speech2text.features import OFFSET, Speech2TextPartFeatures
 from corpus_asr.segments import Segment, SpeechSpan
 from corpus_asr.transcription.engine import Engine
-from corpus_asr.transcription.speech2text import part_job
-from corpus_asr.transcription.speech2text.part_job import (
+from corpus_asr.transcription.speech2text import transcribe_part
+from corpus_asr.transcription.speech2text.transcribe_part import (
     WINDOWS_AT_ONCE,
-    Speech2TextJobs,
+    Speech2TextTranscriber,
     window_ranges,
 )
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES
-from tests.support.dialects import speech2text_dialect
+from tests.support.prompt_formats import speech2text_prompt_format
 from tests.support.slots import ScriptedModel
 
 CERTAIN: dict[str, Any] = {
@@ -84,18 +84,18 @@ def part(
     )
 
 
-def jobs(**changes: Any) -> Speech2TextJobs:
+def transcriber(**changes: Any) -> Speech2TextTranscriber:
     # Not normalised, so that a window's first value still names its script.
     features = Speech2TextPartFeatures(num_mel_bins=2, means=False, variances=False)
-    return Speech2TextJobs(speech2text_dialect(**changes), features)
+    return Speech2TextTranscriber(speech2text_prompt_format(**changes), features)
 
 
 def transcribe(
-    model: Network, own: PartRequest, *, slots: int = 2, dialect: dict[str, Any] | None = None,
+    model: Network, own: PartRequest, *, slots: int = 2, fields: dict[str, Any] | None = None,
     **settings: Any,
 ) -> list[Segment]:  # fmt: skip
     decoding = DecodingSettings(**CERTAIN | settings)
-    with Engine(model, jobs(**dialect or {}), decoding=decoding, slots=slots) as engine:
+    with Engine(model, transcriber(**fields or {}), decoding=decoding, slots=slots) as engine:
         return list(engine.submit(own).result(timeout=30).segments)
 
 
@@ -125,7 +125,9 @@ def test_each_window_of_speech_becomes_one_segment_with_its_times() -> None:
 def test_known_hallucinations_are_marked_and_dropped_only_when_that_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(part_job, "is_known_hallucination", lambda text: text.strip() == "w5")
+    monkeypatch.setattr(
+        transcribe_part, "is_known_hallucination", lambda text: text.strip() == "w5"
+    )
     script = [[3, 4], [5], [6, 30, 7]]
     found = transcribe(Network(script), part(40.0, SPANS))
     assert [one.known_hallucination for one in found] == [False, True, False]
@@ -141,31 +143,21 @@ def test_of_many_windows_some_wait_without_their_features_and_none_is_lost() -> 
     told: list[Any] = []
     model = Network([[3 + script] for script in range(20)])
     tasks = SlotScheduler(model, 3)
-    added: list[Any] = []
-
-    def add(task: Any, done: Any) -> None:
-        added.append(task)
-        tasks.add(task, done)
-
-    jobs().start(
-        own,
-        settings=DecodingSettings(**CERTAIN),
-        add=add,
-        done=lambda *result: told.append(result),
-    )
-    assert len(added) == WINDOWS_AT_ONCE
+    task = transcriber().transcribe(own, DecodingSettings(**CERTAIN))
+    tasks.add(task, lambda *result: told.append(result))
+    assert tasks.pending == WINDOWS_AT_ONCE
     while tasks.pending:
         tasks.advance()
-    ((segments, _, error),) = told
+    ((transcript, error),) = told
     assert error is None
-    assert [(one.start_s, one.text) for one in segments] == [
+    assert [(one.start_s, one.text) for one in transcript.segments] == [
         (start_s, f" w{3 + script}") for (start_s, _), script in zip(spans, scripts, strict=True)
     ]
 
 
 def test_an_unnamed_language_stays_unknown() -> None:
     decoding = DecodingSettings(**CERTAIN)
-    with Engine(Network([[3]]), jobs(), decoding=decoding, slots=1) as engine:
+    with Engine(Network([[3]]), transcriber(), decoding=decoding, slots=1) as engine:
         found = engine.submit(part(5.0, [(0.0, 4.0)])).result(timeout=30)
     assert (found.language, found.segments[0].language) == (None, None)
 
@@ -202,15 +194,13 @@ def test_a_target_language_is_asked_for_and_makes_it_a_translation() -> None:
 
     targets = {"targets": {"de": 40, "fr": 41}}
     found = transcribe(
-        Asked([[3], [4], [5]]), part(40.0, SPANS), dialect=targets, target_language="fr",
+        Asked([[3], [4], [5]]), part(40.0, SPANS), fields=targets, target_language="fr",
         language="en",
     )  # fmt: skip
     assert [(one.text, one.task, one.language) for one in found] == [
         (" w3", "translate", "en"), (" w4", "translate", "en"), (" w5", "translate", "en"),
     ]  # fmt: skip
-    forced = transcribe(
-        Asked([[3]]), part(5.0), dialect={**targets, "forced": 41}, task="translate"
-    )
+    forced = transcribe(Asked([[3]]), part(5.0), fields={**targets, "forced": 41}, task="translate")
     assert [one.task for one in forced] == ["translate"]
 
 
@@ -226,16 +216,12 @@ def test_a_failing_window_fails_its_part_alone() -> None:
 
     tasks = SlotScheduler(Long([[3]]), 1)
     told: list[Any] = []
-    jobs().start(
-        part(40.0, SPANS),
-        settings=DecodingSettings(**CERTAIN),
-        add=tasks.add,
-        done=lambda *result: told.append(result),
-    )
+    task = transcriber().transcribe(part(40.0, SPANS), DecodingSettings(**CERTAIN))
+    tasks.add(task, lambda *result: told.append(result))
     while tasks.pending:
         tasks.advance()
-    ((segments, _, error),) = told
-    assert segments == []
+    ((transcript, error),) = told
+    assert transcript is None
     assert isinstance(error, ValueError)
 
 
@@ -293,22 +279,22 @@ def test_without_detected_speech_windows_cover_everything(
 )
 def test_what_the_family_cannot_do_is_refused_by_name(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        jobs().check(DecodingSettings(**settings))
+        transcriber().check(DecodingSettings(**settings))
 
 
 def test_targets_are_checked_by_name() -> None:
-    own = jobs(targets={"fr": 41, "de": 40})
+    own = transcriber(targets={"fr": 41, "de": 40})
     with pytest.raises(ConfigError, match=r"target_language: .* know xx; it knows de, fr"):
         own.check(DecodingSettings(target_language="xx"))
     with pytest.raises(ConfigError, match=r"target_language: missing, .* writes de, fr"):
         own.check(DecodingSettings())
     own.check(DecodingSettings(target_language="de"))
-    jobs(targets={"fr": 41}, forced=41).check(DecodingSettings())
+    transcriber(targets={"fr": 41}, forced=41).check(DecodingSettings())
 
 
 def test_settings_of_all_families_and_null_thresholds_are_admitted() -> None:
-    jobs().check(DecodingSettings())
-    jobs().check(
+    transcriber().check(DecodingSettings())
+    transcriber().check(
         DecodingSettings(
             language="en", task="translate", strategy="chunked", no_speech_threshold=None,
             num_beams=5, word_timestamps=True, drop_nonspeech=True, window_s=20,

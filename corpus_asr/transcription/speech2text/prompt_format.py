@@ -14,8 +14,7 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import TokenRules
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.registry import family_of, resolve
-from corpus_asr.transcription.punctuation import split_words
-from corpus_asr.transcription.reading import Reading, upper_half
+from corpus_asr.transcription.words import AlignmentSpec, split_words, upper_half
 from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_FRAMES
 
 # Two convolutions halve the frames each: a position is 40 ms.
@@ -41,7 +40,7 @@ _REFUSED = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Speech2TextDialect:
+class Speech2TextPromptFormat:
     """Token ids and what to do with them."""
 
     spelling: Callable[[Sequence[int]], str]
@@ -63,7 +62,7 @@ class Speech2TextDialect:
     """Of the windows that the network is made for."""
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "Speech2TextDialect":
+    def from_folder(cls, folder: Path) -> "Speech2TextPromptFormat":
         """Read a checkpoint's tokenizer and generation settings.
 
         Raises:
@@ -164,9 +163,9 @@ class Speech2TextDialect:
             return ""
         return (" " if self.begins_word(said[0]) else "") + self.spelling(said)
 
-    def reading(self, target_language: str | None) -> Reading:
+    def alignment(self, target_language: str | None) -> AlignmentSpec:
         """How it reads a text again, to tell when its words were said."""
-        return Reading(
+        return AlignmentSpec(
             prompt=self.prompt(target_language),
             end=self.end,
             room=self.max_target_positions,

@@ -1,7 +1,7 @@
-"""Speech2Text's jobs for one part: a window per stretch of speech, all side by side.
+"""How Speech2Text transcribes one part: a window per stretch of speech, all side by side.
 
-In: a part and the settings. Out: one segment per window that says anything, with the times of the
-speech detected there, since the model knows none; words' times come from its cross-attention.
+A segment has the times of the speech detected in its window, since the model knows none; words'
+times come from its cross-attention.
 """
 
 from collections.abc import Sequence
@@ -14,20 +14,15 @@ from jaxtyping import Float16, Float32
 from corpus_asr.confidence import mean_logprob_of, with_confidence
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import WindowJob
-from corpus_asr.decoding.slots import Steps
+from corpus_asr.decoding.slots import Gather, Steps
 from corpus_asr.families.speech2text.features import Speech2TextPartFeatures
 from corpus_asr.segments import Segment, Word
 from corpus_asr.text.known_hallucinations import is_known_hallucination
-from corpus_asr.transcription.chunked import chunk_ranges
-from corpus_asr.transcription.clips import clip_ranges
-from corpus_asr.transcription.fallback import DecodedWindow, decode_window
-from corpus_asr.transcription.family_jobs import Add, PartDone
-from corpus_asr.transcription.in_order import InOrder
-from corpus_asr.transcription.language import Language
-from corpus_asr.transcription.searching import search_at, seed_of
-from corpus_asr.transcription.speech2text.dialect import Speech2TextDialect
-from corpus_asr.transcription.windows import PartRequest
-from corpus_asr.transcription.words import Stretch, time_words
+from corpus_asr.transcription.fallback import DecodedWindow, decode_window, search_at, seed_of
+from corpus_asr.transcription.part_transcriber import PartTranscript
+from corpus_asr.transcription.speech2text.prompt_format import Speech2TextPromptFormat
+from corpus_asr.transcription.windows import PartRequest, chunk_ranges, clip_ranges
+from corpus_asr.transcription.words import DraftSegment, time_words
 from corpus_asr.units import FRAMES_PER_SECOND, WINDOW_FRAMES
 
 # The utterances these models were trained on last 6 s (MuST-C) to 12 s (LibriSpeech) on average,
@@ -39,22 +34,24 @@ _LONGEST_PAUSE_S = 1.0
 WINDOWS_AT_ONCE = 32
 
 
-class Speech2TextJobs:
-    """Transcribes parts with one Speech2Text checkpoint; meets `FamilyJobs`."""
+class Speech2TextTranscriber:
+    """Transcribes parts with one Speech2Text checkpoint; meets `PartTranscriber`."""
 
-    def __init__(self, dialect: Speech2TextDialect, features: Speech2TextPartFeatures) -> None:
-        self._dialect = dialect
+    def __init__(
+        self, prompt_format: Speech2TextPromptFormat, features: Speech2TextPartFeatures
+    ) -> None:
+        self._prompt_format = prompt_format
         self._features = features
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "Speech2TextJobs":
+    def from_folder(cls, folder: Path) -> "Speech2TextTranscriber":
         """Read what the checkpoint says of its vocabulary, its limits and its features.
 
         Raises:
             CheckpointError: a file is missing or unusable.
         """
         return cls(
-            Speech2TextDialect.from_folder(folder), Speech2TextPartFeatures.from_folder(folder)
+            Speech2TextPromptFormat.from_folder(folder), Speech2TextPartFeatures.from_folder(folder)
         )
 
     def check(self, settings: DecodingSettings) -> None:
@@ -63,35 +60,35 @@ class Speech2TextJobs:
         Raises:
             ConfigError: names the key.
         """
-        self._dialect.check(settings)
+        self._prompt_format.check(settings)
 
-    def start(
-        self, part: PartRequest, *, settings: DecodingSettings, add: Add, done: PartDone
-    ) -> None:
-        """Add tasks that go through the windows side by side; a part without any is done at once.
+    def transcribe(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:
+        """Decode all windows side by side.
 
         The longest come first: windows of one length are then encoded together, and nothing long
         is begun last.
         """
-        ranges = window_ranges(part, settings, longest_frames=self._dialect.window_frames)
-        spoken = None if settings.language == "auto" else str(settings.language)
-        language = None if spoken is None else Language(code=spoken, probability=None)
+        ranges = window_ranges(part, settings, longest_frames=self._prompt_format.window_frames)
         if not ranges:
-            done([], None, None)
-            return
-
-        def finish(segments: list[Segment], error: Exception | None) -> None:
-            done(sorted(segments, key=lambda one: one.start_s), language, error)
-
+            return PartTranscript()
+        language = None if settings.language == "auto" else str(settings.language)
         ranges.sort(key=lambda window: window[0] - window[1])
-        tasks = min(WINDOWS_AT_ONCE, len(ranges))
-        found: InOrder[Segment] = InOrder(tasks, finish)
-        for index in range(tasks):
-            windows = [
-                _Window(part, window, language=spoken, dialect=self._dialect, settings=settings)
-                for window in ranges[index::tasks]
-            ]
-            add(_one_by_one(windows, self._features), found.collector(index))
+        windows = [
+            _Window(
+                part,
+                window,
+                language=language,
+                prompt_format=self._prompt_format,
+                settings=settings,
+            )
+            for window in ranges
+        ]
+        results = yield Gather(
+            _one_by_one(windows[index::WINDOWS_AT_ONCE], self._features)
+            for index in range(min(WINDOWS_AT_ONCE, len(windows)))
+        )
+        segments = sorted((s for some in results for s in some), key=lambda s: s.start_s)
+        return PartTranscript(segments=tuple(segments), language=language)
 
 
 def window_ranges(
@@ -125,13 +122,13 @@ class _Window:
         window: tuple[int, int],
         *,
         language: str | None,
-        dialect: Speech2TextDialect,
+        prompt_format: Speech2TextPromptFormat,
         settings: DecodingSettings,
     ) -> None:
         self._part = part
         self._window = window
         self._language = language
-        self._dialect = dialect
+        self._prompt_format = prompt_format
         self._settings = settings
         self._start_s, self._end_s = (part.seconds(hop) for hop in window)
 
@@ -140,11 +137,15 @@ class _Window:
         heard = features.window(self._part.features, *self._window)
         if not len(heard):
             return []
-        values, num_frames = _whole_window(heard, self._dialect.window_frames), len(heard)
+        values, num_frames = _whole_window(heard, self._prompt_format.window_frames), len(heard)
         decoded = yield from self._decode(values, num_frames)
-        said = [at for at, token in enumerate(decoded.tokens) if token not in self._dialect.special]
+        said = [
+            at
+            for at, token in enumerate(decoded.tokens)
+            if token not in self._prompt_format.special
+        ]
         tokens = tuple(decoded.tokens[at] for at in said)
-        text = self._dialect.text(tokens)
+        text = self._prompt_format.text(tokens)
         if not text.strip():
             return []
         if self._settings.drop_known_hallucinations and is_known_hallucination(text):
@@ -161,28 +162,28 @@ class _Window:
             return WindowJob(
                 features=values,
                 window=self._window,
-                prompt=self._dialect.prompt(self._settings.target_language),
-                rules=self._dialect.rules,
-                max_new_tokens=self._dialect.max_target_positions,
+                prompt=self._prompt_format.prompt(self._settings.target_language),
+                rules=self._prompt_format.rules,
+                max_new_tokens=self._prompt_format.max_target_positions,
                 search=search_at(self._settings, temperature),
                 seed=seed_of(self._part, self._window[0], temperature),
                 num_frames=num_frames,
             )
 
-        return (yield from decode_window(job_at, self._settings, self._dialect.text))
+        return (yield from decode_window(job_at, self._settings, self._prompt_format.text))
 
     def _words(
         self, tokens: tuple[int, ...], values: Float16[np.ndarray, "mel frame"], num_frames: int
     ) -> Steps[tuple[Word, ...]]:
         (timed,) = yield from time_words(
-            [Stretch(tokens=tokens, start_s=self._start_s, end_s=self._end_s)],
+            [DraftSegment(tokens=tokens, start_s=self._start_s, end_s=self._end_s)],
             features=values,
             num_frames=num_frames,
             window=self._window,
             window_start_s=self._start_s,
             content_frames=self._window[1] - self._window[0],
             last_speech_s=self._start_s,
-            reading=self._dialect.reading(self._settings.target_language),
+            alignment=self._prompt_format.alignment(self._settings.target_language),
         )
         first, *others = timed.words
         return (replace(first, word=_after_a_blank(first.word)), *others)
@@ -197,11 +198,11 @@ class _Window:
         segment = Segment(
             start_s=self._start_s,
             end_s=self._end_s,
-            text=_after_a_blank(self._dialect.text(tokens)),
+            text=_after_a_blank(self._prompt_format.text(tokens)),
             tokens=tokens,
             language=self._language,
             language_probability=None,
-            task=self._dialect.task(self._settings),
+            task=self._prompt_format.task(self._settings),
             confidence=0.0,
             avg_logprob=decoded.avg_logprob,
             text_logprob=mean_logprob_of(logprobs),
@@ -209,7 +210,7 @@ class _Window:
             compression_ratio=decoded.compression_ratio,
             temperature=decoded.temperature,
             speech_fraction=self._part.speech_fraction(self._start_s, self._end_s),
-            known_hallucination=is_known_hallucination(self._dialect.text(tokens)),
+            known_hallucination=is_known_hallucination(self._prompt_format.text(tokens)),
             words=words,
         )
         return with_confidence(segment)
