@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +13,8 @@ States = tuple[Float[Tensor, "batch _ width"], ...]
 """After the embeddings and after every layer; the last one normed."""
 Weights = tuple[Float[Tensor, "batch head _ _"], ...]
 """Attention weights after the softmax, one tensor per layer that ran."""
+
+_Output = TypeVar("_Output", bound="ModelOutput")
 
 
 class ModelOutput(Mapping[str, Any]):
@@ -45,7 +47,7 @@ class ModelOutput(Mapping[str, Any]):
         """Return all values that are not None."""
         return tuple(getattr(self, name) for name in self)
 
-    def as_asked(self, config: Any, return_dict: bool | None) -> Self | tuple[Any, ...]:
+    def as_asked(self: _Output, config: Any, return_dict: bool | None) -> _Output | tuple[Any, ...]:
         """Return this output, or a plain tuple; None asks the configuration."""
         return_dict = config.return_dict if return_dict is None else return_dict
         return self if return_dict else self.to_tuple()

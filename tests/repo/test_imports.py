@@ -36,6 +36,9 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def modules_below(name: str) -> list[str]:
+    if "*" in name:
+        paths = sorted(REPOSITORY.glob(name.replace(".", "/") + ".py"))
+        return [".".join(path.relative_to(REPOSITORY).with_suffix("").parts) for path in paths]
     folder = REPOSITORY.joinpath(*name.split("."))
     below = (path for path in sorted(folder.rglob("*.py")) if path.name != "__init__.py")
     dotted = (path.relative_to(REPOSITORY).with_suffix("").parts for path in below)
