@@ -1,7 +1,4 @@
-"""What the tokenizers of all families share: settings, special tokens, rows of ids, files.
-
-How a text becomes ids, and what becomes of one that is too long, is a family's.
-"""
+"""What the tokenizers of all families share: settings, special tokens, rows of ids, files."""
 
 import operator
 import warnings
@@ -42,17 +39,9 @@ _OTHER_SPECIAL = ("additional_special_tokens", "extra_special_tokens")
 # In this order: a later pair sees what the earlier ones left.
 # Source: transformers 5.23, `PreTrainedTokenizerBase.clean_up_tokenization`.
 _TIGHT = {
-    " .": ".",
-    " ?": "?",
-    " !": "!",
-    " ,": ",",
-    " ' ": "'",
-    " n't": "n't",
-    " 'm": "'m",
-    " 's": "'s",
-    " 've": "'ve",
-    " 're": "'re",
-}
+    " .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'",
+    " n't": "n't", " 'm": "'m", " 's": "'s", " 've": "'ve", " 're": "'re",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
