@@ -1,7 +1,7 @@
 """One night over an archive: what it came to, whether that is unusual, and its summary.
 
 Summaries go into a folder, as JSON for later nights and as Markdown, and to a webhook. What comes
-from recordings (names, messages) is redact_uri so that it means nothing to Markdown, Slack or a
+from recordings (names, messages) is escaped so that it means nothing to Markdown, Slack or a
 terminal.
 """
 

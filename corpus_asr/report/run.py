@@ -1,4 +1,4 @@
-"""A run's report: what its output folder holds, counted, and redact_uri as text or plain data.
+"""A run's report: what its output folder holds, counted, and shown as text or plain data.
 
 Only the tables and what lies under `_run/` are read, in bounded batches; nothing of the run has to
 be alive. Of each part narrow columns are held (about 60 bytes), so a report of millions of

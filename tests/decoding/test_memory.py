@@ -159,7 +159,7 @@ def test_wherever_memory_runs_out_every_task_gets_its_results_once(
     try:
         found = run(Hungry(sorted(calls)), tasks, slots=8)
     except EngineError as error:
-        # The lane of beams says what to do when it cannot be made at all.
+        # The queue of beams says what to do when it cannot be made at all.
         assert "use fewer slots" in str(error)  # noqa: PT017  (it is not what is tested)
         return
     same(found, run(MarkovModel(), tasks, slots=3))

@@ -1,4 +1,4 @@
-"""Jobs of every kind in one scheduler: each in its lane, no window encoded twice."""
+"""Jobs of every kind in one scheduler: each in its queue, no window encoded twice."""
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace

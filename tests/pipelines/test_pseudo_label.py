@@ -157,8 +157,8 @@ def test_the_card_says_what_was_kept_and_dropped_by_which_rule(
     assert "| **kept** |  | 3 | 10.0 s |  |  |" in card.text
     assert "| `checkpoint` | some/model |" in card.text
     label(heard.config(output="other", to="hostile", selection=drops))
-    redact_uri = (tmp_path / "hostile" / "README.md").read_text()
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; \\| a \\*b\\* \\# c |" in redact_uri
+    page = (tmp_path / "hostile" / "README.md").read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; \\| a \\*b\\* \\# c |" in page
 
 
 def test_selecting_again_needs_another_folder_and_no_transcription(
