@@ -323,7 +323,7 @@ EXAMPLES = [
 ]
 
 
-@pytest.mark.parametrize("code", EXAMPLES, ids=["duckdb", "pandas"])
+@pytest.mark.parametrize("code", EXAMPLES, ids=["duckdb", "pandas", "join"])
 def test_an_example_of_the_guide_to_reading_shows_every_recording(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
