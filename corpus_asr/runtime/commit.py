@@ -18,7 +18,7 @@ from corpus_asr.logs import event
 from corpus_asr.stages.stage import FAILED
 from corpus_asr.storage.run_state.lock import LockKey
 from corpus_asr.storage.run_state.tables import ModelName, OutputStore
-from corpus_asr.storage.stores.retry import retries_so_far
+from corpus_asr.storage.stores.store import retries_so_far
 from corpus_asr.storage.stores.uri import public, redact_uri
 
 _LOG = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from corpus_asr.families.registry import PartFeatures, family_of, resolve
 from corpus_asr.stages.extract_protocol import ExtractedPart, ExtractRequest, check_size
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary
 from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
-from corpus_asr.storage.stores.retry import retries_so_far
+from corpus_asr.storage.stores.store import retries_so_far
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import FRAMES_PER_SECOND, SAMPLE_RATE_HZ
 

@@ -23,7 +23,7 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import RangeFile, StoreOptions
 from corpus_asr.storage.stores.host_allowlist import HostRules
-from corpus_asr.storage.stores.retry import RetryPolicy
+from corpus_asr.storage.stores.store import RetryPolicy
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 # By name, so that native decoders are imported in the child process alone.

@@ -22,7 +22,7 @@ from corpus_asr.storage.stores.filesystem import (
     store_for,
     write_atomic,
 )
-from corpus_asr.storage.stores.retry import RetryPolicy
+from corpus_asr.storage.stores.store import RetryPolicy
 from tests.support.stores import WebServer
 
 QUICK = RetryPolicy(attempts=3, first_wait_s=0.001, longest_wait_s=0.002)
@@ -126,7 +126,7 @@ def refusing(
             cause = exceptions.ClientError(
                 {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "Put"
             )
-            raise s3.from_exception(cause) from cause
+            raise cause
 
     return call
 

@@ -23,7 +23,7 @@ from corpus_asr.storage.stores.filesystem import (
     read_bytes,
     write_atomic,
 )
-from corpus_asr.storage.stores.retry import RetryPolicy
+from corpus_asr.storage.stores.store import RetryPolicy
 from tests.support.stores import BAD_NIGHT, FaultyStore, S3Server, faulty_store
 from tests.support.tables import commit, part, results
 

@@ -36,8 +36,8 @@ from corpus_asr.storage.stores.filesystem import (
     upload,
     write_atomic,
 )
-from corpus_asr.storage.stores.retry import RetryPolicy, with_retries
 from corpus_asr.storage.stores.s3 import from_exception
+from corpus_asr.storage.stores.store import RetryPolicy, with_retries
 from tests.support.stores import S3Server, WebServer
 
 HOSTILE_NAMES = (

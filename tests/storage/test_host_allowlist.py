@@ -18,7 +18,7 @@ from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary, write_atomic
 from corpus_asr.storage.stores.host_allowlist import HostRules, Verdict, is_public, may_name
-from corpus_asr.storage.stores.retry import RetryPolicy
+from corpus_asr.storage.stores.store import RetryPolicy
 from corpus_asr.storage.stores.uri import resolve
 from tests.support.stores import WebServer, web_server
 from tests.support.tables import commit, part, results

@@ -8,7 +8,7 @@ import pytest
 
 from corpus_asr.errors import FetchError
 from corpus_asr.storage.stores.http import post_json
-from corpus_asr.storage.stores.retry import RetryPolicy
+from corpus_asr.storage.stores.store import RetryPolicy
 from tests.support.stores import SECRET, Webhook, webhook
 
 QUICK = RetryPolicy(attempts=3, first_wait_s=0.01, longest_wait_s=0.01, request_timeout_s=0.5)

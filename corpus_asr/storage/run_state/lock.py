@@ -25,7 +25,7 @@ from corpus_asr.errors import ConfigError, EngineError, FetchError, LockedError
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import StoreOptions
-from corpus_asr.storage.stores.retry import RetryPolicy
+from corpus_asr.storage.stores.store import RetryPolicy
 from corpus_asr.storage.stores.uri import LOCAL, redact_uri, scheme_of
 
 logger = logging.getLogger(__name__)
