@@ -14,7 +14,7 @@ from corpus_asr.cli import main as cli
 from corpus_asr.confidence import DEFAULT_MODEL, evidence_of
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.storage.run_state.compaction import compact
+from corpus_asr.storage.run_state.finish import compact
 from corpus_asr.storage.run_state.run_files import (
     CALIBRATION_NAME,
     calibration_for,

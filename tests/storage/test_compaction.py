@@ -18,14 +18,15 @@ from hypothesis import strategies as st
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
-from corpus_asr.storage.run_state import compaction
-from corpus_asr.storage.run_state.compaction import (
+from corpus_asr.storage.run_state import finish as finish_module
+from corpus_asr.storage.run_state.finish import (
+    RunCounts,
     claimed_segments,
     compact,
+    finish,
     groups_to_merge,
     merge,
 )
-from corpus_asr.storage.run_state.finish import RunCounts, finish
 from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.start import Run
 from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, OutputStore, unique_stem
@@ -179,8 +180,8 @@ def test_any_rows_come_out_sorted_and_complete(
         commit(store, results(*rows))
     before = rows_of(store)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compaction, "SORTED_ROWS", sorted_rows)
-        patch.setattr(compaction, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(finish_module, "SORTED_ROWS", sorted_rows)
+        patch.setattr(finish_module, "CHUNK_BYTES", chunk_bytes)
         merge(store, store.names("outcomes"))
     assert rows_of(store) == before
     outcomes = [row for batch in store.outcomes() for row in batch.to_pylist()]

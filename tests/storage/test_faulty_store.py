@@ -9,7 +9,7 @@ import pytest
 
 from corpus_asr.config.run import RunConfig, SourceSettings
 from corpus_asr.errors import FetchError
-from corpus_asr.storage.listing import list_files
+from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.finish import finish
 from corpus_asr.storage.run_state.plan import make_plan, read_listing, read_packs
 from corpus_asr.storage.run_state.start import SUCCESS_NAME, begin_run
@@ -102,7 +102,7 @@ def test_lists_reads_and_writes_survive_each_fault(
     filesystem.move(uris[0], uris[1], faulty.options)
     write_atomic(uris[2], data, s3.options)
     source = SourceSettings(uri=(f"s3://{bucket}/folder",), endpoint_url=faulty.endpoint_url)
-    assert [u for batch in list_files(source) for u in batch["uri"].to_pylist()] == uris[1:]
+    assert [u for batch in FileListing(source) for u in batch["uri"].to_pylist()] == uris[1:]
     filesystem.remove(uris[1], faulty.options)
     found = list_objects(f"s3://{bucket}/folder", s3.options)
     assert [place[0] for place in found] == uris[2:]

@@ -23,7 +23,7 @@ from fsspec.utils import infer_storage_options
 
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
-from corpus_asr.storage.listing import list_files
+from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.stores import filesystem, local
 from corpus_asr.storage.stores.filesystem import (
     StoreOptions,
@@ -313,7 +313,7 @@ def test_an_unusable_address_is_one_failed_recording_and_no_listing(hosts: None,
         read_bytes(uri)
     for source in ({"uri": (uri,)}, {"manifest": f"{uri}.jsonl"}):
         with pytest.raises(ConfigError):
-            list(list_files(SourceSettings(**source)))
+            list(FileListing(SourceSettings(**source)))
 
 
 def test_many_threads_read_one_store(s3: S3Server, bucket: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, CorpusAsrError, FetchError
 from corpus_asr.schemas import OUTCOMES
-from corpus_asr.storage.listing import list_files, manifest_rows
+from corpus_asr.storage.listing import FileListing, manifest_rows
 from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary, write_atomic
@@ -136,9 +136,9 @@ def test_a_manifest_from_elsewhere_cannot_name_files_here(memory: str, uri: str)
     manifest = f"{memory}/m.jsonl"
     write_atomic(manifest, b'{"uri": "a.mp3"}\n' + json.dumps({"uri": uri}).encode())
     with pytest.raises(ConfigError, match=r"m\.jsonl, line 2: found .*source|local copy"):
-        list(list_files(SourceSettings(manifest=manifest)))
+        list(FileListing(SourceSettings(manifest=manifest)))
     if not uri.startswith("local"):
-        [batch] = list_files(SourceSettings(manifest=manifest, allow_local_files=True))
+        [batch] = FileListing(SourceSettings(manifest=manifest, allow_local_files=True))
         assert batch["uri"].to_pylist()[1] in ("/etc/passwd", "/etc/x")
 
 

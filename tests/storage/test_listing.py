@@ -18,7 +18,7 @@ from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError, FetchError
 from corpus_asr.schemas import FILES
 from corpus_asr.storage import listing
-from corpus_asr.storage.listing import glob_regex, list_files, manifest_rows
+from corpus_asr.storage.listing import FileListing, glob_regex, manifest_rows
 from corpus_asr.storage.stores import local
 from corpus_asr.storage.stores import s3 as s3_module
 from corpus_asr.storage.stores.filesystem import StoreOptions, open_binary, write_atomic
@@ -35,7 +35,7 @@ def names(source: SourceSettings, base: str) -> list[str]:
 
 
 def rows(source: SourceSettings) -> list[dict]:
-    batches = list(list_files(source))
+    batches = list(FileListing(source))
     assert all(batch.schema.equals(FILES, check_metadata=True) for batch in batches)
     return [row for batch in batches for row in batch.to_pylist()]
 
@@ -95,7 +95,7 @@ def test_local_versions_follow_size_and_time(tmp_path: Path) -> None:
 
 def test_exclusions_are_counted(tree: tuple[str, str | None]) -> None:
     base, endpoint_url = tree
-    found = list_files(SourceSettings(uri=(base,), endpoint_url=endpoint_url, exclude=("*.MP3",)))
+    found = FileListing(SourceSettings(uri=(base,), endpoint_url=endpoint_url, exclude=("*.MP3",)))
     assert sum(batch.num_rows for batch in found) == found.num_files == 2
     assert found.num_excluded == 5
 
@@ -116,7 +116,7 @@ def test_an_address_of_nothing_is_a_configuration_error(tree: tuple[str, str | N
 def test_files_named_by_several_addresses_are_listed_once(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / name).write_bytes(b"x")
-    found = list_files(
+    found = FileListing(
         SourceSettings(uri=(f"{tmp_path}/b", str(tmp_path), f"file://{tmp_path}/", f"{tmp_path}/?"))
     )
     uris = [uri for batch in found for uri in batch["uri"].to_pylist()]
@@ -131,7 +131,7 @@ def test_batches_are_bounded_and_in_name_order(
     monkeypatch.setattr(local, "PAGE_ROWS", 5)
     for index in range(30):
         (tmp_path / f"{index:02d}.mp3").touch()
-    batches = list(list_files(SourceSettings(uri=(str(tmp_path),))))
+    batches = list(FileListing(SourceSettings(uri=(str(tmp_path),))))
     assert [batch.num_rows for batch in batches] == [7, 7, 7, 7, 2]
     uris = pa.Table.from_batches(batches)["uri"].to_pylist()
     assert uris == sorted(uris)
@@ -321,7 +321,7 @@ def test_a_manifest_in_s3_is_the_base_of_relative_addresses(s3: S3Server, bucket
 
 def test_missing_files_are_listed_and_repeated_ones_once(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text('{"uri": "gone.mp3", "n": 1}\n{"uri": "./gone.mp3"}\n')
-    found = list_files(SourceSettings(manifest=str(tmp_path / "m.jsonl")))
+    found = FileListing(SourceSettings(manifest=str(tmp_path / "m.jsonl")))
     [batch] = list(found)
     assert batch.to_pylist() == [
         {
