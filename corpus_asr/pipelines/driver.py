@@ -22,8 +22,13 @@ from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.finish import finish
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, read_packs
-from corpus_asr.storage.run_state.run_files import calibration_for
-from corpus_asr.storage.run_state.start import Run, begin_run, fingerprint, new_run_id
+from corpus_asr.storage.run_state.run_files import (
+    Run,
+    begin_run,
+    calibration_for,
+    fingerprint,
+    new_run_id,
+)
 from corpus_asr.storage.run_state.tables import OutputStore
 
 Prepare = Callable[[RunConfig], Checkpoint]

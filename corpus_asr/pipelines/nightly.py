@@ -32,7 +32,7 @@ from corpus_asr.runtime.shutdown import RunStoppedError
 from corpus_asr.storage.run_state.ledger import Failing, count_tries, note_tries
 from corpus_asr.storage.run_state.lock import USUAL, Lock, Timing
 from corpus_asr.storage.run_state.plan import Plan
-from corpus_asr.storage.run_state.start import new_run_id
+from corpus_asr.storage.run_state.run_files import new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import join, redact_uri
 

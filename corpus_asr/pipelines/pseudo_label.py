@@ -33,7 +33,7 @@ from corpus_asr.report.text import duration
 from corpus_asr.runtime.progress import RunSummary, Stream
 from corpus_asr.runtime.resources import this_machine
 from corpus_asr.storage.run_state.lock import Lock
-from corpus_asr.storage.run_state.start import new_run_id
+from corpus_asr.storage.run_state.run_files import new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.host_allowlist import HostRules
 from corpus_asr.storage.stores.uri import normalise, redact_uri

@@ -18,7 +18,7 @@ from typing import Any, cast
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.storage.run_state.start import CONFIG_NAME
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import RangeFile, StoreOptions

@@ -26,7 +26,7 @@ from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.finish import compact, write_recordings
 from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing
-from corpus_asr.storage.run_state.start import begin_run, fingerprint
+from corpus_asr.storage.run_state.run_files import begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import MEBIBYTE
 

@@ -28,7 +28,7 @@ from corpus_asr.storage.run_state.finish import (
     merge,
 )
 from corpus_asr.storage.run_state.ledger import Ledger
-from corpus_asr.storage.run_state.start import Run
+from corpus_asr.storage.run_state.run_files import Run
 from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, OutputStore, unique_stem
 from corpus_asr.storage.run_state.tables import rows_of as part_rows_of
 from corpus_asr.storage.stores import filesystem

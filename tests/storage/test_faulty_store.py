@@ -12,7 +12,7 @@ from corpus_asr.errors import FetchError
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.finish import finish
 from corpus_asr.storage.run_state.plan import make_plan, read_listing, read_packs
-from corpus_asr.storage.run_state.start import SUCCESS_NAME, begin_run
+from corpus_asr.storage.run_state.run_files import SUCCESS_NAME, begin_run
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores import s3 as s3_module

@@ -18,7 +18,7 @@ from corpus_asr.schemas import OUTCOMES, RECORDINGS, SEGMENTS
 from corpus_asr.storage.run_state import finish as recordings
 from corpus_asr.storage.run_state.finish import RunCounts, aggregate, finish
 from corpus_asr.storage.run_state.ledger import Ledger, count_tries, note_tries
-from corpus_asr.storage.run_state.start import Run, begin_run
+from corpus_asr.storage.run_state.run_files import Run, begin_run
 from corpus_asr.storage.run_state.tables import (
     SEGMENT_ROWS,
     OutputStore,

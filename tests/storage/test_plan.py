@@ -20,7 +20,7 @@ from corpus_asr.storage.run_state import plan as plan_module
 from corpus_asr.storage.run_state.finish import finish
 from corpus_asr.storage.run_state.ledger import REMAINING
 from corpus_asr.storage.run_state.plan import make_plan, pack, read_listing, read_packs
-from corpus_asr.storage.run_state.start import begin_run, fingerprint
+from corpus_asr.storage.run_state.run_files import begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore, ParquetFile
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.units import MEBIBYTE

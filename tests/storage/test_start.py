@@ -15,7 +15,7 @@ from corpus_asr.schemas import SEGMENTS
 from corpus_asr.storage.run_state.finish import RunCounts, finish
 from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.plan import make_plan
-from corpus_asr.storage.run_state.start import ARCHIVE_NOTE_NAME, Run, begin_run, fingerprint
+from corpus_asr.storage.run_state.run_files import ARCHIVE_NOTE_NAME, Run, begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from tests.storage.test_ledger import config

@@ -14,7 +14,7 @@ from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.schemas import LABELS, OUTCOMES, RESULTS, SEGMENTS
 from corpus_asr.storage.run_state import tables
 from corpus_asr.storage.run_state.finish import aggregate, finish
-from corpus_asr.storage.run_state.start import Run
+from corpus_asr.storage.run_state.run_files import Run
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
     SEGMENT_ROWS,

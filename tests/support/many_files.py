@@ -21,7 +21,7 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.schemas import RESULTS
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.model_files import model_revision
-from corpus_asr.storage.run_state.start import begin_run, fingerprint
+from corpus_asr.storage.run_state.run_files import begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.engines import scripted_job
 from tests.support.tokenizers import tiny_tokenizer

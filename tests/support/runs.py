@@ -14,7 +14,7 @@ from corpus_asr.schemas import RESULTS
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.finish import finish as finish_run
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing
-from corpus_asr.storage.run_state.start import CONFIG_NAME, Run, begin_run, fingerprint
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, Run, begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import describe
 from corpus_asr.storage.stores.uri import recording_id

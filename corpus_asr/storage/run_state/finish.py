@@ -23,8 +23,13 @@ from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SCHEMA_VERSION
 from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger
 from corpus_asr.storage.run_state.plan import retire_plans
-from corpus_asr.storage.run_state.run_files import code_versions, safe_config
-from corpus_asr.storage.run_state.start import RUN_NAME, SUCCESS_NAME, Run
+from corpus_asr.storage.run_state.run_files import (
+    RUN_NAME,
+    SUCCESS_NAME,
+    Run,
+    code_versions,
+    safe_config,
+)
 from corpus_asr.storage.run_state.tables import (
     OUTCOMES_FOLDER,
     PART_ROWS_FOLDERS,

@@ -19,7 +19,7 @@ from corpus_asr.config.run_options import DEFAULT_OPTIONS, Retry, RunOptions
 from corpus_asr.schemas import FILES, PACK_FILE, PACKS
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.ledger import REMAINING, Ledger, Reason
-from corpus_asr.storage.run_state.start import Earlier, check_fingerprint, fingerprint
+from corpus_asr.storage.run_state.run_files import Earlier, check_fingerprint, fingerprint
 from corpus_asr.storage.run_state.tables import (
     SUFFIX,
     OutputStore,
