@@ -50,7 +50,7 @@ def plan(
         settings = load_config(config, overrides or ())
         note_model_of(settings)
         _print_settings(list(settings_of(settings)))
-        store = OutputStore(settings.output.uri, endpoint_url=settings.output.endpoint_url)
+        store = OutputStore.of(settings.output)
         # Weights are large; they matter here only where results of the same ones may lie.
         begun = bool(store.names(OUTCOMES_FOLDER))
         checkpoint = fetch_checkpoints(settings, hashed=begun)

@@ -236,7 +236,7 @@ def _mostly(config: "RunConfig") -> str:
     from corpus_asr.storage.run_state.run_files import read_snapshot
     from corpus_asr.storage.run_state.tables import OutputStore
 
-    store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
+    store = OutputStore.of(config.output)
     snapshot = read_snapshot(store)
     kinds = snapshot.failures if snapshot is not None else ()
     most = max(kinds, key=lambda kind: kind.count, default=None)

@@ -101,7 +101,7 @@ class CorpusRun:
             LockedError: another run is at work in the output folder.
             FetchError: the output store failed.
         """
-        store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
+        store = OutputStore.of(config.output)
         say = line_writer(progress)
         with Lock(store, new_run_id(), steal=options.steal_lock, say=say) as lock:
             yield cls(
@@ -142,8 +142,7 @@ class CorpusRun:
             return
         config = self.config
         committer = Committer(
-            uri=config.output.uri,
-            endpoint_url=config.output.endpoint_url,
+            store=self.store,
             run_id=self._begun.run_id,
             model=full_name(config.model.checkpoint),
             model_revision=self.checkpoint.revision,

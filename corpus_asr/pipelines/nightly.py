@@ -67,7 +67,7 @@ def run(
             f"running a night of {config.pipeline}: expected a job of {' or '.join(_PREPARE)}; "
             "use `corpus-asr run` for this one"
         )
-    store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
+    store = OutputStore.of(config.output)
     attempt = _Attempt(config=config, store=store)
     say = line_writer(progress)
     try:

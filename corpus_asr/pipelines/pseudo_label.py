@@ -79,7 +79,7 @@ def label(
     config: PseudoLabelConfig, *, progress: Stream | None = None, steal_lock: bool = False
 ) -> Labelled:
     """Select from what is transcribed, and write the data set, or what is missing of it."""
-    store = OutputStore(config.dataset.uri, endpoint_url=config.dataset.endpoint_url)
+    store = OutputStore.of(config.dataset)
     _check_apart(config)
     rules = rules_of(config.selection)
     sources = read_sources(

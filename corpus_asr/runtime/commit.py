@@ -84,8 +84,7 @@ def _failure_of(row: dict[str, Any]) -> FailureCount:
 class Committer:
     """Where a run's results go and what they are stamped with."""
 
-    uri: str
-    endpoint_url: str | None
+    store: OutputStore
     run_id: str
     model: str
     model_revision: str
@@ -100,7 +99,7 @@ class Committer:
         """Commit RESULTS rows as one segments object and one outcomes object."""
         if self.lock is not None:
             self.lock.check()
-        OutputStore(self.uri, endpoint_url=self.endpoint_url).commit(
+        self.store.commit(
             results,
             run_id=self.run_id,
             model=self.model,

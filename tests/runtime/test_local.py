@@ -13,6 +13,7 @@ from corpus_asr.runtime.commit import Committer, Tally
 from corpus_asr.runtime.local import CommitBuffer, run_local
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.resources import resolve_resources, this_machine
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import MEBIBYTE
 from tests.support.engines import (
     EXTRACTOR,
@@ -144,8 +145,7 @@ def test_a_committer_that_fails_ends_the_run(tmp_path: Path):
     (tmp_path / "in the way").write_text("a file where the output folder should be")
     resources = resolve_resources(config, (this_machine(),), num_packs=1)
     blocked = Committer(
-        uri=str(tmp_path / "in the way"), endpoint_url=None, run_id="r", model="m",
-        model_revision="v",
+        store=OutputStore(str(tmp_path / "in the way")), run_id="r", model="m", model_revision="v",
     )  # fmt: skip
     with pytest.raises(Exception, match="in the way"):
         run_local(

@@ -62,7 +62,7 @@ def test_plan_fetch_commit_and_finish_end_exact(
     }
     faulty.rates = TERRIBLE
     config = job(faulty, bucket)
-    store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
+    store = OutputStore.of(config.output)
     plan = make_plan(config, store, model_revision="revision")
     run = begin_run(store, config, "fingerprint")
 
