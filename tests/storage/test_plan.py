@@ -94,9 +94,7 @@ def test_tiny_files_travel_in_packs_of_hundreds_once_every_worker_has_some(
 
 def test_packs_are_plain_parquet_at_the_plans_address(source: Path, tmp_path: Path) -> None:
     plan = make_plan(config(source, tmp_path / "out"), OutputStore(str(tmp_path / "out")))
-    table = pq.read_table(plan.uri)
-    assert table.num_rows == plan.num_packs
-    assert table.schema.field("files").type == PACKS.field("files").type
+    assert pq.read_table(plan.uri).num_rows == plan.num_packs
 
 
 def test_what_is_done_is_left_out_and_half_done_files_say_which_parts(
@@ -151,10 +149,8 @@ def test_a_small_corpus_is_spread_over_the_workers_and_its_listing_kept(
     store = OutputStore(memory)
     plan = make_plan(config(source, memory), store)
     assert plan.num_packs == 5
-    listed = pa.Table.from_batches(read_listing(store, plan))
-    assert [Path(uri).stem for uri in listed["uri"].to_pylist()] == sorted(
-        ["long", "whole", "a", "b", "tiny"]
-    )
+    listed = pa.Table.from_batches(read_listing(store, plan))["uri"].to_pylist()
+    assert [Path(uri).stem for uri in listed] == ["a", "b", "long", "tiny", "whole"]
 
 
 def test_output_inside_the_source_is_not_transcribed(source: Path) -> None:
