@@ -133,10 +133,8 @@ def refusing(
 
 @pytest.fixture
 def s3_place(request: pytest.FixtureRequest) -> tuple[str, StoreOptions]:
-    bucket = request.getfixturevalue("bucket")
-    endpoint_url = request.getfixturevalue("s3").endpoint_url
-    options = StoreOptions(endpoint_url=endpoint_url, policy=QUICK)
-    return f"s3://{bucket}/object", options
+    options = replace(request.getfixturevalue("s3").options, policy=QUICK)
+    return f"s3://{request.getfixturevalue('bucket')}/object", options
 
 
 def test_a_store_that_knows_no_conditions_is_looked_at_first(
