@@ -60,7 +60,6 @@ class FileListing(Iterator[pa.RecordBatch]):
         """Named again by another address or line."""
         self._source = source
         self._store = StoreOptions(endpoint_url=source.endpoint_url)
-        self._seen = _Seen()
         self._excluded = _excluder(source.exclude)
         self._batches = self._generate()
 
@@ -68,25 +67,21 @@ class FileListing(Iterator[pa.RecordBatch]):
         return next(self._batches)
 
     def _generate(self) -> Iterator[pa.RecordBatch]:
+        seen = _Seen()
         waiting: list[pa.RecordBatch] = []
-        num_waiting = 0
-        for rows in self._found():
+        for rows in self._named():
             ids = rows.column("recording_id").to_pylist()
-            fresh = self._seen.add(np.array([int(name, 16) for name in ids], dtype=np.uint64))
+            fresh = seen.add(np.array([int(name, 16) for name in ids], dtype=np.uint64))
             self.num_duplicates += len(fresh) - int(fresh.sum())
             waiting.append(rows.filter(pa.array(fresh)))
-            num_waiting += waiting[-1].num_rows
-            if num_waiting >= BATCH_ROWS:
+            self.num_files += waiting[-1].num_rows
+            if sum(batch.num_rows for batch in waiting) >= BATCH_ROWS:
                 *full, rest = _merged(waiting)
-                waiting, num_waiting = [rest], rest.num_rows
-                yield from map(self._counted, full)
-        yield from map(self._counted, _merged(waiting))
+                waiting = [rest]
+                yield from full
+        yield from _merged(waiting)
 
-    def _counted(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        self.num_files += batch.num_rows
-        return batch
-
-    def _found(self) -> Iterator[pa.RecordBatch]:
+    def _named(self) -> Iterator[pa.RecordBatch]:
         source = self._source
         if source.manifest is not None:
             local = source.allow_local_files

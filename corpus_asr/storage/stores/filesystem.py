@@ -383,15 +383,12 @@ class RangeFile(io.RawIOBase):
         return self._position
 
     def tell(self) -> int:
-        """Return the present position."""
         return self._position
 
     def readable(self) -> bool:
-        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Return True."""
         return True
 
     def close(self) -> None:

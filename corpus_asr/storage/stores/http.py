@@ -16,7 +16,6 @@ from aiohttp.resolver import ThreadedResolver
 from fsspec.asyn import get_loop, sync
 from fsspec.implementations.http import HTTPFileSystem
 
-from corpus_asr.errors import FetchError
 from corpus_asr.failure_kinds import ACCESS_DENIED, FETCH, REFUSED_HOST, TIMEOUT
 from corpus_asr.storage.stores.host_allowlist import WEB, HostRules, Verdict, host_of, is_public
 from corpus_asr.storage.stores.store import (
@@ -241,7 +240,6 @@ def _address(uri: str) -> yarl.URL:
 
 # Nobody waits for a message longer than for about a minute.
 PATIENCE = RetryPolicy(attempts=3, patience_s=30.0, longest_wait_s=10.0, request_timeout_s=15.0)
-_DOING = "telling the webhook at"
 
 
 def post_json(
@@ -260,23 +258,15 @@ def post_json(
     body = json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
 
     def post() -> None:
-        _check(url, host, allow_hosts)
         try:
+            _check(url, host, allow_hosts)
             sync(get_loop(), _post, url, body, policy.request_timeout_s)
-        except StoreError:
-            raise
         except Exception as error:
-            raise web_failure(error) from None  # its text holds the address
+            failure = error if isinstance(error, StoreError) else web_failure(error)
+            failure.advice = "check its address and its server"
+            raise failure from None  # the text of a library's error holds the address
 
-    try:
-        with_retries(_DOING, host or "?", post, policy=policy)
-    except FetchError as error:
-        cause = error.__cause__
-        assert isinstance(cause, StoreError)
-        raise FetchError(
-            f"{_DOING} {host or '?'}: {cause}; check its address and its server",
-            kind=error.kind,
-        ) from None
+    with_retries("telling the webhook at", host or "?", post, policy=policy)
 
 
 def _check(url: str, host: str, allow_hosts: Sequence[str] | None) -> None:
@@ -306,8 +296,8 @@ async def _post(url: str, body: bytes, limit_s: float) -> None:
             raise StoreError(FETCH, found)
         if response.status >= 400:
             retry_after = response.headers.get("Retry-After")
-            found = f"the server answered {response.status} {response.reason or ''}".rstrip()
-            like = from_status(response.status, "", retry_after=retry_after)
-            raise StoreError(
-                like.kind, found, transient=like.transient, retry_after_s=like.retry_after_s
+            failure = from_status(response.status, "", retry_after=retry_after)
+            failure.found = (
+                f"the server answered {response.status} {response.reason or ''}".rstrip()
             )
+            raise failure
