@@ -66,11 +66,7 @@ def resolve_language(text: str, *, known: Collection[str] = LANGUAGES.keys()) ->
 
 
 def check_known(wanted: Iterable[str], known: Collection[str], *, key: str) -> None:
-    """Refuse codes that a checkpoint does not know; `auto` is no code.
-
-    Raises:
-        ConfigError: names them, those that are known, and the code of a misspelt language.
-    """
+    """Refuse codes that a checkpoint does not know; `auto` is no code."""
     unknown = [code for code in wanted if code != "auto" and code not in known]
     if not unknown:
         return

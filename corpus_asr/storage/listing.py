@@ -30,7 +30,7 @@ from corpus_asr.storage.stores.filesystem import (
     open_binary,
 )
 from corpus_asr.storage.stores.host_allowlist import may_name
-from corpus_asr.storage.stores.local import Page
+from corpus_asr.storage.stores.store import Page
 from corpus_asr.storage.stores.uri import (
     LOCAL,
     normalise,
@@ -46,11 +46,7 @@ BATCH_ROWS = 10_000
 
 
 class FileListing(Iterator[pa.RecordBatch]):
-    """FILES batches of at most `BATCH_ROWS` rows; the counts are final once it is exhausted.
-
-    Raises:
-        ConfigError: (while iterating) an address names nothing, or the manifest is unusable.
-    """
+    """FILES batches of at most `BATCH_ROWS` rows; the counts are final once it is exhausted."""
 
     def __init__(self, source: SourceSettings) -> None:
         self.num_files = 0
@@ -301,10 +297,6 @@ def manifest_rows(
         allow_local_files: whether a manifest in a remote store may name files of this machine.
         uri_names: names of the column of addresses; the first that is there is taken.
         max_metadata_characters: what the other columns of a row may come to.
-
-    Raises:
-        ConfigError: unknown format, no `uri` column, a broken line, a line that is too large or
-            names what a manifest from elsewhere must not (`may_name`), or no rows at all.
     """
     reading = _Manifest(normalise(manifest), allow_local_files, uri_names, max_metadata_characters)
     return reading.chunks(options)

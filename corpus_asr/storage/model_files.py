@@ -76,9 +76,6 @@ def fetch_checkpoint(
         weights: False fetches only the small files: configuration, tokenizer, features.
         expect: a file that must be there; None for any.
         subfolder: where below the checkpoint the files are; for folders and addresses too.
-
-    Raises:
-        CheckpointError: there is no such checkpoint, it may not be read, or files are missing.
     """
     checkpoint = full_name(checkpoint)
     local = Path(normalise(checkpoint)) if scheme_of(checkpoint) == LOCAL else None
@@ -116,11 +113,7 @@ def fetch_checkpoint(
 
 
 def model_revision(folder: Path) -> str:
-    """Return a short hash of names and contents of configuration, tokenizer and weight files.
-
-    Raises:
-        CheckpointError: the folder holds no weights, or a file cannot be read.
-    """
+    """Return a short hash of names and contents of configuration, tokenizer and weight files."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     weights = _weight_names(names)
     if not weights:
@@ -390,11 +383,7 @@ def upload_files(
     commit_message: str | None = None,
     create_pr: bool = False,
 ) -> None:
-    """Put files of a folder into a repository of the Hub in one commit; it is made if needed.
-
-    Raises:
-        CheckpointError: the hub does not take it.
-    """
+    """Put files of a folder into a repository of the Hub in one commit; it is made if needed."""
     # Imported here: what never uploads needs none of it.
     import huggingface_hub
 

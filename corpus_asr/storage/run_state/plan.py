@@ -83,9 +83,6 @@ def make_plan(
 
     With a `model_revision`, the folder is checked to hold nothing made otherwise; for a new run,
     such results are planned for as if they were put aside already.
-
-    Raises:
-        ConfigError: the source names nothing, or the folder's results must not be mixed with.
     """
     earlier = Earlier.same
     if model_revision is not None:

@@ -152,12 +152,7 @@ def write_calibration(
 
 
 def read_calibration(address: str, *, endpoint_url: str | None = None) -> ConfidenceModel:
-    """Return the calibration at an address.
-
-    Raises:
-        ConfigError: there is none, or it is of another program or version.
-        CorpusAsrError: it is no JSON.
-    """
+    """Return the calibration at an address."""
     folder, _, name = address.rpartition("/")
     if not name.endswith(".json"):
         folder, name = address, CALIBRATION_NAME
@@ -192,9 +187,6 @@ def calibration_for(
     """Return the calibration of a job: the one that it names, else that of its output folder.
 
     One that was fitted for other weights is used, with a warning in the log.
-
-    Raises:
-        ConfigError: the one that the job names does not exist or cannot be used.
     """
     address = config.model.calibration
     if address is None and not store.exists(CALIBRATION_NAME):
@@ -306,11 +298,7 @@ def fingerprint(config: RunConfig, model_revision: str) -> str:
 def check_fingerprint(
     store: OutputStore, config: RunConfig, fingerprint: str, *, new_run: bool = False
 ) -> Earlier:
-    """Tell what results the folder holds; those of another fingerprint only for a new run.
-
-    Raises:
-        ConfigError: it holds results of another; the message shows what differs.
-    """
+    """Tell what results the folder holds; those of another fingerprint only for a new run."""
     stored = store.read_json(FINGERPRINT_NAME)
     moving = store.read_json(ARCHIVE_NOTE_NAME)
     if moving is not None:
@@ -371,11 +359,7 @@ def begin_run(
     run_id: str | None = None,
     new_run: bool = False,
 ) -> Run:
-    """Begin a run in an output folder, or continue the ones before it; no `_SUCCESS` meanwhile.
-
-    Raises:
-        ConfigError: the folder holds results that must not be mixed with this run's.
-    """
+    """Begin a run in an output folder, or continue the ones before it; no `_SUCCESS` meanwhile."""
     earlier = check_fingerprint(store, config, fingerprint, new_run=new_run)
     now = datetime.datetime.now(datetime.UTC)
     run = Run(

@@ -58,12 +58,7 @@ def _info(details: dict[str, Any]) -> ObjectInfo:
 
 
 class FsspecStore(Store):
-    """Objects of the place an address names: a scheme, and where it has one, a host.
-
-    Raises:
-        ConfigError: (also when first used) no library for the scheme is installed, or the address
-            does not say what that library needs.
-    """
+    """Objects of the place an address names: a scheme, and where it has one, a host."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
