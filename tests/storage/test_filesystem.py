@@ -244,17 +244,22 @@ def test_a_presigned_address_for_get_only_can_be_looked_up(web: WebServer) -> No
 def test_a_failed_local_write_leaves_the_old_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = tmp_path / "file"
+    target, source = tmp_path / "file", tmp_path / "source"
     write_atomic(str(target), b"old")
+    source.write_bytes(b"new")
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(FetchError, match="No space left"):
-        write_atomic(str(target), b"new")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    assert target.read_bytes() == b"old"
+    for write in (
+        lambda: write_atomic(str(target), b"new"),
+        lambda: upload(str(source), str(target)),
+    ):
+        with pytest.raises(FetchError, match="No space left"):
+            write()
+        assert sorted(os.listdir(tmp_path)) == ["file", "source"]
+        assert target.read_bytes() == b"old"
 
 
 class Hosts(MemoryFileSystem):  # type: ignore[misc]

@@ -169,27 +169,15 @@ def test_finishing_says_what_there_is(tmp_path: Path) -> None:
 
 def test_channels_apart_cover_the_same_time(memory: str) -> None:
     store = OutputStore(memory)
-    commit(
-        store,
-        results(
-            part("a", 0, texts=["x"], last=False, channel=0),
-            part("a", 1, texts=["y"], channel=1),
-        ),
-    )
-    done(store, files("a"))
-    [row] = [row for batch in store.recordings() for row in batch.to_pylist()]
-    assert (row["duration_s"], row["parts"], row["segments"]) == (10.0, 2, 2)
-
-
-@pytest.mark.parametrize("channels", [(0, 1), ()])
-def test_a_failure_is_no_channel(memory: str, channels: tuple[int, ...]) -> None:
-    store = OutputStore(memory)
-    for index, channel in enumerate(channels):
-        commit(store, results(part("a", index, texts=["x"], last=False, channel=channel)))
-    failed = part("a", len(channels), texts=None, status="failed", duration_s=0.0)
-    commit(store, results(failed))
-    counts = done(store, files("a"))
-    assert counts.audio_s == (10.0 if channels else 0.0)
+    apart = [part("a", index, texts=["x"], last=False, channel=index) for index in (0, 1)]
+    nothing: dict[str, Any] = {"texts": None, "status": "failed", "duration_s": 0.0}
+    commit(store, results(*apart, part("a", 2, **nothing), part("b", 0, **nothing)))
+    counts = done(store, files("a", "b"))
+    a, b = [row for batch in store.recordings() for row in batch.to_pylist()]
+    assert counts.audio_s == a["duration_s"] + b["duration_s"] == 10.0, "a failure is no channel"
+    assert {(row["uri"], row["parts"], row["segments"]) for row in (a, b)} == {
+        ("/a", 3, 2), ("/b", 1, 0),
+    }  # fmt: skip
 
 
 def test_secrets_of_the_configuration_are_not_kept(memory: str) -> None:
@@ -440,9 +428,8 @@ def test_what_is_to_be_left_alone_is_retried_with_new_content_only(memory: str) 
 
 def mixed(store: OutputStore) -> tuple[str, ...]:
     """Commit recordings that failed in all ways, and some that did not."""
-    commit(
-        store, results(part("good", 0, texts=["x"]), failed("down"), failed("bad", retryable=False))
-    )
+    good = part("good", 0, texts=["x"])
+    commit(store, results(good, failed("down"), failed("bad", retryable=False)))
     commit(store, results(
         part("half", 0, texts=["x"], last=False), failed("half", 1, last=False),
         part("half", 2, texts=["x"]), failed("both", 0, last=False, retryable=False),
@@ -465,9 +452,8 @@ def test_what_is_done_again(memory: str) -> None:
 def test_a_failure_that_was_mended_is_no_longer_done_again(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path))
     names = mixed(store)
-    commit(
-        store, results(part("down", 0, texts=["new"]), part("half", 1, texts=["new"], last=False))
-    )
+    mended = part("down", 0, texts=["new"]), part("half", 1, texts=["new"], last=False)
+    commit(store, results(*mended))
     assert left(store, files(*names), Retry.retryable) == {"both": [0]}
     counts = done(store, files(*names))
     assert (counts.ok, counts.failed, counts.left) == (3, 3, 0)
