@@ -180,22 +180,12 @@ class Index:
 
 
 def read_index(store: OutputStore, rows: PartRows = SEGMENT_ROWS) -> Index:
-    """Read the index of the output folder of a run that wrote segments, or labels.
-
-    Raises:
-        ConfigError: the folder is not the output of a run, or of one that wrote the other.
-        FetchError: the store does not answer, or a run is just finishing here; try again.
-    """
+    """Read the index of the output folder of a run that wrote segments, or labels."""
     return index_of(store, outcomes_names(store), Ledger.load(store).resolve(()), rows)
 
 
 def outcomes_names(store: OutputStore) -> list[str]:
-    """Return the names of a run's outcomes objects; empty if it has just begun.
-
-    Raises:
-        ConfigError: the folder is not the output of a run.
-        FetchError: the store does not answer.
-    """
+    """Return the names of a run's outcomes objects; empty if it has just begun."""
     names = store.names(OUTCOMES_FOLDER)
     if not names and not store.exists(CONFIG_NAME):
         raise ConfigError(
@@ -298,11 +288,7 @@ def _languages(parts: pa.Table, ids: pa.ChunkedArray) -> pa.ChunkedArray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which recordings and segments are read.
-
-    Raises:
-        ConfigError: a language is unknown, or the limit is not between 0 and 1.
-    """
+    """Which recordings and segments are read."""
 
     languages: tuple[str, ...] = ()
     """Codes or names; only segments in them are read, and recordings that have some."""
@@ -364,10 +350,6 @@ def recordings(
     """Yield the recordings of a mask with their positions in the index, sorted by URI.
 
     Of the segments table, `columns` are read, `TEXT_COLUMNS` at least.
-
-    Raises:
-        CorpusAsrError: an object does not hold what its outcomes say.
-        FetchError: the store does not answer, or a run is just finishing here; try again.
     """
     counts = np.where(wanted, index.recordings["segments"].to_numpy(), 0)
     with ExternalSort(counts, order=_ORDER) as sorting:
@@ -397,10 +379,6 @@ def claimed_rows(
     """Yield the rows of objects that the index names, a bounded number at a time.
 
     `schema` has the columns to read, `recording_id` among them.
-
-    Raises:
-        CorpusAsrError: an object does not hold what its outcomes say.
-        FetchError: the store does not answer, or a run is just finishing here; try again.
     """
     ids = index.recordings["recording_id"].combine_chunks()
     seen = dict.fromkeys(claims, 0)

@@ -44,11 +44,7 @@ SINGLE_NAME = "transcripts"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """How recordings are written.
-
-    Raises:
-        ConfigError: two options exclude each other.
-    """
+    """How recordings are written."""
 
     formats: tuple[ExportFormat, ...]
     single: bool = False
@@ -90,13 +86,7 @@ class ExportSummary:
 def export(
     store: OutputStore, to: str, options: ExportOptions, selection: Selection
 ) -> ExportSummary:
-    """Write recordings of a run, finished or not, to files in a folder, replacing those there.
-
-    Raises:
-        ConfigError: there is no such output, or files cannot be written to such a URI.
-        CorpusAsrError: the tables do not hold what they say.
-        FetchError: a store failed beyond its retries; what was written stays.
-    """
+    """Write recordings of a run, finished or not, to files in a folder, replacing those there."""
     to = normalise(to).rstrip("/")
     if scheme_of(to) in ("http", "https"):
         raise ConfigError(

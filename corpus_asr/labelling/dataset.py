@@ -80,12 +80,7 @@ def result_settings(
 
 
 def begin(store: OutputStore, settings: dict[str, Any]) -> None:
-    """Begin a data set in a folder, or go on with it.
-
-    Raises:
-        ConfigError: the folder holds another one, or files of somebody else.
-        FetchError: the store does not answer.
-    """
+    """Begin a data set in a folder, or go on with it."""
     stored = store.read_json(SETTINGS_NAME)
     if stored is None:
         for folder in (DATA_FOLDER, AUDIO_FOLDER, SELECTION_FOLDER, "segments", "outcomes"):

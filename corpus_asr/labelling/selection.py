@@ -73,12 +73,7 @@ class Origin:
 
 
 def read_origin(store: OutputStore) -> Origin:
-    """Read what a run notes of itself.
-
-    Raises:
-        ConfigError: it has no notes.
-        FetchError: the store does not answer.
-    """
+    """Read what a run notes of itself."""
     config, fingerprint = (store.read_json(name) for name in (CONFIG_NAME, FINGERPRINT_NAME))
     if config is None or fingerprint is None:
         missing = CONFIG_NAME if config is None else FINGERPRINT_NAME
@@ -128,13 +123,7 @@ class Sources:
 def read_sources(
     output_uri: str, settings: SelectionSettings, *, endpoint_url: str | None = None
 ) -> Sources:
-    """Read what is there to select from.
-
-    Raises:
-        ConfigError: there is no such output, it is compared with itself or with one of other
-            recordings, or the existing transcripts cannot be used.
-        FetchError: a store failed beyond its retries.
-    """
+    """Read what is there to select from."""
     store = OutputStore(output_uri, endpoint_url=endpoint_url)
     index = read_index(store)
     other = references = None

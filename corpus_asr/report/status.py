@@ -78,12 +78,7 @@ class Status:
 
 
 def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> Status:
-    """Look at an output folder; `now` is for tests.
-
-    Raises:
-        ConfigError: it is not the output of a run.
-        FetchError: the store does not answer.
-    """
+    """Look at an output folder; `now` is for tests."""
     now = now or datetime.datetime.now(datetime.UTC)
     holder, snapshot = read_holder(store), read_snapshot(store)
     if holder is None and snapshot is None and store.read_json(CONFIG_NAME) is None:

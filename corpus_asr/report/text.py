@@ -9,11 +9,15 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import typer
 
 from corpus_asr.confidence import LOW_CONFIDENCE
 from corpus_asr.segments import Segment, Transcript
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 WIDTH = 100
 _LABEL_WIDTH = 12
@@ -52,6 +56,11 @@ def printable(text: str) -> str:
     return " ".join("".join(each if each.isprintable() else " " for each in text).split())
 
 
+def shortened(text: str, most: int) -> str:
+    """Return at most so many characters of a text; dots stand for the rest."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def wrapped(text: str, *, bullet: str = "", label: str = "") -> Iterator[str]:
     """Break a long text into lines below each other, the first behind its label."""
     indent = " " * (_LABEL_WIDTH + 2)
@@ -63,6 +72,23 @@ def wrapped(text: str, *, bullet: str = "", label: str = "") -> Iterator[str]:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def markdown_template(package: str, name: str, **filters: Callable[..., str]) -> "Template":
+    """Return a Markdown template of a package; its filters escape what comes from tables."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    templates = Environment(
+        loader=PackageLoader(package),
+        autoescape=False,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    usual = {"commas": "{:,}".format, "counted": counted, "duration": duration}
+    templates.filters |= usual | filters
+    return templates.get_template(name)
 
 
 class Format(StrEnum):

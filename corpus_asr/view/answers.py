@@ -102,11 +102,7 @@ _READ: Mapping[str, tuple[Callable[[str], Any], str]] = {
 
 
 def parse_request(parameters: Mapping[str, str]) -> Request:
-    """Read the parameters of a request with care; unknown ones are ignored.
-
-    Raises:
-        ConfigError: a value is not allowed.
-    """
+    """Read the parameters of a request with care; unknown ones are ignored."""
     values: dict[str, Any] = {}
     for name in (field.name for field in fields(Request)):
         text = parameters.get(name.removesuffix("_s"), "")

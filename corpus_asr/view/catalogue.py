@@ -70,12 +70,7 @@ class Catalogue:
 
 
 def read_catalogue(store: OutputStore) -> Catalogue:
-    """Read the outcomes of an output folder.
-
-    Raises:
-        ConfigError: the folder is not the output of a run.
-        FetchError: the store does not answer, or a run is just finishing here; try again.
-    """
+    """Read the outcomes of an output folder."""
     names = outcomes_names(store)
     classified = (store.read_json(CONFIG_NAME) or {}).get("pipeline") == CLASSIFY_AUDIO
     rows = LABEL_ROWS if classified else SEGMENT_ROWS
@@ -124,12 +119,7 @@ class View:
 
 
 class Library:
-    """Keeps a view of an output folder, which is read only when asked for. Thread-safe.
-
-    Raises:
-        ConfigError: the folder is not the output of a run.
-        FetchError: the store does not answer, or a run is just finishing here; try again.
-    """
+    """Keeps a view of an output folder, which is read only when asked for. Thread-safe."""
 
     def __init__(self, store: OutputStore, *, refresh_s: float = REFRESH_S) -> None:
         self.store = store
@@ -297,12 +287,7 @@ class Transcripts:
         self._lock = threading.Lock()
 
     def read(self, catalogue: Catalogue, position: int) -> Transcript:
-        """Return the transcript of a recording.
-
-        Raises:
-            FetchError: the store does not answer, or a run is just finishing here; try again.
-            CorpusAsrError: an object is no Parquet file.
-        """
+        """Return the transcript of a recording."""
         places = tuple(catalogue.index.places(position))
         with self._lock:
             if places in self._kept:

@@ -89,10 +89,6 @@ class TextFiles:
         """Read new objects of an output folder, drop deleted ones, and return what there is now.
 
         `on_rows` is called with the number of rows whenever some have been read.
-
-        Raises:
-            CorpusAsrError: an object does not hold what its outcomes say.
-            FetchError: the store does not answer, or a run is just finishing here; try again.
         """
         claims = dict(index.objects())
         kept = [chunk for chunk in self._chunks if any(name in claims for name, *_ in chunk.spans)]
@@ -178,11 +174,7 @@ class RecordingOrder(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """What recordings and segments have to match.
-
-    Raises:
-        ConfigError: a confidence is not between 0 and 1.
-    """
+    """What recordings and segments have to match."""
 
     id: str = ""
     """Of the only recording."""
@@ -278,11 +270,7 @@ def find(
     order: Order = Order.recording,
     page: int = 0,
 ) -> Hits:
-    """Search all segments of a run; recordings and texts are those of one view.
-
-    Raises:
-        ConfigError: there is no such page.
-    """
+    """Search all segments of a run; recordings and texts are those of one view."""
     _check_page(page)
     wanted = filters.recordings(recordings)
     seen = np.zeros(len(wanted), dtype=bool)
@@ -351,11 +339,7 @@ def recordings_page(
     order: RecordingOrder = RecordingOrder.name,
     page: int = 0,
 ) -> tuple[int, list[int]]:
-    """Return how many recordings match, and the positions of one page of them.
-
-    Raises:
-        ConfigError: there is no such page.
-    """
+    """Return how many recordings match, and the positions of one page of them."""
     _check_page(page)
     positions = np.flatnonzero(filters.recordings(recordings) & filters.in_language(recordings))
     if order is not RecordingOrder.name:

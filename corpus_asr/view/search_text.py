@@ -140,11 +140,7 @@ class Query:
 
 
 def parse_query(text: str, *, whole_words: bool = False) -> Query:
-    """Parse what was typed.
-
-    Raises:
-        ConfigError: it is too long, or has no letters and figures.
-    """
+    """Parse what was typed."""
     if len(text) > MAX_QUERY_CHARS:
         raise ConfigError(
             f"searching: found {len(text)} characters, expected {MAX_QUERY_CHARS} at most; search "

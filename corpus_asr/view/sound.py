@@ -116,9 +116,6 @@ class Sounds:
         store: the output folder; its run's settings say how recordings are read.
         moved: prefixes of URIs, and what replaces them.
         endpoint_url: the store of the recordings, where it is not the run's.
-
-    Raises:
-        ConfigError: the run's settings are not those of this program.
     """
 
     def __init__(

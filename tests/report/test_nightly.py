@@ -22,7 +22,7 @@ from corpus_asr.report.nightly import (
     past_from,
     warnings_of,
 )
-from corpus_asr.report.run import FailureExample, FailureGroup, LanguageShare
+from corpus_asr.report.run import ClassShare, FailureExample, FailureGroup
 from tests.support.nightly import night, past
 
 
@@ -39,7 +39,7 @@ FULL = night(
     left=5,
     failed=1234,
     failures=(failing("s3://pod/a.mp3"), failing("s3://pod/b.txt", retryable=False)),
-    languages=(LanguageShare(language="en", recordings=8, audio_s=7200.0, segments=99),),
+    languages=(ClassShare(name="en", recordings=8, audio_s=7200.0, segments=99),),
     unsure=12,
     least_sure=(Unsure(uri="s3://pod/c|d.mp3", confidence=0.25, audio_s=60.0),),
     left_alone=7,

@@ -16,10 +16,9 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.report.reconciliation import Balance
 from corpus_asr.report.run import (
     COUNTS,
+    ClassShare,
     FailureExample,
     FailureGroup,
-    LabelShare,
-    LanguageShare,
     Report,
     RunCounts,
     as_data,
@@ -184,7 +183,7 @@ def test_languages_come_by_audio_and_confidence_by_tenths() -> None:
         segments_of(rows[:1], 0.0) + segments_of(rows[1:2], 0.55) + segments_of(rows[2:], 1.0)
     )
     found = count(rows, segments=segments)
-    assert [(one.language, one.audio_s) for one in found.languages] == [("de", 500), ("en", 200)]
+    assert [(one.name, one.audio_s) for one in found.languages] == [("de", 500), ("en", 200)]
     assert [share.recordings for share in found.languages] == [1, 2]
     assert found.confidence == (2, 0, 0, 0, 0, 2, 0, 0, 0, 2)
 
@@ -252,7 +251,7 @@ def test_labels_are_counted_by_part_and_windows_by_their_likeliest() -> None:
         outcome("c", 0),
     ]
     found = count(rows).labels
-    assert [(one.label, one.recordings, one.audio_s) for one in found] == [
+    assert [(one.name, one.recordings, one.audio_s) for one in found] == [
         ("music", 1, 60.0),
         ("speech", 1, 40.0),
     ]
@@ -399,8 +398,8 @@ FULL = Report(
         segments=12_345, extract_s=900.0, transcribe_s=1400.0, skipped_packets=7,
         recordings_with_skipped_packets=1, devices=(("NVIDIA H200", 140),),
         languages=(
-            LanguageShare(language="en", recordings=90, audio_s=300_000.0, segments=12_000),
-            LanguageShare(language="de", recordings=5, audio_s=60_000.0, segments=345),
+            ClassShare(name="en", recordings=90, audio_s=300_000.0, segments=12_000),
+            ClassShare(name="de", recordings=5, audio_s=60_000.0, segments=345),
         ),
         confidence=(1, 0, 0, 0, 0, 10, 20, 200, 2_000, 10_114),
         failures=(MISSING,), audio_by_run_s=(("20260101", 867_600.0),), balance=SOUND,
@@ -472,7 +471,9 @@ def test_durations_take_the_unit_that_suits_them() -> None:
 
 def test_labels_are_told_in_place_of_text_the_most_frequent_first() -> None:
     shares = tuple(
-        LabelShare(label=f"class {number}", recordings=1, audio_s=3600.0 / (number + 1))
+        ClassShare(
+            name=f"class {number}", recordings=1, audio_s=3600.0 / (number + 1), segments=0
+        )
         for number in range(22)
     )
     found = replace(FULL, statistics=replace(FULL.statistics, labels=shares, languages=()))

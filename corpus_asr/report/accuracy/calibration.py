@@ -115,9 +115,6 @@ def word_outcomes(
     Returns:
         For each text, which of its normalised words are right; and how many words of the reference
         are missing after one of its words.
-
-    Raises:
-        ConfigError: jiwer is not installed.
     """
     words_of = [units(normalised(text, language), language) for text in texts]
     owners = [index for index, words in enumerate(words_of) for _ in words]
@@ -144,9 +141,6 @@ def segment_outcomes(
     """Compare a recording's segments, in the order of time, with its reference.
 
     Segments without words, or without log-probabilities, are left out.
-
-    Raises:
-        ConfigError: jiwer is not installed.
     """
     rights, missed = word_outcomes([one.text for one in segments], reference, language)
     outcomes = []
@@ -167,11 +161,7 @@ def segment_outcomes(
 
 
 def check_enough(outcomes: Sequence[SegmentOutcome]) -> None:
-    """Refuse to fit to too little.
-
-    Raises:
-        ConfigError: too few segments, or too few with or without errors.
-    """
+    """Refuse to fit to too little."""
     errors = sum(one.has_error for one in outcomes)
     groups = len({one.group for one in outcomes})
     if (

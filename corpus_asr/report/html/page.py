@@ -105,12 +105,7 @@ def load_page(
     at_the_end: bool = False,
     now: datetime.datetime | None = None,
 ) -> PageData:
-    """Read what a page shows that is to lie in `folder` of this machine; None if elsewhere.
-
-    Raises:
-        ConfigError: the folder is not the output of a run.
-        FetchError: the store does not answer, or a run is just finishing here; try again.
-    """
+    """Read what a page shows that is to lie in `folder` of this machine; None if elsewhere."""
     gatherer = Gatherer(store)
     report = load_report(store, gatherer)
     return PageData(
@@ -126,12 +121,7 @@ def load_page(
 
 
 def write_page(store: OutputStore, uri: str, *, at_the_end: bool = False) -> Report:
-    """Write the page of an output folder to a path or address, and return what it counted.
-
-    Raises:
-        ConfigError: the folder is not the output of a run.
-        FetchError: the store does not answer, or the page cannot be written.
-    """
+    """Write the page of an output folder to a path or address, and return what it counted."""
     uri = normalise(uri)
     folder = parent(uri) if scheme_of(uri) == LOCAL else None
     page = load_page(store, folder=folder, at_the_end=at_the_end)
