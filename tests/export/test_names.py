@@ -8,7 +8,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpus_asr.export.names import Names
+from corpus_asr.export.write import Names
 from corpus_asr.storage.stores.uri import recording_id, within
 
 

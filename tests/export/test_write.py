@@ -14,9 +14,15 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli import main as cli
 from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.export.external_sort import ExternalSort
 from corpus_asr.export.formats import ExportFormat, WordStyle
-from corpus_asr.export.recordings import TEXT_COLUMNS, Selection, chosen, read_index, recordings
+from corpus_asr.export.recordings import (
+    TEXT_COLUMNS,
+    ExternalSort,
+    Selection,
+    chosen,
+    read_index,
+    recordings,
+)
 from corpus_asr.export.write import ExportOptions, export
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import read_bytes

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corpus_asr.labelling.measures import (
+from corpus_asr.labelling.selection import (
     Comparisons,
     errors_by_piece,
     listed_hashes,

@@ -471,9 +471,7 @@ def test_durations_take_the_unit_that_suits_them() -> None:
 
 def test_labels_are_told_in_place_of_text_the_most_frequent_first() -> None:
     shares = tuple(
-        ClassShare(
-            name=f"class {number}", recordings=1, audio_s=3600.0 / (number + 1), segments=0
-        )
+        ClassShare(name=f"class {number}", recordings=1, audio_s=3600.0 / (number + 1), segments=0)
         for number in range(22)
     )
     found = replace(FULL, statistics=replace(FULL.statistics, labels=shares, languages=()))

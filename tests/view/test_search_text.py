@@ -8,14 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus_asr.errors import ConfigError
-from corpus_asr.view.search_text import (
-    MAX_QUERY_CHARS,
-    Query,
-    folded,
-    folded_lines,
-    parse_query,
-    places,
-)
+from corpus_asr.view.search import MAX_QUERY_CHARS, Query, folded, folded_lines, parse_query, places
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
 
