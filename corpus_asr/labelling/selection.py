@@ -46,6 +46,7 @@ from corpus_asr.storage.stores.uri import redact_uri
 MAX_REPEATED_WORDS = 5
 _MIN_WORDS = 10  # the share of different words among fewer says nothing
 _HASH_BYTES = 8
+_KINDS = ("equal", "substitute", "delete", "insert")  # as `Errors` counts them
 _COPIED = (
     "start_s", "end_s", "text", "language_probability", "task", "confidence", "avg_logprob",
     "no_speech_prob", "compression_ratio", "temperature", "speech_fraction", "known_hallucination",
@@ -60,23 +61,18 @@ def errors_by_piece(pieces: Sequence[Sequence[str]], said: Sequence[str]) -> lis
     """
     found = [word for piece in pieces for word in piece]
     piece_of_word = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
-    hits, substitutions, deletions, insertions = (
-        np.zeros(len(pieces), dtype=np.int64) for _ in range(4)
-    )
-    if found and not said:
-        np.add.at(insertions, piece_of_word, 1)
+    counts = np.zeros((len(pieces), 4), dtype=np.int64)  # (piece, kind of `Errors`)
+    if not said:
+        counts[:, 3] = [len(piece) for piece in pieces]
     elif found:
         for chunk in aligned(said, found).alignments[0]:
             theirs = piece_of_word[chunk.hyp_start_idx : chunk.hyp_end_idx]
             if chunk.type == "delete":
                 beside = piece_of_word[max(0, chunk.hyp_start_idx - 1) : chunk.hyp_start_idx + 1]
-                deletions[np.unique(beside)] += chunk.ref_end_idx - chunk.ref_start_idx
-            elif chunk.type == "insert":
-                np.add.at(insertions, theirs, 1)
+                counts[np.unique(beside), 2] += chunk.ref_end_idx - chunk.ref_start_idx
             else:
-                np.add.at(hits if chunk.type == "equal" else substitutions, theirs, 1)
-    counts = zip(hits, substitutions, deletions, insertions, strict=True)
-    return [Errors(*map(int, each)) for each in counts]
+                np.add.at(counts, (theirs, _KINDS.index(chunk.type)), 1)
+    return [Errors(*each) for each in counts.tolist()]
 
 
 def rate(errors: Errors) -> float:
@@ -93,51 +89,39 @@ class Comparisons:
     reference: Reference | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasuredSegment:
-    """A segment's row, and the number of its text: equal for texts that say the same."""
-
-    row: dict[str, Any]
-    text_hash: int
-
-
 def measured(
     recording: Recording,
     version: Mapping[str, Any],
     beside: Comparisons,
     *,
     listed: frozenset[int] = frozenset(),
-) -> list[MeasuredSegment]:
-    """Measure the segments of a recording."""
-    found: list[MeasuredSegment] = []
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield the row of each segment and a number of its text: equal for texts that say the same."""
     reference = beside.reference
-    for channel, segments in sorted(
-        recording.by_channel().items(), key=lambda item: -1 if item[0] is None else item[0]
-    ):
-        words = [_words(segment.text, segment.language or recording.language)
-                 for segment in segments]  # fmt: skip
-        others = texts = None
-        if beside.other is not None:
-            others = [each.text for each in beside.other.by_channel().get(channel, [])]
-        if reference is not None:
-            texts = [reference.text]
-        language = (reference.language if reference else None) or recording.language
-        disagreement = _rates(segments, others, recording.language)
-        wers = _rates(segments, texts, language)
-        for at, segment in enumerate(segments):
-            text_hash = hash_of(" ".join(words[at]))
-            row = _row(recording, segment, words[at]) | {
+    language = (reference.language if reference else None) or recording.language
+    others = beside.other.by_channel() if beside.other else {}
+    reference_text = reference.text if reference else None
+    channels = recording.by_channel()
+    for channel in sorted(channels, key=lambda channel: -1 if channel is None else channel):
+        segments = channels[channel]
+        heard = [each.text for each in others.get(channel, [])] if beside.other else None
+        disagreements = _rates(segments, heard, recording.language)
+        wers = _rates(segments, [reference.text] if reference else None, language)
+        for segment, disagreement, wer in zip(segments, disagreements, wers, strict=True):
+            words = _words(segment.text, segment.language or recording.language)
+            text_hash = hash_of(" ".join(words))
+            row = _row(recording, segment, words) | {
                 "size_bytes": version["size_bytes"],
                 "etag": version["etag"],
                 "channel": channel,
                 "listed": text_hash in listed,
-                "disagreement": disagreement[at],
-                "wer": wers[at],
+                "disagreement": disagreement,
+                "wer": wer,
                 "reference_language": reference.language if reference else None,
-                "reference": reference.text if reference and not found else None,
+                "reference": reference_text,
             }
-            found.append(MeasuredSegment(row=row, text_hash=text_hash))
-    return found
+            reference_text = None  # in the first row of a recording only
+            yield row, text_hash
 
 
 def hash_of(words: str) -> int:
@@ -334,9 +318,9 @@ def measure(sources: Sources, settings: SelectionSettings, path: str) -> np.ndar
         for position, recording, other in _beside_the_other(sources):
             beside = Comparisons(other=other, reference=references.get(recording.recording_id))
             version = versions.slice(position, 1).to_pylist()[0]
-            for each in measured(recording, version, beside, listed=listed):
-                waiting.append(each.row)
-                hashes.append(each.text_hash)
+            for row, text_hash in measured(recording, version, beside, listed=listed):
+                waiting.append(row)
+                hashes.append(text_hash)
             if len(waiting) >= _ROWS_AT_A_TIME:
                 file.append(pa.Table.from_pylist(waiting, schema=SELECTION))
                 waiting = []
@@ -351,7 +335,7 @@ def _beside_the_other(
     sources: Sources,
 ) -> Iterator[tuple[int, Recording, Recording | None]]:
     """Yield recordings with the same of the other run, if it has it; both sorted by address."""
-    theirs = _all_of(*sources.other, sources.index) if sources.other else iter(())
+    theirs = _done(*sources.other, among=sources.index) if sources.other else iter(())
     candidate = next(theirs, None)
     for position, recording in _done(sources.store, sources.index):
         while candidate is not None and _place(candidate[1]) < _place(recording):
@@ -364,17 +348,14 @@ def _place(recording: Recording) -> tuple[bytes, str]:
     return recording.uri.encode("utf-8", "surrogatepass"), recording.recording_id
 
 
-def _done(store: OutputStore, index: Index) -> Iterator[tuple[int, Recording]]:
+def _done(
+    store: OutputStore, index: Index, *, among: Index | None = None
+) -> Iterator[tuple[int, Recording]]:
     everything = Selection()
     wanted = chosen(index, everything)
-    return recordings(store, index, wanted, everything, columns=_COLUMNS)
-
-
-def _all_of(store: OutputStore, index: Index, ours: Index) -> Iterator[tuple[int, Recording]]:
-    everything = Selection()
-    ids = ours.recordings["recording_id"].combine_chunks()
-    shared = np.asarray(pc.is_in(index.recordings["recording_id"], value_set=ids))
-    wanted = chosen(index, everything) & shared
+    if among is not None:
+        ids = among.recordings["recording_id"].combine_chunks()
+        wanted &= np.asarray(pc.is_in(index.recordings["recording_id"], value_set=ids))
     return recordings(store, index, wanted, everything, columns=_COLUMNS)
 
 
@@ -383,18 +364,16 @@ def decided(path: str, hashes: np.ndarray, rules: Sequence[Rule]) -> Iterator[li
     _, number, counts = np.unique(hashes, return_inverse=True, return_counts=True)
     rows = _counted_rows(path, counts[number])
     for _, group in groupby(rows, key=lambda row: row["recording_id"]):
-        found = list(group)
-        for row in found:
+        of_recording = list(group)
+        for row in of_recording:
             decide(row, rules)
-        yield found
+        yield of_recording
 
 
 def _counted_rows(path: str, copies: np.ndarray) -> Iterator[dict[str, Any]]:
     at = 0
     for batch in parquet_batches(path, batch_rows=_ROWS_AT_A_TIME):
-        for row, count in zip(
-            batch.to_pylist(), copies[at : at + batch.num_rows].tolist(), strict=True
-        ):
-            row["copies"] = count
-            yield row
-        at += batch.num_rows
+        rows = batch.to_pylist()
+        for row, count in zip(rows, copies[at : at + len(rows)].tolist(), strict=True):
+            yield row | {"copies": count}
+        at += len(rows)
