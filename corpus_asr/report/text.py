@@ -4,12 +4,13 @@ Lines of reports have at most about 100 characters and are the same on a termina
 """
 
 import json
+import math
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -59,6 +60,17 @@ def printable(text: str) -> str:
 def shortened(text: str, most: int) -> str:
     """Return at most so many characters of a text; dots stand for the rest."""
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def rounded(value: Any) -> Any:
+    """Return data for JSON with numbers rounded to six digits; one that is not a number is null."""
+    if isinstance(value, dict):
+        return {name: rounded(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(each) for each in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else round(value, 6)
+    return value
 
 
 def wrapped(text: str, *, bullet: str = "", label: str = "") -> Iterator[str]:

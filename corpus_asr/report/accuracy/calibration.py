@@ -23,7 +23,7 @@ from corpus_asr.confidence import (
 )
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.accuracy.scoring import aligned, normalised, units
-from corpus_asr.report.text import counted, row, table, wrapped
+from corpus_asr.report.text import counted, rounded, row, table, wrapped
 from corpus_asr.segments import Segment
 from corpus_asr.storage.stores.uri import redact_uri
 
@@ -124,13 +124,11 @@ def word_outcomes(
     if hypothesis and expected:
         for chunk in aligned(expected, hypothesis).alignments[0]:
             if chunk.type == "equal":
-                right[chunk.hyp_start_idx : chunk.hyp_end_idx] = [True] * (
-                    chunk.hyp_end_idx - chunk.hyp_start_idx
-                )
+                for at in range(chunk.hyp_start_idx, chunk.hyp_end_idx):
+                    right[at] = True
             elif chunk.type == "delete":
-                missed[owners[max(0, chunk.hyp_start_idx - 1)]] += (
-                    chunk.ref_end_idx - chunk.ref_start_idx
-                )
+                before = owners[max(0, chunk.hyp_start_idx - 1)]
+                missed[before] += chunk.ref_end_idx - chunk.ref_start_idx
     marks = iter(right)
     return [[next(marks) for _ in words] for words in words_of], missed
 
@@ -162,13 +160,10 @@ def segment_outcomes(
 
 def check_enough(outcomes: Sequence[SegmentOutcome]) -> None:
     """Refuse to fit to too little."""
-    errors = sum(one.has_error for one in outcomes)
-    groups = len({one.group for one in outcomes})
-    if (
-        len(outcomes) >= MIN_SEGMENTS
-        and MIN_ERRORS <= errors <= len(outcomes) - MIN_ERRORS
-        and groups >= FOLDS
-    ):
+    errors = sum(each.has_error for each in outcomes)
+    groups = len({each.group for each in outcomes})
+    both_kinds = MIN_ERRORS <= errors <= len(outcomes) - MIN_ERRORS
+    if len(outcomes) >= MIN_SEGMENTS and both_kinds and groups >= FOLDS:
         return
     raise ConfigError(
         f"calibrating confidence: found {len(outcomes):,} segments with references and "
@@ -251,17 +246,15 @@ def cross_validated(
     outcomes: Sequence[SegmentOutcome], start: ConfidenceModel = DEFAULT_MODEL
 ) -> list[float]:
     """Return each segment's confidence by a model that was fitted to other groups."""
-    order = {group: at for at, group in enumerate(sorted({one.group for one in outcomes}))}
-    folds = [order[one.group] % FOLDS for one in outcomes]
-    found = [0.0] * len(outcomes)
-    for fold in set(folds):
-        model = fit(
-            [one for one, theirs in zip(outcomes, folds, strict=True) if theirs != fold], start
-        )
-        for at, (one, theirs) in enumerate(zip(outcomes, folds, strict=True)):
-            if theirs == fold:
-                found[at] = model.confidence(one.evidence)
-    return found
+    order = {group: at for at, group in enumerate(sorted({each.group for each in outcomes}))}
+    folds = [order[each.group] % FOLDS for each in outcomes]
+    models = {
+        fold: fit([each for each, own in zip(outcomes, folds, strict=True) if own != fold], start)
+        for fold in set(folds)
+    }
+    return [
+        models[fold].confidence(each.evidence) for each, fold in zip(outcomes, folds, strict=True)
+    ]
 
 
 def reliability(outcomes: Sequence[SegmentOutcome], confidences: Sequence[float]) -> Reliability:
@@ -323,8 +316,7 @@ def render_calibration(calibration: Calibration) -> str:
 
 
 def _lines(calibration: Calibration) -> Iterator[str]:
-    after = calibration.after
-    segments = counted(after.segments, "segment")
+    after, segments = calibration.after, counted(calibration.after.segments, "segment")
     yield ""
     yield row("calibration", calibration.model.name)
     yield from wrapped(
@@ -366,10 +358,5 @@ def calibration_data(calibration: Calibration) -> dict[str, Any]:
 
 def reliability_data(quality: Reliability) -> dict[str, Any]:
     """Return figures of quality as JSON has them."""
-    data = asdict(quality)
-    bands = [_rounded(band) for band in data.pop("bands")]
-    return {**_rounded(data), "bands": bands}
-
-
-def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
-    return {name: None if math.isnan(each) else round(each, 6) for name, each in figures.items()}
+    data: dict[str, Any] = rounded(asdict(quality))
+    return data
