@@ -531,10 +531,8 @@ def _failure_lines(groups: tuple[FailureGroup, ...]) -> Iterator[str]:
     for group in groups:
         # A message names its recording; one that does not is given the address.
         examples = [
-            example.message
-            if example.uri in example.message
-            else f"{example.uri}: {example.message}"
-            for example in group.examples
+            each.message if each.uri in each.message else f"{each.uri}: {each.message}"
+            for each in group.examples
         ]
         yield from failure_lines(
             group.stage, group.kind, group.recordings, examples, retryable=group.retryable

@@ -136,23 +136,21 @@ def _time(text: str) -> datetime.datetime:
 
 def as_data(status: Status) -> dict[str, Any]:
     """Return the status as plain data for JSON."""
-    holder, seen = status.holder, status.snapshot
+    holder, seen, last = status.holder, status.snapshot, status.last_commit_at
     verdict = None if seen is None else bottleneck_of(seen)
-    last = status.last_commit_at
+    driver = None
+    if holder is not None:
+        driver = {
+            "run_id": holder.run_id,
+            **{name: getattr(holder.process, name) for name in ("host", "pid", "user")},
+            "started_at": holder.started_at,
+            "heartbeat_at": holder.heartbeat_at,
+        }
     return {
         "uri": status.uri,
         "state": status.state,
         "alive": status.alive,
-        "driver": None
-        if holder is None
-        else {
-            "run_id": holder.run_id,
-            "host": holder.process.host,
-            "pid": holder.process.pid,
-            "user": holder.process.user,
-            "started_at": holder.started_at,
-            "heartbeat_at": holder.heartbeat_at,
-        },
+        "driver": driver,
         "last_commit_at": None if last is None else last.isoformat(timespec="seconds"),
         "commits_since_snapshot": status.commits_since,
         "left": None if seen is None else seen.left,
@@ -160,9 +158,8 @@ def as_data(status: Status) -> dict[str, Any]:
         "snapshot": None if seen is None else asdict(seen),
         "bottleneck": None if verdict is None else asdict(verdict),
         "failures": [
-            asdict(failure)
-            | {"advice": failure_kind(failure.kind, retryable=failure.retryable).advice}
-            for failure in (() if seen is None else seen.failures)
+            asdict(each) | {"advice": failure_kind(each.kind, retryable=each.retryable).advice}
+            for each in (() if seen is None else seen.failures)
         ],
     }
 
@@ -176,12 +173,9 @@ def _lines(status: Status) -> Iterator[str]:
     yield f"{status.uri} ({STATE_WORDS[status.state]})"
     holder, seen = status.holder, status.snapshot
     if holder is not None:
-        heartbeat = _ago(status, _time(holder.heartbeat_at))
-        process = holder.process
-        yield row(
-            "driver",
-            f"process {process.pid} of {process.user} on {process.host}, heartbeat {heartbeat}",
-        )
+        process, heartbeat = holder.process, _ago(status, _time(holder.heartbeat_at))
+        where = f"process {process.pid} of {process.user} on {process.host}"
+        yield row("driver", f"{where}, heartbeat {heartbeat}")
     if status.counts is not None:
         yield row("recordings", _final_words(status.counts, status.pipeline))
     if seen is not None:
@@ -191,13 +185,9 @@ def _lines(status: Status) -> Iterator[str]:
         yield row("last commit", f"{_ago(status, status.last_commit_at)}{since}")
     if seen is not None:
         yield from time_lines(seen)
-        for failure in seen.failures:
+        for each in seen.failures:
             yield from failure_lines(
-                failure.stage,
-                failure.kind,
-                failure.count,
-                failure.examples,
-                retryable=failure.retryable,
+                each.stage, each.kind, each.count, each.examples, retryable=each.retryable
             )
 
 
@@ -205,12 +195,9 @@ def _snapshot_lines(status: Status, seen: Snapshot) -> Iterator[str]:
     if status.state != FINISHED:
         yield row("counted", _ago(status, _time(seen.written_at)))
     done = max(0, seen.files - seen.failed)
+    counts = f"{seen.planned:,} planned: {done:,} done, {seen.failed:,} failed, {seen.left:,} left"
     before = f"; {seen.done_before:,} done before" if seen.done_before else ""
-    yield row(
-        "this run",
-        f"{seen.planned:,} planned: {done:,} done, {seen.failed:,} failed, {seen.left:,} left"
-        f"{before}",
-    )
+    yield row("this run", f"{counts}{before}")
     audio = f"{duration(seen.audio_s)} in {duration(seen.elapsed_s)}: "
     yield row("audio", f"{audio}{seen.speed:,.1f} hours of audio per hour")
     if status.state == RUNNING:
@@ -261,10 +248,9 @@ def bottleneck_of(seen: Snapshot) -> Verdict | None:
     if not activity.steps and not activity.parts_extracted:
         return None
     workers = max(1, seen.transcribe_workers)
-    if activity.load_s / workers > SHORT * elapsed_s:
-        why = (
-            f"loading the model took {duration(activity.load_s / workers)} of {duration(elapsed_s)}"
-        )
+    load_s = activity.load_s / workers
+    if load_s > SHORT * elapsed_s:
+        why = f"loading the model took {duration(load_s)} of {duration(elapsed_s)}"
         return Verdict("loading", why, "nothing: a longer run spreads this over more audio")
     if (share := activity.engine_share) is not None and share >= BUSY:
         return _transcription(activity, share)
@@ -342,8 +328,13 @@ def activity_facts(seen: Snapshot) -> list[tuple[str, str]]:
     if activity.commits:
         mean = duration(activity.commit_s / activity.commits)
         facts.append(("Commits", f"{counted(activity.commits, 'commit')} of {mean} each"))
-    if repeated := _repeated_words(seen):
-        facts.append(("Repeated", ", ".join(repeated)))
+    repeated = [
+        (activity.fetch_retries + activity.commit_retries, "request", "to stores"),
+        (seen.parts_retried, "part", "after their worker died"),
+        (activity.workers_replaced, "worker", "replaced"),
+    ]
+    if words := [f"{counted(count, noun)} {why}" for count, noun, why in repeated if count]:
+        facts.append(("Repeated", ", ".join(words)))
     return facts
 
 
@@ -376,14 +367,3 @@ def _engine_words(activity: Activity, workers: int) -> str:
         words += f"; model loaded in {duration(activity.load_s / max(1, workers))}"
     words += f"; {counted(activity.windows, 'window')}, {counted(activity.tokens, 'token')}"
     return f"{words}; {counted(workers, 'worker')}"
-
-
-def _repeated_words(seen: Snapshot) -> list[str]:
-    activity, words = seen.activity, []
-    if requests := activity.fetch_retries + activity.commit_retries:
-        words.append(counted(requests, "request") + " to stores")
-    if seen.parts_retried:
-        words.append(counted(seen.parts_retried, "part") + " after their worker died")
-    if activity.workers_replaced:
-        words.append(f"{counted(activity.workers_replaced, 'worker')} replaced")
-    return words
