@@ -6,7 +6,7 @@ import pytest
 
 from corpus_asr.config.run import SelectionSettings
 from corpus_asr.errors import ConfigError
-from corpus_asr.labelling.rules import SelectionTally, decide, rules_of
+from corpus_asr.labelling.selection import SelectionTally, decide, rules_of
 
 GOOD: dict[str, Any] = {
     "start_s": 1.0, "end_s": 4.0, "text": "fine", "uri": "u", "language": "en",
