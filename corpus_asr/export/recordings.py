@@ -192,8 +192,7 @@ def outcomes_names(store: OutputStore) -> list[str]:
     if not names and not store.exists(CONFIG_NAME):
         raise ConfigError(
             f"reading {redact_uri(store.uri)}: found neither outcomes nor _run/, expected the "
-            "output "
-            "folder of a run; check the address"
+            "output folder of a run; check the address"
         )
     return names
 
@@ -416,13 +415,11 @@ OWNER = "owner"
 
 
 class ExternalSort:
-    """Buckets of rows on disk; a context manager that removes them.
+    """Rows of many recordings grouped by recording, through buckets on local disk.
 
-    Args:
-        rows_of_owner: how many rows each owner has.
-        order: the columns by which an owner's rows are sorted.
-        bucket_rows: rows of a bucket, beyond those of one owner.
-        waiting_bytes: rows that wait in memory to be written together.
+    Rows come in any order, each with its owner's number; they leave owner by owner, by number, each
+    owner's sorted by the columns `order`. Memory holds the rows that wait to be written together,
+    and then one bucket: as many owners as have `bucket_rows` rows, or one that has more.
     """
 
     def __init__(

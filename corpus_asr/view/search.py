@@ -265,8 +265,7 @@ class TextFiles:
 
 
 def _searchable(rows: pa.Table) -> pa.Table:
-    shown = pa.array(np.ones(rows.num_rows, dtype=bool))
-    language = pa.nulls(rows.num_rows, pa.string())
+    shown, language = np.ones(rows.num_rows, dtype=bool), pa.nulls(rows.num_rows, pa.string())
     if "label" in rows.schema.names:
         shown = pc.equal(rows["rank"], 1)
         rows = rows.rename_columns({"label": "text", "probability": "confidence"})
