@@ -101,28 +101,21 @@ def test_a_driver_is_dead_silent_or_alive(store: OutputStore) -> None:
     assert not silent.alive
 
 
-def test_a_run_without_a_lock_has_stopped(store: OutputStore) -> None:
+def test_a_run_stops_plans_and_finishes(store: OutputStore) -> None:
     found = look(store, seen=snapshot(state=STOPPED))
     assert found.state == "stopped"
     assert "40 left" in render(found)
     assert "time left" not in render(found)
+    # While it still plans, the counts of the run before it are not shown.
+    found = look(store, seen=snapshot(run_id="run-0"), holder=HOLDER)
+    assert (found.state, found.snapshot) == ("beginning", None)
+    assert "planned" not in render(found)
+    assert look(store, seen=snapshot(state=TRANSCRIBED), holder=HOLDER).state == "finishing"
 
 
-def test_a_run_that_still_plans_does_not_show_the_counts_of_the_one_before(
+def test_a_finished_run_shows_its_tables_even_if_it_still_holds_the_lock(
     store: OutputStore,
 ) -> None:
-    found = look(store, seen=snapshot(run_id="run-0"), holder=HOLDER)
-    assert found.state == "beginning"
-    assert found.snapshot is None
-    assert "planned" not in render(found)
-
-
-def test_the_time_between_the_last_commit_and_success_is_told(store: OutputStore) -> None:
-    found = look(store, seen=snapshot(state=TRANSCRIBED), holder=HOLDER)
-    assert found.state == "finishing"
-
-
-def test_a_finished_run_shows_what_its_tables_hold(store: OutputStore) -> None:
     counts = {"listed": 100, "ok": 90, "no_speech": 5, "failed": 5, "left": 0}
     store.write_json("run.json", {"run_id": "run-1", "counts": counts})
     store.write_bytes("_SUCCESS", b"")
@@ -132,15 +125,7 @@ def test_a_finished_run_shows_what_its_tables_hold(store: OutputStore) -> None:
     assert "100 listed: 90 with text, 5 without speech, 5 failed, 0 left" in text
     assert "at 2026-01-01 12:59:50 UTC" in text
     assert "counted" not in text
-
-
-def test_a_finished_run_may_still_hold_the_lock_and_the_next_one_take_it(
-    store: OutputStore,
-) -> None:
-    counts = {"listed": 100, "ok": 90, "no_speech": 5, "failed": 5, "left": 0}
-    store.write_json("run.json", {"run_id": "run-1", "counts": counts})
-    store.write_bytes("_SUCCESS", b"")
-    found = look(store, seen=snapshot(state=TRANSCRIBED, files=80), holder=HOLDER)
+    found = look(store, holder=HOLDER)
     assert (found.state, found.alive, found.counts) == ("finished", False, counts)
     after = look(store, holder=replace(HOLDER, run_id="run-2"))
     assert (after.state, after.counts) == ("beginning", None)
