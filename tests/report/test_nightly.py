@@ -136,9 +136,8 @@ def test_a_night_is_read_back_as_a_past_one() -> None:
 USUAL = (past(), past(), past())
 
 
-@pytest.mark.parametrize(
-    ("failed", "ended", "budget", "exceeded"),
-    [
+def test_a_budget_is_exceeded_by_its_share_or_its_count() -> None:
+    cases: tuple[tuple[int, int, dict[str, Any], bool], ...] = (
         (10, 100, {}, False),
         (11, 100, {}, True),
         (1, 1, {}, False),  # one bad file of one
@@ -150,15 +149,12 @@ USUAL = (past(), past(), past())
         (5, 1000, {"max_failed": 5}, False),
         (6, 1000, {"max_failed": 5}, True),
         (60, 100, {"max_failed": 100}, True),
-    ],
-)
-def test_a_budget_is_exceeded_by_its_share_or_its_count(
-    failed: int, ended: int, budget: dict[str, Any], exceeded: bool
-) -> None:
-    found = over_budget(night(done=ended - failed, failed=failed), NightlySettings(**budget))
-    assert (found is not None) is exceeded
-    if found is not None:
-        assert found.startswith(f"{failed:,} of {ended:,} recordings failed")
+    )
+    for failed, ended, budget, exceeded in cases:
+        words = over_budget(night(done=ended - failed, failed=failed), NightlySettings(**budget))
+        assert (words is not None) is exceeded, (failed, ended, budget)
+        if words is not None:
+            assert words.startswith(f"{failed:,} of {ended:,} recordings failed")
 
 
 @pytest.mark.parametrize(
