@@ -95,6 +95,10 @@ class Recording:
 def segment_from(row: Mapping[str, Any]) -> Segment:
     """Return a row of the segments table; columns that were not read are empty."""
     words = row.get("words")
+    optional = (
+        "language", "language_probability", "no_speech_prob", "speech_fraction", "text_logprob",
+    )  # fmt: skip
+    numbers = ("confidence", "avg_logprob", "compression_ratio", "temperature")
     return Segment(
         start_s=row["start_s"],
         end_s=row["end_s"],
@@ -103,15 +107,8 @@ def segment_from(row: Mapping[str, Any]) -> Segment:
         task=row.get("task") or "transcribe",
         known_hallucination=bool(row.get("known_hallucination")),
         words=None if words is None else tuple(map(_word, words)),
-        language=row.get("language"),
-        language_probability=row.get("language_probability"),
-        confidence=row.get("confidence") or 0.0,
-        avg_logprob=row.get("avg_logprob") or 0.0,
-        no_speech_prob=row.get("no_speech_prob"),
-        compression_ratio=row.get("compression_ratio") or 0.0,
-        temperature=row.get("temperature") or 0.0,
-        speech_fraction=row.get("speech_fraction"),
-        text_logprob=row.get("text_logprob"),
+        **{name: row.get(name) for name in optional},
+        **{name: row.get(name) or 0.0 for name in numbers},
     )
 
 

@@ -240,7 +240,7 @@ def findings_so_far(store: OutputStore, run_id: str) -> tuple[Findings, float]:
     if seen is None or seen.run_id != run_id:
         return Findings(), 0.0
     failed = min(seen.failed, seen.files)
-    groups = (
+    groups = tuple(
         FailureGroup(
             stage=failure.stage,
             kind=failure.kind,
@@ -250,8 +250,7 @@ def findings_so_far(store: OutputStore, run_id: str) -> tuple[Findings, float]:
         )
         for failure in seen.failures
     )
-    findings = Findings(done=seen.files - failed, failed=failed, failures=tuple(groups))
-    return findings, seen.audio_s
+    return Findings(done=seen.files - failed, failed=failed, failures=groups), seen.audio_s
 
 
 def _languages(rows: list[dict[str, Any]]) -> tuple[ClassShare, ...]:
@@ -513,33 +512,27 @@ def past_nights(summaries: OutputStore, count: int) -> tuple[PastNight, ...]:
     One that cannot be read is left out, and logged.
     """
     nights = []
-    for name in reversed(_summary_names(summaries)[-count:]):
+    for *_, name in reversed(_summaries(summaries)[-count:]):
         try:
             night = past_from(summaries.read_json(name))
         except CorpusAsrError as error:
             logger.warning("earlier night left out: %s", error)
             continue
-        if night is not None:
+        if night is None:
+            address = redact_uri(summaries.address(name))
+            logger.warning("earlier night left out: %s is no summary", address)
+        else:
             nights.append(night)
-            continue
-        address = redact_uri(summaries.address(name))
-        logger.warning("earlier night left out: %s is no summary", address)
     return tuple(nights)
 
 
 def _free_name(summaries: OutputStore, date: str) -> str:
     # Several nights may begin on a day.
-    names = _summary_names(summaries)
-    numbers = [number for day, number, _ in map(_parts, names) if day == date]
-    return date if not numbers else f"{date}-{max(numbers) + 1}"
+    numbers = [number for day, number, _ in _summaries(summaries) if day == date]
+    return f"{date}-{max(numbers) + 1}" if numbers else date
 
 
-def _summary_names(summaries: OutputStore) -> list[str]:
-    names = (name for name in summaries.all_names("") if _SUMMARY.fullmatch(name))
-    return sorted(names, key=_parts)
-
-
-def _parts(name: str) -> tuple[str, int, str]:
-    match = _SUMMARY.fullmatch(name)
-    assert match is not None
-    return match[1], int(match[2] or 1), name
+def _summaries(summaries: OutputStore) -> list[tuple[str, int, str]]:
+    """Return day, number on that day and name of each summary, in their order."""
+    matches = map(_SUMMARY.fullmatch, summaries.all_names(""))
+    return sorted((match[1], int(match[2] or 1), match[0]) for match in matches if match)

@@ -515,16 +515,12 @@ def _class_lines(counts: RunCounts) -> Iterator[str]:
 
 
 def _confidence_lines(counts: RunCounts) -> Iterator[str]:
-    total = sum(counts.confidence)
-    if not total:
-        return
-    largest = max(counts.confidence)
-    width = 1 / CONFIDENCE_BINS
-    for number, count in enumerate(counts.confidence):
+    total, largest = sum(counts.confidence), max(counts.confidence)
+    for number, count in enumerate(counts.confidence if total else ()):
+        low, high = (edge / CONFIDENCE_BINS for edge in (number, number + 1))
         bar = "#" * round(count / largest * _BAR_WIDTH)
-        span = f"{number * width:.1f}-{(number + 1) * width:.1f}"
-        text = f"{span}  {count:>10,}  {count / total:>4.0%}  {bar}"
-        yield row("confidence" if number == 0 else "", text).rstrip()
+        text = f"{low:.1f}-{high:.1f}  {count:>10,}  {count / total:>4.0%}  {bar}"
+        yield row("" if number else "confidence", text).rstrip()
 
 
 def _failure_lines(groups: tuple[FailureGroup, ...]) -> Iterator[str]:

@@ -149,12 +149,16 @@ class Gatherer:
         )
         # Channels transcribed separately hold the same stretch of time.
         channels = pc.max_element_wise(grouped["channel_count_distinct"], 1).cast(pa.float64())
+        duration_s, decode_s, transcribe_s = (
+            pc.fill_null(grouped[f"{name}_sum"], 0.0)
+            for name in ("duration_s", "decode_s", "transcribe_s")
+        )
         return pa.table(
             {
                 "recording_id": grouped["recording_id"],
-                "duration_s": pc.divide(pc.fill_null(grouped["duration_s_sum"], 0.0), channels),
-                "decode_s": pc.fill_null(grouped["decode_s_sum"], 0.0),
-                "transcribe_s": pc.fill_null(grouped["transcribe_s_sum"], 0.0),
+                "duration_s": pc.divide(duration_s, channels),
+                "decode_s": decode_s,
+                "transcribe_s": transcribe_s,
                 "object": grouped["object_min"],
             }
         )
