@@ -6,8 +6,9 @@ Source: the Hub's dataset cards (front matter `configs`, `language`, `task_categ
 import html
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -18,13 +19,10 @@ from corpus_asr.labelling.dataset import DATA_FOLDER, LOSSES, SELECTION_FOLDER, 
 from corpus_asr.labelling.examples import SPLITS
 from corpus_asr.labelling.selection import Amount, Rule, SelectionTally
 from corpus_asr.report.text import (
-    counted,
     duration,
-    markdown_template,
     printable,
-    row,
     shortened,
-    table,
+    text_template,
 )
 from corpus_asr.schemas import EXAMPLES
 
@@ -117,34 +115,34 @@ def summarise(
     )
 
 
-def as_data(found: Labelled) -> dict[str, Any]:
+def as_data(labelled: Labelled) -> dict[str, Any]:
     """Return a data set's numbers as JSON has them."""
+    tally, written = labelled.tally, labelled.written
+    rules = {}
+    for rule in labelled.rules:
+        counts = tally.rules[rule.name]
+        amounts = {
+            name: _amount(getattr(counts, name)) for name in ("dropped", "matching", "alone")
+        }
+        rules[rule.name] = {"drops": rule.says, **amounts}
     return {
-        "dataset": found.uri,
-        "output": found.output,
-        "model": dict(found.model),
-        "recordings": found.recordings,
-        "failed": found.failed,
-        "unfinished": found.unfinished,
-        "audio_s": round(found.audio_s, 3),
-        "segments": _amount(found.tally.everything),
-        "kept": _amount(found.tally.kept),
-        "rules": {
-            rule.name: {
-                "drops": rule.says,
-                "dropped": _amount(found.tally.rules[rule.name].dropped),
-                "matching": _amount(found.tally.rules[rule.name].matching),
-                "alone": _amount(found.tally.rules[rule.name].alone),
-            }
-            for rule in found.rules
-        },
-        "lost": {reason: _amount(lost) for reason, lost in sorted(found.written.lost.items())},
-        "messages": found.written.messages,
+        "dataset": labelled.uri,
+        "output": labelled.output,
+        "model": dict(labelled.model),
+        "recordings": labelled.recordings,
+        "failed": labelled.failed,
+        "unfinished": labelled.unfinished,
+        "audio_s": round(labelled.audio_s, 3),
+        "segments": _amount(tally.everything),
+        "kept": _amount(tally.kept),
+        "rules": rules,
+        "lost": {reason: _amount(lost) for reason, lost in sorted(written.lost.items())},
+        "messages": written.messages,
         "splits": {
             name: {**asdict(split), "seconds": round(split.seconds, 3)}
-            for name, split in sorted(found.written.splits.items())
+            for name, split in sorted(written.splits.items())
         },
-        "settings": dict(found.settings),
+        "settings": dict(labelled.settings),
     }
 
 
@@ -152,38 +150,19 @@ def _amount(amount: Amount) -> dict[str, Any]:
     return {"count": amount.count, "seconds": round(amount.seconds, 3)}
 
 
-def render(found: Labelled) -> str:
+def render(labelled: Labelled) -> str:
     """Return a data set's numbers as text."""
-    return "\n".join(_lines(found))
-
-
-def _lines(found: Labelled) -> Iterator[str]:
-    yield f"{found.uri} from {found.output}"
-    left = [f"{count:,} {what}" for count, what in
-            ((found.failed, "failed"), (found.unfinished, "not done yet")) if count]  # fmt: skip
-    aside = f"; {', '.join(left)}" if left else ""
-    yield row(
-        "heard", f"{counted(found.recordings, 'recording')}, {duration(found.audio_s)}{aside}"
-    )
-    everything, kept = found.tally.everything, found.tally.kept
-    yield row("segments", f"{everything.count:,}, {duration(everything.seconds)}")
-    rows: list[tuple[str, ...]] = [("rule", "dropped", "", "would drop", "", "no other does", "")]
-    for rule in found.rules:
-        tally = found.tally.rules[rule.name]
-        if tally.matching.count:
-            cells = (tally.dropped, tally.matching, tally.alone)
-            rows.append((rule.name, *(cell for each in cells for cell in _cells(each))))
-    if len(rows) > 1:
-        yield from table("dropped", rows)
-    yield row("kept", f"{kept.count:,} segments, {duration(kept.seconds)}")
-    for reason, lost in sorted(found.written.lost.items()):
-        yield row("lost", f"{counted(lost.count, 'example')}, {duration(lost.seconds)}: "
-                          f"{LOSSES[reason]}")  # fmt: skip
-    for name, split in sorted(found.written.splits.items()):
-        yield row(name, f"{counted(split.examples, 'example')}, {duration(split.seconds)}, in "
-                        f"{counted(split.shards, 'shard')}")  # fmt: skip
-    if not found.written.splits:
-        yield row("examples", "none: every segment was dropped")
+    dropped: list[tuple[str, ...]] = [
+        ("rule", "dropped", "", "would drop", "", "no other does", "")
+    ]
+    for rule in labelled.rules:
+        counts = labelled.tally.rules[rule.name]
+        if counts.matching.count:
+            cells = map(_cells, (counts.dropped, counts.matching, counts.alone))
+            dropped.append((rule.name, *chain.from_iterable(cells)))
+    template = text_template("corpus_asr.labelling", "summary.txt.j2")
+    text = template.render(LOSSES=LOSSES, labelled=labelled, tally=labelled.tally, dropped=dropped)
+    return text.rstrip("\n")
 
 
 def _cells(amount: Amount) -> tuple[str, str]:
@@ -196,7 +175,7 @@ def card_of(labelled: Labelled, settings: DatasetSettings, languages: Sequence[s
     splits = {name: split for name, split in in_order.items() if split is not None}
     name, first = next(iter(splits.items()), ("train", Split(shards=1)))
     tars = f"{labelled.uri}/{DATA_FOLDER}/{name}-{{00000..{first.shards - 1:05d}}}.tar"
-    template = markdown_template("corpus_asr.labelling", "card.md.j2", text=_escaped, json=_json)
+    template = text_template("corpus_asr.labelling", "card.md.j2", text=_escaped, json=_json)
     return template.render(
         DATA_FOLDER=DATA_FOLDER,
         LOSSES=LOSSES,

@@ -22,7 +22,6 @@ import pyarrow.compute as pc
 
 from corpus_asr.config.run import NightlySettings
 from corpus_asr.errors import CorpusAsrError, FetchError
-from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.logs import event
 from corpus_asr.report.run import (
     FAILURE_COLUMNS,
@@ -31,7 +30,7 @@ from corpus_asr.report.run import (
     FailureGroup,
     Failures,
 )
-from corpus_asr.report.text import counted, duration, markdown_template, printable, shortened
+from corpus_asr.report.text import counted, duration, printable, shortened, text_template
 from corpus_asr.storage.run_state.run_files import read_snapshot
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
 from corpus_asr.storage.stores.http import post_json
@@ -412,7 +411,7 @@ def markdown(night: Night) -> str:
         ("done", found.done), ("- without speech", found.no_speech), ("failed", found.failed),
         ("left", night.left),
     ]  # fmt: skip
-    template = markdown_template(
+    template = text_template(
         "corpus_asr.report",
         "night.md.j2",
         code=_code,
@@ -422,8 +421,7 @@ def markdown(night: Night) -> str:
         time=lambda moment: f"{datetime.datetime.fromisoformat(moment):%H:%M (%Z)}",
     )
     return template.render(
-        failure_kind=failure_kind,
-        table=_table,
+        aligned=_table,
         night=night,
         findings=found,
         state=_STATES[night.state],

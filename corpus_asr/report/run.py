@@ -28,8 +28,8 @@ from corpus_asr.report.reconciliation import (
     sum_of,
 )
 from corpus_asr.report.samples import Gatherer
-from corpus_asr.report.status import failure_lines, time_lines
-from corpus_asr.report.text import counted, duration, row, table, wrapped
+from corpus_asr.report.status import activity_values
+from corpus_asr.report.text import counted, duration, text_template
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.plan import PLANS_FOLDER
@@ -59,7 +59,6 @@ FAILURE_COLUMNS = (
     "recording_id", "error_stage", "error_kind", "retryable", "uri", "error_message",
 )  # fmt: skip
 _RUN_ID_TIME = "%Y%m%dT%H%M%SZ"  # what a run's identity begins with
-_BAR_WIDTH = 40
 _MOST_LABELS = 20  # a classifier may know thousands
 
 
@@ -437,117 +436,39 @@ def as_data(report: Report) -> dict[str, Any]:
 
 def render(report: Report) -> str:
     """Return the report as text, without a final newline."""
-    return "\n".join(_lines(report))
-
-
-def _lines(report: Report) -> Iterator[str]:
-    counts = report.statistics
-    state = "finished" if report.finished else "not finished: still running, or stopped"
-    yield f"{report.uri} ({state})"
-    if report.model is not None:
-        revision = f", revision {report.model_revision}" if report.model_revision else ""
-        yield row("model", f"{report.model}{revision}")
-    yield row("recordings", _recordings(counts))
-    yield row("audio", _audio(counts))
-    yield row("labels" if counts.labels else "segments", f"{counts.segments:,}")
-    if report.wall_s is not None and report.speed is not None:
-        speed = f"{report.speed:,.1f} hours of audio per hour in the last run"
-        yield row("speed", f"{speed}, which took {duration(report.wall_s)}")
-    yield from _stages(counts)
-    if report.snapshot is not None:
-        yield from time_lines(report.snapshot)
-    yield from _class_lines(counts)
-    yield from _confidence_lines(counts)
-    yield from _failure_lines(counts.failures)
-    yield from _balance_lines(counts.balance, finished=report.finished)
-
-
-def _recordings(counts: RunCounts) -> str:
-    balance = counts.balance
-    outcomes = [
-        (counts.ok, "with labels" if counts.labels else "with text"),
-        (counts.no_speech, "without speech"),
-        (counts.failed, "failed"),
-        (balance.unfinished, "begun"),
-        (balance.waiting, "waiting"),
-    ]
-    words = ", ".join(f"{count:,} {outcome}" for count, outcome in outcomes if count)
-    return f"{balance.total:,}: {words}" if words else "none yet"
-
-
-def _audio(counts: RunCounts) -> str:
-    speech = "speech was not looked for"
-    if counts.speech_s is not None:
-        speech = f"{duration(counts.speech_s)} of it speech"
-        if counts.audio_s > 0:
-            speech += f" ({counts.speech_s / counts.audio_s:.0%})"
-    return f"{duration(counts.audio_s)} in {counted(counts.parts, 'part')}; {speech}"
-
-
-def _stages(counts: RunCounts) -> Iterator[str]:
-    if not counts.parts:
-        return
-    yield row("extracting", f"{duration(counts.extract_s)}, summed over processes")
-    if counts.devices:
-        parts = sum(count for _, count in counts.devices)
-        devices = ", ".join(name for name, _ in counts.devices)
-        mean = duration(counts.transcribe_s / parts)
-        yield row("transcribe", f"{mean} per part from hand-over to result, on {devices}")
-    if counts.skipped_packets:
-        files = counted(counts.recordings_with_skipped_packets, "recording")
-        yield row("damage", f"{counts.skipped_packets:,} broken packets skipped in {files}")
-
-
-def _class_lines(counts: RunCounts) -> Iterator[str]:
+    counts, balance = report.statistics, report.statistics.balance
     shares = counts.labels or counts.languages
     most = _MOST_LABELS if counts.labels else len(shares)
     total_s = sum(share.audio_s for share in shares) or 1.0
-    rows = []
+    classes = []
     for share in shares[:most]:
         audio = (duration(share.audio_s), f"{share.audio_s / total_s:.0%}")
         cells = (share.name, *audio, counted(share.recordings, "recording"))
-        rows.append(cells if counts.labels else (*cells, counted(share.segments, "segment")))
-    if rows:
-        yield from table("found" if counts.labels else "languages", rows)
-    if others := shares[most:]:
-        audio_s = sum(share.audio_s for share in others)
-        yield row("", f"and {counted(len(others), 'other label')}, {duration(audio_s)}")
+        classes.append(cells if counts.labels else (*cells, counted(share.segments, "segment")))
+    text = text_template("corpus_asr.report", "run.txt.j2").render(
+        report=report,
+        counts=counts,
+        bins=CONFIDENCE_BINS,
+        outcomes=[
+            (counts.ok, "with labels" if counts.labels else "with text"),
+            (counts.no_speech, "without speech"),
+            (counts.failed, "failed"),
+            (balance.unfinished, "begun"),
+            (balance.waiting, "waiting"),
+        ],
+        classes=classes,
+        other_labels=shares[most:],
+        failures=[
+            (group, group.recordings, [_example(each) for each in group.examples])
+            for group in counts.failures
+        ],
+        problems=balance_problems(balance, finished=report.finished),
+        **activity_values(report.snapshot),
+    )
+    return text.rstrip("\n")
 
 
-def _confidence_lines(counts: RunCounts) -> Iterator[str]:
-    total, largest = sum(counts.confidence), max(counts.confidence)
-    for number, count in enumerate(counts.confidence if total else ()):
-        low, high = (edge / CONFIDENCE_BINS for edge in (number, number + 1))
-        bar = "#" * round(count / largest * _BAR_WIDTH)
-        text = f"{low:.1f}-{high:.1f}  {count:>10,}  {count / total:>4.0%}  {bar}"
-        yield row("" if number else "confidence", text).rstrip()
-
-
-def _failure_lines(groups: tuple[FailureGroup, ...]) -> Iterator[str]:
-    for group in groups:
-        # A message names its recording; one that does not is given the address.
-        examples = [
-            each.message if each.uri in each.message else f"{each.uri}: {each.message}"
-            for each in group.examples
-        ]
-        yield from failure_lines(
-            group.stage, group.kind, group.recordings, examples, retryable=group.retryable
-        )
-
-
-def _balance_lines(balance: Balance, *, finished: bool) -> Iterator[str]:
-    problems = balance_problems(balance, finished=finished)
-    if problems:
-        yield row("balance", "OFF")
-        for problem in problems:
-            yield from wrapped(problem, bullet="- ")
-    elif balance.listed is None:
-        yield row("balance", f"{balance.ended:,} ended exactly once; the listing is not known")
-    elif balance.ended == balance.listed:
-        yield row("balance", f"all {balance.listed:,} listed files ended exactly once")
-    else:
-        yield row(
-            "balance",
-            f"{balance.ended:,} of {balance.listed:,} listed files ended, each exactly once; "
-            "run the same command again for the rest",
-        )
+def _example(failure: FailureExample) -> str:
+    # A message names its recording; one that does not is given the address.
+    named = failure.uri in failure.message
+    return failure.message if named else f"{failure.uri}: {failure.message}"

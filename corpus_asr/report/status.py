@@ -5,7 +5,6 @@ recordings as for ten. It is as old as the snapshot; `run.py` counts the tables 
 """
 
 import datetime
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from corpus_asr.activity import Activity
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.errors import ConfigError
 from corpus_asr.failure_kinds import failure_kind
-from corpus_asr.report.text import counted, duration, row, wrapped
+from corpus_asr.report.text import counted, duration, text_template
 from corpus_asr.storage.run_state.lock import USUAL, Holder, read_holder
 from corpus_asr.storage.run_state.run_files import RUNNING, TRANSCRIBED, Snapshot, read_snapshot
 from corpus_asr.storage.run_state.start import CONFIG_NAME, RUN_NAME, SUCCESS_NAME
@@ -68,8 +67,8 @@ class Status:
     last_commit_at: datetime.datetime | None
     commits_since: int
     """Commits made after the snapshot."""
-    pipeline: str | None = None
-    """Of a finished run."""
+    classifies: bool = False
+    """Whether there are labels in place of text, of a finished run."""
 
     @property
     def alive(self) -> bool:
@@ -105,7 +104,7 @@ def load_status(store: OutputStore, *, now: datetime.datetime | None = None) -> 
         counts=run["counts"] if finished and run is not None else None,
         last_commit_at=last,
         commits_since=len(since),
-        pipeline=run.get("config", {}).get("pipeline") if finished and run is not None else None,
+        classifies=bool(run and run.get("config", {}).get("pipeline") == CLASSIFY_AUDIO),
     )
 
 
@@ -166,67 +165,29 @@ def as_data(status: Status) -> dict[str, Any]:
 
 def render(status: Status) -> str:
     """Return the status as text, without a final newline."""
-    return "\n".join(_lines(status))
 
+    def ago(when: datetime.datetime | str) -> str:
+        when = _time(when) if isinstance(when, str) else when
+        seconds = max(0.0, (status.now - when).total_seconds())
+        return f"{duration(seconds)} ago, at {when:%Y-%m-%d %H:%M:%S} UTC"
 
-def _lines(status: Status) -> Iterator[str]:
-    yield f"{status.uri} ({STATE_WORDS[status.state]})"
-    holder, seen = status.holder, status.snapshot
-    if holder is not None:
-        process, heartbeat = holder.process, _ago(status, _time(holder.heartbeat_at))
-        where = f"process {process.pid} of {process.user} on {process.host}"
-        yield row("driver", f"{where}, heartbeat {heartbeat}")
-    if status.counts is not None:
-        yield row("recordings", _final_words(status.counts, status.pipeline))
-    if seen is not None:
-        yield from _snapshot_lines(status, seen)
-    if status.last_commit_at is not None:
-        since = f"; {status.commits_since:,} since the counts" if status.commits_since else ""
-        yield row("last commit", f"{_ago(status, status.last_commit_at)}{since}")
-    if seen is not None:
-        yield from time_lines(seen)
-        for each in seen.failures:
-            yield from failure_lines(
-                each.stage, each.kind, each.count, each.examples, retryable=each.retryable
-            )
-
-
-def _snapshot_lines(status: Status, seen: Snapshot) -> Iterator[str]:
-    if status.state != FINISHED:
-        yield row("counted", _ago(status, _time(seen.written_at)))
-    done = max(0, seen.files - seen.failed)
-    counts = f"{seen.planned:,} planned: {done:,} done, {seen.failed:,} failed, {seen.left:,} left"
-    before = f"; {seen.done_before:,} done before" if seen.done_before else ""
-    yield row("this run", f"{counts}{before}")
-    audio = f"{duration(seen.audio_s)} in {duration(seen.elapsed_s)}: "
-    yield row("audio", f"{audio}{seen.speed:,.1f} hours of audio per hour")
-    if status.state == RUNNING:
-        left = "unknown" if seen.time_left_s is None else f"about {duration(seen.time_left_s)}"
-        yield row("time left", left)
-
-
-def _final_words(counts: dict[str, int], pipeline: str | None) -> str:
-    what = "labels" if pipeline == CLASSIFY_AUDIO else "text"
-    return (
-        f"{counts['listed']:,} listed: {counts['ok']:,} with {what}, "
-        f"{counts['no_speech']:,} without speech, {counts['failed']:,} failed, "
-        f"{counts['left']:,} left"
+    seen = status.snapshot
+    text = text_template("corpus_asr.report", "status.txt.j2", ago=ago).render(
+        status=status,
+        words=STATE_WORDS[status.state],
+        failures=[(each, each.count, each.examples) for each in (seen.failures if seen else ())],
+        **activity_values(seen),
     )
+    return text.rstrip("\n")
 
 
-def failure_lines(
-    stage: str, kind: str, count: int, examples: Sequence[str], *, retryable: bool
-) -> Iterator[str]:
-    """Yield how many recordings failed in a way, some of them, and what to do about it."""
-    yield row("failed", f"{counted(count, 'recording')}: {kind}, in {stage}")
-    for example in examples:
-        yield from wrapped(example, bullet="- ")
-    yield from wrapped(f"What to do: {failure_kind(kind, retryable=retryable).advice}.")
-
-
-def _ago(status: Status, when: datetime.datetime) -> str:
-    seconds = (status.now - when).total_seconds()
-    return f"{duration(max(0.0, seconds))} ago, at {when:%Y-%m-%d %H:%M:%S} UTC"
+def activity_values(seen: Snapshot | None) -> dict[str, Any]:
+    """Return what templates name of a snapshot: what held the run up, and how time was spent."""
+    return {
+        "snapshot": seen,
+        "facts": [] if seen is None else activity_facts(seen),
+        "verdict": None if seen is None else bottleneck_of(seen),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,23 +262,6 @@ def _extraction(activity: Activity, share: float) -> Verdict:
     return Verdict("extraction", why, change)
 
 
-def time_lines(seen: Snapshot) -> Iterator[str]:
-    """Yield where the time went, what waited for what, and the verdict."""
-    activity = seen.activity
-    for name, words in activity_facts(seen):
-        yield from wrapped(words, label=_LABELS.get(name, name.lower()))
-    if seen.state == RUNNING:
-        yield row(
-            "queues",
-            f"{counted(activity.parts_ready, 'part')} before the engines, "
-            f"{activity.parts_in_engines:,} in them, {seen.parts_uncommitted:,} behind them",
-        )
-    verdict = bottleneck_of(seen)
-    if verdict is not None:
-        text = f"{verdict.stage}: {verdict.why}. What would move it: {verdict.advice}."
-        yield from wrapped(text, label="bottleneck")
-
-
 def activity_facts(seen: Snapshot) -> list[tuple[str, str]]:
     """Say what each stage did with its time, by its name; nothing of one that was not counted."""
     activity, facts = seen.activity, []
@@ -336,9 +280,6 @@ def activity_facts(seen: Snapshot) -> list[tuple[str, str]]:
     if words := [f"{counted(count, noun)} {why}" for count, noun, why in repeated if count]:
         facts.append(("Repeated", ", ".join(words)))
     return facts
-
-
-_LABELS = {"Extraction": "extract", "Engines": "engine"}  # in the console's narrow column
 
 
 def _extract_words(activity: Activity, workers: int) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from corpus_asr.confidence import LOW_CONFIDENCE
+from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.segments import Segment, Transcript
 
 if TYPE_CHECKING:
@@ -86,8 +87,8 @@ def wrapped(text: str, *, bullet: str = "", label: str = "") -> Iterator[str]:
     )
 
 
-def markdown_template(package: str, name: str, **filters: Callable[..., str]) -> "Template":
-    """Return a Markdown template of a package; its filters escape what comes from tables."""
+def text_template(package: str, name: str, **filters: Callable[..., str]) -> "Template":
+    """Return a template of text or Markdown; filters of Markdown escape what comes from tables."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     templates = Environment(
@@ -98,8 +99,20 @@ def markdown_template(package: str, name: str, **filters: Callable[..., str]) ->
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    usual = {"commas": "{:,}".format, "counted": counted, "duration": duration}
+    usual: dict[str, Callable[..., str]] = {
+        "commas": "{:,}".format,
+        "counted": counted,
+        "duration": duration,
+        "percent": "{:.0%}".format,
+        # Of whole lines: templates take the line's end after a block away.
+        "row": lambda text, label: f"{row(label, text).rstrip()}\n",
+        "wrap": lambda text, **where: "\n".join([*wrapped(text, **where), ""]),
+    }
     templates.filters |= usual | filters
+    templates.globals |= {
+        "failure_kind": failure_kind,
+        "table": lambda label, rows: "\n".join(table(label, rows)),
+    }
     return templates.get_template(name)
 
 

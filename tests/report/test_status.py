@@ -19,7 +19,6 @@ from corpus_asr.report.status import (
     bottleneck_of,
     load_status,
     render,
-    time_lines,
 )
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, ProcessName
 from corpus_asr.storage.run_state.run_files import STOPPED, TRANSCRIBED, Snapshot, write_snapshot
@@ -189,6 +188,14 @@ def test_halved_slots_are_told_and_nothing_is_said_of_a_run_that_has_done_nothin
     assert bottleneck_of(snapshot(activity=Activity())) is None
 
 
+def shown(seen: Snapshot) -> list[str]:
+    status = Status(
+        uri="out", state="running", now=NOW, holder=None, snapshot=seen, counts=None,
+        last_commit_at=None, commits_since=0,
+    )  # fmt: skip
+    return render(status).splitlines()
+
+
 def test_lines_show_shares_queues_and_repetitions_within_the_width():
     found = Activity(
         **(IDLE_EXTRACT | IDLE_ENGINE),  # type: ignore[arg-type]
@@ -196,7 +203,7 @@ def test_lines_show_shares_queues_and_repetitions_within_the_width():
         commits=2, commit_s=1.0, fetch_retries=1, commit_retries=2, workers_replaced=1,
         extract_cpu_s=5.0, load_s=3.0, windows=7, tokens=1,
     )  # fmt: skip
-    lines = list(time_lines(snapshot(activity=found, parts=1, parts_retried=4)))
+    lines = shown(snapshot(activity=found, parts=1, parts_retried=4))
     text = "\n".join(lines)
     for told in (
         "10% of the time at work (50% of it computing), 40% handing over, 50% without work",
@@ -211,5 +218,5 @@ def test_lines_show_shares_queues_and_repetitions_within_the_width():
 
 
 def test_without_counts_only_queues_are_shown():
-    (line,) = time_lines(snapshot(activity=Activity()))
-    assert line.strip() == "queues      0 parts before the engines, 0 in them, 0 behind them"
+    labels = [line[2:14].strip() for line in shown(snapshot(activity=Activity(), failures=()))[1:]]
+    assert labels == ["counted", "this run", "audio", "time left", "queues"]

@@ -5,7 +5,7 @@ reference. A missing word counts as an error of the segment that holds the word 
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -23,7 +23,7 @@ from corpus_asr.confidence import (
 )
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.accuracy.scoring import aligned, normalised, units
-from corpus_asr.report.text import counted, rounded, row, table, wrapped
+from corpus_asr.report.text import rounded, text_template
 from corpus_asr.segments import Segment
 from corpus_asr.storage.stores.uri import redact_uri
 
@@ -312,37 +312,24 @@ def area_under_curve(confidences: np.ndarray, errors: np.ndarray) -> float:
 
 def render_calibration(calibration: Calibration) -> str:
     """Return a calibration as text: the figures before and after, and where it was written."""
-    return "\n".join(_lines(calibration))
-
-
-def _lines(calibration: Calibration) -> Iterator[str]:
-    after, segments = calibration.after, counted(calibration.after.segments, "segment")
-    yield ""
-    yield row("calibration", calibration.model.name)
-    yield from wrapped(
-        f"{segments} in {counted(calibration.recordings, 'recording')}; {after.right:.1%} of words "
-        f"right, {after.with_errors:.1%} of segments with an error",
-        label="fitted to",
+    before, after = calibration.before, calibration.after
+    text = text_template("corpus_asr.report", "calibration.txt.j2").render(
+        calibration=calibration,
+        after=after,
+        measured=[
+            (title, quality, [_HEADER, *map(_cells, quality.bands)])
+            for title, quality in (("before", before), ("held out", after))
+        ],
+        address=redact_uri(calibration.address),
     )
-    yield from _quality("before", calibration.before)
-    yield from _quality("held out", after)
-    address = redact_uri(calibration.address)
-    yield from wrapped(
-        f"{address}; later runs in this folder use it, others with model.calibration",
-        label="written",
-    )
+    return text.rstrip("\n")
 
 
-def _quality(title: str, quality: Reliability) -> Iterator[str]:
-    rows = [
-        (
-            f"{band.low:g} to {band.high:g}", f"{band.segments:,}", f"{band.words:,}",
-            f"{band.confidence:.3f}", f"{band.right:.3f}", f"{band.with_errors:.1%}",
-        )
-        for band in quality.bands
-    ]  # fmt: skip
-    yield from table(title, [_HEADER, *rows])
-    yield row("", f"ECE {quality.ece:.3f}, Brier {quality.brier:.3f}, AUC {quality.auc:.3f}")
+def _cells(band: Band) -> tuple[str, ...]:
+    return (
+        f"{band.low:g} to {band.high:g}", f"{band.segments:,}", f"{band.words:,}",
+        f"{band.confidence:.3f}", f"{band.right:.3f}", f"{band.with_errors:.1%}",
+    )  # fmt: skip
 
 
 def calibration_data(calibration: Calibration) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Source: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR per
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from corpus_asr.confidence import CONFIDENCE_EDGES
 from corpus_asr.report.accuracy.scoring import Errors, Score, total
-from corpus_asr.report.text import counted, printable, rounded, row, shortened, table, wrapped
+from corpus_asr.report.text import printable, rounded, shortened, text_template
 from corpus_asr.storage.stores.uri import redact_uri
 
 NUM_WORST = 10
@@ -287,40 +287,26 @@ def _group_data(group: Group) -> dict[str, Any]:
 
 def render(evaluation: Evaluation) -> str:
     """Return an evaluation as text."""
-    return "\n".join(_lines(evaluation))
-
-
-def _lines(evaluation: Evaluation) -> Iterator[str]:
-    yield f"{evaluation.output} beside {evaluation.references}"
-    yield row("compared", counted(evaluation.everything.recordings, "recording"))
-    if evaluation.failed:
-        yield row("failed", f"{evaluation.failed:,}: what is missing of them counts as left out")
-    if evaluation.missing:
-        yield row(
-            "missing", f"{evaluation.missing:,} references are not in the run, or not done yet"
-        )
+    template = text_template(
+        "corpus_asr.report",
+        "evaluation.txt.j2",
+        cut=lambda text: shortened(printable(text), _MOST_CHARACTERS),
+        ms=lambda seconds: f"{1000 * seconds:.0f}",
+        rate=_percent,
+        redact=redact_uri,
+    )
+    languages = evaluation.languages
     groups = {"in all": [evaluation.everything], **evaluation.groups}
-    for title, members in groups.items():
-        yield from table(title, [_HEADER, *map(_cells, members)])
-    if evaluation.languages:
-        yield from _language_lines(evaluation.languages)
-    if (times := evaluation.word_times) is not None:
-        yield from wrapped(
-            f"{times.compared:,} of {times.of:,} words compared; starts differ by "
-            f"{times.start_median_s * 1000:.0f} ms (median), {times.start_p95_s * 1000:.0f} ms "
-            f"(95%), ends by {times.end_median_s * 1000:.0f} and {times.end_p95_s * 1000:.0f} ms; "
-            f"both within 200 ms in {times.close_share:.1%}",
-            label="word times",
-        )
-    if evaluation.comparison is not None:
-        yield from _comparison_lines(evaluation.comparison)
-    for number, each in enumerate(each for each in evaluation.worst if each.words.errors):
-        text = f"{_percent(each.words.rate)}  {redact_uri(each.reference.uri)}"
-        yield from wrapped(text, label="" if number else "worst")
-        for side, words in (("said: ", each.reference.text), ("heard:", each.hypothesis.text)):
-            yield from wrapped(
-                f"{side} {shortened(printable(words), _MOST_CHARACTERS)}", bullet="  "
-            )
+    text = template.render(
+        evaluation=evaluation,
+        tables={title: [_HEADER, *map(_cells, members)] for title, members in groups.items()},
+        languages=languages,
+        languages_right=sum(detected.get(code, 0) for code, detected in languages.items()),
+        languages_compared=sum(sum(detected.values()) for detected in languages.values()),
+        times=evaluation.word_times,
+        other=evaluation.comparison,
+    )
+    return text.rstrip("\n")
 
 
 def _cells(group: Group) -> tuple[str, ...]:
@@ -334,25 +320,3 @@ def _cells(group: Group) -> tuple[str, ...]:
 
 def _percent(rate: float | None) -> str:
     return "-" if rate is None else f"{rate:.2%}"
-
-
-def _language_lines(languages: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
-    right = sum(detected.get(expected, 0) for expected, detected in languages.items())
-    compared = sum(sum(detected.values()) for detected in languages.values())
-    yield row("language", f"right in {right:,} of {compared:,}")
-    for expected, detected in languages.items():
-        others = [f"{code} {count:,}" for code, count in detected.items() if code != expected]
-        if others:
-            yield from wrapped(f"{expected} heard as {', '.join(others)}")
-
-
-def _comparison_lines(beside: Comparison) -> Iterator[str]:
-    verdict = "no clear difference"
-    if beside.clearly_better or beside.clearly_worse:
-        verdict = "clearly better" if beside.clearly_better else "clearly worse"
-    yield from wrapped(
-        f"{beside.other}: {_percent(beside.other_wer)}, here {_percent(beside.wer)} over "
-        f"{counted(beside.recordings, 'recording')}; difference {beside.difference:+.2%} (95%: "
-        f"{beside.low:+.2%} to {beside.high:+.2%}, p = {beside.p_value:.3f}): {verdict}",
-        label="against",
-    )
