@@ -99,6 +99,8 @@ def segment_from(row: Mapping[str, Any]) -> Segment:
         "language", "language_probability", "no_speech_prob", "speech_fraction", "text_logprob",
     )  # fmt: skip
     numbers = ("confidence", "avg_logprob", "compression_ratio", "temperature")
+    values: dict[str, Any] = {name: row.get(name) for name in optional}
+    values |= {name: row.get(name) or 0.0 for name in numbers}
     return Segment(
         start_s=row["start_s"],
         end_s=row["end_s"],
@@ -107,8 +109,7 @@ def segment_from(row: Mapping[str, Any]) -> Segment:
         task=row.get("task") or "transcribe",
         known_hallucination=bool(row.get("known_hallucination")),
         words=None if words is None else tuple(map(_word, words)),
-        **{name: row.get(name) for name in optional},
-        **{name: row.get(name) or 0.0 for name in numbers},
+        **values,
     )
 
 

@@ -261,7 +261,7 @@ def errors_by_piece(pieces: Sequence[Sequence[str]], said: Sequence[str]) -> lis
                 beside = piece_of_word[max(0, chunk.hyp_start_idx - 1) : chunk.hyp_start_idx + 1]
                 counts[np.unique(beside), 2] += chunk.ref_end_idx - chunk.ref_start_idx
             else:
-                np.add.at(counts, (theirs, _KINDS.index(chunk.type)), 1)
+                np.add.at(counts[:, _KINDS.index(chunk.type)], theirs, 1)
     return [Errors(*each) for each in counts.tolist()]
 
 

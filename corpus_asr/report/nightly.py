@@ -189,7 +189,7 @@ class Night:
     def as_past(self) -> PastNight:
         """Return what later nights compare with."""
         own = self.findings
-        found = {"done": own.done, "failed": own.failed, "unsure": own.unsure}
+        found: dict[str, Any] = {"done": own.done, "failed": own.failed, "unsure": own.unsure}
         same = [field.name for field in fields(PastNight) if field.name not in found]
         return PastNight(**found, **{name: getattr(self, name) for name in same})
 
