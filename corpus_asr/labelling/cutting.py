@@ -99,7 +99,13 @@ class ClipCutter:
         for number, clip_range in waiting:
             missing = clip_range.end_sample - held.end
             if missing > _MAX_MISSING_SAMPLES or clip_range.start_sample >= held.end:
-                raise _cut_short(uri, held.end, clip_range)
+                raise DecodeError(
+                    f"cutting {uri}: it ends after {held.end / SAMPLE_RATE_HZ:.2f} s, expected "
+                    f"{clip_range.end_sample / SAMPLE_RATE_HZ:.2f} s at least, as when it was "
+                    "transcribed; transcribe it again",
+                    uri=uri,
+                    kind=CUT_SHORT,
+                )
             yield self._clip(number, clip_range, held)
 
     def _open(self, request: CutRequest) -> io.BufferedReader:
@@ -141,13 +147,3 @@ class _Held:
     def between(self, row: int, start: int, end: int) -> Float32[np.ndarray, " sample"]:
         begins = self.end - self._samples.shape[1]
         return self._samples[row, start - begins : end - begins]
-
-
-def _cut_short(uri: str, decoded: int, clip_range: ClipRange) -> DecodeError:
-    return DecodeError(
-        f"cutting {uri}: it ends after {decoded / SAMPLE_RATE_HZ:.2f} s, expected "
-        f"{clip_range.end_sample / SAMPLE_RATE_HZ:.2f} s at least, as when it was transcribed; "
-        "transcribe it again",
-        uri=uri,
-        kind=CUT_SHORT,
-    )

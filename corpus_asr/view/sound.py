@@ -112,13 +112,8 @@ class _OpenFile:
 class Sounds:
     """Opens recordings for playback. Thread-safe.
 
-    Args:
-        store: the output folder; its run's settings say how recordings are read.
-        moved: prefixes of URIs, and what replaces them.
-        endpoint_url: the store of the recordings, where it is not the run's.
-
-    Raises:
-        ConfigError: the run's settings are not those of this program.
+    `moved` are prefixes of URIs and what replaces them; `endpoint_url` is the store of the
+    recordings, where it is not the run's.
     """
 
     def __init__(

@@ -114,9 +114,7 @@ def test_languages_and_unsure_recordings_are_named(archive: Archive) -> None:
     assert (found.unsure, found.no_speech) == (2, 1)
     assert [Path(one.uri).name for one in found.least_sure] == ["a.wav", "b parts=2.wav"]
     assert found.least_sure[0].confidence == pytest.approx(0.5)
-    assert [(one.language, one.recordings, one.segments) for one in found.languages] == [
-        ("en", 2, 6)
-    ]
+    assert [(one.name, one.recordings, one.segments) for one in found.languages] == [("en", 2, 6)]
     assert archive.night().findings.unsure == 0, "those of earlier nights"
 
 
