@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from corpus_asr.benchmark.engines import WindowsRunner, batches
-from corpus_asr.benchmark.measuring import Shape, write_checkpoint
+from corpus_asr.benchmark.engines import OpenAIWindows, TransformersWindows, WindowsRunner, batches
+from corpus_asr.benchmark.measuring import Shape
 from corpus_asr.benchmark.orders import ENGINES, Order
 from corpus_asr.benchmark.ours import OurWindows
-from corpus_asr.benchmark.peers import OpenAIWindows, TransformersWindows
 from corpus_asr.benchmark.rounds import Worker
 from corpus_asr.errors import ConfigError, EngineError
 
@@ -22,7 +21,7 @@ BATCH = 3
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return write_checkpoint(NANO, tmp_path_factory.mktemp("nano") / "nano")
+    return NANO.write(tmp_path_factory.mktemp("nano") / "nano")
 
 
 def order_for(folder: Path, name: str, *, dtype: str = "float32", beams: int = 1) -> Order:
