@@ -80,13 +80,7 @@ def run(
     say: Callable[[str], None] = say,
     tell: Callable[[str], None] = tell,
 ) -> None:
-    """Measure what the arguments ask for.
-
-    Raises:
-        ConfigError: an option, a name or a file cannot be used.
-        CheckpointError: the checkpoint is missing or not a Whisper checkpoint.
-        DecodeError: a file holds no audio.
-    """
+    """Measure what the arguments ask for."""
     options = _parser().parse_intermixed_args(arguments)
     _check(options)
     if options.extract:

@@ -472,7 +472,6 @@ class TransformersWindows(WindowsRunner):
 
 
 def _load_transformers(order: Order) -> tuple[Any, Any]:
-    """Return the library, and the network ready for inference."""
     warnings.simplefilter("ignore")
     torch, library = (importlib.import_module(name) for name in ("torch", "transformers"))
     from corpus_asr.families.loading import resolve_dtype
@@ -553,7 +552,6 @@ class OpenAIWindows(WindowsRunner):
 
 
 def _load_openai(order: Order) -> tuple[Any, Any]:
-    """Return the library and the network."""
     if order.dtype not in _OPENAI_DTYPES:
         raise ConfigError(
             f"loading openai-whisper in {order.dtype}: expected one of {', '.join(_OPENAI_DTYPES)}"

@@ -43,13 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(paths: Sequence[Path], *, runs: int, say: Callable[[str], None]) -> None:
-    """Measure and print.
-
-    Raises:
-        ConfigError: there is no file, or one is missing.
-        DecodeError: a file holds no audio.
-        EngineError: ffmpeg cannot decode a file, or the speech detector is not installed.
-    """
+    """Measure and print."""
     recordings = find_recordings(paths, None)
     has_ffmpeg = shutil.which("ffmpeg") is not None
     steps = (FFMPEG, *STEPS) if has_ffmpeg else STEPS

@@ -183,12 +183,7 @@ class Recording:
 
 
 def find_recordings(files: Sequence[Path], manifest: Path | None) -> list[Recording]:
-    """Return the files, then those the manifest names; each text from there or from a .txt beside.
-
-    Raises:
-        ConfigError: there are none, or a file or the manifest is missing or unreadable.
-        DecodeError: a file holds no audio.
-    """
+    """Return the files and those the manifest names; texts are from there or a .txt beside."""
     named: list[tuple[Path, str | None]] = [(path, None) for path in files]
     if manifest is not None:
         named += _manifest_rows(manifest)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from corpus_asr.decoding.device import FinishedFlags, Recorder, StepGraphs, download, upload
-from corpus_asr.decoding.options import SlotOptions, Texts
+from corpus_asr.decoding.options import SlotOptions, Texts, choose
 from corpus_asr.decoding.protocols import (
     AlignJob,
     AlignResult,
@@ -23,9 +23,7 @@ from corpus_asr.decoding.protocols import (
     WindowResult,
     check_numbers,
 )
-from corpus_asr.decoding.repetition import RepetitionDetector
-from corpus_asr.decoding.rules import SlotRules
-from corpus_asr.decoding.samplers import choose
+from corpus_asr.decoding.rules import RepetitionDetector, SlotRules
 from corpus_asr.decoding.search_queue import frames_heard, pad_prompts
 
 
@@ -146,7 +144,6 @@ class SlotBatch:
         return self._length - 1
 
     def _start(self, slots: list[int], jobs: list[WindowJob]) -> None:
-        """Run prompts and choose first tokens."""
         lengths = [len(job.prompt) for job in jobs]
         room = self.model.max_target_positions
         scored = [row for row, job in enumerate(jobs) if job.score_token is not None]
@@ -194,7 +191,6 @@ class SlotBatch:
         )
 
     def _advance(self, count: int, *, sampled: bool, watched: bool) -> None:
-        """Advance the first `count` slots by one token."""
         logits = self.model.step(self._state, self._token[:count], self._position[:count])
         slots = range(count)
         self._options.before_rules(logits, slots)
@@ -210,14 +206,13 @@ class SlotBatch:
         sampled: bool,
         watched: bool,
     ) -> None:
-        """Choose the next tokens from logits the rules have been applied to."""
         self._options.after_rules(allowed, slots)
         length = self._length[index]
         if sampled:
             allowed = self._options.narrow(allowed, slots, self._temperature[index])
         self._options.keep(allowed, slots)
         # `max` and `log_softmax`, as `argmax` and `logsumexp` take three times as long on CPUs.
-        token = self._choose(allowed, index, length) if sampled else allowed.max(dim=1).indices
+        token = self._choose(allowed, index, length - 1) if sampled else allowed.max(dim=1).indices
         logprob = allowed.log_softmax(dim=1).gather(1, token.unsqueeze(1)).squeeze(1)
 
         going = ~self._ended[index]
@@ -241,14 +236,10 @@ class SlotBatch:
         self,
         allowed: Float[Tensor, "batch vocab"],
         index: Int[Tensor, " batch"],
-        length: Int[Tensor, " batch"],
+        positions: Int[Tensor, " batch"],
     ) -> Int[Tensor, " batch"]:
-        return choose(
-            allowed,
-            temperatures=self._temperature[index],
-            seeds=self._seed[index],
-            positions=length - 1,
-        )
+        temperatures, seeds = self._temperature[index], self._seed[index]
+        return choose(allowed, temperatures=temperatures, seeds=seeds, positions=positions)
 
     def _keep_scores(
         self,
@@ -258,7 +249,6 @@ class SlotBatch:
         positions: Int[Tensor, " scored"],
         tokens: Int[Tensor, " scored"],
     ) -> None:
-        """Keep the raw probability of the `score_token` of those jobs that have one."""
         probabilities = self.model.logits(hidden[rows, positions]).softmax(dim=1)  # (scored, vocab)
         scores = probabilities.gather(1, tokens.unsqueeze(1)).squeeze(1)
         self._score.index_copy_(0, slots, scores)

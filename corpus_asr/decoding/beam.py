@@ -15,8 +15,7 @@ from torch import Tensor
 from corpus_asr.decoding.device import FinishedFlags, download, upload
 from corpus_asr.decoding.options import SlotOptions, Texts, should_stop
 from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult, check_numbers
-from corpus_asr.decoding.repetition import repeats_itself
-from corpus_asr.decoding.rules import SlotRules
+from corpus_asr.decoding.rules import SlotRules, repeats_itself
 from corpus_asr.decoding.search_queue import frames_heard, pad_prompts
 
 _UNTIL_FULL, _NEVER = 1, 2
@@ -305,14 +304,12 @@ class BeamBatch:
         self._options.admit(slots, [job.search] * len(slots))
 
     def _slots(self, places: Sequence[int]) -> list[int]:
-        """The model's slots of some places."""
         beams = self.num_beams
         return [place * beams + beam for place in places for beam in range(beams)]
 
     def _begin(
         self, index: Tensor, prompts: Int[Tensor, "place token"], jobs: Sequence[WindowJob]
     ) -> None:
-        """Start the places of `index` anew."""
         room = self.model.max_target_positions
         searches = [job.search for job in jobs]
         values = upload(
@@ -401,7 +398,6 @@ class BeamBatch:
         token: Int[Tensor, "place beam"],
         source: Int[Tensor, "place beam"],
     ) -> None:
-        """Make caches and rules follow the running beams."""
         beams = self.num_beams
         slot = (index.unsqueeze(1) * beams + torch.arange(beams, device=index.device)).flatten()
         sources = (index.unsqueeze(1) * beams + source).flatten()
@@ -425,7 +421,6 @@ class BeamBatch:
         return full | ~self._can_improve[index]
 
     def _divisor(self, index: Tensor, count: Int[Tensor, " place"]) -> Float[Tensor, "place 1"]:
-        """Length to the power of the length penalty."""
         return (count.double() ** self._length_penalty[index]).float().unsqueeze(1)
 
     def _stop_early(
@@ -459,7 +454,6 @@ class BeamBatch:
         jobs: Sequence[WindowJob],
         hidden: Float[Tensor, "batch token width"],
     ) -> None:
-        """Read the raw probability of each job's `score_token`."""
         for place in places:
             self._scores[place] = None
         wanted = [row for row, job in enumerate(jobs) if job.score_token is not None]

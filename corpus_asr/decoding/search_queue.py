@@ -397,7 +397,6 @@ class SearchQueue:
 
 
 def _with_encoding(running: Running) -> Job:
-    """The job, with its window's encoding."""
     if running.encoded is None or running.job.encoded is not None:
         return running.job
     return replace(running.job, encoded=running.encoded)

@@ -151,11 +151,7 @@ class SlotScheduler:
             self._halve(problem)
 
     def _memory_problem(self, action: Callable[[], None]) -> str | None:
-        """Do something; tells what happened where memory does not suffice for it.
-
-        Raises:
-            torch.OutOfMemoryError: it does not suffice for one slot and one window either.
-        """
+        # Raised where memory does not suffice for one slot and one window either.
         try:
             action()
         except torch.OutOfMemoryError as error:

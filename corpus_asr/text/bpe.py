@@ -119,11 +119,7 @@ class BytePairEncoding:
         return self._tokenizer.id_to_token(token_id) if token_id >= 0 else None
 
     def encode(self, text: str) -> list[int]:
-        """Encode `text` and nothing around it.
-
-        Raises:
-            ValueError: `text` holds half a surrogate pair, which has no bytes.
-        """
+        """Encode `text` and nothing around it."""
         return list(self.encoding(text).ids)
 
     def encoding(self, text: str | Sequence[str]) -> Encoding:

@@ -1,6 +1,6 @@
 import math
 from collections.abc import Generator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from corpus_asr.decoding.slots import (
     check_every_on,
     encode_batch_on,
 )
-from tests.support.slots import END, LENGTH, ScriptedModel, window
+from tests.support.slots import END, LENGTH, ScriptedModel, run_jobs, window
 
 RULES = TokenRules(end=END)
 Transcripts = list[tuple[int, ...]]
@@ -48,21 +48,8 @@ def run(
     encode_batch: int = 8,
 ) -> list[Transcripts]:
     scheduler = SlotScheduler(model, slots, check_every=check_every, encode_batch=encode_batch)
-    found: dict[int, Transcripts] = {}
-    for index, jobs in enumerate(tasks):
-
-        def done(value: Transcripts, error: Exception | None, index: int = index) -> None:
-            assert error is None
-            assert index not in found
-            found[index] = value
-
-        scheduler.add(reader(jobs), done)
-    rounds = 0
-    while scheduler.pending:
-        scheduler.advance()
-        rounds += 1
-        assert rounds < 10_000
-    return [found[index] for index in range(len(tasks))]
+    found = run_jobs(scheduler, tasks)
+    return [[cast("WindowResult", result).tokens for result in results] for results in found]
 
 
 scripts = st.lists(st.lists(st.integers(1, 49), max_size=LENGTH - 4), min_size=1, max_size=9)

@@ -12,7 +12,7 @@ from corpus_asr.config.finetune import DistillationSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
 from corpus_asr.training.examples import Batch, Collate, Example, TokenRow
-from corpus_asr.training.objective import Objective
+from corpus_asr.training.trainer import Objective
 from tests.support.checkpoints import tiny_whisper
 
 END = 998
