@@ -74,26 +74,20 @@ class SlotScheduler:
         encode_batch: int = 8,
         check_every: int = 1,
         recorder: Recorder | None = None,
-        search: Search | None = None,
+        num_beams: int = 1,
     ) -> None:
-        """Allocate the slots of one queue.
+        """Allocate `slots` for the queue of searches with `num_beams`.
 
-        Args:
-            model: encoder and decoder.
-            slots: windows decoded side by side.
-            encode_batch: windows encoded at once, which bounds the encoder's memory.
-            check_every: steps between looks for finished slots; above 1 on devices where looking
-                means waiting.
-            recorder: how steps are recorded and replayed; None for CUDA graphs on a GPU, and no
-                recording elsewhere.
-            search: a search of the queue that is there from the start; None for the plain queue.
+        `encode_batch` bounds the encoder's memory. `check_every` steps lie between looks for
+        finished slots: above 1 on devices where looking means waiting. Without a `recorder` steps
+        are recorded on GPUs alone, as CUDA graphs.
         """
         self._model = model
         self._slots = slots
         self._encode_batch = encode_batch
         self._check_every = check_every
         self._recorder = recorder
-        self._search = search or Search()
+        self._search = Search(num_beams=num_beams)
         self.statistics = Activity(slots=slots)
         self._queues: dict[_Kind, SearchQueue] = {}
         self._stranded: deque[Running] = deque()  # tasks whose queue is to be made anew
@@ -139,7 +133,7 @@ class SlotScheduler:
 
     def _settle(self) -> None:
         """Make the queues anew that were given up, and give them their tasks back."""
-        self._search_queue(_kind(self._search), self._search)
+        self._search_queue(self._search)
         while self._stranded:
             running = self._stranded[0]
             self._queue_of(running.job).add(running)
@@ -187,10 +181,10 @@ class SlotScheduler:
             self._stranded.extend(queue.empty())
 
     def _queue_of(self, job: Job) -> SearchQueue:
-        search = job.search if isinstance(job, WindowJob) else Search()
-        return self._search_queue(_kind(search), search)
+        return self._search_queue(job.search if isinstance(job, WindowJob) else Search())
 
-    def _search_queue(self, kind: _Kind, search: Search) -> SearchQueue:
+    def _search_queue(self, search: Search) -> SearchQueue:
+        kind = _kind(search)
         if kind not in self._queues:
             self._queues[kind] = SearchQueue(
                 self._batch(search),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from corpus_asr.decoding.batch import SlotBatch
 from corpus_asr.decoding.device import upload
-from corpus_asr.decoding.protocols import Job, SlotModel, WindowJob, check_assistant
+from corpus_asr.decoding.protocols import Job, SlotModel, WindowJob
 from corpus_asr.decoding.search_queue import encode_windows, frames_heard
 
 
@@ -31,12 +31,6 @@ class SpeculativeBatch(SlotBatch):
         self, model: SlotModel, assistant: SlotModel, places: int, num_draft_tokens: int
     ) -> None:
         """Allocate `places` slots of both models."""
-        check_assistant(model, assistant)
-        if num_draft_tokens < 1:
-            raise ValueError(
-                f"drafting {num_draft_tokens} tokens at a time: expected at least 1; correct "
-                "num_draft_tokens or leave the assistant out"
-            )
         super().__init__(model, places)
         self.assistant = assistant
         self.num_draft_tokens = num_draft_tokens

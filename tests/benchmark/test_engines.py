@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from corpus_asr.benchmark.engines import OpenAIWindows, TransformersWindows, WindowsRunner, batches
+from corpus_asr.benchmark.engines import OpenAIWindows, TransformersWindows, WindowsRunner
 from corpus_asr.benchmark.measuring import Shape
 from corpus_asr.benchmark.orders import ENGINES, Order
 from corpus_asr.benchmark.ours import OurWindows
@@ -104,7 +104,3 @@ def test_a_checkpoint_that_cannot_be_converted_is_one_row(tmp_path):
     with Worker(replace(broken, runner=runner, scratch=str(tmp_path))) as worker:
         assert worker.failed is not None
         assert "converting" in worker.failed
-
-
-def test_batches_cover_everything_in_order():
-    assert list(batches([1, 2, 3, 4, 5], 2)) == [[1, 2], [3, 4], [5]]

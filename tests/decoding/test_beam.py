@@ -339,19 +339,11 @@ def test_a_model_that_gives_no_numbers_is_an_error(pairs: list[Pair]) -> None:
     check(pairs[0], [good], [result])
 
 
-def test_what_cannot_be_searched_is_refused(pairs: list[Pair]) -> None:
+def test_more_beams_than_there_is_to_say_are_refused_with_their_job(pairs: list[Pair]) -> None:
     model = pairs[0].model
-    for places, beams in ((0, 2), (1, 0), (1, VOCAB // 2 + 1)):
-        with pytest.raises(ValueError, match="at least 1 place and 1 to 30 beams"):
-            BeamBatch(model, places, beams)
     check_job(job(0, num_beams=VOCAB // 2), model)
     with pytest.raises(ValueError, match="searching with 31 beams: a vocabulary of 60"):
         check_job(job(0, num_beams=VOCAB // 2 + 1), model)
-    batch = BeamBatch(model, 1, 2)
-    with pytest.raises(ValueError, match=r"job of 3 beams .* expected 2 beams"):
-        batch.admit([0], [job(0, num_beams=3)])
-    with pytest.raises(ValueError, match="not sampled; use temperature 0"):
-        batch.step(1, sampled=True)
 
 
 def test_beams_and_plain_searches_share_a_scheduler(pairs: list[Pair]) -> None:

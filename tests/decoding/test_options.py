@@ -157,22 +157,6 @@ def test_every_step_is_chosen_from_transformers_scores(
         compare(model, own, result)
 
 
-@pytest.mark.parametrize("check_every", [1, 4])
-def test_results_do_not_depend_on_neighbours_with_other_searches(check_every: int) -> None:
-    model = MarkovModel()
-    jobs = [
-        job(n % 4, seed=n, limit=10 + 3 * n, keep_scores=True, **search)
-        for n, search in enumerate(SEARCHES)
-    ]
-    together = run(model, jobs, slots=5, check_every=check_every)
-    for own, result in zip(jobs, together, strict=True):
-        [alone] = run(model, [own], slots=1)
-        assert (result.tokens, result.logprobs) == (alone.tokens, alone.logprobs)
-        assert result.scores is not None
-        assert alone.scores is not None
-        assert torch.equal(result.scores, alone.scores)
-
-
 @pytest.mark.parametrize("top_k", [None, 3])
 def test_log_probabilities_are_those_of_the_choice_before_the_temperature(
     top_k: int | None,

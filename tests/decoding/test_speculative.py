@@ -1,6 +1,5 @@
 """Drafts save runs of the large model and change nothing else."""
 
-from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -260,29 +259,6 @@ def test_a_spoilt_window_spoils_no_other(model: WhisperSlotModel, assistants: As
         batch.collect([0])
     found: list[Any] = batch.collect([1])
     check(found, run(model, [job(1, GRAMMAR)]))
-
-
-def test_an_assistant_that_does_not_fit_ends_its_own_task_alone(
-    model: WhisperSlotModel, tmp_path: Path
-) -> None:
-    other = load(tmp_path, vocab_size=VOCAB + 1).slot_model()
-    scheduler = SlotScheduler(model, 2)
-    outcomes: list[Any] = []
-
-    def task(one: WindowJob) -> Generator[WindowJob, WindowResult, WindowResult]:
-        return (yield one)
-
-    for one in (job(0), *assisted([job(1)], other, 3)):
-        scheduler.add(task(one), lambda value, error: outcomes.append(error or value))
-    while scheduler.pending:
-        scheduler.advance()
-    assert "an assistant of 61 tokens for a model of 60" in str(outcomes[0])
-    check(outcomes[1:], run(model, [job(0)]))
-
-
-def test_drafting_nothing_is_an_error(model: WhisperSlotModel, assistants: Assistants) -> None:
-    with pytest.raises(ValueError, match="drafting 0 tokens at a time"):
-        SpeculativeBatch(model, assistants["another"], 1, 0)
 
 
 def test_what_can_draft_for_what(tmp_path: Path) -> None:
