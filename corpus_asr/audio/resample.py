@@ -84,19 +84,6 @@ class MonoMixer:
         return block[self._chosen : self._chosen + 1]
 
 
-class OneChannel:
-    """Take one channel; a stretch of audio that lacks it is mixed, so that nothing is lost."""
-
-    def __init__(self, index: int, names: Sequence[str]) -> None:
-        self._rows: RowMaker = MonoMixer(names)
-        if index < len(names):
-            self._rows = lambda block: block[index : index + 1]
-
-    def __call__(self, block: Block) -> Rows:
-        """Take the channel's row of one block."""
-        return self._rows(block)
-
-
 class EachChannel:
     """Keep every channel in its row, with as many rows as the recording began with.
 
@@ -121,11 +108,12 @@ class EachChannel:
 
 def row_maker(channels: Channels, names: Sequence[str], *, num_rows: int) -> RowMaker:
     """Choose how blocks with these channels become the rows asked for."""
-    if channels == "mix":
-        return MonoMixer(names)
     if channels == "each":
         return EachChannel(num_rows, names)
-    return OneChannel(channels, names)
+    # A stretch of audio that lacks the one channel asked for is mixed, so that nothing is lost.
+    if channels == "mix" or channels >= len(names):
+        return MonoMixer(names)
+    return lambda block: block[channels : channels + 1]
 
 
 def _power(row: Samples) -> float:

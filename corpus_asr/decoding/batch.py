@@ -11,7 +11,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from corpus_asr.decoding.device import FinishedFlags, Recorder, StepGraphs, download, upload
+from corpus_asr.decoding.device import (
+    FinishedFlags,
+    Recorder,
+    StepGraphs,
+    download,
+    upload,
+    upload_stack,
+)
 from corpus_asr.decoding.options import SlotOptions, Texts, choose
 from corpus_asr.decoding.protocols import (
     AlignJob,
@@ -24,7 +31,6 @@ from corpus_asr.decoding.protocols import (
     check_numbers,
 )
 from corpus_asr.decoding.rules import RepetitionDetector, SlotRules
-from corpus_asr.decoding.search_queue import frames_heard, pad_prompts
 
 
 class SlotBatch:
@@ -301,3 +307,45 @@ def align_window(model: SlotModel, state: Any, slot: int, job: AlignJob) -> Alig
     logprobs: list[float] = told.masked_fill(chosen != said, -torch.inf).tolist()
     check_numbers(logprobs, model)
     return AlignResult(weights=weights.float().cpu().numpy(), logprobs=tuple(logprobs))
+
+
+def encode_windows(model: SlotModel, jobs: Sequence[Job]) -> Float[Tensor, "batch pos width"]:
+    """Encode the jobs' features; a job that brings its encoding is not encoded again."""
+    with torch.inference_mode():
+        rows: dict[int, Tensor] = {
+            row: job.encoded.to(model.device, model.dtype)
+            for row, job in enumerate(jobs)
+            if job.encoded is not None
+        }
+        missing = [row for row in range(len(jobs)) if row not in rows]
+        if missing:
+            features = [torch.from_numpy(jobs[row].features) for row in missing]
+            # In their own type, mostly half as wide, until they are there.
+            stacked = upload_stack(features, model.device).to(model.dtype)
+            encoded = model.encode(stacked, num_frames=frames_heard([jobs[row] for row in missing]))
+            if not rows:
+                return encoded
+            rows.update(zip(missing, encoded, strict=True))
+        shapes = sorted({tuple(row.shape) for row in rows.values()})
+        if len(shapes) > 1:
+            raise ValueError(
+                f"filling {len(jobs)} windows with encodings: found shapes {shapes}, expected one "
+                "(pos, width) for all; encode each with this very model"
+            )
+        return torch.stack([rows[row] for row in range(len(jobs))])
+
+
+def frames_heard(jobs: Sequence[Job]) -> list[int] | None:
+    """The frames of each job's window that are heard; None where all are."""
+    whole = [job.features.shape[1] for job in jobs]
+    heard = [job.num_frames or frames for job, frames in zip(jobs, whole, strict=True)]
+    return None if heard == whole else heard
+
+
+def pad_prompts(jobs: Sequence[WindowJob]) -> Int[Tensor, "batch token"]:
+    """The jobs' prompts as rows, padded on the right."""
+    lengths = [len(job.prompt) for job in jobs]
+    prompts = torch.zeros(len(jobs), max(lengths), dtype=torch.long)
+    for row, job in enumerate(jobs):
+        prompts[row, : lengths[row]] = torch.tensor(job.prompt)
+    return prompts

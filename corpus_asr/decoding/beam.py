@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from corpus_asr.decoding.batch import frames_heard, pad_prompts
 from corpus_asr.decoding.device import FinishedFlags, download, upload
 from corpus_asr.decoding.options import SlotOptions, Texts, should_stop
 from corpus_asr.decoding.protocols import SlotModel, WindowJob, WindowResult, check_numbers
 from corpus_asr.decoding.rules import SlotRules, repeats_itself
-from corpus_asr.decoding.search_queue import frames_heard, pad_prompts
 
 _UNTIL_FULL, _NEVER = 1, 2
 _EARLY_STOPPING: dict[bool | str, int] = {False: 0, True: _UNTIL_FULL, "never": _NEVER}

@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from corpus_asr.decoding.batch import SlotBatch
+from corpus_asr.decoding.batch import SlotBatch, encode_windows, frames_heard
 from corpus_asr.decoding.device import upload
 from corpus_asr.decoding.protocols import Job, SlotModel, WindowJob
-from corpus_asr.decoding.search_queue import encode_windows, frames_heard
 
 
 class SpeculativeBatch(SlotBatch):

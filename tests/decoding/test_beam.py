@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from corpus_asr.decoding.batch import SlotBatch
+from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.beam import BeamBatch
 from corpus_asr.decoding.protocols import (
     Search,
@@ -23,7 +23,6 @@ from corpus_asr.decoding.protocols import (
     check_job,
 )
 from corpus_asr.decoding.rules import RepetitionDetector, repeats_itself
-from corpus_asr.decoding.search_queue import encode_windows
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.errors import EngineError
 from corpus_asr.families.whisper.slots import WhisperSlotModel

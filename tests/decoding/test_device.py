@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpus_asr.decoding.batch import SlotBatch
+from corpus_asr.decoding.batch import SlotBatch, encode_windows
 from corpus_asr.decoding.device import (
     CudaRecorder,
     FinishedFlags,
@@ -30,7 +30,6 @@ from corpus_asr.decoding.protocols import (
     WindowJob,
     WindowResult,
 )
-from corpus_asr.decoding.search_queue import encode_windows
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.layers import kv_cache as cache
 from tests.support.graph_capture import TapeRecorder

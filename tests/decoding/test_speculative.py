@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from corpus_asr.decoding.batch import encode_windows
 from corpus_asr.decoding.protocols import (
     Search,
     SlotModel,
@@ -16,7 +17,6 @@ from corpus_asr.decoding.protocols import (
     WindowResult,
     check_assistant,
 )
-from corpus_asr.decoding.search_queue import encode_windows
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.decoding.speculative import SpeculativeBatch
 from corpus_asr.errors import EngineError

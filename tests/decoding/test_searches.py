@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from corpus_asr.decoding.batch import encode_windows
 from corpus_asr.decoding.protocols import (
     AlignJob,
     AlignResult,
@@ -20,7 +21,6 @@ from corpus_asr.decoding.protocols import (
     WindowResult,
     check_job,
 )
-from corpus_asr.decoding.search_queue import encode_windows
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.errors import EngineError
 from tests.support.markov import END, LENGTH, VOCAB, MarkovModel, window
