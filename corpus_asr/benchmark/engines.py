@@ -5,7 +5,6 @@ stage and in total. Torch is loaded by those that compute with it alone: the mem
 must not hold it.
 """
 
-import functools
 import importlib
 import json
 import subprocess
@@ -24,11 +23,10 @@ from jaxtyping import Float32
 
 from corpus_asr.benchmark.orders import Order
 from corpus_asr.errors import ConfigError, EngineError
-from corpus_asr.units import SAMPLE_RATE_HZ, WINDOW_FRAMES, WINDOW_S, WINDOW_SAMPLES
+from corpus_asr.units import MEBIBYTE, SAMPLE_RATE_HZ, WINDOW_FRAMES, WINDOW_S, WINDOW_SAMPLES
 
 _T = TypeVar("_T")
 _Samples = Float32[np.ndarray, " sample"]
-_MIB = 1 << 20
 _SEED = 0
 _STAGES = ("features", "encode", "decode")
 _OPENAI_DTYPES = ("float32", "float16")
@@ -44,7 +42,10 @@ class StageClock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count what is done inside; on a GPU between two marks in the queue, without waiting."""
+        """Count what is done inside, or by a function: it is a decorator, too.
+
+        On a GPU that is the time between two marks in the queue, without waiting.
+        """
         if self._cuda is None:
             started_s = time.perf_counter()
             yield
@@ -55,16 +56,6 @@ class StageClock:
         yield
         end.record()
         self._marks.append((name, begin, end))
-
-    def watch(self, name: str, function: Callable[..., _T]) -> Callable[..., _T]:
-        """Return `function` with its calls counted."""
-
-        @functools.wraps(function)
-        def watched(*args: Any, **kwargs: Any) -> _T:
-            with self.stage(name):
-                return function(*args, **kwargs)
-
-        return watched
 
     def _add(self, name: str, seconds: float) -> None:
         self._seconds[name] = self._seconds.get(name, 0.0) + seconds
@@ -89,7 +80,7 @@ def peak_memory() -> dict[str, float | None]:
     processes = ["self", *(pid for children in listed for pid in children.read_text().split())]
     peaks_kib = [kib for pid in processes if (kib := _peak_kib(pid)) is not None]
     on_gpu = "torch.cuda" in sys.modules and _torch_cuda().is_initialized()
-    gpu = _torch_cuda().max_memory_reserved() / _MIB if on_gpu else 0.0
+    gpu = _torch_cuda().max_memory_reserved() / MEBIBYTE if on_gpu else 0.0
     return {
         "peak_memory_mib": round(sum(peaks_kib) / 1024, 1) if peaks_kib else None,
         # Engines that do not allocate through torch cannot be seen there.
@@ -337,8 +328,8 @@ class _Clocked:
 
     def __init__(self, inner: Any, clock: StageClock) -> None:
         self._inner = inner
-        self.encode = clock.watch("encode", inner.encode)
-        self.generate = clock.watch("decode", inner.generate)
+        self.encode = clock.stage("encode")(inner.encode)
+        self.generate = clock.stage("decode")(inner.generate)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -370,7 +361,7 @@ class Transformers(RecordingsRunner):
         self._extract = library.WhisperFeatureExtractor.from_pretrained(order.model)
         self._tokenizer = library.AutoTokenizer.from_pretrained(order.model)
         encoder = self._model.get_encoder()
-        encoder.forward = self.clock.watch("encode", encoder.forward)
+        encoder.forward = self.clock.stage("encode")(encoder.forward)
         self._options: dict[str, Any] = {
             "num_beams": order.beams,
             "do_sample": False,
@@ -492,7 +483,7 @@ class OpenAI(RecordingsRunner):
         super().__init__(order)
         self._library, self._model = _load_openai(order)
         encoder = self._model.encoder
-        encoder.forward = self.clock.watch("encode", encoder.forward)
+        encoder.forward = self.clock.stage("encode")(encoder.forward)
 
     def texts(self) -> list[str]:
         """Transcribe every file; features are computed within and counted as decoding."""

@@ -90,7 +90,7 @@ class OurRecordings:
         class ClockedEngine(Engine):
             def __init__(self, model: SlotModel, *args: Any, **kwargs: Any) -> None:
                 # The instance's own attribute hides the method, for the engine's thread too.
-                setattr(model, "encode", clock.watch("encode", model.encode))  # noqa: B010
+                setattr(model, "encode", clock.stage("encode")(model.encode))  # noqa: B010
                 super().__init__(model, *args, **kwargs)
 
         decoding: dict[str, Any] = {

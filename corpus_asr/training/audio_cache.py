@@ -369,8 +369,8 @@ class _Writer:
         self._counts = counts
         self._files = ExitStack()
         self._audio = self._files.enter_context((folder / AUDIO_NAME).open("wb"))
-        rows = pa.ipc.new_file(str(folder / UTTERANCES_NAME), _SCHEMA)
-        self._rows = self._files.enter_context(rows)
+        sink = self._files.enter_context(pa.OSFile(str(folder / UTTERANCES_NAME), "wb"))
+        self._rows = self._files.enter_context(pa.ipc.new_file(sink, _SCHEMA))
         self._waiting: list[dict[str, Any]] = []
         self._samples = self._regions = 0
 
