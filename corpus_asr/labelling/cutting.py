@@ -12,8 +12,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32
 
-from corpus_asr.audio.decode import open_audio
-from corpus_asr.audio.encode import AudioFormat, encode_audio
+from corpus_asr.audio.decode import AudioFormat, encode_audio, open_audio
 from corpus_asr.errors import DecodeError
 from corpus_asr.storage.stores.filesystem import RangeFile, StoreOptions, open_binary
 from corpus_asr.storage.stores.host_allowlist import ANY_NAMED_HOST, HostRules
