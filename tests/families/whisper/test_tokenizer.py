@@ -326,17 +326,6 @@ def test_generation_config_says_whether_a_model_is_multilingual(folders, tmp_pat
     assert (english.is_multilingual, english.language_ids) == (False, {})
 
 
-def test_text_and_times_come_apart(pairs):
-    ours = pairs["v2"][0]
-    hello, there = (ours.encode(text, add_special_tokens=False) for text in (" hello", " there"))
-    at = ours.timestamp_begin
-    ids = [*ours.prompt("en", "transcribe", True), at, *hello, at + 50, at + 60, *there, ours.eot]
-    assert ours.decode_text(ids) == " hello there"
-    first, second = ours.split_timestamps(ids)
-    assert (first.start_s, first.end_s, list(first.tokens)) == (0.0, 1.0, hello)
-    assert (second.start_s, second.end_s, list(second.tokens)) == (1.2, None, there)
-
-
 @pytest.mark.parametrize(
     ("language", "task", "message"),
     [
