@@ -4,6 +4,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,10 +34,18 @@ def test_files_bytes_and_addresses_are_decoded(tmp_path: Path) -> None:
         assert (speech.stride, speech.extra) == (None, {})
 
 
+class Decoder:
+    """As torchcodec has it."""
+
+    def get_all_samples(self) -> Any:
+        return SimpleNamespace(data=torch.from_numpy(SAMPLES)[None], sample_rate=16_000)
+
+
 def test_arrays_and_tensors_are_mixed_to_one_channel() -> None:
     two = np.stack([SAMPLES, -SAMPLES / 2])
     for inputs in (SAMPLES, SAMPLES.astype(np.float64), torch.from_numpy(SAMPLES), SAMPLES[None]):
         np.testing.assert_array_equal(load_speech(inputs).samples, SAMPLES)
+    assert load_speech(Decoder()).samples.size == SAMPLES.size
     for stereo in (two, torch.from_numpy(two).bfloat16().float(), torch.from_numpy(two)):
         mixed = load_speech(stereo).samples
         assert mixed.dtype == np.float32
