@@ -436,15 +436,10 @@ class SpeechProcessor(Uploads):
         return list(dict.fromkeys(name for half in halves for name in half.model_input_names))
 
     def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature:
-        """Prepare audio, text or both.
+        """Prepare audio, text or both: features, ids, or features with the ids as `labels`.
 
-        Args:
-            args: the audio, and further arguments of the feature extractor's call.
-            kwargs: `audio`, `sampling_rate` and `text`; all others are passed on to whichever of
-                the two is called.
-
-        Returns:
-            The features; or the ids of the text; or the features with the ids as `labels`.
+        `args` are the audio and further arguments of the feature extractor's call. Keywords beside
+        `audio`, `sampling_rate` and `text` are passed on to whichever of the two is called.
 
         Raises:
             ValueError: there is neither audio nor text.

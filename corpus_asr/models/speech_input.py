@@ -36,11 +36,10 @@ class Speech:
 def load_speech(inputs: Any) -> Speech:
     """Read one recording.
 
-    Args:
-        inputs: a path or address (local, http(s), s3, ...); the bytes of a file of any format; an
-            array or tensor of samples at 16 kHz, one row per channel if it has two dimensions; or a
-            dictionary with `raw` or `array`, `sampling_rate` and, if wanted, `stride`; or what has
-            `get_all_samples`, as decoders of torchcodec do.
+    It is a path or address (local, http(s), s3, ...); the bytes of a file of any format; an array
+    or tensor of samples at 16 kHz, one row per channel if it has two dimensions; a dictionary with
+    `raw` or `array`, `sampling_rate` and, if wanted, `stride`; or what has `get_all_samples`, as
+    decoders of torchcodec do.
 
     Raises:
         FetchError: a file cannot be read.
