@@ -323,13 +323,13 @@ def _read_text(path: Path) -> str:
 
 def _token_bytes(token: str) -> bytes:
     """Return what a token stands for; one with other letters than bytes have is its own text."""
-    values = [_bytes_by_letter().get(letter) for letter in token]
+    values = [bytes_by_letter().get(letter) for letter in token]
     known = [value for value in values if value is not None]
     return bytes(known) if len(known) == len(token) else token.encode()
 
 
 @cache
-def _bytes_by_letter() -> Mapping[str, int]:
+def bytes_by_letter() -> Mapping[str, int]:
     """The byte of each letter that spells one; openai/gpt-2, encoder.py, bytes_to_unicode."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [value for value in range(256) if value not in printable]
