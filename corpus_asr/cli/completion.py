@@ -70,7 +70,7 @@ def _job() -> dict[str, Any]:
 
 
 def _keys(settings: Any, above: str) -> Iterator[tuple[str, Any]]:
-    from corpus_asr.config.base import Settings
+    from corpus_asr.config.decoding import Settings
 
     for name, field in settings.model_fields.items():
         kind = field.annotation

@@ -75,7 +75,7 @@ def note(message: str) -> None:
 
 def say(message: str) -> None:
     """Tell people, or whatever reads log lines, what went wrong."""
-    from corpus_asr.config.base import hide_secrets
+    from corpus_asr.config.document import hide_secrets
 
     if speaks_json():
         event(_LOG, logging.ERROR, "failed", message=message)

@@ -116,7 +116,7 @@ def run(
 ) -> None:
     """Transcribe or classify a corpus, or continue where an earlier run stopped."""
     from corpus_asr.config.load import load_config
-    from corpus_asr.config.run_options import Retry, RunOptions
+    from corpus_asr.config.run import Retry, RunOptions
 
     advice = "run the same command again to continue"
     with readable_errors(on_interrupt=advice), ended_by_sigterm():

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 from corpus_asr.activity import Activity
 from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel
-from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
-from corpus_asr.config.run_options import DEFAULT_OPTIONS, RunOptions
+from corpus_asr.config.run import CLASSIFY_AUDIO, DEFAULT_OPTIONS, RunConfig, RunOptions
 from corpus_asr.errors import EngineError
 from corpus_asr.logs import name_run
 from corpus_asr.report.html.page import write_page_at_the_end

@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
-from corpus_asr.config.run_options import Retry, RunOptions
+from corpus_asr.config.run import CLASSIFY_AUDIO, Retry, RunConfig, RunOptions
 from corpus_asr.errors import ConfigError, LockedError
 from corpus_asr.logs import event
 from corpus_asr.pipelines import classify, transcribe

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from corpus_asr.config.run import PseudoLabelConfig, RunConfig
-from corpus_asr.config.run_options import DEFAULT_OPTIONS, RunOptions
+from corpus_asr.config.run import DEFAULT_OPTIONS, PseudoLabelConfig, RunConfig, RunOptions
 from corpus_asr.errors import ConfigError
 from corpus_asr.labelling.dataset import (
     SelectionTable,

@@ -1,7 +1,6 @@
 """Transcribe a corpus into tables of segments and outcomes."""
 
-from corpus_asr.config.run import RunConfig
-from corpus_asr.config.run_options import DEFAULT_OPTIONS, RunOptions
+from corpus_asr.config.run import DEFAULT_OPTIONS, RunConfig, RunOptions
 from corpus_asr.pipelines.driver import run_over_corpus
 from corpus_asr.runtime.checkpoints import Checkpoint, check_transcribes, fetch_checkpoints
 from corpus_asr.runtime.progress import RunSummary, Stream

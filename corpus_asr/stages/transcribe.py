@@ -19,8 +19,7 @@ import pyarrow as pa
 from jaxtyping import Float16
 
 from corpus_asr.activity import Activity
-from corpus_asr.config.base import Auto
-from corpus_asr.config.decoding import DecodingSettings
+from corpus_asr.config.decoding import Auto, DecodingSettings
 from corpus_asr.config.run import CLASSIFY_AUDIO, ClassificationSettings, RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemError
 from corpus_asr.logs import event

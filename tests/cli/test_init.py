@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from corpus_asr.cli import main as cli
-from corpus_asr.config.base import Settings
+from corpus_asr.config.decoding import Settings
 from corpus_asr.config.load import load_config, written
 from corpus_asr.config.run import PseudoLabelConfig, RunConfig
 

@@ -16,8 +16,7 @@ from typer.testing import CliRunner, Result
 
 from corpus_asr.cli import main as cli
 from corpus_asr.config.load import load_config
-from corpus_asr.config.run import RunConfig
-from corpus_asr.config.run_options import DEFAULT_OPTIONS, Retry, RunOptions
+from corpus_asr.config.run import DEFAULT_OPTIONS, Retry, RunConfig, RunOptions
 from corpus_asr.errors import (
     CheckpointError,
     ConfigError,

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 import corpus_asr.pipelines.transcribe as pipeline
-from corpus_asr.config.run import RunConfig
-from corpus_asr.config.run_options import RunOptions
+from corpus_asr.config.run import RunConfig, RunOptions
 from corpus_asr.errors import FetchError
 from corpus_asr.report.html import page
 from corpus_asr.storage.run_state.start import PAGE_NAME, SUCCESS_NAME

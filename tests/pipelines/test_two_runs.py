@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 import corpus_asr.pipelines.transcribe as pipeline
-from corpus_asr.config.run import RunConfig
-from corpus_asr.config.run_options import Retry, RunOptions
+from corpus_asr.config.run import Retry, RunConfig, RunOptions
 from corpus_asr.errors import ConfigError, EngineError
 from corpus_asr.pipelines import driver
 from corpus_asr.runtime.local import run_local

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import ray
 
-from corpus_asr.config.base import Auto
+from corpus_asr.config.decoding import Auto
 from corpus_asr.config.run import RunConfig
 from corpus_asr.runtime.ray_cluster import Cluster
 from corpus_asr.stages.extract_protocol import ExtractedPart, ExtractRequest

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 import corpus_asr.pipelines.transcribe as pipeline
-from corpus_asr.config.run import RunConfig
-from corpus_asr.config.run_options import Retry, RunOptions
+from corpus_asr.config.run import Retry, RunConfig, RunOptions
 from corpus_asr.pipelines import driver
 from corpus_asr.storage.stores.filesystem import open_store, write_atomic
 from corpus_asr.units import SAMPLE_RATE_HZ

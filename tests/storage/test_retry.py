@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpus_asr.config.run_options import Retry
+from corpus_asr.config.run import Retry
 from corpus_asr.storage.run_state.finish import RunCounts
 from corpus_asr.storage.run_state.ledger import Ledger, Reason
 from corpus_asr.storage.run_state.tables import OutputStore

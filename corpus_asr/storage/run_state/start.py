@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from corpus_asr.config.base import Settings
+from corpus_asr.config.decoding import Settings
 from corpus_asr.config.run import CLASSIFY_AUDIO, RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.storage.run_state.run_files import CALIBRATION_NAME, safe_config
