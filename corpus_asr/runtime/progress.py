@@ -7,9 +7,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Protocol, Self, TextIO, cast
+from typing import Protocol, Self, TextIO, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -139,7 +138,7 @@ class Progress:
         if self._stream is None:
             return self
         if self._stream.isatty():
-            console = Console(file=cast("TextIO", self._stream))  # uses no more than Stream has
+            console = Console(file=cast("TextIO", self._stream))
             self._live = Live(Text(self.line()), console=console, auto_refresh=False)
             self._live.start()
         else:
@@ -193,42 +192,6 @@ def _clock_time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSummary:
-    """One run over the output folder's recordings, earlier runs of the same folder included."""
-
-    output_uri: str
-    run_id: str
-    files: int
-    """Recordings listed now."""
-    done: int
-    """Of these, those with segments or without speech."""
-    failed: int
-    no_speech: int
-    left: int
-    """Neither done nor failed: the run's time was over. 0 for a run without such a limit."""
-    segments: int
-    """Or labels, of a classification."""
-    audio_s: float
-    """Audio decoded over all runs of the folder."""
-    processed_files: int
-    """Recordings that this run had left to do."""
-    processed_audio_s: float
-    """Audio this run committed."""
-    wall_s: float
-    made: Literal["segments", "labels"] = "segments"
-
-    @property
-    def failed_fraction(self) -> float:
-        """Share of failed recordings; 0 where there are none at all."""
-        return self.failed / self.files if self.files else 0.0
-
-    @property
-    def speed(self) -> float:
-        """Hours of audio this run committed per hour."""
-        return self.processed_audio_s / self.wall_s if self.wall_s > 0 else 0.0
 
 
 _LOG = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from typing import Any
 from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import EngineError, ItemError
-from corpus_asr.pipelines import driver, transcribe
+from corpus_asr.pipelines import driver
 from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.local import run_local
 from corpus_asr.segments import Segment, Word
@@ -148,7 +148,7 @@ def script(
     replaced = {
         (driver, "run_local"): functools.partial(run_local, extractor=extractor),
         (driver, "load_engine"): engine,
-        (transcribe, "check_transcribes"): lambda *_: None,  # there is no tokenizer
+        (driver, "check_transcribes"): lambda *_: None,  # there is no tokenizer
     }
     for (module, name), value in replaced.items():
         assert hasattr(module, name), f"{module.__name__} has no {name}: nothing would be scripted"
