@@ -136,7 +136,7 @@ class OurRecordings(Runner):
 
     def _extract(self) -> None:
         """Decode the files, find speech and compute features, and drop them."""
-        from corpus_asr.stages.extract_protocol import ExtractRequest
+        from corpus_asr.stages.parts import ExtractRequest
 
         for path in self._paths:
             for _ in self._transcriber._child.run(ExtractRequest(uri=path)):

@@ -25,7 +25,7 @@ from corpus_asr.activity import Activity
 from corpus_asr.errors import EngineError, ItemError
 from corpus_asr.logs import event
 from corpus_asr.runtime.commit import Tally
-from corpus_asr.stages.stage import OK
+from corpus_asr.stages.parts import OK
 from corpus_asr.stages.transcribe import TranscribeStage, refuse
 from corpus_asr.storage.stores.uri import redact_uri
 

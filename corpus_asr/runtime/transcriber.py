@@ -1,6 +1,7 @@
 """Transcription for scripts and notebooks: files in, transcripts out, without Ray and tables."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
@@ -16,8 +17,8 @@ from corpus_asr.errors import ConfigError, ItemError
 from corpus_asr.runtime.checkpoints import Checkpoint, check_transcribes, fetch_others
 from corpus_asr.segments import Segment, SpeechSpan, Transcript
 from corpus_asr.stages.extract import EXTRACTOR
-from corpus_asr.stages.extract_protocol import ExtractedPart, ExtractRequest
 from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
 from corpus_asr.storage.run_state.run_files import read_calibration
 from corpus_asr.transcription.engine import Engine, PartRequest, PartTranscript
 from corpus_asr.transcription.language import spoken_most
@@ -27,6 +28,7 @@ from corpus_asr.units import SAMPLE_RATE_HZ
 _LOG = logging.getLogger(__name__)
 # Parts extracted ahead per slot: one in it and one to follow; about 10 MiB each at most.
 _PARTS_PER_SLOT = 2
+_NO_LIMITS = {"max_file_gb": math.inf, "max_duration_h": math.inf}
 
 
 @dataclass(slots=True)
@@ -168,14 +170,8 @@ class Transcriber:
         self._detects_speech = extract.speech_detection != "none"
         self._child = IsolatedGenerator(
             EXTRACTOR,
-            init_kwargs={
-                "folder": folder,
-                "endpoint_url": None,
-                "part_s": extract.part_s,
-                "channels": extract.channels,
-                "speech_detection": extract.speech_detection,
-                "speech_pad_s": extract.speech_pad_s,
-            },
+            # The caller chose the files: nothing is too large or too long.
+            init_kwargs={"folder": folder, "settings": extract.model_copy(update=_NO_LIMITS)},
             timeout_s=extract.item_timeout_s,
         )
 

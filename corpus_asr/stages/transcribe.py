@@ -25,7 +25,7 @@ from corpus_asr.errors import CheckpointError, ConfigError, EngineError, ItemErr
 from corpus_asr.logs import event
 from corpus_asr.schemas import PARTS, RESULTS
 from corpus_asr.segments import PartLabels, SpeechSpan
-from corpus_asr.stages.stage import OK, failure_fields, half_views
+from corpus_asr.stages.parts import OK, failure_fields, half_views
 from corpus_asr.storage.model_files import fetch_checkpoint
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.threads import spin_briefly

@@ -28,7 +28,7 @@ from corpus_asr.runtime.coordinator import (
     start_coordinator,
 )
 from corpus_asr.schemas import PARTS
-from corpus_asr.stages.stage import one_row
+from corpus_asr.stages.parts import one_row
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage
 from tests.support.engines import ScriptedEngine, always
 

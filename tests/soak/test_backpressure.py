@@ -20,7 +20,7 @@ import ray
 from corpus_asr.config.decoding import Auto
 from corpus_asr.config.run import RunConfig
 from corpus_asr.runtime.ray_cluster import Cluster
-from corpus_asr.stages.extract_protocol import ExtractedPart, ExtractRequest
+from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
 from corpus_asr.stages.transcribe import EngineSpec
 from corpus_asr.units import MEBIBYTE
 from tests.runtime import test_local, test_ray_dataset

@@ -10,8 +10,8 @@ from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import CheckpointError
 from corpus_asr.schemas import PACKS, PARTS
 from corpus_asr.stages.extract import ExtractStage
-from corpus_asr.stages.extract_protocol import ExtractRequest
 from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.stages.parts import ExtractRequest
 from tests.support.fuzzing import fuzz
 from tests.support.tables import packs_of
 

@@ -8,7 +8,7 @@ import pytest
 from corpus_asr.activity import Activity
 from corpus_asr.errors import EngineError, ItemError
 from corpus_asr.schemas import PARTS, RESULTS
-from corpus_asr.stages.stage import one_row
+from corpus_asr.stages.parts import one_row
 from corpus_asr.stages.transcribe import EngineSpec, TranscribeStage, refuse
 from tests.support.engines import ScriptedEngine, always, broken_engine, scripted_engine
 
