@@ -306,10 +306,8 @@ class CorpusRun:
             total_bytes=plan.num_remaining_bytes,
             stream=self.progress,
         )
-        recorder = ProgressWriter(
-            self.store, progress, run_id=run_id, plan=plan, resources=resources
-        )
-        with progress, recorder:
+        writer = ProgressWriter(self.store, progress, run_id=run_id, plan=plan, resources=resources)
+        with progress.shown(), writer.writing():
             yield progress
 
 

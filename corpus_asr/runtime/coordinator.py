@@ -13,8 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray
@@ -49,8 +48,7 @@ PREFIX = "corpus_asr_"
 COMMIT_BOUNDARIES_S = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 
 
-@dataclass(frozen=True, slots=True)
-class Metric:
+class Metric(NamedTuple):
     """One metric: the count it shows, and what it means."""
 
     name: str
@@ -240,7 +238,7 @@ class Reporter(threading.Thread):
 
 
 class CoordinatorClient:
-    """A worker's view of the coordinator: a `Memory`, and what else it asks."""
+    """A worker's view of the coordinator, without which it goes on."""
 
     def __init__(self, coordinator: Any) -> None:
         self._coordinator = coordinator
@@ -293,23 +291,10 @@ class CoordinatorClient:
 MAX_DEATHS = 2
 
 
-class Memory(Protocol):
-    """What outlives a worker."""
-
-    def unfinished(self, parts: Sequence[PartKey]) -> list[int]:
-        """Return how often each part was begun without an end."""
-
-    def begin(self, parts: Sequence[PartKey]) -> None:
-        """Note that a worker starts on these parts; returns once that is noted."""
-
-    def end(self, parts: Sequence[PartKey]) -> None:
-        """Note that a worker has these parts' results."""
-
-
 class Quarantine:
     """Calls `stage` for batches of parts; safe to call from several threads."""
 
-    def __init__(self, stage: TranscribeStage, memory: Memory) -> None:
+    def __init__(self, stage: TranscribeStage, memory: "CoordinatorClient") -> None:
         self._stage = stage
         self._memory = memory
         self._turns = _Turns()
@@ -328,10 +313,6 @@ class Quarantine:
             results = self._stage(parts)
             self._memory.end(keys)
         return results
-
-    def close(self) -> None:
-        """Close the stage."""
-        self._stage.close()
 
     def _try_alone(self, part: pa.Table) -> pa.Table:
         keys = _keys(part)

@@ -163,8 +163,8 @@ class PartExtractor:
         claim = "claims no duration" if claimed_s is None else f"claims {claimed_s / 3600:.1f} h"
         return DecodeError(
             f"decoding {uri}: more than {self._settings.max_duration_h:g} h of audio (its header "
-            f"{claim}), expected at most extract.max_duration_h; what was before is kept; raise the limit if "
-            "it really is that long",
+            f"{claim}), expected at most extract.max_duration_h; what was before is kept; raise "
+            "the limit if it really is that long",
             uri=uri,
             kind="too_long",
         )
