@@ -46,11 +46,7 @@ class Setting:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read and check a job, with overrides `a.b=c` whose values are YAML.
-
-    Raises:
-        ConfigError: the file cannot be read, or anything in it is unknown, missing or mistyped.
-    """
+    """Read and check a job, with overrides `a.b=c` whose values are YAML."""
     document = read_document(path, overrides)
     labels = document.values.get("pipeline") == PSEUDO_LABEL
     return _checked(document, PseudoLabelConfig if labels else RunConfig)
@@ -91,9 +87,6 @@ def decoding_from(options: Mapping[str, Any]) -> DecodingSettings:
     """Turn keyword options of a transcriber into settings.
 
     `language=None` is the way libraries ask for detection, so it is taken as `auto`.
-
-    Raises:
-        ConfigError: an option is unknown or its value is not admitted; all such are named.
     """
     values = {
         key: list(value) if isinstance(value, tuple) else value for key, value in options.items()

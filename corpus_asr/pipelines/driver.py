@@ -69,12 +69,7 @@ class RunSummary:
 
 
 def prepare(config: RunConfig) -> Checkpoint:
-    """Fetch a job's checkpoints, and refuse what they cannot do.
-
-    Raises:
-        CheckpointError: a model cannot be had.
-        ConfigError: it does not know a language, or a label, that is asked for.
-    """
+    """Fetch a job's checkpoints, and refuse what they cannot do."""
     if config.pipeline == CLASSIFY_AUDIO:
         checkpoint = fetch_checkpoints(config)
         check_classifies(checkpoint, config.classification)
@@ -146,12 +141,7 @@ class CorpusRun:
         progress: Stream | None = None,
         options: RunOptions = DEFAULT_OPTIONS,
     ) -> Iterator["CorpusRun"]:
-        """Lock the output folder for a run, as long as the context is open.
-
-        Raises:
-            LockedError: another run is at work in the output folder.
-            FetchError: the output store failed.
-        """
+        """Lock the output folder for a run, as long as the context is open."""
         store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
         say = line_writer(progress)
         with Lock(store, new_run_id(), steal=options.steal_lock, say=say) as lock:
@@ -207,11 +197,7 @@ class CorpusRun:
         self._committed, self._activity = done.tally, done.activity
 
     def finish(self) -> RunSummary:
-        """Compact the tables, count them, and write report.json and the page.
-
-        Raises:
-            EngineError: recordings are neither done nor failed, although there was time.
-        """
+        """Compact the tables, count them, and write report.json and the page."""
         assert self.plan is not None, "start() comes first"
         assert self._begun is not None
         plan, store = self.plan, self.store

@@ -47,13 +47,7 @@ def run_local(
     extractor: str = EXTRACTOR,
     stop_at: float | None = None,
 ) -> None:
-    """Transcribe `packs` in this process and commit all results.
-
-    Raises:
-        EngineError: the engine cannot go on.
-        CheckpointError: the model cannot be loaded.
-        RunStoppedError: a signal asked the run to end.
-    """
+    """Transcribe `packs` in this process and commit all results."""
     committed = Activity()
 
     def commit(results: pa.Table) -> None:

@@ -33,14 +33,7 @@ def check_ready(
     plan: Plan,
     engine_factory: EngineFactory = load_engine,
 ) -> Iterator[str]:
-    """Try what the job needs, and yield a line on each.
-
-    Raises:
-        ConfigError: the machines have not got what the job asks for.
-        DecodeError: none of the first recordings can be decoded.
-        FetchError: their store does not let them be read.
-        CheckpointError: the model cannot be loaded.
-    """
+    """Try what the job needs, and yield a line on each."""
     yield f"output     written and read in {redact_uri(store.uri)}"
     if plan.num_remaining:
         yield f"recording  {_decoded(config, store, plan)}"

@@ -61,11 +61,7 @@ def local_machine() -> NodeShape:
 
 @contextlib.contextmanager
 def connected(address: str, *, store_bytes: int) -> Iterator[Cluster]:
-    """Connect to Ray for the length of the context; a connection that is there is used as it is.
-
-    Raises:
-        ConfigError: there is no Ray at `address`.
-    """
+    """Connect to Ray for the length of the context; a connection that is there is used as it is."""
     if ray.is_initialized():
         yield _describe()
         return
@@ -110,11 +106,7 @@ def _sigterm_kept() -> Iterator[None]:
 
 
 def check_reachable(address: str) -> None:
-    """Fail at once where no Ray listens; Ray itself would try for minutes.
-
-    Raises:
-        ConfigError: nobody answers at the address, or something else.
-    """
+    """Fail at once where no Ray listens; Ray itself would try for minutes."""
     if address in ("local", "auto"):
         return
     host, _, port = address.rpartition(":")

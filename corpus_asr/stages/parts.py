@@ -126,11 +126,7 @@ class ExtractedPart:
 
 
 def check_size(num_bytes: int, *, uri: str, max_file_gb: float) -> None:
-    """Refuse a file by its size, before anything is read of it.
-
-    Raises:
-        DecodeError: kind `too_large`.
-    """
+    """Refuse a file by its size, before anything is read of it."""
     if num_bytes > max_file_gb * GIGABYTE:
         raise DecodeError(
             f"decoding {uri}: {num_bytes / GIGABYTE:.3g} GB, expected at most "
