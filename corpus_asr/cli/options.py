@@ -48,12 +48,12 @@ def complete_device(incomplete: str) -> list[str]:
 
 def complete_task(incomplete: str) -> list[str]:
     """Complete tasks."""
-    return _beginning(_job_values("decoding.task"), incomplete)
+    return _beginning(_values(_job()["decoding.task"]), incomplete)
 
 
 def complete_strategy(incomplete: str) -> list[str]:
     """Complete strategies."""
-    return _beginning(_job_values("decoding.strategy"), incomplete)
+    return _beginning(_values(_job()["decoding.strategy"]), incomplete)
 
 
 def complete_language(incomplete: str) -> list[str]:
@@ -81,18 +81,14 @@ def _job() -> dict[str, Any]:
 
 
 def _keys(settings: Any, above: str) -> Iterator[tuple[str, Any]]:
-    from corpus_asr.config.decoding import Settings
+    from corpus_asr.config.decoding import section_of
 
     for name, field in settings.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Settings):
-            yield from _keys(kind, f"{above}{name}.")
+        section = section_of(field)
+        if section is None:
+            yield f"{above}{name}", field.annotation
         else:
-            yield f"{above}{name}", kind
-
-
-def _job_values(key: str) -> list[str]:
-    return _values(_job().get(key))
+            yield from _keys(section, f"{above}{name}.")
 
 
 def _values(kind: Any) -> list[str]:

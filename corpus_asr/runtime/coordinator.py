@@ -49,10 +49,10 @@ COMMIT_BOUNDARIES_S = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 
 
 class Metric(NamedTuple):
-    """One metric: the count it shows, and what it means."""
+    """One metric: the field of the counts it shows, and what it means."""
 
     name: str
-    count: str
+    field: str
     description: str
 
 
@@ -129,12 +129,12 @@ class Metrics:
         if room > 0:
             values["occupancy"] = (activity.slot_steps - self._activity.slot_steps) / room
         for metric, gauge in self._gauges.items():
-            if metric.count in values:
-                gauge.set(values[metric.count])
+            if metric.field in values:
+                gauge.set(values[metric.field])
 
 
 def _growth(metric: Metric, before: Tally | Activity, now: Tally | Activity) -> float:
-    return float(getattr(now, metric.count) - getattr(before, metric.count))
+    return float(getattr(now, metric.field) - getattr(before, metric.field))
 
 
 class RunCoordinator:

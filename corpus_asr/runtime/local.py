@@ -250,7 +250,6 @@ class _Room:
         self._closed = False
 
     def take(self, num_bytes: int) -> None:
-        """Wait until there are so many, or the room is closed, and take them."""
         with self._changed:
             self._changed.wait_for(
                 # Something larger than all there are gets them once nobody else has any.
@@ -261,13 +260,11 @@ class _Room:
             self._taken += num_bytes
 
     def give_back(self, num_bytes: int) -> None:
-        """Let others have them."""
         with self._changed:
             self._taken -= num_bytes
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let everybody go on who waits: nothing more is kept."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -290,5 +287,4 @@ class _Shared:
             yield item
 
     def stop(self) -> None:
-        """Give out nothing more."""
         self.stopped = True

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Self
 
-from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel, with_confidence
+from corpus_asr.confidence import DEFAULT_MODEL, with_confidence
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, default_model_notice
 from corpus_asr.config.load import decoding_from
@@ -108,27 +108,13 @@ class Transcriber:
             slots=slots,
             num_threads=num_threads,
         )
-        self._set_up(
-            engine,
-            str(folder),
-            decoding=decoding,
-            extract=extract,
-            calibration=fitted,
-            own_models=frozenset(others),
-        )
+        self._set_up(engine, str(folder), decoding=decoding, extract=extract)
+        self._calibration = fitted
+        self._own_models = frozenset(others)
 
     @classmethod
     def from_pretrained(cls, checkpoint: str, **options: Any) -> Self:
-        """Load a checkpoint, as the class itself does.
-
-        Args:
-            checkpoint: a folder, an address or a name.
-            **options: what the class takes.
-
-        Raises:
-            CheckpointError: the checkpoint cannot be had or loaded.
-            ConfigError: a wrong option.
-        """
+        """Load a checkpoint, as the class itself does, whose arguments `options` are."""
         return cls(checkpoint, **options)
 
     @classmethod
@@ -140,14 +126,7 @@ class Transcriber:
         decoding: Mapping[str, Any],
         extract: ExtractSettings,
     ) -> Self:
-        """Transcribe with an engine that is loaded already, and close it with this object.
-
-        Args:
-            engine: what transcribes.
-            folder: of its checkpoint, for the features.
-            decoding: keys of the `decoding` settings, as the default of every call.
-            extract: how audio is cut.
-        """
+        """Transcribe with a loaded engine, closed with this object, and its checkpoint's folder."""
         made = cls.__new__(cls)
         made._set_up(engine, folder, decoding=decoding, extract=extract)
         return made
@@ -159,13 +138,11 @@ class Transcriber:
         *,
         decoding: Mapping[str, Any],
         extract: ExtractSettings,
-        calibration: ConfidenceModel = DEFAULT_MODEL,
-        own_models: frozenset[str] = frozenset(),
     ) -> None:
         self._engine = engine
-        self._calibration = calibration
+        self._calibration = DEFAULT_MODEL
         # Languages with checkpoints of their own, which the calibration was not fitted for.
-        self._own_models = own_models
+        self._own_models: frozenset[str] = frozenset()
         self._decoding = dict(decoding)
         self._detects_speech = extract.speech_detection != "none"
         self._child = IsolatedGenerator(
