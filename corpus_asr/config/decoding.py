@@ -14,7 +14,6 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
 
 from corpus_asr.errors import ConfigError
 from corpus_asr.languages import code_of
@@ -46,7 +45,7 @@ class Settings(BaseModel):
         field = cls.model_fields[info.field_name or ""]
         items = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(item, bool) for item in items) and not admits_bool(field.annotation):
-            raise PydanticCustomError("boolean", "expected no boolean")
+            raise AssertionError("found a boolean")  # told as a value of the wrong type
         return value
 
 
