@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Self
 
-from corpus_asr.confidence import DEFAULT_MODEL, with_confidence
+from corpus_asr.confidence import DEFAULT_MODEL, ConfidenceModel, with_confidence
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.default_model import PACKAGED_CHECKPOINT, default_model_notice
 from corpus_asr.config.load import decoding_from
@@ -69,6 +69,10 @@ class Transcriber:
         CheckpointError: the checkpoint cannot be had or loaded.
         ConfigError: a wrong option, or the checkpoint is English-only and more is asked of it.
     """
+
+    _calibration: ConfidenceModel = DEFAULT_MODEL
+    # Languages with checkpoints of their own, which the calibration was not fitted for.
+    _own_models: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -140,9 +144,6 @@ class Transcriber:
         extract: ExtractSettings,
     ) -> None:
         self._engine = engine
-        self._calibration = DEFAULT_MODEL
-        # Languages with checkpoints of their own, which the calibration was not fitted for.
-        self._own_models: frozenset[str] = frozenset()
         self._decoding = dict(decoding)
         self._detects_speech = extract.speech_detection != "none"
         self._child = IsolatedGenerator(
