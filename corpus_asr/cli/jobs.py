@@ -215,7 +215,7 @@ def _mostly(config: "RunConfig") -> str:
     from corpus_asr.storage.run_state.run_files import read_snapshot
     from corpus_asr.storage.run_state.tables import OutputStore
 
-    store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
+    store = OutputStore.of(config.output)
     snapshot = read_snapshot(store)
     kinds = snapshot.failures if snapshot is not None else ()
     most = max(kinds, key=lambda kind: kind.count, default=None)
@@ -257,7 +257,7 @@ def plan(
         settings = load_config(config, overrides or ())
         note_model_of(settings)
         _print_settings(list(settings_of(settings)))
-        store = OutputStore(settings.output.uri, endpoint_url=settings.output.endpoint_url)
+        store = OutputStore.of(settings.output)
         # Weights are large; they matter here only where results of the same ones may lie.
         begun = bool(store.names(OUTCOMES_FOLDER))
         checkpoint = fetch_checkpoints(settings, hashed=begun)

@@ -266,7 +266,7 @@ def report(
     """Show what a run has done so far, what failed, and whether every file is accounted for."""
     from corpus_asr.report.html.page import write_page
     from corpus_asr.report.run import as_data, load_report, render
-    from corpus_asr.storage.run_state.start import REPORT_NAME
+    from corpus_asr.storage.run_state.run_files import REPORT_NAME
     from corpus_asr.storage.run_state.tables import OutputStore
 
     with readable_errors():

@@ -22,7 +22,7 @@ from corpus_asr.languages import resolve_language
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
 from corpus_asr.segments import Segment, Word
 from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, counted
-from corpus_asr.storage.run_state.start import CONFIG_NAME
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
     OUTCOMES_FOLDER,

@@ -31,7 +31,7 @@ from corpus_asr.labelling.measures import Comparisons, listed_hashes, measured
 from corpus_asr.labelling.rules import Rule, decide
 from corpus_asr.report.accuracy.scoring import Reference, read_references
 from corpus_asr.schemas import SELECTION
-from corpus_asr.storage.run_state.start import CONFIG_NAME, FINGERPRINT_NAME
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, FINGERPRINT_NAME
 from corpus_asr.storage.run_state.tables import OutputStore, ParquetFile, parquet_batches
 from corpus_asr.storage.stores.uri import redact_uri
 

@@ -27,8 +27,13 @@ from corpus_asr.storage.model_files import full_name
 from corpus_asr.storage.run_state.finish import finish
 from corpus_asr.storage.run_state.lock import Lock
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing, read_packs
-from corpus_asr.storage.run_state.run_files import calibration_for
-from corpus_asr.storage.run_state.start import Run, begin_run, fingerprint, new_run_id
+from corpus_asr.storage.run_state.run_files import (
+    Run,
+    begin_run,
+    calibration_for,
+    fingerprint,
+    new_run_id,
+)
 from corpus_asr.storage.run_state.tables import OutputStore
 
 
@@ -142,7 +147,7 @@ class CorpusRun:
         options: RunOptions = DEFAULT_OPTIONS,
     ) -> Iterator["CorpusRun"]:
         """Lock the output folder for a run, as long as the context is open."""
-        store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
+        store = OutputStore.of(config.output)
         say = line_writer(progress)
         with Lock(store, new_run_id(), steal=options.steal_lock, say=say) as lock:
             yield cls(
@@ -183,8 +188,7 @@ class CorpusRun:
             return
         config = self.config
         committer = Committer(
-            uri=config.output.uri,
-            endpoint_url=config.output.endpoint_url,
+            store=self.store,
             run_id=self._begun.run_id,
             model=full_name(config.model.checkpoint),
             model_revision=self.checkpoint.revision,

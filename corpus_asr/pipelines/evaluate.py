@@ -42,8 +42,7 @@ from corpus_asr.report.accuracy.scoring import (
     read_references,
     score,
 )
-from corpus_asr.storage.run_state.run_files import write_calibration
-from corpus_asr.storage.run_state.start import CONFIG_NAME, FINGERPRINT_NAME
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, FINGERPRINT_NAME, write_calibration
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import public, redact_uri
 

@@ -30,7 +30,7 @@ from corpus_asr.runtime.shutdown import RunStoppedError
 from corpus_asr.storage.run_state.ledger import Failing, count_tries, note_tries
 from corpus_asr.storage.run_state.lock import USUAL, Lock, Timing
 from corpus_asr.storage.run_state.plan import Plan
-from corpus_asr.storage.run_state.start import new_run_id
+from corpus_asr.storage.run_state.run_files import new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.uri import join, redact_uri
 
@@ -61,7 +61,7 @@ def run(
             f"running a night of {config.pipeline}: expected a job of transcribe_corpus or "
             "classify_audio; use `corpus-asr run` for this one"
         )
-    store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
+    store = OutputStore.of(config.output)
     attempt = _Attempt(config=config, store=store)
     say = line_writer(progress)
     try:

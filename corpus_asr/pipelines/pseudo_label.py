@@ -32,7 +32,7 @@ from corpus_asr.report.text import duration
 from corpus_asr.runtime.progress import Stream
 from corpus_asr.runtime.resources import this_machine
 from corpus_asr.storage.run_state.lock import Lock
-from corpus_asr.storage.run_state.start import new_run_id
+from corpus_asr.storage.run_state.run_files import new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.host_allowlist import HostRules
 from corpus_asr.storage.stores.uri import normalise, redact_uri
@@ -78,7 +78,7 @@ def label(
     config: PseudoLabelConfig, *, progress: Stream | None = None, steal_lock: bool = False
 ) -> Labelled:
     """Select from what is transcribed, and write the data set, or what is missing of it."""
-    store = OutputStore(config.dataset.uri, endpoint_url=config.dataset.endpoint_url)
+    store = OutputStore.of(config.dataset)
     _check_apart(config)
     rules = rules_of(config.selection)
     sources = read_sources(

@@ -33,8 +33,14 @@ from corpus_asr.report.text import counted, duration, row, table, wrapped
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.plan import PLANS_FOLDER
-from corpus_asr.storage.run_state.run_files import Snapshot, read_snapshot
-from corpus_asr.storage.run_state.start import CONFIG_NAME, FINGERPRINT_NAME, RUN_NAME, SUCCESS_NAME
+from corpus_asr.storage.run_state.run_files import (
+    CONFIG_NAME,
+    FINGERPRINT_NAME,
+    RUN_NAME,
+    SUCCESS_NAME,
+    Snapshot,
+    read_snapshot,
+)
 from corpus_asr.storage.run_state.tables import (
     LABEL_ROWS,
     OUTCOMES_FOLDER,

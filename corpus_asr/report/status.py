@@ -15,8 +15,15 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.report.text import counted, duration, row, wrapped
 from corpus_asr.storage.run_state.lock import USUAL, Holder, read_holder
-from corpus_asr.storage.run_state.run_files import RUNNING, TRANSCRIBED, Snapshot, read_snapshot
-from corpus_asr.storage.run_state.start import CONFIG_NAME, RUN_NAME, SUCCESS_NAME
+from corpus_asr.storage.run_state.run_files import (
+    CONFIG_NAME,
+    RUN_NAME,
+    RUNNING,
+    SUCCESS_NAME,
+    TRANSCRIBED,
+    Snapshot,
+    read_snapshot,
+)
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, OutputStore
 from corpus_asr.storage.stores.uri import redact_uri
 

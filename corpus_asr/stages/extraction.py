@@ -23,7 +23,7 @@ from corpus_asr.errors import DecodeError
 from corpus_asr.families.registry import PartFeatures, family_of, resolve
 from corpus_asr.stages.parts import ExtractedPart, ExtractRequest, check_size
 from corpus_asr.storage.stores.filesystem import DEFAULT_STORE, StoreOptions, open_binary
-from corpus_asr.storage.stores.retry import retries_so_far
+from corpus_asr.storage.stores.store import retries_so_far
 from corpus_asr.storage.stores.uri import redact_uri
 from corpus_asr.units import FRAMES_PER_SECOND, SAMPLE_RATE_HZ
 

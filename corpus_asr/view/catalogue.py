@@ -25,7 +25,7 @@ from corpus_asr.logs import event
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.run_state.finish import PART_COLUMNS, RECORDINGS_PER_OBJECT, aggregate
 from corpus_asr.storage.run_state.ledger import CommitResolution, Ledger, counted
-from corpus_asr.storage.run_state.start import CONFIG_NAME, SUCCESS_NAME
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, SUCCESS_NAME
 from corpus_asr.storage.run_state.tables import LABEL_ROWS, SEGMENT_ROWS, OutputStore, PartRows
 from corpus_asr.view.search import TextFiles, Texts
 

@@ -18,12 +18,12 @@ from typing import Any, cast
 from corpus_asr.config.run import SourceSettings
 from corpus_asr.errors import ConfigError
 from corpus_asr.stages.isolation import IsolatedGenerator
-from corpus_asr.storage.run_state.start import CONFIG_NAME
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.filesystem import RangeFile, StoreOptions
 from corpus_asr.storage.stores.host_allowlist import HostRules
-from corpus_asr.storage.stores.retry import RetryPolicy
+from corpus_asr.storage.stores.store import RetryPolicy
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 # By name, so that native decoders are imported in the child process alone.

@@ -22,12 +22,11 @@ import pyarrow.compute as pc
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.schemas import RESULTS
-from corpus_asr.storage.listing import list_files
-from corpus_asr.storage.run_state.compaction import compact
-from corpus_asr.storage.run_state.finish import write_recordings
+from corpus_asr.storage.listing import FileListing
+from corpus_asr.storage.run_state.finish import compact, write_recordings
 from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing
-from corpus_asr.storage.run_state.start import begin_run, fingerprint
+from corpus_asr.storage.run_state.run_files import begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import MEBIBYTE
 
@@ -94,9 +93,7 @@ class Bench:
         done = ledger.resolve(read_listing(store, plan))
         self.timed(
             "recordings",
-            lambda: write_recordings(
-                store, complete_ids=done.complete_ids, listed_ids=done.listed_ids
-            ),
+            lambda: write_recordings(store, done, count),
             count,
             "recording",
         )
@@ -107,7 +104,7 @@ class Bench:
             print(f"{name}: {len(sizes)} objects, {sum(sizes.values()) / count:.1f} bytes/file")
 
     def _list(self) -> int:
-        return sum(batch.num_rows for batch in list_files(self.config.source))
+        return sum(batch.num_rows for batch in FileListing(self.config.source))
 
     def _plan(self) -> Plan:
         return make_plan(self.config, self.store)

@@ -28,8 +28,7 @@ from corpus_asr.errors import (
 from corpus_asr.pipelines.driver import RunSummary
 from corpus_asr.segments import Segment, Transcript
 from corpus_asr.storage.run_state.plan import make_plan
-from corpus_asr.storage.run_state.run_files import write_snapshot
-from corpus_asr.storage.run_state.start import begin_run, fingerprint
+from corpus_asr.storage.run_state.run_files import begin_run, fingerprint, write_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.logs import logging_put_back
 from tests.support.tables import commit, part, results, snapshot

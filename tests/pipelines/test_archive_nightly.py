@@ -21,7 +21,7 @@ from corpus_asr.report.nightly import Night, NightState
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Lock
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import http as webhook_module
-from corpus_asr.storage.stores.retry import RetryPolicy
+from corpus_asr.storage.stores.store import RetryPolicy
 from tests.support.nightly import QUICK, Archive
 from tests.support.stores import SECRET, Webhook, webhook
 

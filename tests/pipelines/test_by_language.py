@@ -12,7 +12,7 @@ from corpus_asr.pipelines.driver import run as classify
 from corpus_asr.pipelines.driver import run as transcribe
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.model_files import model_revision
-from corpus_asr.storage.run_state.compaction import keep_only
+from corpus_asr.storage.run_state.finish import keep_only
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.checkpoints import tiny_whisper
 from tests.support.corpora import CLIPS, job

@@ -10,7 +10,7 @@ from corpus_asr.config.run import RunConfig, RunOptions
 from corpus_asr.errors import FetchError
 from corpus_asr.pipelines import driver
 from corpus_asr.report.html import page
-from corpus_asr.storage.run_state.start import PAGE_NAME, SUCCESS_NAME
+from corpus_asr.storage.run_state.run_files import PAGE_NAME, SUCCESS_NAME
 from tests.support.engines import script, scripted_engine
 from tests.support.killing import killable_job
 from tests.support.pages import parsed

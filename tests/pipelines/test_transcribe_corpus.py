@@ -13,7 +13,7 @@ from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
 from corpus_asr.pipelines.driver import run
 from corpus_asr.schemas import OUTCOMES
-from corpus_asr.storage.run_state.compaction import keep_only
+from corpus_asr.storage.run_state.finish import keep_only
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.corpora import demo_corpus, job, outcomes_in, segments_in, tiny_model
 

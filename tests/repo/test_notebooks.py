@@ -22,7 +22,7 @@ from corpus_asr.pipelines.evaluate import evaluate
 from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.schemas import FILES, RECORDINGS
 from corpus_asr.storage.run_state.finish import finish
-from corpus_asr.storage.run_state.start import Run
+from corpus_asr.storage.run_state.run_files import Run
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.corpora import demo_corpus, job, tiny_model
 from tests.support.tables import commit, part, results

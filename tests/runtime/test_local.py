@@ -9,6 +9,7 @@ import pytest
 from corpus_asr.errors import CheckpointError, EngineError
 from corpus_asr.runtime.commit import Committer
 from corpus_asr.runtime.local import CommitBuffer
+from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import MEBIBYTE
 from tests.support.engines import (
     ScriptedEngine,
@@ -119,8 +120,7 @@ def test_a_committer_that_fails_ends_the_run(tmp_path: Path):
     config = scripted_job(tmp_path / "job")
     (tmp_path / "in the way").write_text("a file where the output folder should be")
     blocked = Committer(
-        uri=str(tmp_path / "in the way"), endpoint_url=None, run_id="r", model="m",
-        model_revision="v",
+        store=OutputStore(str(tmp_path / "in the way")), run_id="r", model="m", model_revision="v",
     )  # fmt: skip
     with pytest.raises(Exception, match="in the way"):
         run_scripted(config, [packs_of("a/parts=1")], committer=blocked)

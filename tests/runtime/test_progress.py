@@ -13,7 +13,7 @@ from corpus_asr.runtime.commit import Tally, tally_of
 from corpus_asr.runtime.progress import History, Progress, ProgressWriter
 from corpus_asr.runtime.resources import resolve_resources, this_machine
 from corpus_asr.storage.run_state.plan import Plan
-from corpus_asr.storage.run_state.run_files import Moment, Snapshot, read_snapshot, snapshot_from
+from corpus_asr.storage.run_state.run_files import PROGRESS_NAME, Moment, Snapshot, read_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.engines import scripted_job
 from tests.support.tables import results_of, snapshot
@@ -200,10 +200,13 @@ def test_moments_are_even_few_and_end_now(seconds: float) -> None:
         assert len(times) >= 10
 
 
-def test_history_survives_a_file_and_may_be_missing() -> None:
-    seen = snapshot(history=(moment(0.0), moment(15.0)))
+def test_history_survives_a_file_and_may_be_missing(tmp_path: Path) -> None:
+    store, seen = OutputStore(str(tmp_path)), snapshot(history=(moment(0.0), moment(15.0)))
     data = asdict(seen)
-    assert snapshot_from(data) == seen
-    del data["history"]
-    assert snapshot_from(data) == snapshot()
-    assert snapshot_from(asdict(seen) | {"history": [{"elapsed_s": 3}]}) is None
+    for stored, expected in (
+        (data, seen),
+        ({name: data[name] for name in data if name != "history"}, snapshot()),
+        (data | {"history": [{"elapsed_s": 3}]}, None),
+    ):
+        store.write_json(PROGRESS_NAME, stored)
+        assert read_snapshot(store) == expected

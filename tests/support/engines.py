@@ -163,8 +163,7 @@ def script(
 def committer_of(config: RunConfig) -> Committer:
     """Return a committer into the job's output."""
     return Committer(
-        uri=config.output.uri,
-        endpoint_url=None,
+        store=OutputStore(config.output.uri),
         run_id="run",
         model=config.model.checkpoint,
         model_revision="revision",

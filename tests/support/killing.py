@@ -102,7 +102,7 @@ class KillableJob:
     @property
     def store(self) -> OutputStore:
         output = self.config.output
-        return OutputStore(output.uri, endpoint_url=output.endpoint_url)
+        return OutputStore.of(output)
 
     def commits(self) -> int:
         """How many outcomes objects there are."""
@@ -275,7 +275,7 @@ def kill_below(driver: int, victim: str) -> bool:
 
 def tables_of(config: RunConfig) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of all tables, sorted, without what differs between runs."""
-    store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
+    store = OutputStore.of(config.output)
     found: dict[str, list[dict[str, Any]]] = {}
     tables = {
         "segments": store.segments(), "outcomes": store.outcomes(),

@@ -19,9 +19,9 @@ import pyarrow as pa
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.schemas import RESULTS
-from corpus_asr.storage.listing import list_files
+from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.model_files import model_revision
-from corpus_asr.storage.run_state.start import begin_run, fingerprint
+from corpus_asr.storage.run_state.run_files import begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.engines import scripted_job
 from tests.support.tokenizers import tiny_tokenizer
@@ -94,7 +94,7 @@ def build(folder: Path, files: int, source: str) -> None:
     revision = model_revision(Path(config.model.checkpoint))
     run = begin_run(store, config, fingerprint(config, revision))
     chance = random.Random(0)
-    for batch in list_files(config.source):
+    for batch in FileListing(config.source):
         rows = batch.to_pylist()
         chance.shuffle(rows)  # recordings are done in any order
         for start in range(0, len(rows), ROWS_PER_COMMIT):

@@ -25,7 +25,7 @@ from corpus_asr.runtime.progress import Progress
 from corpus_asr.storage.run_state.finish import RunCounts, finish
 from corpus_asr.storage.run_state.lock import Lock, Timing
 from corpus_asr.storage.run_state.plan import make_plan, read_listing, read_packs
-from corpus_asr.storage.run_state.start import begin_run, fingerprint, new_run_id
+from corpus_asr.storage.run_state.run_files import begin_run, fingerprint, new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from tests.support.stores import Killed, dying

@@ -35,8 +35,7 @@ from corpus_asr.report.status import (
     load_status,
 )
 from corpus_asr.report.text import counted, duration
-from corpus_asr.storage.run_state.run_files import Snapshot
-from corpus_asr.storage.run_state.start import CONFIG_NAME, PAGE_NAME, RUN_NAME
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, PAGE_NAME, RUN_NAME, Snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.storage.stores.uri import (

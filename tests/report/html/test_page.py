@@ -18,8 +18,13 @@ from corpus_asr.report.html.page import (
     write_page,
     write_page_at_the_end,
 )
-from corpus_asr.storage.run_state.run_files import STOPPED, Moment, write_snapshot
-from corpus_asr.storage.run_state.start import CONFIG_NAME, PAGE_NAME
+from corpus_asr.storage.run_state.run_files import (
+    CONFIG_NAME,
+    PAGE_NAME,
+    STOPPED,
+    Moment,
+    write_snapshot,
+)
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from tests.support.pages import Element, browsed, parsed
