@@ -23,9 +23,9 @@ from corpus_asr.benchmark.orders import Recording, find_recordings
 from corpus_asr.benchmark.rounds import aligned
 from corpus_asr.config.run import ExtractSettings
 from corpus_asr.errors import EngineError
-from corpus_asr.stages.extract_protocol import ExtractRequest
 from corpus_asr.stages.extraction import PartExtractor
 from corpus_asr.stages.isolation import IsolatedGenerator
+from corpus_asr.stages.parts import ExtractRequest
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 FFMPEG = "ffmpeg"
@@ -96,14 +96,7 @@ class StepTimer:
         with TemporaryDirectory() as folder:
             config = {"model_type": "whisper", "num_mel_bins": _LARGEST_NUM_MEL_BINS}
             (Path(folder) / "config.json").write_text(json.dumps(config))
-            self._extract = PartExtractor(
-                folder=folder,
-                endpoint_url=None,
-                part_s=settings.part_s,
-                channels=settings.channels,
-                speech_detection="silero",
-                speech_pad_s=settings.speech_pad_s,
-            )
+            self._extract = PartExtractor(folder=folder, settings=settings)
         works = (self._decode, self._find_speech, self._extract_all)
         self._works = dict(zip(STEPS, works, strict=True))
         self._start_s = _cpu_s_of(_start_ffmpeg) if shutil.which("ffmpeg") else 0.0

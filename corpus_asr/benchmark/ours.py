@@ -135,7 +135,7 @@ class OurRecordings:
         return {"total_s": total_s, "stages": stages, "texts": texts}
 
     def _extract(self) -> None:
-        from corpus_asr.stages.extract_protocol import ExtractRequest
+        from corpus_asr.stages.parts import ExtractRequest
 
         for path in self._paths:
             for _ in self._transcriber._child.run(ExtractRequest(uri=path)):

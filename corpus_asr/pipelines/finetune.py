@@ -70,8 +70,7 @@ def _train_here(config: FinetuneConfig, progress: Stream | None) -> None:
 
 def _train_on_ray(config: FinetuneConfig, progress: Stream | None) -> None:
     # Ray takes seconds to import, and one process does without it.
-    from corpus_asr.runtime.ray_cluster import connected
-    from corpus_asr.runtime.ray_train import train_together
+    from corpus_asr.runtime.ray_cluster import connected, train_together
 
     cluster = config.cluster
     _print(progress, f"{cluster.workers} workers train; log.jsonl grows with every checkpoint")

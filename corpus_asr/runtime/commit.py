@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from corpus_asr.activity import Activity, FailureCount, merged
 from corpus_asr.confidence import ConfidenceModel
 from corpus_asr.logs import event
-from corpus_asr.stages.stage import FAILED
+from corpus_asr.stages.parts import FAILED
 from corpus_asr.storage.run_state.lock import LockKey
 from corpus_asr.storage.run_state.tables import ModelName, OutputStore
 from corpus_asr.storage.stores.store import retries_so_far

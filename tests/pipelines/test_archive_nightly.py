@@ -16,7 +16,7 @@ from corpus_asr.errors import (
     FetchError,
     LockedError,
 )
-from corpus_asr.pipelines import nightly, transcribe
+from corpus_asr.pipelines import driver, nightly
 from corpus_asr.report.nightly import Night, NightState
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Lock
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -244,7 +244,7 @@ def test_summaries_that_cannot_be_written_are_told(
 def test_a_checkpoint_that_is_gone_is_told(
     telling: Archive, hook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(nightly._PREPARE, "transcribe_corpus", transcribe.prepare)
+    monkeypatch.setattr(nightly, "prepare", driver.prepare)
     with pytest.raises(CheckpointError):
         telling.night()
     assert "broken off; what was committed is kept: 0 recordings done" in hook.posted[0]["text"]

@@ -15,7 +15,7 @@ from corpus_asr.audio.decode import open_audio
 from corpus_asr.cli.main import app
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
-from corpus_asr.pipelines.classify import run
+from corpus_asr.pipelines.driver import run
 from corpus_asr.report.run import load_report, render
 from corpus_asr.schemas import OUTCOMES
 from corpus_asr.storage.run_state.finish import keep_only
@@ -155,7 +155,7 @@ def test_classes_are_those_of_transformers(
 def test_first_speech_agrees_with_what_a_transcription_detects(
     languages: RunConfig, corpus: Path, whisper: Path, tmp_path: Path
 ) -> None:
-    from corpus_asr.pipelines.transcribe import run as transcribe
+    from corpus_asr.pipelines.driver import run as transcribe
 
     some = corpus / "english.wav"
     config = labelling(some, whisper, tmp_path / "labels", windows="first_speech", top_k=1)
@@ -213,7 +213,7 @@ def test_ray_and_this_process_give_the_same_labels(classes: RunConfig, tmp_path:
 
 
 def test_a_folder_of_labels_takes_no_transcripts(classes: RunConfig, whisper: Path) -> None:
-    from corpus_asr.pipelines.transcribe import run as transcribe
+    from corpus_asr.pipelines.driver import run as transcribe
 
     settings = classes.model_dump(mode="json")
     settings |= {"pipeline": "transcribe_corpus", "model": {"checkpoint": str(whisper)}}

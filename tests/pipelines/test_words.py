@@ -3,7 +3,7 @@
 from itertools import pairwise
 from pathlib import Path
 
-from corpus_asr.pipelines.transcribe import run
+from corpus_asr.pipelines.driver import run
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.corpora import CLIPS, job, tiny_model
 

@@ -17,8 +17,8 @@ from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from corpus_asr.pipelines.driver import run
 from corpus_asr.pipelines.evaluate import evaluate
-from corpus_asr.pipelines.transcribe import run
 from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.schemas import FILES, RECORDINGS
 from corpus_asr.storage.run_state.finish import finish

@@ -45,9 +45,9 @@ def test_a_recording_counts_when_its_last_part_is_committed():
 
 
 def test_the_line_says_done_failed_left_speed_and_time_left():
-    now_s = iter([0.0, 0.0, 3600.0])
+    now_s = iter([0.0, 0.0, 3600.0, 3600.0])
     progress = Progress(total_files=4, total_bytes=4000, stream=None, clock=lambda: next(now_s))
-    with progress:
+    with progress.shown():
         progress.add(Tally(parts=2, files=1, failed=1, audio_s=7200.0, size_bytes=1000))
         assert progress.line() == (
             "1/4 files, 1 failed, 3 left; 2.00 h of audio, 2.0 h per hour; "
@@ -57,7 +57,7 @@ def test_the_line_says_done_failed_left_speed_and_time_left():
 
 def test_without_a_terminal_the_first_and_the_last_line_are_printed():
     stream = io.StringIO()
-    with Progress(total_files=1, total_bytes=0, stream=stream) as progress:
+    with Progress(total_files=1, total_bytes=0, stream=stream).shown() as progress:
         progress.set(Tally(parts=1, files=1))
     first, last = stream.getvalue().splitlines()
     assert first.startswith("0/1 files")
@@ -70,7 +70,7 @@ def test_on_a_terminal_the_line_is_redrawn():
             return True
 
     stream = Terminal()
-    with Progress(total_files=2, total_bytes=0, stream=stream) as progress:
+    with Progress(total_files=2, total_bytes=0, stream=stream).shown() as progress:
         progress.add(Tally(parts=1, files=2))
     assert "2/2 files" in stream.getvalue()
 
@@ -82,7 +82,7 @@ def test_what_is_watched_is_read_when_asked():
     at_first = progress.committed_at
     assert at_first is None
     progress.watch(lambda: Activity(steps=3))
-    with progress:
+    with progress.shown():
         progress.set(Tally(parts=1, files=1))
         before = progress.committed_at
         progress.set(Tally(parts=1, files=1))
@@ -125,9 +125,9 @@ def wait_for(store: OutputStore, files: int) -> Snapshot:
 
 def test_snapshots_follow_the_run_and_the_last_says_how_it_ended(tmp_path: Path) -> None:
     store = OutputStore(str(tmp_path / "output"))
-    with Progress(total_files=4, total_bytes=400, stream=None) as progress:
+    with Progress(total_files=4, total_bytes=400, stream=None).shown() as progress:
         progress.watch(lambda: Activity(steps=3))
-        with recorder(store, progress, tmp_path, every_s=0.05):
+        with recorder(store, progress, tmp_path, every_s=0.05).writing():
             first = wait_for(store, 0)
             assert first.state == "running"
             assert (first.listed, first.done_before, first.planned, first.left) == (10, 6, 4, 4)
@@ -144,8 +144,8 @@ def test_snapshots_follow_the_run_and_the_last_says_how_it_ended(tmp_path: Path)
     assert (last.state, last.files) == ("transcribed", 4)
     with (
         pytest.raises(KeyboardInterrupt),
-        Progress(total_files=4, total_bytes=0, stream=None) as progress,
-        recorder(store, progress, tmp_path, every_s=60.0),
+        Progress(total_files=4, total_bytes=0, stream=None).shown() as progress,
+        recorder(store, progress, tmp_path, every_s=60.0).writing(),
     ):
         raise KeyboardInterrupt
     last = read_snapshot(store)
@@ -162,8 +162,8 @@ def test_a_snapshot_that_cannot_be_written_is_logged_and_no_more(
     monkeypatch.setattr(recording, "write_snapshot", refuse)
     store = OutputStore(str(tmp_path / "output"))
     with (
-        Progress(total_files=4, total_bytes=0, stream=None) as progress,
-        recorder(store, progress, tmp_path, every_s=60.0),
+        Progress(total_files=4, total_bytes=0, stream=None).shown() as progress,
+        recorder(store, progress, tmp_path, every_s=60.0).writing(),
     ):
         progress.add(Tally(files=4))
     assert "event=snapshot_not_written error='writing: no space'" in caplog.text

@@ -18,7 +18,7 @@ import pytest
 
 from corpus_asr.config.run import PseudoLabelConfig, RunConfig
 from corpus_asr.labelling.cutting import ClipCutter, ClipRange, CutRequest
-from corpus_asr.pipelines import transcribe
+from corpus_asr.pipelines import driver
 from corpus_asr.pipelines.pseudo_label import label, run
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.text.normalize import EnglishTextNormalizer
@@ -61,7 +61,7 @@ def test_real_speech_is_selected_by_its_transcripts_and_by_another_decoding(
     sections: dict[str, Any] = {"source": {"uri": str(tmp_path / "clips")}, "model": model}
     beams = sections | {"decoding": greedy | {"num_beams": 3},
                         "output": {"uri": str(tmp_path / "beams")}}  # fmt: skip
-    transcribe.run(RunConfig.model_validate(beams), local=True, progress=None)
+    driver.run(RunConfig.model_validate(beams), local=True, progress=None)
     job = sections | {
         "decoding": greedy,
         "output": {"uri": str(tmp_path / "greedy")},

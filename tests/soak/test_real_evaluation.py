@@ -12,7 +12,7 @@ from whisper.normalizers import EnglishTextNormalizer
 
 from corpus_asr.cli import main as cli
 from corpus_asr.config.run import RunConfig
-from corpus_asr.pipelines.transcribe import run
+from corpus_asr.pipelines.driver import run
 
 pytestmark = [
     pytest.mark.slow,

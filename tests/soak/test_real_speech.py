@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from corpus_asr.config.run import RunConfig
-from corpus_asr.pipelines.transcribe import run
+from corpus_asr.pipelines.driver import run
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.corpora import outcomes_in

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpus_asr.config.run import RunConfig
-from corpus_asr.config.run_options import Retry
+from corpus_asr.config.run import Retry, RunConfig
 from corpus_asr.errors import FetchError
 from corpus_asr.schemas import OUTCOMES, RECORDINGS, SEGMENTS
 from corpus_asr.storage.run_state import finish as recordings

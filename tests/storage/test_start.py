@@ -7,8 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from corpus_asr.config.run import RunConfig
-from corpus_asr.config.run_options import RunOptions
+from corpus_asr.config.run import RunConfig, RunOptions
 from corpus_asr.errors import ConfigError
 from corpus_asr.report.run import load_report
 from corpus_asr.schemas import SEGMENTS

@@ -128,7 +128,7 @@ def _result(file: dict, chance: random.Random) -> dict:
 def resume(folder: Path, source: str) -> Cost:
     """Do what `corpus-asr run` does where nothing is left."""
     started, started_cpu = time.monotonic(), time.process_time()
-    from corpus_asr.pipelines.transcribe import run
+    from corpus_asr.pipelines.driver import run
 
     config = job(folder, source)
     objects = len(OutputStore(config.output.uri).names("outcomes"))

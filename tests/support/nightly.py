@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from corpus_asr.config.run import RunConfig
-from corpus_asr.config.run_options import RunOptions
+from corpus_asr.config.run import RunConfig, RunOptions
 from corpus_asr.errors import EngineError
 from corpus_asr.families.registry import FAMILIES
 from corpus_asr.pipelines import driver
@@ -220,7 +219,7 @@ class Archive:
         prepared = Checkpoint(
             name=str(model), folder=model, family=FAMILIES["whisper"], revision="weights"
         )
-        patch.setitem(pipeline._PREPARE, "transcribe_corpus", lambda config: prepared)
+        patch.setattr(pipeline, "prepare", lambda config: prepared)
         patch.setattr(driver, "run_local", self._work)
 
     def add(self, *names: str, content: bytes = b"x") -> None:

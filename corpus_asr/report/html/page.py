@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from corpus_asr.confidence import HIGH_CONFIDENCE, LOW_CONFIDENCE
-from corpus_asr.config.base import hide_secrets
+from corpus_asr.config.document import hide_secrets
 from corpus_asr.config.run import CLASSIFY_AUDIO
 from corpus_asr.failure_kinds import failure_kind
 from corpus_asr.logs import event

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.config.run_options import Retry
+from corpus_asr.config.run import Retry
 from corpus_asr.schemas import FILES
 from corpus_asr.storage.run_state.tables import OUTCOMES_FOLDER, PART_ROWS_FOLDERS, OutputStore
 

@@ -14,8 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus_asr.config.run import RunConfig, SourceSettings
-from corpus_asr.config.run_options import DEFAULT_OPTIONS, Retry, RunOptions
+from corpus_asr.config.run import DEFAULT_OPTIONS, Retry, RunConfig, RunOptions, SourceSettings
 from corpus_asr.schemas import FILES, PACK_FILE, PACKS
 from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.ledger import REMAINING, Ledger, Reason
