@@ -22,8 +22,8 @@ from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.loading import load_slot_model
 from corpus_asr.threads import run_apart
-from corpus_asr.transcription.engine import Engine
-from corpus_asr.transcription.part_transcriber import (
+from corpus_asr.transcription.engine import (
+    Engine,
     LeavesLanguages,
     PartTranscriber,
     PartTranscript,

@@ -13,7 +13,7 @@ from itertools import pairwise
 from math import ceil
 
 import numpy as np
-from jaxtyping import Float16
+from jaxtyping import Float, Float16
 
 from corpus_asr.segments import SpeechSpan
 from corpus_asr.units import (
@@ -25,6 +25,41 @@ from corpus_asr.units import (
     WINDOW_FRAMES,
     WINDOW_SAMPLES,
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Language:
+    """A language and how sure the model is; no probability where it was given."""
+
+    code: str | None
+    probability: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Window:
+    """One window to decode."""
+
+    number: int = 0
+    """How many came before it."""
+    seek: int
+    """Its first frame."""
+    end: int
+    """Where the stretch it belongs to ends."""
+    content_frames: int
+    """Frames of audio in it, padding left out."""
+    features: Float[np.ndarray, "mel frame"]
+    num_frames: int | None
+    """Those that are heard; None for all."""
+    language: Language
+    prompt: tuple[int, ...]
+    start_position: int = 0
+    """Of the start token in the prompt."""
+    max_new_tokens: int
+
+    @property
+    def name(self) -> tuple[int, int]:
+        """What it is called among its task's jobs: what is called the same is encoded once."""
+        return self.seek, self.end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
