@@ -16,11 +16,10 @@ from torch import Tensor
 from corpus_asr.decoding.protocols import SlotModel, TokenRules, listens
 from corpus_asr.families.whisper.generation_config import GenerationConfig
 from corpus_asr.models.generation.inputs import Audio, Row
-from corpus_asr.models.generation.long_form import hear_language, starts, transcribe
+from corpus_asr.models.generation.long_form import TransformersLongForm, hear_language, starts
 from corpus_asr.models.generation.outputs import Batch, time_tokens
 from corpus_asr.models.generation.processors import normalised
 from corpus_asr.models.generation.settings import (
-    Clock,
     Settings,
     check_condition_type,
     check_language_and_task,
@@ -41,6 +40,7 @@ from corpus_asr.models.generation.settings import (
     tokenizer_of,
 )
 from corpus_asr.models.generation.slots import run, slot_model
+from corpus_asr.transcription.long_form import Clock
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,9 @@ def generate(
     begins = starts(config, model.config, batch_size=audio.batch_size, timestamps=bool(timestamps))
     rows = audio.rows(attention_mask, config.num_return_sequences or 1)
     report = _reporter(rows, monitor_progress)
-    tasks = [transcribe(row, begins[row.index], settings, report) for row in rows]
+    tasks = [
+        TransformersLongForm(row, begins[row.index], settings, report).transcribe() for row in rows
+    ]
     batch = Batch(run(slot_model(model), tasks), settings, model.device)
     if return_token_timestamps:
         time_tokens(slot_model(model), batch, settings, attention_mask)

@@ -25,6 +25,7 @@ from corpus_asr.families.whisper.generation_config import (
     GenerationConfig as WhisperGenerationConfig,
 )
 from corpus_asr.models.generation.slots import slot_model
+from corpus_asr.transcription.long_form import Clock
 
 logger = logging.getLogger(__name__)
 
@@ -367,20 +368,6 @@ def draft_of(assistant: Any) -> SlotModel:
 
 
 _MAX_SEED = 2**62
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clock:
-    """How tokens and frames are turned into seconds."""
-
-    timestamp_begin: int
-    """The token of 0.00 s."""
-    input_stride: int
-    """Feature frames of a timestamp step."""
-    time_precision: float
-    """Seconds of a timestamp step."""
-    time_precision_features: float
-    """Seconds of a feature frame."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

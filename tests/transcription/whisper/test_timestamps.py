@@ -1,6 +1,10 @@
 """Cutting at timestamps, case by case as openai-whisper's `transcribe` does."""
 
+from itertools import pairwise
+
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from corpus_asr.transcription.long_form import Clock, TokenSpan, split_at_timestamps
 
@@ -63,3 +67,13 @@ def test_a_text_that_was_cut_short_lasts_to_the_end_of_its_audio() -> None:
     pieces, advance = split([105, 1, 1, 1], content_frames=438, cut_short=True)
     assert [(piece.start_s, piece.end_s) for piece in pieces] == [(0.0, 4.38)]
     assert advance == 438
+
+
+@given(st.lists(st.integers(80, 119), max_size=14))
+@example(tokens=[100, 100, 1])
+def test_spans_share_out_a_windows_tokens_in_order(tokens: list[int]) -> None:
+    spans, advance = split(tokens, content_frames=60)
+    assert spans[0].first == 0
+    assert all(one.stop == other.first for one, other in pairwise(spans))
+    assert spans[-1].stop <= len(tokens)
+    assert 0 <= advance <= 60
