@@ -56,9 +56,6 @@ class Labeller:
         """Tell languages apart, all that the checkpoint knows or some.
 
         Source: Radford et al. 2022, section 2.3; openai-whisper `detect_language`.
-
-        Raises:
-            CheckpointError: a file is missing or unusable.
         """
         prompt_format = PromptFormat.from_folder(folder)
         names = tuple(codes) or tuple(prompt_format.languages)
@@ -72,11 +69,7 @@ class Labeller:
 
     @classmethod
     def of_classes(cls, folder: Path) -> "Labeller":
-        """Tell the classes of a classifier apart.
-
-        Raises:
-            CheckpointError: its config.json is missing or unusable.
-        """
+        """Tell the classes of a classifier apart."""
         config = resolve(family_of(folder).config).from_pretrained(folder)
         count = config.num_labels
         several = config.problem_type == "multi_label_classification"
@@ -121,11 +114,7 @@ class PartLabeller:
 
     @classmethod
     def from_folder(cls, folder: Path, settings: ClassificationSettings) -> "PartLabeller":
-        """Read what the checkpoint can tell apart.
-
-        Raises:
-            CheckpointError: a file is missing or unusable.
-        """
+        """Read what the checkpoint can tell apart."""
         if settings.task == "language":
             return cls(Labeller.of_languages(folder, settings.languages), settings)
         return cls(Labeller.of_classes(folder), settings)
@@ -213,10 +202,6 @@ def label_engine(
         folder: a checkpoint in Hugging Face layout.
         classification: what it is asked.
         device, dtype, slots, num_threads: as of `Engine.from_folder`.
-
-    Raises:
-        CheckpointError: the folder cannot be loaded.
-        ConfigError: no such device or type, or the checkpoint cannot be asked that.
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)

@@ -71,12 +71,6 @@ class RoutedEngine:
             decoding: what to do with them.
             device, dtype, slots, num_threads: as of `Engine.from_folder`, for each model; with
                 `auto` slots they share the device's memory.
-
-        Raises:
-            CheckpointError: a folder cannot be loaded.
-            ConfigError: no such device, a checkpoint cannot do what `decoding` asks in its
-                language, or the main one cannot tell languages apart.
-            EngineError: the models do not fit into the device's memory.
         """
         if num_threads is not None:
             torch.set_num_threads(num_threads)
@@ -103,11 +97,7 @@ class RoutedEngine:
         return sum(engine.slots for engine in self._engines)
 
     def check(self, decoding: DecodingSettings) -> None:
-        """Refuse what the checkpoints cannot do.
-
-        Raises:
-            ConfigError: names the key.
-        """
+        """Refuse what the checkpoints cannot do."""
         _check_mode(decoding)
         self._main.check(decoding)
         for code, engine in self._others.items():
@@ -121,10 +111,6 @@ class RoutedEngine:
         Args:
             part: what to transcribe.
             decoding: how, where it differs from the engine's own settings.
-
-        Raises:
-            ConfigError: a checkpoint cannot do what `decoding` asks.
-            EngineError: an engine is closed, or broke down earlier.
         """
         if decoding is not None:
             _check_mode(decoding)
@@ -185,12 +171,7 @@ def _pass_on(
 def _checked_transcribers(
     folder: Path, others: Mapping[str, Path], decoding: DecodingSettings
 ) -> dict[Path, PartTranscriber]:
-    """Read how each checkpoint transcribes, the main one first.
-
-    Raises:
-        CheckpointError: a file is missing or unusable.
-        ConfigError: a checkpoint cannot do what it is there for.
-    """
+    """Read how each checkpoint transcribes, the main one first."""
     _check_mode(decoding)
     elsewhere = {code: path for code, path in others.items() if path != folder}
     main = part_transcriber(folder)

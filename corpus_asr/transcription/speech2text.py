@@ -83,12 +83,7 @@ class Speech2TextPromptFormat:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Speech2TextPromptFormat":
-        """Read a checkpoint's tokenizer and generation settings.
-
-        Raises:
-            CheckpointError: a file is missing or unreadable, or the vocabulary is larger than the
-                network's.
-        """
+        """Read a checkpoint's tokenizer and generation settings."""
         family = family_of(folder)
         config = resolve(family.config).from_pretrained(folder)
         generation = resolve(family.generation).from_pretrained(folder)
@@ -116,12 +111,7 @@ class Speech2TextPromptFormat:
         )
 
     def check(self, settings: DecodingSettings) -> None:
-        """Refuse what this checkpoint cannot do, before any audio is read.
-
-        Raises:
-            ConfigError: a target language is missing or unknown, languages are to be told apart,
-                windows are too long, or a setting is for other families; names the key.
-        """
+        """Refuse what this checkpoint cannot do, before any audio is read."""
         usual = DecodingSettings()
         for name, reason in _REFUSED.items():
             found = getattr(settings, name)
@@ -224,21 +214,13 @@ class Speech2TextTranscriber:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Speech2TextTranscriber":
-        """Read what the checkpoint says of its vocabulary, its limits and its features.
-
-        Raises:
-            CheckpointError: a file is missing or unusable.
-        """
+        """Read what the checkpoint says of its vocabulary, its limits and its features."""
         return cls(
             Speech2TextPromptFormat.from_folder(folder), Speech2TextPartFeatures.from_folder(folder)
         )
 
     def check(self, settings: DecodingSettings) -> None:
-        """Refuse what this checkpoint cannot do.
-
-        Raises:
-            ConfigError: names the key.
-        """
+        """Refuse what this checkpoint cannot do."""
         self._prompt_format.check(settings)
 
     def transcribe(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:

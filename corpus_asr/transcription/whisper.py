@@ -54,11 +54,7 @@ class WhisperTranscriber:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "WhisperTranscriber":
-        """Read what the checkpoint says of its vocabulary and limits.
-
-        Raises:
-            CheckpointError: a file is missing or unreadable, or the vocabulary has no timestamps.
-        """
+        """Read what the checkpoint says of its vocabulary and limits."""
         return cls(PromptFormat.from_folder(folder))
 
     def leaving(self, languages: Collection[str]) -> "WhisperTranscriber":
@@ -66,11 +62,7 @@ class WhisperTranscriber:
         return WhisperTranscriber(self._prompt_format, elsewhere=languages)
 
     def check(self, settings: DecodingSettings) -> None:
-        """Refuse what this checkpoint cannot do.
-
-        Raises:
-            ConfigError: names the key.
-        """
+        """Refuse what this checkpoint cannot do."""
         self._prompt_format.check(settings)
 
     def transcribe(self, part: PartRequest, settings: DecodingSettings) -> Steps[PartTranscript]:

@@ -47,11 +47,7 @@ class PromptFormat:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "PromptFormat":
-        """Read a checkpoint's tokenizer and generation settings.
-
-        Raises:
-            CheckpointError: a file is missing or unreadable, or the vocabulary has no timestamps.
-        """
+        """Read a checkpoint's tokenizer and generation settings."""
         family = family_of(folder)
         config = resolve(family.config).from_pretrained(folder)
         generation = resolve(family.generation).from_pretrained(folder)
@@ -82,14 +78,7 @@ class PromptFormat:
         )
 
     def check(self, settings: DecodingSettings) -> None:
-        """Refuse what this checkpoint cannot do, before any audio is read.
-
-        Raises:
-            ConfigError: an unknown language, an English-only checkpoint asked for another one, to
-                tell languages apart or to translate, a prompt that cannot be encoded or is longer
-                than the decoder has room for, a length of windows that follow one another, or what
-                only other families can do.
-        """
+        """Refuse what this checkpoint cannot do, before any audio is read."""
         if self.languages:
             language = settings.language
             wanted = [language] if isinstance(language, str) else list(language)
@@ -187,11 +176,7 @@ class PromptFormat:
 def _alignment_heads(
     folder: Path, config: Any, given: Sequence[Sequence[int]] | None
 ) -> tuple[tuple[int, int], ...]:
-    """Return the heads the checkpoint names, or all those of the upper half of the layers.
-
-    Raises:
-        CheckpointError: a head is named that the network does not have.
-    """
+    """Return the heads the checkpoint names, or all those of the upper half of the layers."""
     layers, heads = config.decoder_layers, config.decoder_attention_heads
     if not given:
         return upper_half(layers, heads)

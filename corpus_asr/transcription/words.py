@@ -28,9 +28,6 @@ def median_filter(
     The ends are reflected, without their outermost value. A last axis too short to reflect (at
     most half the width) comes back as it is. NaN counts as larger than any number.
 
-    Raises:
-        ValueError: `width` is not an odd positive number.
-
     Source: openai-whisper `timing.py`, `median_filter`.
     """
     if width < 1 or width % 2 == 0:
@@ -76,9 +73,6 @@ def dynamic_time_warping(
 
     Returns:
         The token indices and the position indices along the way, both from 0.
-
-    Raises:
-        ValueError: the matrix is empty.
 
     Source: Sakoe and Chiba 1978; equal to `_dynamic_time_warping` in transformers'
     generation_whisper.py and `dtw_cpu` in openai-whisper's timing.py, which go cell by cell.

@@ -1,8 +1,7 @@
-"""`generate` and `detect_language` of `WhisperForConditionalGeneration`, by its argument names.
+"""`generate` and `detect_language` of `WhisperForConditionalGeneration`, as transformers 5.23 has.
 
-In: a model, and a batch of log-mel features of any length. Out: token ids, as transformers 5.23
-gives them row by row. Every row is a task on the package's own scheduler, so rows neither wait for
-one another nor change one another's text.
+Every row is a task on the package's own scheduler, so rows neither wait for one another nor change
+one another's text.
 """
 
 import logging
@@ -75,7 +74,7 @@ def generate(
     monitor_progress: Callable[[Tensor], None] | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Transcribe or translate a batch of recordings; see `WhisperForConditionalGeneration`.
+    """Transcribe or translate a batch of recordings.
 
     Args:
         model: a `WhisperForConditionalGeneration`.
@@ -277,11 +276,7 @@ def _note_outputs(
     token_times: bool,
     logprob_threshold: float | None,
 ) -> bool:
-    """Whether the caller wants everything by name; notes in `config` what windows must give.
-
-    Raises:
-        ValueError: something is asked for that search does not keep.
-    """
+    """Whether the caller wants everything by name; notes in `config` what windows must give."""
     check_outputs(config)
     if wanted is None:
         wanted = bool(config.return_dict_in_generate)

@@ -75,13 +75,7 @@ class Audio:
 
     @classmethod
     def of(cls, model: Any, input_features: Any, encoder_outputs: Any) -> "Audio":
-        """Check what was given.
-
-        Raises:
-            TypeError: the features are no tensor.
-            ValueError: neither features nor encoder outputs were given, or they have another shape
-                than a batch, or are not finite.
-        """
+        """Check what was given."""
         config = model.config
         encoder = model.get_encoder() if hasattr(model, "get_encoder") else model.model.encoder
         stride = encoder.conv1.stride[0] * encoder.conv2.stride[0]
@@ -117,12 +111,7 @@ class Audio:
         return self.total_frames <= self.window_frames
 
     def rows(self, attention_mask: Any, copies: int) -> list[Row]:
-        """Split the batch, making `copies` of each row.
-
-        Raises:
-            ValueError: several long rows without a mask that tells how long each is.
-            TypeError: the mask is no tensor.
-        """
+        """Split the batch, making `copies` of each row."""
         frames = [self.total_frames] * self.batch_size
         if self.batch_size > 1 and not self.is_short:
             if attention_mask is None:
@@ -175,14 +164,7 @@ class PaddedBatch:
     def of(
         cls, model: Any, features: Any, encoder_outputs: Any, attention_mask: Any
     ) -> "PaddedBatch":
-        """Check what was given.
-
-        Raises:
-            TypeError: features or mask are no tensor.
-            ValueError: neither features nor encoder outputs were given, or they are of another
-                shape than a batch, longer than the model can hear, or not finite; or the mask
-                does not fit them.
-        """
+        """Check what was given."""
         slots = slot_model(model)
         assert isinstance(slots, Speech2TextSlotModel)
         if features is None and encoder_outputs is None:

@@ -35,13 +35,7 @@ DETECT = -1
 def starts(
     config: GenerationConfig, model_config: Any, *, batch_size: int, timestamps: bool
 ) -> list[tuple[int, ...]]:
-    """Return the tokens each row's text starts with; `DETECT` stands for its language.
-
-    Raises:
-        ValueError: an unknown language or task, not one language for each row, or forced tokens
-            with gaps.
-        TypeError: a language is no text.
-    """
+    """Return the tokens each row's text starts with; `DETECT` stands for its language."""
     if config.decoder_start_token_id is None:
         raise ValueError(
             "generating text: the generation settings have no decoder_start_token_id; set it to "
@@ -222,11 +216,7 @@ class TransformersLongForm(LongFormRules[RowSegment]):
             self._previous.append(settings.prompt[1:] if marked else settings.prompt)
 
     def transcribe(self) -> Steps["TransformersLongForm"]:
-        """Decode the row to its end.
-
-        Raises:
-            ValueError: prompt and text together are longer than the decoder holds.
-        """
+        """Decode the row to its end."""
         yield from self.run([(0, self.row.frames)])
         return self
 
@@ -286,11 +276,7 @@ class TransformersLongForm(LongFormRules[RowSegment]):
         )
 
     def max_new_tokens(self, prompt: Sequence[int]) -> int:
-        """As many as the call says, or as the decoder has room for.
-
-        Raises:
-            ValueError: none, or more than the decoder holds.
-        """
+        """As many as the call says, or as the decoder has room for."""
         length, room = len(prompt), self._settings.max_target_positions
         wanted = self._settings.config.max_new_tokens
         if (wanted or 0) + length > room:

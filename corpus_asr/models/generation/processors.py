@@ -114,11 +114,7 @@ class Allowed:
     row: int
 
     def __call__(self, tokens: Tokens, scores: Scores) -> Scores:
-        """Return scores with all other tokens at minus infinity.
-
-        Raises:
-            ValueError: the function allows nothing.
-        """
+        """Return scores with all other tokens at minus infinity."""
         masked = torch.full_like(scores, _FORBIDDEN)
         for row, said in enumerate(tokens):
             allowed = list(self.choose(self.row, said))

@@ -134,10 +134,6 @@ def prepare(
 
     Returns:
         The settings, and those of `FOR_THE_CALL` among the keywords.
-
-    Raises:
-        ValueError: a keyword is unknown or not offered here, or settings contradict each other.
-        TypeError: `given` holds no settings.
     """
     if given is not None and not hasattr(given, "to_dict"):
         raise TypeError(
@@ -198,11 +194,7 @@ def _check_cache(name: str | None) -> None:
 
 
 def one_tensor(given: Any, *, what: str, hint: str) -> Tensor:
-    """Make a tensor of arrays, lists or a tensor.
-
-    Raises:
-        TypeError: it is none of these.
-    """
+    """Make a tensor of arrays, lists or a tensor."""
     try:
         return torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -219,10 +211,6 @@ def features_of(given: Any, mel_bins: int, *, mel_axis: int = 1) -> Tensor:
         given: what the caller passed.
         mel_bins: of the model.
         mel_axis: 1 for (batch, mel, frame), 2 for (batch, frame, mel).
-
-    Raises:
-        TypeError: they are no tensor.
-        ValueError: they are empty, have another shape than a batch, or are not finite.
     """
     features = one_tensor(
         given,
@@ -248,11 +236,7 @@ def features_of(given: Any, mel_bins: int, *, mel_axis: int = 1) -> Tensor:
 
 
 def encoded_of(given: Any) -> Tensor:
-    """Take the hidden states out of what an encoder returned.
-
-    Raises:
-        ValueError: there is no tensor (batch, position, width), or an empty one.
-    """
+    """Take the hidden states out of what an encoder returned."""
     found = given
     if hasattr(found, "last_hidden_state"):
         found = found.last_hidden_state
@@ -268,12 +252,7 @@ def encoded_of(given: Any) -> Tensor:
 
 
 def lengths_of(attention_mask: Any, batch_size: int) -> list[int]:
-    """Return the frames of each row.
-
-    Raises:
-        TypeError: the mask is no tensor.
-        ValueError: it has not one row for each recording.
-    """
+    """Return the frames of each row."""
     mask = one_tensor(
         attention_mask,
         what="attention_mask",
@@ -290,12 +269,7 @@ def lengths_of(attention_mask: Any, batch_size: int) -> list[int]:
 
 
 def prompt_of(prompt_ids: Any) -> tuple[int, ...] | None:
-    """Return a prompt's tokens.
-
-    Raises:
-        TypeError: it is no tensor.
-        ValueError: it is not one row of whole numbers.
-    """
+    """Return a prompt's tokens."""
     if prompt_ids is None:
         return None
     hint = "pass what the processor's get_prompt_ids returns"
@@ -309,12 +283,7 @@ def prompt_of(prompt_ids: Any) -> tuple[int, ...] | None:
 
 
 def temperatures_of(temperature: Any) -> tuple[float | None, ...]:
-    """Return the temperatures to try in turn; None where nothing was said.
-
-    Raises:
-        TypeError: one is no number.
-        ValueError: there is none, or one is below 0.
-    """
+    """Return the temperatures to try in turn; None where nothing was said."""
     several = isinstance(temperature, Sequence) and not isinstance(temperature, str)
     found = tuple(temperature) if several else (temperature,)
     if not found:
@@ -335,11 +304,7 @@ def temperatures_of(temperature: Any) -> tuple[float | None, ...]:
 
 
 def functions_of(given: Any, *, what: str) -> tuple[Any, ...]:
-    """Return functions that a caller passed as a list.
-
-    Raises:
-        TypeError: it is no list, or one of them cannot be called.
-    """
+    """Return functions that a caller passed as a list."""
     if given is None:
         return ()
     wrong = given if not isinstance(given, Sequence) else None
@@ -354,11 +319,7 @@ def functions_of(given: Any, *, what: str) -> tuple[Any, ...]:
 
 
 def draft_of(assistant: Any) -> SlotModel:
-    """Return the form of an assistant that search drafts with.
-
-    Raises:
-        TypeError: it is no model.
-    """
+    """Return the form of an assistant that search drafts with."""
     if not hasattr(assistant, "slot_model"):
         raise TypeError(
             f"generating text: found a {type(assistant).__name__} as assistant_model, expected a "
@@ -425,11 +386,7 @@ def search_of(
 
 
 def check_outputs(config: GenerationConfig) -> None:
-    """Refuse what search does not keep.
-
-    Raises:
-        ValueError: it is asked for.
-    """
+    """Refuse what search does not keep."""
     for name in ("output_attentions", "output_hidden_states"):
         if getattr(config, name):
             raise ValueError(
@@ -451,11 +408,7 @@ def draw_seed(temperatures: Sequence[float | None]) -> int:
 
 
 def streamer_of(streamer: Any, *, batch_size: int, config: GenerationConfig) -> Any:
-    """Return who is told every token.
-
-    Raises:
-        ValueError: there are several recordings or beams to tell of.
-    """
+    """Return who is told every token."""
     if streamer is not None and (batch_size > 1 or (config.num_beams or 1) > 1):
         raise ValueError(
             f"generating text: a streamer takes one recording and one beam, found "
@@ -465,11 +418,7 @@ def streamer_of(streamer: Any, *, batch_size: int, config: GenerationConfig) -> 
 
 
 def tokenizer_of(rest: dict[str, Any], config: GenerationConfig) -> Any:
-    """Return what reads the text so far.
-
-    Raises:
-        ValueError: strings stop the text and there is none.
-    """
+    """Return what reads the text so far."""
     if config.stop_strings is not None and "tokenizer" not in rest:
         raise ValueError(
             "generating text: stop_strings are given but no tokenizer to read the text with; pass "
@@ -479,11 +428,7 @@ def tokenizer_of(rest: dict[str, Any], config: GenerationConfig) -> Any:
 
 
 def end_token(config: GenerationConfig) -> int:
-    """The token that ends a text.
-
-    Raises:
-        ValueError: there is none, or several.
-    """
+    """The token that ends a text."""
     ends = config.eos_token_id
     if isinstance(ends, list | tuple) and len(ends) == 1:
         ends = ends[0]
@@ -528,11 +473,7 @@ class Settings(CallSettings):
 def resolve_timestamps(
     config: WhisperGenerationConfig, wanted: bool | None, *, is_short: bool
 ) -> bool | None:
-    """Whether timestamps are predicted: always for recordings longer than a window.
-
-    Raises:
-        ValueError: they were refused for a long recording, or the checkpoint has none.
-    """
+    """Whether timestamps are predicted: always for recordings longer than a window."""
     if wanted is None:
         wanted = config.return_timestamps
     if not is_short:
@@ -554,11 +495,7 @@ def resolve_timestamps(
 def check_language_and_task(
     config: WhisperGenerationConfig, language: Any, task: str | None, is_multilingual: bool | None
 ) -> None:
-    """Note what was asked for in `config`.
-
-    Raises:
-        ValueError: the checkpoint is English-only, or has no languages or tasks.
-    """
+    """Note what was asked for in `config`."""
     if is_multilingual is not None:
         if config.is_multilingual is None:
             raise _outdated("is_multilingual", "is_multilingual")
@@ -579,11 +516,7 @@ def check_language_and_task(
 
 
 def note_thresholds(config: WhisperGenerationConfig, **given: Any) -> None:
-    """Put the thresholds and conditions of the call into `config`, where it gave any.
-
-    Raises:
-        ValueError: silence is to be told without the threshold it is told by.
-    """
+    """Put the thresholds and conditions of the call into `config`, where it gave any."""
     for name, value in given.items():
         if value is not None:
             setattr(config, name, value)
@@ -595,11 +528,7 @@ def note_thresholds(config: WhisperGenerationConfig, **given: Any) -> None:
 
 
 def check_condition_type(config: WhisperGenerationConfig, wanted: str | None) -> bool:
-    """Whether the caller's prompt is repeated before every window.
-
-    Raises:
-        ValueError: an unknown type, or one that needs `condition_on_prev_tokens`.
-    """
+    """Whether the caller's prompt is repeated before every window."""
     kind = wanted or _CONDITION_TYPES[0]
     if kind not in _CONDITION_TYPES:
         raise ValueError(

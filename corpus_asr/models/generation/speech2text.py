@@ -1,9 +1,4 @@
-"""`generate` of `Speech2TextForConditionalGeneration`, by its argument names.
-
-In: a model, and a batch of filter bank features with their mask. Out: token ids, as transformers
-5.23 gives them: start token, text, end token, padding. Every row is a task on the package's own
-scheduler, so rows neither wait for one another nor change one another's text.
-"""
+"""`generate` of `Speech2TextForConditionalGeneration`, as transformers 5.23 has it."""
 
 import hashlib
 from collections.abc import Callable, Generator, Sequence
@@ -151,11 +146,7 @@ def generate(
 
 
 def _one_of(**given: Any) -> Any:
-    """Return the argument that was given.
-
-    Raises:
-        ValueError: several were.
-    """
+    """Return the argument that was given."""
     said = {name: value for name, value in given.items() if value is not None}
     if len(said) > 1:
         raise ValueError(
@@ -188,12 +179,7 @@ def _check_mode(config: GenerationConfig, assistant: Any) -> None:
 
 
 def _prompts(config: GenerationConfig, given: Any, batch_size: int) -> Int[Tensor, "batch token"]:
-    """Return what each row's text begins with: the start token, and what the caller gave.
-
-    Raises:
-        ValueError: there is no start token, or there is not one prompt for each row.
-        TypeError: the caller's are no tensor.
-    """
+    """Return what each row's text begins with: the start token, and what the caller gave."""
     start = config.decoder_start_token_id
     start = config.bos_token_id if start is None else start
     if start is None:
@@ -263,11 +249,7 @@ def _settings(
 
 
 def _max_new_tokens(model: Any, config: GenerationConfig, length: int, *, says_length: bool) -> int:
-    """How many tokens may follow a prompt of `length`.
-
-    Raises:
-        ValueError: none, or more than the decoder holds.
-    """
+    """How many tokens may follow a prompt of `length`."""
     if config.max_new_tokens is not None:
         wanted = config.max_new_tokens
     elif not says_length:
