@@ -79,11 +79,7 @@ TRANSCRIBERS: dict[str, str] = {
 
 
 def part_transcriber(folder: Path) -> PartTranscriber:
-    """Read how the family of a checkpoint transcribes with it.
-
-    Raises:
-        CheckpointError: a file is missing or unusable.
-    """
+    """Read how the family of a checkpoint transcribes with it."""
     kind = resolve(TRANSCRIBERS[family_of(folder).model_type])
     transcriber: PartTranscriber = kind.from_folder(folder)
     return transcriber
@@ -107,9 +103,6 @@ class Engine:
         """Allocate the slots and start the thread.
 
         Args:
-            model: loaded.
-            transcriber: what parts become.
-            decoding: how.
             slots: windows decoded side by side; `auto` for as many as there is memory for.
             sharers: engines on this device that have no slots yet, this one included: with `auto`
                 each gets its share of the memory that is free.
@@ -156,14 +149,11 @@ class Engine:
         slots: int | Literal["auto"] = "auto",
         num_threads: int | None = None,
     ) -> "Engine":
-        """Load a checkpoint folder.
+        """Load a checkpoint folder in Hugging Face layout.
 
         Args:
-            folder: a checkpoint in Hugging Face layout.
-            decoding: what to do with it.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
             dtype: `auto`, `float32`, `float16`, `bfloat16` or `int8`.
-            slots: windows decoded side by side.
             num_threads: CPU threads torch may use; None leaves torch's own choice.
 
         Raises:
@@ -178,11 +168,7 @@ class Engine:
         return cls(model, transcriber, decoding=decoding, slots=slots)
 
     def check(self, decoding: DecodingSettings) -> None:
-        """Refuse what the checkpoint cannot do.
-
-        Raises:
-            ConfigError: names the key.
-        """
+        """Refuse by `ConfigError` what the checkpoint cannot do."""
         self._transcriber.check(decoding)
 
     def submit(
@@ -190,9 +176,7 @@ class Engine:
     ) -> Future[PartTranscript]:
         """Queue a part; the future gives its transcript or the exception that ended it.
 
-        Args:
-            part: what to transcribe.
-            decoding: how, where it differs from the engine's own settings.
+        `decoding` is how, where it differs from the engine's own settings.
 
         Raises:
             ConfigError: the checkpoint cannot do what `decoding` asks.

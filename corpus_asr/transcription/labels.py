@@ -1,8 +1,7 @@
 """Which of some labels fits each window of a part: a language, or a class of a classifier.
 
-In: a part. Out: probabilities of labels, window by window and for the part. A label is asked for as
-a language is: as a window's first token, among those that stand for labels. So windows of many
-recordings share the slots and the encoder's batches of the one scheduler. Knows no network.
+A label is asked for as a language is: as a window's first token, among those that stand for labels.
+So windows of many recordings share the slots and the encoder's batches of the one scheduler.
 """
 
 from collections.abc import Callable, Sequence
@@ -196,13 +195,7 @@ def label_engine(
     slots: int | Literal["auto"] = "auto",
     num_threads: int | None = None,
 ) -> Engine:
-    """Load a checkpoint into an engine that labels parts.
-
-    Args:
-        folder: a checkpoint in Hugging Face layout.
-        classification: what it is asked.
-        device, dtype, slots, num_threads: as of `Engine.from_folder`.
-    """
+    """Load a checkpoint, as `Engine.from_folder` does, into an engine that labels parts."""
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     labeller = PartLabeller.from_folder(folder, classification)

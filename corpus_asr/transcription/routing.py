@@ -1,9 +1,7 @@
 """Several models behind one: each part goes to the model for its language.
 
-In: parts, as an engine takes them. Out: a future per part, as an engine gives them. The main model
-detects the language, in the same windows as always, and transcribes what no other is for. All
-models are loaded at the start: one that cannot be loaded says so before hours of work, and the
-slots of each are reckoned with the memory that the others leave. Knows no files or tables.
+The main model detects the language, in the same windows as always, and transcribes what no other is
+for. All models are loaded at the start: one that cannot be loaded says so before hours of work.
 """
 
 from collections.abc import Mapping
@@ -38,13 +36,7 @@ class RoutedEngine:
     def __init__(
         self, main: Engine, others: Mapping[str, Engine], *, decoding: DecodingSettings
     ) -> None:
-        """Take over engines.
-
-        Args:
-            main: detects languages, and leaves those of `others` to them.
-            others: an engine per language code; one may have several.
-            decoding: what is decoded, in languages that are to be detected.
-        """
+        """Take over engines: `main` detects languages, and leaves those of `others` to them."""
         self._main = main
         self._others = dict(others)
         self._decoding = decoding
@@ -63,14 +55,10 @@ class RoutedEngine:
         slots: int | Literal["auto"] = "auto",
         num_threads: int | None = None,
     ) -> "RoutedEngine":
-        """Load checkpoint folders.
+        """Load the main checkpoint's folder and one per language code, the same one once.
 
-        Args:
-            folder: of the main checkpoint.
-            others: a folder per language code; the same one is loaded once.
-            decoding: what to do with them.
-            device, dtype, slots, num_threads: as of `Engine.from_folder`, for each model; with
-                `auto` slots they share the device's memory.
+        The rest is as of `Engine.from_folder`, for each model; with `auto` slots they share the
+        device's memory.
         """
         if num_threads is not None:
             torch.set_num_threads(num_threads)
@@ -106,12 +94,7 @@ class RoutedEngine:
     def submit(
         self, part: PartRequest, *, decoding: DecodingSettings | None = None
     ) -> "Future[PartTranscript]":
-        """Queue a part; the future gives its transcript or the exception that ended it.
-
-        Args:
-            part: what to transcribe.
-            decoding: how, where it differs from the engine's own settings.
-        """
+        """Queue a part, as `Engine.submit` does; the main model comes first."""
         if decoding is not None:
             _check_mode(decoding)
         settings = decoding or self._decoding

@@ -1,8 +1,4 @@
-"""How a Whisper checkpoint is spoken to: its special tokens, its limits, its prompts and rules.
-
-In: a checkpoint folder. Out: prompts and `TokenRules` for any window, and text for any tokens.
-Knows nothing of audio or of how windows follow one another.
-"""
+"""How a Whisper checkpoint is spoken to: its special tokens, its limits, its prompts and rules."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -128,12 +124,8 @@ class PromptFormat:
     ) -> tuple[tuple[int, ...], int]:
         """Build a window's prompt; returns it and the position of the start token.
 
-        Args:
-            language: a code, or None for English-only checkpoints.
-            task: `transcribe` or `translate`.
-            previous: tokens said before, of which the latest fit.
-            hotwords: names to expect; of the earlier text less fits where they are many.
-            prefix: text that the window begins with.
+        Of the tokens said before the latest fit, fewer where there are many hotwords; the window
+        begins with the prefix.
         """
         start = (*self.request(language, task, True), *prefix)
         # A quarter of the decoder is left to what the window says.

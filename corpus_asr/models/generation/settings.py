@@ -126,14 +126,7 @@ def prepare(
 ) -> tuple[Config, dict[str, Any]]:
     """Merge settings: keywords come before `given`, that before `own`, that before the defaults.
 
-    Args:
-        kind: the family's class.
-        own: the model's.
-        given: the call's; of this package or of transformers.
-        keywords: settings and other arguments by name.
-
-    Returns:
-        The settings, and those of `FOR_THE_CALL` among the keywords.
+    Returns the settings, and those of `FOR_THE_CALL` among the keywords.
     """
     if given is not None and not hasattr(given, "to_dict"):
         raise TypeError(
@@ -205,13 +198,7 @@ def one_tensor(given: Any, *, what: str, hint: str) -> Tensor:
 
 
 def features_of(given: Any, mel_bins: int, *, mel_axis: int = 1) -> Tensor:
-    """Check features of a batch.
-
-    Args:
-        given: what the caller passed.
-        mel_bins: of the model.
-        mel_axis: 1 for (batch, mel, frame), 2 for (batch, frame, mel).
-    """
+    """Check features, (batch, mel, frame), or (batch, frame, mel) where `mel_axis` is 2."""
     features = one_tensor(
         given,
         what="input_features",
@@ -319,16 +306,13 @@ def functions_of(given: Any, *, what: str) -> tuple[Any, ...]:
 
 
 def draft_of(assistant: Any) -> SlotModel:
-    """Return the form of an assistant that search drafts with."""
+    """The form of an assistant that search drafts with."""
     if not hasattr(assistant, "slot_model"):
         raise TypeError(
             f"generating text: found a {type(assistant).__name__} as assistant_model, expected a "
             "model; load it with WhisperForCausalLM.from_pretrained"
         )
     return slot_model(assistant)
-
-
-_MAX_SEED = 2**62
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,14 +343,7 @@ class CallSettings:
 def search_of(
     settings: CallSettings, *, temperature: float | None, num_beams: int, **more: Any
 ) -> Search:
-    """Return how one text is searched.
-
-    Args:
-        settings: of the call.
-        temperature: None to take the likeliest tokens.
-        num_beams: side by side.
-        more: further fields of a `Search`.
-    """
+    """Return how one text is searched; a temperature of None takes the likeliest tokens."""
     config = settings.config
     sampled = temperature is not None
     top_p = config.top_p if sampled and config.top_p is not None and config.top_p < 1 else None
@@ -383,6 +360,20 @@ def search_of(
         keep_logits=settings.keep_logits,
         **more,
     )
+
+
+def common_settings(model: Any, config: GenerationConfig) -> dict[str, Any]:
+    """The fields of `CallSettings` that model and configuration decide, in every family."""
+    by_name = config.return_dict_in_generate
+    return {
+        "config": config,
+        "end": end_token(config),
+        "pad": pad_token(config),
+        "vocab_size": model.config.vocab_size,
+        "max_target_positions": model.config.max_target_positions,
+        "keep_scores": bool(config.output_scores and by_name),
+        "keep_logits": bool(config.output_logits and by_name),
+    }
 
 
 def check_outputs(config: GenerationConfig) -> None:
@@ -404,7 +395,7 @@ def draw_seed(temperatures: Sequence[float | None]) -> int:
     """Draw from torch's generator, so that `torch.manual_seed` repeats a call that samples."""
     if all(not temperature for temperature in temperatures):
         return 0
-    return int(torch.randint(_MAX_SEED, (1,)))
+    return int(torch.randint(2**62, (1,)))
 
 
 def streamer_of(streamer: Any, *, batch_size: int, config: GenerationConfig) -> Any:
@@ -546,14 +537,7 @@ def check_condition_type(config: WhisperGenerationConfig, wanted: str | None) ->
 def token_rules(
     config: WhisperGenerationConfig, *, vocab_size: int, timestamps: bool, drafted: bool
 ) -> TokenRules:
-    """What windows may say.
-
-    Args:
-        config: names the tokens; those the model does not have need no rule.
-        vocab_size: tokens of the model.
-        timestamps: whether the timestamp grammar holds.
-        drafted: whether a smaller model drafts; then text may end at once.
-    """
+    """What windows may say; where a smaller model drafts, text may end at once."""
     return TokenRules(
         end=end_token(config),
         suppress=allowed_tokens(config.suppress_tokens, vocab_size),
