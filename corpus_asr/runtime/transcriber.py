@@ -20,9 +20,10 @@ from corpus_asr.stages.extract import EXTRACTOR
 from corpus_asr.stages.isolation import IsolatedGenerator
 from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
 from corpus_asr.storage.run_state.run_files import read_calibration
-from corpus_asr.transcription.engine import Engine, PartRequest, PartTranscript
+from corpus_asr.transcription.engine import Engine, PartTranscript
 from corpus_asr.transcription.language import spoken_most
 from corpus_asr.transcription.routing import RoutedEngine
+from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import SAMPLE_RATE_HZ
 
 _LOG = logging.getLogger(__name__)

@@ -16,8 +16,7 @@ from corpus_asr.models import auto
 from corpus_asr.models.auto import AutoConfig, AutoProcessor, AutoTokenizer
 from corpus_asr.stages.extraction import PartExtractor
 from corpus_asr.stages.parts import ExtractRequest
-from corpus_asr.transcription.engine import Engine
-from corpus_asr.transcription.part_transcriber import TRANSCRIBERS, part_transcriber
+from corpus_asr.transcription.engine import TRANSCRIBERS, Engine, part_transcriber
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import SAMPLE_RATE_HZ
 from tests.support.audio import noise, wav_bytes

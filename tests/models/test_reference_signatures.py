@@ -286,7 +286,7 @@ def test_every_exception_is_needed() -> None:
 def test_networks_take_what_the_documents_name(owner: str) -> None:
     found = parameters(ours(owner), "forward")
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    assert [n for n, one in found.items() if one.kind == kind] == ["self", *FORWARD[owner]]
+    assert [n for n, one in found.items() if one.kind == kind] == list(FORWARD[owner])
     for name in (*FORWARD[owner], *HEAD_MASKS.get(owner, ())):
         assert found[name].default is None
 

@@ -14,10 +14,7 @@ from corpus_asr.pipelines.driver import run
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import Transcript
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.transcription.speech2text.transcribe_part import (
-    DEFAULT_WINDOW_S,
-    Speech2TextTranscriber,
-)
+from corpus_asr.transcription.speech2text import DEFAULT_WINDOW_S, Speech2TextTranscriber
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
 from tests.support.checkpoints import tiny_speech2text
 from tests.support.corpora import CLIPS, demo_corpus, job, outcomes_in, segments_in

@@ -21,7 +21,7 @@ from corpus_asr.errors import ConfigError
 from corpus_asr.families.model_config import ModelConfig, Probability, Size
 from corpus_asr.families.registry import PartFeatures
 from corpus_asr.segments import Segment
-from corpus_asr.transcription.part_transcriber import PartTranscript
+from corpus_asr.transcription.engine import PartTranscript
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES
 from tests.support.slots import ScriptedModel

@@ -284,7 +284,12 @@ _SPREAD = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
 def parameters(owner: Any, method: str = "") -> Parameters:
-    return inspect.signature(getattr(owner, method) if method else owner).parameters
+    """Those of a callable, or of a class's method without the object itself."""
+    named = getattr(owner, method) if method else owner
+    found = dict(inspect.signature(named).parameters)
+    if method and inspect.isfunction(named):
+        found.pop(next(iter(found)))
+    return found
 
 
 def absent(ours: Parameters, theirs: Parameters) -> Iterator[str]:

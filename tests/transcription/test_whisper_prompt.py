@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.config.load import decoding_from
 from corpus_asr.errors import CheckpointError, ConfigError
-from corpus_asr.transcription.whisper.prompt_format import PromptFormat
+from corpus_asr.transcription.whisper_prompt import PromptFormat
 from tests.support.checkpoints import tiny_whisper
 from tests.support.prompt_formats import BEGIN, ENGLISH, GERMAN, PREVIOUS, START, prompt_format
 from tests.support.tokenizers import tiny_tokenizer

@@ -13,9 +13,9 @@ from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.errors import ConfigError
 from corpus_asr.families.speech2text.features import OFFSET, Speech2TextPartFeatures
 from corpus_asr.segments import Segment, SpeechSpan
+from corpus_asr.transcription import fallback
 from corpus_asr.transcription.engine import Engine
-from corpus_asr.transcription.speech2text import transcribe_part
-from corpus_asr.transcription.speech2text.transcribe_part import (
+from corpus_asr.transcription.speech2text import (
     WINDOWS_AT_ONCE,
     Speech2TextTranscriber,
     window_ranges,
@@ -125,9 +125,7 @@ def test_each_window_of_speech_becomes_one_segment_with_its_times() -> None:
 def test_known_hallucinations_are_marked_and_dropped_only_when_that_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        transcribe_part, "is_known_hallucination", lambda text: text.strip() == "w5"
-    )
+    monkeypatch.setattr(fallback, "is_known_hallucination", lambda text: text.strip() == "w5")
     script = [[3, 4], [5], [6, 30, 7]]
     found = transcribe(Network(script), part(40.0, SPANS))
     assert [one.known_hallucination for one in found] == [False, True, False]

@@ -1,14 +1,29 @@
 """Cutting at timestamps, case by case as openai-whisper's `transcribe` does."""
 
-import pytest
+from itertools import pairwise
 
-from corpus_asr.transcription.long_form import TokenSpan, split_at_timestamps
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from corpus_asr.transcription.long_form import Clock, TokenSpan, split_at_timestamps
 
 BEGIN = 100
+CLOCK = Clock(
+    timestamp_begin=BEGIN, input_stride=2, time_precision=0.02, time_precision_features=0.01
+)
 
 
-def split(tokens: list[int], *, content_frames: int = 3000) -> tuple[list[TokenSpan], int]:
-    return split_at_timestamps(tokens, timestamp_begin=BEGIN, content_frames=content_frames)
+def split(
+    tokens: list[int], *, content_frames: int = 3000, cut_short: bool = False
+) -> tuple[list[TokenSpan], int]:
+    return split_at_timestamps(
+        tokens,
+        CLOCK,
+        content_frames=content_frames,
+        content_s=content_frames / 100,
+        cut_short=cut_short,
+    )
 
 
 def test_closed_segments_advance_past_the_window() -> None:
@@ -49,8 +64,16 @@ def test_a_pair_at_the_end_advances_to_it() -> None:
 
 
 def test_a_text_that_was_cut_short_lasts_to_the_end_of_its_audio() -> None:
-    pieces, advance = split_at_timestamps(
-        [105, 1, 1, 1], timestamp_begin=BEGIN, content_frames=438, cut_short=True
-    )
+    pieces, advance = split([105, 1, 1, 1], content_frames=438, cut_short=True)
     assert [(piece.start_s, piece.end_s) for piece in pieces] == [(0.0, 4.38)]
     assert advance == 438
+
+
+@given(st.lists(st.integers(80, 119), max_size=14))
+@example(tokens=[100, 100, 1])
+def test_spans_share_out_a_windows_tokens_in_order(tokens: list[int]) -> None:
+    spans, advance = split(tokens, content_frames=60)
+    assert spans[0].first == 0
+    assert all(one.stop == other.first for one, other in pairwise(spans))
+    assert spans[-1].stop <= len(tokens)
+    assert 0 <= advance <= 60

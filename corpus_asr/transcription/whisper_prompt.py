@@ -1,8 +1,4 @@
-"""How a Whisper checkpoint is spoken to: its special tokens, its limits, its prompts and rules.
-
-In: a checkpoint folder. Out: prompts and `TokenRules` for any window, and text for any tokens.
-Knows nothing of audio or of how windows follow one another.
-"""
+"""How a Whisper checkpoint is spoken to: its special tokens, its limits, its prompts and rules."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,11 +43,7 @@ class PromptFormat:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "PromptFormat":
-        """Read a checkpoint's tokenizer and generation settings.
-
-        Raises:
-            CheckpointError: a file is missing or unreadable, or the vocabulary has no timestamps.
-        """
+        """Read a checkpoint's tokenizer and generation settings."""
         family = family_of(folder)
         config = resolve(family.config).from_pretrained(folder)
         generation = resolve(family.generation).from_pretrained(folder)
@@ -82,14 +74,7 @@ class PromptFormat:
         )
 
     def check(self, settings: DecodingSettings) -> None:
-        """Refuse what this checkpoint cannot do, before any audio is read.
-
-        Raises:
-            ConfigError: an unknown language, an English-only checkpoint asked for another one, to
-                tell languages apart or to translate, a prompt that cannot be encoded or is longer
-                than the decoder has room for, a length of windows that follow one another, or what
-                only other families can do.
-        """
+        """Refuse what this checkpoint cannot do, before any audio is read."""
         if self.languages:
             language = settings.language
             wanted = [language] if isinstance(language, str) else list(language)
@@ -139,12 +124,8 @@ class PromptFormat:
     ) -> tuple[tuple[int, ...], int]:
         """Build a window's prompt; returns it and the position of the start token.
 
-        Args:
-            language: a code, or None for English-only checkpoints.
-            task: `transcribe` or `translate`.
-            previous: tokens said before, of which the latest fit.
-            hotwords: names to expect; of the earlier text less fits where they are many.
-            prefix: text that the window begins with.
+        Of the tokens said before the latest fit, fewer where there are many hotwords; the window
+        begins with the prefix.
         """
         start = (*self.request(language, task, True), *prefix)
         # A quarter of the decoder is left to what the window says.
@@ -187,11 +168,7 @@ class PromptFormat:
 def _alignment_heads(
     folder: Path, config: Any, given: Sequence[Sequence[int]] | None
 ) -> tuple[tuple[int, int], ...]:
-    """Return the heads the checkpoint names, or all those of the upper half of the layers.
-
-    Raises:
-        CheckpointError: a head is named that the network does not have.
-    """
+    """Return the heads the checkpoint names, or all those of the upper half of the layers."""
     layers, heads = config.decoder_layers, config.decoder_attention_heads
     if not given:
         return upper_half(layers, heads)

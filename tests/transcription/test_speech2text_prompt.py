@@ -9,7 +9,7 @@ import transformers
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.errors import CheckpointError
-from corpus_asr.transcription.speech2text.prompt_format import Speech2TextPromptFormat
+from corpus_asr.transcription.speech2text import Speech2TextPromptFormat
 from corpus_asr.transcription.words import split_words
 from tests.support.tokenizers import TARGETS, made_words, tiny_speech2text_tokenizer
 
