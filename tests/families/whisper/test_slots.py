@@ -168,7 +168,7 @@ def test_off_the_cpu_a_step_never_reads_a_value_and_keeps_its_shape(
         tokens = torch.zeros(3, dtype=torch.long)
         logits = model.step(state, tokens, tokens)
     assert logits.shape == (3, 500)
-    assert state.layers[0].self_keys.shape[2] == POSITIONS
+    assert state.layers[0].text.shape[3] == POSITIONS
 
 
 @pytest.mark.gpu
@@ -237,13 +237,13 @@ def test_alignment_equals_the_attention_of_transformers(tmp_path: Path, length: 
     heads = [(1, 3), (0, 0), (1, 1)]
     state = model.new_state(3)
     begin(model, state, [0, 1, 2], features, sequences(3, 3, seed=5), [3, 3, 3])
-    before = [layer.self_keys.clone() for layer in state.layers]
+    before = [layer.text.clone() for layer in state.layers]
     weights, logits = model.align(state, 1, tokens[0], heads)
     attended = torch.stack([expected.cross_attentions[layer][0, head] for layer, head in heads])
     assert weights.dtype == logits.dtype == torch.float32
     torch.testing.assert_close(weights, attended, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(logits, expected.logits[0], atol=STEP_TOLERANCE, rtol=0)
-    assert all(torch.equal(a, b.self_keys) for a, b in zip(before, state.layers, strict=True))
+    assert all(torch.equal(a, b.text) for a, b in zip(before, state.layers, strict=True))
 
 
 @pytest.mark.parametrize("head", [(2, 0), (0, 4), (-1, 0)])
@@ -312,7 +312,7 @@ def test_a_decoder_alone_reads_what_the_whole_model_encodes(tmp_path: Path) -> N
 
 
 def test_a_decoder_alone_cannot_encode(network: WhisperForConditionalGeneration) -> None:
-    alone = WhisperDecoderSlots(network.config, network.model.decoder, network.proj_out)
+    alone = WhisperDecoderSlots(network.model.decoder, network.proj_out)
     with pytest.raises(ValueError, match="encoding 2 windows with a decoder alone"):
         alone.encode(windows(2))
 
