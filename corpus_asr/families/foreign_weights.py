@@ -20,11 +20,12 @@ FLAX_NAME = "flax_model.msgpack"
 
 _ARRAY, _SCALAR = 1, 3  # msgpack extension types; 2 is a complex number, which no network here has
 _FLAX_LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
+# By the names that files and callers use.
 DTYPES = {
-    "float64": torch.float64,
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
 }
 
 

@@ -9,7 +9,6 @@ import torch
 from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.errors import ConfigError
 from corpus_asr.families import loading
-from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.loading import (
     Precision,
     device_name,
@@ -19,7 +18,7 @@ from corpus_asr.families.loading import (
     resolve_precision,
 )
 from corpus_asr.families.whisper.slots import WhisperSlotModel
-from tests.support.slots import begin, load, sequences, windows
+from tests.support.slots import begin, load, needs_int8, sequences, windows
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -166,9 +165,6 @@ def test_a_short_name_of_a_type_is_understood(name: str, meant: str) -> None:
         resolve_dtype(name, torch.device("cpu"))
 
 
-needs_int8 = pytest.mark.skipif(
-    not can_use_int8(), reason="this processor or this torch has no fast 8-bit products"
-)
 # How far logits may be from those of float32, relative to their own size.
 TOLERANCES = {"float32": 1e-5, "float16": 0.01, "bfloat16": 0.05, "auto": 0.05, "int8": 0.1}
 

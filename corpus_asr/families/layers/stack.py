@@ -1,6 +1,7 @@
 """Stacks of blocks that the encoders and decoders of all families share."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -157,6 +158,9 @@ class TokenDecoder(Stack):
     `positions` is what the family keeps as `embed_positions`.
     """
 
+    _placed: Callable[..., Float[Tensor, "batch token width"]]
+    """Adds positions to embedded tokens, of these ids or None, that follow so many others."""
+
     def __init__(self, config: Any, positions: nn.Module, *, key_bias: bool) -> None:
         super().__init__(config, layerdrop=config.decoder_layerdrop)
         padding = config.pad_token_id
@@ -172,16 +176,6 @@ class TokenDecoder(Stack):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model, padding_idx=padding)
         self.embed_positions = positions
         self._add_blocks(DecoderBlock, config.decoder_layers, key_bias=key_bias)
-
-    def _placed(
-        self,
-        embedded: Float[Tensor, "batch token width"],
-        input_ids: Tensor | None,
-        start: int,
-        **positions: Any,
-    ) -> Float[Tensor, "batch token width"]:
-        """Add their positions to tokens that follow `start` others; overridden by each family."""
-        raise NotImplementedError
 
     def forward(
         self,

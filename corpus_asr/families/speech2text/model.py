@@ -63,7 +63,8 @@ class Speech2TextDecoder(TokenDecoder):
         else:
             embedded = embedded * self.embed_scale
             counted = input_ids != self.embed_positions.padding_row
-        return embedded + self.embed_positions(counted, start=start, like=embedded)
+        positions: Tensor = self.embed_positions(counted, start=start, like=embedded)
+        return embedded + positions
 
 
 class Speech2TextModel(TokenTables):

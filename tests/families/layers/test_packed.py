@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from corpus_asr.families.layers.blocks import EncoderBlock
 from corpus_asr.families.layers.packed import PackedConvolution, PackedEncoderBlock, run_per_sample
-from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.whisper.config import WhisperConfig
+from tests.support.slots import needs_int8
 
 # A barrier that is never reached must fail a test, not hang it.
 PATIENCE_S = 20.0
@@ -172,10 +172,6 @@ POSITIONS = [1, 99, 100, 125, 126, 333]
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.02}
 # Four products, of which each loses about one part in a hundred; see test_projection.py.
 INT8_TOLERANCE = 0.04
-
-needs_int8 = pytest.mark.skipif(
-    not can_use_int8(), reason="this processor or this torch has no fast 8-bit products"
-)
 
 
 @pytest.fixture(params=[False, True], ids=["by head", "tiles"])
