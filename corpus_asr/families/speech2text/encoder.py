@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ from corpus_asr.families.layers.stack import (
 )
 from corpus_asr.families.outputs import BaseModelOutput
 from corpus_asr.families.speech2text.config import Speech2TextConfig
+
+_Length = TypeVar("_Length", int, Tensor)
 
 
 class Speech2TextPositions(nn.Module):
@@ -100,7 +102,7 @@ class Conv1dSubsampler(nn.Module):
             if num_frames is not None:
                 # What a convolution makes of the zeros behind a row is no zero to the next one.
                 hidden = hidden.masked_fill(~within(num_frames, hidden.shape[2])[:, None], 0.0)
-                num_frames = shortened(num_frames, 1)
+                num_frames = shorter(num_frames, 1)
             hidden = F.glu(conv(hidden), dim=1)
         return hidden.transpose(1, 2).contiguous()
 
@@ -164,7 +166,7 @@ class Speech2TextEncoder(FeatureEncoder):
         check_heard(num_frames, rows=rows, longest=longest)
         frames = torch.tensor(list(num_frames), device=input_features.device)
         hidden = self.conv(input_features, frames)
-        heard = within(shortened(frames, len(self.conv.conv_layers)), hidden.shape[1])
+        heard = within(shorter(frames, len(self.conv.conv_layers)), hidden.shape[1])
         encoded = self._run(hidden, heard, NOTHING)
         return encoded.masked_fill(~heard[:, :, None], 0.0)
 
@@ -211,7 +213,7 @@ def heard_positions(
             f"encoding: found an attention_mask without any frame in rows {rows}, expected one "
             f"frame or more; leave these rows out"
         )
-    return within(shortened(frames, layers), positions)
+    return within(shorter(frames, layers), positions)
 
 
 def within(lengths: Int[Tensor, " batch"], longest: int) -> Bool[Tensor, "batch pos"]:
@@ -219,15 +221,8 @@ def within(lengths: Int[Tensor, " batch"], longest: int) -> Bool[Tensor, "batch 
     return torch.arange(longest, device=lengths.device)[None] < lengths[:, None]
 
 
-def shortened(lengths: Int[Tensor, " batch"], num_layers: int) -> Int[Tensor, " batch"]:
-    """Return what so many convolutions leave of lengths."""
-    for _ in range(num_layers):
-        lengths = (lengths + 1) // 2
-    return lengths
-
-
-def shorter(length: int, num_layers: int) -> int:
-    """Return what so many convolutions leave of a length."""
+def shorter(length: _Length, num_layers: int) -> _Length:
+    """Return what so many convolutions leave of lengths: each halves, rounding up."""
     return -(-length // (1 << num_layers))
 
 

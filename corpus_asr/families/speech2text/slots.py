@@ -21,7 +21,6 @@ from corpus_asr.families.speech2text.encoder import (
     Speech2TextEncoder,
     Speech2TextPositions,
     check_heard,
-    shortened,
     shorter,
     within,
 )
@@ -252,7 +251,7 @@ class Speech2TextSlotModel(DecoderSlots):
         encoded: Tensor = self._encoder(
             rows, within(frames, rows.shape[1]).long(), return_dict=True
         ).last_hidden_state
-        positions = shortened(frames, self._config.num_conv_layers)
+        positions = shorter(frames, self._config.num_conv_layers)
         return encoded.masked_fill(~within(positions, encoded.shape[1])[:, :, None], 0.0)
 
 
