@@ -299,8 +299,8 @@ class LayerCache:
         self, view: TokenView
     ) -> tuple[Float[Tensor, "batch head pos head_dim"], Float[Tensor, "batch head pos head_dim"]]:
         """Return the self-attention keys and values that the view's slots look at."""
-        keys, values = self.text
-        return keys[view.rows, :, : view.length], values[view.rows, :, : view.length]
+        rows, seen = view.rows, slice(view.length)
+        return self.text[0, rows, :, seen], self.text[1, rows, :, seen]
 
 
 class SlotCache:
