@@ -155,7 +155,7 @@ def test_drafts_are_of_what_is_heard_too(
     assistant: SlotModel = (
         network.slot_model()
         if listens
-        else WhisperDecoderSlots(network.config, network.model.decoder, network.proj_out)
+        else WhisperDecoderSlots(network.model.decoder, network.proj_out)
     )
     counting = Counting(network)
     search = Search(assistant=assistant, num_draft_tokens=4)

@@ -56,7 +56,7 @@ def load(folder: Path, **settings: Any) -> WhisperForConditionalGeneration:
 
 
 def decoder_of(network: WhisperForConditionalGeneration) -> WhisperDecoderSlots:
-    return WhisperDecoderSlots(network.config, network.model.decoder, network.proj_out)
+    return WhisperDecoderSlots(network.model.decoder, network.proj_out)
 
 
 def nearly(network: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:

@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from corpus_asr.decoding.protocols import AlignResult, Job, Result, WindowResult
 from corpus_asr.decoding.slots import SlotScheduler
 from corpus_asr.families.layers.kv_cache import SlotCache
+from corpus_asr.families.layers.projection import can_use_int8
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.families.whisper.slots import WhisperSlotModel
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration
@@ -22,6 +23,10 @@ from tests.support.checkpoints import tiny_whisper
 
 # A step's products are sums in another order than the whole sequence's.
 STEP_TOLERANCE = 1e-4
+
+needs_int8 = pytest.mark.skipif(
+    not can_use_int8(), reason="this processor or this torch has no fast 8-bit products"
+)
 
 POSITIONS = 60
 SOURCE_POSITIONS = 100

@@ -1,7 +1,4 @@
-"""The form of a model that search runs, made once for each state of its weights; and the running.
-
-In: a model and tasks. Out: what the tasks return. Knows nothing of what the tasks are for.
-"""
+"""The slot model of a network, made once for each state of its weights, and tasks run on it."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -65,12 +62,7 @@ def _sample(parameter: Tensor) -> Tensor:
 
 
 def run(model: SlotModel, tasks: Sequence[Task], *, beams: int = 1) -> list[Any]:
-    """Run tasks side by side; returns what each returns.
-
-    Args:
-        model: what they run on.
-        tasks: one per text.
-        beams: slots that each takes up.
+    """Run tasks, one per text, side by side on `beams` slots each; returns what each returns.
 
     Raises:
         Exception: the first that a task ended with.
@@ -96,7 +88,6 @@ def run(model: SlotModel, tasks: Sequence[Task], *, beams: int = 1) -> list[Any]
     while scheduler.pending and not errors:
         scheduler.advance()
     if errors:
-        first = errors[0]
-        scheduler.fail(first)
-        raise first
+        scheduler.fail(errors[0])
+        raise errors[0]
     return results
