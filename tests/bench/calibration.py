@@ -4,12 +4,12 @@
         [--stress FOLDER...] [--words FOLDER...]
 
 Each data folder holds recordings and a manifest.jsonl with their texts, best none a model was
-trained on; `tests.bench.calibration_data` makes longer, noisy and empty ones. They are transcribed
-with default settings, once: transcripts are kept below --cache. Those of --stress are transcribed
-without speech detection, and again without temperature fallback and thresholds too, so that loops
-and invented text are among them; those of --words with word times. A word counts as right where a
-cheapest alignment pairs it with the same word of the reference. All figures of confidences are of
-models fitted to other speakers.
+trained on, and noisy and empty ones among them. They are transcribed with default settings, once:
+transcripts are kept below --cache. Those of --stress are transcribed without speech detection, and
+again without temperature fallback and thresholds too, so that loops and invented text are among
+them; those of --words with word times. A word counts as right where a cheapest alignment pairs it
+with the same word of the reference. All figures of confidences are of models fitted to other
+speakers.
 """
 
 import argparse

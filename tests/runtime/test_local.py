@@ -24,7 +24,7 @@ from tests.support.engines import (
     scripted_engine,
     scripted_job,
 )
-from tests.support.tables import packs_of, results_of
+from tests.support.tables import packs_of, part, results
 
 
 def run(
@@ -170,8 +170,8 @@ class Clock:
 def test_small_results_are_committed_together_and_in_order():
     commits: list[pa.Table] = []
     buffer = CommitBuffer(commits.append, min_bytes=1 << 20, max_age_s=10, clock=Clock())
-    for part in range(3):
-        buffer.add(results_of({"part": part}))
+    for index in range(3):
+        buffer.add(results(part("r", index, texts=[])))
     assert commits == []
     buffer.flush()
     buffer.flush()
@@ -181,7 +181,7 @@ def test_small_results_are_committed_together_and_in_order():
 def test_a_large_result_is_committed_at_once():
     commits: list[pa.Table] = []
     buffer = CommitBuffer(commits.append, min_bytes=1000, max_age_s=10, clock=Clock())
-    buffer.add(results_of({"error_message": "x" * 2000}))
+    buffer.add(results(part("r", 0, texts=None, error_message="x" * 2000)))
     assert len(commits) == 1
 
 
@@ -189,7 +189,7 @@ def test_nothing_waits_longer_than_its_age():
     commits: list[pa.Table] = []
     clock = Clock()
     buffer = CommitBuffer(commits.append, min_bytes=1 << 20, max_age_s=10, clock=clock)
-    buffer.add(results_of({}))
+    buffer.add(results(part("r", 0, texts=[])))
     clock.now_s += 9
     buffer.poll()
     assert commits == []
