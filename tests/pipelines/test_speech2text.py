@@ -20,8 +20,9 @@ from corpus_asr.transcription.speech2text.transcribe_part import (
 )
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ
 from tests.support.checkpoints import tiny_speech2text
-from tests.support.corpora import CLIPS, demo_corpus, job, outcomes_in, segments_in
+from tests.support.corpora import CLIPS, job, outcomes_in, segments_in
 from tests.support.references import read_audio
+from tests.support.tables import rows_of
 from tests.support.tokenizers import TARGETS, tiny_speech2text_tokenizer
 
 # One greedy try per window, that says no two tokens twice: random weights else say one for ever.
@@ -129,11 +130,6 @@ def writing_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_speech2text(folder / "model", tokenizer=tokenizer, seed=4, **BRIEF)
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return demo_corpus(tmp_path_factory.mktemp("corpus") / "audio")
-
-
 def config_of(corpus: Path, model: Path, output: Path, **decoding: Any) -> RunConfig:
     return job(corpus, model, output, decoding=ONCE | {"word_timestamps": True} | decoding)
 
@@ -149,11 +145,7 @@ def test_a_run_accounts_for_every_recording(
     assert outcomes["broken.mp3", 0]["status"] == "failed"
     assert {row["language"] for row in outcomes.values() if row["status"] == "ok"} == {"en"}
     assert max(part for name, part in outcomes if name == "longer.mp3") > 0
-    rows = [
-        row
-        for batch in OutputStore(str(tmp_path / "output")).segments()
-        for row in batch.to_pylist()
-    ]
+    rows = rows_of(OutputStore(str(tmp_path / "output")).segments())
     assert len(rows) == summary.segments > 3
     for row in rows:
         assert (row["task"], row["language"]) == ("transcribe", "en")

@@ -20,6 +20,7 @@ from tests.support.audio import tone, wav_bytes
 from tests.support.corpora import tiny_model
 from tests.support.killing import tables_of
 from tests.support.stores import BAD_NIGHT, environment, faulty_store, s3_server
+from tests.support.tables import run_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SWIFT_PORT = 18480
@@ -88,21 +89,15 @@ def _fill(endpoint_url: str) -> None:
 
 def _run(model: Path, folder: Path, output: str, endpoint_url: str) -> RunConfig:
     """Run the command on the corpus, as a process of its own; return its job."""
-    config = RunConfig.model_validate(
-        {
-            "source": {"uri": "s3://corpus/in", "endpoint_url": endpoint_url},
-            "extract": {"part_s": 30, "speech_detection": "none"},
-            "model": {"checkpoint": str(model), "dtype": "float32"},
-            "decoding": {
-                "temperature": 0.0,
-                "language": "en",
-                "logprob_threshold": None,
-                "no_speech_threshold": None,
-            },
-            "transcribe": {"slots": 8},
-            "output": {"uri": output, "endpoint_url": endpoint_url, "max_failed_fraction": 0.05},
-        }
-    )
+    there = {"endpoint_url": endpoint_url}
+    config = run_config(
+        "", "", source={"uri": "s3://corpus/in", **there},
+        extract={"part_s": 30, "speech_detection": "none"},
+        model={"checkpoint": str(model), "dtype": "float32"},
+        decoding={"temperature": 0.0, "language": "en", "logprob_threshold": None,
+                  "no_speech_threshold": None},
+        transcribe={"slots": 8}, output={"uri": output, "max_failed_fraction": 0.05, **there},
+    )  # fmt: skip
     job = folder / f"{output.rpartition('/')[2]}.yaml"
     job.write_text(config.model_dump_json())
     done = subprocess.run(

@@ -22,7 +22,7 @@ def run_config(
     """Return a job over the files at an address; `sections` replace those of the same name."""
     usual: dict[str, Any] = {
         "source": {"uri": str(source)},
-        "model": {"checkpoint": str(model)},
+        "model": model if isinstance(model, dict) else {"checkpoint": str(model)},
         "output": {"uri": str(output)},
     }
     return RunConfig.model_validate(usual | sections)
