@@ -25,7 +25,7 @@ GREEDY = {
 # What each kind of awkward file may end as.
 SPEECH = ("speech", "speech_partial", "speech_hard", "speech_no_reference", "speech_overlap",
           "speech_repeated")  # fmt: skip
-ENDINGS = dict.fromkeys(SPEECH, {"ok"}) | {
+ENDINGS = {kind: {"ok"} for kind in SPEECH} | {
     "speech_or_error": {"ok", "failed"},
     "silence_or_speech": {"ok", "no_speech"},
     "no_speech": {"no_speech"},
