@@ -165,15 +165,6 @@ def _without_run(found: dict[Any, list[dict[str, Any]]]) -> dict[Any, Any]:
     return {key: [row | {"run_id": None} for row in rows] for key, rows in found.items()}
 
 
-@pytest.mark.slow
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_session")
-def test_ray_and_this_process_give_the_same_labels(classes: RunConfig, tmp_path: Path) -> None:
-    config = with_section(classes, "output", uri=str(tmp_path / "output"))
-    run(config, local=False, progress=None)
-    assert _without_run(labels_in(config)) == _without_run(labels_in(classes))
-
-
 def test_a_folder_of_labels_takes_no_transcripts(classes: RunConfig, whisper: Path) -> None:
     settings = classes.model_dump(mode="json")
     settings |= {"pipeline": "transcribe_corpus", "model": {"checkpoint": str(whisper)}}

@@ -3,6 +3,7 @@
 import ast
 import pickle
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import corpus_asr
@@ -55,9 +56,9 @@ PACKAGE = Path(corpus_asr.__file__).parent
 MAKERS = {"ItemError", "DecodeError", "FetchError", "StoreError"}
 
 
-def trees() -> Iterator[ast.Module]:
-    for path in sorted(PACKAGE.rglob("*.py")):
-        yield ast.parse(path.read_text())
+@cache
+def trees() -> list[ast.Module]:
+    return [ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))]
 
 
 def text_constants() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The README shows what exists: commands, options, targets, files, links, Python that parses."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -79,8 +80,8 @@ def test_configs_and_clips_named_in_commands_exist():
 def test_python_shown_parses_and_imports_what_exists(source):
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("corpus_asr"):
-            check = f"from {node.module} import {', '.join(alias.name for alias in node.names)}"
-            subprocess.run([sys.executable, "-c", check], cwd=REPOSITORY, check=True)
+            module = importlib.import_module(str(node.module))
+            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
 
 
 GUIDES = sorted((*(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "notebooks" / "README.md"))

@@ -331,6 +331,13 @@ def _watched(pid: int, seen: set[psutil.Process]) -> Iterator[None]:
         thread.join()
 
 
+def peak_bytes() -> int:
+    """Most memory this program has had since it began; `ru_maxrss` would know its parent's, too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return int(peak) * 1024
+
+
 def _main() -> None:
     """Be the command line, with a scripted engine and extractor and a commit per result."""
     from corpus_asr.cli import main as cli

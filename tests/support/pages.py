@@ -3,7 +3,6 @@
 Source: https://chromedevtools.github.io/devtools-protocol/.
 """
 
-import base64
 import contextlib
 import json
 import os
@@ -185,24 +184,15 @@ class Page:
         """Type where the cursor is."""
         self.call("Input.insertText", {"text": text})
 
-    def picture(self, path: Path, *, whole: bool = False) -> None:
-        """Save what is seen as a PNG."""
-        found = self.call("Page.captureScreenshot", {"captureBeyondViewport": whole})
-        path.write_bytes(base64.b64decode(found["data"]))
-
     def complaints(self) -> list[str]:
         """Return errors of scripts, and what the browser refused, so far."""
         self.value("0")
-        told = []
-        for event in self._browser.events:
-            if event.get("sessionId") != self._session:
-                continue
-            params = event.get("params", {})
-            if event["method"] == "Runtime.exceptionThrown":
-                told.append(json.dumps(params["exceptionDetails"]))
-            if event["method"] == "Log.entryAdded" and params["entry"]["level"] == "error":
-                told.append(params["entry"]["text"])
-        return told
+        events = [e for e in self._browser.events if e.get("sessionId") == self._session]
+        errors = [e for e in events if e["method"] == "Runtime.exceptionThrown"]
+        entries = [e["params"]["entry"] for e in events if e["method"] == "Log.entryAdded"]
+        return [json.dumps(e["params"]) for e in errors] + [
+            entry["text"] for entry in entries if entry["level"] == "error"
+        ]
 
 
 _VOID = {"br", "img", "input", "link", "meta", "wbr"}
@@ -220,15 +210,12 @@ class Element:
     def all(self, tag: str, **attributes: str) -> list["Element"]:
         """Return the elements below of this name and with these attributes; `class_` is class."""
         wanted = {name.rstrip("_"): value for name, value in attributes.items()}
-        found = [
+        return [
             child
             for child in self.everything()
             if child.tag == tag
-            and all(
-                value in child.attributes.get(name, "").split() for name, value in wanted.items()
-            )
+            and all(value in child.attributes.get(key, "").split() for key, value in wanted.items())
         ]
-        return found
 
     def everything(self) -> list["Element"]:
         """Return all elements below, in order."""
