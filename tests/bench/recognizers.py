@@ -27,6 +27,7 @@ from corpus_asr.segments import Segment
 from corpus_asr.transcription.engine import Engine
 from corpus_asr.transcription.windows import PartRequest
 from corpus_asr.units import HOP_SAMPLES, SAMPLE_RATE_HZ, WINDOW_FRAMES, WINDOW_SAMPLES
+from tests.support.audio import read_manifest
 from tests.support.references import align_with
 
 Mode = Literal["default", "greedy"]
@@ -284,8 +285,8 @@ def _order(engine: str, model: Path, scratch: Path) -> Order:
 
 
 def manifest(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the items of a folder that have a reference text; `file` is the recording's path."""
-    for line in (folder / "manifest.jsonl").read_text().splitlines():
-        item = json.loads(line)
+    """Yield the items with a reference text; `file` is the path, `code` Whisper's language."""
+    for item in read_manifest(folder):
         if item.get("text"):
-            yield item | {"file": folder / item["path"]}
+            code = item.get("whisper_language", item["language"])
+            yield item | {"file": folder / item["path"], "code": code}

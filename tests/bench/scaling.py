@@ -61,7 +61,6 @@ class Bench:
             )
 
     def timed(self, name: str, work: Callable[[], Any], units: int, unit: str) -> Any:
-        """Do something; print what it took."""
         started = time.process_time()
         result = work()
         cpu_s = time.process_time() - started
@@ -137,7 +136,6 @@ def _results(files: pa.Table, chance: np.random.Generator) -> pa.Table:
 
 
 def main() -> None:
-    """Read the command line, make a folder, measure."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--rows-per-commit", type=int, default=100)

@@ -34,8 +34,6 @@ _NEXT, _END = 25.0, 17.0
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of several lengths."""
-
     features: Tensor
     mask: Tensor
     prompts: Tensor
@@ -111,7 +109,6 @@ def save_network(size: str, folder: Path) -> Any:
 
 
 def engines(folder: Path, dtypes: list[str]) -> list[Engine]:
-    """Load the checkpoint in both libraries."""
     classes: dict[str, Any] = {
         "transformers": transformers.Speech2TextForConditionalGeneration,
         "corpus-asr": Speech2TextForConditionalGeneration,
@@ -138,7 +135,6 @@ def measure(some: list[Engine], rounds: int, batch: Batch, num_beams: int) -> No
 
 
 def report(some: list[Engine], what: dict[str, Any]) -> None:
-    """Print a line for each engine."""
     for engine in some:
         cells = [*what.values(), engine.name]
         for name in ("wall_s", "processor_s"):
@@ -148,7 +144,6 @@ def report(some: list[Engine], what: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measure all combinations asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", default=["small"], choices=list(SIZES))
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 16, 32])

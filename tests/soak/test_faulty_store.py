@@ -31,7 +31,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * RUN_LIMIT_S)]
 
 
 def swift_script() -> str:
-    """Return the script that starts Swift, or skip."""
     script = os.environ.get("CORPUS_ASR_TEST_SWIFT")
     if not script:
         pytest.skip("needs Swift: set CORPUS_ASR_TEST_SWIFT to its script (see CONTRIBUTING.md)")
@@ -39,7 +38,6 @@ def swift_script() -> str:
 
 
 def swift_python() -> str:
-    """Return a Python that has swift, or skip."""
     python = os.environ.get("SWIFT_PY", "/usr/bin/python3")
     found = subprocess.run([python, "-c", "import swift"], capture_output=True, check=False)
     if found.returncode:

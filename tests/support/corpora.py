@@ -31,7 +31,7 @@ def tiny_model(folder: Path) -> Path:
     return tiny_whisper(folder / "model", tokenizer=folder / "tokenizer", max_target_positions=32)
 
 
-def job(corpus: Path, model: Path, output: Path, **sections: Any) -> RunConfig:
+def job(corpus: Path, model: Path, output: Path, /, **sections: Any) -> RunConfig:
     """Return a job in parts of 30 s that decodes each window once."""
     usual: dict[str, Any] = {
         "extract": {"part_s": 30},
@@ -49,7 +49,6 @@ def copy_of(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def outcomes_in(output: Path) -> dict[tuple[str, int], dict[str, Any]]:
-    """Return the outcomes rows by file name and part."""
     rows = rows_of(OutputStore(str(output)).outcomes())
     outcomes = {(Path(row["uri"]).name, row["part"]): row for row in rows}
     assert len(outcomes) == len(rows), "a part has two outcomes"

@@ -144,7 +144,6 @@ def script(
 
 
 def committer_of(config: RunConfig) -> Committer:
-    """Return a committer into the job's output."""
     model, revision = config.model.checkpoint, "revision"
     uri = config.output.uri
     return Committer(uri=uri, endpoint_url=None, run_id="run", model=model, model_revision=revision)

@@ -108,7 +108,6 @@ class KillableJob:
         return OutputStore(output.uri, endpoint_url=output.endpoint_url)
 
     def commits(self) -> int:
-        """How many outcomes objects there are."""
         return len(list(self.store.names(OUTCOMES_FOLDER)))
 
     @contextmanager

@@ -62,7 +62,6 @@ def measured(command: str, folder: Path, files: int, source: str) -> str:
 
 
 def cost_of_resuming(folder: Path, files: int, source: str) -> Cost:
-    """Run a job whose work is done."""
     return Cost(**json.loads(measured("resume", folder, files, source)))
 
 

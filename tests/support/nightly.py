@@ -63,7 +63,6 @@ class Nights:
         return {str(path): path.stat().st_size for path in self.source.iterdir()}
 
     def day(self) -> None:
-        """Add, change and delete files."""
         for _ in range(self._chance.randint(0, self._daily)):
             self._write(next(self._names))
         for change in (self._write, lambda name: (self.source / name).unlink()):
@@ -180,8 +179,6 @@ def _failure(index: int, *, kind: str, retryable: bool) -> dict[str, Any]:
 
 
 class Archive:
-    """A folder of recordings and a job over it."""
-
     def __init__(
         self,
         folder: Path,
@@ -203,12 +200,10 @@ class Archive:
         patch.setattr(driver, "run_local", self._work)
 
     def add(self, *names: str, content: bytes = b"x") -> None:
-        """Write recordings, or replace what they hold."""
         for name in names:
             (self.source / f"{name}.wav").write_bytes(content)
 
     def remove(self, *names: str) -> None:
-        """Remove recordings."""
         for name in names:
             (self.source / f"{name}.wav").unlink()
 
@@ -217,11 +212,9 @@ class Archive:
         self._down = set(names)
 
     def set(self, **nightly: Any) -> None:
-        """Change keys of the section `nightly`."""
         self.config = with_section(self.config, "nightly", **nightly)
 
     def night(self, **options: Any) -> Night:
-        """Let a night pass."""
         usual: dict[str, Any] = {"local": True, "progress": None, "timing": QUICK}
         return pipeline.run(self.config, **(usual | options))
 

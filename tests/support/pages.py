@@ -47,8 +47,6 @@ def chromium_path() -> str | None:
 
 
 class Chromium:
-    """A running browser."""
-
     def __init__(self, requests: int, replies: int) -> None:
         self._requests, self._replies = requests, replies
         self._buffer = b""
@@ -82,7 +80,6 @@ class Chromium:
                 os.close(from_browser[0])
 
     def open(self, url: str, *, width: int = 1280, height: int = 900, dark: bool = False) -> "Page":
-        """Open a page in a tab of its own."""
         target = self.call("Target.createTarget", {"url": "about:blank"})["targetId"]
         session = self.call("Target.attachToTarget", {"targetId": target, "flatten": True})
         page = Page(self, session["sessionId"], target)
@@ -122,26 +119,20 @@ class Chromium:
 
 
 class Page:
-    """A tab."""
-
     def __init__(self, browser: Chromium, session: str, target: str) -> None:
         self._browser, self._session, self._target = browser, session, target
 
     def close(self) -> None:
-        """Close the tab."""
         self._browser.call("Target.closeTarget", {"targetId": self._target})
 
     def call(self, method: str, params: Any = None) -> dict[str, Any]:
-        """Make a call in this tab."""
         return self._browser.call(method, params, self._session)
 
     def go(self, url: str) -> None:
-        """Load an address."""
         self.call("Page.navigate", {"url": url})
         self.wait_for("document.readyState === 'complete'")
 
     def look(self, *, width: int, height: int, dark: bool) -> None:
-        """Set what the page is shown on."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -155,7 +146,6 @@ class Page:
         return found["result"].get("value")
 
     def wait_for(self, condition: str, *, limit_s: float = 30.0) -> None:
-        """Wait until an expression is true."""
         deadline = time.monotonic() + limit_s
         while not self.value(f"Boolean({condition})"):
             assert time.monotonic() < deadline, f"{condition} did not become true"
@@ -174,14 +164,12 @@ class Page:
             self.call("Input.dispatchMouseEvent", {"type": kind, **where})
 
     def press(self, key: str) -> None:
-        """Press a key."""
         told: dict[str, Any] = {"key": key, "windowsVirtualKeyCode": _CONTROL.get(key, 0)}
         text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
         self.call("Input.dispatchKeyEvent", {"type": "keyDown", "text": text, **told})
         self.call("Input.dispatchKeyEvent", {"type": "keyUp", **told})
 
     def type(self, text: str) -> None:
-        """Type where the cursor is."""
         self.call("Input.insertText", {"text": text})
 
     def complaints(self) -> list[str]:
@@ -200,8 +188,6 @@ _VOID = {"br", "img", "input", "link", "meta", "wbr"}
 
 @dataclass
 class Element:
-    """An element and what is in it."""
-
     tag: str
     attributes: dict[str, str]
     children: list["Element"] = field(default_factory=list)
@@ -218,7 +204,6 @@ class Element:
         ]
 
     def everything(self) -> list["Element"]:
-        """Return all elements below, in order."""
         return [each for child in self.children for each in (child, *child.everything())]
 
     @property
@@ -293,8 +278,6 @@ def browsed(path: Path, *, click: str = "") -> Seen:
 
 @dataclass(frozen=True)
 class Response:
-    """What a server said."""
-
     status: int
     body: bytes
     headers: dict[str, str] = field(default_factory=dict)

@@ -29,7 +29,6 @@ Said = tuple[float, float, str] | tuple[float, float, str, Mapping[str, Any]]
 
 
 def tone_hz(second: int) -> float:
-    """Return the tone of a second."""
     return 300.0 + 100.0 * second
 
 
@@ -154,7 +153,6 @@ class ManualRun:
         self.store = OutputStore(self.config.output.uri)
 
     def begin(self) -> None:
-        """Plan the run and begin it."""
         name = fingerprint(self.config, REVISION)
         self.plan = make_plan(self.config, self.store, model_revision=REVISION)
         self.run = begin_run(self.store, self.config, name)
@@ -176,7 +174,6 @@ class ManualRun:
         )
 
     def fail(self, name: str, **values: Any) -> None:
-        """Commit a failure."""
         failure: dict[str, Any] = {
             "status": "failed", "duration_s": 0.0, "segments": None, "error_stage": "extract",
             "error_kind": "not_audio", "error_message": f"decoding {name}: not audio",
@@ -185,7 +182,6 @@ class ManualRun:
         self.commit(name, **(failure | values))
 
     def finish(self) -> None:
-        """Finish the run."""
         plan = self.plan
         finish_run(
             self.store, self.run, self.config, model_revision=REVISION,
@@ -232,7 +228,6 @@ def of_file(path: Path) -> dict[str, Any]:
 
 
 def run_of(folder: Path, *rows: dict[str, Any], **config: Any) -> OutputStore:
-    """Commit rows as a run's output."""
     store = OutputStore(str(folder))
     store.write_json(CONFIG_NAME, {"source": {"uri": ["/"]}, **config})
     if rows:

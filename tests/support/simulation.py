@@ -19,8 +19,6 @@ WINDOW_S = 30.0  # what a shorter part costs the engine all the same
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What a simulated run took."""
-
     seconds: float
     least_s: float
     """No order could be faster: work over speed, and the longest file on one worker."""

@@ -54,7 +54,6 @@ class S3Server:
         }
 
     def make_bucket(self, name: str) -> str:
-        """Create a bucket and return its address."""
         self._put(name, b"")
         return f"s3://{name}"
 
@@ -305,7 +304,6 @@ class FaultyStore:
 def faulty_store(
     upstream: str, rates: Mapping[str, float], *, seed: int, max_in_a_row: int | None = None
 ) -> Iterator[FaultyStore]:
-    """Run the proxy while the context is open."""
     with _serving(
         _Proxy, lambda url: FaultyStore(url, upstream, dict(rates), seed, max_in_a_row)
     ) as store:
@@ -342,7 +340,6 @@ class _Proxy(_Handler):
             self._answer(fault, *self._ask(body))
 
     def _possible(self) -> frozenset[str]:
-        """Return the faults that the request can meet."""
         every = {*_REFUSALS, "reset", "lost_answer", "slow"}
         listing = "list-type=" in self.path
         if self.command == "GET":
@@ -447,7 +444,6 @@ class Webhook:
 
 @contextlib.contextmanager
 def webhook() -> Iterator[Webhook]:
-    """Listen while the context is open."""
     with _serving(_WebhookHandler, Webhook) as hook:
         yield hook
 

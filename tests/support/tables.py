@@ -29,13 +29,11 @@ def run_config(
 
 
 def with_section(config: RunConfig, name: str, **changes: Any) -> RunConfig:
-    """Return a job of which a section has other values."""
     section = getattr(config, name).model_copy(update=changes)
     return config.model_copy(update={name: section})
 
 
 def packs_of(*uris: str, done: dict[str, list[int]] | None = None) -> pa.Table:
-    """Return one pack of these recordings."""
     usual = {"size_bytes": 1000, "etag": "etag", "metadata": None}
     files = [
         {"recording_id": uri, "uri": uri, "done_parts": (done or {}).get(uri, [])} | usual
@@ -86,7 +84,6 @@ def part(
 
 
 def results(*rows: dict[str, Any]) -> pa.Table:
-    """Return rows as a RESULTS table."""
     return pa.Table.from_pylist(list(rows), schema=RESULTS)
 
 
