@@ -32,7 +32,10 @@ def test_every_script_is_short_and_says_how_it_is_called():
 
 
 def test_every_script_refuses_a_configuration_that_is_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ):
     monkeypatch.chdir(tmp_path)
     for script in sorted(SCRIPTS.glob("*.py")):
@@ -41,7 +44,8 @@ def test_every_script_refuses_a_configuration_that_is_not_there(
         with logging_put_back(), pytest.raises(SystemExit) as end:
             runpy.run_path(str(script), run_name="__main__")
         assert end.value.code == 2, script.name
-        assert "nowhere" in caplog.text, script.name
+        # Logged, and shown where logging is set up.
+        assert "nowhere" in capsys.readouterr().err + caplog.text, script.name
         caplog.clear()
 
 
