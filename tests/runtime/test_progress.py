@@ -3,6 +3,7 @@ import itertools
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.engines import scripted_job
 from tests.support.tables import part, results, snapshot
 
-FAILED = {
+FAILED: dict[str, Any] = {
     "uri": "https://host/a.mp3?sig=secret", "status": "failed", "duration_s": None,
     "size_bytes": None, "error_stage": "extract", "error_kind": "not_audio", "retryable": False,
 }  # fmt: skip
