@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from corpus_asr.decoding.protocols import ModelSize, SlotModel, TellsSize
-from corpus_asr.decoding.repetition import LONGEST_PHRASE
+from corpus_asr.decoding.rules import LONGEST_PHRASE
 
 _CPU_SLOTS = 8
 _MAX_CUDA_SLOTS = 64

@@ -22,12 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus_asr.schemas import RESULTS
-from corpus_asr.storage.listing import list_files
-from corpus_asr.storage.run_state.compaction import compact
-from corpus_asr.storage.run_state.finish import write_recordings
+from corpus_asr.storage.listing import FileListing
+from corpus_asr.storage.run_state.finish import compact, write_recordings
 from corpus_asr.storage.run_state.ledger import Ledger
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing
-from corpus_asr.storage.run_state.start import begin_run, fingerprint
+from corpus_asr.storage.run_state.run_files import begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import MEBIBYTE
 from tests.support.tables import run_config
@@ -74,7 +73,7 @@ class Bench:
         count, store = self.files, self.store
         objects = -(-count // self.rows_per_commit)
         plan_of = functools.partial(make_plan, self.config, store)
-        self.timed("list (manifest)", lambda: list(list_files(self.config.source)), count, "file")
+        self.timed("list (manifest)", lambda: list(FileListing(self.config.source)), count, "file")
         begin_run(store, self.config, fingerprint(self.config, "revision"))
         plan = self.timed("plan, nothing done", plan_of, count, "file")
         self.timed("commit", lambda: self._commit(plan), objects, "commit")
@@ -88,8 +87,7 @@ class Bench:
             "part",
         )  # fmt: skip
         done = ledger.resolve(read_listing(store, plan))
-        ids = {"complete_ids": done.complete_ids, "listed_ids": done.listed_ids}
-        self.timed("recordings", lambda: write_recordings(store, **ids), count, "recording")
+        self.timed("recordings", lambda: write_recordings(store, done, count), count, "recording")
         again = self.timed("plan, all done", plan_of, count, "file")
         assert again.num_remaining == 0
         for name in ("outcomes", "segments", "recordings"):

@@ -14,7 +14,7 @@ from corpus_asr import Transcriber
 from corpus_asr.cli import main as cli
 from corpus_asr.config.load import load_config
 from corpus_asr.errors import ConfigError
-from corpus_asr.pipelines import transcribe
+from corpus_asr.pipelines import driver
 from corpus_asr.runtime import checkpoints as weights
 from corpus_asr.runtime.checkpoints import Checkpoint, fetch_others
 from corpus_asr.storage import model_files
@@ -134,7 +134,7 @@ def test_a_job_in_another_language_is_refused_before_weights_are_fetched(
     monkeypatch.setattr(weights, "fetch_checkpoint", watched)
     for override in ("decoding.language=de", "decoding.task=translate"):
         with pytest.raises(ConfigError, match=r"whisper-tiny\.en is English-only"):
-            transcribe.prepare(load_config(job, [override]))
+            driver.prepare(load_config(job, [override]))
     assert fetched
     assert not any(fetched)
     result = call("run", job, "--local", "--set", "decoding.language=de")
@@ -148,7 +148,7 @@ def test_models_of_languages_need_one_that_detects_and_ones_that_know_them(
     tiny_tokenizer(tmp_path / "tokenizer")
     many = tiny_whisper(tmp_path / "many", tokenizer=tmp_path / "tokenizer")
     with pytest.raises(ConfigError, match=r"found whisper-tiny\.en as model\.checkpoint.*as base"):
-        transcribe.prepare(load_config(job, [f"model.by_language.de={many}"]))
+        driver.prepare(load_config(job, [f"model.by_language.de={many}"]))
     with pytest.raises(ConfigError, match=r"by_language\.de: .*whisper-tiny\.en is English-only"):
         fetch_others(Checkpoint.fetch(str(many)), {"de": "whisper-tiny.en"}, weights=False)
     english = fetch_others(Checkpoint.fetch(str(many)), {"en": "whisper-tiny.en"}, weights=False)

@@ -16,8 +16,7 @@ from typer.testing import CliRunner, Result
 
 from corpus_asr.cli import main as cli
 from corpus_asr.config.load import load_config
-from corpus_asr.config.run import RunConfig
-from corpus_asr.config.run_options import DEFAULT_OPTIONS, Retry, RunOptions
+from corpus_asr.config.run import DEFAULT_OPTIONS, Retry, RunConfig, RunOptions
 from corpus_asr.errors import (
     CheckpointError,
     ConfigError,
@@ -26,11 +25,10 @@ from corpus_asr.errors import (
     FetchError,
     ItemError,
 )
-from corpus_asr.runtime.progress import RunSummary
+from corpus_asr.pipelines.driver import RunSummary
 from corpus_asr.segments import Transcript
 from corpus_asr.storage.run_state.plan import make_plan
-from corpus_asr.storage.run_state.run_files import write_snapshot
-from corpus_asr.storage.run_state.start import begin_run, fingerprint
+from corpus_asr.storage.run_state.run_files import begin_run, fingerprint, write_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.tables import commit, part, results, segment, snapshot
 
@@ -51,7 +49,7 @@ def call(*arguments: str) -> Result:
 
 @dataclass
 class FakePipeline:
-    """Stands in for corpus_asr.pipelines.transcribe: remembers its call, then does as told."""
+    """Stands in for corpus_asr.pipelines.driver: remembers its call, then does as told."""
 
     outcome: RunSummary | BaseException = SUMMARY
     calls: list[tuple[RunConfig, bool]] = field(default_factory=list)
@@ -72,7 +70,7 @@ class FakePipeline:
 @pytest.fixture
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> FakePipeline:
     fake = FakePipeline()
-    monkeypatch.setattr("corpus_asr.pipelines.transcribe.run", fake.run)
+    monkeypatch.setattr("corpus_asr.pipelines.driver.run", fake.run)
     return fake
 
 
@@ -362,8 +360,8 @@ def run(*_, **__):
     atexit.register(print, "tidied up")
     raise KeyboardInterrupt
 
-import corpus_asr.pipelines.transcribe
-corpus_asr.pipelines.transcribe.run = run
+import corpus_asr.pipelines.driver
+corpus_asr.pipelines.driver.run = run
 main()
 """
 

@@ -17,12 +17,12 @@ from corpus_asr.errors import (
     FetchError,
     LockedError,
 )
-from corpus_asr.pipelines import nightly, transcribe
+from corpus_asr.pipelines import driver, nightly
 from corpus_asr.report.nightly import Night, NightState
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Lock
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.http import post_json
-from corpus_asr.storage.stores.retry import RetryPolicy
+from corpus_asr.storage.stores.store import RetryPolicy
 from tests.support.nightly import QUICK, Archive
 from tests.support.stores import SECRET, Webhook, webhook
 
@@ -115,9 +115,7 @@ def test_languages_and_unsure_recordings_are_named(archive: Archive) -> None:
     assert (found.unsure, found.no_speech) == (2, 1)
     assert [Path(one.uri).name for one in found.least_sure] == ["a.wav", "b parts=2.wav"]
     assert found.least_sure[0].confidence == pytest.approx(0.5)
-    assert [(one.language, one.recordings, one.segments) for one in found.languages] == [
-        ("en", 2, 6)
-    ]
+    assert [(one.name, one.recordings, one.segments) for one in found.languages] == [("en", 2, 6)]
     assert archive.night().findings.unsure == 0, "those of earlier nights"
 
 
@@ -246,7 +244,7 @@ def test_summaries_that_cannot_be_written_are_told(
 def test_a_checkpoint_that_is_gone_is_told(
     telling: Archive, hook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(nightly._PREPARE, "transcribe_corpus", transcribe.prepare)
+    monkeypatch.setattr(nightly, "prepare", driver.prepare)
     with pytest.raises(CheckpointError):
         telling.night()
     assert "broken off; what was committed is kept: 0 recordings done" in hook.posted[0]["text"]

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from corpus_asr.config.run import RunConfig
-from corpus_asr.pipelines.classify import run as classify
-from corpus_asr.pipelines.transcribe import run as transcribe
+from corpus_asr.pipelines.driver import run as classify
+from corpus_asr.pipelines.driver import run as transcribe
 from corpus_asr.storage.model_files import model_revision
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.checkpoints import tiny_whisper

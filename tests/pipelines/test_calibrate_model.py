@@ -14,14 +14,15 @@ from corpus_asr.cli import main as cli
 from corpus_asr.confidence import DEFAULT_MODEL, evidence_of
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError, CorpusAsrError
-from corpus_asr.storage.run_state.compaction import compact
+from corpus_asr.storage.run_state.finish import compact
 from corpus_asr.storage.run_state.run_files import (
     CALIBRATION_NAME,
+    begin_run,
     calibration_for,
+    fingerprint,
     read_calibration,
     write_calibration,
 )
-from corpus_asr.storage.run_state.start import begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import CALIBRATION_KEY, OutputStore
 from corpus_asr.units import MEBIBYTE
 from tests.support.tables import part, results, rows_of, run_config

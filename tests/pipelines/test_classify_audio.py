@@ -15,8 +15,8 @@ from corpus_asr.cli.main import app
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError
 from corpus_asr.families.loading import load_classifier
-from corpus_asr.pipelines.classify import run
-from corpus_asr.pipelines.transcribe import run as transcribe
+from corpus_asr.pipelines.driver import run
+from corpus_asr.pipelines.driver import run as transcribe
 from corpus_asr.report.run import load_report, render
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.audio import read_clip

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from corpus_asr.cli.main import app
 from corpus_asr.config.run import RunConfig
-from corpus_asr.pipelines.transcribe import run
+from corpus_asr.pipelines.driver import run
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores.retry import RetryPolicy
+from corpus_asr.storage.stores.store import RetryPolicy
 from tests.support.audio import tone, wav_bytes
 from tests.support.corpora import job, tiny_model
 from tests.support.stores import WebServer, environment, web_server

@@ -10,7 +10,7 @@ import transformers
 from corpus_asr.config.load import load_config
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CheckpointError, ConfigError
-from corpus_asr.pipelines.transcribe import run
+from corpus_asr.pipelines.driver import run
 from corpus_asr.runtime.transcriber import Transcriber
 from corpus_asr.segments import Transcript
 from corpus_asr.storage.run_state.tables import OutputStore

@@ -9,7 +9,7 @@ import pytest
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import ConfigError
-from corpus_asr.pipelines.transcribe import run
+from corpus_asr.pipelines.driver import run
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.corpora import copy_of, job, outcomes_in, redo, segments_in, tiny_model
 from tests.support.tables import rows_of, with_section
@@ -83,7 +83,7 @@ def test_a_finished_job_does_nothing_again_and_loads_neither_ray_nor_torch(
     config = copy_of(finished, tmp_path / "output")
     code = (
         "import sys; from corpus_asr.config.run import RunConfig; "
-        "from corpus_asr.pipelines.transcribe import run; "
+        "from corpus_asr.pipelines.driver import run; "
         "summary = run(RunConfig.model_validate_json(sys.argv[1]), local=False, progress=None); "
         "assert not {'ray', 'torch'} & set(sys.modules); "
         "print(summary.files, summary.done, summary.failed, summary.processed_files)"

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 import yaml
 from jsonschema import Draft202012Validator
 
 from corpus_asr.benchmark.measuring import SHAPES
-from corpus_asr.cli.main import app
 from corpus_asr.config.load import load_config
 from corpus_asr.config.run import ExtractSettings, RunConfig
 from corpus_asr.decoding.protocols import ModelSize
@@ -40,6 +38,7 @@ PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (REPOSITORY / "constraints.txt").r
 RAY_FILES = ("rayjob.yaml", "raycluster.yaml", "nightly.yaml")
 ONE_MACHINE = "nightly-one-machine.yaml"
 KINDS = {"RayJob": "rayjobs", "RayCluster": "rayclusters", "RayCronJob": "raycronjobs"}
+SCRIPTS = "/opt/corpus-asr/pipelines"  # in the image
 UNITS = {"": 1, "m": 1e-3, "Mi": 2**20, "Gi": 2**30}
 GIBIBYTE = 1024 * MEBIBYTE
 DAY_S = 24 * 3600
@@ -198,7 +197,7 @@ def test_images_are_this_version_for_the_device() -> None:
 def entrypoints() -> list[str]:
     """Return every command that a manifest or the guide has run on a cluster."""
     found = [resource("rayjob.yaml")["spec"], resource("nightly.yaml")["spec"]["jobTemplate"]]
-    shown = re.findall(r"-- (corpus-asr run .+)", (FOLDER / "raycluster.yaml").read_text() + GUIDE)
+    shown = re.findall(r"-- (python /opt.+)", (FOLDER / "raycluster.yaml").read_text() + GUIDE)
     assert shown
     return [*(spec["entrypoint"] for spec in found), *shown]
 
@@ -218,11 +217,12 @@ def test_commands_and_their_files_exist() -> None:
         keys = config_maps[volume["configMap"]["name"]]
         mounted |= {f"{mount['mountPath']}/{key}" for key in keys}
     for command in entrypoints():
-        program, subcommand, file, *options = shlex.split(command, comments=True)
-        assert program in PROJECT["scripts"]
-        known = typer.main.get_command(app).commands[subcommand].params  # type: ignore[attr-defined]
-        assert set(options) <= {option for parameter in known for option in parameter.opts}
+        python, script, file, *options = shlex.split(command, comments=True)
+        assert (python, script.rpartition("/")[0]) == ("python", SCRIPTS)
+        source = (REPOSITORY / "pipelines" / Path(script).name).read_text()
+        assert all(f'"{option}"' in source for option in options)
         assert file in mounted
+    assert f"\nCOPY pipelines {SCRIPTS}\n" in DOCKERFILE
 
 
 @pytest.mark.parametrize("name", RAY_FILES)
@@ -291,7 +291,9 @@ def test_what_waits_for_the_gpus_fits_where_it_was_made(name):
 def test_a_run_that_is_told_to_end_has_the_time(name):
     head, *workers = groups(name)
     *_, ask = container(head)["lifecycle"]["preStop"]["exec"]["command"]
-    assert "pkill -TERM -x corpus-asr" in ask
+    assert (
+        f"run='[^ ]*python[0-9.]* {SCRIPTS}/.*'; pkill -TERM -xf \"$run\"; while pgrep -xf" in ask
+    )
     (wait,) = container(head)["env"]
     assert wait["name"] == "RAY_JOB_STOP_WAIT_TIME_S"
     grace_s = head["template"]["spec"]["terminationGracePeriodSeconds"]
@@ -348,7 +350,8 @@ def test_a_night_on_one_machine_is_that_of_a_gpu_pod(tmp_path):
     assert pod["tolerations"][0] == of_gpu["tolerations"][0]
     assert pod["terminationGracePeriodSeconds"] > 2 * GRACE_S
     config = job(ONE_MACHINE, tmp_path)
-    assert nightly["command"] == ["corpus-asr", "nightly", "/etc/corpus-asr/job.yaml"]
+    script = f"{SCRIPTS}/archive_nightly.py"
+    assert nightly["command"] == ["python", script, "/etc/corpus-asr/job.yaml"]
     assert [found["mountPath"] for found in nightly["volumeMounts"]] == [
         "/etc/corpus-asr",
         "/dev/shm",

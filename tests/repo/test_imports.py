@@ -236,7 +236,7 @@ def test_no_module_names_a_higher_one_in_an_import_or_a_string():
     "planted",
     [
         'NAME = "corpus_asr.runtime.transcriber:Transcriber"',
-        'import importlib\nimportlib.import_module("corpus_asr.pipelines.transcribe")',
+        'import importlib\nimportlib.import_module("corpus_asr.pipelines.driver")',
         "def late():\n    from corpus_asr.stages.transcribe import load_engine",
     ],
 )

@@ -17,12 +17,12 @@ from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from corpus_asr.pipelines.driver import run
 from corpus_asr.pipelines.evaluate import evaluate
-from corpus_asr.pipelines.transcribe import run
 from corpus_asr.report.accuracy.scoring import read_references
 from corpus_asr.schemas import FILES, RECORDINGS
 from corpus_asr.storage.run_state.finish import finish
-from corpus_asr.storage.run_state.start import Run
+from corpus_asr.storage.run_state.run_files import Run
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.corpora import demo_corpus, job
 from tests.support.tables import commit, part, results

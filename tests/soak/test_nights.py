@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from corpus_asr.config.run_options import Retry, RunOptions
+from corpus_asr.config.run import Retry, RunOptions
 from tests.support.nightly import Nights
 from tests.support.tables import with_section
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores.retry import DEFAULT_POLICY
+from corpus_asr.storage.stores.store import DEFAULT_POLICY
 from tests.support.killing import PAUSE, killable_job
 from tests.support.stores import SECRET, Webhook, WebServer, web_server, webhook
 from tests.support.tables import rows_of, with_section

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from corpus_asr.config.run import RunConfig
-from corpus_asr.pipelines.transcribe import run
+from corpus_asr.pipelines.driver import run
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.corpora import outcomes_in
 from tests.support.stores import environment, s3_server

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import corpus_asr.pipelines.transcribe as pipeline
-from corpus_asr.config.run_options import Retry, RunOptions
+from corpus_asr.config.run import Retry, RunOptions
 from corpus_asr.pipelines import driver
 from corpus_asr.storage.stores.filesystem import open_store, write_atomic
 from corpus_asr.units import SAMPLE_RATE_HZ
@@ -30,7 +29,7 @@ def test_native_code_that_never_returns_costs_its_recording(
     config = killable_job(tmp_path, files=4).config
     (tmp_path / "corpus" / f"0001-parts=3+{STUCK}=1.wav").write_bytes(b"x")
     limited = with_section(config, "extract", item_timeout_s=0.5)
-    pipeline.run(limited, local=True, progress=None)
+    driver.run(limited, local=True, progress=None)
     tables = tables_of(config)
     assert len(tables["recordings"]) == 5
     failed = {
@@ -82,7 +81,7 @@ def test_a_store_that_drips_costs_the_recordings_that_drip(
         extract=extract, output={"uri": "s3://out/run", "max_failed_fraction": 1.0, **there},
     )  # fmt: skip
     started_s = time.monotonic()
-    pipeline.run(config, local=True, progress=None)
+    driver.run(config, local=True, progress=None)
     took_s = time.monotonic() - started_s
     print(f"{took_s:.0f} s, {dict(store.injected)}")  # noqa: T201 - what a soak test is read for
     found = {row["uri"].rpartition("/")[2]: row for row in tables_of(config)["recordings"]}
@@ -92,5 +91,5 @@ def test_a_store_that_drips_costs_the_recordings_that_drip(
     }
     store.dripping = None
     retry = Retry.retryable if kind == "timeout" else Retry.all
-    pipeline.run(config, local=True, progress=None, options=RunOptions(retry=retry))
+    driver.run(config, local=True, progress=None, options=RunOptions(retry=retry))
     assert {row["status"] for row in tables_of(config)["recordings"]} == {"ok"}

@@ -8,7 +8,7 @@ import numpy as np
 
 from corpus_asr.config.run import RunConfig
 from corpus_asr.schemas import OUTCOMES
-from corpus_asr.storage.run_state.compaction import keep_only
+from corpus_asr.storage.run_state.finish import keep_only
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.checkpoints import tiny_whisper
 from tests.support.tables import rows_of, run_config, with_section

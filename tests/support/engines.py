@@ -5,22 +5,27 @@ What happens to a part is written in its recording's URI: `item-error`, `engine-
 it was given. With `words` in the URI it comes word by word.
 """
 
+import dataclasses
 import functools
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from corpus_asr.activity import Activity
 from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import EngineError, ItemError
-from corpus_asr.pipelines import driver, transcribe
-from corpus_asr.runtime.commit import Committer
+from corpus_asr.pipelines import driver
+from corpus_asr.runtime.commit import Committer, Tally
 from corpus_asr.runtime.local import run_local
+from corpus_asr.runtime.progress import Progress
+from corpus_asr.runtime.resources import resolve_resources, this_machine
 from corpus_asr.segments import Segment, Word
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec
 from corpus_asr.storage.run_state.tables import OutputStore
@@ -136,7 +141,7 @@ def script(
     replaced = {
         (driver, "run_local"): functools.partial(run_local, extractor=extractor),
         (driver, "load_engine"): engine,
-        (transcribe, "check_transcribes"): lambda *_: None,  # there is no tokenizer
+        (driver, "check_transcribes"): lambda *_: None,  # there is no tokenizer
     }
     for (module, name), value in replaced.items():
         assert hasattr(module, name), f"{module.__name__} has no {name}: nothing would be scripted"
@@ -144,9 +149,13 @@ def script(
 
 
 def committer_of(config: RunConfig) -> Committer:
-    model, revision = config.model.checkpoint, "revision"
-    uri = config.output.uri
-    return Committer(uri=uri, endpoint_url=None, run_id="run", model=model, model_revision=revision)
+    """Return a committer into the job's output."""
+    return Committer(
+        store=OutputStore(config.output.uri),
+        run_id="run",
+        model=config.model.checkpoint,
+        model_revision="revision",
+    )
 
 
 def outcomes_by_part(config: RunConfig) -> dict[tuple[str, int], dict[str, Any]]:
@@ -155,3 +164,30 @@ def outcomes_by_part(config: RunConfig) -> dict[tuple[str, int], dict[str, Any]]
     found = {(row["recording_id"], row["part"]): row for row in rows}
     assert len(found) == len(rows), "a part was committed twice"
     return found
+
+
+def run_scripted(
+    config: RunConfig,
+    packs: Iterable[pa.Table],
+    *,
+    engine: EngineFactory = scripted_engine,
+    workers: int = 1,
+    extractor: str = EXTRACTOR,
+    committer: Committer | None = None,
+    files: int = 1,
+    stop_at: float | None = None,
+) -> Tally:
+    """Work off packs in this process, and return what was committed."""
+    resources = resolve_resources(config, (this_machine(),), num_packs=8)
+    progress = Progress(total_files=files, total_bytes=0, stream=None)
+    run_local(
+        config,
+        packs,
+        committer or committer_of(config),
+        resources=dataclasses.replace(resources, extract_workers=workers),
+        progress=progress,
+        engine_factory=engine,
+        extractor=extractor,
+        stop_at=stop_at,
+    )
+    return progress.tally

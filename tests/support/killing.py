@@ -105,7 +105,7 @@ class KillableJob:
     @property
     def store(self) -> OutputStore:
         output = self.config.output
-        return OutputStore(output.uri, endpoint_url=output.endpoint_url)
+        return OutputStore.of(output)
 
     def commits(self) -> int:
         return len(list(self.store.names(OUTCOMES_FOLDER)))
@@ -276,7 +276,7 @@ def kill_below(driver: int, victim: str) -> bool:
 
 def tables_of(config: RunConfig) -> dict[str, list[dict[str, Any]]]:
     """Return the rows of all tables, sorted, without what differs between runs."""
-    store = OutputStore(config.output.uri, endpoint_url=config.output.endpoint_url)
+    store = OutputStore.of(config.output)
     tables: dict[str, list[dict[str, Any]]] = {}
     for name in ("segments", "outcomes", "recordings"):
         rows = rows_of(getattr(store, name)())

@@ -18,7 +18,7 @@ from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import TokenRules, WindowJob
 from corpus_asr.decoding.slots import Steps
 from corpus_asr.errors import ConfigError
-from corpus_asr.families.model_config import GeneralSettings, ModelConfig
+from corpus_asr.families.model_config import ModelConfig, Probability, Size
 from corpus_asr.families.registry import PartFeatures
 from corpus_asr.segments import Segment
 from corpus_asr.transcription.part_transcriber import PartTranscript
@@ -68,21 +68,13 @@ class LevelsTranscriber:
         return PartTranscript(segments=(segment,))
 
 
-@dataclass(kw_only=True)
-class LevelsSettings(GeneralSettings):
-    """The fields beside those of every family."""
-
-    num_words: int = 2
-    threshold: float = 0.01
-
-
-class LevelsConfig(ModelConfig, LevelsSettings):
+@dataclass(kw_only=True, init=False)
+class LevelsConfig(ModelConfig):
     """What the network says: `loud` above the threshold, `quiet` below it."""
 
     model_type: ClassVar[str] = "levels"
-    sizes: ClassVar[tuple[str, ...]] = ("num_words",)
-    counts: ClassVar[tuple[str, ...]] = ()
-    probabilities: ClassVar[tuple[str, ...]] = ("threshold",)
+    num_words: Size = 2
+    threshold: Probability = 0.01
 
 
 END, QUIET, LOUD = range(3)

@@ -25,7 +25,7 @@ import av
 from corpus_asr.runtime.local import run_local
 from corpus_asr.runtime.progress import Progress
 from corpus_asr.runtime.resources import resolve_resources, this_machine
-from corpus_asr.stages.extract_protocol import ExtractedPart, ExtractRequest
+from corpus_asr.stages.parts import ExtractedPart, ExtractRequest
 from corpus_asr.stages.transcribe import EngineSpec
 from tests.support.engines import ScriptedEngine, committer_of, outcomes_by_part, scripted_job
 from tests.support.killing import REPOSITORY, peak_bytes

@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from corpus_asr.config.run import RunConfig
-from corpus_asr.storage.listing import list_files
+from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.model_files import model_revision
-from corpus_asr.storage.run_state.start import begin_run, fingerprint
+from corpus_asr.storage.run_state.run_files import begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.units import MEBIBYTE
 from tests.support.engines import scripted_job
@@ -94,7 +94,7 @@ def build(folder: Path, files: int, source: str) -> None:
     revision = model_revision(Path(config.model.checkpoint))
     run = begin_run(store, config, fingerprint(config, revision))
     chance = random.Random(0)
-    for batch in list_files(config.source):
+    for batch in FileListing(config.source):
         rows = batch.to_pylist()
         chance.shuffle(rows)  # recordings are done in any order
         for start in range(0, len(rows), ROWS_PER_COMMIT):
@@ -120,7 +120,7 @@ def _result(file: dict, chance: random.Random) -> dict:
 def resume(folder: Path, source: str) -> Cost:
     """Do what `corpus-asr run` does where nothing is left."""
     started, started_cpu = time.monotonic(), time.process_time()
-    from corpus_asr.pipelines.transcribe import run
+    from corpus_asr.pipelines.driver import run
 
     config = job(folder, source)
     objects = len(OutputStore(config.output.uri).names("outcomes"))

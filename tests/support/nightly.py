@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from corpus_asr.config.run import RunConfig
-from corpus_asr.config.run_options import RunOptions
+from corpus_asr.config.run import RunConfig, RunOptions
 from corpus_asr.errors import EngineError
 from corpus_asr.families.registry import FAMILIES
 from corpus_asr.pipelines import driver
@@ -26,7 +25,7 @@ from corpus_asr.runtime.progress import Progress
 from corpus_asr.storage.run_state.finish import RunCounts, finish
 from corpus_asr.storage.run_state.lock import Lock, Timing
 from corpus_asr.storage.run_state.plan import make_plan, read_listing, read_packs
-from corpus_asr.storage.run_state.start import begin_run, fingerprint, new_run_id
+from corpus_asr.storage.run_state.run_files import begin_run, fingerprint, new_run_id
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores import filesystem
 from tests.support.stores import Killed, dying
@@ -196,7 +195,7 @@ class Archive:
         prepared = Checkpoint(
             name=str(model), folder=model, family=FAMILIES["whisper"], revision="weights"
         )
-        patch.setitem(pipeline._PREPARE, "transcribe_corpus", lambda config: prepared)
+        patch.setattr(pipeline, "prepare", lambda config: prepared)
         patch.setattr(driver, "run_local", self._work)
 
     def add(self, *names: str, content: bytes = b"x") -> None:

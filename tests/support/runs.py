@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from corpus_asr.config.run import PseudoLabelConfig
-from corpus_asr.storage.listing import list_files
+from corpus_asr.storage.listing import FileListing
 from corpus_asr.storage.run_state.finish import finish as finish_run
 from corpus_asr.storage.run_state.plan import Plan, make_plan, read_listing
-from corpus_asr.storage.run_state.start import CONFIG_NAME, Run, begin_run, fingerprint
+from corpus_asr.storage.run_state.run_files import CONFIG_NAME, Run, begin_run, fingerprint
 from corpus_asr.storage.run_state.tables import OutputStore
 from corpus_asr.storage.stores.filesystem import describe
 from corpus_asr.storage.stores.uri import recording_id
@@ -159,7 +159,7 @@ class ManualRun:
 
     def commit(self, name: str, part: int = 0, **values: Any) -> None:
         """Commit a part of a file; what is not given is that of a minute in English."""
-        (batch,) = list_files(self.config.source)
+        (batch,) = FileListing(self.config.source)
         identity = recording_id(str(self.source / name))
         (file,) = [row for row in batch.to_pylist() if row["recording_id"] == identity]
         segment = {"segment": 0, "start_s": 0.0, "end_s": 1.0, "text": " Hi.", "confidence": 0.95}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from corpus_asr.config.decoding import DecodingSettings
 from corpus_asr.decoding.protocols import Search, WindowJob, WindowResult
-from corpus_asr.decoding.search_queue import Gather
+from corpus_asr.decoding.slots import Gather
 from corpus_asr.segments import Segment
 from corpus_asr.transcription import long_form as sequential
 from corpus_asr.transcription.language import Language, find_language, spoken_most

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from corpus_asr.decoding.batch import SlotBatch
+from corpus_asr.decoding.options import choose
 from corpus_asr.decoding.protocols import ModelSize
-from corpus_asr.decoding.samplers import choose
 from corpus_asr.families.whisper.slots import WhisperSlotModel
 from corpus_asr.models.speech2text.model import Speech2TextForConditionalGeneration
 from corpus_asr.models.whisper.model import WhisperForConditionalGeneration

@@ -23,6 +23,7 @@ from corpus_asr.families.layers.kv_cache import (
 from corpus_asr.families.layers.packed import blocks_of, run_per_sample
 from corpus_asr.families.layers.projection import NormedProjection, Projection
 from corpus_asr.families.layers.stack import TokenDecoder
+from corpus_asr.units import FRAMES_PER_SECOND
 
 
 class CachedDecoderBlock:
@@ -204,6 +205,8 @@ class DecoderSlots(ABC):
 
     has_encoder = True
     """Whether this model encodes windows itself."""
+    frame_step = FRAMES_PER_SECOND
+    """Windows are heard up to any multiple of so many frames."""
 
     _weight_bytes: int
     """Of encoder and decoder."""

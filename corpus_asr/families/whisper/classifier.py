@@ -18,6 +18,7 @@ from corpus_asr.families.outputs import (
 from corpus_asr.families.whisper.config import WhisperConfig
 from corpus_asr.families.whisper.encoder import WhisperEncoder
 from corpus_asr.families.whisper.model import WhisperPreTrainedModel
+from corpus_asr.units import FRAMES_PER_SECOND
 
 
 class WhisperForAudioClassification(WhisperPreTrainedModel):
@@ -172,6 +173,8 @@ class WhisperClassifierSlots:
     dtype = torch.float32
     """Of the scores."""
     max_target_positions = _TOKENS
+    has_encoder = True
+    frame_step = FRAMES_PER_SECOND
 
     def __init__(self, model: WhisperForAudioClassification) -> None:
         self._model = model
@@ -179,6 +182,7 @@ class WhisperClassifierSlots:
         self.device = next(model.parameters()).device
         self.num_labels = int(model.config.num_labels)
         self.vocab_size = self.num_labels + 1
+        self.window_shape = (1, self.num_labels)
 
     @classmethod
     def from_pretrained(

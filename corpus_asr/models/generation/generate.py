@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from corpus_asr.decoding.protocols import SlotModel, TokenRules, listens
+from corpus_asr.decoding.protocols import SlotModel, TokenRules
 from corpus_asr.families.whisper.generation_config import GenerationConfig
 from corpus_asr.models.generation.inputs import Audio, Row
 from corpus_asr.models.generation.long_form import hear_language, starts, transcribe
@@ -323,7 +323,7 @@ def _assistant(audio: Audio, rest: dict[str, Any], config: GenerationConfig) -> 
         logger.warning("assistant_model drafts nothing for beams: num_beams is not 1")
         return None
     draft = draft_of(assistant)
-    if audio.features is None and listens(draft):
+    if audio.features is None and draft.has_encoder:
         raise ValueError(
             "generating text: assistant_model has an encoder of its own, but found encoder_outputs "
             "and no input_features, expected what it can listen to; pass input_features too, or a "

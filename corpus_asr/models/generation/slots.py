@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from corpus_asr.decoding.protocols import Search, SlotModel
+from corpus_asr.decoding.protocols import SlotModel
 from corpus_asr.decoding.slots import SlotScheduler, Task, check_every_on, encode_batch_on
 
 _CACHE = "_generation_slots"
@@ -83,7 +83,7 @@ def run(model: SlotModel, tasks: Sequence[Task], *, beams: int = 1) -> list[Any]
         max(1, min(len(tasks), _MAX_SLOTS.get(kind, 8))) * beams,
         encode_batch=encode_batch_on(kind),
         check_every=check_every_on(kind),
-        search=Search(num_beams=beams),
+        num_beams=beams,
     )
 
     def done(number: int, result: Any, error: Exception | None) -> None:

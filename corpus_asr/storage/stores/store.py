@@ -1,15 +1,15 @@
-"""What every store's failure becomes: a `StoreError`, bounded retries, and a message for people."""
+"""What every store offers, how often it is asked again, and what its failures become."""
 
 import errno
 import logging
 import random
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
+from typing import IO, NamedTuple, TypeVar
 
-from corpus_asr.errors import FetchError
+from corpus_asr.errors import CorpusAsrError, FetchError
 from corpus_asr.failure_kinds import (
     ACCESS_DENIED,
     CHANGED,
@@ -37,37 +37,106 @@ _TRANSIENT_ERRNO = {
 }  # fmt: skip
 
 
+@dataclass(eq=False)
 class StoreError(Exception):
-    """What a store found instead of doing its work; becomes a `FetchError` at the room's door.
+    """What a store found instead of doing its work; becomes a `FetchError` at the room's door."""
 
-    Args:
-        kind: a name in `FAILURE_KINDS`.
-        found: what was found against what was expected, without secrets.
-        transient: whether trying again at once may help.
-        retry_after_s: how long the store asked us to wait.
-        expired: whether access is denied only because credentials are too old.
-        attempts: if given, no more than so many failures of such kinds are worth bearing.
-        advice: what to do; None for what the kind says.
+    kind: str
+    """A name in `FAILURE_KINDS`."""
+    found: str
+    """What was found against what was expected, without secrets."""
+    _: KW_ONLY
+    transient: bool = False
+    """Whether trying again at once may help."""
+    retry_after_s: float = 0.0
+    expired: bool = False
+    """Whether access is denied only because credentials are too old."""
+    attempts: int | None = None
+    """If given, no more than so many failures of such kinds are worth bearing."""
+    advice: str | None = None
+    """What to do; None for what the kind says."""
+
+    def __str__(self) -> str:
+        return self.found
+
+
+class RangesUnsupportedError(Exception):
+    """The store can only give this object as a whole, from its start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectInfo:
+    """What a store says of an object's present version."""
+
+    size_bytes: int | None
+    etag: str | None
+    """Names the version; of local files made of size and modification time."""
+
+
+class Page(NamedTuple):
+    """Some objects of a listing, column by column."""
+
+    uris: list[str]
+    sizes: list[int | None]
+    etags: list[str | None]
+
+
+class Store:
+    """What each kind of store offers; what it does not override, it cannot do.
+
+    Methods may raise whatever their library raises: `translate` tells what that means.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        found: str,
-        *,
-        transient: bool = False,
-        retry_after_s: float = 0.0,
-        expired: bool = False,
-        attempts: int | None = None,
-        advice: str | None = None,
-    ) -> None:
-        super().__init__(found)
-        self.kind = kind
-        self.transient = transient
-        self.retry_after_s = retry_after_s
-        self.expired = expired
-        self.attempts = attempts
-        self.advice = advice
+    def translate(self, error: Exception) -> StoreError | None:
+        """Say what an exception means; None for one that is no failure of the store."""
+        return from_os_error(error) if isinstance(error, OSError) else None
+
+    def info(self, uri: str) -> ObjectInfo:
+        """Return size and version of the object."""
+        raise NotImplementedError
+
+    def read_range(self, uri: str, start: int, end: int) -> tuple[bytes, ObjectInfo]:
+        """Return bytes `start` to `end` (less at the object's end) and the version they are of."""
+        raise NotImplementedError
+
+    def download(self, uri: str, target: IO[bytes]) -> None:
+        """Write the whole object to `target`, where `read_range` cannot serve it."""
+        raise NotImplementedError
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Put the whole object, or leave things as they were."""
+        raise _read_only(f"write {len(data)} bytes")
+
+    def upload(self, path: str, uri: str) -> None:
+        """Put a local file, piece by piece, or leave things as they were."""
+        raise _read_only(f"write {path}")
+
+    def create(self, uri: str, data: bytes) -> bool:
+        """Put the whole object where there is none; tell whether there was none."""
+        raise _read_only(f"write {len(data)} bytes")
+
+    def swap(self, uri: str, data: bytes, expected: bytes) -> bool:
+        """Replace the object if it holds exactly `expected`; tell whether it did."""
+        raise _read_only(f"write {len(data)} bytes")
+
+    def move(self, uri: str, target: str) -> None:
+        """Give the object another name in the same store, replacing what has it."""
+        raise _read_only("move")
+
+    def remove(self, uri: str) -> None:
+        """Remove the object if it is there."""
+        raise _read_only("remove")
+
+    def pages(self, prefix: str, *, depth: int | None = None) -> Iterator[Page]:
+        """List objects below a folder (`prefix` ends with a slash) or with a common prefix.
+
+        `depth` bounds the levels below the folder that are of interest; more may come.
+        """
+        raise StoreError(FETCH, "cannot list: http files must be named in full")
+
+
+def _read_only(doing: str) -> StoreError:
+    return StoreError(FETCH, f"cannot {doing}: http addresses are read only")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +160,6 @@ class RetryPolicy:
         return max(asked_for, random.uniform(0.5, 1.0) * longest)
 
 
-class RangesUnsupportedError(Exception):
-    """The store can only give this object as a whole, from its start."""
-
-
 DEFAULT_POLICY = RetryPolicy()
 _retries_of_threads: dict[int, int] = {}  # each thread counts in a place of its own: no lock
 
@@ -105,9 +170,14 @@ def retries_so_far() -> int:
 
 
 def with_retries(
-    doing: str, uri: str, operation: Callable[[], T], *, policy: RetryPolicy = DEFAULT_POLICY
+    doing: str,
+    uri: str,
+    operation: Callable[[], T],
+    *,
+    policy: RetryPolicy = DEFAULT_POLICY,
+    store: Store = Store(),  # noqa: B008 - it has no state
 ) -> T:
-    """Run an operation, again while its failure is transient and attempts are left.
+    """Run an operation of a store, again while its failure is transient and attempts are left.
 
     Raises:
         FetchError: it failed for good, or more often than the policy allows.
@@ -116,7 +186,8 @@ def with_retries(
     for failures in range(1, policy.attempts + 1):
         try:
             return operation()
-        except StoreError as error:
+        except Exception as raised:
+            error = failure_of(raised, store)
             wait_s = policy.wait_s(failures, at_least_s=error.retry_after_s)
             late = time.monotonic() + wait_s - started > policy.patience_s
             few += error.attempts is not None
@@ -131,6 +202,18 @@ def with_retries(
             )  # fmt: skip
             time.sleep(wait_s)
     raise AssertionError("a policy allows at least one attempt")
+
+
+def failure_of(raised: Exception, store: Store) -> StoreError:
+    """Return what a store's exception means; raise it again if it is no failure of the store."""
+    if isinstance(raised, StoreError):
+        return raised
+    final = isinstance(raised, CorpusAsrError | RangesUnsupportedError)
+    error = None if final else store.translate(raised)
+    if error is None:
+        raise raised
+    error.__cause__ = raised
+    return error
 
 
 def fetch_error(doing: str, uri: str, error: StoreError, *, attempts: int = 1) -> FetchError:
@@ -179,6 +262,5 @@ def from_status(status: int, reason: str, *, retry_after: str | None = None) -> 
         return StoreError(TIMEOUT, found, transient=True)
     if status == 412:
         return StoreError(CHANGED, f"{found}: the object changed while it was read")
-    wait_s = asked_wait_s(retry_after)
     return StoreError(FETCH, found, transient=status in (425, 429) or status >= 500,
-                      retry_after_s=wait_s)  # fmt: skip
+                      retry_after_s=asked_wait_s(retry_after))  # fmt: skip

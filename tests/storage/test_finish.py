@@ -15,40 +15,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpus_asr.config.run import RunConfig
 from corpus_asr.errors import CorpusAsrError
 from corpus_asr.schemas import OUTCOMES, SEGMENTS
-from corpus_asr.storage.run_state import compaction
-from corpus_asr.storage.run_state.compaction import (
+from corpus_asr.storage.run_state import finish as finish_module
+from corpus_asr.storage.run_state.finish import (
     claimed_segments,
     compact,
     groups_to_merge,
     merge,
 )
-from corpus_asr.storage.run_state.finish import RunCounts, finish
 from corpus_asr.storage.run_state.ledger import Ledger
-from corpus_asr.storage.run_state.start import Run
 from corpus_asr.storage.run_state.tables import SEGMENT_ROWS, OutputStore, unique_stem
 from corpus_asr.storage.run_state.tables import rows_of as part_rows_of
 from corpus_asr.storage.stores import filesystem
 from corpus_asr.units import MEBIBYTE
-from tests.support.stores import S3Server
+from tests.storage.test_ledger import done
+from tests.support.stores import Killed, S3Server
 from tests.support.tables import commit, files, part, results, same_schema
-
-RUN = Run(run_id="run", fingerprint="f-r", started_at="2026-01-01T00:00:00+00:00", continues=False)
-
-
-def done(store: OutputStore, listing: pa.RecordBatch, target_mb: float | None = 128) -> RunCounts:
-    config = RunConfig.model_validate(
-        {
-            "source": {"uri": ["/in"]},
-            "model": {"checkpoint": "tiny"},
-            "output": {"uri": "/out", "target_file_mb": target_mb},
-        }
-    )
-    return finish(
-        store, RUN, config, model_revision="r", listing=[listing], num_listed=listing.num_rows
-    )
 
 
 def rows_of(store: OutputStore) -> dict[str, list[Any]]:
@@ -87,20 +70,13 @@ def test_a_complete_finish_merges_what_was_written_in_small_pieces(tmp_path: Pat
     ]
 
 
-def test_null_leaves_the_objects_as_they_were(memory: str) -> None:
+def test_nothing_is_merged_where_that_is_off_or_while_something_is_left(memory: str) -> None:
     store = OutputStore(memory)
     for name in "ab":
         commit(store, results(part(name, 0, texts=["x"])))
     names = store.names("outcomes")
-    done(store, files(*"ab"), target_mb=None)
+    assert done(store, files(*"ab"), target_mb=None).left == 0
     assert store.names("outcomes") == names
-
-
-def test_nothing_is_merged_while_something_is_left(memory: str) -> None:
-    store = OutputStore(memory)
-    for name in "ab":
-        commit(store, results(part(name, 0, texts=["x"])))
-    names = store.names("outcomes")
     assert done(store, files(*"abc")).left == 1
     assert store.names("outcomes") == names
 
@@ -179,8 +155,8 @@ def test_any_rows_come_out_sorted_and_complete(
         commit(store, results(*rows))
     before = rows_of(store)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compaction, "SORTED_ROWS", sorted_rows)
-        patch.setattr(compaction, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(finish_module, "SORTED_ROWS", sorted_rows)
+        patch.setattr(finish_module, "CHUNK_BYTES", chunk_bytes)
         merge(store, store.names("outcomes"))
     assert rows_of(store) == before
     outcomes = [row for batch in store.outcomes() for row in batch.to_pylist()]
@@ -226,10 +202,6 @@ def test_a_year_of_nights_is_not_rewritten_every_night() -> None:
     assert most <= 6
     assert written < 5 * total
     assert sum(2 * weight >= target for weight in weights.values()) >= total / target
-
-
-class Killed(BaseException):
-    """The process died."""
 
 
 @contextlib.contextmanager
@@ -340,8 +312,8 @@ def test_any_deaths_one_after_another_end_exact(
     done(undisturbed, listing, target_mb=None)
     for target_mb, operations in zip(targets, deaths, strict=False):
         with life(operations), contextlib.suppress(Killed):
-            done(store, listing, target_mb)
-    done(store, listing, targets[-1])
+            done(store, listing, target_mb=target_mb)
+    done(store, listing, target_mb=targets[-1])
     assert rows_of(store) == rows_of(undisturbed)
 
 

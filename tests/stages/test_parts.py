@@ -4,7 +4,7 @@ import pytest
 
 from corpus_asr.errors import FetchError
 from corpus_asr.schemas import PARTS
-from corpus_asr.stages.stage import failure_fields, half_list, half_views, one_row
+from corpus_asr.stages.parts import failure_fields, half_list, half_views, one_row
 
 
 def test_halves_go_into_a_list_column_without_a_copy_and_come_back_as_views():
