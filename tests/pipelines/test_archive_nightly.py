@@ -1,5 +1,6 @@
 """Nights in a row over one archive: what each has to do, what it may cost, what it tells."""
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from corpus_asr.pipelines import driver, nightly
 from corpus_asr.report.nightly import Night, NightState
 from corpus_asr.storage.run_state.lock import LOCK_NAME, Lock
 from corpus_asr.storage.run_state.tables import OutputStore
-from corpus_asr.storage.stores import http as webhook_module
+from corpus_asr.storage.stores.http import post_json
 from corpus_asr.storage.stores.store import RetryPolicy
 from tests.support.nightly import QUICK, Archive
 from tests.support.stores import SECRET, Webhook, webhook
@@ -141,9 +142,8 @@ def test_a_night_that_died_keeps_no_other_from_working(archive: Archive) -> None
 @pytest.fixture
 def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
     quick = RetryPolicy(attempts=2, first_wait_s=0.01, longest_wait_s=0.01, request_timeout_s=0.5)
-    defaults = webhook_module.post_json.__kwdefaults__
-    assert defaults is not None
-    monkeypatch.setitem(defaults, "policy", quick)
+    post = functools.partial(post_json, policy=quick)
+    monkeypatch.setattr("corpus_asr.report.nightly.post_json", post)
     with webhook() as found:
         monkeypatch.setenv(VARIABLE, found.url)
         yield found
@@ -184,7 +184,7 @@ def test_names_ping_nobody(telling: Archive, hook: Webhook) -> None:
         "503",
         "reset",
         "http://169.254.169.254/latest",
-        pytest.param("hang", marks=pytest.mark.slow),  # as long as the webhook is given
+        "hang",
     ],
 )
 def test_a_webhook_that_takes_nothing_fails_no_night(
@@ -325,9 +325,7 @@ def test_what_broke_off_keeps_its_exit_code(archive: Archive) -> None:
 def test_an_overlap_has_an_exit_code_of_its_own(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    defaults = nightly.run.__kwdefaults__
-    assert defaults is not None
-    monkeypatch.setitem(defaults, "timing", QUICK)
+    monkeypatch.setattr(nightly, "run", functools.partial(nightly.run, timing=QUICK))
     archive.add("a")
     with Lock(OutputStore(str(archive.output)), "first", timing=QUICK):
         done = command(archive)

@@ -14,6 +14,7 @@ from corpus_asr.storage.run_state.run_files import PAGE_NAME, SUCCESS_NAME
 from tests.support.engines import script, scripted_engine
 from tests.support.killing import killable_job
 from tests.support.pages import parsed
+from tests.support.tables import with_section
 
 
 @pytest.fixture
@@ -34,9 +35,7 @@ def test_a_run_leaves_its_page_and_a_new_one_moves_it_aside(config: RunConfig) -
     assert page.all("span", class_="badge")[0].text == "Finished"
     assert "All 4 listed files ended exactly once." in page.text
     assert page.all("dl", class_="facts")
-    other = config.model_copy(
-        update={"decoding": config.decoding.model_copy(update={"language": "de"})}
-    )
+    other = with_section(config, "decoding", language="de")
     driver.run(other, local=True, progress=None, options=RunOptions(new_run=True))
     [earlier] = (output / "_earlier").iterdir()
     assert state_on(earlier / PAGE_NAME) == "Finished"

@@ -15,6 +15,7 @@ from corpus_asr.storage.run_state.lock import LOCK_NAME, Holder, ProcessName
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.engines import EXTRACTOR, outcomes_by_part, script, scripted_engine
 from tests.support.killing import PAUSE, KillableJob, killable_job, tables_of
+from tests.support.tables import with_section
 
 FILES = 12
 
@@ -99,8 +100,7 @@ def test_failures_are_done_again_part_by_part(config: RunConfig) -> None:
 def test_a_new_run_begins_anew_and_keeps_the_earlier_one(config: RunConfig) -> None:
     first = driver.run(config, local=True, progress=None)
     before = tables_of(config)
-    decoding = config.decoding.model_copy(update={"language": "de"})
-    other = config.model_copy(update={"decoding": decoding})
+    other = with_section(config, "decoding", language="de")
     with pytest.raises(ConfigError, match="--new-run"):
         driver.run(other, local=True, progress=None)
     assert OutputStore(config.output.uri).exists("_SUCCESS")
@@ -110,5 +110,4 @@ def test_a_new_run_begins_anew_and_keeps_the_earlier_one(config: RunConfig) -> N
     earlier = Path(config.output.uri) / "_earlier"
     [folder] = earlier.iterdir()
     assert json.loads((folder / "run.json").read_text())["run_id"] == first.run_id
-    output = config.output.model_copy(update={"uri": str(folder)})
-    assert tables_of(config.model_copy(update={"output": output})) == before
+    assert tables_of(with_section(config, "output", uri=str(folder))) == before

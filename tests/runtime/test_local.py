@@ -19,7 +19,7 @@ from tests.support.engines import (
     run_scripted,
     scripted_job,
 )
-from tests.support.tables import packs_of, results_of
+from tests.support.tables import packs_of, part, results
 
 
 def test_every_part_is_committed_and_counted(tmp_path: Path):
@@ -130,8 +130,8 @@ def test_results_are_committed_together_until_there_is_enough_or_they_are_old():
     commits: list[pa.Table] = []
     now_s = [100.0]
     buffer = CommitBuffer(commits.append, min_bytes=10_000, max_age_s=10, clock=lambda: now_s[0])
-    for part in range(3):
-        buffer.add(results_of({"part": part}))
+    for index in range(3):
+        buffer.add(results(part("r", index, texts=[])))
     now_s[0] += 9
     buffer.poll()
     assert commits == []
@@ -139,8 +139,8 @@ def test_results_are_committed_together_until_there_is_enough_or_they_are_old():
     buffer.poll()
     buffer.flush()
     assert [table.column("part").to_pylist() for table in commits] == [[0, 1, 2]]
-    buffer.add(results_of({"error_message": "x" * 20_000}))
-    buffer.add(results_of({}))
+    buffer.add(results(part("r", 0, texts=None, error_message="x" * 20_000)))
+    buffer.add(results(part("r", 0, texts=[])))
     assert len(commits) == 2
     buffer.flush()
     assert len(commits) == 3

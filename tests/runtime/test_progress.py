@@ -3,6 +3,7 @@ import itertools
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +17,9 @@ from corpus_asr.storage.run_state.plan import Plan
 from corpus_asr.storage.run_state.run_files import PROGRESS_NAME, Moment, Snapshot, read_snapshot
 from corpus_asr.storage.run_state.tables import OutputStore
 from tests.support.engines import scripted_job
-from tests.support.tables import results_of, snapshot
+from tests.support.tables import part, results, snapshot
 
-FAILED = {
+FAILED: dict[str, Any] = {
     "uri": "https://host/a.mp3?sig=secret", "status": "failed", "duration_s": None,
     "size_bytes": None, "error_stage": "extract", "error_kind": "not_audio", "retryable": False,
 }  # fmt: skip
@@ -29,10 +30,10 @@ FAILURE = FailureCount(
 
 def test_a_recording_counts_when_its_last_part_is_committed():
     tally = tally_of(
-        results_of(
-            {"part": 0, "last_part": False, "attempts": 2},
-            {"part": 1, "last_part": True},
-            FAILED,
+        results(
+            part("r", 0, texts=[], last=False, attempts=2, size_bytes=1000),
+            part("r", 1, texts=[], size_bytes=1000),
+            part("", 0, texts=None, **FAILED),
         )
     )
     assert tally == Tally(

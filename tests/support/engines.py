@@ -29,6 +29,8 @@ from corpus_asr.runtime.resources import resolve_resources, this_machine
 from corpus_asr.segments import Segment, Word
 from corpus_asr.stages.transcribe import EngineFactory, EngineSpec
 from corpus_asr.storage.run_state.tables import OutputStore
+from corpus_asr.units import SAMPLE_RATE_HZ
+from tests.support.tables import rows_of, run_config, segment
 
 
 @dataclass(frozen=True)
@@ -94,25 +96,16 @@ def _answer(request: Any, future: "Future[Any]") -> None:
 
 
 def _segment(request: Any) -> Segment:
-    word = Word(
-        word=" part", start_s=request.start_s, end_s=request.start_s + 0.5, probability=0.25
-    )
-    return Segment(
-        start_s=request.start_s,
-        end_s=request.start_s + request.num_samples / 16_000,
-        text=f" part {request.part} of {len(request.features)} frames",
-        tokens=(1, 2, 3),
-        language="en",
-        language_probability=0.75,
-        task="transcribe",
-        confidence=0.5,
-        avg_logprob=-0.5,
-        no_speech_prob=0.0,
-        compression_ratio=1.0,
-        temperature=0.0,
-        speech_fraction=None if request.speech is None else 1.0,
-        words=(word,) if "words" in request.recording_id else None,
-    )
+    start_s, text = request.start_s, f" part {request.part} of {len(request.features)} frames"
+    values: dict[str, Any] = {
+        "tokens": (1, 2, 3), "language_probability": 0.75, "confidence": 0.5, "avg_logprob": -0.5,
+        "no_speech_prob": 0.0, "compression_ratio": 1.0,
+        "speech_fraction": None if request.speech is None else 1.0,
+    }  # fmt: skip
+    if "words" in request.recording_id:
+        word = Word(word=" part", start_s=start_s, end_s=start_s + 0.5, probability=0.25)
+        values["words"] = (word,)
+    return segment(text, start_s, start_s + request.num_samples / SAMPLE_RATE_HZ, **values)
 
 
 def scripted_engine(spec: EngineSpec) -> ScriptedEngine:
@@ -138,12 +131,7 @@ def scripted_job(folder: Path, **sections: Any) -> RunConfig:
     model = folder / "model"
     model.mkdir(parents=True, exist_ok=True)
     (model / "config.json").write_text('{"model_type": "whisper"}')
-    usual = {
-        "source": {"uri": "/nowhere"},
-        "model": {"checkpoint": str(model)},
-        "output": {"uri": str(folder / "output")},
-    }
-    return RunConfig.model_validate(usual | sections)
+    return run_config("/nowhere", folder / "output", model=model, **sections)
 
 
 def script(
@@ -172,8 +160,7 @@ def committer_of(config: RunConfig) -> Committer:
 
 def outcomes_by_part(config: RunConfig) -> dict[tuple[str, int], dict[str, Any]]:
     """Return the outcomes rows by recording and part; every part once."""
-    batches = OutputStore(config.output.uri).outcomes()
-    rows = [row for batch in batches for row in batch.to_pylist()]
+    rows = rows_of(OutputStore(config.output.uri).outcomes())
     found = {(row["recording_id"], row["part"]): row for row in rows}
     assert len(found) == len(rows), "a part was committed twice"
     return found

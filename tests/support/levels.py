@@ -82,8 +82,6 @@ WORDS = {QUIET: " quiet", LOUD: " loud"}
 
 
 class LevelsTokenizer:
-    """Ids to words."""
-
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str], **options: Any) -> Self:
         return cls()
@@ -122,8 +120,6 @@ class LevelsSlots(ScriptedModel):
 
 
 class LevelsModel:
-    """What a checkpoint is loaded as."""
-
     def __init__(self, config: LevelsConfig) -> None:
         self._config = config
 
