@@ -1,5 +1,6 @@
 """The temperature ladder and the silence rule, at and around every threshold."""
 
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ def climb(
         prompt=(1,),
         max_new_tokens=9,
     )
-    steps = rules(text, **settings).decode(window)
+    steps: Generator[Any, Any, Attempt] = rules(text, **settings).decode(window)
     asked = [next(steps).search.temperature]
     for one in results:
         try:

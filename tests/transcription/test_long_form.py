@@ -15,9 +15,14 @@ from corpus_asr.decoding.protocols import Search, WindowJob, WindowResult
 from corpus_asr.decoding.slots import Gather
 from corpus_asr.segments import Segment
 from corpus_asr.transcription import fallback
-from corpus_asr.transcription.language import Language, find_language, spoken_most
+from corpus_asr.transcription.language import find_language, spoken_most
 from corpus_asr.transcription.whisper import WhisperLongForm, WhisperTranscriber
-from corpus_asr.transcription.windows import PartRequest, clip_ranges, holds_the_beginning
+from corpus_asr.transcription.windows import (
+    Language,
+    PartRequest,
+    clip_ranges,
+    holds_the_beginning,
+)
 from tests.support.prompt_formats import (
     BEGIN,
     ENGLISH,
